@@ -1,0 +1,201 @@
+"""What may be spent, what was spent, and what one move may spend of the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypedDict
+
+DIMENSIONS = ("tokens", "output_tokens", "usd", "calls", "seconds")
+_WHOLE = ("tokens", "output_tokens", "calls")
+
+Limits = dict[str, float]
+"""Amounts by dimension; a dimension that is absent is not limited."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What one question may cost. The first dimension to run out ends the run.
+
+    tokens: input + output tokens, as the provider bills them.
+    output_tokens: output tokens alone, reasoning included (what the paper counts).
+    usd: US dollars; needs known prices.
+    calls: model calls.
+    seconds: time during which calls and scorers are active, summed over resumes.
+
+    A dimension left out is not limited; 0 means nothing may be spent, never "unlimited".
+    Raises ValueError for a negative, fractional (where whole numbers count) or missing amount.
+    """
+
+    tokens: int | None = None
+    output_tokens: int | None = None
+    usd: float | None = None
+    calls: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in DIMENSIONS:
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{name}={value!r}: a budget is a number")
+            if not math.isfinite(value) or value < 0:
+                raise ValueError(f"{name}={value!r}: a budget is 0 or more, and finite")
+            if name in _WHOLE and value != int(value):
+                raise ValueError(f"{name}={value!r}: a whole number is needed")
+        if not self.limits():
+            raise ValueError(f"Budget(): set at least one of {', '.join(DIMENSIONS)}")
+
+    def limits(self) -> Limits:
+        """The dimensions that are set."""
+        return {d: v for d in DIMENSIONS if (v := getattr(self, d)) is not None}
+
+    def fraction(self, share: float) -> Budget:
+        """This budget times `share` in [0, 1], rounded down: a part of it to hand on."""
+        if not 0 <= share <= 1:
+            raise ValueError(f"share={share!r}: a fraction is between 0 and 1")
+        return Budget(**_typed({d: v * share for d, v in self.limits().items()}))
+
+    def __str__(self) -> str:
+        return ", ".join(f"{d}={v:g}" for d, v in self.limits().items())
+
+
+def as_budget(value: Budget | Mapping[str, Any], argument: str = "budget") -> Budget:
+    """Accept a Budget or a mapping of its dimensions (how JSON clients send one)."""
+    if isinstance(value, Budget):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{argument}={value!r}: pass a Budget, as in Budget(tokens=8_000)")
+    known = {f.name for f in fields(Budget)}
+    if unknown := sorted(set(value) - known):
+        raise ValueError(f"{argument}: unknown {unknown}; a budget has {', '.join(DIMENSIONS)}")
+    return Budget(**value)
+
+
+class Spend(TypedDict):
+    """What was spent. `tokens` = input_tokens + output_tokens; `output_tokens` contain
+    `reasoning_tokens`, `input_tokens` contain `cached_tokens`."""
+
+    tokens: int
+    input_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    cached_tokens: int
+    usd: float
+    calls: int
+    seconds: float
+
+
+def nothing() -> Spend:
+    return Spend(
+        tokens=0,
+        input_tokens=0,
+        output_tokens=0,
+        reasoning_tokens=0,
+        cached_tokens=0,
+        usd=0.0,
+        calls=0,
+        seconds=0.0,
+    )
+
+
+def total(spends: Iterable[Spend]) -> Spend:
+    out = nothing()
+    for spend in spends:
+        for key, amount in spend.items():
+            out[key] += amount  # type: ignore[literal-required]
+    return out
+
+
+def left(limits: Limits, spent: Spend) -> Limits:
+    """What remains in each limited dimension, never below 0."""
+    return {d: max(0, limit - spent[d]) for d, limit in limits.items()}  # type: ignore[literal-required]
+
+
+def more(limits: Limits, extra: Budget) -> Limits:
+    """Limits grown by `extra`. A dimension that was not limited stays so, as does one that
+    only `extra` names: to think on is never to be allowed less."""
+    grant = extra.limits()
+    return {d: limit + grant.get(d, 0) for d, limit in limits.items()}
+
+
+def share(of: Limits, fraction: float) -> Limits:
+    """A slice: `fraction` of what is left. Time is shared by parallel moves, not divided;
+    a move makes one call."""
+    out: Limits = {}
+    for d, amount in of.items():
+        if d == "seconds":
+            out[d] = amount
+        elif d == "calls":
+            out[d] = min(1, amount)
+        else:
+            out[d] = math.floor(amount * fraction) if d in _WHOLE else amount * fraction
+    return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    """US dollars per million tokens. Cached input costs `cached_input`, or `input` if not given."""
+
+    input: float
+    output: float
+    cached_input: float | None = None
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value is not None and not (isinstance(value, int | float) and 0 <= value < 1e9):
+                raise ValueError(f"prices.{f.name}={value!r}: dollars per million tokens, 0 or more")
+
+    def usd(self, input_tokens: float, output_tokens: float, cached_tokens: float = 0) -> float:
+        cached = self.input if self.cached_input is None else self.cached_input
+        fresh = input_tokens - cached_tokens
+        return (fresh * self.input + cached_tokens * cached + output_tokens * self.output) / 1e6
+
+
+def output_room(slice_: Limits, prompt: int, prices: Prices | None) -> int | None:
+    """Output tokens that a slice still pays for after a prompt of `prompt` tokens; None if the
+    slice limits neither tokens nor money. Below 0 the prompt alone is too dear."""
+    rooms: list[float] = []
+    if "tokens" in slice_:
+        rooms.append(slice_["tokens"] - prompt)
+    if "output_tokens" in slice_:
+        rooms.append(slice_["output_tokens"])
+    if "usd" in slice_ and prices is not None:
+        # A cache can make input dearer than fresh input nowhere; so fresh input is the bound.
+        money = slice_["usd"] - prices.usd(prompt, 0)
+        if prices.output > 0:
+            rooms.append(money * 1e6 / prices.output)
+        elif money < 0:
+            rooms.append(-1)
+    return math.floor(min(rooms) + 1e-9) if rooms else None
+
+
+class BudgetTooSmall(ValueError):
+    """The budget cannot pay for one draft. Nothing was spent.
+
+    least: the smallest budget, in the dimensions that were set, that would do.
+    """
+
+    def __init__(self, given: Limits, least: Limits) -> None:
+        self.least = Budget(**_typed(least, math.ceil))
+        have = Budget(**_typed(given))
+        super().__init__(f"the budget ({have}) cannot pay for one draft; the least is {self.least}")
+
+
+class NoAnswer(RuntimeError):
+    """Every call failed, so there is no answer to return.
+
+    causes: one line for each failure, oldest first. spent: what the failures cost.
+    """
+
+    def __init__(self, causes: list[str], spent: Spend) -> None:
+        self.causes = causes
+        self.spent = spent
+        super().__init__("no call brought an answer: " + "; ".join(causes))
+
+
+def _typed(amounts: Limits, whole: Any = math.floor) -> dict[str, Any]:
+    return {d: whole(v) if d in _WHOLE else v for d, v in amounts.items()}

@@ -1,0 +1,520 @@
+"""The one gate to the model: every call is bounded before it is made, cut if it does not keep to
+its bound, and charged by what the provider reports or, failing that, by its whole reservation.
+
+Nothing else in this package calls a chat model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import json
+import logging
+import math
+import re
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage
+from langchain_core.runnables import RunnableBinding, RunnableConfig
+
+from anytime_graph import tokens
+from anytime_graph.budget import Limits, Prices, Spend, nothing, output_room
+from anytime_graph.state import Task
+
+log = logging.getLogger(__name__)
+
+CAP_FIELDS = ("max_tokens", "max_output_tokens", "num_predict")
+"""Names of the output cap across LangChain's model classes; the first a class has is used."""
+_CAP_KEYS = {*CAP_FIELDS, "max_completion_tokens", "max_new_tokens", "n", "stream"}
+_SLACK = 16
+_POLL = 0.05
+_LONGEST_WAIT = 30.0
+_GRACE = 5.0
+"""Seconds after its deadline at which an abandoned connection gives up by itself."""
+
+
+class Stop(Protocol):
+    """What a caller sets to end a run early; a threading.Event is one."""
+
+    def is_set(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A chat model made ready for metering.
+
+    model: no hidden retries, usage reported in streams. kwargs: what was bound to it.
+    cap_field: its field that caps the output, None if it has none (its stream is cut instead).
+    ceiling: output tokens that the model never exceeds. extra: text that travels with each prompt.
+    """
+
+    model: BaseChatModel
+    kwargs: Mapping[str, Any]
+    cap_field: str | None
+    ceiling: int | None
+    name: str
+    extra: str
+    count: tokens.Counter | None
+    prices: Prices | None
+
+    def shape(self, prompt: list[Any]) -> tokens.Shape:
+        return tokens.shape(prompt, self.extra, self.count)
+
+    def bound(self, shape: tokens.Shape, known: tokens.Calibration, within: bool = False) -> int:
+        exact = self.count is not None
+        return tokens.bound(shape, known, exact=exact, family=self.name, within=within)
+
+    def learn(
+        self, known: tokens.Calibration, shape: tokens.Shape, reported: int, base: bool
+    ) -> tokens.Calibration:
+        exact = self.count is not None
+        return tokens.learn(known, shape, reported, exact=exact, family=self.name, base=base)
+
+    def room(self, slice_: Limits, prompt_bound: int) -> int | None:
+        """The output cap for a call: what the slice pays for, within what the model can write."""
+        room = output_room(slice_, prompt_bound, self.prices)
+        if room is None or self.ceiling is None:
+            return self.ceiling if room is None else room
+        return min(room, self.ceiling)
+
+
+def gate(model: Any, prices: Prices | None) -> Gate:
+    """Prepare a model. Raises ValueError if it is no chat model, or if nothing could hold its
+    output to a budget."""
+    kwargs: dict[str, Any] = {}
+    while isinstance(model, RunnableBinding):
+        kwargs = {**model.kwargs, **kwargs}
+        model = model.bound
+    if not isinstance(model, BaseChatModel):
+        raise ValueError(
+            f"model={type(model).__name__}: pass a LangChain chat model, or a string such as "
+            "'openai:gpt-4.1-mini' or 'local'"
+        )
+    fields = type(model).model_fields
+    cap_field = next((f for f in CAP_FIELDS if f in fields), None)
+    streams = (
+        type(model)._stream is not BaseChatModel._stream
+        or type(model)._astream is not BaseChatModel._astream
+    )
+    if cap_field is None and not streams:
+        raise ValueError(
+            f"model={type(model).__name__}: it neither streams nor has a field to cap its output "
+            f"({', '.join(CAP_FIELDS)}), so no budget can hold it"
+        )
+    caps = [kwargs.pop(key) for key in list(kwargs) if key in _CAP_KEYS]
+    own = [c for c in [*caps, getattr(model, cap_field or "", None)] if isinstance(c, int) and c > 0]
+    profile = getattr(model, "profile", None) or {}
+    if most := profile.get("max_output_tokens"):
+        own.append(most)
+    name = str(
+        getattr(model, "model_name", None) or getattr(model, "model", None) or type(model).__name__
+    )
+    return Gate(
+        model=_metered(model),
+        kwargs=kwargs,
+        cap_field=cap_field,
+        ceiling=min(own) if own else None,
+        name=name,
+        extra=json.dumps(kwargs, default=str, ensure_ascii=False) if kwargs else "",
+        count=_counter(model, name),
+        prices=prices,
+    )
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a call brought.
+
+    text: what arrived, be it cut. ended: by itself ("stop"), at the cap ("length"), by us
+    ("cut"), or by a failure ("error"). spend: what it is charged. reported: input tokens by the
+    provider's report, None if there was no believable one.
+    """
+
+    text: str
+    message_id: str | None
+    ended: str
+    spend: Spend
+    reported: int | None
+    starved: bool
+    failed: bool
+    interrupted: bool
+    retry_after: float
+    errors: list[str]
+    started: float
+    ended_at: float
+
+
+def call(gate: Gate, task: Task, config: RunnableConfig, stop: Stop | None) -> Reply:
+    """Make the call, in a thread of its own so that a silent server cannot hold it past its time."""
+    meter = _Meter(gate, task, stop)
+    if not meter.hold_back(task["wait"], time.sleep):
+        return meter.settle()
+    done = threading.Event()
+    context = contextvars.copy_context()
+    model = meter.capped()
+
+    def pump() -> None:
+        try:
+            stream = model.stream(task["prompt"], config, **gate.kwargs)
+            meter.drain(stream)
+        except Exception as error:
+            meter.fail(error)
+        finally:
+            done.set()
+
+    threading.Thread(target=context.run, args=(pump,), daemon=True, name="metered-call").start()
+    while not done.is_set():
+        try:
+            if done.wait(meter.patience()) or meter.over():
+                break
+        except KeyboardInterrupt:
+            meter.interrupt()
+            break
+    return meter.settle()
+
+
+async def acall(gate: Gate, task: Task, config: RunnableConfig, stop: Stop | None) -> Reply:
+    """The same, on the event loop. Cancelling it closes the connection."""
+    meter = _Meter(gate, task, stop)
+    until = time.monotonic() + task["wait"]
+    while (rest := until - time.monotonic()) > 0 and not meter.over():
+        await asyncio.sleep(min(rest, _POLL))
+    if meter.cut:
+        return meter.settle()
+    model = meter.capped()
+
+    async def pump() -> None:
+        try:
+            stream = model.astream(task["prompt"], config, **gate.kwargs)
+            await meter.adrain(stream)
+        except Exception as error:
+            meter.fail(error)
+
+    work = asyncio.create_task(pump())
+    try:
+        while not work.done() and not meter.over():
+            await asyncio.wait({work}, timeout=meter.patience())
+    finally:
+        if not work.done():
+            work.cancel()
+            await asyncio.wait({work}, timeout=1)
+    return meter.settle()
+
+
+class _Meter:
+    """One call under way: counts what arrives, says when to cut, and settles what it cost."""
+
+    def __init__(self, gate: Gate, task: Task, stop: Stop | None) -> None:
+        self.gate, self.task, self.stop = gate, task, stop
+        self.started = time.time()
+        self.clock = time.monotonic()
+        self.seconds = task["slice"].get("seconds")
+        self.text: list[str] = []
+        self.thought: list[str] = []
+        self.pieces = 0
+        self.least = 0
+        self.usage: dict[str, Any] | None = None
+        self.usage_error = False
+        self.message_id: str | None = None
+        self.finish: str | None = None
+        self.cut: str | None = None
+        self.made = False
+        self.ended = False
+        self.interrupted = False
+        self.errors: list[str] = []
+        self.failed = False
+        self.retry_after = 0.0
+
+    # --- while it runs
+
+    def capped(self) -> BaseChatModel:
+        """The model with this call's output cap and, where it takes one, its time limit."""
+        self.made = True
+        room, field = self.task["room"], self.gate.cap_field
+        update: dict[str, Any] = {}
+        if room is not None and field is not None:
+            update[field] = room
+        if isinstance(seed := getattr(self.gate.model, "seed", None), int):
+            update["seed"] = seed + self.task["ordinal"]
+        if self.seconds is not None:
+            update |= _clients(self.gate.model, timeout=self.seconds + _GRACE)
+        return self.gate.model.model_copy(update=update)
+
+    def hold_back(self, seconds: float, sleep: Any) -> bool:
+        """Wait before a call that follows a refusal; False if time ran out or a stop came."""
+        until = time.monotonic() + seconds
+        try:
+            while (rest := until - time.monotonic()) > 0 and not self.over():
+                sleep(min(rest, _POLL))
+        except KeyboardInterrupt:
+            self.interrupt()
+        return self.cut is None
+
+    def patience(self) -> float | None:
+        """Seconds until something may have to be decided although nothing arrives."""
+        rest = None if self.seconds is None else self.seconds - (time.monotonic() - self.clock)
+        if self.stop is not None:
+            rest = _POLL if rest is None else min(rest, _POLL)
+        return None if rest is None else max(0.0, rest)
+
+    def over(self) -> bool:
+        """Whether the call must end now, whatever has arrived."""
+        if self.cut is None:
+            if self.stop is not None and self.stop.is_set():
+                self.interrupt()
+            elif self.seconds is not None and time.monotonic() - self.clock >= self.seconds:
+                self.cut = "out of time"
+        return self.cut is not None
+
+    def interrupt(self) -> None:
+        self.cut, self.interrupted = "stopped", True
+
+    def drain(self, stream: Iterator[Any]) -> None:
+        try:
+            for chunk in stream:
+                if self._feed(chunk):
+                    return
+            self.ended = True
+        finally:
+            if close := getattr(stream, "close", None):
+                close()
+
+    async def adrain(self, stream: AsyncIterator[Any]) -> None:
+        try:
+            async for chunk in stream:
+                if self._feed(chunk):
+                    return
+            self.ended = True
+        finally:
+            if close := getattr(stream, "aclose", None):
+                await close()
+
+    def fail(self, error: Exception) -> None:
+        if self.cut is None:
+            self.failed = True
+            self.errors.append(describe(error))
+            self.retry_after = _retry_after(error)
+            log.debug("call %s failed", self.task["ordinal"], exc_info=error)
+
+    def _feed(self, chunk: BaseMessage) -> bool:
+        """Take in a piece of the reply; True to cut the stream."""
+        if self.over():
+            return True
+        text, thought = chunk.text, _reasoning(chunk)
+        if text or thought:
+            self.pieces += 1
+            self.text.append(text)
+            self.thought.append(thought)
+            self.least += tokens.least(text) + tokens.least(thought)
+        self.message_id = chunk.id or self.message_id
+        self.finish = chunk.response_metadata.get("finish_reason") or self.finish
+        self._add_usage(getattr(chunk, "usage_metadata", None))
+        room = self.task["room"]
+        if room is not None and self._exceeds(room):
+            self.cut = f"the provider ignored the limit of {room} output tokens"
+        return self.cut is not None
+
+    def _exceeds(self, room: int) -> bool:
+        """More came than the cap allows: by the pieces, which are tokens unless they are crumbs
+        of tokens, or by the words themselves. A piece may hold several words, so both count."""
+        if self.pieces <= room and self.least <= room + _SLACK:
+            return False
+        text = "".join(self.text) + "".join(self.thought)
+        return tokens.upper(text) > room if self.pieces > room else tokens.least(text) > room + _SLACK
+
+    def _add_usage(self, usage: Mapping[str, Any] | None) -> None:
+        if not usage:
+            return
+        have = self.usage or {"input": 0, "output": 0, "total": 0, "reasoning": 0, "cached": 0}
+        inputs, outputs = usage.get("input_token_details"), usage.get("output_token_details")
+        try:
+            self.usage = {
+                "input": have["input"] + int(usage.get("input_tokens") or 0),
+                "output": have["output"] + int(usage.get("output_tokens") or 0),
+                "total": have["total"] + int(usage.get("total_tokens") or 0),
+                "reasoning": have["reasoning"] + int((outputs or {}).get("reasoning") or 0),
+                "cached": have["cached"] + int((inputs or {}).get("cache_read") or 0),
+            }
+        except (TypeError, ValueError):
+            self.usage_error = True
+
+    # --- when it has ended
+
+    def settle(self) -> Reply:
+        """Charge the call. After this nothing that still arrives counts."""
+        if not self.ended and not self.failed and self.cut is None:
+            self.cut = "cut"
+        text = "".join(self.text)
+        spend, reported = self._charge(text, "".join(self.thought))
+        now = time.time()
+        spend["seconds"] = max(0.0, now - self.started)
+        full = self._full(spend, reported)
+        ended = "error" if self.failed else "cut" if self.cut else "length" if full else "stop"
+        starved = ended == "length" and not text.strip()
+        if starved:
+            self.errors.append(
+                f"starved: {spend['output_tokens']} output tokens, "
+                f"{spend['reasoning_tokens']} of them reasoning, and no text"
+            )
+        elif not text.strip() and ended == "stop":
+            self.failed = True
+            self.errors.append("the reply was empty")
+        if self.cut and self.cut not in ("stopped", "out of time"):
+            self.errors.append(self.cut)
+        return Reply(
+            text=text,
+            message_id=self.message_id,
+            ended=ended,
+            spend=spend,
+            reported=reported,
+            starved=starved,
+            failed=self.failed,
+            interrupted=self.interrupted,
+            retry_after=self.retry_after,
+            errors=[f"{self.task['move']['kind']} {self.task['ordinal']}: {e}" for e in self.errors],
+            started=self.started,
+            ended_at=now,
+        )
+
+    def _full(self, spend: Spend, reported: int | None) -> bool:
+        if self.finish is not None or reported is None:
+            return self.finish in ("length", "max_tokens", "MAX_TOKENS")
+        return self.task["room"] is not None and spend["output_tokens"] >= self.task["room"]
+
+    def _charge(self, text: str, thought: str) -> tuple[Spend, int | None]:
+        spend = nothing()
+        if not self.made:
+            return spend, None
+        spend["calls"] = 1
+        usage = self.usage
+        lie = None if not self.ended else self._disbelief(usage, text + thought)
+        if self.ended and lie is None and usage is not None:
+            spend["input_tokens"] = usage["input"]
+            spend["output_tokens"] = max(usage["output"], usage["total"] - usage["input"])
+            spend["reasoning_tokens"] = min(max(0, usage["reasoning"]), spend["output_tokens"])
+            spend["cached_tokens"] = min(max(0, usage["cached"]), spend["input_tokens"])
+        else:
+            room = self.task["room"] or 0
+            spend["input_tokens"] = self.task["prompt_bound"]
+            spend["output_tokens"] = max(room, tokens.upper(text + thought) if not room else 0)
+            spend["output_tokens"] = max(spend["output_tokens"], tokens.least(text + thought))
+        spend["tokens"] = spend["input_tokens"] + spend["output_tokens"]
+        if self.gate.prices is not None:
+            spend["usd"] = self.gate.prices.usd(
+                spend["input_tokens"], spend["output_tokens"], spend["cached_tokens"]
+            )
+        if lie is not None:
+            self.errors.append(f"{lie}; charged {spend['tokens']} tokens, the whole reservation")
+            return spend, None
+        if self.ended and (excess := self._excess(spend)):
+            self.errors.append(excess)
+        return spend, spend["input_tokens"] if self.ended else None
+
+    def _disbelief(self, usage: dict[str, Any] | None, text: str) -> str | None:
+        """Why a report cannot be true: absent, not numbers, or below half of what the texts are
+        at the very least."""
+        if self.usage_error:
+            return "the provider's usage report is not made of numbers"
+        if usage is None:
+            return "the provider reported no usage"
+        prompt = "\n".join(m.text for m in self.task["prompt"])
+        for name, said, floor in (
+            ("input", usage["input"], tokens.least(prompt)),
+            ("output", usage["output"], tokens.least(text)),
+        ):
+            if said < max(0, math.floor(floor / 2)) or (said <= 0 < floor):
+                return f"the provider reported {said} {name} tokens for a text of at least {floor}"
+        return None
+
+    def _excess(self, spend: Spend) -> str | None:
+        """A report above the reservation is booked as it stands, and noted."""
+        over_prompt = spend["input_tokens"] - self.task["prompt_bound"]
+        over_room = spend["output_tokens"] - (self.task["room"] or math.inf)
+        if over_prompt <= 0 and over_room <= 0:
+            return None
+        return (
+            f"the provider reported {spend['input_tokens']} + {spend['output_tokens']} tokens; "
+            f"reserved were {self.task['prompt_bound']} + {self.task['room']}"
+        )
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line that holds no prompt, reply or key: providers echo them in messages."""
+    parts = [type(error).__name__]
+    status, code = getattr(error, "status_code", None), getattr(error, "code", None)
+    if isinstance(status, int):
+        parts.append(f"HTTP {status}")
+    if isinstance(code, str) and re.fullmatch(r"[a-z][a-z_]{2,40}", code):
+        parts.append(code)
+    return " ".join(parts)
+
+
+def _retry_after(error: Exception) -> float:
+    """Seconds to hold back before the next call: as the server asks, else half a second if it is
+    overloaded or gone; 0 if the request itself was at fault."""
+    response = getattr(error, "response", None)
+    try:
+        return min(_LONGEST_WAIT, max(0.0, float(response.headers["retry-after"])))  # type: ignore[union-attr]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        status = getattr(error, "status_code", None)
+        if status is None:
+            return 0.0 if isinstance(error, ValueError | TypeError) else 0.5
+        return 0.5 if status in (408, 409, 429) or status >= 500 else 0.0
+
+
+def _reasoning(chunk: BaseMessage) -> str:
+    """Reasoning text that a provider shows beside the reply; it is billed as output."""
+    if isinstance(chunk.content, str):
+        said = chunk.additional_kwargs.get("reasoning_content")
+        return said if isinstance(said, str) else ""
+    return "".join(
+        str(block.get("reasoning") or block.get("thinking") or "")
+        for block in chunk.content
+        if isinstance(block, dict) and block.get("type") in ("reasoning", "thinking")
+    )
+
+
+def _metered(model: BaseChatModel) -> BaseChatModel:
+    """A copy whose client does not retry unseen, reports usage in streams and makes one choice."""
+    fields = type(model).model_fields
+    update: dict[str, Any] = {}
+    if "stream_usage" in fields:
+        update["stream_usage"] = True
+    if "n" in fields and getattr(model, "n", None) not in (None, 1):
+        update["n"] = 1
+    for name in ("model_kwargs", "extra_body"):
+        if isinstance(held := getattr(model, name, None), dict) and _CAP_KEYS & set(held):
+            update[name] = {k: v for k, v in held.items() if k not in _CAP_KEYS}
+    if "max_retries" in fields:
+        update["max_retries"] = 0
+    copy = model.model_copy(update=update | _clients(model, max_retries=0))
+    for name in [k for k in copy.__dict__ if k not in fields]:
+        if isinstance(getattr(type(copy), name, None), functools.cached_property):
+            del copy.__dict__[name]
+    return copy
+
+
+def _clients(model: BaseChatModel, **options: Any) -> dict[str, Any]:
+    """The HTTP clients that a model holds, with other options: SDKs in OpenAI's style offer
+    `with_options`, which shares the connections of the original."""
+    update: dict[str, Any] = {}
+    for field, resource in (("root_client", "client"), ("root_async_client", "async_client")):
+        root = getattr(model, field, None)
+        if root is not None and hasattr(root, "with_options"):
+            update[field] = root.with_options(**options)
+            if getattr(model, resource, None) is not None:
+                update[resource] = update[field].chat.completions
+    return update
+
+
+def _counter(model: BaseChatModel, name: str) -> tokens.Counter | None:
+    """tiktoken for OpenAI's own models at OpenAI's own address; others tokenize otherwise."""
+    root = getattr(model, "root_client", None)
+    host = getattr(getattr(root, "base_url", None), "host", "")
+    return tokens.openai_counter(name) if host == "api.openai.com" else None

@@ -1,0 +1,69 @@
+"""Models by name, and what they cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+
+from anytime_graph.budget import Prices
+
+
+def resolve_model(model: Any) -> Any:
+    """A chat model for a string; anything else as it is.
+
+    "local": the embedded model; "local:FILE.gguf": any GGUF file; "openai:NAME": ChatOpenAI;
+    "provider:NAME": whatever langchain's init_chat_model knows. Raises ValueError or ImportError
+    saying what to install.
+    """
+    if not isinstance(model, str):
+        return model
+    provider, _, name = model.partition(":")
+    if provider == "local":
+        from anytime_graph.local import local_model
+
+        return local_model(name or None)
+    if not name:
+        raise ValueError(f"model={model!r}: 'local', 'local:FILE.gguf' or 'provider:name' is needed")
+    if provider == "openai":
+        from langchain_openai import ChatOpenAI
+
+        return ChatOpenAI(model=name)
+    try:
+        from langchain.chat_models import init_chat_model
+    except ImportError:
+        raise ImportError(
+            f"model={model!r}: providers other than openai and local are found through langchain; "
+            "install anytime-graph[agents] and the provider's package"
+        ) from None
+    return init_chat_model(name, model_provider=provider)
+
+
+def prices_of(model: BaseChatModel | Any) -> Prices | None:
+    """List prices from genai-prices (extra `prices`), or None if unknown. Where a price has tiers
+    or windows, the dearest, for a budget must hold in each."""
+    name = getattr(model, "model_name", None) or getattr(model, "model", None)
+    if not isinstance(name, str):
+        return None
+    try:
+        from genai_prices import Usage, calc_price
+    except ImportError:
+        return None
+
+    def dollars(scale: int, **usage: int) -> float:
+        return float(calc_price(Usage(**usage), name).total_price) * 1e6 / scale
+
+    prices = []
+    for scale in (1_000, 1_000_000):
+        try:
+            fresh = dollars(scale, input_tokens=scale)
+            cached = dollars(scale, input_tokens=scale, cache_read_tokens=scale)
+            both = dollars(scale, input_tokens=scale, output_tokens=scale)
+        except LookupError:
+            return None
+        prices.append((fresh, both - fresh, cached))
+    return Prices(
+        input=max(p[0] for p in prices),
+        output=max(p[1] for p in prices),
+        cached_input=max(p[2] for p in prices),
+    )

@@ -1,0 +1,415 @@
+"""The state of a run: plain data, and one pure function that folds replies into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+from langchain_core.messages import AnyMessage, BaseMessage
+from langgraph.graph.message import add_messages
+from langgraph.managed import RemainingSteps
+
+from anytime_graph.budget import Budget, Limits, Spend, nothing, total
+from anytime_graph.scoring import normal
+from anytime_graph.tokens import Calibration, Shape, uncalibrated
+
+Decides = Literal["scorer", "judge", "vote"]
+Shown = Literal["both", "chosen"] | None
+"""Which sides of the preference pairs a prompt shows."""
+
+
+class Candidate(TypedDict):
+    """An answer. text: the whole reply it was found in. complete: an answer was found in it, or
+    the reply ended by itself. score: in [0, 1], None if no scorer gave one. feedback: what a
+    scorer or a review finds wrong. satisfied: a review found nothing. parents: ids of the
+    candidates it was made from. spent: what the run had spent when it stood. votes: drafts that
+    agree with it. lost: the judge did not prefer it to the incumbent, or it was replaced.
+    """
+
+    id: int
+    node: str
+    answer: str
+    text: str
+    complete: bool
+    score: float | None
+    feedback: str | None
+    satisfied: bool
+    parents: list[int]
+    spent: Spend
+    votes: int
+    lost: bool
+    message_id: str | None
+
+
+class Pair(TypedDict):
+    """A preference: `chosen` is better than `rejected` (texts), why, and who decided."""
+
+    chosen: str
+    rejected: str
+    chosen_id: int
+    rejected_id: int
+    why: str
+    by: Literal["scorer", "judge"]
+    gap: float
+
+
+class Task(TypedDict):
+    """One metered call, planned before any money is spent: what a node receives.
+
+    ordinal: its place among the calls of the question. step: the ordinal of its first sibling.
+    slice: the most it may spend. spent, limits: the run's, when this was planned.
+    prompt_bound, room: the reservation, in input tokens and output tokens (None: not limited).
+    wait: seconds to hold back after a refusal.
+    """
+
+    ordinal: int
+    step: int
+    move: dict[str, Any]
+    swapped: bool
+    slice: Limits
+    prompt: list[AnyMessage]
+    prompt_bound: int
+    room: int | None
+    shape: Shape
+    wait: float
+    run_id: str
+    question: str
+    spent: Spend
+    limits: Limits
+
+
+class Outcome(TypedDict):
+    """What a task brought back."""
+
+    ordinal: int
+    move: dict[str, Any]
+    swapped: bool
+    spend: Spend
+    started: float
+    ended: float
+    shape: Shape
+    reported: int | None
+    room: int | None
+    starved: bool
+    failed: bool
+    interrupted: bool
+    retry_after: float
+    errors: list[str]
+    candidate: NotRequired[Candidate]
+    preferred: NotRequired[int | None]
+    why: NotRequired[str]
+
+
+class Point(TypedDict):
+    """A point of the quality-against-spend curve: a new incumbent."""
+
+    candidate: int
+    score: float | None
+    spent: Spend
+
+
+def gather(kept: list[Outcome], new: list[Outcome] | None) -> list[Outcome]:
+    """Collects what the tasks of a step return; None empties it."""
+    return [] if new is None else [*kept, *new]
+
+
+class Input(TypedDict, total=False):
+    messages: Annotated[list[AnyMessage], add_messages]
+    budget: Budget | dict[str, Any] | None
+
+
+class Output(TypedDict, total=False):
+    messages: Annotated[list[AnyMessage], add_messages]
+    best: Candidate | None
+    spent: Spend
+    stop_reason: str | None
+    curve: list[Point]
+    candidates: list[Candidate]
+    pairs: list[Pair]
+    spent_by: dict[str, Spend]
+    errors: list[str]
+    limits: Limits
+
+
+class State(Output, Input, total=False):
+    """budget: what the caller grants with this input, emptied once counted into `limits`.
+    returned: replies of the step, emptied by the fold."""
+
+    returned: Annotated[list[Outcome], gather]
+    question_id: str
+    run_id: str
+    answer_id: str | None
+    concluded: int | None
+    ordinal: int
+    made: dict[str, int]
+    ballots: dict[str, int]
+    calibration: Calibration
+    least_room: int
+    failures: int
+    wait: float
+    interrupted: bool
+    remaining_steps: RemainingSteps
+
+
+MIN_ROOM = 16
+"""Output tokens below which a call is not worth its prompt."""
+GOOD_ROOM = 64
+"""Output tokens that a fan-out leaves to each of its calls, or it is made smaller."""
+_KEPT = 64
+"""Errors, ballots and curve points kept in the state."""
+
+
+def fresh(question_id: str, run_id: str, limits: Limits) -> State:
+    """A run that has not begun."""
+    return State(
+        question_id=question_id,
+        run_id=run_id,
+        concluded=None,
+        limits=limits,
+        answer_id=None,
+        best=None,
+        spent=nothing(),
+        spent_by={},
+        stop_reason=None,
+        curve=[],
+        candidates=[],
+        pairs=[],
+        errors=[],
+        ordinal=0,
+        made={},
+        ballots={},
+        calibration=uncalibrated(),
+        least_room=GOOD_ROOM,
+        failures=0,
+        wait=0.0,
+        interrupted=False,
+    )
+
+
+def fold(state: State, width: int, decides: Decides, learn: Callable[..., Calibration]) -> State:
+    """The state after the replies in `returned`. Pure; order of arrival does not matter."""
+    outcomes = sorted(state.get("returned", []), key=lambda o: o["ordinal"])
+    if not outcomes:
+        return State()
+    spent, spent_by, made = state["spent"], dict(state["spent_by"]), dict(state["made"])
+    calibration, least_room = state["calibration"], state["least_room"]
+    seconds = spent["seconds"]
+    candidates = list(state["candidates"])
+    for outcome in outcomes:
+        kind = outcome["move"]["kind"]
+        spent = total([spent, outcome["spend"]])
+        spent_by[kind] = total([spent_by.get(kind, nothing()), outcome["spend"]])
+        if outcome["reported"] is not None:
+            base = kind == "draft" and not outcome["move"]["pairs"]
+            calibration = learn(calibration, outcome["shape"], outcome["reported"], base=base)
+        if outcome["starved"]:
+            least_room = max(least_room, 2 * (outcome["room"] or 0))
+        elif not outcome["failed"]:
+            made[kind] = made.get(kind, 0) + 1
+        if "candidate" in outcome:
+            candidates.append({**outcome["candidate"], "spent": spent})
+    spent["seconds"] = seconds + _union((o["started"], o["ended"]) for o in outcomes)
+
+    best, pairs, ballots = state["best"], state["pairs"], dict(state["ballots"])
+    candidates = _reviewed(candidates, outcomes)
+    if decides == "scorer":
+        best = max(candidates, key=_by_score, default=None)
+        pairs = _scored_pairs(candidates, width)
+    elif decides == "vote":
+        new = [c for c in candidates if c["id"] >= state["ordinal"]]
+        best, candidates, ballots = _voted(best, candidates, new, ballots)
+    else:
+        best = best or _first(candidates)
+        best, candidates, found = _judged(best, candidates, outcomes)
+        pairs = [*found, *pairs][:width]
+        best, candidates = _concluded(best, candidates)
+    if best is not None:
+        best = next(c for c in [*candidates, best] if c["id"] == best["id"])
+    curve = state["curve"]
+    if best is not None and (not curve or curve[-1]["candidate"] != best["id"]):
+        point = Point(candidate=best["id"], score=best["score"], spent=best["spent"])
+        curve = _thin([*curve, point])
+    concluded = [o["move"]["conclude"] for o in outcomes if o["move"].get("conclude") is not None]
+    refused = [o for o in outcomes if o["failed"]]
+    failures = 0 if len(refused) < len(outcomes) else state["failures"] + 1
+    return State(
+        best=best,
+        spent=spent,
+        spent_by=spent_by,
+        made=made,
+        concluded=concluded[-1] if concluded else state["concluded"],
+        candidates=_trimmed(candidates, best, width, decides),
+        pairs=pairs,
+        ballots=ballots,
+        curve=curve,
+        errors=[*state["errors"], *(e for o in outcomes for e in o["errors"])][-_KEPT:],
+        ordinal=max(o["ordinal"] for o in outcomes) + 1,
+        calibration=calibration,
+        least_room=least_room,
+        failures=failures,
+        wait=max((o["retry_after"] for o in refused), default=0.0),
+        interrupted=any(o["interrupted"] for o in outcomes),
+    )
+
+
+def unjudged(candidates: Sequence[Candidate], best: Candidate | None) -> list[int]:
+    """Challengers that the judge has still to compare with the incumbent."""
+    return [c["id"] for c in candidates if best and c["id"] != best["id"] and not c["lost"]]
+
+
+def question_of(messages: Sequence[BaseMessage]) -> tuple[list[BaseMessage], BaseMessage]:
+    """The conversation up to the last user message, and that message."""
+    for at in range(len(messages) - 1, -1, -1):
+        if messages[at].type == "human":
+            return list(messages[: at + 1]), messages[at]
+    raise ValueError("messages: a user message is needed, as in {'messages': [('user', question)]}")
+
+
+def _by_score(c: Candidate) -> tuple[float, bool, int]:
+    return (-1.0 if c["score"] is None else c["score"], c["complete"], -c["id"])
+
+
+def _first(candidates: Sequence[Candidate]) -> Candidate | None:
+    return min(candidates, key=lambda c: (not c["complete"], c["id"]), default=None)
+
+
+def _scored_pairs(candidates: Sequence[Candidate], width: int) -> list[Pair]:
+    """Each scored candidate but the worst against the one furthest below it; widest gap first."""
+    ranked = sorted((c for c in candidates if c["score"] is not None), key=_by_score, reverse=True)
+    pairs = []
+    for i, better in enumerate(ranked):
+        worse = ranked[len(ranked) - 1 - i] if i < len(ranked) // 2 else None
+        if worse is None or better["answer"] == worse["answer"]:
+            continue
+        gap = (better["score"] or 0.0) - (worse["score"] or 0.0)
+        if gap > 0:
+            notes = [("rejected", worse["feedback"]), ("chosen", better["feedback"])]
+            why = " ".join(f"{side}: {note}" for side, note in notes if note)
+            pairs.append(_pair(better, worse, why or f"score {gap:+.2f}", "scorer", gap))
+    return sorted(pairs, key=lambda p: -p["gap"])[:width]
+
+
+def _pair(
+    better: Candidate, worse: Candidate, why: str, by: Literal["scorer", "judge"], gap: float
+) -> Pair:
+    return Pair(
+        chosen=better["answer"],
+        rejected=worse["answer"],
+        chosen_id=better["id"],
+        rejected_id=worse["id"],
+        why=why,
+        by=by,
+        gap=gap,
+    )
+
+
+def _reviewed(candidates: list[Candidate], outcomes: Sequence[Outcome]) -> list[Candidate]:
+    """Reviews (critiques of one candidate) become its feedback."""
+    notes = {
+        o["move"]["first"]: o
+        for o in outcomes
+        if o["move"]["kind"] == "critique" and o["move"]["second"] is None and "why" in o
+    }
+    return [
+        {**c, "feedback": notes[c["id"]]["why"], "satisfied": notes[c["id"]]["preferred"] == c["id"]}
+        if c["id"] in notes
+        else c
+        for c in candidates
+    ]
+
+
+def _judged(
+    best: Candidate | None, candidates: list[Candidate], outcomes: Sequence[Outcome]
+) -> tuple[Candidate | None, list[Candidate], list[Pair]]:
+    """Combine both orders of each comparison: a preference counts only if it survives the swap."""
+    asked: dict[tuple[int, int], list[Outcome]] = {}
+    for o in outcomes:
+        if o["move"]["kind"] == "critique" and o["move"]["second"] is not None:
+            asked.setdefault((o["move"]["first"], o["move"]["second"]), []).append(o)
+    by_id = {c["id"]: dict(c) for c in candidates}
+    incumbent, pairs = best, []
+    for (first, second), answers in asked.items():
+        if first not in by_id or second not in by_id:
+            continue
+        verdicts = {o.get("preferred") for o in answers}
+        orders = {o["swapped"] for o in answers}
+        winner = verdicts.pop() if len(verdicts) == 1 and len(orders) == 2 else None
+        if winner is not None:
+            loser = second if winner == first else first
+            why = next((o["why"] for o in answers if o.get("why")), "preferred in both orders")
+            pairs.append(_pair(by_id[winner], by_id[loser], why, "judge", 1.0))  # type: ignore[arg-type]
+        if winner == second:
+            if best is not None and incumbent is not None and incumbent["id"] == best["id"]:
+                by_id[first]["lost"] = True
+                incumbent = by_id[second]  # type: ignore[assignment]
+        else:
+            by_id[second]["lost"] = True
+    return incumbent, list(by_id.values()), pairs  # type: ignore[arg-type]
+
+
+def _concluded(
+    best: Candidate | None, candidates: list[Candidate]
+) -> tuple[Candidate | None, list[Candidate]]:
+    """An answer forced out of the incumbent's cut reasoning is the incumbent's own answer."""
+    if best is None or best["complete"]:
+        return best, candidates
+    old = best["id"]
+    mine = (c for c in candidates if c["node"] == "conclude" and c["parents"] == [old])
+    own = next((c for c in mine if c["complete"]), None)
+    if own is None:
+        return best, candidates
+    return own, [{**c, "lost": True} if c["id"] == old else c for c in candidates]
+
+
+def _voted(
+    best: Candidate | None,
+    candidates: list[Candidate],
+    new: Sequence[Candidate],
+    ballots: dict[str, int],
+) -> tuple[Candidate | None, list[Candidate], dict[str, int]]:
+    for c in new:
+        if c["complete"]:
+            ballots[normal(c["answer"])] = ballots.get(normal(c["answer"]), 0) + 1
+    if len(ballots) > _KEPT:
+        ballots = dict(sorted(ballots.items(), key=lambda kv: -kv[1])[:_KEPT])
+    counted: list[Candidate] = [
+        {**c, "votes": ballots.get(normal(c["answer"]), 0) if c["complete"] else 0}
+        for c in candidates
+    ]
+    if best is not None:
+        held = ballots.get(normal(best["answer"]), 0) if best["complete"] else 0
+        best = {**best, "votes": held}
+    leader = max(counted, key=lambda c: (c["votes"], c["complete"], -c["id"]), default=None)
+    if best is None or (leader and (leader["votes"], leader["complete"]) > (best["votes"], best["complete"])):
+        best = leader
+    return best, counted, ballots
+
+
+def _trimmed(
+    candidates: Sequence[Candidate], best: Candidate | None, width: int, decides: Decides
+) -> list[Candidate]:
+    """At most `width`: the incumbent, then the better ones (scorer) or the open and newer ones."""
+
+    def worth(c: Candidate) -> tuple[bool, bool, float, int]:
+        score = -1.0 if c["score"] is None or decides != "scorer" else c["score"]
+        return (best is not None and c["id"] == best["id"], not c["lost"], score, c["id"])
+
+    return sorted(sorted(candidates, key=worth, reverse=True)[:width], key=lambda c: c["id"])
+
+
+def _thin(curve: list[Point]) -> list[Point]:
+    return curve if len(curve) <= _KEPT else [*curve[: _KEPT // 2], *curve[_KEPT // 2 + 1 :]]
+
+
+def _union(spans: Iterable[tuple[float, float]]) -> float:
+    """Length of the union of time spans: parallel calls share their seconds."""
+    length, until = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        length += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return length
+
+
+def merged(state: Mapping[str, Any], update: State) -> State:
+    """The state with an update applied, for reading on within a node."""
+    return State(**{**state, **update})  # type: ignore[typeddict-item]

@@ -1,0 +1,161 @@
+"""How many tokens a text can be, before anyone has counted them.
+
+A prompt must be bounded before it is sent. For OpenAI's models tiktoken counts it. For all
+others a linear estimate over ten kinds of text is taken at three standard deviations. Weights
+and deviations were fitted over five tokenizers (SmolLM2, cl100k, o200k, Claude's and DeepSeek's)
+on prose, code, JSON, digits, hex, German, Russian, Chinese, Japanese and emoji; UTF-8 bytes are
+the ceiling, which no byte-level tokenizer exceeds. The provider's own reports then correct it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict
+
+from langchain_core.messages import BaseMessage
+
+Counter = Callable[[str], int]
+"""An exact token count, such as tiktoken's."""
+
+_KINDS = (  # pattern, mean tokens per match, standard deviation between tokenizers
+    (re.compile(r"[A-Za-z]+"), 1.2, 0.1),
+    (re.compile(r"(?<=[A-Za-z]{4})[A-Za-z]"), 0.15, 0.12),
+    (re.compile(r"(?<=[A-Za-z])[A-Z0-9]|(?<=[0-9])[A-Za-z]"), 0.5, 0.2),
+    (re.compile(r"[0-9]"), 0.65, 0.3),
+    (re.compile(r"([!-/:-@\[-`{-~])(?!\1)"), 0.6, 0.15),
+    (re.compile(r"\s*\n\s*|[ \t]{2,}"), 0.3, 0.25),
+    (re.compile(r"[\x80-\u07ff]"), 0.5, 0.3),
+    (re.compile(r"[\u0800-\uffff]"), 1.1, 0.45),
+    (re.compile(r"[\U00010000-\U0010ffff]"), 2.4, 0.6),
+    (re.compile(r"[\x00-\x08\x0e-\x1f\x7f]"), 1.0, 0.0),
+)
+_PER_MESSAGE = 6
+_PER_PROMPT = 28
+_FAMILY_PROMPT = {"gpt-oss": 80}
+"""Chat templates that add a long preamble of their own, by a part of the model's name."""
+_NOT_TEXT = 3_000
+"""Tokens allowed for an image or another block that is not text."""
+
+Shape = list[float]
+"""Counts of a text's kinds, then bytes, then messages and blocks that are not text."""
+
+
+class Calibration(TypedDict):
+    """What the provider's reports have taught about its tokenizer. Plain data; kept in the state.
+
+    growth: how much larger than the bound a report was, at worst (1.0: never).
+    shape, tokens: the last reported draft prompt, which later prompts of the question contain.
+    """
+
+    growth: float
+    shape: Shape
+    tokens: int
+
+
+def uncalibrated() -> Calibration:
+    return Calibration(growth=1.0, shape=[], tokens=0)
+
+
+def shape(messages: Sequence[BaseMessage], extra: str = "", count: Counter | None = None) -> Shape:
+    """Measure a prompt; `extra` is text that travels with it (tools, schemas)."""
+    parts, blocks = [extra], 0
+    for message in messages:
+        content = message.content
+        for block in [content] if isinstance(content, str) else content:
+            if isinstance(block, str):
+                parts.append(block)
+            elif isinstance(block.get("text"), str):
+                parts.append(block["text"])
+            else:
+                blocks += 1
+        if calls := getattr(message, "tool_calls", None):
+            parts.append(json.dumps(calls, default=str))
+    text = "\n".join(parts)
+    if count is not None:
+        kinds = [float(count(text))] + [0.0] * (len(_KINDS) - 1)
+    else:
+        kinds = [float(_matches(pattern, text)) for pattern, _, _ in _KINDS]
+    return [*kinds, float(len(text.encode(errors="replace"))), float(len(messages)), float(blocks)]
+
+
+def bound(
+    of: Shape, known: Calibration, *, exact: bool = False, family: str = "", within: bool = False
+) -> int:
+    """The most tokens the provider will report for a prompt of this shape.
+
+    exact: the first entry of the shape is a tokenizer's count. family: the model's name.
+    within: the prompt contains the calibrated draft prompt, so only the difference is uncertain.
+    """
+    loose = math.ceil(_upper(of, exact, _family(family)) * known["growth"])
+    if not (within and known["shape"]):
+        return loose
+    extra = [max(0.0, a - b) for a, b in zip(of, known["shape"], strict=True)]
+    if not any(extra):
+        return known["tokens"]
+    return min(loose, known["tokens"] + math.ceil(_upper(extra, exact, 0) * known["growth"]))
+
+
+def learn(
+    known: Calibration,
+    of: Shape,
+    reported: int,
+    *,
+    exact: bool = False,
+    family: str = "",
+    base: bool = False,
+) -> Calibration:
+    """Correct the calibration by what the provider reported. base: this was a draft prompt."""
+    upper = _upper(of, exact, _family(family))
+    growth = max(known["growth"], reported / upper)
+    if base:
+        return Calibration(growth=growth, shape=of, tokens=reported)
+    return Calibration(growth=growth, shape=known["shape"], tokens=known["tokens"])
+
+
+def upper(text: str) -> int:
+    """The most tokens a text is, for any common tokenizer."""
+    kinds = [float(_matches(pattern, text)) for pattern, _, _ in _KINDS]
+    return math.ceil(_upper([*kinds, float(len(text.encode(errors="replace"))), 0, 0], False, 0))
+
+
+def least(text: str) -> int:
+    """The fewest tokens a text can be: tokenizers split between words and after three digits."""
+    words = _matches(_KINDS[0][0], text)
+    return math.ceil(words + _matches(_KINDS[3][0], text) / 3 + _matches(_NON_ASCII, text) / 4)
+
+
+def openai_counter(model: str) -> Counter | None:
+    """tiktoken's count for one of OpenAI's models, or None where its vocabulary is not to be had
+    (tiktoken fetches it at first use; offline, an estimate serves)."""
+    import tiktoken
+
+    try:
+        encoding = tiktoken.encoding_for_model(model)
+    except Exception:  # an unknown model is a KeyError; offline it is the network library's own
+        return None
+    return lambda text: len(encoding.encode(text, disallowed_special=()))
+
+
+_NON_ASCII = re.compile(r"[^\x00-\x7f]")
+
+
+def _matches(pattern: re.Pattern[str], text: str) -> int:
+    return sum(1 for _ in pattern.finditer(text))
+
+
+def _family(name: str) -> int:
+    return next((extra for part, extra in _FAMILY_PROMPT.items() if part in name), 0)
+
+
+def _upper(of: Shape, exact: bool, preamble: int) -> float:
+    *kinds, size, messages, blocks = of
+    template = (_PER_PROMPT + preamble if messages else 0) + _PER_MESSAGE * messages
+    if exact:
+        return kinds[0] + template + _NOT_TEXT * blocks
+    mean = sum(n * w for n, (_, w, _) in zip(kinds, _KINDS, strict=True))
+    between = sum((n * sd) ** 2 for n, (_, _, sd) in zip(kinds, _KINDS, strict=True))
+    text = mean + 3 * math.sqrt(between + 2 * mean + 0.003 * mean * mean)
+    return min(text, size) + template + _NOT_TEXT * blocks
