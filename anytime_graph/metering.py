@@ -296,7 +296,10 @@ class _Meter:
                 await close()
 
     def fail(self, error: Exception) -> None:
-        if self.cut is None:
+        if self.finish is not None and self.cut is None and isinstance(error, TypeError | ValueError):
+            # The reply is whole; what follows it, the usage report, could not be read.
+            self.usage_error = self.ended = True
+        elif self.cut is None:
             self.failed = True
             self.errors.append(describe(error))
             self.retry_after = _retry_after(error)

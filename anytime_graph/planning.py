@@ -97,16 +97,21 @@ def _plan(setup: Setup, state: State, stopped: bool) -> list[Task] | str:
     rest = left(state["limits"], state["spent"])
     if out := next((d for d in DIMENSIONS if d in rest and rest[d] <= 0), None):
         return out
+    need = _last_call_need(setup, state)
+    if best is not None and any(rest[d] < 2 * need[d] for d in need if d in rest):
+        if last := _last_call(setup, state, rest):
+            return last
     moves = list(setup.strategy(view(setup, state)))
     if not moves or isinstance(moves[0], Stop):
         reason = moves[0].reason if moves and isinstance(moves[0], Stop) else "done"
         return _last_call(setup, state, rest) or reason
-    reserve = _reserve(setup, state, rest)
     slicer = _Slicer(setup, state, [m for m in moves if not isinstance(m, Stop)])
-    tasks = slicer.tasks(_minus(rest, reserve)) or (slicer.tasks(rest) if reserve else [])
-    if tasks:
-        return tasks
-    return _last_call(setup, state, rest) or _short_of(setup, state, rest)
+    return (
+        slicer.tasks(_reserved(need, rest))
+        or _last_call(setup, state, rest)
+        or slicer.tasks(rest)
+        or _short_of(setup, state, rest)
+    )
 
 
 def _short_of(setup: Setup, state: State, rest: Limits) -> str:
@@ -115,37 +120,42 @@ def _short_of(setup: Setup, state: State, rest: Limits) -> str:
     return next((d for d in DIMENSIONS if d in rest and rest[d] < need[d]), next(iter(rest)))
 
 
-def _last_call(setup: Setup, state: State, rest: Limits) -> list[Task]:
-    """One short call that forces an answer, if the best reply was cut before it held one."""
+def _answerless(setup: Setup, state: State) -> bool:
+    """The best reply so far was cut before it held an answer, and none was forced from it yet."""
     best = state["best"]
-    if best is None or best["complete"] or setup.asked.protocol.kind == "whole":
-        return []
-    if state["concluded"] == best["id"]:
+    complete = best is not None and (best["complete"] or state["concluded"] == best["id"])
+    return not complete and setup.asked.protocol.kind != "whole"
+
+
+def _last_call(setup: Setup, state: State, rest: Limits) -> list[Task]:
+    """One short call that forces an answer out of the best reply."""
+    best = state["best"]
+    if best is None or not _answerless(setup, state):
         return []
     return _Slicer(setup, state, [Draft(conclude=best["id"])]).tasks(rest)
 
 
-def _reserve(setup: Setup, state: State, rest: Limits) -> Limits:
-    """What to hold back for that call while there is no complete answer."""
-    best = state["best"]
-    if setup.asked.protocol.kind == "whole" or (best is not None and best["complete"]):
+def _last_call_need(setup: Setup, state: State) -> Limits:
+    """What that call takes at the least; nothing once there is an answer."""
+    if not _answerless(setup, state):
         return {}
     prompt = draft.prompt(state, setup.asked, as_dict(Draft()), 0.0, None)
     tokens = setup.gate.bound(setup.gate.shape(list(prompt)), state["calibration"]) + _TAIL
     prices = setup.gate.prices
-    need: Limits = {
+    return {
         "tokens": tokens + GOOD_ROOM,
         "output_tokens": GOOD_ROOM,
         "usd": prices.usd(tokens, GOOD_ROOM) if prices else 0.0,
         "calls": 1,
     }
-    if any(need[d] > _RESERVE * rest[d] for d in need if d in rest):
-        return {}
-    held = {d: min(_RESERVE * rest[d], 2 * need[d]) for d in need if d in rest}
-    return held | ({"seconds": _RESERVE * rest["seconds"]} if "seconds" in rest else {})
 
 
-def _minus(rest: Limits, held: Limits) -> Limits:
+def _reserved(need: Limits, rest: Limits) -> Limits:
+    """What is left when that call is held back, if it takes no more than a fifth of it; of time,
+    a fifth."""
+    if not need or any(need[d] > _RESERVE * rest[d] for d in need if d in rest):
+        return rest
+    held = need | ({"seconds": _RESERVE * rest["seconds"]} if "seconds" in rest else {})
     return {d: amount - held.get(d, 0) for d, amount in rest.items()}
 
 

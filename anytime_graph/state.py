@@ -231,7 +231,8 @@ def fold(state: State, width: int, decides: Decides, learn: Callable[..., Calibr
         curve = _thin([*curve, point])
     concluded = [o["move"]["conclude"] for o in outcomes if o["move"].get("conclude") is not None]
     refused = [o for o in outcomes if o["failed"]]
-    failures = 0 if len(refused) < len(outcomes) else state["failures"] + 1
+    fruitless = all(o["failed"] and "candidate" not in o for o in outcomes)
+    failures = state["failures"] + 1 if fruitless else 0
     return State(
         best=best,
         spent=spent,

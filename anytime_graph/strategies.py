@@ -83,8 +83,8 @@ Strategy = Callable[[View], Sequence[Move]]
 
 
 def single(view: View) -> list[Move]:
-    """One chain of thought (the paper's Base)."""
-    return [Stop()] if view.best else [Draft()]
+    """One chain of thought (the paper's Base); another only if it was cut before an answer."""
+    return [Stop()] if view.best and view.best["complete"] else [Draft()]
 
 
 def best_of_n(view: View, n: int = 4) -> list[Move]:

@@ -34,8 +34,12 @@ _KINDS = (  # pattern, mean tokens per match, standard deviation between tokeniz
 )
 _PER_MESSAGE = 6
 _PER_PROMPT = 28
+_OPENAI_MESSAGE, _OPENAI_PROMPT = 4, 7
+"""OpenAI's own chat format, around texts that tiktoken counts."""
 _FAMILY_PROMPT = {"gpt-oss": 80}
 """Chat templates that add a long preamble of their own, by a part of the model's name."""
+_MOST_GROWTH = 8.0
+"""A report further above the bound than this says nothing about the tokenizer."""
 _NOT_TEXT = 3_000
 """Tokens allowed for an image or another block that is not text."""
 
@@ -109,7 +113,7 @@ def learn(
 ) -> Calibration:
     """Correct the calibration by what the provider reported. base: this was a draft prompt."""
     upper = _upper(of, exact, _family(family))
-    growth = max(known["growth"], reported / upper)
+    growth = min(_MOST_GROWTH, max(known["growth"], reported / upper))
     if base:
         return Calibration(growth=growth, shape=of, tokens=reported)
     return Calibration(growth=growth, shape=known["shape"], tokens=known["tokens"])
@@ -152,9 +156,9 @@ def _family(name: str) -> int:
 
 def _upper(of: Shape, exact: bool, preamble: int) -> float:
     *kinds, size, messages, blocks = of
-    template = (_PER_PROMPT + preamble if messages else 0) + _PER_MESSAGE * messages
     if exact:
-        return kinds[0] + template + _NOT_TEXT * blocks
+        return kinds[0] + (_OPENAI_PROMPT + _OPENAI_MESSAGE * messages) + _NOT_TEXT * blocks
+    template = (_PER_PROMPT + preamble if messages else 0) + _PER_MESSAGE * messages
     mean = sum(n * w for n, (_, w, _) in zip(kinds, _KINDS, strict=True))
     between = sum((n * sd) ** 2 for n, (_, _, sd) in zip(kinds, _KINDS, strict=True))
     text = mean + 3 * math.sqrt(between + 2 * mean + 0.003 * mean * mean)

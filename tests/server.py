@@ -1,0 +1,257 @@
+"""An OpenAI-compatible endpoint that behaves as badly as it is told to, and counts what it serves.
+
+It is the fake at the wire: everything of ours, and the provider's client, is real. Each request
+gets a `Reply` from the script; the books (`server.calls`) say what was truly served.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from langchain_openai import ChatOpenAI
+
+WORD = "word "
+
+
+@dataclass
+class Reply:
+    """text: what the model would say, or None to fill any limit. finish: None to derive it.
+
+    usage: "true", "none" (omitted), or a dict that is sent in its place. reasoning: billed tokens
+    spent before the text. ignore_limit: serve the text, or for ever, whatever the limit says.
+    error: an HTTP status; "drop" (close before any byte), "break" (close in mid-stream), "junk"
+    (bytes that are no JSON), "hang" (silence). pace: seconds a token takes. piece: words a chunk.
+    """
+
+    text: str | None = "fine"
+    usage: str | dict[str, Any] = "true"
+    reasoning: int = 0
+    ignore_limit: bool = False
+    error: int | str | None = None
+    pace: float = 0.0
+    piece: int = 1
+
+
+@dataclass
+class Call:
+    """What a request asked for and what was served for it. reported: usage sent, (input, output)."""
+
+    request: dict[str, Any]
+    prompt: int
+    output: int = 0
+    reported: tuple[int, int] | None = None
+    closed_early: bool = False
+
+    @property
+    def served(self) -> int:
+        return self.prompt + self.output
+
+    @property
+    def limit(self) -> int | None:
+        return self.request.get("max_completion_tokens", self.request.get("max_tokens"))
+
+    @property
+    def text(self) -> str:
+        return "\n".join(_text(m["content"]) for m in self.request["messages"])
+
+
+Script = Callable[[dict[str, Any], int], Reply]
+
+
+@dataclass
+class Server:
+    url: str
+    script: Script = lambda request, i: Reply()
+    calls: list[Call] = field(default_factory=list)
+    idle: threading.Condition = field(default_factory=threading.Condition)
+    open: int = 0
+
+    @property
+    def served(self) -> int:
+        return sum(c.served for c in self.calls)
+
+    def settled(self) -> Server:
+        """Wait until no request is being served any more, then read the books."""
+        with self.idle:
+            assert self.idle.wait_for(lambda: self.open == 0, timeout=30)
+        return self
+
+    def model(self, **options: Any) -> ChatOpenAI:
+        return ChatOpenAI(model="scripted", base_url=self.url, api_key="none", **options)
+
+
+def prompt_tokens(messages: list[dict[str, Any]]) -> int:
+    """This endpoint's tokenizer: words, punctuation marks, digits; 4 more for each message."""
+    text = " ".join(_text(m["content"]) for m in messages)
+    return len(re.findall(r"[^\W\d_]+|\d|[^\w\s]|_", text)) + 4 * len(messages) + 3
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"\S+\s*|\s+", text)
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    return " ".join(block.get("text", "") for block in content or [])
+
+
+@contextmanager
+def serving() -> Iterator[Server]:
+    server: Server
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            with server.idle:
+                server.open += 1
+            try:
+                self._serve()
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+            finally:
+                with server.idle:
+                    server.open -= 1
+                    server.idle.notify_all()
+
+        def _serve(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            request = json.loads(body)
+            with server.idle:
+                call = Call(request, prompt_tokens(request["messages"]))
+                index = len(server.calls)
+                server.calls.append(call)
+            reply = server.script(request, index)
+            if isinstance(reply.error, int):
+                call.prompt = 0
+                self._send(reply.error, {"error": {"message": "no: " + body.decode()}})
+            elif reply.error == "drop":
+                self._drop()
+            elif reply.error == "junk":
+                self._raw(200, b"<html>it is not JSON</html>", "application/json")
+            elif reply.error == "hang":
+                self._hang()
+            elif request.get("stream"):
+                self._stream(request, call, reply)
+            else:
+                raise AssertionError("metered calls stream")
+
+        def _stream(self, request: dict[str, Any], call: Call, reply: Reply) -> None:
+            limit = None if reply.ignore_limit else call.limit
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.send_header("connection", "close")
+            self.end_headers()
+            self.close_connection = True
+            call.output = min(reply.reasoning, limit) if limit is not None else reply.reasoning
+            source = _endless() if reply.text is None else iter(words(reply.text))
+            finish, piece = "stop", []
+            try:
+                for word in source:
+                    if limit is not None and call.output >= limit:
+                        finish = "length"
+                        break
+                    call.output += 1
+                    piece.append(word)
+                    if reply.pace:
+                        time.sleep(reply.pace)
+                    if len(piece) >= reply.piece:
+                        self._event(_delta("".join(piece)))
+                        piece = []
+                    if reply.error == "break" and call.output >= 5:
+                        return self._drop()
+                if piece:
+                    self._event(_delta("".join(piece)))
+                if reply.error == "break":
+                    return self._drop()
+                self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})
+                if (request.get("stream_options") or {}).get("include_usage"):
+                    self._usage(call, reply)
+                self.wfile.write(b"data: [DONE]\n\n")
+            except (BrokenPipeError, ConnectionResetError):
+                call.closed_early = True
+                raise
+
+        def _usage(self, call: Call, reply: Reply) -> None:
+            if reply.usage == "none":
+                return
+            usage: dict[str, Any] = {
+                "prompt_tokens": call.prompt,
+                "completion_tokens": call.output,
+                "total_tokens": call.served,
+                "completion_tokens_details": {"reasoning_tokens": reply.reasoning},
+            }
+            if isinstance(reply.usage, dict):
+                usage = reply.usage
+            else:
+                call.reported = (call.prompt, call.output)
+            self._event({"choices": [], "usage": usage})
+
+        def _event(self, payload: dict[str, Any]) -> None:
+            base = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "scripted"}
+            self.wfile.write(b"data: " + json.dumps(base | payload).encode() + b"\n\n")
+
+        def _send(self, status: int, payload: dict[str, Any]) -> None:
+            self._raw(status, json.dumps(payload).encode(), "application/json")
+
+        def _raw(self, status: int, body: bytes, kind: str) -> None:
+            self.send_response(status)
+            self.send_header("content-type", kind)
+            self.send_header("content-length", str(len(body)))
+            self.send_header("retry-after", "0")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def _drop(self) -> None:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+        def _hang(self) -> None:
+            """Say nothing until the client goes away."""
+            self.connection.settimeout(20)
+            self.close_connection = True
+            try:
+                self.connection.recv(1)
+            except OSError:
+                pass
+
+    class HTTPServer(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 128
+
+        def handle_error(self, *args: Any) -> None:
+            pass
+
+    http = HTTPServer(("127.0.0.1", 0), Handler)
+    server = Server(f"http://127.0.0.1:{http.server_port}/v1")
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield server
+    finally:
+        http.shutdown()
+        thread.join()
+        http.server_close()
+
+
+def _endless() -> Iterator[str]:
+    while True:
+        yield WORD
+
+
+def _delta(text: str) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": {"role": "assistant", "content": text}}]}

@@ -1,0 +1,229 @@
+"""P1, P5: the gate holds every call to its reservation and books what the provider bills."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+
+from anytime_graph import Budget, NoAnswer, create_anytime_graph
+from tests.server import Reply, Server
+
+QUESTION = {"messages": [("user", "Tell me all about rivers.")]}
+
+
+def run(server: Server, budget: Budget, sync: bool = True, **options: Any) -> dict[str, Any]:
+    model = options.pop("model", None) or server.model()
+    app = create_anytime_graph(model, budget=budget, **options).compile()
+    return app.invoke(QUESTION) if sync else asyncio.run(app.ainvoke(QUESTION))
+
+
+def filling(**reply: Any) -> Any:
+    return lambda request, i: Reply(text=None, **reply)
+
+
+both = pytest.mark.parametrize("sync", [True, False], ids=["sync", "async"])
+
+
+@both
+@pytest.mark.parametrize("strategy", ["single", "best_of_n", "pdp", "self_refine"])
+@pytest.mark.parametrize("tokens", [100, 1_000, 10_000])
+def test_a_server_that_fills_any_limit_serves_no_more_than_the_budget(
+    server: Server, tokens: int, strategy: str, sync: bool
+) -> None:
+    server.script = filling()
+    out = run(server, Budget(tokens=tokens), sync, strategy=strategy)
+    assert server.served <= tokens
+    if (strategy, tokens) != ("self_refine", 100):  # 100 tokens pay for a draft, not for its review
+        assert server.served >= 0.8 * tokens
+    assert out["spent"]["tokens"] == server.served
+    assert out["spent"]["calls"] == len(server.calls)
+    assert out["best"]["answer"]
+
+
+@both
+def test_parallel_drafts_are_neither_over_nor_starved(server: Server, sync: bool) -> None:
+    from functools import partial
+
+    from anytime_graph.strategies import best_of_n
+
+    server.script = filling()
+    strategy = partial(best_of_n, n=8)
+    run(server, Budget(tokens=1_000), sync, strategy=strategy, scorer=lambda q, a: 0.5)
+    assert len(server.calls) >= 8
+    assert 800 <= server.served <= 1_000
+
+
+@both
+@pytest.mark.parametrize("piece", [1, 3, 10])
+def test_a_stream_without_end_is_cut_and_charged_in_full(
+    server: Server, sync: bool, piece: int
+) -> None:
+    server.script = filling(ignore_limit=True, pace=0.0005, piece=piece)
+    out = run(server, Budget(tokens=500), sync, strategy="single")
+    assert server.settled().served <= 500 + 32
+    assert server.calls[0].closed_early
+    assert out["spent"]["tokens"] >= server.served
+    assert any("ignored the limit" in e for e in out["errors"])
+
+
+LIES: dict[str, Any] = {
+    "omitted": "none",
+    "zero": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+    "null": {"prompt_tokens": None, "completion_tokens": None, "total_tokens": None},
+    "empty": {},
+    "negative": {"prompt_tokens": -50, "completion_tokens": -900, "total_tokens": -950},
+    "text": {"prompt_tokens": "many", "completion_tokens": "few", "total_tokens": "some"},
+    "huge": {"prompt_tokens": 10**12, "completion_tokens": 10**12, "total_tokens": 2 * 10**12},
+}
+
+
+@both
+@pytest.mark.filterwarnings("ignore:Pydantic serializer")
+@pytest.mark.parametrize("lie", LIES)
+def test_lies_about_usage_never_lower_the_books(server: Server, lie: str, sync: bool) -> None:
+    server.script = lambda request, i: Reply(text="the river runs to the sea " * 6, usage=LIES[lie])
+    out = run(server, Budget(tokens=2_000), sync, strategy="best_of_n", scorer=lambda q, a: 0.5)
+    assert out["spent"]["tokens"] >= server.served
+    assert server.served <= 2_000
+    assert out["best"]["answer"].startswith("the river")
+    assert out["stop_reason"] == "tokens"
+    assert any("usage" in e or "reported" in e for e in out["errors"])
+
+
+@both
+def test_a_stream_in_flight_is_cut_when_time_is_up_and_still_searched(
+    server: Server, sync: bool
+) -> None:
+    text = "think <answer>42</answer> " + "and on " * 100_000
+    server.script = lambda request, i: Reply(text=text, pace=0.005, ignore_limit=True)
+    began = time.monotonic()
+    out = run(server, Budget(seconds=1.0), sync, strategy="single")
+    assert time.monotonic() - began < 5
+    assert out["best"]["answer"] == "42"
+    assert out["spent"]["seconds"] <= 1.2
+    server.settled()
+
+
+@both
+def test_a_silent_server_cannot_hold_a_run_past_its_time(server: Server, sync: bool) -> None:
+    server.script = lambda request, i: Reply() if i < 1 else Reply(error="hang")
+    began = time.monotonic()
+    out = run(server, Budget(seconds=0.6), sync, strategy="best_of_n", scorer=lambda q, a: 0.5)
+    assert time.monotonic() - began < 5
+    assert out["best"]["answer"] == "fine"
+    assert out["stop_reason"] == "seconds"
+
+
+@both
+@pytest.mark.parametrize(
+    "budget",
+    [
+        Budget(output_tokens=300),
+        Budget(calls=3),
+        Budget(tokens=4_000, calls=2),
+        Budget(tokens=900, output_tokens=5_000, seconds=30.0),
+    ],
+    ids=str,
+)
+def test_every_dimension_holds(server: Server, budget: Budget, sync: bool) -> None:
+    server.script = lambda request, i: Reply(text="a river " * 40)
+    out = run(server, budget, sync, scorer=lambda q, a: 0.5)
+    spent = out["spent"]
+    assert all(spent[d] <= most for d, most in budget.limits().items())
+    assert spent["output_tokens"] == sum(c.output for c in server.calls)
+    assert spent["calls"] == len(server.calls)
+    assert out["stop_reason"] in budget.limits()
+
+
+def test_retries_are_the_graphs_own_and_each_is_metered(server: Server) -> None:
+    server.script = lambda request, i: Reply(error=500) if i == 0 else Reply()
+    model = server.model(max_retries=5)
+    out = run(server, Budget(tokens=2_000, calls=2), model=model, scorer=lambda q, a: 0.5)
+    assert len(server.calls) == out["spent"]["calls"] == 2
+
+
+@pytest.mark.filterwarnings("ignore:Parameters")
+def test_caps_that_the_user_has_bound_elsewhere_do_not_loosen_ours(server: Server) -> None:
+    server.script = filling()
+    loose = {"max_tokens": 50_000, "max_completion_tokens": 50_000}
+    for model in (
+        server.model(model_kwargs={"max_completion_tokens": 50_000}),
+        server.model(extra_body=loose),
+        server.model(n=4),
+        server.model().bind(**loose),
+        server.model().bind(stop=["@@"]).with_config(tags=["x"]),
+    ):
+        server.calls.clear()
+        run(server, Budget(tokens=400), model=model, strategy="single")
+        assert server.served <= 400
+        assert all(c.request.get("n") in (None, 1) for c in server.calls)
+
+
+def test_the_users_own_cap_is_kept(server: Server) -> None:
+    server.script = filling()
+    run(server, Budget(tokens=1_000), model=server.model(max_tokens=30), scorer=lambda q, a: 0.5)
+    assert {c.limit for c in server.calls} <= set(range(31))
+
+
+def test_bound_tools_count_in_the_prompt(server: Server) -> None:
+    def look_up(place: str) -> str:
+        """Look up the length of a river in the great gazetteer of all the rivers of the world."""
+        return place
+
+    server.script = lambda request, i: Reply()
+    model = server.model().bind_tools([look_up])
+    with_tools = run(server, Budget(calls=1), model=model, strategy="single")
+    without = run(server, Budget(calls=1), strategy="single")
+    assert server.calls[0].request["tools"]
+    assert with_tools["best"]["answer"] == without["best"]["answer"] == "fine"
+    with pytest.raises(ValueError, match="cannot pay") as small:
+        run(server, Budget(tokens=1), model=model)
+    with pytest.raises(ValueError, match="cannot pay") as smaller:
+        run(server, Budget(tokens=1))
+    assert small.value.least.tokens > smaller.value.least.tokens + 30
+
+
+@both
+def test_a_starved_call_is_charged_and_the_next_gets_more_room(server: Server, sync: bool) -> None:
+    """Reasoning uses up the cap and no text comes, until there is room for both."""
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        return Reply(text="<answer>deep</answer>", reasoning=500)
+
+    server.script = script
+    out = run(server, Budget(tokens=4_000), sync)
+    assert out["best"]["answer"] == "deep"
+    assert out["spent"]["tokens"] == server.served <= 4_000
+    assert any("starved" in e for e in out["errors"])
+    starved = [c.limit for c in server.calls if c.output == c.limit]
+    fed = [c.limit for c in server.calls if c.output < c.limit]
+    assert max(starved) < min(fed)
+
+
+def test_a_model_that_nothing_can_hold_is_refused_at_construction() -> None:
+    class Unbounded(BaseChatModel):
+        def _generate(self, messages: Any, *args: Any, **kwargs: Any) -> ChatResult:
+            return ChatResult(generations=[ChatGeneration(message=AIMessage("x"))])
+
+        @property
+        def _llm_type(self) -> str:
+            return "unbounded"
+
+    with pytest.raises(ValueError, match="model=Unbounded"):
+        create_anytime_graph(Unbounded())
+
+
+def test_errors_hold_neither_prompt_nor_key(server: Server) -> None:
+    """The server echoes the whole request in its refusal."""
+    server.script = lambda request, i: Reply(error=400)
+    with pytest.raises(NoAnswer) as failure:
+        run(server, Budget(tokens=4_000))
+    assert "rivers" not in str(failure.value)
+    assert "HTTP 400" in str(failure.value)
+    assert failure.value.spent["tokens"] > 0

@@ -1,0 +1,142 @@
+"""P1, P2, P3, P5, P7, P8 over random models, budgets and strategies."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import zlib
+from typing import Any
+
+import pytest
+from hypothesis import given, note
+from hypothesis import strategies as st
+
+from anytime_graph import Budget, BudgetTooSmall, NoAnswer, Prices, Score, create_anytime_graph
+from anytime_graph.strategies import STRATEGIES
+from tests.server import Reply, Server, serving
+
+PRICES = Prices(input=2.0, output=8.0, cached_input=0.5)
+
+replies = st.builds(
+    Reply,
+    text=st.one_of(
+        st.none(),
+        st.just(""),
+        st.integers(1, 120).map(lambda n: "some words " * n),
+        st.integers(0, 9).map(lambda n: f"so <answer>{n}</answer> it is"),
+        st.sampled_from(["first\nVerdict: A", "Verdict: B", "even\nVerdict: tie", "?!", "Verdict: good"]),
+    ),
+    usage=st.sampled_from(["true"] * 6 + ["none", {"prompt_tokens": -1, "completion_tokens": 0}]),
+    reasoning=st.sampled_from([0, 0, 0, 20, 400]),
+    error=st.sampled_from([None] * 8 + [400, 429, 500, "drop", "break", "junk"]),
+    piece=st.sampled_from([1, 1, 4]),
+)
+scripts = st.lists(replies, min_size=1, max_size=12)
+budgets = st.one_of(
+    st.builds(Budget, tokens=st.integers(0, 6_000)),
+    st.builds(Budget, output_tokens=st.integers(0, 1_500)),
+    st.builds(Budget, usd=st.floats(0, 0.02)),
+    st.builds(Budget, calls=st.integers(0, 12)),
+    st.builds(
+        Budget,
+        tokens=st.integers(50, 5_000),
+        calls=st.integers(1, 12),
+        usd=st.floats(0.0005, 0.02),
+        seconds=st.just(60.0),
+    ),
+)
+scorers = st.sampled_from(["judge", "vote", "random", "broken", None])
+
+
+def follow(script: list[Reply]) -> Any:
+    """Replies by the call's place in the run, which its seed tells, so that the order in which
+    siblings arrive does not matter. Without a limit an endless text ends."""
+
+    def reply(request: dict[str, Any], i: int) -> Reply:
+        chosen = script[request["seed"] % len(script)]
+        if chosen.text is None and request.get("max_completion_tokens") is None:
+            return Reply(text="enough " * 50)
+        return chosen
+
+    return reply
+
+
+def scored(kind: str | None, seen: list[float]) -> Any:
+    if kind not in ("random", "broken"):
+        return kind
+
+    def score(question: str, answer: str) -> Any:
+        value = zlib.crc32(answer.encode()) % 100 / 101
+        if kind == "broken" and value < 0.5:
+            return random.Random(value).choice([float("nan"), "rubbish", None, 7, 1 / 0 if value > 0.25 else -1])
+        seen.append(value)
+        return Score(value, "do better") if value > 0.7 else value
+
+    return score
+
+
+def outcome(server: Server, sync: bool, budget: Budget, strategy: str, kind: Any, script: list[Reply]) -> Any:
+    seen: list[float] = []
+    server.calls.clear()
+    server.script = follow(script)
+    app = create_anytime_graph(
+        server.model(seed=0),
+        budget=budget,
+        strategy=strategy,
+        scorer=scored(kind, seen),
+        prices=PRICES,
+    ).compile()
+    question = {"messages": [("user", "Why do rivers bend?")]}
+    try:
+        out = app.invoke(question) if sync else asyncio.run(app.ainvoke(question))
+    except BudgetTooSmall as refusal:
+        assert not server.settled().calls
+        return ("too small", str(refusal))
+    except NoAnswer as failure:
+        server.settled()
+        spent, best = failure.spent, None
+    else:
+        server.settled()
+        spent, best = out["spent"], out["best"]
+        assert out["messages"][-1].text == best["answer"]
+        assert out["stop_reason"]
+    served = sum(c.prompt + c.output for c in server.calls)
+    cost = sum(PRICES.usd(c.prompt, c.output) for c in server.calls)
+    for dimension, true, slack in (  # P1
+        ("tokens", served, 0),
+        ("output_tokens", sum(c.output for c in server.calls), 0),
+        ("usd", cost, 1e-9),
+        ("calls", len(server.calls), 0),
+    ):
+        limit = budget.limits().get(dimension)
+        note(f"{dimension}: {true} of {limit}, booked {spent[dimension]}")
+        assert limit is None or true <= limit + slack
+        assert limit is None or spent[dimension] <= limit + slack
+    assert spent["calls"] == len(server.calls)  # P5
+    if all(c.reported for c in server.calls):
+        assert spent["tokens"] == served
+        assert spent["usd"] == pytest.approx(cost)
+    if budget.tokens is not None or budget.usd is not None:
+        assert spent["tokens"] >= served
+    texts = [c for c in server.calls if c.output and c.reported]
+    if best is None:  # P2
+        assert not any(_said(server, c) for c in texts)
+    elif kind in ("random", "broken") and seen:  # P3
+        assert best["score"] == max(seen)
+    return (best["answer"] if best else None, spent | {"seconds": 0})
+
+
+def _said(server: Server, call: Any) -> bool:
+    reply = server.script(call.request, 0)
+    visible = call.output - min(reply.reasoning, call.output)
+    return reply.error is None and visible > 0 and reply.text != ""
+
+
+@given(budget=budgets, strategy=st.sampled_from(sorted(STRATEGIES)), kind=scorers, script=scripts)
+def test_promises_hold_and_sync_equals_async(
+    budget: Budget, strategy: str, kind: Any, script: list[Reply]
+) -> None:
+    with serving() as server:
+        first = outcome(server, True, budget, strategy, kind, script)
+        second = outcome(server, False, budget, strategy, kind, script)
+    assert first == second
