@@ -2,6 +2,7 @@
 
 from anytime_graph.budget import Budget, BudgetTooSmall, NoAnswer, Prices
 from anytime_graph.graph import Context, create_anytime_graph
+from anytime_graph.interrupt import interruptible
 from anytime_graph.scoring import Constraints, Score
 from anytime_graph.strategies import Critique, Draft, Move, Refine, Stop, View
 
@@ -20,4 +21,5 @@ __all__ = [
     "Stop",
     "View",
     "create_anytime_graph",
+    "interruptible",
 ]

@@ -215,7 +215,8 @@ class _Slicer:
             bound = gate.bound(shape, state["calibration"], within)
             room = gate.room(slice_, bound)
             enough = least_room if gate.ceiling is None else min(least_room, gate.ceiling)
-            if room is not None and room < (max(enough, GOOD_ROOM if detail else 0)):
+            wanted = {1.0: max(enough, bound), 0.0: enough}.get(detail, max(enough, GOOD_ROOM))
+            if room is not None and room < wanted:
                 continue
             prompt = build(room)
             return Task(

@@ -142,7 +142,7 @@ def _opening(
 ) -> list[AnyMessage]:
     own = [protocol.instructions()] if detail or protocol.schema else []
     if shown and pairs and detail:
-        own.append(_pairs(pairs[: max(1, round(3 * detail))], shown, int(800 * detail)))
+        own.append(_pairs(pairs[: max(1, round(2 * detail))], shown, int(400 * detail)))
     head, *rest = _listed(conversation)
     if head.type == "system":
         own.insert(0, head.text)
@@ -159,7 +159,7 @@ def _pairs(pairs: Sequence[Pair], shown: Shown, length: int) -> str:
         if shown == "both":
             parts += [
                 ("WORSE", clip(pair["rejected"], length)),
-                ("WHY", clip(pair["why"], 300)),
+                ("WHY", clip(pair["why"], 200)),
             ]
         lines.append(fenced(parts))
     return "\n".join(lines)

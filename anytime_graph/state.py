@@ -225,10 +225,8 @@ def fold(state: State, width: int, decides: Decides, learn: Callable[..., Calibr
         best, candidates = _concluded(best, candidates)
     if best is not None:
         best = next(c for c in [*candidates, best] if c["id"] == best["id"])
-    curve = state["curve"]
-    if best is not None and (not curve or curve[-1]["candidate"] != best["id"]):
-        point = Point(candidate=best["id"], score=best["score"], spent=best["spent"])
-        curve = _thin([*curve, point])
+    arrived = [c for c in candidates if c["id"] >= state["ordinal"]] if decides == "scorer" else []
+    curve = _risen(state["curve"], [*arrived, *([best] if best else [])])
     concluded = [o["move"]["conclude"] for o in outcomes if o["move"].get("conclude") is not None]
     refused = [o for o in outcomes if o["failed"]]
     fruitless = all(o["failed"] and "candidate" not in o for o in outcomes)
@@ -398,7 +396,12 @@ def _trimmed(
     return sorted(sorted(candidates, key=worth, reverse=True)[:width], key=lambda c: c["id"])
 
 
-def _thin(curve: list[Point]) -> list[Point]:
+def _risen(curve: list[Point], incumbents: Sequence[Candidate]) -> list[Point]:
+    """The curve with a point for each new incumbent, thinned in the middle if it grows long."""
+    for c in incumbents:
+        risen = not curve or (c["score"] or 0.0) > (curve[-1]["score"] or 0.0) or c["score"] is None
+        if risen and (not curve or curve[-1]["candidate"] != c["id"]):
+            curve = [*curve, Point(candidate=c["id"], score=c["score"], spent=c["spent"])]
     return curve if len(curve) <= _KEPT else [*curve[: _KEPT // 2], *curve[_KEPT // 2 + 1 :]]
 
 

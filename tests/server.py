@@ -213,7 +213,9 @@ def serving() -> Iterator[Server]:
             self.send_header("content-type", kind)
             self.send_header("content-length", str(len(body)))
             self.send_header("retry-after", "0")
+            self.send_header("connection", "close")
             self.end_headers()
+            self.close_connection = True
             self.wfile.write(body)
 
         def _drop(self) -> None:

@@ -1,0 +1,162 @@
+"""The prompt bound: never below what the provider reports, and not far above it."""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_openai import ChatOpenAI
+
+from anytime_graph import tokens
+from anytime_graph.local import embedded_file, local_model
+
+PROSE = (
+    "The river rose in the night and by morning the lower field lay under a sheet of brown water. "
+    "Nobody in the village had seen it come so quickly, although the old ferryman claimed that he "
+    "had smelled it. We carried the chairs upstairs, counted the hens twice, and waited. "
+    "Budget-aware reasoning asks what a further token is worth; an anytime algorithm can be "
+    "interrupted whenever you like and still returns the best solution it has found so far. "
+)
+GERMAN = (
+    "Die Geschwindigkeit der Verarbeitung hängt wesentlich von der Größe des Arbeitsspeichers ab. "
+    "Während der Straßenbauarbeiten müssen Fußgänger die gegenüberliegende Seite benutzen. "
+    "Natürlich können wir morgen früh gemeinsam frühstücken, wenn es euch passt. "
+)
+CHINESE = (
+    "今天天气很好，我们去公园散步。人工智能正在改变世界的生产方式。如果预算用完了，程序必须返回最好的答案。"
+    "这家餐厅的招牌菜是红烧肉和清蒸鱼。火车将于下午三点十五分到达上海虹桥站。"
+)
+EMOJI = "😀😂🥳🎉🚀❤️🔥👍🏽👨‍👩‍👧🌍✨💡📈🍕🐍 "
+
+
+def texts(n: int, seed: int) -> Iterator[tuple[str, str]]:
+    """Prompts of seven kinds and many lengths, from this repository and from chance."""
+    chance = random.Random(seed)
+    code = "\n".join(p.read_text() for p in sorted(Path(tokens.__file__).parent.glob("*.py")))
+    for i in range(n):
+        kind = ("prose", "digits", "code", "json", "german", "chinese", "emoji")[i % 7]
+        size = int(30 * 60 ** chance.random())
+        source = {
+            "prose": PROSE * 8,
+            "digits": chance.choice(["", " ", ", ", "\n"]).join(
+                str(chance.randrange(10 ** chance.randrange(1, 12))) for _ in range(400)
+            ),
+            "code": code,
+            "json": json.dumps(
+                [{"id": chance.randrange(10**9), "price": chance.random(), "sku": f"{chance.getrandbits(64):x}"} for _ in range(60)],
+                indent=chance.choice([None, 2]),
+            ),
+            "german": GERMAN * 12,
+            "chinese": CHINESE * 12,
+            "emoji": "".join(chance.choices(EMOJI, k=600)),
+        }[kind]
+        start = chance.randrange(max(1, len(source) - size))
+        yield kind, source[start : start + size].strip() or "x"
+
+
+@pytest.fixture(scope="module")
+def model() -> ChatOpenAI:
+    assert embedded_file(), "the set-up installs the embedded model"
+    return local_model(temperature=0, max_tokens=1)
+
+
+def reported(model: ChatOpenAI, prompt: list[BaseMessage]) -> int:
+    usage = model.invoke(prompt).usage_metadata
+    assert usage is not None
+    return usage["input_tokens"]
+
+
+def counted(model: ChatOpenAI, prompt: list[BaseMessage]) -> int:
+    """The same number from the model server's own template and tokenizer, without running it."""
+    address = str(model.openai_api_base).removesuffix("/v1")
+    roles = {"human": "user", "ai": "assistant", "system": "system"}
+    messages = [{"role": roles[m.type], "content": m.content} for m in prompt]
+    templated = httpx.post(f"{address}/apply-template", json={"messages": messages}).json()
+    body = {"content": templated["prompt"], "add_special": True, "parse_special": True}
+    return len(httpx.post(f"{address}/tokenize", json=body).json()["tokens"])
+
+
+def test_bound_holds_on_the_real_model_before_and_after_calibration(model: ChatOpenAI) -> None:
+    ratios, known = [], tokens.uncalibrated()
+    for i, (kind, text) in enumerate(texts(300, seed=1)):
+        prompt: list[BaseMessage] = [HumanMessage(text)]
+        if i % 3 == 1:
+            prompt.insert(0, SystemMessage("Think step by step."))
+        if i % 3 == 2:
+            prompt += [AIMessage("I see."), HumanMessage("Go on.")]
+        shape, true = tokens.shape(prompt), counted(model, prompt)
+        if i % 15 == 0:
+            assert true == reported(model, prompt)
+        assert true <= tokens.bound(shape, tokens.uncalibrated()), (kind, text)
+        assert true <= tokens.bound(shape, known), (kind, text)
+        if i:
+            ratios.append(tokens.bound(shape, known) / true)
+        known = tokens.learn(known, shape, true)
+    assert statistics.mean(ratios) <= 1.35
+
+
+def test_bound_is_exact_for_a_prompt_seen_before_and_tight_for_one_that_contains_it(
+    model: ChatOpenAI,
+) -> None:
+    for _, text in texts(100, seed=2):
+        prompt: list[BaseMessage] = [HumanMessage(text)]
+        shape, true = tokens.shape(prompt), counted(model, prompt)
+        known = tokens.learn(tokens.uncalibrated(), shape, true, base=True)
+        assert tokens.bound(shape, known, within=True) == true
+        longer = [*prompt, AIMessage(PROSE[:200]), HumanMessage("Improve on it, please.")]
+        bound = tokens.bound(tokens.shape(longer), known, within=True)
+        assert counted(model, longer) <= bound <= true + 110
+
+
+def test_a_report_above_the_bound_raises_the_next_bounds() -> None:
+    shape = tokens.shape([HumanMessage(PROSE)])
+    first = tokens.bound(shape, tokens.uncalibrated())
+    known = tokens.learn(tokens.uncalibrated(), shape, 2 * first)
+    assert tokens.bound(shape, known) >= 2 * first
+
+
+@given(st.text(max_size=400))
+def test_bounds_are_ordered_and_bytes_are_the_ceiling(text: str) -> None:
+    size = len(text.encode(errors="replace"))
+    assert 0 <= tokens.upper(text) <= max(1, size)
+    empty = tokens.bound(tokens.shape([HumanMessage("")]), tokens.uncalibrated())
+    full = tokens.bound(tokens.shape([HumanMessage(text)]), tokens.uncalibrated())
+    assert empty <= full <= empty + size + 1
+
+
+def test_tiktoken_counts_where_it_has_a_vocabulary_and_is_done_without_where_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import base64
+
+    import tiktoken
+    import tiktoken.load
+    import tiktoken_ext.openai_public as public
+
+    # The real loading path, over a small vocabulary in a file: one token for each byte.
+    for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy"):
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    assert tokens.openai_counter("gpt-4") is None
+    assert tokens.openai_counter("no-such-model") is None
+
+    lines = b"\n".join(base64.b64encode(bytes([b])) + b" %d" % b for b in range(256))
+    file = tmp_path / "bytes.tiktoken"
+    file.write_bytes(lines)
+    loaded = tiktoken.load.load_tiktoken_bpe
+    monkeypatch.setattr(public, "load_tiktoken_bpe", lambda url, expected_hash=None: loaded(str(file)))
+    count = tokens.openai_counter("gpt-4")
+    assert count is not None
+    assert count("abc<|endoftext|>") == len("abc<|endoftext|>")
+    shape = tokens.shape([HumanMessage("abcdef")], count=count)
+    assert tokens.bound(shape, tokens.uncalibrated(), exact=True) == 6 + 4 + 7
