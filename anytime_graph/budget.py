@@ -147,7 +147,9 @@ class Prices:
         for f in fields(self):
             value = getattr(self, f.name)
             if value is not None and not (isinstance(value, int | float) and 0 <= value < 1e9):
-                raise ValueError(f"prices.{f.name}={value!r}: dollars per million tokens, 0 or more")
+                raise ValueError(
+                    f"prices.{f.name}={value!r}: dollars per million tokens, 0 or more"
+                )
 
     def usd(self, input_tokens: float, output_tokens: float, cached_tokens: float = 0) -> float:
         cached = self.input if self.cached_input is None else self.cached_input

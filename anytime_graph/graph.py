@@ -1,7 +1,7 @@
 """The graph: a hub that folds and plans, spokes that each make one metered call.
 
-    START -> budget -.-> draft x k | critique x k | refine x k | finish -> END
-    draft, critique, refine -> budget
+START -> budget -.-> draft x k | critique x k | refine x k | finish -> END
+draft, critique, refine -> budget
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ def create_anytime_graph(
     if budget is not None:
         budget = as_budget(budget)
     default: Decides = "vote" if strategy == "self_consistency" else "judge"
-    decides: Decides = default if scorer is None else scorer if isinstance(scorer, str) else "scorer"  # type: ignore[assignment]
+    decides: Decides = (
+        default if scorer is None else scorer if isinstance(scorer, str) else "scorer"
+    )
     question_asked = asked(answer)
     rules = resolve_strategy(strategy)
     chat_model = resolve_model(model)
@@ -180,7 +182,7 @@ class _Run:
             planned = f"strategy: {describe(error)}"
         if not isinstance(planned, str):
             return [Send(task["move"]["kind"], task) for task in planned]
-        final = {k: state[k] for k in ("best", "answer_id", "run_id", "question_id")}  # type: ignore[literal-required]
+        final = {k: state[k] for k in ("best", "answer_id", "run_id", "question_id")}
         if all(m.id != state["answer_id"] for m in state["messages"]):
             final["answer_id"] = None
         return [Send("finish", {**final, "stop_reason": planned})]
@@ -210,7 +212,9 @@ class _Run:
             outcome = self._absorbed(task, reply)
             if (scorer := self.setup.scorer) and "candidate" in outcome:
                 try:
-                    _rate(outcome, await _averdict(scorer, task["question"], self._subject(outcome)))
+                    _rate(
+                        outcome, await _averdict(scorer, task["question"], self._subject(outcome))
+                    )
                 except Exception as error:
                     _unrated(outcome, error)
         return self._returned(task, outcome)
@@ -282,7 +286,7 @@ class _Run:
 
 
 def _context() -> Context:
-    return cast(Context, get_runtime(Context).context or {})
+    return get_runtime(Context).context or {}
 
 
 def _stop() -> Stop | None:
@@ -314,14 +318,14 @@ def _announce(event: Improvement | None) -> None:
 
 def _verdict(scorer: Scorer, question: str, subject: Any) -> Verdict:
     verdict = scorer(question, subject)
-    return _waited(verdict) if inspect.isawaitable(verdict) else cast(Verdict, verdict)
+    return _waited(verdict) if inspect.isawaitable(verdict) else verdict
 
 
 async def _averdict(scorer: Scorer, question: str, subject: Any) -> Verdict:
     if is_async(scorer):
         return await cast(Awaitable[Verdict], scorer(question, subject))
     verdict = await asyncio.to_thread(scorer, question, subject)
-    return await verdict if inspect.isawaitable(verdict) else cast(Verdict, verdict)
+    return await verdict if inspect.isawaitable(verdict) else verdict
 
 
 def _waited(verdict: Awaitable[Verdict]) -> Verdict:
@@ -348,7 +352,11 @@ def _waited(verdict: Awaitable[Verdict]) -> Verdict:
 
 def _rate(outcome: Outcome, verdict: Verdict) -> None:
     score = as_score(verdict)
-    candidate: Candidate = {**outcome["candidate"], "score": score.value, "feedback": score.feedback}
+    candidate: Candidate = {
+        **outcome["candidate"],
+        "score": score.value,
+        "feedback": score.feedback,
+    }
     outcome["candidate"] = candidate
 
 

@@ -37,10 +37,13 @@ def local_model(path: str | Path | None = None, **options: Any) -> ChatOpenAI:
     if not file.is_file():
         raise FileNotFoundError(f"local:{path}: there is no such file")
     from langchain_openai import ChatOpenAI
+    from pydantic import SecretStr
 
     settings: dict[str, Any] = {"temperature": 0.8, **options}
     address = _server(file.resolve()).listening_address
-    return ChatOpenAI(model="local", base_url=f"{address}/v1", api_key="none", **settings)
+    return ChatOpenAI(
+        model="local", base_url=f"{address}/v1", api_key=SecretStr("none"), **settings
+    )
 
 
 @functools.lru_cache(maxsize=8)

@@ -24,7 +24,7 @@ from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableBinding, RunnableConfig
 
 from anytime_graph import tokens
-from anytime_graph.budget import Limits, Prices, Spend, nothing, output_room
+from anytime_graph.budget import Prices, Spend, nothing
 from anytime_graph.state import Task
 
 log = logging.getLogger(__name__)
@@ -76,12 +76,9 @@ class Gate:
         exact = self.count is not None
         return tokens.learn(known, shape, reported, exact=exact, family=self.name, base=base)
 
-    def room(self, slice_: Limits, prompt_bound: int) -> int | None:
-        """The output cap for a call: what the slice pays for, within what the model can write."""
-        room = output_room(slice_, prompt_bound, self.prices)
-        if room is None or self.ceiling is None:
-            return self.ceiling if room is None else room
-        return min(room, self.ceiling)
+    def cap(self, paid: int | None) -> int | None:
+        """The output cap for a call: what is paid for, within what the model can write."""
+        return min((cap for cap in (paid, self.ceiling) if cap is not None), default=None)
 
 
 def gate(model: Any, prices: Prices | None) -> Gate:
@@ -108,7 +105,9 @@ def gate(model: Any, prices: Prices | None) -> Gate:
             f"({', '.join(CAP_FIELDS)}), so no budget can hold it"
         )
     caps = [kwargs.pop(key) for key in list(kwargs) if key in _CAP_KEYS]
-    own = [c for c in [*caps, getattr(model, cap_field or "", None)] if isinstance(c, int) and c > 0]
+    own = [
+        c for c in [*caps, getattr(model, cap_field or "", None)] if isinstance(c, int) and c > 0
+    ]
     profile = getattr(model, "profile", None) or {}
     if most := profile.get("max_output_tokens"):
         own.append(most)
@@ -296,7 +295,11 @@ class _Meter:
                 await close()
 
     def fail(self, error: Exception) -> None:
-        if self.finish is not None and self.cut is None and isinstance(error, TypeError | ValueError):
+        if (
+            self.finish is not None
+            and self.cut is None
+            and isinstance(error, TypeError | ValueError)
+        ):
             # The reply is whole; what follows it, the usage report, could not be read.
             self.usage_error = self.ended = True
         elif self.cut is None:
@@ -329,7 +332,9 @@ class _Meter:
         if self.pieces <= room and self.least <= room + _SLACK:
             return False
         text = "".join(self.text) + "".join(self.thought)
-        return tokens.upper(text) > room if self.pieces > room else tokens.least(text) > room + _SLACK
+        return (
+            tokens.upper(text) > room if self.pieces > room else tokens.least(text) > room + _SLACK
+        )
 
     def _add_usage(self, usage: Mapping[str, Any] | None) -> None:
         if not usage:
@@ -380,7 +385,9 @@ class _Meter:
             failed=self.failed,
             interrupted=self.interrupted,
             retry_after=self.retry_after,
-            errors=[f"{self.task['move']['kind']} {self.task['ordinal']}: {e}" for e in self.errors],
+            errors=[
+                f"{self.task['move']['kind']} {self.task['ordinal']}: {e}" for e in self.errors
+            ],
             started=self.started,
             ended_at=now,
         )

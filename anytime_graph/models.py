@@ -24,7 +24,9 @@ def resolve_model(model: Any) -> Any:
 
         return local_model(name or None)
     if not name:
-        raise ValueError(f"model={model!r}: 'local', 'local:FILE.gguf' or 'provider:name' is needed")
+        raise ValueError(
+            f"model={model!r}: 'local', 'local:FILE.gguf' or 'provider:name' is needed"
+        )
     if provider == "openai":
         from langchain_openai import ChatOpenAI
 

@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from anytime_graph.budget import DIMENSIONS, BudgetTooSmall, Limits, NoAnswer, left, share
+from anytime_graph import prompts
+from anytime_graph.budget import (
+    DIMENSIONS,
+    BudgetTooSmall,
+    Limits,
+    NoAnswer,
+    left,
+    output_room,
+    share,
+)
 from anytime_graph.metering import Gate
 from anytime_graph.nodes import critique, draft, refine
 from anytime_graph.nodes.answers import Asked
@@ -21,8 +30,6 @@ from anytime_graph.strategies import Critique, Draft, Move, Refine, Stop, Strate
 
 _RESERVE = 0.2
 """The largest part of what is left that is held back for a last call that forces an answer."""
-_TAIL = 70
-"""Tokens of cut reasoning that such a call shows at the least."""
 _PATIENCE = 3
 """Steps in a row that may fail as a whole before the run gives up."""
 _STEPS = 3
@@ -51,7 +58,9 @@ def plan(setup: Setup, state: State, stopped: bool) -> list[Task] | str:
     if isinstance(planned, str) and state["best"] is None:
         if state["ordinal"] == 0 and planned in DIMENSIONS:
             raise BudgetTooSmall(state["limits"], least(setup, state))
-        raise NoAnswer(state["errors"] or [f"stopped before the first reply ({planned})"], state["spent"])
+        raise NoAnswer(
+            state["errors"] or [f"stopped before the first reply ({planned})"], state["spent"]
+        )
     return planned
 
 
@@ -67,7 +76,10 @@ def least(setup: Setup, state: State) -> Limits:
         "calls": 1,
         "seconds": 0.001,
     }
-    return {d: max(amounts[d], limit) if limit >= amounts[d] else amounts[d] for d, limit in state["limits"].items()}
+    return {
+        d: max(amounts[d], limit) if limit >= amounts[d] else amounts[d]
+        for d, limit in state["limits"].items()
+    }
 
 
 def view(setup: Setup, state: State) -> View:
@@ -98,9 +110,9 @@ def _plan(setup: Setup, state: State, stopped: bool) -> list[Task] | str:
     if out := next((d for d in DIMENSIONS if d in rest and rest[d] <= 0), None):
         return out
     need = _last_call_need(setup, state)
-    if best is not None and any(rest[d] < 2 * need[d] for d in need if d in rest):
-        if last := _last_call(setup, state, rest):
-            return last
+    scarce = any(rest[d] < 2 * need[d] for d in need if d in rest)
+    if scarce and (last := _last_call(setup, state, rest)):
+        return last
     moves = list(setup.strategy(view(setup, state)))
     if not moves or isinstance(moves[0], Stop):
         reason = moves[0].reason if moves and isinstance(moves[0], Stop) else "done"
@@ -116,7 +128,7 @@ def _plan(setup: Setup, state: State, stopped: bool) -> list[Task] | str:
 
 def _short_of(setup: Setup, state: State, rest: Limits) -> str:
     """The dimension that a further draft would overrun."""
-    need = least(setup, {**state, "limits": dict.fromkeys(rest, 0)})  # type: ignore[arg-type]
+    need = least(setup, {**state, "limits": dict.fromkeys(rest, 0)})
     return next((d for d in DIMENSIONS if d in rest and rest[d] < need[d]), next(iter(rest)))
 
 
@@ -139,8 +151,9 @@ def _last_call_need(setup: Setup, state: State) -> Limits:
     """What that call takes at the least; nothing once there is an answer."""
     if not _answerless(setup, state):
         return {}
-    prompt = draft.prompt(state, setup.asked, as_dict(Draft()), 0.0, None)
-    tokens = setup.gate.bound(setup.gate.shape(list(prompt)), state["calibration"]) + _TAIL
+    conversation = setup.asked.conversation(state)
+    prompt = prompts.conclude(conversation, setup.asked.protocol, "word " * 40, 0.0)
+    tokens = setup.gate.bound(setup.gate.shape(prompt), state["calibration"])
     prices = setup.gate.prices
     return {
         "tokens": tokens + GOOD_ROOM,
@@ -213,11 +226,11 @@ class _Slicer:
             build = self._prompt(move, detail, swapped)
             shape = gate.shape(build(99_999))
             bound = gate.bound(shape, state["calibration"], within)
-            room = gate.room(slice_, bound)
-            enough = least_room if gate.ceiling is None else min(least_room, gate.ceiling)
-            wanted = {1.0: max(enough, bound), 0.0: enough}.get(detail, max(enough, GOOD_ROOM))
-            if room is not None and room < wanted:
+            paid = output_room(slice_, bound, gate.prices)
+            wanted = {1.0: max(least_room, bound), 0.0: least_room}.get(detail, GOOD_ROOM)
+            if paid is not None and paid < max(wanted, least_room):
                 continue
+            room = gate.cap(paid)
             prompt = build(room)
             return Task(
                 ordinal=state["ordinal"] + i,

@@ -142,7 +142,7 @@ def _opening(
 ) -> list[AnyMessage]:
     own = [protocol.instructions()] if detail or protocol.schema else []
     if shown and pairs and detail:
-        own.append(_pairs(pairs[: max(1, round(2 * detail))], shown, int(400 * detail)))
+        own.append(_pairs(pairs[: max(1, round(2 * detail))], shown, int(240 * detail) + 60))
     head, *rest = _listed(conversation)
     if head.type == "system":
         own.insert(0, head.text)
@@ -159,7 +159,7 @@ def _pairs(pairs: Sequence[Pair], shown: Shown, length: int) -> str:
         if shown == "both":
             parts += [
                 ("WORSE", clip(pair["rejected"], length)),
-                ("WHY", clip(pair["why"], 200)),
+                ("WHY", clip(pair["why"], 160)),
             ]
         lines.append(fenced(parts))
     return "\n".join(lines)
@@ -181,9 +181,9 @@ def _with_note(messages: list[AnyMessage], note: str) -> list[AnyMessage]:
     body: str | list[str | dict[object, object]] = (
         f"{content}\n\n{note}"
         if isinstance(content, str)
-        else [*content, {"type": "text", "text": note}]  # type: ignore[list-item]
+        else [*content, {"type": "text", "text": note}]
     )
-    return [*before, HumanMessage(body)]  # type: ignore[arg-type]
+    return [*before, HumanMessage(body)]
 
 
 def _listed(conversation: Sequence[BaseMessage]) -> list[AnyMessage]:

@@ -153,7 +153,11 @@ class Constraints:
 
     def describe(self) -> str:
         """The constraints as an instruction to put into a question."""
-        return "The text must " + "; it must ".join(text for text, _ in self._checks) + "."
+        rules = [rule for rule, _ in self._checks if "contain " not in rule]
+        for verb, parts in (("contain", self.include), ("not contain", self.forbid)):
+            if parts:
+                rules.append(f"{verb} " + ", ".join(map(repr, parts)))
+        return "The text must " + "; ".join(rules) + "."
 
     def __call__(self, question: str, answer: str) -> Score:
         text = answer.strip()
@@ -181,7 +185,9 @@ def count_sentences(text: str) -> int:
 
 
 def _range(name: str, wanted: int | tuple[int, int]) -> tuple[int, int]:
-    low, high = wanted if isinstance(wanted, tuple | list) and len(wanted) == 2 else (wanted, wanted)
+    low, high = (
+        wanted if isinstance(wanted, tuple | list) and len(wanted) == 2 else (wanted, wanted)
+    )
     if not (isinstance(low, int) and isinstance(high, int) and 0 <= low <= high):
         raise ValueError(f"{name}={wanted!r}: a number, or (least, most)")
     return low, high

@@ -214,7 +214,7 @@ def fold(state: State, width: int, decides: Decides, learn: Callable[..., Calibr
     candidates = _reviewed(candidates, outcomes)
     if decides == "scorer":
         best = max(candidates, key=_by_score, default=None)
-        pairs = _scored_pairs(candidates, width)
+        pairs = _scored_pairs(candidates, pairs, width)
     elif decides == "vote":
         new = [c for c in candidates if c["id"] >= state["ordinal"]]
         best, candidates, ballots = _voted(best, candidates, new, ballots)
@@ -272,20 +272,22 @@ def _first(candidates: Sequence[Candidate]) -> Candidate | None:
     return min(candidates, key=lambda c: (not c["complete"], c["id"]), default=None)
 
 
-def _scored_pairs(candidates: Sequence[Candidate], width: int) -> list[Pair]:
-    """Each scored candidate but the worst against the one furthest below it; widest gap first."""
+def _scored_pairs(candidates: Sequence[Candidate], known: Sequence[Pair], width: int) -> list[Pair]:
+    """The better half of the candidates, each against its opposite in the worse half, beside the
+    pairs known before; widest gap first, none with texts that an earlier one shows."""
     ranked = sorted((c for c in candidates if c["score"] is not None), key=_by_score, reverse=True)
-    pairs = []
-    for i, better in enumerate(ranked):
-        worse = ranked[len(ranked) - 1 - i] if i < len(ranked) // 2 else None
-        if worse is None or better["answer"] == worse["answer"]:
-            continue
+    pairs = list(known)
+    for better, worse in zip(ranked[: len(ranked) // 2], reversed(ranked), strict=False):
         gap = (better["score"] or 0.0) - (worse["score"] or 0.0)
+        notes = [("rejected", worse["feedback"]), ("chosen", better["feedback"])]
+        why = " ".join(f"{side}: {note}" for side, note in notes if note)
         if gap > 0:
-            notes = [("rejected", worse["feedback"]), ("chosen", better["feedback"])]
-            why = " ".join(f"{side}: {note}" for side, note in notes if note)
             pairs.append(_pair(better, worse, why or f"score {gap:+.2f}", "scorer", gap))
-    return sorted(pairs, key=lambda p: -p["gap"])[:width]
+    telling: list[Pair] = []
+    for pair in sorted(pairs, key=lambda p: -p["gap"]):
+        if all((pair["chosen"], pair["rejected"]) != (p["chosen"], p["rejected"]) for p in telling):
+            telling.append(pair)
+    return telling[:width]
 
 
 def _pair(
@@ -310,7 +312,11 @@ def _reviewed(candidates: list[Candidate], outcomes: Sequence[Outcome]) -> list[
         if o["move"]["kind"] == "critique" and o["move"]["second"] is None and "why" in o
     }
     return [
-        {**c, "feedback": notes[c["id"]]["why"], "satisfied": notes[c["id"]]["preferred"] == c["id"]}
+        {
+            **c,
+            "feedback": notes[c["id"]]["why"],
+            "satisfied": notes[c["id"]]["preferred"] == c["id"],
+        }
         if c["id"] in notes
         else c
         for c in candidates
@@ -379,7 +385,9 @@ def _voted(
         held = ballots.get(normal(best["answer"]), 0) if best["complete"] else 0
         best = {**best, "votes": held}
     leader = max(counted, key=lambda c: (c["votes"], c["complete"], -c["id"]), default=None)
-    if best is None or (leader and (leader["votes"], leader["complete"]) > (best["votes"], best["complete"])):
+    if best is None or (
+        leader and (leader["votes"], leader["complete"]) > (best["votes"], best["complete"])
+    ):
         best = leader
     return best, counted, ballots
 

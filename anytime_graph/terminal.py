@@ -20,7 +20,7 @@ from anytime_graph.state import Output, Point, Task
 _WIDTH, _HEIGHT = 56, 8
 
 
-def watch(events: Iterable[tuple[str, Any]], quiet: bool = False) -> Output:
+def watch(events: Iterable[Any], quiet: bool = False) -> Output:
     """Follow a stream of ["custom", "tasks", "values"] to its end; returns the output. Shows the
     budget and each improving answer on standard error, unless quiet."""
     console = Console(stderr=True, quiet=quiet)
@@ -33,14 +33,19 @@ def watch(events: Iterable[tuple[str, Any]], quiet: bool = False) -> Output:
             if mode == "values":
                 out = event
                 spent, limits = event.get("spent", spent), event.get("limits", limits)
-            elif mode == "tasks" and isinstance(task := event.get("input"), dict) and "slice" in task:
+            elif (
+                mode == "tasks" and isinstance(task := event.get("input"), dict) and "slice" in task
+            ):
                 running[event["id"]] = cast(Task, task)
             elif mode == "tasks" and "input" not in event:
                 running.pop(event["id"], None)
             elif mode == "custom" and (better := improvement(event)) is not None:
                 score = "" if better["score"] is None else f"  score {better['score']:.2f}"
                 console.print(
-                    Text(f"{time.monotonic() - began:6.1f} s  {better['source']:8}{score}", "bold green")
+                    Text(
+                        f"{time.monotonic() - began:6.1f} s  {better['source']:8}{score}",
+                        "bold green",
+                    )
                 )
                 console.print(Text(f"          {better['answer']}"))
             show(spent, limits, running.values())
@@ -103,7 +108,7 @@ def result(out: Output) -> None:
         spend = out["spent_by"].get(node, nothing())
         table.add_row(
             node,
-            *(str(spend[k]) for k in ("calls", "input_tokens", "output_tokens", "tokens")),  # type: ignore[literal-required]
+            *(str(spend[k]) for k in ("calls", "input_tokens", "output_tokens", "tokens")),
             f"{spend['seconds']:.1f}",
         )
     console.print(table)
@@ -127,7 +132,13 @@ def curve(points: list[Point], tokens: int) -> str:
     for y in range(_HEIGHT, -1, -1):
         label = f"{y / _HEIGHT:4.2f}" if y % 2 == 0 else "    "
         row = "".join(
-            " " if c is None else "━" if round(c * _HEIGHT) == y else "░" if round(c * _HEIGHT) > y else " "
+            " "
+            if c is None
+            else "━"
+            if round(c * _HEIGHT) == y
+            else "░"
+            if round(c * _HEIGHT) > y
+            else " "
             for c in columns
         )
         lines.append(f"{label} ┤{row}")

@@ -23,7 +23,9 @@ def open_saver(path: str | Path) -> Iterator[SqliteSaver]:
     try:
         from langgraph.checkpoint.sqlite import SqliteSaver
     except ImportError:
-        raise ImportError("checkpoints in SQLite need: pip install 'anytime-graph[sqlite]'") from None
+        raise ImportError(
+            "checkpoints in SQLite need: pip install 'anytime-graph[sqlite]'"
+        ) from None
     file = Path(path)
     try:
         os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))

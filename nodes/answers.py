@@ -44,7 +44,7 @@ def asked(answer: str | scoring.Extractor | type[BaseModel]) -> Asked:
             return None if found is None else found.model_dump_json()
 
         return Asked(Protocol("json", schema), extract)
-    if callable(answer):
+    if callable(answer) and not isinstance(answer, type):
         return Asked(Protocol("whole"), answer)
     raise ValueError(
         f"answer={answer!r}: 'tags', 'whole', a function from reply to answer, or a pydantic model"

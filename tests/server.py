@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -226,10 +226,8 @@ def serving() -> Iterator[Server]:
             """Say nothing until the client goes away."""
             self.connection.settimeout(20)
             self.close_connection = True
-            try:
+            with suppress(OSError):
                 self.connection.recv(1)
-            except OSError:
-                pass
 
     class HTTPServer(ThreadingHTTPServer):
         daemon_threads = True

@@ -24,7 +24,9 @@ replies = st.builds(
         st.just(""),
         st.integers(1, 120).map(lambda n: "some words " * n),
         st.integers(0, 9).map(lambda n: f"so <answer>{n}</answer> it is"),
-        st.sampled_from(["first\nVerdict: A", "Verdict: B", "even\nVerdict: tie", "?!", "Verdict: good"]),
+        st.sampled_from(
+            ["first\nVerdict: A", "Verdict: B", "even\nVerdict: tie", "?!", "Verdict: good"]
+        ),
     ),
     usage=st.sampled_from(["true"] * 6 + ["none", {"prompt_tokens": -1, "completion_tokens": 0}]),
     reasoning=st.sampled_from([0, 0, 0, 20, 400]),
@@ -68,14 +70,18 @@ def scored(kind: str | None, seen: list[float]) -> Any:
     def score(question: str, answer: str) -> Any:
         value = zlib.crc32(answer.encode()) % 100 / 101
         if kind == "broken" and value < 0.5:
-            return random.Random(value).choice([float("nan"), "rubbish", None, 7, 1 / 0 if value > 0.25 else -1])
+            return random.Random(value).choice(
+                [float("nan"), "rubbish", None, 7, 1 / 0 if value > 0.25 else -1]
+            )
         seen.append(value)
         return Score(value, "do better") if value > 0.7 else value
 
     return score
 
 
-def outcome(server: Server, sync: bool, budget: Budget, strategy: str, kind: Any, script: list[Reply]) -> Any:
+def outcome(
+    server: Server, sync: bool, budget: Budget, strategy: str, kind: Any, script: list[Reply]
+) -> Any:
     seen: list[float] = []
     server.calls.clear()
     server.script = follow(script)

@@ -51,7 +51,14 @@ def texts(n: int, seed: int) -> Iterator[tuple[str, str]]:
             ),
             "code": code,
             "json": json.dumps(
-                [{"id": chance.randrange(10**9), "price": chance.random(), "sku": f"{chance.getrandbits(64):x}"} for _ in range(60)],
+                [
+                    {
+                        "id": chance.randrange(10**9),
+                        "price": chance.random(),
+                        "sku": f"{chance.getrandbits(64):x}",
+                    }
+                    for _ in range(60)
+                ],
                 indent=chance.choice([None, 2]),
             ),
             "german": GERMAN * 12,
@@ -154,7 +161,9 @@ def test_tiktoken_counts_where_it_has_a_vocabulary_and_is_done_without_where_not
     file = tmp_path / "bytes.tiktoken"
     file.write_bytes(lines)
     loaded = tiktoken.load.load_tiktoken_bpe
-    monkeypatch.setattr(public, "load_tiktoken_bpe", lambda url, expected_hash=None: loaded(str(file)))
+    monkeypatch.setattr(
+        public, "load_tiktoken_bpe", lambda url, expected_hash=None: loaded(str(file))
+    )
     count = tokens.openai_counter("gpt-4")
     assert count is not None
     assert count("abc<|endoftext|>") == len("abc<|endoftext|>")
