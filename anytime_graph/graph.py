@@ -16,7 +16,7 @@ from typing import Any, Literal, TypedDict, cast
 from uuid import uuid4
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.config import get_stream_writer
 from langgraph.constants import TAG_NOSTREAM
 from langgraph.graph import END, START, StateGraph
@@ -130,7 +130,7 @@ def create_anytime_graph(
     graph.add_node("budget", run.hub)
     graph.add_edge(START, "budget")
     for name in ("draft", "critique", "refine"):
-        graph.add_node(name, RunnableLambda(run.spoke, run.aspoke, name=name))
+        graph.add_node(name, _Spoke(run))
         graph.add_edge(name, "budget")
     graph.add_node("finish", run.finish)
     graph.add_conditional_edges("budget", run.edge, ["draft", "critique", "refine", "finish"])
@@ -283,6 +283,21 @@ class _Run:
                 "anytime-graph[prices]"
             )
         return budget
+
+
+class _Spoke(Runnable[Task, State]):
+    """A spoke as LangGraph takes a node that is both sync and async."""
+
+    def __init__(self, run: _Run) -> None:
+        self.run = run
+
+    def invoke(self, input: Task, config: RunnableConfig | None = None, **kwargs: Any) -> State:
+        return self.run.spoke(input, config or {})
+
+    async def ainvoke(
+        self, input: Task, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> State:
+        return await self.run.aspoke(input, config or {})
 
 
 def _context() -> Context:

@@ -150,31 +150,31 @@ class Reply:
 
 
 def call(gate: Gate, task: Task, config: RunnableConfig, stop: Stop | None) -> Reply:
-    """Make the call, in a thread of its own so that a silent server cannot hold it past its time."""
+    """Make the call; where it has a time limit or may be stopped, in a thread of its own, so that
+    a silent server cannot hold it."""
     meter = _Meter(gate, task, stop)
-    if not meter.hold_back(task["wait"], time.sleep):
-        return meter.settle()
     done = threading.Event()
-    context = contextvars.copy_context()
-    model = meter.capped()
 
     def pump() -> None:
         try:
-            stream = model.stream(task["prompt"], config, **gate.kwargs)
-            meter.drain(stream)
+            meter.drain(meter.capped().stream(task["prompt"], config, **gate.kwargs))
         except Exception as error:
             meter.fail(error)
         finally:
             done.set()
 
-    threading.Thread(target=context.run, args=(pump,), daemon=True, name="metered-call").start()
-    while not done.is_set():
-        try:
-            if done.wait(meter.patience()) or meter.over():
-                break
-        except KeyboardInterrupt:
-            meter.interrupt()
-            break
+    try:
+        if not meter.hold_back(task["wait"]):
+            return meter.settle()
+        if meter.patience() is None:
+            pump()
+            return meter.settle()
+        run = contextvars.copy_context().run
+        threading.Thread(target=run, args=(pump,), daemon=True, name="metered-call").start()
+        while not done.wait(meter.patience()) and not meter.over():
+            pass
+    except KeyboardInterrupt:
+        meter.interrupt()
     return meter.settle()
 
 
@@ -186,12 +186,10 @@ async def acall(gate: Gate, task: Task, config: RunnableConfig, stop: Stop | Non
         await asyncio.sleep(min(rest, _POLL))
     if meter.cut:
         return meter.settle()
-    model = meter.capped()
 
     async def pump() -> None:
         try:
-            stream = model.astream(task["prompt"], config, **gate.kwargs)
-            await meter.adrain(stream)
+            await meter.adrain(meter.capped().astream(task["prompt"], config, **gate.kwargs))
         except Exception as error:
             meter.fail(error)
 
@@ -245,14 +243,11 @@ class _Meter:
             update |= _clients(self.gate.model, timeout=self.seconds + _GRACE)
         return self.gate.model.model_copy(update=update)
 
-    def hold_back(self, seconds: float, sleep: Any) -> bool:
+    def hold_back(self, seconds: float) -> bool:
         """Wait before a call that follows a refusal; False if time ran out or a stop came."""
         until = time.monotonic() + seconds
-        try:
-            while (rest := until - time.monotonic()) > 0 and not self.over():
-                sleep(min(rest, _POLL))
-        except KeyboardInterrupt:
-            self.interrupt()
+        while (rest := until - time.monotonic()) > 0 and not self.over():
+            time.sleep(min(rest, _POLL))
         return self.cut is None
 
     def patience(self) -> float | None:

@@ -1,0 +1,3 @@
+from anytime_graph.cli import main
+
+main(prog_name="anytime-graph")
