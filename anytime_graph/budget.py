@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypedDict
+from typing import Any
+
+from typing_extensions import TypedDict
 
 DIMENSIONS = ("tokens", "output_tokens", "usd", "calls", "seconds")
 _WHOLE = ("tokens", "output_tokens", "calls")

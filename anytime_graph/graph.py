@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, cast
 from uuid import uuid4
 
 from langchain_core.language_models import BaseChatModel
@@ -23,6 +23,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import get_runtime
 from langgraph.types import Send
 from pydantic import BaseModel
+from typing_extensions import TypedDict
 
 from anytime_graph.budget import Budget, BudgetTooSmall, Limits, NoAnswer, Prices, as_budget, more
 from anytime_graph.live import Improvement, Lives

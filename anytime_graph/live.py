@@ -9,7 +9,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypedDict
+from typing import Any
+
+from typing_extensions import TypedDict
 
 from anytime_graph.budget import Limits, Spend, left, nothing, total
 from anytime_graph.state import Candidate, Task

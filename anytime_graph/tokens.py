@@ -13,9 +13,9 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import TypedDict
 
 from langchain_core.messages import BaseMessage
+from typing_extensions import TypedDict
 
 Counter = Callable[[str], int]
 """An exact token count, such as tiktoken's."""

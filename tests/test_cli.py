@@ -207,3 +207,28 @@ def test_the_curve_is_drawn_to_scale() -> None:
     middle = next(line for line in drawn.splitlines() if line.startswith("0.50"))
     assert middle.count("━") == 56 // 2 + 1
     assert curve([], 100) == ""
+
+
+def test_a_bare_ctrl_c_in_a_program_returns_the_best_too(server: Server) -> None:
+    """Without a stop event, while a single call is in flight in the main thread."""
+    server.script = lambda request, i: (
+        Reply(text="<answer>kept</answer>") if i < 1 else Reply(text=None, pace=0.01)
+    )
+    code = """
+from anytime_graph import Budget, create_anytime_graph
+graph = create_anytime_graph("openai:scripted", budget=Budget(tokens=90_000), strategy="self_refine")
+out = graph.compile().invoke({"messages": [("user", "Name a river.")]})
+print(out["best"]["answer"], out["stop_reason"])
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(server),
+    )
+    with server.idle:
+        assert server.idle.wait_for(lambda: server.open == 1 and len(server.calls) == 2, timeout=60)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (0, "kept interrupted\n"), err

@@ -1,0 +1,115 @@
+"""Every code block of README and docs runs, and the drawn graph is the graph."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from anytime_graph import Budget, create_anytime_graph
+from tests.server import Reply, Server
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(wanted: str) -> list[object]:
+    return [
+        pytest.param(text, id=f"{page.name}-{i}")
+        for page in PAGES
+        for i, (language, text) in enumerate(BLOCK.findall(page.read_text()))
+        if language == wanted
+    ]
+
+
+def environment(server: Server, folder: Path) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    key = {"OPENAI_API_KEY": "none", "OPENAI_BASE_URL": server.url}
+    return {**os.environ, **key, "PATH": path, "HOME": str(folder)}
+
+
+def test_blocks_are_of_known_kinds() -> None:
+    kinds = {language for page in PAGES for language, _ in BLOCK.findall(page.read_text())}
+    assert kinds <= {"python", "console", "mermaid", "text"}
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_blocks_run(code: str, server: Server, tmp_path: Path) -> None:
+    """As written; the names of OpenAI's models reach a scripted endpoint."""
+    server.script = lambda request, i: Reply(
+        text='<answer>{"name": "Vienna", "inhabitants": 2000000}</answer>'
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=100,
+        env=environment(server, tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout or "print" not in code
+
+
+@pytest.mark.parametrize("block", blocks("console"))
+def test_console_blocks_run(block: str, server: Server, tmp_path: Path) -> None:
+    """Commands of this package run; set-up commands are resolved, for they are what runs this."""
+    for line in block.splitlines():
+        words = shlex.split(line, comments=True)
+        if words[0] == "make":
+            words = ["make", "--dry-run", "--directory", str(ROOT), *words[1:]]
+        elif words[0] == "pip":
+            extras = re.search(r"anytime-graph\[([\w,]+)\]", line)
+            declared = (ROOT / "pyproject.toml").read_text()
+            assert extras
+            assert all(f"\n{e} = [" in declared for e in extras[1].split(","))
+            continue
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=100,
+            env=environment(server, tmp_path),
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_examples_run(example: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(example)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout or example.name == "served.py"
+
+
+def test_the_drawn_graph_is_the_graph(server: Server) -> None:
+    app = create_anytime_graph(server.model(), budget=Budget(calls=1)).compile()
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    drawn = next(text for language, text in BLOCK.findall(page) if language == "mermaid")
+    assert drawn == app.get_graph().draw_mermaid()
+
+
+def test_the_server_configuration_is_valid(tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).parent / "langgraph"), "validate"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_schemas_can_be_served(server: Server) -> None:
+    app = create_anytime_graph(server.model(), budget=Budget(calls=1)).compile()
+    for schema in (app.get_input_jsonschema(), app.get_output_jsonschema()):
+        assert "messages" in schema["properties"]
+    assert "budget" in app.get_context_jsonschema()["properties"]

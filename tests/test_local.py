@@ -1,0 +1,54 @@
+"""The embedded model, for real."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from anytime_graph import Budget, Constraints, create_anytime_graph
+from anytime_graph.local import embedded_file, local_model
+
+RULES = Constraints(sentences=2, words=(15, 30), include=("river", "stone"), forbid=("very",))
+QUESTION = {"messages": [("user", f"Describe a valley. {RULES.describe()}")]}
+
+
+def test_the_books_are_the_servers_own_and_the_budget_holds() -> None:
+    app = create_anytime_graph(
+        local_model(seed=5, max_tokens=60),
+        budget=Budget(tokens=1_200),
+        scorer=RULES,
+        answer="whole",
+    ).compile()
+    out = app.invoke(QUESTION)
+    assert out["spent"]["tokens"] <= 1_200
+    assert out["best"]["score"] == max(p["score"] for p in out["curve"])
+    assert out["errors"] == []
+
+
+def test_the_same_seed_gives_the_same_run() -> None:
+    app = create_anytime_graph(
+        local_model(seed=7, max_tokens=40),
+        budget=Budget(calls=3),
+        scorer=RULES,
+        answer="whole",
+        strategy="best_of_n",
+    ).compile()
+    first, second = app.invoke(QUESTION), app.invoke(QUESTION)
+    assert first["best"]["answer"] == second["best"]["answer"]
+    assert len({c["answer"] for c in first["candidates"]}) == 3, "siblings differ"
+
+
+def test_any_gguf_file_serves_and_anything_else_is_refused(tmp_path: Path) -> None:
+    weights = embedded_file()
+    assert weights is not None
+    copy = tmp_path / "copy.gguf"
+    copy.symlink_to(weights)
+    app = create_anytime_graph(f"local:{copy}", budget=Budget(calls=1, output_tokens=20)).compile()
+    assert app.invoke({"messages": [("user", "Hello")]})["best"]["answer"]
+    other = tmp_path / "other.gguf"
+    other.write_text("not weights")
+    with pytest.raises(ValueError, match="not a GGUF file"):
+        local_model(other)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        local_model(tmp_path / "none.gguf")

@@ -1,0 +1,144 @@
+"""Scores, constraints, votes, and finding answers in replies."""
+
+from __future__ import annotations
+
+import pytest
+from anytime_graph.nodes import critique
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from anytime_graph import Constraints, Score
+from anytime_graph.prompts import clip, fenced
+from anytime_graph.scoring import BadScore, as_score, normal, parsed, tagged
+
+
+class Fox(BaseModel):
+    name: str
+    tails: int
+
+
+@pytest.mark.parametrize(
+    ("rule", "good", "bad"),
+    [
+        ({"sentences": 2}, "One. Two!", "Only one here"),
+        ({"sentences": (1, 2)}, "Is it? Yes...", "A. B. C."),
+        ({"words": 3}, "it's well-known, no?", "two words"),
+        ({"words": (2, 3)}, "a b", "a b c d"),
+        ({"include": ("fox",)}, "The Fox!", "foxes"),
+        ({"include": "ice cream"}, "Ice cream.", "ice, cream"),
+        ({"forbid": ("!", "very")}, "every day", "very good!"),
+        ({"starts_with": "Last night"}, "last night, we", "The last night"),
+        ({"ends_with": "home."}, "we went HOME.", "home"),
+        ({"matches": r"^\d{4}"}, "2026 was", "in 2026"),
+        ({"json": Fox}, '{"name": "a", "tails": 9}', '{"name": "a", "tails": "nine"}'),
+    ],
+    ids=str,
+)
+def test_each_constraint(rule: dict[str, object], good: str, bad: str) -> None:
+    check = Constraints(**rule)  # type: ignore[arg-type]
+    assert check("", good) == Score(1.0)
+    missed = check("", bad)
+    assert missed.value == 0.0
+    assert missed.feedback is not None
+    assert missed.feedback.startswith("The text must ")
+
+
+def test_the_score_is_the_satisfied_fraction_and_the_feedback_names_the_rest() -> None:
+    check = Constraints(sentences=2, words=(5, 9), include=("fox", "river"), forbid=("very",))
+    score = check("", "A very small fox.")
+    assert score.value == pytest.approx(1 / 5)
+    assert score.feedback == (
+        "The text must have 2 sentences; it must have 5 to 9 words; it must contain 'river'; "
+        "it must not contain 'very' (it has 1 sentences, it has 4 words)."
+    )
+    assert check("", " ").value == 0.0
+    assert check.describe() == (
+        "The text must have 2 sentences; have 5 to 9 words; contain 'fox', 'river'; "
+        "not contain 'very'."
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "name"),
+    [
+        ({}, "Constraints"),
+        ({"words": (5, 2)}, "words"),
+        ({"sentences": -1}, "sentences"),
+        ({"include": ("",)}, "include"),
+        ({"matches": "["}, "matches"),
+    ],
+)
+def test_bad_constraints_fail_by_name(rule: dict[str, object], name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        Constraints(**rule)  # type: ignore[arg-type]
+
+
+@given(st.text(max_size=200))
+def test_constraints_score_any_text(text: str) -> None:
+    score = Constraints(sentences=2, words=(3, 9), include=("a",), ends_with=".")("", text)
+    assert 0 <= score.value <= 1
+    assert (score.feedback is None) == (score.value == 1)
+
+
+@pytest.mark.parametrize(("given_", "value"), [(True, 1.0), (False, 0.0), (0.25, 0.25), (1, 1.0)])
+def test_numbers_and_truth_values_are_scores(given_: object, value: float) -> None:
+    assert as_score(given_).value == value
+
+
+@pytest.mark.parametrize("rubbish", ["1", None, float("nan"), 2, -0.5, [1], object()])
+def test_anything_else_is_not(rubbish: object) -> None:
+    with pytest.raises(BadScore, match="scorer returned"):
+        as_score(rubbish)
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_characters="<"), max_size=20), max_size=4),
+    st.text(max_size=30),
+)
+def test_the_last_complete_block_counts(answers: list[str], tail: str) -> None:
+    text = (
+        "so ".join(f"<answer>{a}</answer>" for a in answers) + "<answer>cut" + tail.replace("<", "")
+    )
+    full = [a.strip() for a in answers if a.strip()]
+    assert tagged(text) == (full[-1] if full else None)
+
+
+@given(st.text(max_size=60))
+def test_any_text_can_be_searched_for_json(text: str) -> None:
+    assert parsed(Fox, text) is None or "tails" in text
+    wrapped = f'{text} {{"name": "x", "tails": 1}} {{"name": 3}} {{{{'
+    assert parsed(Fox, wrapped) == Fox(name="x", tails=1)
+
+
+def test_votes_do_not_tell_case_spaces_and_final_stops_apart() -> None:
+    assert normal(" The  Rhine.") == normal("the rhine") != normal("the rhone")
+
+
+@given(st.text(max_size=80), st.text(max_size=80))
+def test_no_text_can_close_its_fence(first: str, second: str) -> None:
+    shown = fenced([("ANSWER A", first), ("ANSWER B", second)])
+    fence = shown.split(" ", 1)[0]
+    assert shown.count(fence) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("A is right.\nVerdict: A", "a"),
+        ("**Verdict: B**", "b"),
+        ("verdict: tie.", "tie"),
+        ("Verdict: A\nor so", None),
+        ("Verdict: A or B", None),
+        ("I say Verdict: A", None),
+        ("Verdict: AB", None),
+        ("", None),
+    ],
+)
+def test_only_a_last_line_that_is_a_verdict_counts(text: str, verdict: str | None) -> None:
+    assert critique.read(text)[1] == verdict
+
+
+@given(st.text(max_size=300), st.integers(10, 400))
+def test_clip_keeps_within_its_length(text: str, length: int) -> None:
+    assert len(clip(text, length)) <= max(length, 7)
