@@ -72,7 +72,7 @@ class Server:
     url: str
     script: Script = lambda request, i: Reply()
     calls: list[Call] = field(default_factory=list)
-    idle: threading.Condition = field(default_factory=threading.Condition)
+    changed: threading.Condition = field(default_factory=threading.Condition)
     open: int = 0
 
     @property
@@ -81,8 +81,8 @@ class Server:
 
     def settled(self) -> Server:
         """Wait until no request is being served any more, then read the books."""
-        with self.idle:
-            assert self.idle.wait_for(lambda: self.open == 0, timeout=30)
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.open == 0, timeout=30)
         return self
 
     def model(self, **options: Any) -> ChatOpenAI:
@@ -117,24 +117,25 @@ def serving() -> Iterator[Server]:
             pass
 
         def do_POST(self) -> None:
-            with server.idle:
+            with server.changed:
                 server.open += 1
             try:
                 self._serve()
             except (BrokenPipeError, ConnectionResetError):
                 pass
             finally:
-                with server.idle:
+                with server.changed:
                     server.open -= 1
-                    server.idle.notify_all()
+                    server.changed.notify_all()
 
         def _serve(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             request = json.loads(body)
-            with server.idle:
+            with server.changed:
                 call = Call(request, prompt_tokens(request["messages"]))
                 index = len(server.calls)
                 server.calls.append(call)
+                server.changed.notify_all()
             reply = server.script(request, index)
             if isinstance(reply.error, int):
                 call.prompt = 0

@@ -100,7 +100,7 @@ def test_bound_holds_on_the_real_model_before_and_after_calibration(model: ChatO
         if i % 3 == 2:
             prompt += [AIMessage("I see."), HumanMessage("Go on.")]
         shape, true = tokens.shape(prompt), counted(model, prompt)
-        if i % 15 == 0:
+        if i % 30 == 0:
             assert true == reported(model, prompt)
         assert true <= tokens.bound(shape, tokens.uncalibrated()), (kind, text)
         assert true <= tokens.bound(shape, known), (kind, text)
