@@ -153,7 +153,7 @@ DEMO = Constraints(
     sentences=(3, 4),
     words=(30, 50),
     include=("bicycle", "city", "wind", "morning", "free", "price"),
-    forbid=("!", "you", "very", "perfect", "our", "ride"),
+    forbid=("must", "contain", "!", "you", "very", "our"),
     matches="[0-9]",
     ends_with=".",
 )

@@ -368,7 +368,7 @@ class _Meter:
         elif not text.strip() and ended == "stop":
             self.failed = True
             self.errors.append("the reply was empty")
-        if self.cut and self.cut not in ("stopped", "out of time"):
+        if self.cut and (not text.strip() or self.cut not in ("stopped", "out of time")):
             self.errors.append(self.cut)
         return Reply(
             text=text,

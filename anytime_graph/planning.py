@@ -107,8 +107,9 @@ def _plan(setup: Setup, state: State, stopped: bool) -> list[Task] | str:
     if best is not None and best["score"] is not None and best["score"] >= 1.0:
         return "perfect"
     rest = left(state["limits"], state["spent"])
-    if out := next((d for d in DIMENSIONS if d in rest and rest[d] <= 0), None):
-        return out
+    for dimension in ("seconds", *DIMENSIONS):  # a call cut by the clock uses up its tokens too
+        if rest.get(dimension, 1) <= 0:
+            return dimension
     need = _last_call_need(setup, state)
     scarce = any(rest[d] < 2 * need[d] for d in need if d in rest)
     if scarce and (last := _last_call(setup, state, rest)):

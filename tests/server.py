@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from typing import Any
 
 from langchain_openai import ChatOpenAI
@@ -149,7 +150,7 @@ def serving() -> Iterator[Server]:
             elif request.get("stream"):
                 self._stream(request, call, reply)
             else:
-                raise AssertionError("metered calls stream")
+                self._whole(call, reply)
 
         def _stream(self, request: dict[str, Any], call: Call, reply: Reply) -> None:
             limit = None if reply.ignore_limit else call.limit
@@ -186,6 +187,31 @@ def serving() -> Iterator[Server]:
             except (BrokenPipeError, ConnectionResetError):
                 call.closed_early = True
                 raise
+
+        def _whole(self, call: Call, reply: Reply) -> None:
+            limit = 4_096 if call.limit is None or reply.ignore_limit else call.limit
+            source = _endless() if reply.text is None else iter(words(reply.text))
+            served = list(islice(source, limit + 1))
+            finish = "length" if len(served) > limit else "stop"
+            call.output = min(len(served), limit)
+            call.reported = (call.prompt, call.output)
+            time.sleep(reply.pace * call.output)
+            message = {"role": "assistant", "content": "".join(served[:limit])}
+            self._send(
+                200,
+                {
+                    "id": "x",
+                    "object": "chat.completion",
+                    "created": 0,
+                    "model": "scripted",
+                    "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+                    "usage": {
+                        "prompt_tokens": call.prompt,
+                        "completion_tokens": call.output,
+                        "total_tokens": call.served,
+                    },
+                },
+            )
 
         def _usage(self, call: Call, reply: Reply) -> None:
             if reply.usage == "none":

@@ -152,7 +152,9 @@ def test_ctrl_c_prints_the_best_answer_and_exits_with_130(server: Server) -> Non
         env=environment(server),
     )
     with server.changed:
-        assert server.changed.wait_for(lambda: server.open == 1 and len(server.calls) == 2, timeout=60)
+        assert server.changed.wait_for(
+            lambda: server.open == 1 and len(server.calls) == 2, timeout=60
+        )
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "kept\n"), err
@@ -228,7 +230,9 @@ print(out["best"]["answer"], out["stop_reason"])
         env=environment(server),
     )
     with server.changed:
-        assert server.changed.wait_for(lambda: server.open == 1 and len(server.calls) == 2, timeout=60)
+        assert server.changed.wait_for(
+            lambda: server.open == 1 and len(server.calls) == 2, timeout=60
+        )
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (0, "kept interrupted\n"), err

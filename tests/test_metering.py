@@ -111,6 +111,21 @@ def test_a_stream_in_flight_is_cut_when_time_is_up_and_still_searched(
 
 
 @both
+def test_a_model_that_does_not_stream_is_held_all_the_same(server: Server, sync: bool) -> None:
+    server.script = filling()
+    model = server.model(disable_streaming=True)
+    out = run(server, Budget(tokens=1_500), sync, model=model)
+    assert 0.8 * 1_500 <= server.served <= 1_500
+    assert out["spent"]["tokens"] == server.served
+    server.calls.clear()
+    server.script = filling(pace=0.05)
+    began = time.monotonic()
+    with pytest.raises(NoAnswer, match="out of time"):
+        run(server, Budget(tokens=1_500, seconds=0.3), sync, model=model, strategy="single")
+    assert time.monotonic() - began < 5
+
+
+@both
 def test_a_silent_server_cannot_hold_a_run_past_its_time(server: Server, sync: bool) -> None:
     server.script = lambda request, i: Reply() if i < 1 else Reply(error="hang")
     began = time.monotonic()
