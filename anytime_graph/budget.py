@@ -146,6 +146,11 @@ class Prices:
     cached_input: float | None = None
 
     def __post_init__(self) -> None:
+        if self.cached_input is not None and self.cached_input > self.input:
+            raise ValueError(
+                f"prices.cached_input={self.cached_input!r}: dearer than input={self.input!r}; "
+                "state the dearer one as input"
+            )
         for f in fields(self):
             value = getattr(self, f.name)
             if value is not None and not (isinstance(value, int | float) and 0 <= value < 1e9):
@@ -168,7 +173,6 @@ def output_room(slice_: Limits, prompt: int, prices: Prices | None) -> int | Non
     if "output_tokens" in slice_:
         rooms.append(slice_["output_tokens"])
     if "usd" in slice_ and prices is not None:
-        # A cache can make input dearer than fresh input nowhere; so fresh input is the bound.
         money = slice_["usd"] - prices.usd(prompt, 0)
         if prices.output > 0:
             rooms.append(money * 1e6 / prices.output)

@@ -7,6 +7,7 @@ draft, critique, refine -> budget
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import inspect
 import logging
 import threading
@@ -21,7 +22,7 @@ from langgraph.config import get_stream_writer
 from langgraph.constants import TAG_NOSTREAM
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import get_runtime
-from langgraph.types import Send
+from langgraph.types import Command, Send
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
@@ -94,7 +95,7 @@ def create_anytime_graph(
     user message is a new question; a budget alone thinks on. Raises ValueError here for a bad
     argument, and when it runs BudgetTooSmall (nothing was spent) or NoAnswer (all calls failed).
     """
-    if width < 2 or width != int(width):
+    if not isinstance(width, int) or width < 2:
         raise ValueError(f"width={width!r}: a whole number, 2 or more")
     if isinstance(scorer, str) and scorer not in ("judge", "vote"):
         raise ValueError(f"scorer={scorer!r}: a function, 'judge' or 'vote'")
@@ -128,13 +129,12 @@ def create_anytime_graph(
     graph: StateGraph[State, Context, Input, Output] = StateGraph(
         State, context_schema=Context, input_schema=Input, output_schema=Output
     )
-    graph.add_node("budget", run.hub)
+    graph.add_node("budget", run.hub, destinations=("draft", "critique", "refine", "finish"))
     graph.add_edge(START, "budget")
     for name in ("draft", "critique", "refine"):
         graph.add_node(name, _Spoke(run))
         graph.add_edge(name, "budget")
     graph.add_node("finish", run.finish)
-    graph.add_conditional_edges("budget", run.edge, ["draft", "critique", "refine", "finish"])
     graph.add_edge("finish", END)
     return graph
 
@@ -148,12 +148,15 @@ class _Run:
 
     # --- the hub
 
-    def hub(self, state: State) -> State:
-        """Fold what came back; begin a new question; take in a budget to think on with."""
-        question = question_of(state["messages"])[1]
-        granted = state.get("budget")
-        if question.id != state.get("question_id"):
-            update = fresh(str(question.id), uuid4().hex, self._limits(granted))
+    def hub(self, state: State) -> Command[Any]:
+        """Fold what came back; begin a new question; take in a budget to think on with; then go
+        over the budget edge. An error here leaves the state as it was, so that the step can be
+        run again."""
+        question, granted = question_of(state["messages"]), state.get("budget")
+        digest = hashlib.sha256(question.text.encode(errors="replace")).hexdigest()[:16]
+        question_id = f"{question.id}:{digest}"
+        if question_id != state.get("question_id"):
+            update = fresh(question_id, uuid4().hex, self._limits(granted))
             if "calibration" in state:
                 growth = state["calibration"]["growth"]
                 update["calibration"] = {**update["calibration"], "growth": growth}
@@ -163,13 +166,13 @@ class _Run:
                 update["limits"] = more(state["limits"], self.affordable(as_budget(granted)))
                 update |= State(interrupted=False, failures=0, wait=0.0, concluded=None)
         now = merged(state, update)
+        sends = self._edge(now)
         if (best := now["best"]) is not None:
             live = self.lives[now["run_id"]]
             _announce(live.settle(best, now["spent"], now["limits"]))
-        update |= State(returned=None, budget=None)  # type: ignore[typeddict-item]
-        return update
+        return Command(update={**update, "returned": None}, goto=sends)
 
-    def edge(self, state: State) -> list[Send]:
+    def _edge(self, state: State) -> list[Send]:
         """The budget edge: tasks with their slices, or the finish with its reason."""
         stop = _stop()
         try:
@@ -183,7 +186,7 @@ class _Run:
             planned = f"strategy: {describe(error)}"
         if not isinstance(planned, str):
             return [Send(task["move"]["kind"], task) for task in planned]
-        final = {k: state[k] for k in ("best", "answer_id", "run_id", "question_id")}
+        final = {k: state[k] for k in ("best", "answer_id", "run_id")}
         if all(m.id != state["answer_id"] for m in state["messages"]):
             final["answer_id"] = None
         return [Send("finish", {**final, "stop_reason": planned})]
@@ -302,7 +305,8 @@ class _Spoke(Runnable[Task, State]):
 
 
 def _context() -> Context:
-    return get_runtime(Context).context or {}
+    given = get_runtime(Context).context
+    return given if isinstance(given, dict) else {}  # a parent graph's context may be its own
 
 
 def _stop() -> Stop | None:

@@ -32,7 +32,10 @@ log = logging.getLogger(__name__)
 CAP_FIELDS = ("max_tokens", "max_output_tokens", "num_predict")
 """Names of the output cap across LangChain's model classes; the first a class has is used."""
 _CAP_KEYS = {*CAP_FIELDS, "max_completion_tokens", "max_new_tokens", "n", "stream"}
+_HOLDERS = ("model_kwargs", "extra_body")
 _SLACK = 16
+_INCREDIBLE = 10**9
+"""Tokens that no call can have used."""
 _POLL = 0.05
 _LONGEST_WAIT = 30.0
 _GRACE = 5.0
@@ -111,16 +114,20 @@ def gate(model: Any, prices: Prices | None) -> Gate:
     profile = getattr(model, "profile", None) or {}
     if most := profile.get("max_output_tokens"):
         own.append(most)
+    metered = _metered(model)
+    kwargs = _uncapped(kwargs)
+    held = (getattr(metered, field, None) for field in _HOLDERS)
+    beside = [part for part in (kwargs, *held) if part]
     name = str(
         getattr(model, "model_name", None) or getattr(model, "model", None) or type(model).__name__
     )
     return Gate(
-        model=_metered(model),
+        model=metered,
         kwargs=kwargs,
         cap_field=cap_field,
         ceiling=min(own) if own else None,
         name=name,
-        extra=json.dumps(kwargs, default=str, ensure_ascii=False) if kwargs else "",
+        extra=json.dumps(beside, default=str, ensure_ascii=False) if beside else "",
         count=_counter(model, name),
         prices=prices,
     )
@@ -166,6 +173,7 @@ def call(gate: Gate, task: Task, config: RunnableConfig, stop: Stop | None) -> R
     try:
         if not meter.hold_back(task["wait"]):
             return meter.settle()
+        meter.made = True
         if meter.patience() is None:
             pump()
             return meter.settle()
@@ -182,7 +190,7 @@ async def acall(gate: Gate, task: Task, config: RunnableConfig, stop: Stop | Non
     """The same, on the event loop. Cancelling it closes the connection."""
     meter = _Meter(gate, task, stop)
     until = time.monotonic() + task["wait"]
-    while (rest := until - time.monotonic()) > 0 and not meter.over():
+    while not meter.over() and (rest := until - time.monotonic()) > 0:
         await asyncio.sleep(min(rest, _POLL))
     if meter.cut:
         return meter.settle()
@@ -215,13 +223,16 @@ class _Meter:
         self.text: list[str] = []
         self.thought: list[str] = []
         self.pieces = 0
+        self.silent = 0
         self.least = 0
+        self.typical = 0.0
         self.usage: dict[str, Any] | None = None
         self.usage_error = False
         self.message_id: str | None = None
         self.finish: str | None = None
         self.cut: str | None = None
         self.made = False
+        self.overran = False
         self.ended = False
         self.interrupted = False
         self.errors: list[str] = []
@@ -240,13 +251,16 @@ class _Meter:
         if isinstance(seed := getattr(self.gate.model, "seed", None), int):
             update["seed"] = seed + self.task["ordinal"]
         if self.seconds is not None:
-            update |= _clients(self.gate.model, timeout=self.seconds + _GRACE)
+            own = getattr(self.gate.model, "request_timeout", None)
+            patience = self.seconds + _GRACE
+            patience = min(own, patience) if isinstance(own, int | float) else patience
+            update |= _clients(self.gate.model, timeout=patience)
         return self.gate.model.model_copy(update=update)
 
     def hold_back(self, seconds: float) -> bool:
         """Wait before a call that follows a refusal; False if time ran out or a stop came."""
         until = time.monotonic() + seconds
-        while (rest := until - time.monotonic()) > 0 and not self.over():
+        while not self.over() and (rest := until - time.monotonic()) > 0:
             time.sleep(min(rest, _POLL))
         return self.cut is None
 
@@ -307,29 +321,37 @@ class _Meter:
         """Take in a piece of the reply; True to cut the stream."""
         if self.over():
             return True
-        text, thought = chunk.text, _reasoning(chunk)
+        text, thought = _clean(chunk.text), _clean(_reasoning(chunk))
         if text or thought:
             self.pieces += 1
             self.text.append(text)
             self.thought.append(thought)
             self.least += tokens.least(text) + tokens.least(thought)
+            self.typical += tokens.typical(text) + tokens.typical(thought)
+        elif not getattr(chunk, "usage_metadata", None):
+            self.silent += 1
         self.message_id = chunk.id or self.message_id
         self.finish = chunk.response_metadata.get("finish_reason") or self.finish
         self._add_usage(getattr(chunk, "usage_metadata", None))
         room = self.task["room"]
         if room is not None and self._exceeds(room):
             self.cut = f"the provider ignored the limit of {room} output tokens"
+            self.overran = True
         return self.cut is not None
 
     def _exceeds(self, room: int) -> bool:
         """More came than the cap allows: by the pieces, which are tokens unless they are crumbs
-        of tokens, or by the words themselves. A piece may hold several words, so both count."""
+        of tokens; by pieces whose text the client does not show; or, where pieces are bundles of
+        tokens, by the text itself."""
+        if self.silent > _SLACK and self.pieces + self.silent > room + _SLACK:
+            return True
+        if self.typical > 3 * self.pieces and 0.8 * self.typical > room + _SLACK:
+            return True
         if self.pieces <= room and self.least <= room + _SLACK:
             return False
         text = "".join(self.text) + "".join(self.thought)
-        return (
-            tokens.upper(text) > room if self.pieces > room else tokens.least(text) > room + _SLACK
-        )
+        most, fewest = tokens.upper(text), tokens.least(text)
+        return most > room if self.pieces > room else fewest > room + _SLACK
 
     def _add_usage(self, usage: Mapping[str, Any] | None) -> None:
         if not usage:
@@ -337,15 +359,19 @@ class _Meter:
         have = self.usage or {"input": 0, "output": 0, "total": 0, "reasoning": 0, "cached": 0}
         inputs, outputs = usage.get("input_token_details"), usage.get("output_token_details")
         try:
-            self.usage = {
-                "input": have["input"] + int(usage.get("input_tokens") or 0),
-                "output": have["output"] + int(usage.get("output_tokens") or 0),
-                "total": have["total"] + int(usage.get("total_tokens") or 0),
-                "reasoning": have["reasoning"] + int((outputs or {}).get("reasoning") or 0),
-                "cached": have["cached"] + int((inputs or {}).get("cache_read") or 0),
+            more = {
+                "input": int(usage.get("input_tokens") or 0),
+                "output": int(usage.get("output_tokens") or 0),
+                "total": int(usage.get("total_tokens") or 0),
+                "reasoning": int((outputs or {}).get("reasoning") or 0),
+                "cached": int((inputs or {}).get("cache_read") or 0),
             }
         except (TypeError, ValueError):
             self.usage_error = True
+            return
+        # LangChain's chunks add up, but some servers repeat the running total in every chunk.
+        running = 0 < have["input"] <= more["input"]
+        self.usage = {k: max(have[k], more[k]) if running else have[k] + more[k] for k in have}
 
     # --- when it has ended
 
@@ -405,10 +431,10 @@ class _Meter:
             spend["reasoning_tokens"] = min(max(0, usage["reasoning"]), spend["output_tokens"])
             spend["cached_tokens"] = min(max(0, usage["cached"]), spend["input_tokens"])
         else:
-            room = self.task["room"] or 0
+            room, seen = self.task["room"] or 0, text + thought
+            most = tokens.upper(seen) if self.overran or not room else tokens.least(seen)
             spend["input_tokens"] = self.task["prompt_bound"]
-            spend["output_tokens"] = max(room, tokens.upper(text + thought) if not room else 0)
-            spend["output_tokens"] = max(spend["output_tokens"], tokens.least(text + thought))
+            spend["output_tokens"] = max(room, most, self.silent if self.overran else 0)
         spend["tokens"] = spend["input_tokens"] + spend["output_tokens"]
         if self.gate.prices is not None:
             spend["usd"] = self.gate.prices.usd(
@@ -425,9 +451,11 @@ class _Meter:
         """Why a report cannot be true: absent, not numbers, or below half of what the texts are
         at the very least."""
         if self.usage_error:
-            return "the provider's usage report is not made of numbers"
+            return "the end of the reply, with its usage report, could not be read"
         if usage is None:
             return "the provider reported no usage"
+        if max(usage.values()) > _INCREDIBLE:
+            return "the provider reported more tokens of usage than a call can have"
         prompt = "\n".join(m.text for m in self.task["prompt"])
         for name, said, floor in (
             ("input", usage["input"], tokens.least(prompt)),
@@ -468,9 +496,14 @@ def _retry_after(error: Exception) -> float:
         return min(_LONGEST_WAIT, max(0.0, float(response.headers["retry-after"])))  # type: ignore[union-attr]
     except (AttributeError, KeyError, TypeError, ValueError):
         status = getattr(error, "status_code", None)
-        if status is None:
+        if not isinstance(status, int):
             return 0.0 if isinstance(error, ValueError | TypeError) else 0.5
         return 0.5 if status in (408, 409, 429) or status >= 500 else 0.0
+
+
+def _clean(text: str) -> str:
+    """Text without lone surrogates, which no later request could carry."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _reasoning(chunk: BaseMessage) -> str:
@@ -493,9 +526,9 @@ def _metered(model: BaseChatModel) -> BaseChatModel:
         update["stream_usage"] = True
     if "n" in fields and getattr(model, "n", None) not in (None, 1):
         update["n"] = 1
-    for name in ("model_kwargs", "extra_body"):
-        if isinstance(held := getattr(model, name, None), dict) and _CAP_KEYS & set(held):
-            update[name] = {k: v for k, v in held.items() if k not in _CAP_KEYS}
+    for name in _HOLDERS:
+        if isinstance(held := getattr(model, name, None), dict):
+            update[name] = _uncapped(held)
     if "max_retries" in fields:
         update["max_retries"] = 0
     copy = model.model_copy(update=update | _clients(model, max_retries=0))
@@ -503,6 +536,15 @@ def _metered(model: BaseChatModel) -> BaseChatModel:
         if isinstance(getattr(type(copy), name, None), functools.cached_property):
             del copy.__dict__[name]
     return copy
+
+
+def _uncapped(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Request options without those that would loosen the cap, at whatever depth they hide."""
+    return {
+        key: _uncapped(value) if key in _HOLDERS and isinstance(value, dict) else value
+        for key, value in options.items()
+        if key not in _CAP_KEYS
+    }
 
 
 def _clients(model: BaseChatModel, **options: Any) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def _plan(setup: Setup, state: State, stopped: bool) -> list[Task] | str:
         return last
     moves = list(setup.strategy(view(setup, state)))
     if not moves or isinstance(moves[0], Stop):
-        reason = moves[0].reason if moves and isinstance(moves[0], Stop) else "done"
+        reason = str(moves[0].reason) if moves and isinstance(moves[0], Stop) else "done"
         return _last_call(setup, state, rest) or reason
     slicer = _Slicer(setup, state, [m for m in moves if not isinstance(m, Stop)])
     return (
@@ -245,7 +245,7 @@ class _Slicer:
                 shape=gate.shape(prompt),
                 wait=min(state["wait"] * 2 ** max(0, state["failures"] - 1), 30.0),
                 run_id=state["run_id"],
-                question=question_of(state["messages"])[1].text,
+                question=question_of(state["messages"]).text,
                 spent=state["spent"],
                 limits=state["limits"],
             )

@@ -177,6 +177,8 @@ def _with_note(messages: list[AnyMessage], note: str) -> list[AnyMessage]:
     if not note:
         return messages
     *before, last = messages
+    if last.type != "human":
+        return [*messages, HumanMessage(note)]
     content = last.content
     body: str | list[str | dict[object, object]] = (
         f"{content}\n\n{note}"

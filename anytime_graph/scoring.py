@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import math
@@ -56,6 +57,7 @@ def is_async(scorer: Scorer) -> bool:
 
 # --- finding the answer -----------------------------------------------------------------------
 
+_JSON_START = re.compile(r"[{\[]")
 _BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 
 
@@ -70,24 +72,27 @@ def whole(text: str) -> str | None:
     return text.strip() or None
 
 
-def parsed(schema: type[BaseModel], text: str) -> BaseModel | None:
-    """The last JSON object in the text that fits the schema."""
+def parsed(schema: type[BaseModel], text: str) -> str | None:
+    """The last piece of JSON in the text that fits the schema, as it was written."""
     decoder = json.JSONDecoder()
-    found: BaseModel | None = None
-    at = text.find("{")
-    while at >= 0:
+    found: str | None = None
+    start = _JSON_START.search(text)
+    while start:
+        at = start.start()
         try:
-            value, end = decoder.raw_decode(text, at)
-            found = schema.model_validate(value)
+            _, end = decoder.raw_decode(text, at)
+            schema.model_validate_json(text[at:end])
+            found = text[at:end]
         except (ValueError, RecursionError):
             end = at + 1
-        at = text.find("{", end)
+        start = _JSON_START.search(text, end)
     return found
 
 
 def normal(answer: str) -> str:
     """The form in which answers are compared for a vote: case, spaces and final stops do not count."""
-    return " ".join(answer.lower().split()).rstrip(".")[:200]
+    text = " ".join(answer.lower().split()).rstrip(".")
+    return text if len(text) <= 200 else hashlib.sha256(text.encode()).hexdigest()
 
 
 # --- checkable writing constraints -------------------------------------------------------------
@@ -159,8 +164,8 @@ class Constraints:
                 rules.append(f"{verb} " + ", ".join(map(repr, parts)))
         return "The text must " + "; ".join(rules) + "."
 
-    def __call__(self, question: str, answer: str) -> Score:
-        text = answer.strip()
+    def __call__(self, question: str, answer: str | BaseModel) -> Score:
+        text = answer.model_dump_json() if isinstance(answer, BaseModel) else answer.strip()
         failed = [rule for rule, holds in self._checks if not holds(text)] if text else None
         if failed is None:
             return Score(0.0, "The text is empty.")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NotRequired
 
 from langchain_core.messages import AnyMessage, BaseMessage
+from langgraph.channels import EphemeralValue
 from langgraph.graph.message import add_messages
 from langgraph.managed import RemainingSteps
 from typing_extensions import TypedDict
@@ -116,7 +117,7 @@ def gather(kept: list[Outcome], new: list[Outcome] | None) -> list[Outcome]:
 
 class Input(TypedDict, total=False):
     messages: Annotated[list[AnyMessage], add_messages]
-    budget: Budget | dict[str, Any] | None
+    budget: Annotated[Budget | dict[str, Any] | None, EphemeralValue]
 
 
 class Output(TypedDict, total=False):
@@ -133,7 +134,7 @@ class Output(TypedDict, total=False):
 
 
 class State(Output, Input, total=False):
-    """budget: what the caller grants with this input, emptied once counted into `limits`.
+    """budget: what the caller grants with this input; gone once counted into `limits`.
     returned: replies of the step, emptied by the fold."""
 
     returned: Annotated[list[Outcome], gather]
@@ -257,11 +258,11 @@ def unjudged(candidates: Sequence[Candidate], best: Candidate | None) -> list[in
     return [c["id"] for c in candidates if best and c["id"] != best["id"] and not c["lost"]]
 
 
-def question_of(messages: Sequence[BaseMessage]) -> tuple[list[BaseMessage], BaseMessage]:
-    """The conversation up to the last user message, and that message."""
-    for at in range(len(messages) - 1, -1, -1):
-        if messages[at].type == "human":
-            return list(messages[: at + 1]), messages[at]
+def question_of(messages: Sequence[BaseMessage]) -> BaseMessage:
+    """The last user message."""
+    for message in reversed(messages):
+        if message.type == "human":
+            return message
     raise ValueError("messages: a user message is needed, as in {'messages': [('user', question)]}")
 
 
@@ -335,21 +336,22 @@ def _judged(
     by_id = {c["id"]: dict(c) for c in candidates}
     incumbent, pairs = best, []
     for (first, second), answers in asked.items():
-        if first not in by_id or second not in by_id:
+        if first == second or not {first, second} <= by_id.keys():
             continue
         verdicts = {o.get("preferred") for o in answers}
         orders = {o["swapped"] for o in answers}
         winner = verdicts.pop() if len(verdicts) == 1 and len(orders) == 2 else None
+        loser = second if winner == first else first
         if winner is not None:
-            loser = second if winner == first else first
             why = next((o["why"] for o in answers if o.get("why")), "preferred in both orders")
             pairs.append(_pair(by_id[winner], by_id[loser], why, "judge", 1.0))  # type: ignore[arg-type]
-        if winner == second:
-            if best is not None and incumbent is not None and incumbent["id"] == best["id"]:
-                by_id[first]["lost"] = True
-                incumbent = by_id[second]  # type: ignore[assignment]
-        else:
-            by_id[second]["lost"] = True
+        held = best["id"] if best else None
+        if winner is not None and loser == held:
+            if incumbent is not None and incumbent["id"] == held:
+                by_id[loser]["lost"] = True
+                incumbent = by_id[winner]  # type: ignore[assignment]
+        elif winner is not None or held in (first, second):
+            by_id[first if held == second else loser]["lost"] = True
     return incumbent, list(by_id.values()), pairs  # type: ignore[arg-type]
 
 

@@ -9,6 +9,7 @@ the ceiling, which no byte-level tokenizer exceeds. The provider's own reports t
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -27,7 +28,7 @@ _KINDS = (  # pattern, mean tokens per match, standard deviation between tokeniz
     (re.compile(r"(?i)[bcdfghjklmnpqrstvwxz]{4}"), 2.0, 1.8),
     (re.compile(r"[0-9]"), 1.0, 0.25),
     (re.compile(r"([!-/:-@\[-`{-~])(?!\1)"), 0.95, 0.1),
-    (re.compile(r"\s*\n\s*|[ \t]{2,}"), 1.1, 0.3),
+    (re.compile(r"\n\s*|[ \t]{2,}"), 1.1, 0.3),
     (re.compile(r"[\x80-\u07ff]"), 1.3, 0.8),
     (re.compile(r"[\u0800-\uffff]"), 1.25, 0.3),
     (re.compile(r"[\U00010000-\U0010ffff]"), 2.5, 0.35),
@@ -42,8 +43,9 @@ _FAMILY_PROMPT = {"gpt-oss": 80}
 """Chat templates that add a long preamble of their own, by a part of the model's name."""
 _MOST_GROWTH = 8.0
 """A report further above the bound than this says nothing about the tokenizer."""
+_MEDIA = {"image", "image_url", "input_image", "audio", "input_audio", "video", "file", "media"}
 _NOT_TEXT = 3_000
-"""Tokens allowed for an image or another block that is not text."""
+"""Tokens allowed for an image or another block of media."""
 
 Shape = list[float]
 """Counts of a text's kinds, then bytes, then messages and blocks that are not text."""
@@ -75,15 +77,17 @@ def shape(messages: Sequence[BaseMessage], extra: str = "", count: Counter | Non
                 parts.append(block)
             elif isinstance(block.get("text"), str):
                 parts.append(block["text"])
-            else:
+            elif _MEDIA & {block.get("type")}:
                 blocks += 1
+            else:
+                parts.append(json.dumps(block, default=str, ensure_ascii=False))
         if calls := getattr(message, "tool_calls", None):
             parts.append(json.dumps(calls, default=str))
     text = "\n".join(part for part in parts if part)
     if count is not None:
         kinds = [float(count(text))] + [0.0] * (len(_KINDS) - 1)
     else:
-        kinds = [float(_matches(pattern, text)) for pattern, _, _ in _KINDS]
+        kinds = _counts(text)
     return [*kinds, float(len(text.encode(errors="replace"))), float(len(messages)), float(blocks)]
 
 
@@ -123,8 +127,13 @@ def learn(
 
 def upper(text: str) -> int:
     """The most tokens a text is, for any common tokenizer."""
-    kinds = [float(_matches(pattern, text)) for pattern, _, _ in _KINDS]
+    kinds = _counts(text)
     return math.ceil(_upper([*kinds, float(len(text.encode(errors="replace"))), 0, 0], False, 0))
+
+
+def typical(text: str) -> float:
+    """About how many tokens a text is; additive over its parts."""
+    return sum(_matches(pattern, text) * mean for pattern, mean, _ in _KINDS)
 
 
 def least(text: str) -> int:
@@ -146,6 +155,12 @@ def openai_counter(model: str) -> Counter | None:
 
 
 _NON_ASCII = re.compile(r"[^\x00-\x7f]")
+
+
+@functools.lru_cache(maxsize=32)
+def _counts(text: str) -> list[float]:
+    """Counts of each kind; the budget edge asks for those of the same prompt several times."""
+    return [float(_matches(pattern, text)) for pattern, _, _ in _KINDS]
 
 
 def _matches(pattern: re.Pattern[str], text: str) -> int:

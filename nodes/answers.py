@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from langchain_core.messages import BaseMessage
 from pydantic import BaseModel
@@ -23,11 +24,11 @@ class Asked:
 
     @staticmethod
     def conversation(state: State) -> Sequence[BaseMessage]:
-        return question_of(state["messages"])[0]
+        return [m for m in state["messages"] if m.id != state["answer_id"]]
 
     @staticmethod
     def question(state: State) -> str:
-        return question_of(state["messages"])[1].text
+        return question_of(state["messages"]).text
 
 
 def asked(answer: str | scoring.Extractor | type[BaseModel]) -> Asked:
@@ -37,13 +38,7 @@ def asked(answer: str | scoring.Extractor | type[BaseModel]) -> Asked:
     if answer == "whole":
         return Asked(Protocol("whole"), scoring.whole)
     if isinstance(answer, type) and issubclass(answer, BaseModel):
-        schema: type[BaseModel] = answer
-
-        def extract(text: str) -> str | None:
-            found = scoring.parsed(schema, text)
-            return None if found is None else found.model_dump_json()
-
-        return Asked(Protocol("json", schema), extract)
+        return Asked(Protocol("json", answer), partial(scoring.parsed, answer))
     if callable(answer) and not isinstance(answer, type):
         return Asked(Protocol("whole"), answer)
     raise ValueError(
@@ -60,8 +55,10 @@ def candidate(
         return None
     try:
         found = asked.extract(text)
+        if not (found is None or isinstance(found, str)):
+            raise TypeError("an extractor returns a string or None")
     except Exception as error:  # the user's function: it costs this extraction, not the run
-        reply.errors.append(f"extractor: {describe(error)}")
+        reply.errors.append(f"extractor on reply {task['ordinal']}: {describe(error)}")
         found = None
     marked = bool(found) and asked.extract is not scoring.whole
     by_itself = reply.ended == "stop" and asked.protocol.schema is None

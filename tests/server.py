@@ -31,6 +31,8 @@ class Reply:
     spent before the text. ignore_limit: serve the text, or for ever, whatever the limit says.
     error: an HTTP status; "drop" (close before any byte), "break" (close in mid-stream), "junk"
     (bytes that are no JSON), "hang" (silence). pace: seconds a token takes. piece: words a chunk.
+    word: what an endless text repeats, one token each. delta: the field of the stream that carries
+    the text: "content", "reasoning_content" or "tool".
     """
 
     text: str | None = "fine"
@@ -40,6 +42,8 @@ class Reply:
     error: int | str | None = None
     pace: float = 0.0
     piece: int = 1
+    word: str = WORD
+    delta: str = "content"
 
 
 @dataclass
@@ -160,7 +164,7 @@ def serving() -> Iterator[Server]:
             self.end_headers()
             self.close_connection = True
             call.output = min(reply.reasoning, limit) if limit is not None else reply.reasoning
-            source = _endless() if reply.text is None else iter(words(reply.text))
+            source = _endless(reply.word) if reply.text is None else iter(words(reply.text))
             finish, piece = "stop", []
             try:
                 for word in source:
@@ -172,12 +176,12 @@ def serving() -> Iterator[Server]:
                     if reply.pace:
                         time.sleep(reply.pace)
                     if len(piece) >= reply.piece:
-                        self._event(_delta("".join(piece)))
+                        self._event(_delta("".join(piece), reply.delta))
                         piece = []
                     if reply.error == "break" and call.output >= 5:
                         return self._drop()
                 if piece:
-                    self._event(_delta("".join(piece)))
+                    self._event(_delta("".join(piece), reply.delta))
                 if reply.error == "break":
                     return self._drop()
                 self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})
@@ -190,7 +194,7 @@ def serving() -> Iterator[Server]:
 
         def _whole(self, call: Call, reply: Reply) -> None:
             limit = 4_096 if call.limit is None or reply.ignore_limit else call.limit
-            source = _endless() if reply.text is None else iter(words(reply.text))
+            source = _endless(reply.word) if reply.text is None else iter(words(reply.text))
             served = list(islice(source, limit + 1))
             finish = "length" if len(served) > limit else "stop"
             call.output = min(len(served), limit)
@@ -275,10 +279,13 @@ def serving() -> Iterator[Server]:
         http.server_close()
 
 
-def _endless() -> Iterator[str]:
+def _endless(word: str) -> Iterator[str]:
     while True:
-        yield WORD
+        yield word
 
 
-def _delta(text: str) -> dict[str, Any]:
-    return {"choices": [{"index": 0, "delta": {"role": "assistant", "content": text}}]}
+def _delta(text: str, field: str) -> dict[str, Any]:
+    part: dict[str, Any] = {field: text}
+    if field == "tool":
+        part = {"tool_calls": [{"index": 0, "function": {"arguments": text}}]}
+    return {"choices": [{"index": 0, "delta": {"role": "assistant", **part}}]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Sequence
 from functools import partial
@@ -20,8 +21,11 @@ from pydantic import BaseModel
 
 from anytime_graph import (
     Budget,
+    BudgetTooSmall,
+    Critique,
     Draft,
     Move,
+    NoAnswer,
     Prices,
     Refine,
     Score,
@@ -133,6 +137,76 @@ def test_thinking_on_with_too_little_returns_the_answer_in_hand(server: Server) 
     assert server.served <= max(served, 401)
 
 
+def test_a_refused_or_failed_step_can_be_run_again(server: Server) -> None:
+    app = create_anytime_graph(server.model(), budget=Budget(calls=2)).compile(
+        checkpointer=InMemorySaver()
+    )
+    config: Any = {"configurable": {"thread_id": "1"}}
+    for _ in range(2):
+        with pytest.raises(BudgetTooSmall):
+            app.invoke(ask(budget=Budget(tokens=5)), config)
+    with pytest.raises(BudgetTooSmall):
+        app.invoke(None, config)
+    assert app.invoke(ask("Another."), config)["limits"] == {"calls": 2}
+    server.script = lambda request, i: Reply(error=400)
+    for resumed in (ask("A third?"), None, None):
+        with pytest.raises(NoAnswer):
+            app.invoke(resumed, config)
+    server.script = lambda request, i: Reply()
+    assert app.invoke({"budget": Budget(calls=1)}, config)["best"]["answer"] == "fine"
+
+
+def test_tool_results_after_the_question_reach_the_model_and_edits_are_new_questions(
+    server: Server,
+) -> None:
+    from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+
+    app = create_anytime_graph(server.model(), budget=Budget(calls=1)).compile(
+        checkpointer=InMemorySaver()
+    )
+    call: Any = {"name": "weather", "args": {}, "id": "c"}
+    asked = [
+        HumanMessage("How is it?", id="u"),
+        AIMessage("", tool_calls=[call]),
+        ToolMessage("sunny 42", tool_call_id="c"),
+    ]
+    config: Any = {"configurable": {"thread_id": "1"}}
+    app.invoke({"messages": asked}, config)
+    assert "sunny 42" in server.calls[0].text
+    app.invoke({"messages": [HumanMessage("How was it?", id="u")]}, config)
+    assert "How was it?" in server.calls[1].text
+
+
+def test_only_what_beats_the_incumbent_in_both_orders_replaces_it(server: Server) -> None:
+    """Comparisons between others, in either place, or of one with itself."""
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        shown = request["messages"][-1]["content"]
+        if "Verdict" not in request["messages"][0]["content"]:
+            return Reply(text=f"<answer>n{request['seed']}</answer>")
+        sides = re.findall(r"\nn(\d)\n", shown)
+        return Reply(
+            text="Verdict: " + ("A" if sides[0] == "2" else "B" if sides[1] == "2" else "tie")
+        )
+
+    def strategy(view: View) -> list[Move]:
+        if not view.best:
+            return [Draft()] * 3
+        asked = view.made.get("critique", 0)
+        return [[Critique(1, 2)], [Critique(0, 0)], [Critique(2, 0)], [Stop(7)]][  # type: ignore[return-value,arg-type,list-item]
+            min(asked // 2, 3)
+        ]
+
+    server.script = script
+    app = create_anytime_graph(
+        server.model(seed=0), budget=Budget(calls=30), strategy=strategy
+    ).compile()
+    bests = [v["best"]["id"] for v in app.stream(ask(), stream_mode="values") if v.get("best")]
+    out = app.invoke(ask())
+    assert bests[:3] == [0, 0, 0]
+    assert (out["best"]["id"], out["stop_reason"]) == (2, "7")
+
+
 def test_budgets_from_input_context_and_json(server: Server) -> None:
     app = create_anytime_graph(server.model(), scorer=lambda q, a: 0.5).compile()
     assert app.invoke(ask(budget=Budget(calls=1)))["spent"]["calls"] == 1
@@ -181,15 +255,17 @@ with SqliteSaver.from_conn_string({str(tmp_path / "strict.db")!r}) as saver:
 
 
 def test_the_state_keeps_at_most_width_candidates_and_pairs(server: Server) -> None:
-    server.script = lambda request, i: Reply(text=f"<answer>{'x' * (i % 50)} {i}</answer>")
+    server.script = lambda request, i: Reply(text=f"<answer>{'x' * (i % 20)} {i}</answer>")
     app = create_anytime_graph(
-        server.model(), budget=Budget(calls=60), scorer=by_length, width=3
-    ).compile()
-    sizes = [len(str(v)) for v in app.stream(ask(), stream_mode="values")]
-    out = app.invoke(ask())
+        server.model(), budget=Budget(calls=160), scorer=by_length, width=3
+    ).compile(checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "1"}}
+    out = app.invoke(ask(), config)
     assert len(out["candidates"]) <= 3
     assert len(out["pairs"]) <= 3
-    assert max(sizes[len(sizes) // 2 :]) <= 1.2 * max(sizes[: len(sizes) // 2]) + 2_000
+    sizes = [len(str(s.values)) for s in reversed(list(app.get_state_history(config)))]
+    third = len(sizes) // 3
+    assert max(sizes[2 * third :]) <= 1.1 * max(sizes[third : 2 * third])
 
 
 # --- streams ------------------------------------------------------------------------------------

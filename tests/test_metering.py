@@ -72,6 +72,30 @@ def test_a_stream_without_end_is_cut_and_charged_in_full(
     assert any("ignored the limit" in e for e in out["errors"])
 
 
+@both
+@pytest.mark.parametrize("delta", ["tool", "reasoning_content"])
+def test_a_stream_without_end_is_cut_though_the_client_shows_none_of_it(
+    server: Server, sync: bool, delta: str
+) -> None:
+    server.script = filling(ignore_limit=True, pace=0.0005, delta=delta)
+    with pytest.raises(NoAnswer, match="ignored the limit") as failure:
+        run(server, Budget(tokens=1_000), sync, strategy="single")
+    assert server.settled().served <= 1_000 + 32
+    assert failure.value.spent["tokens"] >= server.served
+
+
+@both
+@pytest.mark.parametrize(("word", "slack"), [("; ) ", 1.3), ("河", 1.3), ("x=1;", 1.3)])
+def test_bundles_of_tokens_that_are_no_words_are_cut_by_their_text(
+    server: Server, sync: bool, word: str, slack: float
+) -> None:
+    """Twenty tokens a chunk: how many they are can only be estimated, but near the limit."""
+    server.script = filling(ignore_limit=True, pace=0.0005, piece=20, word=word)
+    out = run(server, Budget(tokens=1_000), sync, strategy="single")
+    assert server.settled().served <= slack * 1_000
+    assert out["spent"]["tokens"] >= server.served
+
+
 LIES: dict[str, Any] = {
     "omitted": "none",
     "zero": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
@@ -172,6 +196,7 @@ def test_caps_that_the_user_has_bound_elsewhere_do_not_loosen_ours(server: Serve
         server.model(extra_body=loose),
         server.model(n=4),
         server.model().bind(**loose),
+        server.model().bind(extra_body=loose | {"n": 4}),
         server.model().bind(stop=["@@"]).with_config(tags=["x"]),
     ):
         server.calls.clear()
@@ -202,6 +227,59 @@ def test_bound_tools_count_in_the_prompt(server: Server) -> None:
     with pytest.raises(ValueError, match="cannot pay") as smaller:
         run(server, Budget(tokens=1))
     assert small.value.least.tokens > smaller.value.least.tokens + 30
+
+
+@pytest.mark.filterwarnings("ignore:Parameters")
+def test_what_travels_beside_the_messages_is_bounded_too(server: Server) -> None:
+    schema = {"type": "json_object", "note": "a field and another field " * 60}
+    block = {"type": "document", "source": {"data": "word " * 3_000}}
+    for model, content in (
+        (server.model(extra_body={"response_format": schema}), "hi"),
+        (server.model().bind(response_format=schema), "hi"),
+        (server.model(), [{"type": "text", "text": "hi"}, block]),
+    ):
+        app = create_anytime_graph(model, budget=Budget(tokens=300)).compile()
+        with pytest.raises(ValueError, match="cannot pay"):
+            app.invoke({"messages": [{"role": "user", "content": content}]})
+    assert not server.calls
+
+
+def test_running_totals_in_every_chunk_are_not_added_up(server: Server) -> None:
+    from langchain_core.messages import AIMessageChunk
+
+    from anytime_graph.metering import _Meter, gate
+
+    meter = _Meter(gate(server.model(), None), {"slice": {}, "room": None}, None)  # type: ignore[typeddict-item]
+    for n in (1, 2, 3):
+        usage: Any = {"input_tokens": 50, "output_tokens": n, "total_tokens": 50 + n}
+        meter._feed(AIMessageChunk("x", usage_metadata=usage))
+    assert meter.usage is not None
+    assert (meter.usage["input"], meter.usage["output"]) == (50, 3)
+
+
+@both
+def test_a_stop_that_is_already_set_makes_no_call(server: Server, sync: bool) -> None:
+    import threading
+
+    stop = threading.Event()
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        stop.set()
+        return Reply(text=None, pace=0.01)
+
+    server.script = script
+    app = create_anytime_graph(server.model(), budget=Budget(tokens=4_000)).compile()
+    config: Any = {"max_concurrency": 1}
+    inputs: Any = {"context": {"stop": stop}}
+
+    def go() -> Any:
+        if sync:
+            return app.invoke(QUESTION, config, **inputs)
+        return asyncio.run(app.ainvoke(QUESTION, config, **inputs))
+
+    with pytest.raises(NoAnswer, match="stopped") as failure:
+        go()
+    assert len(server.calls) == failure.value.spent["calls"] == 1
 
 
 @both

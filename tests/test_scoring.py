@@ -106,9 +106,9 @@ def test_the_last_complete_block_counts(answers: list[str], tail: str) -> None:
 
 @given(st.text(max_size=60))
 def test_any_text_can_be_searched_for_json(text: str) -> None:
-    assert parsed(Fox, text) is None or "tails" in text
+    assert parsed(Fox, text) is None
     wrapped = f'{text} {{"name": "x", "tails": 1}} {{"name": 3}} {{{{'
-    assert parsed(Fox, wrapped) == Fox(name="x", tails=1)
+    assert parsed(Fox, wrapped) == '{"name": "x", "tails": 1}'
 
 
 def test_votes_do_not_tell_case_spaces_and_final_stops_apart() -> None:
