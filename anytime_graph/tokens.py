@@ -84,11 +84,13 @@ def shape(messages: Sequence[BaseMessage], extra: str = "", count: Counter | Non
         if calls := getattr(message, "tool_calls", None):
             parts.append(json.dumps(calls, default=str))
     text = "\n".join(part for part in parts if part)
-    if count is not None:
-        kinds = [float(count(text))] + [0.0] * (len(_KINDS) - 1)
-    else:
-        kinds = _counts(text)
-    return [*kinds, float(len(text.encode(errors="replace"))), float(len(messages)), float(blocks)]
+    exact = None if count is None else [float(count(text))] + [0.0] * (len(_KINDS) - 1)
+    return [
+        *(exact or _counts(text)),
+        float(len(text.encode(errors="replace"))),
+        float(len(messages)),
+        float(blocks),
+    ]
 
 
 def bound(
