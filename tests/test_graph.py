@@ -651,3 +651,32 @@ def test_the_calls_of_a_run_are_told_apart_in_traces(server: Server) -> None:
         ("critique", 4),
         ("critique", 5),
     ]
+
+
+def test_usage_no_call_can_have_is_a_lie_and_the_run_goes_on(server: Server) -> None:
+    app = create_anytime_graph(
+        server.model(), budget=Budget(calls=2), scorer=lambda q, a: 0.5
+    ).compile(checkpointer=InMemorySaver())
+    for n in (2**63 + 5, 10**320):
+        usage = {"prompt_tokens": n, "completion_tokens": 1, "total_tokens": n}
+        server.script = lambda request, i, usage=usage: Reply(usage=usage)  # type: ignore[misc]
+        out = app.invoke(ask(), {"configurable": {"thread_id": str(n)[:9]}})
+        assert out["best"]["answer"] == "fine"
+        assert out["spent"]["tokens"] < 10_000
+
+
+def test_votes_tell_long_answers_apart(server: Server) -> None:
+    server.script = lambda request, i: Reply(text="same " * 60 + str(request["seed"]))
+    app = create_anytime_graph(server.model(seed=0), budget=Budget(calls=4), scorer="vote")
+    out = app.compile().invoke(ask())
+    assert [c["votes"] for c in out["candidates"]] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("junk", [42, {"a": 1}, ["x"]], ids=str)
+def test_an_extractor_that_returns_junk_costs_its_answer_not_the_run(
+    server: Server, junk: Any
+) -> None:
+    app = create_anytime_graph(server.model(), budget=Budget(calls=1), answer=lambda text: junk)
+    out = app.compile().invoke(ask())
+    assert out["best"]["answer"] == "fine"
+    assert "extractor" in out["errors"][0]
