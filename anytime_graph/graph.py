@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable
+from secrets import randbits
 from typing import Any, Literal, cast
 from uuid import uuid4
 
@@ -21,19 +22,21 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.config import get_stream_writer
 from langgraph.constants import TAG_NOSTREAM
 from langgraph.graph import END, START, StateGraph
+from langgraph.pregel import Pregel
 from langgraph.runtime import get_runtime
 from langgraph.types import Command, Send
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from anytime_graph.budget import Budget, BudgetTooSmall, Limits, NoAnswer, Prices, as_budget, more
+from anytime_graph.checkpoints import Ledger, LedgerError
 from anytime_graph.live import Improvement, Lives
 from anytime_graph.metering import Reply, Stop, acall, call, describe, gate
 from anytime_graph.models import prices_of, resolve_model
 from anytime_graph.nodes import critique, draft, finish, refine
 from anytime_graph.nodes.answers import asked
 from anytime_graph.planning import Setup, plan
-from anytime_graph.scoring import BadScore, Extractor, Scorer, Verdict, as_score, is_async
+from anytime_graph.scoring import BadScore, Extractor, Score, Scorer, Verdict, as_score, is_async
 from anytime_graph.state import (
     Candidate,
     Decides,
@@ -42,6 +45,8 @@ from anytime_graph.state import (
     Output,
     State,
     Task,
+    asked_of,
+    conversation_of,
     fold,
     fresh,
     merged,
@@ -74,6 +79,7 @@ def create_anytime_graph(
     answer: str | Extractor | type[BaseModel] = "tags",
     prices: Prices | None = None,
     width: int = 8,
+    ledger: Ledger | None = None,
 ) -> StateGraph[State, Context, Input, Output]:
     """Turn a chat model into an anytime reasoner. Returns an uncompiled graph.
 
@@ -89,11 +95,13 @@ def create_anytime_graph(
     prices: US dollars per million tokens; default: looked up by the model's name when a budget
         in USD needs them (extra `prices`).
     width: how many candidates and pairs the state keeps.
+    ledger: the record that makes runs resumable to the last paid call; see open_checkpoints.
 
     The compiled graph takes {"messages": [...], "budget": Budget(...)} and returns `messages`
     (with the answer last), `best`, `spent`, `stop_reason`, `curve` and more (see Output). A new
     user message is a new question; a budget alone thinks on. Raises ValueError here for a bad
-    argument, and when it runs BudgetTooSmall (nothing was spent) or NoAnswer (all calls failed).
+    argument, and when it runs BudgetTooSmall (nothing was spent), NoAnswer (all calls failed)
+    or, with a ledger, ThreadBusy (somebody else is running the thread).
     """
     if not isinstance(width, int) or width < 2:
         raise ValueError(f"width={width!r}: a whole number, 2 or more")
@@ -123,6 +131,8 @@ def create_anytime_graph(
         ),
         budget,
         answer if isinstance(answer, type) else None,
+        ledger,
+        strategy if isinstance(strategy, str) else getattr(strategy, "__name__", "custom"),
     )
     if budget is not None:
         run.affordable(budget)
@@ -142,35 +152,116 @@ def create_anytime_graph(
 class _Run:
     """The nodes of one graph, over its setup."""
 
-    def __init__(self, setup: Setup, budget: Budget | None, schema: type[BaseModel] | None) -> None:
-        self.setup, self.budget, self.schema = setup, budget, schema
+    def __init__(
+        self,
+        setup: Setup,
+        budget: Budget | None,
+        schema: type[BaseModel] | None,
+        ledger: Ledger | None,
+        strategy: str,
+    ) -> None:
+        self.setup, self.budget, self.schema, self.ledger = setup, budget, schema, ledger
+        self.strategy = strategy
         self.lives = Lives()
 
     # --- the hub
 
-    def hub(self, state: State) -> Command[Any]:
+    def hub(self, state: State, config: RunnableConfig) -> Command[Any]:
         """Fold what came back; begin a new question; take in a budget to think on with; then go
         over the budget edge. An error here leaves the state as it was, so that the step can be
         run again."""
-        question, granted = question_of(state["messages"]), state.get("budget")
+        question = question_of(state["messages"])
         digest = hashlib.sha256(question.text.encode(errors="replace")).hexdigest()[:16]
-        question_id = f"{question.id}:{digest}"
-        if question_id != state.get("question_id"):
-            update = fresh(question_id, uuid4().hex, self._limits(granted))
+        question_id, asked = f"{question.id}:{digest}", asked_of(state["messages"])
+        new = question_id != state.get("question_id")
+        thread = thread_of(config, asked) or (not new and state["thread"]) or uuid4().hex
+        if self.ledger is None:
+            return self._turn(state, config, new and question_id, asked, thread)
+        self.ledger.enter(thread, _root(config), _life())
+        try:
+            return self._turn(state, config, new and question_id, asked, thread)
+        except Exception:
+            self.ledger.release(thread)
+            raise
+        finally:
+            self.ledger.leave(thread)
+
+    def _turn(
+        self,
+        state: State,
+        config: RunnableConfig,
+        question_id: str | Literal[False],
+        asked: str,
+        thread: str,
+    ) -> Command[Any]:
+        granted = state.get("budget")
+        if question_id:
+            begun = self.ledger.find(thread, asked) if self.ledger else None
+            update = fresh(question_id, begun or randbits(53), thread, self._limits(granted))
             if "calibration" in state:
                 growth = state["calibration"]["growth"]
                 update["calibration"] = {**update["calibration"], "growth": growth}
         else:
             update = fold(state, self.setup.width, self.setup.decides, self.setup.gate.learn)
+            if thread != state["thread"]:  # a copy of another thread's state
+                update |= State(thread=thread, run_id=randbits(53), parent_run=state["run_id"])
             if granted is not None:
                 update["limits"] = more(state["limits"], self.affordable(as_budget(granted)))
                 update |= State(interrupted=False, failures=0, wait=0.0, concluded=None)
         now = merged(state, update)
-        sends = self._edge(now)
+        sends, plan_id = self._next(state, now, config, asked)
+        for send in sends:
+            send.arg["plan"] = plan_id
         if (best := now["best"]) is not None:
             live = self.lives[now["run_id"]]
             _announce(live.settle(best, now["spent"], now["limits"]))
         return Command(update={**update, "returned": None}, goto=sends)
+
+    def _next(
+        self, state: State, now: State, config: RunnableConfig, asked: str
+    ) -> tuple[list[Send], str]:
+        """What to do next, written to the ledger before it is done: first, what the ledger knows
+        and the state does not; else what the budget edge says."""
+        plan_id = uuid4().hex
+        if self.ledger is None:
+            return self._edge(now), plan_id
+        try:
+            sends = self._recorded(now) or self._edge(now)
+            stop = sends[0].arg["stop_reason"] if sends[0].node == "finish" else None
+            self.ledger.save(self._record(now, config, asked), state, now, plan_id, stop)
+        except NoAnswer:
+            self.ledger.save(self._record(now, config, asked), state, now, plan_id, "errors")
+            raise
+        except LedgerError as error:
+            if now["best"] is None:
+                raise
+            log.warning("%s", error)
+            return self._finish(now, f"ledger: {error}"), plan_id
+        return sends, plan_id
+
+    def _recorded(self, now: State) -> list[Send]:
+        """Tasks for calls that the ledger holds and a crash kept from the state."""
+        assert self.ledger is not None
+        here = {k: now[k] for k in ("run_id", "thread", "spent", "limits")}
+        question = question_of(now["messages"]).text
+        return [
+            Send(
+                task["move"]["kind"],
+                {**task, **here, "question": question, "prompt": [], "wait": 0.0},
+            )
+            for task in self.ledger.unknown(now["run_id"], now["ordinal"])
+        ]
+
+    def _record(self, now: State, config: RunnableConfig, asked: str) -> dict[str, Any]:
+        return {
+            "asked": asked,
+            "question": question_of(now["messages"]).text,
+            "conversation": conversation_of(now["messages"]),
+            "model": self.setup.gate.name,
+            "strategy": self.strategy,
+            "decides": self.setup.decides,
+            "options": (config.get("metadata") or {}).get("anytime_options"),
+        }
 
     def _edge(self, state: State) -> list[Send]:
         """The budget edge: tasks with their slices, or the finish with its reason."""
@@ -186,10 +277,13 @@ class _Run:
             planned = f"strategy: {describe(error)}"
         if not isinstance(planned, str):
             return [Send(task["move"]["kind"], task) for task in planned]
+        return self._finish(state, planned)
+
+    def _finish(self, state: State, reason: str) -> list[Send]:
         final = {k: state[k] for k in ("best", "answer_id", "run_id")}
         if all(m.id != state["answer_id"] for m in state["messages"]):
             final["answer_id"] = None
-        return [Send("finish", {**final, "stop_reason": planned})]
+        return [Send("finish", {**final, "stop_reason": reason})]
 
     def finish(self, state: State) -> dict[str, Any]:
         self.lives.forget(state["run_id"])
@@ -198,30 +292,80 @@ class _Run:
     # --- the spokes
 
     def spoke(self, task: Task, config: RunnableConfig) -> State:
-        with self.lives[task["run_id"]].active(task) as before:
-            reply = call(self.setup.gate, _in_time(task, before), _config(task, config), _stop())
-            outcome = self._absorbed(task, reply)
-            if (scorer := self.setup.scorer) and "candidate" in outcome:
-                try:
-                    _rate(outcome, _verdict(scorer, task["question"], self._subject(outcome)))
-                except Exception as error:
-                    _unrated(outcome, error)
-        return self._returned(task, outcome)
+        if self.ledger is None:
+            return self._spoke(task, config)
+        self.ledger.enter(task["thread"], _root(config), _life())
+        try:
+            return self._spoke(task, config)
+        finally:
+            self.ledger.leave(task["thread"])
 
-    async def aspoke(self, task: Task, config: RunnableConfig) -> State:
+    def _spoke(self, task: Task, config: RunnableConfig) -> State:
         with self.lives[task["run_id"]].active(task) as before:
-            reply = await acall(
-                self.setup.gate, _in_time(task, before), _config(task, config), _stop()
+            reply = call(
+                self.setup.gate,
+                _in_time(task, before),
+                _config(task, config),
+                _stop(),
+                self.ledger,
             )
             outcome = self._absorbed(task, reply)
             if (scorer := self.setup.scorer) and "candidate" in outcome:
                 try:
-                    _rate(
-                        outcome, await _averdict(scorer, task["question"], self._subject(outcome))
-                    )
+                    if not self._rated(task, reply, outcome):
+                        _rate(outcome, _verdict(scorer, task["question"], self._subject(outcome)))
                 except Exception as error:
                     _unrated(outcome, error)
-        return self._returned(task, outcome)
+            self._keep(task, outcome)
+        return self._returned(task, outcome, reply.recalled)
+
+    async def aspoke(self, task: Task, config: RunnableConfig) -> State:
+        if self.ledger is None:
+            return await self._aspoke(task, config)
+        await asyncio.to_thread(self.ledger.enter, task["thread"], _root(config), _life())
+        try:
+            return await self._aspoke(task, config)
+        finally:
+            self.ledger.leave(task["thread"])
+
+    async def _aspoke(self, task: Task, config: RunnableConfig) -> State:
+        with self.lives[task["run_id"]].active(task) as before:
+            reply = await acall(
+                self.setup.gate,
+                _in_time(task, before),
+                _config(task, config),
+                _stop(),
+                self.ledger,
+            )
+            outcome = self._absorbed(task, reply)
+            if (scorer := self.setup.scorer) and "candidate" in outcome:
+                try:
+                    if not await asyncio.to_thread(self._rated, task, reply, outcome):
+                        verdict = _averdict(scorer, task["question"], self._subject(outcome))
+                        _rate(outcome, await verdict)
+                except Exception as error:
+                    _unrated(outcome, error)
+            if self.ledger is not None:
+                await asyncio.to_thread(self._keep, task, outcome)
+        return self._returned(task, outcome, reply.recalled)
+
+    def _rated(self, task: Task, reply: Reply, outcome: Outcome) -> bool:
+        """Whether the answer got its score in an earlier life; then it has it again."""
+        if self.ledger is None or not reply.recalled:
+            return False
+        entry = self.ledger.recall(task)
+        if entry is None or entry.verdict is None:
+            return False
+        _rate(outcome, Score(*entry.verdict))
+        return True
+
+    def _keep(self, task: Task, outcome: Outcome) -> None:
+        if self.ledger is None or "candidate" not in outcome:
+            return
+        try:
+            self.ledger.keep(task, outcome["candidate"])
+        except LedgerError as error:
+            outcome["errors"].append(str(error))
 
     def _absorbed(self, task: Task, reply: Reply) -> Outcome:
         """What the reply means, by the kind of its move."""
@@ -237,6 +381,7 @@ class _Run:
             room=task["room"],
             starved=reply.starved,
             failed=reply.failed,
+            lost=reply.lost,
             interrupted=reply.interrupted,
             retry_after=reply.retry_after,
             errors=reply.errors,
@@ -250,8 +395,9 @@ class _Run:
             outcome["candidate"] = candidate
         return outcome
 
-    def _returned(self, task: Task, outcome: Outcome) -> State:
-        outcome["ended"] = time.time()
+    def _returned(self, task: Task, outcome: Outcome, recalled: bool) -> State:
+        if not recalled:
+            outcome["ended"] = time.time()
         live = self.lives[task["run_id"]]
         live.charge(outcome["spend"])
         if "candidate" in outcome:
@@ -289,6 +435,43 @@ class _Run:
         return budget
 
 
+def fork(
+    app: Pregel[Any, Any, Any, Any], config: RunnableConfig, budget: Budget | None = None
+) -> RunnableConfig:
+    """Branch off from an earlier checkpoint of a thread: `app.invoke(None, fork(app, config))`.
+
+    app: a compiled anytime graph, which may have another strategy or model. config: of the
+    checkpoint, as in `app.get_state_history(...)`. budget: what the branch may have cost in the
+    end, its past included; the same as before if not given. In the ledger a branch is a run of its
+    own. Raises ValueError if no question was begun at that checkpoint.
+    """
+    snapshot = app.get_state(config)
+    return app.update_state(snapshot.config, _branch(snapshot.values, budget), as_node="draft")
+
+
+async def afork(
+    app: Pregel[Any, Any, Any, Any], config: RunnableConfig, budget: Budget | None = None
+) -> RunnableConfig:
+    """`fork` for an async graph."""
+    snapshot = await app.aget_state(config)
+    values = _branch(snapshot.values, budget)
+    return await app.aupdate_state(snapshot.config, values, as_node="draft")
+
+
+def _branch(values: dict[str, Any], budget: Budget | None) -> State:
+    if "run_id" not in values:
+        raise ValueError("config: at this checkpoint no question was begun; invoke to ask one")
+    limits = values["limits"] if budget is None else as_budget(budget).limits()
+    return State(
+        run_id=randbits(53),
+        parent_run=values["run_id"],
+        limits=limits,
+        interrupted=False,
+        failures=0,
+        wait=0.0,
+    )
+
+
 class _Spoke(Runnable[Task, State]):
     """A spoke as LangGraph takes a node that is both sync and async."""
 
@@ -307,6 +490,25 @@ class _Spoke(Runnable[Task, State]):
 def _context() -> Context:
     given = get_runtime(Context).context
     return given if isinstance(given, dict) else {}  # a parent graph's context may be its own
+
+
+def _life() -> object:
+    """What all nodes of one invocation share, and no two invocations."""
+    return get_runtime().control or object()
+
+
+def _root(config: RunnableConfig) -> str | None:
+    thread_id = (config.get("configurable") or {}).get("thread_id")
+    return None if thread_id is None else str(thread_id)
+
+
+def thread_of(config: RunnableConfig, asked: str) -> str | None:
+    """The ledger's name for a thread: LangGraph's; within a parent graph with the node's path and
+    the question, for there several may run at once. None without a thread id."""
+    root = _root(config)
+    spaces = str((config.get("configurable") or {}).get("checkpoint_ns") or "").split("|")[:-1]
+    path = "/".join(space.partition(":")[0] for space in spaces)
+    return f"{root}/{path}#{asked[:12]}" if root and path else root
 
 
 def _stop() -> Stop | None:

@@ -88,9 +88,9 @@ class Lives:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._by_run: OrderedDict[str, Live] = OrderedDict()
+        self._by_run: OrderedDict[int, Live] = OrderedDict()
 
-    def __getitem__(self, run_id: str) -> Live:
+    def __getitem__(self, run_id: int) -> Live:
         with self._lock:
             live = self._by_run.setdefault(run_id, Live())
             self._by_run.move_to_end(run_id)
@@ -98,7 +98,7 @@ class Lives:
                 self._by_run.popitem(last=False)
             return live
 
-    def forget(self, run_id: str) -> None:
+    def forget(self, run_id: int) -> None:
         with self._lock:
             self._by_run.pop(run_id, None)
 

@@ -16,7 +16,7 @@ import re
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from langchain_core.language_models import BaseChatModel
@@ -25,6 +25,7 @@ from langchain_core.runnables import RunnableBinding, RunnableConfig
 
 from anytime_graph import tokens
 from anytime_graph.budget import Prices, Spend, nothing
+from anytime_graph.checkpoints import Ledger, LedgerError
 from anytime_graph.state import Task
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,8 @@ class Reply:
 
     text: what arrived, be it cut. ended: by itself ("stop"), at the cap ("length"), by us
     ("cut"), or by a failure ("error"). spend: what it is charged. reported: input tokens by the
-    provider's report, None if there was no believable one.
+    provider's report, None if there was no believable one. lost: not made, or in flight when its
+    process ended. recalled: not made now, but read from the ledger.
     """
 
     text: str
@@ -154,12 +156,23 @@ class Reply:
     errors: list[str]
     started: float
     ended_at: float
+    lost: bool = False
+    recalled: bool = False
 
 
-def call(gate: Gate, task: Task, config: RunnableConfig, stop: Stop | None) -> Reply:
+def call(
+    gate: Gate,
+    task: Task,
+    config: RunnableConfig,
+    stop: Stop | None,
+    ledger: Ledger | None = None,
+) -> Reply:
     """Make the call; where it has a time limit or may be stopped, in a thread of its own, so that
-    a silent server cannot hold it."""
-    meter = _Meter(gate, task, stop)
+    a silent server cannot hold it. With a ledger it is reserved there before and settled after;
+    what stands at its place already is not called again."""
+    meter = _Meter(gate, task, stop, ledger)
+    if (earlier := meter.recall()) is not None:
+        return earlier
     done = threading.Event()
 
     def pump() -> None:
@@ -171,28 +184,35 @@ def call(gate: Gate, task: Task, config: RunnableConfig, stop: Stop | None) -> R
             done.set()
 
     try:
-        if not meter.hold_back(task["wait"]):
+        if not meter.hold_back(task["wait"]) or not meter.reserve():
             return meter.settle()
-        meter.made = True
         if meter.patience() is None:
             pump()
-            return meter.settle()
+            return meter.book()
         run = contextvars.copy_context().run
         threading.Thread(target=run, args=(pump,), daemon=True, name="metered-call").start()
         while not done.wait(meter.patience()) and not meter.over():
             pass
     except KeyboardInterrupt:
         meter.interrupt()
-    return meter.settle()
+    return meter.book()
 
 
-async def acall(gate: Gate, task: Task, config: RunnableConfig, stop: Stop | None) -> Reply:
+async def acall(
+    gate: Gate,
+    task: Task,
+    config: RunnableConfig,
+    stop: Stop | None,
+    ledger: Ledger | None = None,
+) -> Reply:
     """The same, on the event loop. Cancelling it closes the connection."""
-    meter = _Meter(gate, task, stop)
+    meter = _Meter(gate, task, stop, ledger)
+    if ledger is not None and (earlier := await asyncio.to_thread(meter.recall)) is not None:
+        return earlier
     until = time.monotonic() + task["wait"]
     while not meter.over() and (rest := until - time.monotonic()) > 0:
         await asyncio.sleep(min(rest, _POLL))
-    if meter.cut:
+    if meter.cut or not (await asyncio.to_thread(meter.reserve) if ledger else meter.reserve()):
         return meter.settle()
 
     async def pump() -> None:
@@ -209,14 +229,16 @@ async def acall(gate: Gate, task: Task, config: RunnableConfig, stop: Stop | Non
         if not work.done():
             work.cancel()
             await asyncio.wait({work}, timeout=1)
-    return meter.settle()
+    return await asyncio.to_thread(meter.book) if ledger else meter.book()
 
 
 class _Meter:
     """One call under way: counts what arrives, says when to cut, and settles what it cost."""
 
-    def __init__(self, gate: Gate, task: Task, stop: Stop | None) -> None:
-        self.gate, self.task, self.stop = gate, task, stop
+    def __init__(
+        self, gate: Gate, task: Task, stop: Stop | None, ledger: Ledger | None = None
+    ) -> None:
+        self.gate, self.task, self.stop, self.ledger = gate, task, stop, ledger
         self.started = time.time()
         self.clock = time.monotonic()
         self.seconds = task["slice"].get("seconds")
@@ -232,6 +254,7 @@ class _Meter:
         self.finish: str | None = None
         self.cut: str | None = None
         self.made = False
+        self.lost = False
         self.overran = False
         self.ended = False
         self.interrupted = False
@@ -239,11 +262,59 @@ class _Meter:
         self.failed = False
         self.retry_after = 0.0
 
+    # --- before it, in the ledger
+
+    def recall(self) -> Reply | None:
+        """The reply that was settled at this place; or, where a process ended while the call was
+        in flight, what had arrived of it, charged in full."""
+        if self.ledger is None:
+            return None
+        try:
+            entry = self.ledger.recall(self.task)
+        except LedgerError as error:
+            return self._unmade(error)
+        if entry is None:
+            return None
+        if entry.reply is not None:
+            known = {**entry.reply, "interrupted": False, "retry_after": 0.0, "recalled": True}
+            return Reply(**{**known, "text": entry.text})
+        self.made = self.lost = True
+        self.cut = "in flight when its process ended; charged in full"
+        self.text.append(entry.text)
+        times = {"started": entry.started, "ended_at": entry.changed, "recalled": True}
+        reply = replace(self.settle(), **times)
+        reply.spend["seconds"] = max(0.0, entry.changed - entry.started)
+        try:
+            self.ledger.settle(self.task, asdict(reply), abandoned=True)
+        except LedgerError as error:
+            reply.errors.append(str(error))
+        return reply
+
+    def _unmade(self, error: LedgerError) -> Reply:
+        self.failed = self.lost = True
+        self.errors.append(f"not made: {error}")
+        return self.settle()
+
+    def reserve(self) -> bool:
+        """Write the reservation; False if the call must not be made."""
+        if self.ledger is not None:
+            full = self._priced(self.task["prompt_bound"], self.task["room"] or 0, 0)
+            try:
+                self.lost = not self.ledger.reserve(self.task, full, self.gate.name, self.so_far)
+            except LedgerError as error:
+                self._unmade(error)
+            if self.lost:
+                return False
+        self.made = True
+        return True
+
+    def so_far(self) -> str:
+        return "".join(self.text)
+
     # --- while it runs
 
     def capped(self) -> BaseChatModel:
         """The model with this call's output cap and, where it takes one, its time limit."""
-        self.made = True
         room, field = self.task["room"], self.gate.cap_field
         update: dict[str, Any] = {}
         if room is not None and field is not None:
@@ -375,6 +446,17 @@ class _Meter:
 
     # --- when it has ended
 
+    def book(self) -> Reply:
+        """Charge the call, here and in the ledger. A reply that is paid for is not lost with the
+        ledger."""
+        reply = self.settle()
+        if self.ledger is not None:
+            try:
+                self.ledger.settle(self.task, asdict(reply))
+            except LedgerError as error:
+                reply.errors.append(str(error))
+        return reply
+
     def settle(self) -> Reply:
         """Charge the call. After this nothing that still arrives counts."""
         if not self.ended and not self.failed and self.cut is None:
@@ -411,6 +493,7 @@ class _Meter:
             ],
             started=self.started,
             ended_at=now,
+            lost=self.lost,
         )
 
     def _full(self, spend: Spend, reported: int | None) -> bool:
@@ -419,33 +502,41 @@ class _Meter:
         return self.task["room"] is not None and spend["output_tokens"] >= self.task["room"]
 
     def _charge(self, text: str, thought: str) -> tuple[Spend, int | None]:
-        spend = nothing()
         if not self.made:
-            return spend, None
-        spend["calls"] = 1
-        usage = self.usage
+            return nothing(), None
+        usage, reasoning = self.usage, 0
         lie = None if not self.ended else self._disbelief(usage, text + thought)
         if self.ended and lie is None and usage is not None:
-            spend["input_tokens"] = usage["input"]
-            spend["output_tokens"] = max(usage["output"], usage["total"] - usage["input"])
-            spend["reasoning_tokens"] = min(max(0, usage["reasoning"]), spend["output_tokens"])
-            spend["cached_tokens"] = min(max(0, usage["cached"]), spend["input_tokens"])
+            paid, cached = usage["input"], min(max(0, usage["cached"]), usage["input"])
+            made = max(usage["output"], usage["total"] - usage["input"])
+            reasoning = min(max(0, usage["reasoning"]), made)
         else:
             room, seen = self.task["room"] or 0, text + thought
             most = tokens.upper(seen) if self.overran or not room else tokens.least(seen)
-            spend["input_tokens"] = self.task["prompt_bound"]
-            spend["output_tokens"] = max(room, most, self.silent if self.overran else 0)
-        spend["tokens"] = spend["input_tokens"] + spend["output_tokens"]
-        if self.gate.prices is not None:
-            spend["usd"] = self.gate.prices.usd(
-                spend["input_tokens"], spend["output_tokens"], spend["cached_tokens"]
-            )
+            paid, cached = self.task["prompt_bound"], 0
+            made = max(room, most, self.silent if self.overran else 0)
+        spend = self._priced(paid, made, cached)
+        spend["reasoning_tokens"] = reasoning
         if lie is not None:
             self.errors.append(f"{lie}; charged {spend['tokens']} tokens, the whole reservation")
             return spend, None
         if self.ended and (excess := self._excess(spend)):
             self.errors.append(excess)
         return spend, spend["input_tokens"] if self.ended else None
+
+    def _priced(self, paid: int, made: int, cached: int) -> Spend:
+        """What a call with so many input, output and cached input tokens costs."""
+        prices = self.gate.prices
+        return Spend(
+            tokens=paid + made,
+            input_tokens=paid,
+            output_tokens=made,
+            reasoning_tokens=0,
+            cached_tokens=cached,
+            usd=prices.usd(paid, made, cached) if prices else 0.0,
+            calls=1,
+            seconds=0.0,
+        )
 
     def _disbelief(self, usage: dict[str, Any] | None, text: str) -> str | None:
         """Why a report cannot be true: absent, not numbers, or below half of what the texts are

@@ -245,6 +245,8 @@ class _Slicer:
                 shape=gate.shape(prompt),
                 wait=min(state["wait"] * 2 ** max(0, state["failures"] - 1), 30.0),
                 run_id=state["run_id"],
+                thread=state["thread"],
+                plan="",
                 question=question_of(state["messages"]).text,
                 spent=state["spent"],
                 limits=state["limits"],

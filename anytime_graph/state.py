@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -61,7 +63,8 @@ class Task(TypedDict):
     ordinal: its place among the calls of the question. step: the ordinal of its first sibling.
     slice: the most it may spend. spent, limits: the run's, when this was planned.
     prompt_bound, room: the reservation, in input tokens and output tokens (None: not limited).
-    wait: seconds to hold back after a refusal.
+    wait: seconds to hold back after a refusal. thread, plan: under which thread's lease and which of
+    the hub's plans the ledger lets it reserve.
     """
 
     ordinal: int
@@ -74,14 +77,17 @@ class Task(TypedDict):
     room: int | None
     shape: Shape
     wait: float
-    run_id: str
+    run_id: int
+    thread: str
+    plan: str
     question: str
     spent: Spend
     limits: Limits
 
 
 class Outcome(TypedDict):
-    """What a task brought back."""
+    """What a task brought back. lost: the call was in flight when its process ended, or was not
+    made at all; no fault of the provider's."""
 
     ordinal: int
     move: dict[str, Any]
@@ -94,6 +100,7 @@ class Outcome(TypedDict):
     room: int | None
     starved: bool
     failed: bool
+    lost: bool
     interrupted: bool
     retry_after: float
     errors: list[str]
@@ -139,7 +146,9 @@ class State(Output, Input, total=False):
 
     returned: Annotated[list[Outcome], gather]
     question_id: str
-    run_id: str
+    run_id: int
+    parent_run: int | None
+    thread: str
     answer_id: str | None
     concluded: int | None
     ordinal: int
@@ -161,11 +170,13 @@ _KEPT = 64
 """Errors, ballots and curve points kept in the state."""
 
 
-def fresh(question_id: str, run_id: str, limits: Limits) -> State:
+def fresh(question_id: str, run_id: int, thread: str, limits: Limits) -> State:
     """A run that has not begun."""
     return State(
         question_id=question_id,
         run_id=run_id,
+        parent_run=None,
+        thread=thread,
         concluded=None,
         limits=limits,
         answer_id=None,
@@ -206,7 +217,7 @@ def fold(state: State, width: int, decides: Decides, learn: Callable[..., Calibr
             calibration = learn(calibration, outcome["shape"], outcome["reported"], base=base)
         if outcome["starved"]:
             least_room = max(least_room, 2 * (outcome["room"] or 0))
-        elif not outcome["failed"]:
+        elif not outcome["failed"] and not outcome["lost"]:
             made[kind] = made.get(kind, 0) + 1
         if "candidate" in outcome:
             candidates.append({**outcome["candidate"], "spent": spent})
@@ -232,7 +243,8 @@ def fold(state: State, width: int, decides: Decides, learn: Callable[..., Calibr
     concluded = [o["move"]["conclude"] for o in outcomes if o["move"].get("conclude") is not None]
     refused = [o for o in outcomes if o["failed"]]
     fruitless = all(o["failed"] and "candidate" not in o for o in outcomes)
-    failures = state["failures"] + 1 if fruitless else 0
+    idle = all(o["lost"] for o in outcomes)
+    failures = state["failures"] if idle else state["failures"] + 1 if fruitless else 0
     return State(
         best=best,
         spent=spent,
@@ -264,6 +276,20 @@ def question_of(messages: Sequence[BaseMessage]) -> BaseMessage:
         if message.type == "human":
             return message
     raise ValueError("messages: a user message is needed, as in {'messages': [('user', question)]}")
+
+
+def conversation_of(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
+    """What was said up to the question, as role and content."""
+    roles = {"human": "user", "ai": "assistant"}
+    last = max(i for i, m in enumerate(messages) if m.type == "human")
+    return [{"role": roles.get(m.type, m.type), "content": m.content} for m in messages[: last + 1]]
+
+
+def asked_of(messages: Sequence[BaseMessage]) -> str:
+    """What a question is known by after its message ids are lost: a digest of the conversation
+    up to it."""
+    said = json.dumps(conversation_of(messages), default=str, sort_keys=True)
+    return hashlib.sha256(said.encode(errors="replace")).hexdigest()
 
 
 def _by_score(c: Candidate) -> tuple[float, bool, int]:

@@ -1,1 +1,7 @@
-"""Where runs are kept: LangGraph's own savers, opened as this package's graphs want them."""
+"""Checkpoints and ledger over one SQLite file or one PostgreSQL database."""
+
+from anytime_graph.checkpoints.ledger import Ledger, ThreadBusy
+from anytime_graph.checkpoints.opening import Checkpoints, open_checkpoints
+from anytime_graph.checkpoints.schema import LedgerError
+
+__all__ = ["Checkpoints", "Ledger", "LedgerError", "ThreadBusy", "open_checkpoints"]

@@ -1,42 +1,179 @@
-"""LangGraph's SQLite saver, opened with care."""
+"""Ledger and LangGraph's saver over one SQLite file, through sqlite-utils."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from langgraph.checkpoint.sqlite import SqliteSaver
+from sqlite_utils import Database
+from sqlite_utils.db import Table
+
+from anytime_graph.checkpoints import schema
+from anytime_graph.checkpoints.schema import LedgerError
+
+PATIENCE = 30.0
+"""Seconds to wait for another process's transaction."""
+_LANGGRAPH = {
+    "checkpoints",
+    "writes",
+    "store",
+    "store_migrations",
+    "store_vectors",
+    "vector_migrations",
+}
+_REMEDY = {
+    "full": "the disk is full; free some space, then resume",
+    "readonly": "it cannot be written; see to the permissions of the file and its folder",
+    "malformed": "the file is damaged; restore a copy, or save what `sqlite3 FILE .recover` finds",
+    "not a database": "this is no SQLite database; name another file",
+    "locked": f"another process kept it locked for {PATIENCE:g} s",
+    "unable to open": "it cannot be opened; see to the folder and its permissions",
+}
 
 
-@contextmanager
-def open_saver(path: str | Path) -> Iterator[SqliteSaver]:
-    """LangGraph's saver over a file, which only its owner may read; made if it is not there.
+class SqliteStore:
+    """A file with the ledger's tables; safe for threads and for several processes."""
 
-    Raises ValueError if the file cannot be opened or is no SQLite database, ImportError without
-    the extra `sqlite`.
-    """
-    try:
-        from langgraph.checkpoint.sqlite import SqliteSaver
-    except ImportError:
-        raise ImportError(
-            "checkpoints in SQLite need: pip install 'anytime-graph[sqlite]'"
-        ) from None
-    file = Path(path)
-    try:
-        os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
-        connection = sqlite3.connect(file, check_same_thread=False)
-    except (OSError, sqlite3.Error) as error:
-        raise ValueError(f"{file}: cannot be opened for writing ({error})") from None
-    try:
-        saver = SqliteSaver(connection)
-        saver.setup()
-        yield saver
-    except sqlite3.DatabaseError as error:
-        raise ValueError(f"{file}: not a usable SQLite database ({error})") from None
-    finally:
-        connection.close()
+    clock = "((julianday('now') - 2440587.5) * 86400.0)"
+
+    def __init__(self, path: str | Path) -> None:
+        self.where = str(path)
+        self._lock = threading.RLock()
+        with self.explained():
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            connection = connect(path)
+            try:
+                self._db = Database(connection)
+                self._prepare()
+            except BaseException:
+                connection.close()
+                raise
+
+    @contextmanager
+    def transaction(self, write: bool = True) -> Iterator[Any]:
+        """Yields execute(sql, params) -> rows as dicts. All of it is kept, durably, or nothing."""
+        with self._lock, self.explained():
+            self._db.conn.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+            try:
+                yield self._execute
+            except BaseException:
+                self._db.rollback()
+                raise
+            self._db.commit()
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    def _execute(self, sql: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+        cursor = self._db.execute(sql, dict(parameters))
+        if cursor.description is None:
+            return []
+        names = [column[0] for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+    def matching(self, table: str) -> str:
+        return f"{table}.rowid IN (SELECT rowid FROM {table}_fts WHERE {table}_fts MATCH :words)"
+
+    def words(self, text: str) -> str:
+        return " ".join('"{}"'.format(word.replace('"', '""')) for word in text.split())
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turns the driver's errors into LedgerErrors that say what and how."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise _error(self.where, error) from error
+
+    def _prepare(self) -> None:
+        _wal(self._db.conn)
+        with self.transaction():
+            version = self._version()
+            schema.refuse_newer(self.where, version)
+            if version < 1:
+                for name, table in schema.TABLES.items():
+                    self._create(name, table)
+            if version < 2:
+                self._searchable()
+            if version < schema.VERSION:
+                self._table("anytime_schema").upsert({"id": 1, "version": schema.VERSION}, pk="id")
+
+    def _table(self, name: str) -> Table:
+        return self._db.table(name)
+
+    def _version(self) -> int:
+        if self._table("anytime_schema").exists():
+            rows = self._execute("SELECT max(version) AS version FROM anytime_schema", {})
+            return int(rows[0]["version"])
+        if foreign := sorted(set(self._db.table_names()) - _LANGGRAPH):
+            raise LedgerError(
+                f"{self.where}: this file belongs to something else (it holds the tables "
+                f"{', '.join(foreign[:5])}); name another file"
+            )
+        return 0
+
+    def _create(self, name: str, table: schema.Table) -> None:
+        created = self._table(name).create(
+            dict(table.columns),
+            pk=table.key,
+            not_null=set(table.columns) - set(table.optional) - {table.key},
+            foreign_keys=[
+                (column, to, "id")
+                for column, to in table.refers.items()
+                if (name, column) != ("runs", "best_id")
+            ],
+        )
+        if name == "answers":
+            self._table("runs").add_foreign_key("best_id", "answers", "id")
+        if table.unique:
+            created.create_index(table.unique, unique=True)
+        if columns := schema.INDEXES.get(name):
+            created.create_index(columns)
+
+    def _searchable(self) -> None:
+        for name, column in schema.SEARCHED.items():
+            self._table(name).enable_fts([column], create_triggers=True)
+            # Neither column ever changes; the trigger would index it anew at every update.
+            self._db.execute(f"DROP TRIGGER {name}_au")
+        for name, sql in schema.VIEWS.items():
+            self._db.create_view(name, sql)
+
+
+def connect(path: str | Path, autocommit: bool = True) -> sqlite3.Connection:
+    """A connection whose commits survive a power cut and which waits for its turn."""
+    level = None if autocommit else "DEFERRED"
+    connection = sqlite3.connect(
+        path, timeout=PATIENCE, check_same_thread=False, isolation_level=level
+    )
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA foreign_keys=ON")
+    return connection
+
+
+def _error(where: str, error: Exception) -> LedgerError:
+    said = str(error).strip()
+    remedy = next((remedy for sign, remedy in _REMEDY.items() if sign in said), None)
+    if isinstance(error, OSError):
+        said, remedy = error.strerror or said, "see to the path and its permissions"
+    return LedgerError(f"{where}: {said}" + (f": {remedy}" if remedy else ""))
+
+
+def _wal(connection: sqlite3.Connection) -> None:
+    """Switch to write-ahead logging. The switch needs the file for itself for a moment and does
+    not wait by itself."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").fetchone()
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)

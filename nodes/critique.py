@@ -6,11 +6,11 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from anytime_graph.nodes.answers import Asked
 from langchain_core.messages import AnyMessage
 
 from anytime_graph import prompts
 from anytime_graph.metering import Reply
+from anytime_graph.nodes.answers import Asked
 from anytime_graph.state import State, Task
 
 _VERDICT = re.compile(r"[\W_]*verdict\s*:[\W_]*(a|b|tie|good|improve)[\W_]*", re.IGNORECASE)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from anytime_graph.nodes.answers import Asked, candidate
 from langchain_core.messages import AnyMessage
 
 from anytime_graph import prompts
 from anytime_graph.metering import Reply
+from anytime_graph.nodes.answers import Asked, candidate
 from anytime_graph.state import Candidate, State, Task
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.postgres import fresh, programs, running
 from tests.server import Server, serving
 
 # `make torture` sets TORTURE to the number of examples for the long, freshly seeded version.
@@ -23,5 +24,22 @@ settings.load_profile("anytime")
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with serving() as running:
-        yield running
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL server; in CI there must be one."""
+    if programs() is None:
+        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
+        give_up("PostgreSQL's server programs are not installed: `make postgres` tells more")
+    with running() as url:
+        yield url
+
+
+@pytest.fixture
+def database(postgres: str) -> Iterator[str]:
+    """The URL of a new, empty database."""
+    with fresh(postgres) as url:
+        yield url

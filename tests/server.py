@@ -74,8 +74,11 @@ Script = Callable[[dict[str, Any], int], Reply]
 
 @dataclass
 class Server:
+    """watch: told of each request "asked", each "word" served and each reply "ended" by itself."""
+
     url: str
     script: Script = lambda request, i: Reply()
+    watch: Callable[[str, Call], None] = lambda event, call: None
     calls: list[Call] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
     open: int = 0
@@ -141,6 +144,7 @@ def serving() -> Iterator[Server]:
                 index = len(server.calls)
                 server.calls.append(call)
                 server.changed.notify_all()
+            server.watch("asked", call)
             reply = server.script(request, index)
             if isinstance(reply.error, int):
                 call.prompt = 0
@@ -178,6 +182,7 @@ def serving() -> Iterator[Server]:
                     if len(piece) >= reply.piece:
                         self._event(_delta("".join(piece), reply.delta))
                         piece = []
+                    server.watch("word", call)
                     if reply.error == "break" and call.output >= 5:
                         return self._drop()
                 if piece:
@@ -188,6 +193,7 @@ def serving() -> Iterator[Server]:
                 if (request.get("stream_options") or {}).get("include_usage"):
                     self._usage(call, reply)
                 self.wfile.write(b"data: [DONE]\n\n")
+                server.watch("ended", call)
             except (BrokenPipeError, ConnectionResetError):
                 call.closed_early = True
                 raise

@@ -1,0 +1,215 @@
+"""`open_checkpoints`: LangGraph's saver and the ledger, over the same file or database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import (
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint
+
+from anytime_graph.checkpoints import postgres, sqlite
+from anytime_graph.checkpoints.ledger import Ledger
+from anytime_graph.checkpoints.schema import LedgerError
+
+Record = Literal["all", "usage"]
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """saver: to compile the graph with. ledger: to create it with."""
+
+    saver: BaseCheckpointSaver[Any]
+    ledger: Ledger
+
+
+def open_checkpoints(target: str | Path, *, record: Record = "all", serde: Any = None) -> _Opening:
+    """Open a SQLite file (made if it is not there, readable by its owner only) or a PostgreSQL
+    database ("postgresql://..."), with `with` for sync graphs or `async with` for async ones.
+
+    record: "usage" keeps neither prompts, questions nor answers in the ledger.
+    serde: LangGraph's serializer for the checkpoints, such as its EncryptedSerializer.
+
+    Raises LedgerError, which says what is wrong and what to do; ImportError without the extra
+    (`sqlite` or `postgres`).
+    """
+    return _Opening(target, record, serde)
+
+
+class _Opening:
+    def __init__(self, target: str | Path, record: Record, serde: Any) -> None:
+        if str(target) in ("", ":memory:"):
+            raise ValueError(f"target={str(target)!r}: name a file; checkpoints need one to last")
+        self._target, self._record, self._serde = target, record, serde
+        self._remote = str(target).startswith(("postgresql://", "postgres://"))
+
+    def __enter__(self) -> Checkpoints:
+        with ExitStack() as stack:
+            ledger = self._ledger()
+            stack.callback(ledger.close)
+            saver = (_postgres_saver if self._remote else _sqlite_saver)(self, ledger)
+            opened = Checkpoints(stack.enter_context(saver), ledger)
+            self._stack = stack.pop_all()
+        return opened
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    async def __aenter__(self) -> Checkpoints:
+        async with AsyncExitStack() as stack:
+            ledger = await asyncio.to_thread(self._ledger)
+            stack.push_async_callback(asyncio.to_thread, ledger.close)
+            saver = (_apostgres_saver if self._remote else _asqlite_saver)(self, ledger)
+            opened = Checkpoints(await stack.enter_async_context(saver), ledger)
+            self._astack = stack.pop_all()
+        return opened
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._astack.aclose()
+
+    def _ledger(self) -> Ledger:
+        if self._remote:
+            return Ledger(postgres.PostgresStore(str(self._target)), self._record)
+        try:
+            import langgraph.checkpoint.sqlite  # noqa: F401 - before any file is made
+        except ImportError:
+            raise ImportError(
+                "checkpoints in SQLite need: pip install 'anytime-graph[sqlite]'"
+            ) from None
+        return Ledger(sqlite.SqliteStore(self._target), self._record)
+
+    def lasting(self, saver: type[Any], ledger: Ledger, connection: Any) -> Any:
+        return _lasting(saver, ledger)(connection, serde=self._serde)
+
+
+@contextmanager
+def _sqlite_saver(opening: _Opening, ledger: Ledger) -> Iterator[BaseCheckpointSaver[Any]]:
+    from langgraph.checkpoint.sqlite import SqliteSaver
+
+    connection = sqlite.connect(opening._target, autocommit=False)
+    try:
+        saver = opening.lasting(SqliteSaver, ledger, connection)
+        with ledger.store.explained():
+            saver.setup()
+        yield saver
+    finally:
+        connection.close()
+
+
+@asynccontextmanager
+async def _asqlite_saver(
+    opening: _Opening, ledger: Ledger
+) -> AsyncIterator[BaseCheckpointSaver[Any]]:
+    import aiosqlite
+    from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+
+    async with aiosqlite.connect(opening._target, timeout=sqlite.PATIENCE) as connection:
+        saver = opening.lasting(AsyncSqliteSaver, ledger, connection)
+        with ledger.store.explained():
+            await saver.setup()
+        yield saver
+
+
+@contextmanager
+def _postgres_saver(opening: _Opening, ledger: Ledger) -> Iterator[BaseCheckpointSaver[Any]]:
+    from langgraph.checkpoint.postgres import PostgresSaver
+    from psycopg_pool import ConnectionPool
+
+    url = str(opening._target)
+    with ConnectionPool(url, kwargs=postgres.saver_options(), open=True, **postgres.POOL) as pool:
+        saver = opening.lasting(PostgresSaver, ledger, pool)
+        with ledger.store.explained(), postgres.alone(url):
+            saver.setup()
+        yield saver
+
+
+@asynccontextmanager
+async def _apostgres_saver(
+    opening: _Opening, ledger: Ledger
+) -> AsyncIterator[BaseCheckpointSaver[Any]]:
+    from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+    from psycopg_pool import AsyncConnectionPool
+
+    url = str(opening._target)
+    async with AsyncConnectionPool(
+        url, kwargs=postgres.saver_options(), open=False, **postgres.POOL
+    ) as pool:
+        saver = opening.lasting(AsyncPostgresSaver, ledger, pool)
+        with ledger.store.explained():
+            lock = postgres.alone(url)
+            await asyncio.to_thread(lock.__enter__)
+            try:
+                await saver.setup()
+            finally:
+                await asyncio.to_thread(lock.__exit__, None, None, None)
+        yield saver
+
+
+def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
+    """LangGraph's saver as it is; but where it can no longer write while a run is under way, the
+    ledger stops that run's spending, so that its answer comes back instead of an exception."""
+
+    class Saver(saver):  # type: ignore[misc]
+        def put(self, config: RunnableConfig, checkpoint: Checkpoint, *rest: Any) -> RunnableConfig:
+            try:
+                with ledger.store.explained():
+                    return super().put(config, checkpoint, *rest)  # type: ignore[no-any-return]
+            except LedgerError as error:
+                ledger.give_up(config, error)
+                return _at(config, checkpoint)
+
+        def put_writes(
+            self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], *rest: Any
+        ) -> None:
+            try:
+                with ledger.store.explained():
+                    super().put_writes(config, writes, *rest)
+            except LedgerError as error:
+                ledger.give_up(config, error)
+
+        async def aput(
+            self, config: RunnableConfig, checkpoint: Checkpoint, *rest: Any
+        ) -> RunnableConfig:
+            try:
+                with ledger.store.explained():
+                    return await super().aput(config, checkpoint, *rest)  # type: ignore[no-any-return]
+            except LedgerError as error:
+                ledger.give_up(config, error)
+                return _at(config, checkpoint)
+
+        async def aput_writes(
+            self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], *rest: Any
+        ) -> None:
+            try:
+                with ledger.store.explained():
+                    await super().aput_writes(config, writes, *rest)
+            except LedgerError as error:
+                ledger.give_up(config, error)
+
+    Saver.__name__ = Saver.__qualname__ = saver.__name__
+    return Saver
+
+
+def _at(config: RunnableConfig, checkpoint: Checkpoint) -> RunnableConfig:
+    place = {k: config["configurable"].get(k, "") for k in ("thread_id", "checkpoint_ns")}
+    return {"configurable": {**place, "checkpoint_id": checkpoint["id"]}}
