@@ -43,7 +43,9 @@ class Store(Protocol):
     where: str
     clock: str
 
-    def transaction(self, write: bool = True) -> AbstractContextManager[Execute]: ...
+    def transaction(self) -> AbstractContextManager[Execute]: ...
+    def reading(self) -> AbstractContextManager[Execute]: ...
+    def turn(self) -> AbstractContextManager[Any]: ...
     def explained(self) -> AbstractContextManager[None]: ...
     def matching(self, table: str) -> str: ...
     def words(self, text: str) -> str: ...
@@ -190,7 +192,7 @@ class Ledger:
 
     def find(self, thread: str, asked: str) -> int | None:
         """The run of a question on a thread, if it was begun before."""
-        with self._read() as execute:
+        with self.store.reading() as execute:
             rows = execute(
                 "SELECT id FROM runs WHERE thread = :thread AND asked = :asked "
                 "ORDER BY started DESC, id DESC LIMIT 1",
@@ -201,7 +203,7 @@ class Ledger:
     def unknown(self, run_id: int, ordinal: int) -> list[dict[str, Any]]:
         """The calls of the first step at or after `ordinal`: what a state that stands there has
         not seen."""
-        with self._read() as execute:
+        with self.store.reading() as execute:
             rows = execute(
                 "SELECT task FROM calls WHERE run_id = :run AND ordinal >= :ordinal AND step = "
                 "(SELECT min(step) FROM calls WHERE run_id = :run AND ordinal >= :ordinal) "
@@ -308,7 +310,7 @@ class Ledger:
 
     def recall(self, task: Task) -> Entry | None:
         """What stands at the task's place."""
-        with self._read() as execute:
+        with self.store.reading() as execute:
             rows = execute(
                 "SELECT c.reply, c.text, c.started, c.changed, a.score, a.feedback FROM calls c "
                 "LEFT JOIN answers a ON a.run_id = c.run_id AND a.ordinal = c.ordinal "
@@ -568,7 +570,7 @@ class Ledger:
         return total([run["inherited"], numbers])
 
     def _rows(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
-        with self._read() as execute:
+        with self.store.reading() as execute:
             rows = execute(sql, parameters)
         return [
             {
@@ -578,9 +580,6 @@ class Ledger:
             }
             for row in rows
         ]
-
-    def _read(self) -> AbstractContextManager[Execute]:
-        return self.store.transaction(write=False)
 
     @contextmanager
     def _write(self) -> Iterator[Execute]:

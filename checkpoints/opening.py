@@ -172,7 +172,7 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
     class Saver(saver):  # type: ignore[misc]
         def put(self, config: RunnableConfig, checkpoint: Checkpoint, *rest: Any) -> RunnableConfig:
             try:
-                with ledger.store.explained():
+                with ledger.store.turn(), ledger.store.explained():
                     return super().put(config, checkpoint, *rest)  # type: ignore[no-any-return]
             except LedgerError as error:
                 ledger.give_up(config, error)
@@ -182,7 +182,7 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
             self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], *rest: Any
         ) -> None:
             try:
-                with ledger.store.explained():
+                with ledger.store.turn(), ledger.store.explained():
                     super().put_writes(config, writes, *rest)
             except LedgerError as error:
                 ledger.give_up(config, error)

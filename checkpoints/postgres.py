@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -45,7 +45,7 @@ class PostgresStore:
             self._pool = ConnectionPool(url, kwargs=options, open=True, **POOL)
 
     @contextmanager
-    def transaction(self, write: bool = True) -> Iterator[Any]:
+    def transaction(self) -> Iterator[Any]:
         """Yields execute(sql, params) -> rows as dicts. All of it is kept, durably, or nothing."""
         with self.explained(), self._pool.connection() as connection:
 
@@ -54,6 +54,12 @@ class PostgresStore:
                 return [] if cursor.description is None else cursor.fetchall()
 
             yield execute
+
+    reading = transaction
+
+    def turn(self) -> AbstractContextManager[Any]:
+        """Savers need not wait for the ledger here."""
+        return nullcontext()
 
     def close(self) -> None:
         self._pool.close()
