@@ -177,14 +177,14 @@ class _Run:
         thread = thread_of(config, asked) or (not new and state["thread"]) or uuid4().hex
         if self.ledger is None:
             return self._turn(state, config, new and question_id, asked, thread)
-        self.ledger.enter(thread, _root(config), _life())
+        hold = self.ledger.enter(thread, _root(config), _life())
         try:
             return self._turn(state, config, new and question_id, asked, thread)
         except Exception:
             self.ledger.release(thread)
             raise
         finally:
-            self.ledger.leave(thread)
+            self.ledger.leave(hold)
 
     def _turn(
         self,
@@ -294,11 +294,11 @@ class _Run:
     def spoke(self, task: Task, config: RunnableConfig) -> State:
         if self.ledger is None:
             return self._spoke(task, config)
-        self.ledger.enter(task["thread"], _root(config), _life())
+        hold = self.ledger.enter(task["thread"], _root(config), _life())
         try:
             return self._spoke(task, config)
         finally:
-            self.ledger.leave(task["thread"])
+            self.ledger.leave(hold)
 
     def _spoke(self, task: Task, config: RunnableConfig) -> State:
         with self.lives[task["run_id"]].active(task) as before:
@@ -322,11 +322,12 @@ class _Run:
     async def aspoke(self, task: Task, config: RunnableConfig) -> State:
         if self.ledger is None:
             return await self._aspoke(task, config)
-        await asyncio.to_thread(self.ledger.enter, task["thread"], _root(config), _life())
+        enter = self.ledger.enter
+        hold = await asyncio.to_thread(enter, task["thread"], _root(config), _life())
         try:
             return await self._aspoke(task, config)
         finally:
-            self.ledger.leave(task["thread"])
+            self.ledger.leave(hold)
 
     async def _aspoke(self, task: Task, config: RunnableConfig) -> State:
         with self.lives[task["run_id"]].active(task) as before:

@@ -1,6 +1,7 @@
 """Checkpoints and ledger over one SQLite file or one PostgreSQL database."""
 
-from anytime_graph.checkpoints.ledger import Ledger, ThreadBusy
+from anytime_graph.checkpoints.leases import ThreadBusy
+from anytime_graph.checkpoints.ledger import Ledger
 from anytime_graph.checkpoints.opening import Checkpoints, open_checkpoints
 from anytime_graph.checkpoints.schema import LedgerError
 

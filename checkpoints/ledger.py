@@ -10,50 +10,27 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import secrets
-import socket
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-from anytime_graph.budget import Spend, nothing, total
+from anytime_graph.budget import Spend, nothing
+from anytime_graph.checkpoints.history import History
+from anytime_graph.checkpoints.leases import LEASE, Hold, Leases
 from anytime_graph.checkpoints.schema import SPEND, LedgerError
+from anytime_graph.checkpoints.store import Execute, Store
 from anytime_graph.state import Candidate, Pair, Point, State, Task
 
 log = logging.getLogger(__name__)
 
-Execute = Callable[[str, Mapping[str, Any]], list[dict[str, Any]]]
-LEASE = 15.0
-"""Seconds for which a lease holds unless it is renewed."""
 _BEAT = 0.5
 """Seconds between looks at what has streamed in."""
 _ROOTS = 4_096
 _PLANNED = ("ordinal", "step", "move", "swapped", "slice", "prompt_bound", "room", "shape")
-_JSON = ("options", "limits", "inherited", "conversation", "errors", "parents", "request")
-
-
-class Store(Protocol):
-    """clock: SQL for the time in Unix seconds, by the database's own clock."""
-
-    where: str
-    clock: str
-
-    def transaction(self) -> AbstractContextManager[Execute]: ...
-    def reading(self) -> AbstractContextManager[Execute]: ...
-    def turn(self) -> AbstractContextManager[Any]: ...
-    def explained(self) -> AbstractContextManager[None]: ...
-    def matching(self, table: str) -> str: ...
-    def words(self, text: str) -> str: ...
-    def close(self) -> None: ...
-
-
-class ThreadBusy(RuntimeError):
-    """Somebody else is running the thread. It ends with them, or some seconds after they die."""
+_OF_RUNS = ("curve", "pairs", "answers", "calls")
 
 
 @dataclass(frozen=True)
@@ -68,13 +45,7 @@ class Entry:
     verdict: tuple[float, str | None] | None
 
 
-@dataclass
-class _Hold:
-    life: object
-    at_work: int = 0
-
-
-class Ledger:
+class Ledger(History):
     """Calls, answers, pairs and curves over a store.
 
     record: "all" keeps prompts, replies, questions and answers; "usage" keeps numbers only, so
@@ -84,109 +55,55 @@ class Ledger:
     def __init__(self, store: Store, record: Literal["all", "usage"] = "all") -> None:
         if record not in ("all", "usage"):
             raise ValueError(f"record={record!r}: 'all' or 'usage'")
-        self.store, self.record = store, record
-        self.failure: str | None = None
-        self._me = f"{_process()} {secrets.token_hex(4)}"
-        self._lock = threading.Lock()
-        self._holds: dict[str, _Hold] = {}
+        super().__init__(store)
+        self.record = record
+        self.leases = Leases(store)
+        self._failure: str | None = None
         self._roots: dict[str, None] = {}
         self._streaming: dict[tuple[int, int], Callable[[], str]] = {}
         self._flushed: dict[tuple[int, int], int] = {}
         self._closed = threading.Event()
         self._beating: threading.Thread | None = None
-        _OPEN[self._me] = self
 
     def close(self) -> None:
         self._closed.set()
         if self._beating is not None:
             self._beating.join()
-        with suppress(LedgerError), self._write() as execute:
-            execute("DELETE FROM leases WHERE holder = :me", {"me": self._me})
+        with suppress(LedgerError):
+            self.leases.release_all()
         self.store.close()
 
     def give_up(self, config: Mapping[str, Any], error: LedgerError) -> None:
         """A checkpoint could not be written. For a thread that runs here nothing more is spent,
         so that its run ends with what it has; for any other this raises."""
-        if config["configurable"]["thread_id"] not in self._roots:
+        if str(config["configurable"]["thread_id"]) not in self._roots:
             raise error
         log.warning("%s", error)
-        self.failure = str(error)
+        self._failure = str(error)
 
-    # --- leases: one invocation at a time runs a thread
+    # --- both sides
 
-    def enter(self, thread: str, root: str | None, life: object) -> None:
-        """A node begins to work on the thread. root: LangGraph's id for it. life: the same object
-        for all nodes of one invocation. Raises ThreadBusy if another invocation, here or
-        elsewhere, is running it."""
-        with self._lock:
-            hold = self._holds.get(thread)
-            if hold is None or hold.life is not life:
-                if hold is not None and hold.at_work:
-                    raise ThreadBusy(f"thread {thread!r} is already running in this process")
-                if not any(hold.at_work for hold in self._holds.values()):
-                    self.failure = None
-                self._take(thread)
-                if root is not None:
-                    self._roots.pop(root, None)
-                    self._roots[root] = None
-                    if len(self._roots) > _ROOTS:
-                        self._roots.pop(next(iter(self._roots)))
-                self._holds[thread] = hold = _Hold(life)
-            hold.at_work += 1
-            if self._beating is None:
-                self._beating = threading.Thread(target=self._beat, daemon=True, name="ledger")
-                self._beating.start()
+    def enter(self, thread: str, root: str | None, life: object) -> Hold:
+        """A node begins to work on the thread; see Leases.enter. root: LangGraph's id for it."""
+        if not self.leases.at_work():
+            self._failure = None
+        hold = self.leases.enter(thread, life)
+        if root is not None and root not in self._roots:
+            self._roots[root] = None
+            if len(self._roots) > _ROOTS:
+                self._roots.pop(next(iter(self._roots)))
+        if self._beating is None:
+            self._beating = threading.Thread(target=self._beat, daemon=True, name="ledger")
+            self._beating.start()
+        return hold
 
-    def leave(self, thread: str) -> None:
-        with self._lock:
-            if (hold := self._holds.get(thread)) is not None:
-                hold.at_work -= 1
+    def leave(self, hold: Hold) -> None:
+        self.leases.leave(hold)
 
     def release(self, thread: str) -> None:
-        """The run has ended: others may have the thread at once."""
-        with self._lock:
-            self._holds.pop(thread, None)
-        with suppress(LedgerError), self._write() as execute:
-            execute(
-                "DELETE FROM leases WHERE thread = :thread AND holder = :me",
-                {"thread": thread, "me": self._me},
-            )
-
-    def at_work(self, thread: str) -> bool:
-        with self._lock:
-            hold = self._holds.get(thread)
-            return hold is not None and hold.at_work > 0
-
-    def _take(self, thread: str) -> None:
-        with self._write() as execute:
-            rows = execute(
-                f"SELECT holder, expires, {self.store.clock} AS now FROM leases "
-                "WHERE thread = :thread",
-                {"thread": thread},
-            )
-            seen = rows[0] if rows else {"holder": None, "expires": None}
-            free = not rows or seen["expires"] <= seen["now"]
-            if not free and _alive(seen["holder"], thread, self._me):
-                raise _busy(thread, seen["holder"])
-            taken = execute(
-                "INSERT INTO leases (thread, holder, expires) "
-                f"VALUES (:thread, :me, {self.store.clock} + {LEASE}) ON CONFLICT (thread) DO UPDATE "
-                f"SET holder = :me, expires = {self.store.clock} + {LEASE} "
-                "WHERE leases.holder = :holder AND leases.expires = :expires RETURNING thread",
-                {"thread": thread, "me": self._me, **{k: seen[k] for k in ("holder", "expires")}},
-            )
-            if not taken:
-                raise _busy(thread, None)
-
-    def _renew(self, execute: Execute, thread: str) -> None:
-        """Within a write: it stands only if the lease is still ours."""
-        mine = execute(
-            f"UPDATE leases SET expires = {self.store.clock} + {LEASE} "
-            "WHERE thread = :thread AND holder = :me RETURNING thread",
-            {"thread": thread, "me": self._me},
-        )
-        if not mine:
-            raise ThreadBusy(f"thread {thread!r} was taken over after its lease had expired")
+        """The invocation ends in an error: others may have the thread at once."""
+        with suppress(LedgerError), self.store.transaction() as execute:
+            self.leases.release(thread, execute)
 
     # --- the hub's side
 
@@ -219,7 +136,7 @@ class Ledger:
         stop: why it ends; then the thread is released."""
         keeps, run_id = self.record == "all", now["run_id"]
         with self._write() as execute:
-            self._renew(execute, now["thread"])
+            self.leases.renew(execute, now["thread"])
             begun = execute("SELECT id FROM runs WHERE id = :run", {"run": run_id})
             execute(
                 "INSERT INTO runs (id, thread, asked, question, conversation, model, strategy, "
@@ -262,10 +179,7 @@ class Ledger:
                 if pair not in known.get("pairs", []):
                     self._pair(execute, run_id, pair)
             if stop is not None:
-                execute("DELETE FROM leases WHERE thread = :thread", {"thread": now["thread"]})
-        if stop is not None:
-            with self._lock:
-                self._holds.pop(now["thread"], None)
+                self.leases.release(now["thread"], execute)
 
     def _inherit(self, execute: Execute, now: State) -> None:
         """A fork has the answers that its state holds, and the calls that they came from."""
@@ -335,7 +249,7 @@ class Ledger:
         asked = json.dumps([model, task["room"], request], default=str)
         place = {"run": task["run_id"], "ordinal": task["ordinal"]}
         with self._write() as execute:
-            self._renew(execute, task["thread"])
+            self.leases.renew(execute, task["thread"])
             made = execute(
                 "INSERT INTO calls (run_id, ordinal, step, kind, state, request_hash, request, "
                 "reserved_input, reserved_output, tokens, input_tokens, output_tokens, "
@@ -435,7 +349,7 @@ class Ledger:
             try:
                 self._flush()
                 if time.monotonic() - renewed > LEASE / 3:
-                    self._renew_all()
+                    self.leases.renew_all()
                     renewed = time.monotonic()
             except LedgerError as error:
                 log.warning("%s", error)
@@ -453,183 +367,26 @@ class Ledger:
                 )
             self._flushed[place] = len(text)
 
-    def _renew_all(self) -> None:
-        with self._lock:
-            threads = [thread for thread, hold in self._holds.items() if hold.at_work]
-        for thread in threads:
-            with suppress(ThreadBusy), self._write() as execute:
-                self._renew(execute, thread)
-
-    # --- reading: plain dicts, also while another process is running the thread
-
-    def threads(self) -> list[dict[str, Any]]:
-        """A summary of each thread's newest question, newest first."""
-        rows = self._rows(
-            "SELECT r.*, a.answer, a.score, (SELECT count(*) FROM runs n WHERE n.thread = r.thread) "
-            "AS runs, (SELECT count(*) FROM leases l WHERE l.thread = r.thread AND l.expires > "
-            f"{self.store.clock}) AS running FROM runs r LEFT JOIN answers a ON a.id = r.best_id "
-            "WHERE r.id = (SELECT n.id FROM runs n WHERE n.thread = r.thread "
-            "ORDER BY n.started DESC, n.id DESC LIMIT 1) ORDER BY r.changed DESC, r.id"
-        )
-        for row in rows:
-            row["spent"] = self._spent(row)
-            row["running"] = bool(row["running"])
-        return rows
-
-    def runs(self, thread: str) -> list[dict[str, Any]]:
-        """The questions of a thread, oldest first, each with its `spent`."""
-        rows = self._rows(
-            "SELECT * FROM runs WHERE thread = :thread ORDER BY started, id", thread=thread
-        )
-        for row in rows:
-            row["spent"] = self._spent(row)
-        return rows
-
-    def best(self, thread: str) -> dict[str, Any] | None:
-        """The best answer to the newest question of a thread."""
-        rows = self._rows(
-            "SELECT a.* FROM runs r LEFT JOIN answers a ON a.id = r.best_id "
-            "WHERE r.thread = :thread ORDER BY r.started DESC, r.id DESC LIMIT 1",
-            thread=thread,
-        )
-        return rows[0] if rows and rows[0]["id"] is not None else None
-
-    def curve(self, thread: str) -> list[dict[str, Any]]:
-        """Best-so-far quality against spend, for the newest question of a thread."""
-        return self._rows(
-            "SELECT p.*, a.ordinal, a.answer FROM curve p JOIN answers a ON a.id = p.answer_id "
-            "WHERE p.run_id = (SELECT id FROM runs WHERE thread = :thread "
-            "ORDER BY started DESC, id DESC LIMIT 1) ORDER BY p.tokens, p.id",
-            thread=thread,
-        )
-
-    def calls(self, run_id: int) -> list[dict[str, Any]]:
-        return self._rows("SELECT * FROM calls WHERE run_id = :run ORDER BY ordinal", run=run_id)
-
-    def answers(self, run_id: int) -> list[dict[str, Any]]:
-        """Each with `tokens` and `usd`: what the run had spent when it stood."""
-        return self._rows(
-            "SELECT a.*, (SELECT CAST(sum(c.tokens) AS bigint) FROM calls c WHERE c.run_id = :run "
-            "AND c.ordinal <= a.ordinal) AS tokens, (SELECT sum(c.usd) FROM calls c WHERE c.run_id = :run AND "
-            "c.ordinal <= a.ordinal) AS usd FROM answers a WHERE a.run_id = :run ORDER BY a.ordinal",
-            run=run_id,
-        )
-
-    def pairs(self, run_id: int) -> list[dict[str, Any]]:
-        return self._rows(
-            "SELECT p.*, c.answer AS chosen, r.answer AS rejected, c.ordinal AS chosen_ordinal, "
-            "r.ordinal AS rejected_ordinal FROM pairs p JOIN answers c ON c.id = p.chosen_id "
-            "JOIN answers r ON r.id = p.rejected_id WHERE p.run_id = :run ORDER BY p.id",
-            run=run_id,
-        )
-
-    def search(self, words: str) -> list[dict[str, Any]]:
-        """Answers in which, or in whose question, all the words occur; newest first."""
-        if not words.strip():
-            return []
-        return self._rows(
-            "SELECT runs.thread, runs.id AS run_id, runs.question, answers.answer, answers.score "
-            "FROM answers JOIN runs ON runs.id = answers.run_id WHERE "
-            f"{self.store.matching('answers')} OR {self.store.matching('runs')} "
-            "ORDER BY answers.created DESC, answers.id DESC",
-            words=self.store.words(words),
-        )
-
     def forget(self, thread: str) -> bool:
         """Delete a thread's record; its checkpoints are the saver's to delete."""
         of = "(SELECT id FROM runs WHERE thread = :thread)"
         with self._write() as execute:
-            found = execute(
-                "SELECT id FROM runs WHERE thread = :thread LIMIT 1", {"thread": thread}
-            )
-            execute("UPDATE runs SET best_id = NULL WHERE thread = :thread", {"thread": thread})
-            execute(
+            found = execute(f"{of[1:-1]} LIMIT 1", {"thread": thread})
+            for statement in (
+                f"UPDATE runs SET best_id = NULL WHERE id IN {of}",
                 f"UPDATE runs SET parent_id = NULL WHERE parent_id IN {of}",
-                {"thread": thread},
-            )
-            execute(
-                "UPDATE answers SET call_id = NULL WHERE call_id IN (SELECT id FROM calls "
-                f"WHERE run_id IN {of})",
-                {"thread": thread},
-            )
-            for table in ("curve", "pairs", "answers", "calls"):
-                execute(f"DELETE FROM {table} WHERE run_id IN {of}", {"thread": thread})
-            execute("DELETE FROM runs WHERE thread = :thread", {"thread": thread})
-            execute("DELETE FROM leases WHERE thread = :thread", {"thread": thread})
+                "UPDATE answers SET call_id = NULL WHERE call_id IN "
+                f"(SELECT id FROM calls WHERE run_id IN {of})",
+                *(f"DELETE FROM {t} WHERE run_id IN {of}" for t in _OF_RUNS),
+                "DELETE FROM runs WHERE thread = :thread",
+                "DELETE FROM leases WHERE thread = :thread",
+            ):
+                execute(statement, {"thread": thread})
         return bool(found)
-
-    def _spent(self, run: Mapping[str, Any]) -> Spend:
-        columns = ", ".join(f"coalesce(sum({name}), 0) AS {name}" for name in SPEND)
-        own = self._rows(
-            f"SELECT {columns}, count(*) AS calls FROM calls WHERE run_id = :run",
-            run=run["id"],
-        )[0]
-        numbers = nothing()
-        for name in numbers:
-            numbers[name] = type(numbers[name])(own[name])  # type: ignore[literal-required]
-        return total([run["inherited"], numbers])
-
-    def _rows(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
-        with self.store.reading() as execute:
-            rows = execute(sql, parameters)
-        return [
-            {
-                k: json.loads(v) if k in _JSON and v is not None else v
-                for k, v in row.items()
-                if k != "search"
-            }
-            for row in rows
-        ]
 
     @contextmanager
     def _write(self) -> Iterator[Execute]:
-        if self.failure is not None:
-            raise LedgerError(self.failure)
+        if self._failure is not None:
+            raise LedgerError(self._failure)
         with self.store.transaction() as execute:
             yield execute
-
-
-_OPEN: weakref.WeakValueDictionary[str, Ledger] = weakref.WeakValueDictionary()
-
-
-def _busy(thread: str, holder: str | None) -> ThreadBusy:
-    who = "another process" if holder is None else "process {} on {}".format(*holder.split()[:2])
-    return ThreadBusy(
-        f"thread {thread!r} is being run by {who}; wait until it has ended, or {LEASE:g} s after it "
-        "has died"
-    )
-
-
-def _process() -> str:
-    """This process, so that another on the same machine can tell whether it still lives."""
-    pid = os.getpid()
-    return f"{pid} {socket.gethostname() or '?'} {_machine()} {_started(pid) or '-'}"
-
-
-def _machine() -> str:
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as boot:
-            return f"{boot.read().strip()}/{os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return "-"
-
-
-def _started(pid: int) -> str | None:
-    """When a process began, in the kernel's ticks; None if it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:
-            fields = stat.read().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
-
-
-def _alive(holder: str, thread: str, me: str) -> bool:
-    """Whether a lease's holder may still be at work."""
-    pid, _, machine, started, _ = holder.split()
-    if machine == "-" or machine != _machine():
-        return True
-    if int(pid) == os.getpid():
-        ledger = _OPEN.get(holder)
-        return holder != me and ledger is not None and ledger.at_work(thread)
-    return _started(int(pid)) == started

@@ -170,39 +170,49 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
     ledger stops that run's spending, so that its answer comes back instead of an exception."""
 
     class Saver(saver):  # type: ignore[misc]
-        def put(self, config: RunnableConfig, checkpoint: Checkpoint, *rest: Any) -> RunnableConfig:
+        def put(
+            self, config: RunnableConfig, checkpoint: Checkpoint, *rest: Any, **named: Any
+        ) -> RunnableConfig:
             try:
                 with ledger.store.turn(), ledger.store.explained():
-                    return super().put(config, checkpoint, *rest)  # type: ignore[no-any-return]
+                    return super().put(config, checkpoint, *rest, **named)  # type: ignore[no-any-return]
             except LedgerError as error:
                 ledger.give_up(config, error)
                 return _at(config, checkpoint)
 
         def put_writes(
-            self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], *rest: Any
+            self,
+            config: RunnableConfig,
+            writes: Sequence[tuple[str, Any]],
+            *rest: Any,
+            **named: Any,
         ) -> None:
             try:
                 with ledger.store.turn(), ledger.store.explained():
-                    super().put_writes(config, writes, *rest)
+                    super().put_writes(config, writes, *rest, **named)
             except LedgerError as error:
                 ledger.give_up(config, error)
 
         async def aput(
-            self, config: RunnableConfig, checkpoint: Checkpoint, *rest: Any
+            self, config: RunnableConfig, checkpoint: Checkpoint, *rest: Any, **named: Any
         ) -> RunnableConfig:
             try:
                 with ledger.store.explained():
-                    return await super().aput(config, checkpoint, *rest)  # type: ignore[no-any-return]
+                    return await super().aput(config, checkpoint, *rest, **named)  # type: ignore[no-any-return]
             except LedgerError as error:
                 ledger.give_up(config, error)
                 return _at(config, checkpoint)
 
         async def aput_writes(
-            self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], *rest: Any
+            self,
+            config: RunnableConfig,
+            writes: Sequence[tuple[str, Any]],
+            *rest: Any,
+            **named: Any,
         ) -> None:
             try:
                 with ledger.store.explained():
-                    await super().aput_writes(config, writes, *rest)
+                    await super().aput_writes(config, writes, *rest, **named)
             except LedgerError as error:
                 ledger.give_up(config, error)
 

@@ -9,13 +9,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
-
-from sqlite_utils import Database
-from sqlite_utils.db import Table
+from typing import TYPE_CHECKING, Any
 
 from anytime_graph.checkpoints import schema
 from anytime_graph.checkpoints.schema import LedgerError
+
+if TYPE_CHECKING:
+    from sqlite_utils.db import Table
 
 PATIENCE = 30.0
 """Seconds to wait for another process's transaction."""
@@ -43,6 +43,8 @@ class SqliteStore:
     clock = "((julianday('now') - 2440587.5) * 86400.0)"
 
     def __init__(self, path: str | Path) -> None:
+        from sqlite_utils import Database
+
         self.where = str(path)
         self._lock = threading.Lock()
         with self.explained():

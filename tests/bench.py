@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,14 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from anytime_graph import Budget, Constraints, Draft, create_anytime_graph, prompts
+from anytime_graph import (
+    Budget,
+    Constraints,
+    Draft,
+    create_anytime_graph,
+    open_checkpoints,
+    prompts,
+)
 from anytime_graph.local import local_model
 from tests.server import Reply, Server, serving
 
@@ -84,6 +92,42 @@ def overhead(calls: int = 200) -> None:
     for name, measured in times.items():
         middle = statistics.median(measured)
         table.add_row(name, f"{middle:.2f}", f"{middle / base:.2f}")
+    console.print(table)
+
+
+def ledger(calls: int = 200) -> None:
+    """What the ledger adds to a call on SQLite, beside what LangGraph's saver takes for a put."""
+    times: dict[bool, list[float]] = {False: [], True: []}
+    puts: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(14):
+            kept = bool(i % 2)
+            with open_checkpoints(Path(folder) / f"{i}.db") as store:
+                app = create_anytime_graph(
+                    Instant(),
+                    budget=Budget(calls=calls),
+                    scorer=lambda q, a: 0.5,
+                    strategy=lambda view: [Draft()],
+                    ledger=store.ledger if kept else None,
+                ).compile(checkpointer=store.saver)
+                thread: Any = {"configurable": {"thread_id": "t"}, "recursion_limit": 10_000}
+                began = time.perf_counter()
+                app.invoke(QUESTION, thread)
+                times[kept].append((time.perf_counter() - began) / calls * 1_000)
+                last = store.saver.get_tuple(thread)
+                assert last is not None
+                place = last.config | {"configurable": last.config["configurable"]}
+                for _ in range(20):
+                    began = time.perf_counter()
+                    store.saver.put(place, last.checkpoint, last.metadata, {})
+                    puts.append((time.perf_counter() - began) * 1_000)
+    added, put = (
+        statistics.median(times[True]) - statistics.median(times[False]),
+        statistics.median(puts),
+    )
+    table = Table("what", "ms", "ratio to a put", title="The ledger on SQLite, median")
+    table.add_row("one put of LangGraph's saver", f"{put:.2f}", "1.00")
+    table.add_row("added by the ledger, per call", f"{added:.2f}", f"{added / put:.2f}")
     console.print(table)
 
 
@@ -173,6 +217,7 @@ def told(questions: int = 12) -> None:
 
 if __name__ == "__main__":
     overhead()
+    ledger()
     imports()
     overspend()
     told()

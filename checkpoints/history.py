@@ -1,0 +1,118 @@
+"""What can be read of a ledger, also while a thread is running: plain dicts, JSON decoded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from anytime_graph.budget import Spend, nothing, total
+from anytime_graph.checkpoints.leases import may_live
+from anytime_graph.checkpoints.schema import SPEND
+from anytime_graph.checkpoints.store import Store
+
+_JSON = ("options", "limits", "inherited", "conversation", "errors", "parents", "request")
+
+
+class History:
+    """The reading side of the ledger."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def threads(self) -> list[dict[str, Any]]:
+        """A summary of each thread's newest question, newest first."""
+        rows = self._rows(
+            "SELECT r.*, a.answer, a.score, (SELECT count(*) FROM runs n WHERE n.thread = r.thread) "
+            "AS runs, (SELECT holder FROM leases l WHERE l.thread = r.thread AND l.expires > "
+            f"{self.store.clock}) AS holder FROM runs r LEFT JOIN answers a ON a.id = r.best_id "
+            "WHERE r.id = (SELECT n.id FROM runs n WHERE n.thread = r.thread "
+            "ORDER BY n.started DESC, n.id DESC LIMIT 1) ORDER BY r.changed DESC, r.id"
+        )
+        for row in rows:
+            row["spent"] = self._spent(row)
+            holder = row.pop("holder")
+            row["running"] = holder is not None and may_live(holder, row["thread"])
+        return rows
+
+    def runs(self, thread: str) -> list[dict[str, Any]]:
+        """The questions of a thread, oldest first, each with its `spent`."""
+        rows = self._rows(
+            "SELECT * FROM runs WHERE thread = :thread ORDER BY started, id", thread=thread
+        )
+        for row in rows:
+            row["spent"] = self._spent(row)
+        return rows
+
+    def best(self, thread: str) -> dict[str, Any] | None:
+        """The best answer to the newest question of a thread."""
+        rows = self._rows(
+            "SELECT a.* FROM runs r LEFT JOIN answers a ON a.id = r.best_id "
+            "WHERE r.thread = :thread ORDER BY r.started DESC, r.id DESC LIMIT 1",
+            thread=thread,
+        )
+        return rows[0] if rows and rows[0]["id"] is not None else None
+
+    def curve(self, thread: str) -> list[dict[str, Any]]:
+        """Best-so-far quality against spend, for the newest question of a thread."""
+        return self._rows(
+            "SELECT p.*, a.ordinal, a.answer FROM curve p JOIN answers a ON a.id = p.answer_id "
+            "WHERE p.run_id = (SELECT id FROM runs WHERE thread = :thread "
+            "ORDER BY started DESC, id DESC LIMIT 1) ORDER BY p.tokens, p.id",
+            thread=thread,
+        )
+
+    def calls(self, run_id: int) -> list[dict[str, Any]]:
+        return self._rows("SELECT * FROM calls WHERE run_id = :run ORDER BY ordinal", run=run_id)
+
+    def answers(self, run_id: int) -> list[dict[str, Any]]:
+        """Each with `tokens` and `usd`: what the run had spent when it stood."""
+        return self._rows(
+            "SELECT a.*, (SELECT CAST(sum(c.tokens) AS bigint) FROM calls c WHERE c.run_id = :run "
+            "AND c.ordinal <= a.ordinal) AS tokens, (SELECT sum(c.usd) FROM calls c WHERE c.run_id = :run AND "
+            "c.ordinal <= a.ordinal) AS usd FROM answers a WHERE a.run_id = :run ORDER BY a.ordinal",
+            run=run_id,
+        )
+
+    def pairs(self, run_id: int) -> list[dict[str, Any]]:
+        return self._rows(
+            "SELECT p.*, c.answer AS chosen, r.answer AS rejected, c.ordinal AS chosen_ordinal, "
+            "r.ordinal AS rejected_ordinal FROM pairs p JOIN answers c ON c.id = p.chosen_id "
+            "JOIN answers r ON r.id = p.rejected_id WHERE p.run_id = :run ORDER BY p.id",
+            run=run_id,
+        )
+
+    def search(self, words: str) -> list[dict[str, Any]]:
+        """Answers in which, or in whose question, all the words occur; newest first."""
+        if not words.strip():
+            return []
+        return self._rows(
+            "SELECT runs.thread, runs.id AS run_id, runs.question, answers.answer, answers.score "
+            "FROM answers JOIN runs ON runs.id = answers.run_id WHERE "
+            f"{self.store.matching('answers')} OR {self.store.matching('runs')} "
+            "ORDER BY answers.created DESC, answers.id DESC",
+            words=self.store.words(words),
+        )
+
+    def _spent(self, run: Mapping[str, Any]) -> Spend:
+        columns = ", ".join(f"coalesce(sum({name}), 0) AS {name}" for name in SPEND)
+        own = self._rows(
+            f"SELECT {columns}, count(*) AS calls FROM calls WHERE run_id = :run",
+            run=run["id"],
+        )[0]
+        numbers = nothing()
+        for name in numbers:
+            numbers[name] = type(numbers[name])(own[name])  # type: ignore[literal-required]
+        return total([run["inherited"], numbers])
+
+    def _rows(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
+        with self.store.reading() as execute:
+            rows = execute(sql, parameters)
+        return [
+            {
+                k: json.loads(v) if k in _JSON and v is not None else v
+                for k, v in row.items()
+                if k != "search"
+            }
+            for row in rows
+        ]

@@ -1,0 +1,25 @@
+"""What the ledger asks of a database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+Execute = Callable[[str, Mapping[str, Any]], list[dict[str, Any]]]
+"""SQL with :named parameters, in the dialect that SQLite and PostgreSQL share -> rows."""
+
+
+class Store(Protocol):
+    """clock: SQL for the time in Unix seconds, by the database's own clock."""
+
+    where: str
+    clock: str
+
+    def transaction(self) -> AbstractContextManager[Execute]: ...
+    def reading(self) -> AbstractContextManager[Execute]: ...
+    def turn(self) -> AbstractContextManager[Any]: ...
+    def explained(self) -> AbstractContextManager[None]: ...
+    def matching(self, table: str) -> str: ...
+    def words(self, text: str) -> str: ...
+    def close(self) -> None: ...
