@@ -281,8 +281,7 @@ class _Meter:
         self.made = self.lost = True
         self.cut = "in flight when its process ended; charged in full"
         self.text.append(entry.text)
-        times = {"started": entry.started, "ended_at": entry.changed, "recalled": True}
-        reply = replace(self.settle(), **times)
+        reply = replace(self.settle(), started=entry.started, ended_at=entry.changed, recalled=True)
         reply.spend["seconds"] = max(0.0, entry.changed - entry.started)
         try:
             self.ledger.settle(self.task, asdict(reply), abandoned=True)

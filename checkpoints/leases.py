@@ -9,6 +9,7 @@ import threading
 import weakref
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from anytime_graph.checkpoints.store import Execute, Store
 
@@ -99,9 +100,9 @@ class Leases:
                 "WHERE thread = :thread",
                 {"thread": thread},
             )
-            seen = rows[0] if rows else {"holder": None, "expires": None}
-            free = not rows or seen["expires"] <= seen["now"]
-            if not free and may_live(seen["holder"], thread):
+            seen: dict[str, Any] = rows[0] if rows else {"holder": None, "expires": None}
+            held = bool(rows) and seen["expires"] > seen["now"]
+            if held and may_live(seen["holder"], thread):
                 raise _busy(thread, seen["holder"])
             taken = execute(
                 "INSERT INTO leases (thread, holder, expires) "

@@ -161,9 +161,11 @@ class SqliteStore:
 
 def connect(path: str | Path, autocommit: bool = True) -> sqlite3.Connection:
     """A connection whose commits survive a power cut and which waits for its turn."""
-    level = None if autocommit else "DEFERRED"
     connection = sqlite3.connect(
-        path, timeout=PATIENCE, check_same_thread=False, isolation_level=level
+        path,
+        timeout=PATIENCE,
+        check_same_thread=False,
+        isolation_level=None if autocommit else "DEFERRED",
     )
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")

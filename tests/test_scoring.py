@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from anytime_graph.nodes import critique
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from anytime_graph import Constraints, Score
+from anytime_graph.nodes import critique
 from anytime_graph.prompts import clip, fenced
 from anytime_graph.scoring import BadScore, as_score, normal, parsed, tagged
 

@@ -127,9 +127,11 @@ def test_a_damaged_file_is_an_error_that_says_so(server: Server, tmp_path: Path)
     with path.open("r+b") as file:
         file.seek(4096)
         file.write(os.urandom(60 * 4096))
-    with pytest.raises(LedgerError, match=r"damaged; restore a copy"):
-        with open_checkpoints(path) as store:
-            graph(server, store).compile(checkpointer=store.saver).invoke(ASK, ON)
+    with (
+        pytest.raises(LedgerError, match="damaged; restore a copy"),
+        open_checkpoints(path) as store,
+    ):
+        graph(server, store).compile(checkpointer=store.saver).invoke(ASK, ON)
 
 
 def test_a_file_that_goes_bad_under_a_run_costs_no_answer(server: Server, tmp_path: Path) -> None:
