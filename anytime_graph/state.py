@@ -221,7 +221,7 @@ def fold(state: State, width: int, decides: Decides, learn: Callable[..., Calibr
             made[kind] = made.get(kind, 0) + 1
         if "candidate" in outcome:
             candidates.append({**outcome["candidate"], "spent": spent})
-    spent["seconds"] = seconds + _union((o["started"], o["ended"]) for o in outcomes)
+    spent["seconds"] = seconds + union((o["started"], o["ended"]) for o in outcomes)
 
     best, pairs, ballots = state["best"], state["pairs"], dict(state["ballots"])
     candidates = _reviewed(candidates, outcomes)
@@ -442,7 +442,7 @@ def _risen(curve: list[Point], incumbents: Sequence[Candidate]) -> list[Point]:
     return curve if len(curve) <= _KEPT else [*curve[: _KEPT // 2], *curve[_KEPT // 2 + 1 :]]
 
 
-def _union(spans: Iterable[tuple[float, float]]) -> float:
+def union(spans: Iterable[tuple[float, float]]) -> float:
     """Length of the union of time spans: parallel calls share their seconds."""
     length, until = 0.0, float("-inf")
     for start, end in sorted(spans):

@@ -1,14 +1,19 @@
-"""A run in the terminal: budget bar, improving answers, the curve."""
+"""Runs in the terminal: budget bar, improving answers, the curve; the ledger as a table and as a
+story. What a model wrote is shown, never obeyed: no markup, no escape sequences."""
 
 from __future__ import annotations
 
+import re
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
+import click
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +23,30 @@ from anytime_graph.live import improvement
 from anytime_graph.state import Output, Point, Task
 
 _WIDTH, _HEIGHT = 56, 8
+_CLIP = 300
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def harmless(text: str) -> str:
+    """The text with what a terminal would obey (escapes, reversals) replaced by U+FFFD."""
+    return _OBEYED.sub("\ufffd", text.replace("\r\n", "\n"))
+
+
+def clipped(text: str, most: int) -> str:
+    """The text on one line, harmless, cut to `most` columns."""
+    line = Text(harmless(" ".join(text.split())))
+    line.truncate(most, overflow="ellipsis")
+    return line.plain
+
+
+def say(text: str) -> None:
+    """Print an answer: harmless to a terminal, as it is to a file or a pipe."""
+    exact = text.encode(errors="replace").decode()
+    click.echo(harmless(text) if sys.stdout.isatty() else exact, color=True)
+
+
+def _inert(text: object, style: str = "") -> Text:
+    return Text(harmless(str(text)), style)
 
 
 def watch(events: Iterable[Any], quiet: bool = False) -> Output:
@@ -47,7 +76,7 @@ def watch(events: Iterable[Any], quiet: bool = False) -> Output:
                         "bold green",
                     )
                 )
-                console.print(Text(f"          {better['answer']}"))
+                console.print(_inert(f"          {better['answer']}"))
             show(spent, limits, running.values())
     return cast(Output, out)
 
@@ -93,7 +122,7 @@ def _reserved(running: list[Task], dimension: str) -> float:
 
 
 def title(head: str, question: str) -> None:
-    Console(stderr=True).print(Panel(Text(question), title=head, title_align="left"))
+    Console(stderr=True).print(Panel(_inert(question), title=head, title_align="left"))
 
 
 def result(out: Output) -> None:
@@ -101,8 +130,8 @@ def result(out: Output) -> None:
     console, best = Console(), out["best"]
     assert best is not None, "a run without an answer raises NoAnswer"
     score = "" if best["score"] is None else f", score {best['score']:.2f}"
-    console.print(Panel(Text(best["answer"]), title=f"Best answer{score}", title_align="left"))
-    console.print(f"Stopped by: {out['stop_reason']}")
+    console.print(Panel(_inert(best["answer"]), title=f"Best answer{score}", title_align="left"))
+    console.print(_inert(f"Stopped by: {out['stop_reason']}"))
     table = Table("node", "calls", "input", "output", "tokens", "seconds", box=None)
     for node in ("draft", "critique", "refine"):
         spend = out["spent_by"].get(node, nothing())
@@ -116,7 +145,7 @@ def result(out: Output) -> None:
         console.print(f"({len(out['pairs'])} preference pairs came from the scorer, at no cost)")
     console.print(Text(curve(out["curve"], out["spent"]["tokens"])))
     for error in out["errors"][:5]:
-        console.print(Text(f"noted: {error}", "yellow"))
+        console.print(_inert(f"noted: {error}", "yellow"))
 
 
 def curve(points: list[Point], tokens: int) -> str:
@@ -145,3 +174,144 @@ def curve(points: list[Point], tokens: int) -> str:
     lines.append("     └" + "─" * _WIDTH)
     lines.append(f"      0{'tokens':>{_WIDTH // 2 + 2}}{tokens:>{_WIDTH // 2 - 3}}")
     return "\n".join(["best score so far, against tokens spent", *lines])
+
+
+# --- the ledger
+
+
+def listing(threads: list[dict[str, Any]]) -> None:
+    """The threads as a table."""
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
+    table.add_column("thread", max_width=24, overflow="fold")
+    table.add_column("question", ratio=1, no_wrap=True, overflow="ellipsis")
+    for name in ("score", "tokens", "usd", "calls"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("stopped by", max_width=12, no_wrap=True, overflow="ellipsis")
+    table.add_column("when", no_wrap=True)
+    for row in threads:
+        table.add_row(
+            _inert(row["thread"]),
+            Text(clipped(row["question"] or "(not kept)", _CLIP)),
+            _score(row["score"]),
+            f"{row['tokens']:,}",
+            _usd(row["usd"]),
+            str(row["calls"]),
+            _inert(_ending(row["stop_reason"], row["running"])),
+            _ago(row["changed"]),
+        )
+    Console().print(table)
+
+
+def story(thread: str, runs: list[dict[str, Any]], running: bool) -> None:
+    """The runs of a thread as a person would read them. Each has its calls, answers and pairs."""
+    console = Console(highlight=False)
+    places = {run["id"]: i for i, run in enumerate(runs, 1)}
+    for i, run in enumerate(runs, 1):
+        last = i == len(runs)
+        head = _inert(f"{thread}, run {i} of {len(runs)}, {_when(run['started'])}")
+        asked = _inert(run["question"] if run["question"] is not None else "(not kept)")
+        console.print(Panel(asked, title=head, title_align="left"))
+        parent = run["parent_id"]
+        branch = "" if parent is None else f"; branched off run {places.get(parent, parent)}"
+        decides = f"{run['decides']} decides"
+        console.print(
+            _inert(f"{run['model']}, strategy {run['strategy']}, the {decides}{branch}", "dim")
+        )
+        if run["calls"]:
+            console.print(_calls(run["calls"]))
+        _tell_answers(console, run)
+        _tell_pairs(console, run)
+        stop = run["stop_reason"]
+        over = "Running" if running and last else f"Stopped by: {stop}" if stop else "Unfinished"
+        console.print(_inert(over, "bold"))
+        console.print(Text(f"Spent: {_spending(run['spent'], run['limits'])}"))
+        if any(run["inherited"].values()):
+            console.print(
+                Text(f"  of it before it branched off: {_spending(run['inherited'], {})}")
+            )
+        console.print()
+    if runs[-1]["stop_reason"] is None and not running:
+        console.print(_inert(f"It was cut off. To go on: anytime-graph resume {thread}", "yellow"))
+
+
+def _calls(calls: list[dict[str, Any]]) -> Table:
+    table = Table("#", "call", box=None, header_style="bold", expand=True)
+    for name in ("input", "output", "tokens", "usd", "seconds"):
+        table.add_column(name, justify="right")
+    table.add_column("how it ended", ratio=1)
+    for call in calls:
+        amounts = (f"{call[k]:,}" for k in ("input_tokens", "output_tokens", "tokens"))
+        seconds = f"{call['seconds']:.1f}"
+        table.add_row(
+            str(call["ordinal"]), call["kind"], *amounts, _usd(call["usd"]), seconds, _ended(call)
+        )
+    return table
+
+
+def _ended(call: dict[str, Any]) -> Text:
+    known = {"stop": "complete", "length": "at its limit", "cut": "cut", "error": "failed"}
+    told = {
+        "reserved": "in flight; its reservation is counted",
+        "abandoned": "lost with its process; charged its reservation",
+    }.get(call["state"], known.get(call["ended"], str(call["ended"])))
+    return Text(clipped("; ".join([told, *call["errors"]]), _CLIP))
+
+
+def _tell_answers(console: Console, run: dict[str, Any]) -> None:
+    for answer in run["answers"]:
+        best = answer["id"] == run["best_id"]
+        parents = ", ".join(map(str, answer["parents"]))
+        of = f" of {parents}" if parents else ""
+        score = "" if answer["score"] is None else f", score {answer['score']:.2f}"
+        state = "" if answer["complete"] else ", cut off"
+        head = f"Answer {answer['ordinal']}: {answer['node']}{of}{score}{state}"
+        console.print(
+            _inert(head + (", the best" if best else ""), "bold green" if best else "bold")
+        )
+        told = Text(clipped(answer["answer"] or "(not kept)", _CLIP))
+        if answer["feedback"]:
+            told.append(f"\nto mend: {clipped(answer['feedback'], _CLIP)}", "dim")
+        console.print(Padding(told, (0, 0, 0, 2)))
+
+
+def _tell_pairs(console: Console, run: dict[str, Any]) -> None:
+    for pair in run["pairs"]:
+        head = f"Answer {pair['chosen_ordinal']} over {pair['rejected_ordinal']}"
+        why = clipped(pair["why"] or "(not kept)", _CLIP)
+        console.print(Text(f"{head}, by the {pair['decided_by']}: {why}"))
+
+
+def _spending(spent: dict[str, Any], limits: Limits) -> str:
+    """Amounts with their limits; without a limit, those that are not 0."""
+    told = []
+    for d in DIMENSIONS:
+        amount = round(spent[d], 6 if d == "usd" else 1)
+        if d in limits:
+            told.append(f"{amount:,} of {limits[d]:,} {d.replace('_', ' ')}")
+        elif amount:
+            told.append(f"{amount:,} {d.replace('_', ' ')}")
+    return ", ".join(told) or "nothing"
+
+
+def _ending(stop_reason: str | None, running: bool) -> str:
+    return "running" if running else "unfinished" if stop_reason is None else stop_reason
+
+
+def _score(score: float | None) -> str:
+    return "-" if score is None else f"{score:.2f}"
+
+
+def _usd(usd: float) -> str:
+    return f"{usd:.4f}" if usd else "-"
+
+
+def _ago(moment: float) -> str:
+    passed = max(0.0, time.time() - moment)
+    for unit, seconds in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if passed >= seconds:
+            return f"{passed // seconds:.0f} {unit} ago"
+    return "just now"
+
+
+def _when(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))

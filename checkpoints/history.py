@@ -10,6 +10,7 @@ from anytime_graph.budget import Spend, nothing, total
 from anytime_graph.checkpoints.leases import may_live
 from anytime_graph.checkpoints.schema import SPEND
 from anytime_graph.checkpoints.store import Store
+from anytime_graph.state import union
 
 _JSON = ("options", "limits", "inherited", "conversation", "errors", "parents", "request")
 
@@ -66,13 +67,23 @@ class History:
         return self._rows("SELECT * FROM calls WHERE run_id = :run ORDER BY ordinal", run=run_id)
 
     def answers(self, run_id: int) -> list[dict[str, Any]]:
-        """Each with `tokens` and `usd`: what the run had spent when it stood."""
-        return self._rows(
-            "SELECT a.*, (SELECT CAST(sum(c.tokens) AS bigint) FROM calls c WHERE c.run_id = :run "
-            "AND c.ordinal <= a.ordinal) AS tokens, (SELECT sum(c.usd) FROM calls c WHERE c.run_id = :run AND "
-            "c.ordinal <= a.ordinal) AS usd FROM answers a WHERE a.run_id = :run ORDER BY a.ordinal",
+        """Each with `tokens` and `usd`: what its run had spent when it stood, planned order
+        taken for the order of arrival."""
+        rows = self._rows(
+            "WITH spent AS (SELECT id, run_id, CAST(sum(tokens) OVER so_far AS bigint) AS tokens, "
+            "sum(usd) OVER so_far AS usd FROM calls WHERE run_id IN (SELECT k.run_id FROM answers a "
+            "JOIN calls k ON k.id = a.call_id WHERE a.run_id = :run) "
+            "WINDOW so_far AS (PARTITION BY run_id ORDER BY ordinal)) "
+            "SELECT a.*, s.tokens, s.usd, r.inherited FROM answers a LEFT JOIN spent s ON "
+            "s.id = a.call_id LEFT JOIN runs r ON r.id = s.run_id WHERE a.run_id = :run "
+            "ORDER BY a.ordinal",
             run=run_id,
         )
+        for row in rows:
+            inherited = row.pop("inherited") or nothing()
+            for name in ("tokens", "usd"):
+                row[name] = inherited[name] + (row[name] or 0)
+        return rows
 
     def pairs(self, run_id: int) -> list[dict[str, Any]]:
         return self._rows(
@@ -83,23 +94,25 @@ class History:
         )
 
     def search(self, words: str) -> list[dict[str, Any]]:
-        """Answers in which, or in whose question, all the words occur; newest first."""
+        """Answers in which, or in whose question, all the words occur; newest first. A question
+        without an answer yet comes with None."""
         if not words.strip():
             return []
         return self._rows(
             "SELECT runs.thread, runs.id AS run_id, runs.question, answers.answer, answers.score "
-            "FROM answers JOIN runs ON runs.id = answers.run_id WHERE "
+            "FROM runs LEFT JOIN answers ON runs.id = answers.run_id WHERE "
             f"{self.store.matching('answers')} OR {self.store.matching('runs')} "
-            "ORDER BY answers.created DESC, answers.id DESC",
+            "ORDER BY runs.changed DESC, runs.id, answers.id DESC",
             words=self.store.words(words),
         )
 
     def _spent(self, run: Mapping[str, Any]) -> Spend:
         columns = ", ".join(f"coalesce(sum({name}), 0) AS {name}" for name in SPEND)
         own = self._rows(
-            f"SELECT {columns}, count(*) AS calls FROM calls WHERE run_id = :run",
-            run=run["id"],
+            f"SELECT {columns}, count(*) AS calls FROM calls WHERE run_id = :run", run=run["id"]
         )[0]
+        spans = self._rows("SELECT started, seconds FROM calls WHERE run_id = :run", run=run["id"])
+        own["seconds"] = union((s["started"], s["started"] + s["seconds"]) for s in spans)
         numbers = nothing()
         for name in numbers:
             numbers[name] = type(numbers[name])(own[name])  # type: ignore[literal-required]

@@ -149,7 +149,7 @@ class Ledger(History):
                     "id": run_id,
                     "thread": now["thread"],
                     "asked": run["asked"],
-                    "question": run["question"] if keeps else None,
+                    "question": _plain(run["question"]) if keeps else None,
                     "conversation": json.dumps(run["conversation"]) if keeps else None,
                     "model": run["model"],
                     "strategy": run["strategy"],
@@ -213,7 +213,7 @@ class Ledger(History):
                 "run": run_id,
                 "chosen": pair["chosen_id"],
                 "rejected": pair["rejected_id"],
-                "why": pair["why"] if self.record == "all" else None,
+                "why": _plain(pair["why"]) if self.record == "all" else None,
                 "by": pair["by"],
                 "gap": pair["gap"],
                 "now": time.time(),
@@ -301,7 +301,7 @@ class Ledger(History):
                 {
                     **place,
                     "state": "abandoned" if abandoned else "settled",
-                    "text": reply["text"] if keeps else None,
+                    "text": _plain(reply["text"]) if keeps else None,
                     "ended": reply["ended"],
                     "errors": json.dumps(reply["errors"]),
                     "reply": json.dumps(rest),
@@ -324,9 +324,9 @@ class Ledger(History):
                 {
                     **place,
                     "node": candidate["node"],
-                    "answer": candidate["answer"] if keeps else None,
+                    "answer": _plain(candidate["answer"]) if keeps else None,
                     "score": candidate["score"],
-                    "feedback": candidate["feedback"] if keeps else None,
+                    "feedback": _plain(candidate["feedback"] or "") or None if keeps else None,
                     "complete": int(candidate["complete"]),
                     "parents": json.dumps(candidate["parents"]),
                     "now": time.time(),
@@ -363,7 +363,12 @@ class Ledger(History):
                 execute(
                     "UPDATE calls SET text = :text, changed = :now WHERE run_id = :run AND "
                     "ordinal = :ordinal AND state = 'reserved'",
-                    {"text": text, "now": time.time(), "run": place[0], "ordinal": place[1]},
+                    {
+                        "text": _plain(text),
+                        "now": time.time(),
+                        "run": place[0],
+                        "ordinal": place[1],
+                    },
                 )
             self._flushed[place] = len(text)
 
@@ -390,3 +395,8 @@ class Ledger(History):
             raise LedgerError(self._failure)
         with self.store.transaction() as execute:
             yield execute
+
+
+def _plain(text: str) -> str:
+    """Text as every database takes it: without lone surrogates and NUL."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\ufffd")

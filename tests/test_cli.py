@@ -107,8 +107,8 @@ def test_check_takes_a_scorer_from_a_file(server: Server, tmp_path: Path) -> Non
         (["--matches", "("], "matches='('"),
         (["--price", "cheap"], "two numbers"),
         (["--thread", "t"], "go together"),
-        (["--db", "/no/such/folder/x.db", "--thread", "t"], "cannot be opened"),
-        (["--db", __file__, "--thread", "t"], "not a usable SQLite database"),
+        (["--db", "/no/such/folder/x.db", "--thread", "t"], "see to the path"),
+        (["--db", __file__, "--thread", "t"], "this is no SQLite database"),
     ],
 )
 def test_bad_input_is_told_before_anything_is_spent(

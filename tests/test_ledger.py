@@ -99,6 +99,7 @@ class TestBooks:
         (run,) = store.ledger.runs("rivers")
         assert run["spent"]["tokens"] == out["spent"]["tokens"] == served.settled().served
         assert run["spent"]["calls"] == out["spent"]["calls"] == len(served.calls)
+        assert 0 < run["spent"]["seconds"] <= out["spent"]["seconds"]
         assert (run["question"], run["stop_reason"]) == ("Why do rivers bend?", "tokens")
         (((tokens,),), ((answer, score),)) = (
             sql(target, "SELECT sum(tokens) FROM spend_by_node WHERE thread = 'rivers'"),
@@ -437,6 +438,17 @@ class TestPrivacy:
             store.ledger.search(words)
         assert store.ledger.forget(name)
         assert not store.ledger.forget(name)
+
+    def test_characters_that_no_database_takes_are_replaced(
+        self, served: Server, store: Checkpoints
+    ) -> None:
+        served.script = lambda request, i: Reply(text="a\0b")
+        app = graph(served, store, scorer=lambda q, a: 0.5).compile(checkpointer=InMemorySaver())
+        app.invoke({"messages": [("user", "x\0y")]}, ON)
+        best = store.ledger.best("rivers")
+        assert best
+        assert best["answer"] == "a\ufffdb"
+        assert store.ledger.threads()[0]["question"] == "x\ufffdy"
 
     def test_encrypted_checkpoints(
         self, served: Server, target: str, monkeypatch: pytest.MonkeyPatch

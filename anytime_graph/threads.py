@@ -1,0 +1,235 @@
+"""The command line over a ledger: what is in it, and what can be made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import click
+
+from anytime_graph import options, terminal
+from anytime_graph.checkpoints import Checkpoints, Ledger, LedgerError, open_checkpoints
+from anytime_graph.checkpoints.export import FORMS, Row, line, public
+
+
+@contextmanager
+def opened(db: str, **how: Any) -> Iterator[Checkpoints]:
+    """The ledger and the checkpoints of --db, if they are there."""
+    remote = db.startswith(("postgresql://", "postgres://"))
+    if not remote and not Path(db).is_file():
+        raise click.UsageError(
+            f"--db {db!r}: there is no such file; name one, or begin one with "
+            "`anytime-graph solve QUESTION --db FILE --thread NAME`"
+        )
+    try:
+        with open_checkpoints(db, **how) as store:
+            yield store
+    except (LedgerError, ImportError) as error:
+        raise click.UsageError(str(error)) from None
+
+
+def runs_of(ledger: Ledger, thread: str) -> list[dict[str, Any]]:
+    """The runs of a thread that must be there."""
+    runs = ledger.runs(thread)
+    if not runs:
+        raise click.ClickException(
+            f"there is no thread {thread!r} in this ledger; `anytime-graph threads` lists them"
+        )
+    return runs
+
+
+as_json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON and nothing else."
+)
+
+
+@click.command()
+@options.database
+@click.option("--search", metavar="WORDS", help="Only those that speak of all these words.")
+@as_json_option
+def threads(db: str, search: str | None, as_json: bool) -> None:
+    """List the threads of a ledger, newest first, with their last question.
+
+    \b
+    anytime-graph threads
+    anytime-graph threads --search "river bend" --db postgresql://me@host/runs
+    """
+    with opened(db) as store:
+        rows = [_summary(row) for row in store.ledger.threads()]
+        if search is not None:
+            found = {hit["thread"] for hit in store.ledger.search(search)}
+            rows = [row for row in rows if row["thread"] in found]
+    if as_json:
+        click.echo(line(rows))
+    elif rows:
+        terminal.listing(rows)
+    else:
+        click.echo("no threads" if search is None else f"no thread speaks of {search!r}", err=True)
+
+
+def _summary(row: dict[str, Any]) -> dict[str, Any]:
+    spent = {name: row["spent"][name] for name in ("tokens", "usd", "calls")}
+    names = ("thread", "question", "answer", "score", "runs", "running", "stop_reason", "changed")
+    return {**{name: row[name] for name in names}, **spent}
+
+
+@click.command()
+@click.argument("thread")
+@options.database
+@as_json_option
+def show(thread: str, db: str, as_json: bool) -> None:
+    """Tell what happened on THREAD: calls, answers, preferences, spend, and why it stopped.
+
+    All its questions, oldest first; also while another process is running it.
+
+    \b
+    anytime-graph show rivers
+    """
+    with opened(db) as store:
+        runs = [_whole(store.ledger, run) for run in runs_of(store.ledger, thread)]
+        running = _running(store.ledger, thread)
+    if as_json:
+        click.echo(line({"thread": thread, "running": running, "runs": runs}))
+    else:
+        terminal.story(thread, runs, running)
+
+
+def _running(ledger: Ledger, thread: str) -> bool:
+    return any(row["running"] for row in ledger.threads() if row["thread"] == thread)
+
+
+def _whole(ledger: Ledger, run: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **public(run),
+        "calls": [public(call) for call in ledger.calls(run["id"])],
+        "answers": [public(answer) for answer in ledger.answers(run["id"])],
+        "pairs": ledger.pairs(run["id"]),
+    }
+
+
+@click.command()
+@click.argument("thread")
+@options.database
+def best(thread: str, db: str) -> None:
+    """Print the best answer to the last question of THREAD, and nothing else.
+
+    Also while another process is running it: the best so far. Exit code 1: there is none.
+
+    \b
+    anytime-graph best rivers > answer.txt
+    """
+    with opened(db) as store:
+        runs_of(store.ledger, thread)
+        found = store.ledger.best(thread)
+    if found is None:
+        raise click.ClickException(f"thread {thread!r}: its last question has no answer yet")
+    if found["answer"] is None:
+        raise click.ClickException(f'thread {thread!r}: answers were not kept (record="usage")')
+    terminal.say(found["answer"])
+
+
+@click.command()
+@click.argument("thread", required=False)
+@options.database
+@click.option("--all", "everything", is_flag=True, help="Every thread, oldest first.")
+@click.option("--as", "form", type=click.Choice(list(FORMS)), required=True, help="What to make.")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, allow_dash=True), default="-", help="A file."
+)
+def export(thread: str | None, db: str, everything: bool, form: str, output: str) -> None:
+    """Write the record of THREAD, or of all, as JSON Lines to standard output or a file.
+
+    \b
+    dpo        preference pairs for TRL: prompt, chosen and rejected as texts
+    dpo-chat   the same as messages, which keep who said what before the question
+    openai     preference pairs as OpenAI's fine-tuning takes them, and others after it
+    answers    each answer, with its score and what to mend
+    runs       each question, with its budget, its spend and why it stopped
+
+    \b
+    anytime-graph export --all --as dpo-chat -o pairs.jsonl
+    """
+    if everything == (thread is not None):
+        raise click.UsageError("name one THREAD, or give --all")
+    with opened(db) as store:
+        if thread is None:
+            names = [row["thread"] for row in reversed(store.ledger.threads())]
+        else:
+            names = [runs_of(store.ledger, thread)[0]["thread"]]
+        skipped = _written(chain.from_iterable(FORMS[form](store.ledger, n) for n in names), output)
+    if skipped:
+        click.echo(f'skipped {skipped} pairs whose texts were not kept (record="usage")', err=True)
+
+
+def _written(rows: Iterable[Row | None], output: str) -> int:
+    """How many rows there was nothing to write for."""
+    skipped = 0
+    try:
+        opened_file = click.open_file(output, "w", encoding="utf-8")
+    except OSError as error:
+        raise click.FileError(output, error.strerror) from None
+    with opened_file as file:
+        for row in rows:
+            if row is None:
+                skipped += 1
+            else:
+                file.write(line(row) + "\n")
+    return skipped
+
+
+@click.command()
+@click.argument("thread")
+@options.database
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The picture; .png, .svg or .pdf.",
+)
+def plot(thread: str, db: str, output: Path) -> None:
+    """Draw how good the best answer of THREAD was at each spend, for its last question.
+
+    \b
+    anytime-graph plot rivers -o curve.png
+    """
+    from anytime_graph.plots import plot as draw
+
+    with opened(db) as store:
+        run = runs_of(store.ledger, thread)[-1]
+        curve, answers = store.ledger.curve(thread), store.ledger.answers(run["id"])
+    if not curve:
+        raise click.ClickException(f"thread {thread!r}: its last question has no answer yet")
+    try:
+        draw(run, curve, answers, output)
+    except (ImportError, ValueError, OSError) as error:
+        raise click.UsageError(f"-o {output}: {error}") from None
+    click.echo(output)
+
+
+@click.command()
+@click.argument("thread")
+@options.database
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def rm(thread: str, db: str, yes: bool) -> None:
+    """Delete THREAD: its record in the ledger and its checkpoints.
+
+    \b
+    anytime-graph rm rivers
+    """
+    with opened(db) as store:
+        runs = runs_of(store.ledger, thread)
+        if _running(store.ledger, thread):
+            raise click.ClickException(f"thread {thread!r} is being run; stop that first")
+        if not yes:
+            last = terminal.clipped(runs[-1]["question"] or "(not kept)", 60)
+            click.confirm(f"Delete {thread!r} ({len(runs)} asked, the last: {last})?", abort=True)
+        store.ledger.forget(thread)
+        store.saver.delete_thread(thread)
+    click.echo(f"deleted {thread!r}")
+
+
+COMMANDS = (threads, show, best, export, plot, rm)
