@@ -202,7 +202,7 @@ class NoAnswer(RuntimeError):
     def __init__(self, causes: list[str], spent: Spend) -> None:
         self.causes = causes
         self.spent = spent
-        super().__init__("no call brought an answer: " + "; ".join(causes))
+        super().__init__("no call brought an answer: " + "; ".join(dict.fromkeys(causes)))
 
 
 def _typed(amounts: Limits, whole: Any = math.floor) -> dict[str, Any]:

@@ -12,12 +12,14 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Awaitable
+from collections import OrderedDict
+from collections.abc import Awaitable, Hashable
 from secrets import randbits
 from typing import Any, Literal, cast
 from uuid import uuid4
 
 from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AnyMessage, RemoveMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.config import get_stream_writer
 from langgraph.constants import TAG_NOSTREAM
@@ -29,7 +31,8 @@ from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from anytime_graph.budget import Budget, BudgetTooSmall, Limits, NoAnswer, Prices, as_budget, more
-from anytime_graph.checkpoints import Ledger, LedgerError
+from anytime_graph.checkpoints import Access, Ledger, LedgerError
+from anytime_graph.checkpoints.leases import Hold
 from anytime_graph.live import Improvement, Lives
 from anytime_graph.metering import Reply, Stop, acall, call, describe, gate
 from anytime_graph.models import prices_of, resolve_model
@@ -50,6 +53,7 @@ from anytime_graph.state import (
     fold,
     fresh,
     merged,
+    once,
     question_of,
 )
 from anytime_graph.strategies import Strategy
@@ -149,6 +153,10 @@ def create_anytime_graph(
     return graph
 
 
+Life = tuple[Hashable, str]
+_INSTANCES = 4_096
+
+
 class _Run:
     """The nodes of one graph, over its setup."""
 
@@ -163,6 +171,8 @@ class _Run:
         self.setup, self.budget, self.schema, self.ledger = setup, budget, schema, ledger
         self.strategy = strategy
         self.lives = Lives()
+        self._instances: OrderedDict[tuple[Hashable, str], list[str]] = OrderedDict()
+        self._counting = threading.Lock()
 
     # --- the hub
 
@@ -170,33 +180,63 @@ class _Run:
         """Fold what came back; begin a new question; take in a budget to think on with; then go
         over the budget edge. An error here leaves the state as it was, so that the step can be
         run again."""
-        question = question_of(state["messages"])
+        messages, repeated = once(state["messages"])
+        state = merged(state, State(messages=cast("list[AnyMessage]", messages)))
+        question, asked = question_of(messages), asked_of(messages)
         digest = hashlib.sha256(question.text.encode(errors="replace")).hexdigest()[:16]
-        question_id, asked = f"{question.id}:{digest}", asked_of(state["messages"])
-        new = question_id != state.get("question_id")
-        thread = thread_of(config, asked) or (not new and state["thread"]) or uuid4().hex
+        question_id = f"{question.id}:{digest}"
+        kept = state["thread"] if question_id == state.get("question_id") else None
+        thread = thread_of(config, asked) or kept or uuid4().hex
         if self.ledger is None:
-            return self._turn(state, config, new and question_id, asked, thread)
-        hold = self.ledger.enter(thread, _root(config), _life())
-        try:
-            return self._turn(state, config, new and question_id, asked, thread)
-        except Exception:
-            self.ledger.release(thread)
-            raise
-        finally:
-            self.ledger.leave(hold)
+            update, sends = self._turn(state, config, question_id, asked, thread, None)
+        else:
+            hold = self._entered(config, thread, kept)
+            try:
+                access = Access(self.ledger, hold)
+                update, sends = self._turn(state, config, question_id, asked, hold.thread, access)
+            except Exception:
+                self.ledger.release(hold)
+                raise
+            finally:
+                self.ledger.leave(hold, _root(config))
+        if repeated:
+            update["messages"] = cast("list[AnyMessage]", [RemoveMessage(id) for id in repeated])
+        return Command(update={**update, "returned": None}, goto=sends)
+
+    def _entered(self, config: RunnableConfig, thread: str, kept: str | None) -> Hold:
+        """The hold of this invocation. Where a parent graph asks the same question of several
+        instances of this graph, each has a thread of its own."""
+        assert self.ledger is not None
+        life = _life(config)
+        if kept is not None and kept.startswith(f"{thread}."):
+            thread = kept
+        elif "#" in thread and kept is None:
+            thread = self._instance(thread, life)
+        return self.ledger.enter(thread, _root(config), life)
+
+    def _instance(self, thread: str, life: Life) -> str:
+        """The thread, numbered if another instance in the same invocation has it."""
+        with self._counting:
+            space = self._instances.setdefault((life[0], thread), [])
+            while len(self._instances) > _INSTANCES:
+                self._instances.popitem(last=False)
+            if life[1] not in space:
+                space.append(life[1])
+            n = space.index(life[1])
+        return f"{thread}.{n + 1}" if n else thread
 
     def _turn(
         self,
         state: State,
         config: RunnableConfig,
-        question_id: str | Literal[False],
+        question_id: str,
         asked: str,
         thread: str,
-    ) -> Command[Any]:
+        access: Access | None,
+    ) -> tuple[State, list[Send]]:
         granted = state.get("budget")
-        if question_id:
-            begun = self.ledger.find(thread, asked) if self.ledger else None
+        if question_id != state.get("question_id"):
+            begun = access.ledger.find(thread, asked) if access else None
             update = fresh(question_id, begun or randbits(53), thread, self._limits(granted))
             if "calibration" in state:
                 growth = state["calibration"]["growth"]
@@ -209,28 +249,30 @@ class _Run:
                 update["limits"] = more(state["limits"], self.affordable(as_budget(granted)))
                 update |= State(interrupted=False, failures=0, wait=0.0, concluded=None)
         now = merged(state, update)
-        sends, plan_id = self._next(state, now, config, asked)
+        sends, plan_id = self._next(state, now, config, asked, access)
         for send in sends:
             send.arg["plan"] = plan_id
         if (best := now["best"]) is not None:
             live = self.lives[now["run_id"]]
             _announce(live.settle(best, now["spent"], now["limits"]))
-        return Command(update={**update, "returned": None}, goto=sends)
+        return update, sends
 
     def _next(
-        self, state: State, now: State, config: RunnableConfig, asked: str
+        self, state: State, now: State, config: RunnableConfig, asked: str, access: Access | None
     ) -> tuple[list[Send], str]:
         """What to do next, written to the ledger before it is done: first, what the ledger knows
         and the state does not; else what the budget edge says."""
         plan_id = uuid4().hex
-        if self.ledger is None:
+        if access is None:
             return self._edge(now), plan_id
+        ledger, hold = access
+        record = self._record(now, config, asked)
         try:
-            sends = self._recorded(now) or self._edge(now)
+            sends = self._recorded(now, ledger) or self._edge(now)
             stop = sends[0].arg["stop_reason"] if sends[0].node == "finish" else None
-            self.ledger.save(self._record(now, config, asked), state, now, plan_id, stop)
+            ledger.save(hold, record, state, now, plan_id, stop)
         except NoAnswer:
-            self.ledger.save(self._record(now, config, asked), state, now, plan_id, "errors")
+            ledger.save(hold, record, state, now, plan_id, "errors")
             raise
         except LedgerError as error:
             if now["best"] is None:
@@ -239,9 +281,8 @@ class _Run:
             return self._finish(now, f"ledger: {error}"), plan_id
         return sends, plan_id
 
-    def _recorded(self, now: State) -> list[Send]:
+    def _recorded(self, now: State, ledger: Ledger) -> list[Send]:
         """Tasks for calls that the ledger holds and a crash kept from the state."""
-        assert self.ledger is not None
         here = {k: now[k] for k in ("run_id", "thread", "spent", "limits")}
         question = question_of(now["messages"]).text
         return [
@@ -249,7 +290,7 @@ class _Run:
                 task["move"]["kind"],
                 {**task, **here, "question": question, "prompt": [], "wait": 0.0},
             )
-            for task in self.ledger.unknown(now["run_id"], now["ordinal"])
+            for task in ledger.unknown(now["run_id"], now["ordinal"])
         ]
 
     def _record(self, now: State, config: RunnableConfig, asked: str) -> dict[str, Any]:
@@ -293,80 +334,59 @@ class _Run:
 
     def spoke(self, task: Task, config: RunnableConfig) -> State:
         if self.ledger is None:
-            return self._spoke(task, config)
-        hold = self.ledger.enter(task["thread"], _root(config), _life())
+            return self._spoke(task, config, None)
+        hold = self.ledger.enter(task["thread"], _root(config), _life(config))
         try:
-            return self._spoke(task, config)
+            return self._spoke(task, config, Access(self.ledger, hold))
         finally:
-            self.ledger.leave(hold)
+            self.ledger.leave(hold, _root(config))
 
-    def _spoke(self, task: Task, config: RunnableConfig) -> State:
+    def _spoke(self, task: Task, config: RunnableConfig, access: Access | None) -> State:
         with self.lives[task["run_id"]].active(task) as before:
-            reply = call(
-                self.setup.gate,
-                _in_time(task, before),
-                _config(task, config),
-                _stop(),
-                self.ledger,
-            )
+            task, inner = _in_time(task, before), _config(task, config)
+            reply = call(self.setup.gate, task, inner, _stop(), access)
             outcome = self._absorbed(task, reply)
             if (scorer := self.setup.scorer) and "candidate" in outcome:
                 try:
-                    if not self._rated(task, reply, outcome):
+                    if not _rated(task, reply, outcome, access):
                         _rate(outcome, _verdict(scorer, task["question"], self._subject(outcome)))
                 except Exception as error:
                     _unrated(outcome, error)
-            self._keep(task, outcome)
+            _keep(task, reply, outcome, access)
         return self._returned(task, outcome, reply.recalled)
 
     async def aspoke(self, task: Task, config: RunnableConfig) -> State:
         if self.ledger is None:
-            return await self._aspoke(task, config)
-        enter = self.ledger.enter
-        hold = await asyncio.to_thread(enter, task["thread"], _root(config), _life())
+            return await self._aspoke(task, config, None)
+        root, ledger, broken = _root(config), self.ledger, True
+        hold = await _held(
+            ledger, asyncio.to_thread(ledger.enter, task["thread"], root, _life(config)), root
+        )
         try:
-            return await self._aspoke(task, config)
+            state = await self._aspoke(task, config, Access(ledger, hold))
+            broken = False
         finally:
-            self.ledger.leave(hold)
+            ledger.leave(hold, root, broken)
+        return state
 
-    async def _aspoke(self, task: Task, config: RunnableConfig) -> State:
+    async def _aspoke(self, task: Task, config: RunnableConfig, access: Access | None) -> State:
         with self.lives[task["run_id"]].active(task) as before:
-            reply = await acall(
-                self.setup.gate,
-                _in_time(task, before),
-                _config(task, config),
-                _stop(),
-                self.ledger,
-            )
+            task, inner = _in_time(task, before), _config(task, config)
+            reply = await acall(self.setup.gate, task, inner, _stop(), access)
             outcome = self._absorbed(task, reply)
             if (scorer := self.setup.scorer) and "candidate" in outcome:
                 try:
-                    if not await asyncio.to_thread(self._rated, task, reply, outcome):
+                    if not (
+                        reply.recalled
+                        and await asyncio.to_thread(_rated, task, reply, outcome, access)
+                    ):
                         verdict = _averdict(scorer, task["question"], self._subject(outcome))
                         _rate(outcome, await verdict)
                 except Exception as error:
                     _unrated(outcome, error)
-            if self.ledger is not None:
-                await asyncio.to_thread(self._keep, task, outcome)
+            if access is not None:
+                await asyncio.to_thread(_keep, task, reply, outcome, access)
         return self._returned(task, outcome, reply.recalled)
-
-    def _rated(self, task: Task, reply: Reply, outcome: Outcome) -> bool:
-        """Whether the answer got its score in an earlier life; then it has it again."""
-        if self.ledger is None or not reply.recalled:
-            return False
-        entry = self.ledger.recall(task)
-        if entry is None or entry.verdict is None:
-            return False
-        _rate(outcome, Score(*entry.verdict))
-        return True
-
-    def _keep(self, task: Task, outcome: Outcome) -> None:
-        if self.ledger is None or "candidate" not in outcome:
-            return
-        try:
-            self.ledger.keep(task, outcome["candidate"])
-        except LedgerError as error:
-            outcome["errors"].append(str(error))
 
     def _absorbed(self, task: Task, reply: Reply) -> Outcome:
         """What the reply means, by the kind of its move."""
@@ -493,9 +513,45 @@ def _context() -> Context:
     return given if isinstance(given, dict) else {}  # a parent graph's context may be its own
 
 
-def _life() -> object:
-    """What all nodes of one invocation share, and no two invocations."""
-    return get_runtime().control or object()
+def _life(config: RunnableConfig) -> Life:
+    """What all nodes of one invocation of this graph share, and no two invocations."""
+    spaces = str((config.get("configurable") or {}).get("checkpoint_ns") or "")
+    return get_runtime().control, spaces.rpartition("|")[0]
+
+
+async def _held(ledger: Ledger, entering: Awaitable[Hold], root: str | None) -> Hold:
+    """Wait to enter; if cancelled meanwhile, leave as soon as it was entered."""
+    future = asyncio.ensure_future(entering)
+
+    def undo(entered: asyncio.Future[Hold]) -> None:
+        if not entered.cancelled() and entered.exception() is None:
+            ledger.leave(entered.result(), root, broken=True)
+
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        future.add_done_callback(undo)
+        raise
+
+
+def _rated(task: Task, reply: Reply, outcome: Outcome, access: Access | None) -> bool:
+    """Whether the answer got its score in an earlier life; then it has it again."""
+    if access is None or not reply.recalled:
+        return False
+    entry = access.ledger.recall(task)
+    if entry is None or entry.verdict is None:
+        return False
+    _rate(outcome, Score(*entry.verdict))
+    return True
+
+
+def _keep(task: Task, reply: Reply, outcome: Outcome, access: Access | None) -> None:
+    if access is None or "candidate" not in outcome:
+        return
+    try:
+        access.ledger.keep(access.hold, task, outcome["candidate"], fresh=not reply.recalled)
+    except LedgerError as error:
+        outcome["errors"].append(str(error))
 
 
 def _root(config: RunnableConfig) -> str | None:

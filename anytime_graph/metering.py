@@ -25,7 +25,7 @@ from langchain_core.runnables import RunnableBinding, RunnableConfig
 
 from anytime_graph import tokens
 from anytime_graph.budget import Prices, Spend, nothing
-from anytime_graph.checkpoints import Ledger, LedgerError
+from anytime_graph.checkpoints import Access, LedgerError
 from anytime_graph.state import Task
 
 log = logging.getLogger(__name__)
@@ -165,12 +165,12 @@ def call(
     task: Task,
     config: RunnableConfig,
     stop: Stop | None,
-    ledger: Ledger | None = None,
+    access: Access | None = None,
 ) -> Reply:
     """Make the call; where it has a time limit or may be stopped, in a thread of its own, so that
     a silent server cannot hold it. With a ledger it is reserved there before and settled after;
     what stands at its place already is not called again."""
-    meter = _Meter(gate, task, stop, ledger)
+    meter = _Meter(gate, task, stop, access)
     if (earlier := meter.recall()) is not None:
         return earlier
     done = threading.Event()
@@ -203,16 +203,16 @@ async def acall(
     task: Task,
     config: RunnableConfig,
     stop: Stop | None,
-    ledger: Ledger | None = None,
+    access: Access | None = None,
 ) -> Reply:
     """The same, on the event loop. Cancelling it closes the connection."""
-    meter = _Meter(gate, task, stop, ledger)
-    if ledger is not None and (earlier := await asyncio.to_thread(meter.recall)) is not None:
+    meter = _Meter(gate, task, stop, access)
+    if access is not None and (earlier := await asyncio.to_thread(meter.recall)) is not None:
         return earlier
     until = time.monotonic() + task["wait"]
     while not meter.over() and (rest := until - time.monotonic()) > 0:
         await asyncio.sleep(min(rest, _POLL))
-    if meter.cut or not (await asyncio.to_thread(meter.reserve) if ledger else meter.reserve()):
+    if meter.cut or not (await asyncio.to_thread(meter.reserve) if access else meter.reserve()):
         return meter.settle()
 
     async def pump() -> None:
@@ -229,16 +229,16 @@ async def acall(
         if not work.done():
             work.cancel()
             await asyncio.wait({work}, timeout=1)
-    return await asyncio.to_thread(meter.book) if ledger else meter.book()
+    return await asyncio.to_thread(meter.book) if access else meter.book()
 
 
 class _Meter:
     """One call under way: counts what arrives, says when to cut, and settles what it cost."""
 
     def __init__(
-        self, gate: Gate, task: Task, stop: Stop | None, ledger: Ledger | None = None
+        self, gate: Gate, task: Task, stop: Stop | None, access: Access | None = None
     ) -> None:
-        self.gate, self.task, self.stop, self.ledger = gate, task, stop, ledger
+        self.gate, self.task, self.stop, self.access = gate, task, stop, access
         self.started = time.time()
         self.clock = time.monotonic()
         self.seconds = task["slice"].get("seconds")
@@ -267,24 +267,36 @@ class _Meter:
     def recall(self) -> Reply | None:
         """The reply that was settled at this place; or, where a process ended while the call was
         in flight, what had arrived of it, charged in full."""
-        if self.ledger is None:
+        if self.access is None:
             return None
         try:
-            entry = self.ledger.recall(self.task)
+            entry = self.access.ledger.recall(self.task)
         except LedgerError as error:
             return self._unmade(error)
         if entry is None:
             return None
         if entry.reply is not None:
-            known = {**entry.reply, "interrupted": False, "retry_after": 0.0, "recalled": True}
-            return Reply(**{**known, "text": entry.text})
+            late = max(entry.reply["ended_at"], entry.changed)
+            errors = entry.reply["errors"]
+            if not entry.kept and not entry.text:
+                errors = [*errors, "the reply was paid for, but replies are not kept"]
+            known = {"interrupted": False, "retry_after": 0.0, "recalled": True, "errors": errors}
+            return Reply(**{**entry.reply, **known, "text": entry.text, "ended_at": late})
         self.made = self.lost = True
         self.cut = "in flight when its process ended; charged in full"
         self.text.append(entry.text)
-        reply = replace(self.settle(), started=entry.started, ended_at=entry.changed, recalled=True)
-        reply.spend["seconds"] = max(0.0, entry.changed - entry.started)
+        reply = self.settle()
+        spend = max(reply.spend, entry.reserved, key=lambda spend: spend["tokens"])
+        seconds = max(0.0, entry.changed - entry.started)
+        reply = replace(
+            reply,
+            spend={**spend, "seconds": seconds},
+            started=entry.started,
+            ended_at=entry.changed,
+            recalled=True,
+        )
         try:
-            self.ledger.settle(self.task, asdict(reply), abandoned=True)
+            self.access.ledger.settle(self.task, asdict(reply), abandoned=True)
         except LedgerError as error:
             reply.errors.append(str(error))
         return reply
@@ -296,10 +308,12 @@ class _Meter:
 
     def reserve(self) -> bool:
         """Write the reservation; False if the call must not be made."""
-        if self.ledger is not None:
+        if self.access is not None:
             full = self._priced(self.task["prompt_bound"], self.task["room"] or 0, 0)
             try:
-                self.lost = not self.ledger.reserve(self.task, full, self.gate.name, self.so_far)
+                self.lost = not self.access.ledger.reserve(
+                    self.access.hold, self.task, full, self.gate.name, self.so_far
+                )
             except LedgerError as error:
                 self._unmade(error)
             if self.lost:
@@ -449,9 +463,9 @@ class _Meter:
         """Charge the call, here and in the ledger. A reply that is paid for is not lost with the
         ledger."""
         reply = self.settle()
-        if self.ledger is not None:
+        if self.access is not None:
             try:
-                self.ledger.settle(self.task, asdict(reply))
+                self.access.ledger.settle(self.task, asdict(reply))
             except LedgerError as error:
                 reply.errors.append(str(error))
         return reply

@@ -278,6 +278,22 @@ def question_of(messages: Sequence[BaseMessage]) -> BaseMessage:
     raise ValueError("messages: a user message is needed, as in {'messages': [('user', question)]}")
 
 
+def once(messages: Sequence[BaseMessage]) -> tuple[list[BaseMessage], list[str]]:
+    """The messages without repetitions of an unanswered question, as a program leaves that asks it
+    again after a crash; and the ids of those left out."""
+    kept: list[BaseMessage] = []
+    dropped = []
+    for message in messages:
+        if (
+            kept
+            and message.type == kept[-1].type == "human"
+            and message.content == kept[-1].content
+        ):
+            dropped.append(str(kept.pop().id))
+        kept.append(message)
+    return kept, dropped
+
+
 def conversation_of(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     """What was said up to the question, as role and content."""
     roles = {"human": "user", "ai": "assistant"}

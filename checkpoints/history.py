@@ -111,8 +111,8 @@ class History:
         own = self._rows(
             f"SELECT {columns}, count(*) AS calls FROM calls WHERE run_id = :run", run=run["id"]
         )[0]
-        spans = self._rows("SELECT started, seconds FROM calls WHERE run_id = :run", run=run["id"])
-        own["seconds"] = union((s["started"], s["started"] + s["seconds"]) for s in spans)
+        spans = self._rows("SELECT started, changed FROM calls WHERE run_id = :run", run=run["id"])
+        own["seconds"] = union((s["started"], s["changed"]) for s in spans)
         numbers = nothing()
         for name in numbers:
             numbers[name] = type(numbers[name])(own[name])  # type: ignore[literal-required]

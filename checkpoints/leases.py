@@ -1,4 +1,9 @@
-"""Leases: one invocation at a time runs a thread, in whatever process."""
+"""Leases: one invocation at a time runs a thread, in whatever process.
+
+A lease carries a token of the invocation that took it. Whatever that invocation writes stands only
+while the lease still carries its token, so one that was given up for dead and wakes up changes
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +11,44 @@ import os
 import secrets
 import socket
 import threading
+import time
 import weakref
+from collections.abc import Hashable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from anytime_graph.checkpoints.store import Execute, Store
 
 LEASE = 15.0
 """Seconds for which a lease holds unless it is renewed."""
+GRACE = 2.0
+"""Seconds without a node at work after which an invocation of this process counts as gone: it
+gives no sign when its caller stops reading a stream."""
+
+_PATIENCE = 0.5
+"""Seconds that one who was cancelled gets to leave."""
 
 
 class ThreadBusy(RuntimeError):
     """Somebody else is running the thread. It ends with them, or some seconds after they die."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Hold:
-    """A thread held here. life: what all nodes of the invocation that holds it share. at_work: how
-    many of them are running."""
+    """An invocation's right to a thread. life: what its nodes share. holder: as the lease has it.
+    at_work: how many of its nodes are running; idle: since when none is."""
 
-    life: object
-    at_work: int = 0
+    thread: str
+    life: Hashable
+    holder: str
+    at_work: int = 1
+    idle: float = 0.0
+    taken: threading.Event = field(default_factory=threading.Event)
+    broken: bool = False
+
+    def gone(self) -> bool:
+        return self.broken or (not self.at_work and time.monotonic() - self.idle > GRACE)
 
 
 class Leases:
@@ -36,86 +57,132 @@ class Leases:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._me = f"{_process()} {secrets.token_hex(4)}"
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # never held while the database is asked
         self._holds: dict[str, Hold] = {}
         _OPEN[self._me] = self
 
-    def enter(self, thread: str, life: object) -> Hold:
-        """A node begins to work on the thread. life: the same object for all nodes of one
-        invocation. Raises ThreadBusy if another invocation, here or elsewhere, is running it."""
-        with self._lock:
-            hold = self._holds.get(thread)
-            if hold is None or hold.life is not life:
-                if hold is not None and hold.at_work:
+    def enter(self, thread: str, life: Hashable) -> Hold:
+        """A node of the invocation `life` begins to work on the thread. Raises ThreadBusy if
+        another invocation, here or elsewhere, is running it."""
+        until = time.monotonic() + _PATIENCE
+        while True:
+            with self._lock:
+                hold = self._holds.get(thread)
+                if hold and hold.life == life and hold.taken.is_set() and not hold.broken:
+                    hold.at_work += 1
+                    return hold
+                if hold is None or hold.gone():
+                    token = secrets.token_hex(4)
+                    hold = self._holds[thread] = Hold(thread, life, f"{self._me} {token}")
+                    break
+                if hold.life != life and hold.at_work and time.monotonic() > until:
                     raise ThreadBusy(f"thread {thread!r} is already running in this process")
-                self._take(thread)
-                self._holds[thread] = hold = Hold(life)
-            hold.at_work += 1
-            return hold
+            time.sleep(0.02)
+        try:
+            self._take(hold)
+        except BaseException:
+            self.forget(hold)
+            raise
+        hold.taken.set()
+        return hold
 
-    def leave(self, hold: Hold) -> None:
+    def leave(self, hold: Hold, broken: bool = False) -> None:
+        """The node has ended. broken: it was cancelled, and its invocation with it."""
         with self._lock:
             hold.at_work -= 1
+            hold.idle = time.monotonic()
+            hold.broken |= broken
 
-    def release(self, thread: str, execute: Execute) -> None:
-        """The run has ended: others may have the thread at once."""
+    def forget(self, hold: Hold) -> None:
         with self._lock:
-            self._holds.pop(thread, None)
+            if self._holds.get(hold.thread) is hold:
+                del self._holds[hold.thread]
+
+    def drop(self, hold: Hold, execute: Execute) -> None:
+        """Within a write: the thread is free. To be forgotten once that is kept."""
         execute(
-            "DELETE FROM leases WHERE thread = :thread AND holder = :me",
-            {"thread": thread, "me": self._me},
+            "DELETE FROM leases WHERE thread = :thread AND holder = :holder",
+            {"thread": hold.thread, "holder": hold.holder},
         )
 
-    def renew(self, execute: Execute, thread: str) -> None:
-        """Within a write, which stands only if the lease is still ours."""
+    def renew(self, hold: Hold, execute: Execute) -> None:
+        """Within a write, which stands only if the lease still carries the hold's token."""
         mine = execute(
             f"UPDATE leases SET expires = {self._store.clock} + {LEASE} "
-            "WHERE thread = :thread AND holder = :me RETURNING thread",
-            {"thread": thread, "me": self._me},
+            "WHERE thread = :thread AND holder = :holder RETURNING thread",
+            {"thread": hold.thread, "holder": hold.holder},
         )
         if not mine:
-            raise ThreadBusy(f"thread {thread!r} was taken over after its lease had expired")
+            raise ThreadBusy(f"thread {hold.thread!r} was taken over by another invocation")
 
     def renew_all(self) -> None:
         """Renew those of threads at work."""
         with self._lock:
-            threads = [thread for thread, hold in self._holds.items() if hold.at_work]
-        for thread in threads:
+            holds = [hold for hold in self._holds.values() if hold.at_work]
+        for hold in holds:
             with suppress(ThreadBusy), self._store.transaction() as execute:
-                self.renew(execute, thread)
+                self.renew(hold, execute)
 
-    def release_all(self) -> None:
-        with self._store.transaction() as execute:
-            execute("DELETE FROM leases WHERE holder = :me", {"me": self._me})
+    def drop_all(self) -> None:
+        with self._lock:
+            holds = list(self._holds.values())
+        for hold in holds:
+            with self._store.transaction() as execute:
+                self.drop(hold, execute)
 
-    def at_work(self, thread: str | None = None) -> bool:
-        """Whether a node is working on the thread, or on any."""
-        holds = [self._holds.get(thread)] if thread is not None else list(self._holds.values())
-        return any(hold is not None and hold.at_work > 0 for hold in holds)
+    def lost(self, thread: str) -> bool:
+        """Whether the thread is held here and its lease carries another's token by now."""
+        with self._lock:
+            hold = self._holds.get(thread)
+        if hold is None or not hold.taken.is_set():
+            return False
+        with self._store.reading() as execute:
+            rows = execute("SELECT holder FROM leases WHERE thread = :thread", {"thread": thread})
+        return bool(rows) and rows[0]["holder"] != hold.holder and self._holds.get(thread) is hold
 
-    def _take(self, thread: str) -> None:
+    def holds(self, holder: str, thread: str) -> bool:
+        """Whether a lease of this ledger's is of an invocation that may still be running."""
+        with self._lock:
+            hold = self._holds.get(thread)
+            return hold is not None and hold.holder == holder and not hold.gone()
+
+    def _take(self, hold: Hold) -> None:
+        place = {"thread": hold.thread}
         with self._store.transaction() as execute:
             rows = execute(
                 f"SELECT holder, expires, {self._store.clock} AS now FROM leases "
                 "WHERE thread = :thread",
-                {"thread": thread},
+                place,
             )
             seen: dict[str, Any] = rows[0] if rows else {"holder": None, "expires": None}
             held = bool(rows) and seen["expires"] > seen["now"]
-            if held and may_live(seen["holder"], thread):
-                raise _busy(thread, seen["holder"])
+            if held and may_live(seen["holder"], hold.thread):
+                raise _busy(hold.thread, seen["holder"])
             taken = execute(
                 "INSERT INTO leases (thread, holder, expires) "
-                f"VALUES (:thread, :me, {self._store.clock} + {LEASE}) ON CONFLICT (thread) DO UPDATE "
-                f"SET holder = :me, expires = {self._store.clock} + {LEASE} "
+                f"VALUES (:thread, :me, {self._store.clock} + {LEASE}) ON CONFLICT (thread) DO "
+                f"UPDATE SET holder = :me, expires = {self._store.clock} + {LEASE} "
                 "WHERE leases.holder = :holder AND leases.expires = :expires RETURNING thread",
-                {"thread": thread, "me": self._me, **{k: seen[k] for k in ("holder", "expires")}},
+                place | {"me": hold.holder, **{k: seen[k] for k in ("holder", "expires")}},
             )
             if not taken:
-                raise _busy(thread, None)
+                raise _busy(hold.thread, None)
 
 
 _OPEN: weakref.WeakValueDictionary[str, Leases] = weakref.WeakValueDictionary()
+
+
+def may_live(holder: str, thread: str) -> bool:
+    """Whether a lease's holder may still be at work on the thread."""
+    if len(parts := holder.split()) != 6:
+        return True
+    pid, _, machine, started, ledger, _ = parts
+    if machine == "-" or machine != _machine():
+        return True
+    if int(pid) == os.getpid():
+        leases = _OPEN.get(f"{_process()} {ledger}")
+        return leases is not None and leases.holds(holder, thread)
+    return _started(int(pid)) == started
 
 
 def _busy(thread: str, holder: str | None) -> ThreadBusy:
@@ -148,14 +215,3 @@ def _started(pid: int) -> str | None:
     except OSError:
         return None
     return None if fields[0] in "ZX" else fields[19]
-
-
-def may_live(holder: str, thread: str) -> bool:
-    """Whether a lease's holder may still be at work on the thread."""
-    pid, _, machine, started, _ = holder.split()
-    if machine == "-" or machine != _machine():
-        return True
-    if int(pid) == os.getpid():
-        leases = _OPEN.get(holder)
-        return leases is not None and leases.at_work(thread)
-    return _started(int(pid)) == started

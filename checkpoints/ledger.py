@@ -10,16 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, cast
 
-from anytime_graph.budget import Spend, nothing
+from anytime_graph.budget import DIMENSIONS, Spend, nothing
 from anytime_graph.checkpoints.history import History
-from anytime_graph.checkpoints.leases import LEASE, Hold, Leases
+from anytime_graph.checkpoints.leases import LEASE, Hold, Leases, ThreadBusy
 from anytime_graph.checkpoints.schema import SPEND, LedgerError
 from anytime_graph.checkpoints.store import Execute, Store
 from anytime_graph.state import Candidate, Pair, Point, State, Task
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 _BEAT = 0.5
 """Seconds between looks at what has streamed in."""
 _ROOTS = 4_096
+_RECENT = 60.0
+"""Seconds after its last node for which a thread counts as one that ran here."""
+_REASONS = (*DIMENSIONS, "perfect", "done", "satisfied", "errors", "steps", "interrupted")
 _PLANNED = ("ordinal", "step", "move", "swapped", "slice", "prompt_bound", "room", "shape")
 _OF_RUNS = ("curve", "pairs", "answers", "calls")
 
@@ -36,10 +40,14 @@ _OF_RUNS = ("curve", "pairs", "answers", "calls")
 @dataclass(frozen=True)
 class Entry:
     """What stands at a place. reply: what was settled, None if the call was in flight when its
-    process ended. text: what arrived. verdict: score and feedback, if it was scored."""
+    process ended. text: what arrived; kept: whether texts are. reserved: what it was charged.
+    started, changed: from when to when it is known to have been under way. verdict: score and
+    feedback, if it was scored."""
 
     reply: dict[str, Any] | None
     text: str
+    kept: bool
+    reserved: Spend
     started: float
     changed: float
     verdict: tuple[float, str | None] | None
@@ -56,12 +64,12 @@ class Ledger(History):
         if record not in ("all", "usage"):
             raise ValueError(f"record={record!r}: 'all' or 'usage'")
         super().__init__(store)
+        self._starting = threading.Lock()
         self.record = record
         self.leases = Leases(store)
-        self._failure: str | None = None
-        self._roots: dict[str, None] = {}
+        self.failure: str | None = None
+        self._seen: dict[str, float] = {}
         self._streaming: dict[tuple[int, int], Callable[[], str]] = {}
-        self._flushed: dict[tuple[int, int], int] = {}
         self._closed = threading.Event()
         self._beating: threading.Thread | None = None
 
@@ -70,49 +78,65 @@ class Ledger(History):
         if self._beating is not None:
             self._beating.join()
         with suppress(LedgerError):
-            self.leases.release_all()
+            self.leases.drop_all()
         self.store.close()
 
-    def give_up(self, config: Mapping[str, Any], error: LedgerError) -> None:
-        """A checkpoint could not be written. For a thread that runs here nothing more is spent,
-        so that its run ends with what it has; for any other this raises."""
-        if str(config["configurable"]["thread_id"]) not in self._roots:
+    def give_up(self, root: str, error: LedgerError) -> None:
+        """A checkpoint could not be written. For a thread that runs here, or did a moment ago,
+        nothing more is spent, so that its run ends with what it has; for any other this raises."""
+        if time.monotonic() - self._seen.get(root, -math.inf) > _RECENT:
             raise error
         log.warning("%s", error)
-        self._failure = str(error)
+        self.failure = str(error)
+
+    def writable(self, root: str) -> None:
+        """Before a checkpoint is written: raises LedgerError if the store has failed a run,
+        ThreadBusy if the thread was taken over while its run here was given up for dead."""
+        if root not in self._seen:
+            return
+        if self.failure is not None:
+            raise LedgerError(self.failure)
+        if self.leases.lost(root):
+            raise ThreadBusy(f"thread {root!r} was taken over by another invocation")
 
     # --- both sides
 
-    def enter(self, thread: str, root: str | None, life: object) -> Hold:
+    def enter(self, thread: str, root: str | None, life: Hashable) -> Hold:
         """A node begins to work on the thread; see Leases.enter. root: LangGraph's id for it."""
-        if not self.leases.at_work():
-            self._failure = None
         hold = self.leases.enter(thread, life)
-        if root is not None and root not in self._roots:
-            self._roots[root] = None
-            if len(self._roots) > _ROOTS:
-                self._roots.pop(next(iter(self._roots)))
-        if self._beating is None:
-            self._beating = threading.Thread(target=self._beat, daemon=True, name="ledger")
-            self._beating.start()
+        if hold.at_work == 1:
+            self.failure = None
+        if root is not None:
+            self._seen.pop(root, None)
+            self._seen[root] = math.inf
+            if len(self._seen) > _ROOTS:
+                self._seen.pop(next(iter(self._seen)))
+        with self._starting:
+            if self._beating is None:
+                self._beating = threading.Thread(target=self._beat, daemon=True, name="ledger")
+                self._beating.start()
         return hold
 
-    def leave(self, hold: Hold) -> None:
-        self.leases.leave(hold)
+    def leave(self, hold: Hold, root: str | None, broken: bool = False) -> None:
+        """The node has ended. broken: it was cancelled, and its invocation with it."""
+        self.leases.leave(hold, broken)
+        if root is not None:
+            self._seen[root] = time.monotonic()
 
-    def release(self, thread: str) -> None:
+    def release(self, hold: Hold) -> None:
         """The invocation ends in an error: others may have the thread at once."""
+        self.leases.forget(hold)
         with suppress(LedgerError), self.store.transaction() as execute:
-            self.leases.release(thread, execute)
+            self.leases.drop(hold, execute)
 
     # --- the hub's side
 
     def find(self, thread: str, asked: str) -> int | None:
-        """The run of a question on a thread, if it was begun before."""
+        """The run of a question on a thread, if it was begun before; its branches are others."""
         with self.store.reading() as execute:
             rows = execute(
-                "SELECT id FROM runs WHERE thread = :thread AND asked = :asked "
-                "ORDER BY started DESC, id DESC LIMIT 1",
+                "SELECT id FROM runs WHERE thread = :thread AND asked = :asked AND "
+                "parent_id IS NULL ORDER BY started DESC, id DESC LIMIT 1",
                 {"thread": thread, "asked": asked},
             )
         return rows[0]["id"] if rows else None
@@ -130,13 +154,19 @@ class Ledger(History):
         return [json.loads(row["task"]) for row in rows]
 
     def save(
-        self, run: Mapping[str, Any], before: State, now: State, plan: str, stop: str | None
+        self,
+        hold: Hold,
+        run: Mapping[str, Any],
+        before: State,
+        now: State,
+        plan: str,
+        stop: str | None,
     ) -> None:
         """The run as the hub leaves it. Tasks of an earlier plan can reserve nothing from here on.
         stop: why it ends; then the thread is released."""
         keeps, run_id = self.record == "all", now["run_id"]
         with self._write() as execute:
-            self.leases.renew(execute, now["thread"])
+            self.leases.renew(hold, execute)
             begun = execute("SELECT id FROM runs WHERE id = :run", {"run": run_id})
             execute(
                 "INSERT INTO runs (id, thread, asked, question, conversation, model, strategy, "
@@ -154,12 +184,12 @@ class Ledger(History):
                     "model": run["model"],
                     "strategy": run["strategy"],
                     "decides": run["decides"],
-                    "options": json.dumps(run["options"]) if run["options"] else None,
+                    "options": json.dumps(run["options"]) if keeps and run["options"] else None,
                     "limits": json.dumps(now["limits"]),
                     "inherited": json.dumps(now["spent"] if now.get("parent_run") else nothing()),
                     "plan": plan,
                     "parent": now.get("parent_run"),
-                    "stop": stop,
+                    "stop": stop if keeps or stop in _REASONS or stop is None else "other",
                     "now": time.time(),
                 },
             )
@@ -179,7 +209,9 @@ class Ledger(History):
                 if pair not in known.get("pairs", []):
                     self._pair(execute, run_id, pair)
             if stop is not None:
-                self.leases.release(now["thread"], execute)
+                self.leases.drop(hold, execute)
+        if stop is not None:
+            self.leases.forget(hold)
 
     def _inherit(self, execute: Execute, now: State) -> None:
         """A fork has the answers that its state holds, and the calls that they came from."""
@@ -226,7 +258,7 @@ class Ledger(History):
         """What stands at the task's place."""
         with self.store.reading() as execute:
             rows = execute(
-                "SELECT c.reply, c.text, c.started, c.changed, a.score, a.feedback FROM calls c "
+                "SELECT c.*, a.score, a.feedback FROM calls c "
                 "LEFT JOIN answers a ON a.run_id = c.run_id AND a.ordinal = c.ordinal "
                 "WHERE c.run_id = :run AND c.ordinal = :ordinal",
                 {"run": task["run_id"], "ordinal": task["ordinal"]},
@@ -234,22 +266,27 @@ class Ledger(History):
         if not rows:
             return None
         row = rows[0]
+        known = nothing() | {name: row[name] for name in SPEND} | {"calls": 1}
         return Entry(
             reply=json.loads(row["reply"]) if row["reply"] else None,
             text=row["text"] or "",
+            kept=row["request"] is not None,
+            reserved=cast(Spend, known),
             started=row["started"],
             changed=row["changed"],
             verdict=None if row["score"] is None else (row["score"], row["feedback"]),
         )
 
-    def reserve(self, task: Task, spend: Spend, model: str, so_far: Callable[[], str]) -> bool:
+    def reserve(
+        self, hold: Hold, task: Task, spend: Spend, model: str, so_far: Callable[[], str]
+    ) -> bool:
         """Write the reservation, durably, before the request leaves. False if the run was planned
         anew meanwhile: then the call must not be made. so_far: the reply as far as it has come."""
         request = [{"role": m.type, "content": m.content} for m in task["prompt"]]
         asked = json.dumps([model, task["room"], request], default=str)
         place = {"run": task["run_id"], "ordinal": task["ordinal"]}
         with self._write() as execute:
-            self.leases.renew(execute, task["thread"])
+            self.leases.renew(hold, execute)
             made = execute(
                 "INSERT INTO calls (run_id, ordinal, step, kind, state, request_hash, request, "
                 "reserved_input, reserved_output, tokens, input_tokens, output_tokens, "
@@ -273,14 +310,13 @@ class Ledger(History):
                     "task": json.dumps({key: task[key] for key in _PLANNED}),  # type: ignore[literal-required]
                 },
             )
-        if made and self.record == "all":
+        if made:
             self._streaming[task["run_id"], task["ordinal"]] = so_far
         return bool(made)
 
     def settle(self, task: Task, reply: Mapping[str, Any], abandoned: bool = False) -> None:
         """Write what the call brought and cost. A call that was not made has no place to settle."""
         self._streaming.pop((task["run_id"], task["ordinal"]), None)
-        self._flushed.pop((task["run_id"], task["ordinal"]), None)
         place = {"run": task["run_id"], "ordinal": task["ordinal"]}
         keeps, spend = self.record == "all", reply["spend"]
         if not spend["calls"]:
@@ -310,17 +346,19 @@ class Ledger(History):
                 },
             )
 
-    def keep(self, task: Task, candidate: Candidate) -> None:
-        """Append an answer; under a scorer it is the best at once if its score is the highest."""
+    def keep(self, hold: Hold, task: Task, candidate: Candidate, fresh: bool) -> None:
+        """Append an answer; under a scorer it is the best at once if its score is the highest.
+        fresh: its call was made just now, and its time includes the scoring."""
         keeps = self.record == "all"
         place = {"run": task["run_id"], "ordinal": task["ordinal"]}
         with self._write() as execute:
+            self.leases.renew(hold, execute)
             execute(
                 "INSERT INTO answers (run_id, call_id, ordinal, node, answer, score, feedback, "
                 "complete, parents, created) SELECT :run, id, :ordinal, :node, :answer, "
-                "CAST(:score AS double precision), :feedback, :complete, :parents, :now FROM calls WHERE run_id = :run AND "
-                "ordinal = :ordinal ON CONFLICT (run_id, ordinal) DO UPDATE SET score = :score, "
-                "feedback = :feedback",
+                "CAST(:score AS double precision), :feedback, :complete, :parents, :now FROM calls "
+                "WHERE run_id = :run AND ordinal = :ordinal ON CONFLICT (run_id, ordinal) "
+                "DO UPDATE SET answer = :answer, score = :score, feedback = :feedback",
                 {
                     **place,
                     "node": candidate["node"],
@@ -339,38 +377,37 @@ class Ledger(History):
                 "coalesce((SELECT score FROM answers WHERE id = runs.best_id), -1))",
                 {**place, "score": candidate["score"]},
             )
+            if fresh:
+                execute(
+                    "UPDATE calls SET changed = :now WHERE run_id = :run AND ordinal = :ordinal",
+                    {**place, "now": time.time()},
+                )
 
     # --- while calls stream
 
     def _beat(self) -> None:
-        """Keep what has streamed in, and the leases of runs at work."""
+        """Renew the leases of runs at work, and keep what has streamed in and until when."""
         renewed = 0.0
         while not self._closed.wait(_BEAT):
             try:
-                self._flush()
                 if time.monotonic() - renewed > LEASE / 3:
                     self.leases.renew_all()
                     renewed = time.monotonic()
+                self._flush()
             except LedgerError as error:
                 log.warning("%s", error)
 
     def _flush(self) -> None:
-        for place, so_far in list(self._streaming.items()):
-            text = so_far()
-            if len(text) == self._flushed.get(place, 0):
-                continue
-            with self._write() as execute:
+        if not (streaming := list(self._streaming.items())):
+            return
+        with self._write() as execute:
+            for (run_id, ordinal), so_far in streaming:
+                text = _plain(so_far()) or None if self.record == "all" else None
                 execute(
                     "UPDATE calls SET text = :text, changed = :now WHERE run_id = :run AND "
                     "ordinal = :ordinal AND state = 'reserved'",
-                    {
-                        "text": _plain(text),
-                        "now": time.time(),
-                        "run": place[0],
-                        "ordinal": place[1],
-                    },
+                    {"text": text, "now": time.time(), "run": run_id, "ordinal": ordinal},
                 )
-            self._flushed[place] = len(text)
 
     def forget(self, thread: str) -> bool:
         """Delete a thread's record; its checkpoints are the saver's to delete."""
@@ -391,10 +428,23 @@ class Ledger(History):
 
     @contextmanager
     def _write(self) -> Iterator[Execute]:
-        if self._failure is not None:
-            raise LedgerError(self._failure)
-        with self.store.transaction() as execute:
-            yield execute
+        """Once a write has failed, others need not wait for the same failure: the next invocation
+        finds out whether the store works again."""
+        if self.failure is not None:
+            raise LedgerError(self.failure)
+        try:
+            with self.store.transaction() as execute:
+                yield execute
+        except LedgerError as error:
+            self.failure = str(error)
+            raise
+
+
+class Access(NamedTuple):
+    """A node's way to the ledger while it works."""
+
+    ledger: Ledger
+    hold: Hold
 
 
 def _plain(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import (
     AsyncExitStack,
     ExitStack,
@@ -23,6 +23,7 @@ from anytime_graph.checkpoints.ledger import Ledger
 from anytime_graph.checkpoints.schema import LedgerError
 
 Record = Literal["all", "usage"]
+Writes = Sequence[tuple[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,10 @@ async def _asqlite_saver(
         saver = opening.lasting(AsyncSqliteSaver, ledger, connection)
         with ledger.store.explained():
             await saver.setup()
-        yield saver
+        try:
+            yield saver
+        finally:
+            await saver.settled()
 
 
 @contextmanager
@@ -136,7 +140,10 @@ def _postgres_saver(opening: _Opening, ledger: Ledger) -> Iterator[BaseCheckpoin
     from psycopg_pool import ConnectionPool
 
     url = str(opening._target)
-    with ConnectionPool(url, kwargs=postgres.saver_options(), open=True, **postgres.POOL) as pool:
+    check = ConnectionPool.check_connection
+    with ConnectionPool(
+        url, kwargs=postgres.saver_options(), open=True, check=check, **postgres.POOL
+    ) as pool:
         saver = opening.lasting(PostgresSaver, ledger, pool)
         with ledger.store.explained(), postgres.alone(url):
             saver.setup()
@@ -151,8 +158,9 @@ async def _apostgres_saver(
     from psycopg_pool import AsyncConnectionPool
 
     url = str(opening._target)
+    check = AsyncConnectionPool.check_connection
     async with AsyncConnectionPool(
-        url, kwargs=postgres.saver_options(), open=False, **postgres.POOL
+        url, kwargs=postgres.saver_options(), open=False, check=check, **postgres.POOL
     ) as pool:
         saver = opening.lasting(AsyncPostgresSaver, ledger, pool)
         with ledger.store.explained():
@@ -162,7 +170,10 @@ async def _apostgres_saver(
                 await saver.setup()
             finally:
                 await asyncio.to_thread(lock.__exit__, None, None, None)
-        yield saver
+        try:
+            yield saver
+        finally:
+            await saver.settled()
 
 
 def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
@@ -170,54 +181,73 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
     ledger stops that run's spending, so that its answer comes back instead of an exception."""
 
     class Saver(saver):  # type: ignore[misc]
-        def put(
-            self, config: RunnableConfig, checkpoint: Checkpoint, *rest: Any, **named: Any
-        ) -> RunnableConfig:
+        def get_tuple(self, config: RunnableConfig) -> Any:
+            with ledger.store.explained():
+                return super().get_tuple(config)
+
+        async def aget_tuple(self, config: RunnableConfig) -> Any:
+            with ledger.store.explained():
+                return await super().aget_tuple(config)
+
+        def put(self, config: RunnableConfig, checkpoint: Checkpoint, *rest: Any) -> RunnableConfig:
             try:
+                ledger.writable(_thread(config))
                 with ledger.store.turn(), ledger.store.explained():
-                    return super().put(config, checkpoint, *rest, **named)  # type: ignore[no-any-return]
+                    return super().put(config, checkpoint, *rest)  # type: ignore[no-any-return]
             except LedgerError as error:
-                ledger.give_up(config, error)
+                ledger.give_up(_thread(config), error)
                 return _at(config, checkpoint)
 
         def put_writes(
-            self,
-            config: RunnableConfig,
-            writes: Sequence[tuple[str, Any]],
-            *rest: Any,
-            **named: Any,
+            self, config: RunnableConfig, writes: Writes, *rest: Any, **named: Any
         ) -> None:
             try:
+                ledger.writable(_thread(config))
                 with ledger.store.turn(), ledger.store.explained():
                     super().put_writes(config, writes, *rest, **named)
             except LedgerError as error:
-                ledger.give_up(config, error)
+                ledger.give_up(_thread(config), error)
 
         async def aput(
-            self, config: RunnableConfig, checkpoint: Checkpoint, *rest: Any, **named: Any
+            self, config: RunnableConfig, checkpoint: Checkpoint, *rest: Any
         ) -> RunnableConfig:
             try:
+                await asyncio.to_thread(ledger.writable, _thread(config))
                 with ledger.store.explained():
-                    return await super().aput(config, checkpoint, *rest, **named)  # type: ignore[no-any-return]
+                    return await whole(super().aput(config, checkpoint, *rest))  # type: ignore[no-any-return]
             except LedgerError as error:
-                ledger.give_up(config, error)
+                ledger.give_up(_thread(config), error)
                 return _at(config, checkpoint)
 
         async def aput_writes(
-            self,
-            config: RunnableConfig,
-            writes: Sequence[tuple[str, Any]],
-            *rest: Any,
-            **named: Any,
+            self, config: RunnableConfig, writes: Writes, *rest: Any, **named: Any
         ) -> None:
             try:
+                await asyncio.to_thread(ledger.writable, _thread(config))
                 with ledger.store.explained():
-                    await super().aput_writes(config, writes, *rest, **named)
+                    await whole(super().aput_writes(config, writes, *rest, **named))
             except LedgerError as error:
-                ledger.give_up(config, error)
+                ledger.give_up(_thread(config), error)
 
+        async def settled(self) -> None:
+            """Wait for what is being written."""
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def whole(writing: Coroutine[Any, Any, Any]) -> Any:
+        """Write to the end even if the run is cancelled: a transaction that is left open would
+        lock the file for everybody."""
+        task = asyncio.create_task(writing)
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
+        return await asyncio.shield(task)
+
+    under_way: set[asyncio.Task[Any]] = set()
     Saver.__name__ = Saver.__qualname__ = saver.__name__
     return Saver
+
+
+def _thread(config: RunnableConfig) -> str:
+    return str(config["configurable"]["thread_id"])
 
 
 def _at(config: RunnableConfig, checkpoint: Checkpoint) -> RunnableConfig:

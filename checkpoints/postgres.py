@@ -3,6 +3,7 @@ own, `anytime`."""
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from anytime_graph.checkpoints import schema
 from anytime_graph.checkpoints.schema import LedgerError
 
 _TYPES = {int: "bigint", float: "double precision", str: "text"}
-POOL: dict[str, Any] = {"min_size": 1, "max_size": 8, "timeout": 30}
+POOL: dict[str, Any] = {"min_size": 1, "max_size": 8, "timeout": 10}
 _SETUP_LOCK = 0x616E7974
 _NEED = "checkpoints in PostgreSQL need: pip install 'anytime-graph[postgres]'"
 
@@ -33,6 +34,7 @@ class PostgresStore:
         except ImportError:
             raise ImportError(_NEED) from None
         self._errors = (psycopg.Error, PoolTimeout)
+        self._pid = os.getpid()
         try:
             parts = conninfo_to_dict(url)
         except psycopg.Error as error:
@@ -42,11 +44,13 @@ class PostgresStore:
             with alone(url), psycopg.connect(url) as connection:
                 self._prepare(connection.cursor(row_factory=dict_row))
             options = {"row_factory": dict_row, "options": "-c search_path=anytime"}
-            self._pool = ConnectionPool(url, kwargs=options, open=True, **POOL)
+            check = ConnectionPool.check_connection
+            self._pool = ConnectionPool(url, kwargs=options, open=True, check=check, **POOL)
 
     @contextmanager
     def transaction(self) -> Iterator[Any]:
         """Yields execute(sql, params) -> rows as dicts. All of it is kept, durably, or nothing."""
+        schema.same_process(self.where, self._pid)
         with self.explained(), self._pool.connection() as connection:
 
             def execute(sql: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@ that hold JSON are text."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 VERSION = 2
@@ -163,3 +164,9 @@ def refuse_newer(where: str, version: int) -> None:
             f"{where}: its schema is version {version}, this anytime-graph knows {VERSION}; "
             "upgrade anytime-graph to open it"
         )
+
+
+def same_process(where: str, pid: int) -> None:
+    """Connections and leases do not survive a fork."""
+    if os.getpid() != pid:
+        raise LedgerError(f"{where}: it was opened before this process was forked; open it anew")

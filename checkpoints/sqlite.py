@@ -27,6 +27,8 @@ _LANGGRAPH = {
     "store_vectors",
     "vector_migrations",
 }
+_CLOSED = ("no active connection", "Connection closed")
+"""What aiosqlite says of a connection that was closed."""
 _REMEDY = {
     "full": "the disk is full; free some space, then resume",
     "readonly": "it cannot be written; see to the permissions of the file and its folder",
@@ -46,6 +48,7 @@ class SqliteStore:
         from sqlite_utils import Database
 
         self.where = str(path)
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         with self.explained():
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -60,18 +63,20 @@ class SqliteStore:
     @contextmanager
     def transaction(self) -> Iterator[Any]:
         """Yields execute(sql, params) -> rows as dicts. All of it is kept, durably, or nothing."""
+        schema.same_process(self.where, self._pid)
         with self._lock, self.explained():
-            self._db.conn.execute("BEGIN IMMEDIATE")
             try:
+                self._db.conn.execute("BEGIN IMMEDIATE")
                 yield self._execute
+                self._db.commit()
             except BaseException:
                 self._db.rollback()
                 raise
-            self._db.commit()
 
     @contextmanager
     def reading(self) -> Iterator[Any]:
         """Yields the same for single SELECTs."""
+        schema.same_process(self.where, self._pid)
         with self._lock, self.explained():
             yield self._execute
 
@@ -104,6 +109,10 @@ class SqliteStore:
             yield
         except (sqlite3.Error, OSError) as error:
             raise _error(self.where, error) from error
+        except ValueError as error:
+            if str(error) not in _CLOSED:
+                raise
+            raise LedgerError(f"{self.where}: it was closed while a run was under way") from error
 
     def _prepare(self) -> None:
         schema.refuse_newer(self.where, self._version())

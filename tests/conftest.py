@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from anytime_graph import open_checkpoints
+from anytime_graph.checkpoints import Checkpoints
 from tests.postgres import fresh, programs, running
-from tests.server import Server, serving
+from tests.server import Server, by_place, serving
 
 # `make torture` sets TORTURE to the number of examples for the long, freshly seeded version.
 torture = int(os.environ.get("TORTURE", "0"))
@@ -43,3 +46,24 @@ def database(postgres: str) -> Iterator[str]:
     """The URL of a new, empty database."""
     with fresh(postgres) as url:
         yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where to open checkpoints: a new file, and a new database."""
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("database"))
+    return str(tmp_path / "anytime.db")
+
+
+@pytest.fixture
+def store(target: str) -> Iterator[Checkpoints]:
+    with open_checkpoints(target) as opened:
+        yield opened
+
+
+@pytest.fixture
+def served(server: Server) -> Server:
+    """A server whose replies hold answers."""
+    server.script = by_place
+    return server

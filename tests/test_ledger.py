@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,27 +17,23 @@ from typing import Any
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.types import Send
 
 from anytime_graph import (
     Budget,
     LedgerError,
     NoAnswer,
     Score,
-    ThreadBusy,
     afork,
     create_anytime_graph,
     fork,
     open_checkpoints,
 )
 from anytime_graph.checkpoints import Checkpoints, schema
-from tests.server import Call, Reply, Server
+from tests.server import Call, Reply, Server, by_place
 
 ASK = {"messages": [("user", "Why do rivers bend?")]}
 ON: Any = {"configurable": {"thread_id": "rivers"}}
-
-
-def by_place(request: dict[str, Any], i: int) -> Reply:
-    return Reply(text=f"so <answer>{request['seed'] * 7 % 10}</answer> it is")
 
 
 def digit(question: str, answer: str) -> Score:
@@ -70,25 +65,6 @@ def sql(target: str, query: str) -> list[tuple[Any, ...]]:
         return rows
     finally:
         connection.close()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def target(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "postgresql":
-        return str(request.getfixturevalue("database"))
-    return str(tmp_path / "anytime.db")
-
-
-@pytest.fixture
-def store(target: str) -> Iterator[Checkpoints]:
-    with open_checkpoints(target) as opened:
-        yield opened
-
-
-@pytest.fixture
-def served(server: Server) -> Server:
-    server.script = by_place
-    return server
 
 
 class TestBooks:
@@ -164,6 +140,43 @@ class TestResuming:
         assert len(served.settled().calls) == calls
         keys = ("best", "candidates", "pairs", "curve", "stop_reason", "spent")
         assert [_timeless(again[k]) for k in keys] == [_timeless(first[k]) for k in keys]
+
+    def test_a_question_asked_again_after_a_crash_goes_on(
+        self, served: Server, store: Checkpoints
+    ) -> None:
+        app = graph(served, store).compile(checkpointer=store.saver)
+        for _ in app.stream(ASK, ON, stream_mode="custom"):
+            break
+        out = app.invoke(ASK, ON)
+        (run,) = store.ledger.runs("rivers")
+        assert run["spent"]["tokens"] == out["spent"]["tokens"] <= 900
+        assert out["spent"]["tokens"] >= served.settled().served
+        assert len({c.request["seed"] for c in served.calls}) == len(served.calls)
+        assert [m.type for m in out["messages"]] == ["human", "ai"]
+
+    def test_a_lost_state_finds_the_trunk_not_a_branch(
+        self, served: Server, store: Checkpoints
+    ) -> None:
+        app = graph(served, store).compile(checkpointer=store.saver)
+        trunk = app.invoke(ASK, ON)
+        app.invoke(None, fork(app, ON, Budget(tokens=1_000)))
+        calls = len(served.settled().calls)
+        again = graph(served, store).compile(checkpointer=InMemorySaver()).invoke(ASK, ON)
+        assert len(served.settled().calls) == calls
+        assert again["spent"]["tokens"] == trunk["spent"]["tokens"]
+
+    def test_scoring_counts_as_active_time_in_every_life(
+        self, served: Server, store: Checkpoints
+    ) -> None:
+        def slow(question: str, answer: str) -> float:
+            time.sleep(0.3)
+            return digit(question, answer).value
+
+        for life in (1, 2):
+            options: Any = {"scorer": slow, "budget": Budget(seconds=0.4), "strategy": "single"}
+            out = graph(served, store, **options).compile().invoke(ASK, ON)
+            assert out["spent"]["seconds"] >= 0.3
+            assert store.ledger.runs("rivers")[0]["spent"]["seconds"] >= 0.3, life
 
     def test_a_lost_state_with_a_larger_budget_goes_on(
         self, served: Server, store: Checkpoints
@@ -315,6 +328,20 @@ class TestResuming:
         assert branch["parent_id"] == trunk["id"]
         assert trunk["spent"]["tokens"] <= 900 < branch["spent"]["tokens"] == out["spent"]["tokens"]
 
+    def test_instances_of_one_node_with_one_question_keep_books_of_their_own(
+        self, served: Server, store: Checkpoints
+    ) -> None:
+        think = graph(served, store, budget=Budget(tokens=400)).compile()
+        outer = StateGraph(MessagesState)
+        outer.add_node("think", think)
+        fan = lambda state: [Send("think", state)] * 3  # noqa: E731
+        outer.add_conditional_edges(START, fan, ["think"])
+        outer.compile(checkpointer=store.saver).invoke(ASK, ON)  # type: ignore[arg-type]
+        spent = [t["spent"]["tokens"] for t in store.ledger.threads()]
+        assert len(spent) == 3
+        assert sum(spent) == served.settled().served
+        assert max(spent) <= 400
+
     def test_nodes_of_a_parent_graph_keep_books_of_their_own(
         self, served: Server, store: Checkpoints
     ) -> None:
@@ -329,74 +356,6 @@ class TestResuming:
         spent = [t["spent"]["tokens"] for t in store.ledger.threads()]
         assert sum(spent) == served.settled().served
         assert max(spent) <= 400
-
-
-class TestLeases:
-    def test_two_invocations_of_a_thread_never_both_pay(
-        self, server: Server, store: Checkpoints
-    ) -> None:
-        gate, begun = threading.Event(), threading.Event()
-
-        def script(request: dict[str, Any], i: int) -> Reply:
-            begun.set()
-            gate.wait(30)
-            return by_place(request, i)
-
-        server.script = script
-        app = graph(server, store).compile(checkpointer=store.saver)
-        with ThreadPoolExecutor() as pool:
-            running = pool.submit(app.invoke, ASK, ON)
-            begun.wait(30)
-            assert store.ledger.threads()[0]["running"]
-            with pytest.raises(ThreadBusy, match="'rivers' is already running"):
-                app.invoke(ASK, ON)
-            gate.set()
-            out = running.result()
-        assert out["spent"]["tokens"] == server.settled().served <= 900
-        assert len({c.request["seed"] for c in server.calls}) == len(server.calls)
-
-    def test_a_lease_from_elsewhere_holds_until_it_expires(
-        self, served: Server, store: Checkpoints, target: str
-    ) -> None:
-        holder = "4711 elsewhere boot/pid:[1] 99 abcd"
-        sql(target, f"INSERT INTO leases VALUES ('rivers', '{holder}', {time.time() + 60})")
-        app = graph(served, store).compile(checkpointer=store.saver)
-        with pytest.raises(ThreadBusy, match="process 4711 on elsewhere"):
-            app.invoke(ASK, ON)
-        assert not served.settled().calls
-        sql(target, f"UPDATE leases SET expires = {time.time() - 1}")
-        assert app.invoke(ASK, ON)["best"]
-
-    def test_a_run_that_was_taken_over_pays_nothing_more(
-        self, served: Server, store: Checkpoints, target: str
-    ) -> None:
-        def script(request: dict[str, Any], i: int) -> Reply:
-            if i == 4:
-                sql(target, "UPDATE leases SET holder = '1 elsewhere boot/pid:[1] 9 abcd'")
-            return by_place(request, i)
-
-        served.script = script
-        app = graph(served, store, strategy="best_of_n").compile(checkpointer=store.saver)
-        with pytest.raises(ThreadBusy, match="taken over"):
-            app.invoke(ASK, ON)
-        in_flight = len(served.settled().calls)
-        assert in_flight < 9
-        assert sql(target, "SELECT count(*) FROM calls WHERE state <> 'settled'") == [(0,)]
-
-    def test_a_thread_is_free_after_errors_breaks_and_interruptions(
-        self, served: Server, store: Checkpoints, target: str
-    ) -> None:
-        app = graph(served, store).compile(checkpointer=store.saver)
-        with pytest.raises(ValueError, match="cannot pay"):
-            app.invoke({**ASK, "budget": Budget(tokens=5)}, ON)
-        for _ in app.stream(ASK, ON, stream_mode="custom"):
-            break
-        stop = threading.Event()
-        stop.set()
-        app.invoke({"budget": Budget(tokens=100)}, ON, context={"stop": stop})
-        with open_checkpoints(target) as second:
-            app = graph(served, second).compile(checkpointer=second.saver)
-            assert app.invoke({"budget": Budget(tokens=50)}, ON)["best"]
 
 
 class TestPrivacy:

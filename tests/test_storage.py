@@ -21,8 +21,8 @@ from langchain_core.messages import AIMessage
 
 from anytime_graph import Budget, Draft, LedgerError, create_anytime_graph, open_checkpoints
 from tests.conftest import torture
-from tests.server import Server
-from tests.test_ledger import ASK, ON, by_place, graph
+from tests.server import Server, by_place
+from tests.test_ledger import ASK, ON, graph
 
 ON_A_DISK_OF_ITS_OWN = """
 import json, subprocess, sys
