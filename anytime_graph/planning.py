@@ -25,7 +25,7 @@ from anytime_graph.nodes import critique, draft, refine
 from anytime_graph.nodes.answers import Asked
 from anytime_graph.prompts import DETAILS
 from anytime_graph.scoring import Scorer
-from anytime_graph.state import GOOD_ROOM, MIN_ROOM, Decides, State, Task, question_of, unjudged
+from anytime_graph.state import GOOD_ROOM, MIN_ROOM, Decides, State, Task, contests, question_of
 from anytime_graph.strategies import Critique, Draft, Move, Refine, Stop, Strategy, View, as_dict
 
 _RESERVE = 0.2
@@ -88,7 +88,7 @@ def view(setup: Setup, state: State) -> View:
         candidates=state["candidates"],
         best=best,
         pairs=state["pairs"],
-        unjudged=unjudged(state["candidates"], best) if setup.decides == "judge" else [],
+        contests=contests(state) if setup.decides == "judge" else [],
         decides=setup.decides,
         made=state["made"],
         spent=state["spent"],

@@ -14,6 +14,7 @@ from langgraph.managed import RemainingSteps
 from typing_extensions import TypedDict
 
 from anytime_graph.budget import Budget, Limits, Spend, nothing, total
+from anytime_graph.ranking import Match, both_orders, champion, next_match, strengths
 from anytime_graph.scoring import normal
 from anytime_graph.tokens import Calibration, Shape, uncalibrated
 
@@ -27,7 +28,7 @@ class Candidate(TypedDict):
     the reply ended by itself. score: in [0, 1], None if no scorer gave one. feedback: what a
     scorer or a review finds wrong. satisfied: a review found nothing. parents: ids of the
     candidates it was made from. spent: what the run had spent when it stood. votes: drafts that
-    agree with it. lost: the judge did not prefer it to the incumbent, or it was replaced.
+    agree with it. lost: replaced by the answer that was forced out of it.
     """
 
     id: int
@@ -142,7 +143,8 @@ class Output(TypedDict, total=False):
 
 class State(Output, Input, total=False):
     """budget: what the caller grants with this input; gone once counted into `limits`.
-    returned: replies of the step, emptied by the fold."""
+    returned: replies of the step, emptied by the fold. matches: the judge's comparisons among the
+    candidates, as [first, second, winner or None]."""
 
     returned: Annotated[list[Outcome], gather]
     question_id: str
@@ -154,6 +156,7 @@ class State(Output, Input, total=False):
     ordinal: int
     made: dict[str, int]
     ballots: dict[str, int]
+    matches: list[Any]
     calibration: Calibration
     least_room: int
     failures: int
@@ -191,6 +194,7 @@ def fresh(question_id: str, run_id: int, thread: str, limits: Limits) -> State:
         ordinal=0,
         made={},
         ballots={},
+        matches=[],
         calibration=uncalibrated(),
         least_room=GOOD_ROOM,
         failures=0,
@@ -224,6 +228,7 @@ def fold(state: State, width: int, decides: Decides, learn: Callable[..., Calibr
     spent["seconds"] = seconds + union((o["started"], o["ended"]) for o in outcomes)
 
     best, pairs, ballots = state["best"], state["pairs"], dict(state["ballots"])
+    matches = [Match(*match) for match in state["matches"]]
     candidates = _reviewed(candidates, outcomes)
     if decides == "scorer":
         best = max(candidates, key=_by_score, default=None)
@@ -233,9 +238,13 @@ def fold(state: State, width: int, decides: Decides, learn: Callable[..., Calibr
         best, candidates, ballots = _voted(best, candidates, new, ballots)
     else:
         best = best or _first(candidates)
-        best, candidates, found = _judged(best, candidates, outcomes)
+        new_matches, found = _compared(candidates, outcomes)
+        matches += new_matches
+        if best is not None and new_matches:
+            held = champion(matches, best["id"], since=len(matches) - len(new_matches))
+            best = next(c for c in candidates if c["id"] == held)
         pairs = [*found, *pairs][:width]
-        best, candidates = _concluded(best, candidates)
+        best, candidates, matches = _concluded(best, candidates, matches)
     if best is not None:
         best = next(c for c in [*candidates, best] if c["id"] == best["id"])
     arrived = [c for c in candidates if c["id"] >= state["ordinal"]] if decides == "scorer" else []
@@ -245,13 +254,16 @@ def fold(state: State, width: int, decides: Decides, learn: Callable[..., Calibr
     fruitless = all(o["failed"] and "candidate" not in o for o in outcomes)
     idle = all(o["lost"] for o in outcomes)
     failures = state["failures"] if idle else state["failures"] + 1 if fruitless else 0
+    kept = _trimmed(candidates, best, width, decides, matches)
+    ids = {c["id"] for c in kept}
     return State(
         best=best,
         spent=spent,
         spent_by=spent_by,
         made=made,
         concluded=concluded[-1] if concluded else state["concluded"],
-        candidates=_trimmed(candidates, best, width, decides),
+        candidates=kept,
+        matches=[list(m) for m in matches if {m.first, m.second} <= ids][-_KEPT:],
         pairs=pairs,
         ballots=ballots,
         curve=curve,
@@ -265,9 +277,23 @@ def fold(state: State, width: int, decides: Decides, learn: Callable[..., Calibr
     )
 
 
-def unjudged(candidates: Sequence[Candidate], best: Candidate | None) -> list[int]:
-    """Challengers that the judge has still to compare with the incumbent."""
-    return [c["id"] for c in candidates if best and c["id"] != best["id"] and not c["lost"]]
+def contests(state: State, most: int = 2) -> list[tuple[int, int]]:
+    """The comparisons that tell most about who is best, of the incumbent with others: each
+    other answer is asked about once."""
+    best = state["best"]
+    if best is None:
+        return []
+    distinct = {normal(c["answer"]): c["id"] for c in [*state["candidates"], best] if not c["lost"]}
+    known = [Match(*match) for match in state["matches"]]
+    found: list[tuple[int, int]] = []
+    while len(found) < most and (
+        pair := next_match(distinct.values(), known, best["id"], doubt=0.0)
+    ):
+        if pair in found:
+            break
+        found.append(pair)
+        known.append(Match(*pair, None))
+    return found
 
 
 def question_of(messages: Sequence[BaseMessage]) -> BaseMessage:
@@ -367,48 +393,45 @@ def _reviewed(candidates: list[Candidate], outcomes: Sequence[Outcome]) -> list[
     ]
 
 
-def _judged(
-    best: Candidate | None, candidates: list[Candidate], outcomes: Sequence[Outcome]
-) -> tuple[Candidate | None, list[Candidate], list[Pair]]:
-    """Combine both orders of each comparison: a preference counts only if it survives the swap."""
-    asked: dict[tuple[int, int], list[Outcome]] = {}
+def _compared(
+    candidates: Sequence[Candidate], outcomes: Sequence[Outcome]
+) -> tuple[list[Match], list[Pair]]:
+    """The step's comparisons, both orders of each in one: a preference counts only if it survives
+    the swap, and makes a pair."""
+    asked: dict[tuple[int, int], dict[bool, Outcome]] = {}
     for o in outcomes:
-        if o["move"]["kind"] == "critique" and o["move"]["second"] is not None:
-            asked.setdefault((o["move"]["first"], o["move"]["second"]), []).append(o)
-    by_id = {c["id"]: dict(c) for c in candidates}
-    incumbent, pairs = best, []
-    for (first, second), answers in asked.items():
-        if first == second or not {first, second} <= by_id.keys():
+        if o["move"]["kind"] == "critique" and o["move"]["second"] is not None and not o["lost"]:
+            asked.setdefault((o["move"]["first"], o["move"]["second"]), {})[o["swapped"]] = o
+    by_id = {c["id"]: c for c in candidates}
+    matches, pairs = [], []
+    for (first, second), orders in asked.items():
+        if first == second or len(orders) < 2 or not {first, second} <= by_id.keys():
             continue
-        verdicts = {o.get("preferred") for o in answers}
-        orders = {o["swapped"] for o in answers}
-        winner = verdicts.pop() if len(verdicts) == 1 and len(orders) == 2 else None
-        loser = second if winner == first else first
-        if winner is not None:
-            why = next((o["why"] for o in answers if o.get("why")), "preferred in both orders")
-            pairs.append(_pair(by_id[winner], by_id[loser], why, "judge", 1.0))  # type: ignore[arg-type]
-        held = best["id"] if best else None
-        if winner is not None and loser == held:
-            if incumbent is not None and incumbent["id"] == held:
-                by_id[loser]["lost"] = True
-                incumbent = by_id[winner]  # type: ignore[assignment]
-        elif winner is not None or held in (first, second):
-            by_id[first if held == second else loser]["lost"] = True
-    return incumbent, list(by_id.values()), pairs  # type: ignore[arg-type]
+        said, swapped = (orders[order].get("preferred") for order in (False, True))
+        matches.append(match := both_orders(first, second, said, swapped))
+        if match.winner is not None:
+            loser = second if match.winner == first else first
+            reasons = (orders[order].get("why") for order in (False, True))
+            why = next(filter(None, reasons), "preferred in both orders")
+            pairs.append(_pair(by_id[match.winner], by_id[loser], why, "judge", 1.0))
+    return matches, pairs
 
 
 def _concluded(
-    best: Candidate | None, candidates: list[Candidate]
-) -> tuple[Candidate | None, list[Candidate]]:
-    """An answer forced out of the incumbent's cut reasoning is the incumbent's own answer."""
+    best: Candidate | None, candidates: list[Candidate], matches: list[Match]
+) -> tuple[Candidate | None, list[Candidate], list[Match]]:
+    """An answer forced out of the incumbent's cut reasoning is the incumbent's own answer, and
+    its comparisons are its own."""
     if best is None or best["complete"]:
-        return best, candidates
+        return best, candidates, matches
     old = best["id"]
     mine = (c for c in candidates if c["node"] == "conclude" and c["parents"] == [old])
     own = next((c for c in mine if c["complete"]), None)
     if own is None:
-        return best, candidates
-    return own, [{**c, "lost": True} if c["id"] == old else c for c in candidates]
+        return best, candidates, matches
+    new = own["id"]
+    inherited = [Match(*(new if i == old else i for i in match)) for match in matches]
+    return own, [{**c, "lost": True} if c["id"] == old else c for c in candidates], inherited
 
 
 def _voted(
@@ -438,13 +461,23 @@ def _voted(
 
 
 def _trimmed(
-    candidates: Sequence[Candidate], best: Candidate | None, width: int, decides: Decides
+    candidates: Sequence[Candidate],
+    best: Candidate | None,
+    width: int,
+    decides: Decides,
+    matches: Sequence[Match],
 ) -> list[Candidate]:
-    """At most `width`: the incumbent, then the better ones (scorer) or the open and newer ones."""
+    """At most `width`: the incumbent, then the better ones (scorer), or those that the judge has
+    not met, the stronger and the newer ones."""
+    if len(candidates) <= width:
+        return sorted(candidates, key=lambda c: c["id"])
+    level = strengths((c["id"] for c in candidates), matches) if decides == "judge" else {}
+    met = {i for match in matches for i in match[:2]}
 
-    def worth(c: Candidate) -> tuple[bool, bool, float, int]:
+    def worth(c: Candidate) -> tuple[bool, bool, bool, float, int]:
         score = -1.0 if c["score"] is None or decides != "scorer" else c["score"]
-        return (best is not None and c["id"] == best["id"], not c["lost"], score, c["id"])
+        held = best is not None and c["id"] == best["id"]
+        return (held, not c["lost"], c["id"] not in met, level.get(c["id"], score), c["id"])
 
     return sorted(sorted(candidates, key=worth, reverse=True)[:width], key=lambda c: c["id"])
 

@@ -64,15 +64,15 @@ class View:
     """What a strategy may know.
 
     candidates: those the state keeps, oldest first. best: the incumbent. pairs: most telling first.
-    unjudged: ids of candidates that the judge has not compared with the incumbent (empty unless
-    the judge decides). made: moves that brought a reply, by kind. spent, left: amounts by
+    contests: pairs of ids whose comparison would tell most about who is best (empty unless the judge
+    decides). made: moves that brought a reply, by kind. spent, left: amounts by
     dimension; `left` has the limited ones only.
     """
 
     candidates: Sequence[Candidate]
     best: Candidate | None
     pairs: Sequence[Pair]
-    unjudged: Sequence[int]
+    contests: Sequence[tuple[int, int]]
     decides: Literal["scorer", "judge", "vote"]
     made: Mapping[str, int]
     spent: Spend
@@ -154,9 +154,7 @@ def resolve(strategy: str | Strategy) -> Strategy:
 
 
 def _comparisons(view: View) -> list[Move]:
-    if view.best is None:
-        return []
-    return [Critique(view.best["id"], other, share=0.3) for other in view.unjudged[:2]]
+    return [Critique(first, second, share=0.3) for first, second in view.contests]
 
 
 def as_dict(move: Draft | Critique | Refine) -> dict[str, Any]:

@@ -31,10 +31,11 @@ from anytime_graph import (
     prompts,
 )
 from anytime_graph.local import local_model
+from tests.bench_ranking import ranking
 from tests.server import Reply, Server, serving
 
 QUESTION: Any = {"messages": [("user", "Tell me all about rivers.")]}
-console = Console(width=110)
+console = Console(width=130)
 
 
 class Instant(BaseChatModel):
@@ -220,4 +221,5 @@ if __name__ == "__main__":
     ledger()
     imports()
     overspend()
+    ranking()
     told()

@@ -645,6 +645,7 @@ def test_the_calls_of_a_run_are_told_apart_in_traces(server: Server) -> None:
         def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
             names.append((kwargs["name"], kwargs["metadata"]["ordinal"]))
 
+    server.script = lambda request, i: Reply(text=f"<answer>{i}</answer>")
     app = create_anytime_graph(server.model(), budget=Budget(calls=6)).compile()
     app.invoke(ask(), {"callbacks": [Watch()]})
     assert sorted(names, key=lambda n: n[1]) == [("draft", i) for i in range(4)] + [
@@ -680,3 +681,28 @@ def test_an_extractor_that_returns_junk_costs_its_answer_not_the_run(
     out = app.compile().invoke(ask())
     assert out["best"]["answer"] == "fine"
     assert "extractor" in out["errors"][0]
+
+
+def test_equal_answers_are_not_compared(server: Server) -> None:
+    server.script = lambda request, i: Reply(text="<answer>The same.</answer>")
+    app = create_anytime_graph(server.model(), budget=Budget(calls=9), strategy="best_of_n")
+    out = app.compile().invoke(ask())
+    assert set(out["spent_by"]) == {"draft"}
+
+
+def test_the_judge_meets_each_answer_once(server: Server) -> None:
+    """A judge that likes long answers better, whatever the order, finds the longest."""
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if "Verdict:" not in request["messages"][0]["content"]:
+            return Reply(text=f"<answer>{'long ' * (i * 3 % 4 + 1)}</answer>")
+        shown = request["messages"][-1]["content"]
+        first, second = shown.split("ANSWER A")[1], shown.split("END OF ANSWER A")[1]
+        longer = first.count("long") - 2 * second.count("long") > 0
+        return Reply(text=f"It says more.\nVerdict: {'A' if longer else 'B'}")
+
+    server.script = script
+    app = create_anytime_graph(server.model(), budget=Budget(calls=10), strategy="best_of_n")
+    out = app.compile().invoke(ask())
+    assert out["spent_by"]["critique"]["calls"] == 6
+    assert out["best"]["answer"].count("long") == 4
