@@ -278,6 +278,7 @@ class _Run:
             if now["best"] is None:
                 raise
             log.warning("%s", error)
+            ledger.release(hold)
             return self._finish(now, f"ledger: {error}"), plan_id
         return sends, plan_id
 

@@ -286,7 +286,7 @@ class _Meter:
         self.cut = "in flight when its process ended; charged in full"
         self.text.append(entry.text)
         reply = self.settle()
-        spend = max(reply.spend, entry.reserved, key=lambda spend: spend["tokens"])
+        spend = reply.spend if self.task["room"] is None else entry.reserved
         seconds = max(0.0, entry.changed - entry.started)
         reply = replace(
             reply,

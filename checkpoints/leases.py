@@ -123,7 +123,9 @@ class Leases:
             with suppress(ThreadBusy), self._store.transaction() as execute:
                 self.renew(hold, execute)
 
-    def drop_all(self) -> None:
+    def close(self) -> None:
+        """Drop all, as far as the store lets it; no other ledger waits for this one."""
+        _OPEN.pop(self._me, None)
         with self._lock:
             holds = list(self._holds.values())
         for hold in holds:

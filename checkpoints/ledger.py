@@ -78,7 +78,7 @@ class Ledger(History):
         if self._beating is not None:
             self._beating.join()
         with suppress(LedgerError):
-            self.leases.drop_all()
+            self.leases.close()
         self.store.close()
 
     def give_up(self, root: str, error: LedgerError) -> None:
