@@ -430,7 +430,14 @@ def _concluded(
     if own is None:
         return best, candidates, matches
     new = own["id"]
-    inherited = [Match(*(new if i == old else i for i in match)) for match in matches]
+
+    def named(i: int) -> int:
+        return new if i == old else i
+
+    inherited = [
+        Match(named(m.first), named(m.second), None if m.winner is None else named(m.winner))
+        for m in matches
+    ]
     return own, [{**c, "lost": True} if c["id"] == old else c for c in candidates], inherited
 
 
