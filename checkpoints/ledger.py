@@ -165,7 +165,7 @@ class Ledger(History):
         """The run as the hub leaves it. Tasks of an earlier plan can reserve nothing from here on.
         stop: why it ends; then the thread is released."""
         keeps, run_id = self.record == "all", now["run_id"]
-        with self._write() as execute:
+        with self._write(durable=False) as execute:
             self.leases.renew(hold, execute)
             begun = execute("SELECT id FROM runs WHERE id = :run", {"run": run_id})
             execute(
@@ -351,7 +351,7 @@ class Ledger(History):
         fresh: its call was made just now, and its time includes the scoring."""
         keeps = self.record == "all"
         place = {"run": task["run_id"], "ordinal": task["ordinal"]}
-        with self._write() as execute:
+        with self._write(durable=False) as execute:
             self.leases.renew(hold, execute)
             execute(
                 "INSERT INTO answers (run_id, call_id, ordinal, node, answer, score, feedback, "
@@ -400,7 +400,7 @@ class Ledger(History):
     def _flush(self) -> None:
         if not (streaming := list(self._streaming.items())):
             return
-        with self._write() as execute:
+        with self._write(durable=False) as execute:
             for (run_id, ordinal), so_far in streaming:
                 text = _plain(so_far()) or None if self.record == "all" else None
                 execute(
@@ -427,13 +427,14 @@ class Ledger(History):
         return bool(found)
 
     @contextmanager
-    def _write(self) -> Iterator[Execute]:
-        """Once a write has failed, others need not wait for the same failure: the next invocation
+    def _write(self, durable: bool = True) -> Iterator[Execute]:
+        """durable: a reservation or a reply that was paid for; the rest can be made again from
+        these, or is written with the next of them. Once a write has failed, others need not wait for the same failure: the next invocation
         finds out whether the store works again."""
         if self.failure is not None:
             raise LedgerError(self.failure)
         try:
-            with self.store.transaction() as execute:
+            with self.store.transaction(durable) as execute:
                 yield execute
         except LedgerError as error:
             self.failure = str(error)

@@ -48,8 +48,9 @@ class PostgresStore:
             self._pool = ConnectionPool(url, kwargs=options, open=True, check=check, **POOL)
 
     @contextmanager
-    def transaction(self) -> Iterator[Any]:
-        """Yields execute(sql, params) -> rows as dicts. All of it is kept, durably, or nothing."""
+    def transaction(self, durable: bool = True) -> Iterator[Any]:
+        """Yields execute(sql, params) -> rows as dicts. All of it is kept, or nothing. durable: it
+        survives a power cut at once, else with the next that is."""
         schema.same_process(self.where, self._pid)
         with self.explained(), self._pool.connection() as connection:
 
@@ -57,6 +58,8 @@ class PostgresStore:
                 cursor = connection.execute(_dialect(sql), parameters)
                 return [] if cursor.description is None else cursor.fetchall()
 
+            if not durable:
+                connection.execute("SET LOCAL synchronous_commit = off")
             yield execute
 
     reading = transaction
