@@ -115,7 +115,7 @@ def _input(state: StateSnapshot, spec: Spec) -> Any:
     """What a user sends: None to go on, a budget to think on, the question if there is no trace
     of it; "nothing" if the run is over."""
     asks = spec.get("asks", False)
-    if state.tasks and not asks:  # not `next`: it leaves out tasks that were done before the kill
+    if state.next and not asks:
         return None
     if asks or not state.values.get("stop_reason"):
         return {"messages": [("user", spec["question"])]}
