@@ -141,6 +141,20 @@ class TestResuming:
         keys = ("best", "candidates", "pairs", "curve", "stop_reason", "spent")
         assert [_timeless(again[k]) for k in keys] == [_timeless(first[k]) for k in keys]
 
+    def test_another_strategy_first_learns_what_was_done(
+        self, served: Server, store: Checkpoints
+    ) -> None:
+        first = graph(served, store).compile(checkpointer=InMemorySaver()).invoke(ASK, ON)
+        calls = len(served.settled().calls)
+        other = graph(served, store, strategy="self_refine", budget=Budget(tokens=1_200))
+        out = other.compile(checkpointer=InMemorySaver()).invoke(ASK, ON)
+        assert first["spent"]["tokens"] < out["spent"]["tokens"] == served.settled().served <= 1_200
+        assert out["spent_by"]["draft"] == first["spent_by"]["draft"] | {
+            "seconds": out["spent_by"]["draft"]["seconds"]
+        }
+        assert len(served.calls) > calls
+        assert len({c.request["seed"] for c in served.calls}) == len(served.calls)
+
     def test_a_question_asked_again_after_a_crash_goes_on(
         self, served: Server, store: Checkpoints
     ) -> None:
