@@ -57,7 +57,8 @@ def next_match(
 
     None if it leads all others by `doubt` standard errors (0: each is asked about once; 2: until
     it is clear) or has met those that it does not `MEETINGS` times, which bounds the comparisons
-    of each pair. But who was in no match is always asked about: the prior is no evidence.
+    of each pair. But who was in no match is always asked about, for the prior is no evidence, and
+    so is an equal that it never met.
     """
     others = [i for i in dict.fromkeys(ids) if i != incumbent]
     order, levels, spread = _fit([*others, incumbent], matches)
@@ -71,7 +72,11 @@ def next_match(
         error = math.sqrt(spread[held][held] + spread[k][k] - 2 * spread[held][k])
         return round(levels[k] - levels[held] + doubt * error, 9)
 
-    open_ = (i for i in others if met[i] < MEETINGS and (i not in played or hope(i, doubt) > 0))
+    def asks(i: int) -> bool:
+        ahead = hope(i, doubt)
+        return i not in played or ahead > 0 or (ahead == 0 and not met[i])
+
+    open_ = (i for i in others if met[i] < MEETINGS and asks(i))
     challenger = max(open_, key=hope, default=None)
     return None if challenger is None else (incumbent, challenger)
 

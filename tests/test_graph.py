@@ -695,14 +695,14 @@ def test_the_judge_meets_each_answer_once(server: Server) -> None:
 
     def script(request: dict[str, Any], i: int) -> Reply:
         if "Verdict:" not in request["messages"][0]["content"]:
-            return Reply(text=f"<answer>{'long ' * (i * 3 % 4 + 1)}</answer>")
+            return Reply(text=f"<answer>{'long ' * (request['seed'] * 3 % 4 + 1)}</answer>")
         shown = request["messages"][-1]["content"]
         first, second = shown.split("ANSWER A")[1], shown.split("END OF ANSWER A")[1]
         longer = first.count("long") - 2 * second.count("long") > 0
         return Reply(text=f"It says more.\nVerdict: {'A' if longer else 'B'}")
 
     server.script = script
-    app = create_anytime_graph(server.model(), budget=Budget(calls=10), strategy="best_of_n")
+    app = create_anytime_graph(server.model(seed=0), budget=Budget(calls=10), strategy="best_of_n")
     out = app.compile().invoke(ask())
     assert out["spent_by"]["critique"]["calls"] == 6
     assert out["best"]["answer"].count("long") == 4
