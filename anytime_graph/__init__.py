@@ -4,8 +4,8 @@ from anytime_graph.budget import Budget, BudgetTooSmall, NoAnswer, Prices
 from anytime_graph.checkpoints import LedgerError, ThreadBusy, open_checkpoints
 from anytime_graph.graph import Context, afork, create_anytime_graph, fork
 from anytime_graph.interrupt import interruptible
-from anytime_graph.scoring import Constraints, Score
-from anytime_graph.strategies import Critique, Draft, Move, Refine, Stop, View
+from anytime_graph.scoring import Constraints, Judge, Score
+from anytime_graph.strategies import Critique, Draft, Learn, Move, Refine, Stop, View
 
 __all__ = [
     "Budget",
@@ -14,6 +14,8 @@ __all__ = [
     "Context",
     "Critique",
     "Draft",
+    "Judge",
+    "Learn",
     "LedgerError",
     "Move",
     "NoAnswer",

@@ -26,6 +26,7 @@ from langgraph.constants import TAG_NOSTREAM
 from langgraph.graph import END, START, StateGraph
 from langgraph.pregel import Pregel
 from langgraph.runtime import get_runtime
+from langgraph.store.base import BaseStore
 from langgraph.types import Command, Send
 from pydantic import BaseModel
 from typing_extensions import TypedDict
@@ -33,15 +34,28 @@ from typing_extensions import TypedDict
 from anytime_graph.budget import Budget, BudgetTooSmall, Limits, NoAnswer, Prices, as_budget, more
 from anytime_graph.checkpoints import Access, Ledger, LedgerError
 from anytime_graph.checkpoints.leases import Hold
+from anytime_graph.checkpoints.preferences import Memory, encoded, memory_of
 from anytime_graph.live import Improvement, Lives
-from anytime_graph.metering import Reply, Stop, acall, call, describe, gate
+from anytime_graph.metering import Gate, Reply, Stop, acall, call, describe, gate, held_to
 from anytime_graph.models import prices_of, resolve_model
-from anytime_graph.nodes import critique, draft, finish, refine
+from anytime_graph.nodes import critique, draft, finish, learn, refine
 from anytime_graph.nodes.answers import asked
+from anytime_graph.pairs import Candidate
 from anytime_graph.planning import Setup, plan
-from anytime_graph.scoring import BadScore, Extractor, Score, Scorer, Verdict, as_score, is_async
+from anytime_graph.scoring import (
+    BadScore,
+    Extractor,
+    Judge,
+    Score,
+    Scorer,
+    Verdict,
+    as_score,
+    is_async,
+)
 from anytime_graph.state import (
-    Candidate,
+    OWN,
+    PLAIN,
+    STRUCTURED,
     Decides,
     Input,
     Outcome,
@@ -58,6 +72,7 @@ from anytime_graph.state import (
 )
 from anytime_graph.strategies import Strategy
 from anytime_graph.strategies import resolve as resolve_strategy
+from anytime_graph.tokens import uncalibrated
 
 log = logging.getLogger(__name__)
 
@@ -66,11 +81,14 @@ class Context(TypedDict, total=False):
     """What may be set for each invocation.
 
     budget: for questions asked in it, unless the input names one.
+    namespace: whose preference pairs the memory recalls and remembers, such as [tenant, user];
+        default: those of the empty namespace.
     stop: an object with `is_set()`, such as a threading.Event; once set, calls in flight are cut
     and the best answer so far is returned.
     """
 
     budget: Any
+    namespace: Any
     stop: Any
 
 
@@ -78,28 +96,33 @@ def create_anytime_graph(
     model: str | BaseChatModel | Runnable[Any, Any],
     *,
     budget: Budget | None = None,
-    scorer: Scorer | Literal["judge", "vote"] | None = None,
+    scorer: Scorer | Judge | Literal["judge", "vote"] | None = None,
     strategy: str | Strategy = "pdp",
     answer: str | Extractor | type[BaseModel] = "tags",
     prices: Prices | None = None,
     width: int = 8,
     ledger: Ledger | None = None,
+    memory: Ledger | BaseStore | Memory | None = None,
 ) -> StateGraph[State, Context, Input, Output]:
     """Turn a chat model into an anytime reasoner. Returns an uncompiled graph.
 
     model: a chat model, "provider:name", "local" (the embedded model) or "local:FILE.gguf".
     budget: what one question may cost, unless input or context say otherwise.
     scorer: (question, answer) -> score in [0, 1], "judge" (the model compares its own answers,
-        each pair in both orders) or "vote" (agreement). Default: "vote" for the strategy
-        "self_consistency", else "judge".
-    strategy: single, best_of_n, self_consistency, self_refine, pdp_positive, pdp, or a function
-        from View to moves.
+        each pair in both orders; a Judge takes another model, a rubric, another share of the
+        budget) or "vote" (agreement). Default: "vote" for the strategy "self_consistency", else
+        "judge".
+    strategy: single, best_of_n, self_consistency, self_refine, pdp_positive, pdp, leap, or a
+        function from View to moves.
     answer: how answers are found in replies: "tags" (<answer> blocks are asked for), "whole",
         a function from reply to answer, or a pydantic model.
     prices: US dollars per million tokens; default: looked up by the model's name when a budget
         in USD needs them (extra `prices`).
     width: how many candidates and pairs the state keeps.
     ledger: the record that makes runs resumable to the last paid call; see open_checkpoints.
+    memory: where preference pairs of earlier questions are recalled from, and this one's are
+        remembered, within the context's namespace: the same ledger, one of LangGraph's stores, or
+        a Memory.
 
     The compiled graph takes {"messages": [...], "budget": Budget(...)} and returns `messages`
     (with the answer last), `best`, `spent`, `stop_reason`, `curve` and more (see Output). A new
@@ -111,13 +134,17 @@ def create_anytime_graph(
         raise ValueError(f"width={width!r}: a whole number, 2 or more")
     if isinstance(scorer, str) and scorer not in ("judge", "vote"):
         raise ValueError(f"scorer={scorer!r}: a function, 'judge' or 'vote'")
-    if not (scorer is None or isinstance(scorer, str) or callable(scorer)):
+    if not (scorer is None or isinstance(scorer, str | Judge) or callable(scorer)):
         raise ValueError(f"scorer={scorer!r}: a function (question, answer) -> score is needed")
     if budget is not None:
         budget = as_budget(budget)
-    default: Decides = "vote" if strategy == "self_consistency" else "judge"
+    if isinstance(memory, Ledger) and memory is not ledger:
+        raise ValueError("memory: a ledger remembers what it records; pass it as ledger= too")
+    if scorer is None:
+        scorer = "vote" if strategy == "self_consistency" else "judge"
+    judge = scorer if isinstance(scorer, Judge) else Judge()
     decides: Decides = (
-        default if scorer is None else scorer if isinstance(scorer, str) else "scorer"
+        "judge" if scorer is judge else scorer if isinstance(scorer, str) else "scorer"
     )
     question_asked = asked(answer)
     rules = resolve_strategy(strategy)
@@ -126,16 +153,18 @@ def create_anytime_graph(
         prices = prices_of(chat_model)
     run = _Run(
         Setup(
-            gate=gate(chat_model, prices),
+            gates=_gates(chat_model, prices, judge),
             asked=question_asked,
             strategy=rules,
             decides=decides,
-            scorer=scorer if callable(scorer) else None,
+            scorer=cast(Scorer, scorer) if decides == "scorer" else None,
+            judge=judge,
             width=width,
         ),
         budget,
         answer if isinstance(answer, type) else None,
         ledger,
+        None if memory is None else memory_of(memory),
         strategy if isinstance(strategy, str) else getattr(strategy, "__name__", "custom"),
     )
     if budget is not None:
@@ -143,9 +172,9 @@ def create_anytime_graph(
     graph: StateGraph[State, Context, Input, Output] = StateGraph(
         State, context_schema=Context, input_schema=Input, output_schema=Output
     )
-    graph.add_node("budget", run.hub, destinations=("draft", "critique", "refine", "finish"))
+    graph.add_node("budget", run.hub, destinations=(*SPOKES, "finish"))
     graph.add_edge(START, "budget")
-    for name in ("draft", "critique", "refine"):
+    for name in SPOKES:
         graph.add_node(name, _Spoke(run))
         graph.add_edge(name, "budget")
     graph.add_node("finish", run.finish)
@@ -153,6 +182,19 @@ def create_anytime_graph(
     return graph
 
 
+def _gates(model: BaseChatModel | Any, prices: Prices | None, judge: Judge) -> dict[str, Gate]:
+    own = gate(model, prices)
+    judging, its_own = model, own
+    if judge.model is not None:
+        judging = resolve_model(judge.model)
+        its_own = gate(judging, judge.prices or prices_of(judging))
+    gates = {OWN: own, PLAIN: its_own}
+    if (held := held_to(judging, critique.VERDICT)) is not None:
+        gates[STRUCTURED] = gate(held, its_own.prices)
+    return gates
+
+
+SPOKES = ("draft", "critique", "refine", "learn")
 Life = tuple[Hashable, str]
 _INSTANCES = 4_096
 
@@ -166,9 +208,11 @@ class _Run:
         budget: Budget | None,
         schema: type[BaseModel] | None,
         ledger: Ledger | None,
+        memory: Memory | None,
         strategy: str,
     ) -> None:
         self.setup, self.budget, self.schema, self.ledger = setup, budget, schema, ledger
+        self.memory = memory
         self.strategy = strategy
         self.lives = Lives()
         self._instances: OrderedDict[tuple[Hashable, str], list[str]] = OrderedDict()
@@ -238,11 +282,13 @@ class _Run:
         if question_id != state.get("question_id"):
             begun = access.ledger.find(thread, asked) if access else None
             update = fresh(question_id, begun or randbits(53), thread, self._limits(granted))
-            if "calibration" in state:
-                growth = state["calibration"]["growth"]
-                update["calibration"] = {**update["calibration"], "growth": growth}
+            update["calibrations"] = {
+                name: {**uncalibrated(), "growth": known["growth"]}
+                for name, known in state.get("calibrations", {}).items()
+            }
+            update |= self._recalled(question_of(state["messages"]).text, update["run_id"])
         else:
-            update = fold(state, self.setup.width, self.setup.decides, self.setup.gate.learn)
+            update = fold(state, self.setup.width, self.setup.decides, self.setup.learn)
             if thread != state["thread"]:  # a copy of another thread's state
                 update |= State(thread=thread, run_id=randbits(53), parent_run=state["run_id"])
             if granted is not None:
@@ -252,6 +298,8 @@ class _Run:
         sends, plan_id = self._next(state, now, config, asked, access)
         for send in sends:
             send.arg["plan"] = plan_id
+        if any(send.node == "finish" for send in sends):
+            update["errors"] = now["errors"] + self._remembered(now)
         if (best := now["best"]) is not None:
             live = self.lives[now["run_id"]]
             _announce(live.settle(best, now["spent"], now["limits"]))
@@ -299,11 +347,39 @@ class _Run:
             "asked": asked,
             "question": question_of(now["messages"]).text,
             "conversation": conversation_of(now["messages"]),
-            "model": self.setup.gate.name,
+            "model": self.setup.gates[OWN].name,
             "strategy": self.strategy,
             "decides": self.setup.decides,
+            "namespace": encoded(tuple(now["namespace"])) if self.memory else "",
             "options": (config.get("metadata") or {}).get("anytime_options"),
         }
+
+    def _recalled(self, question: str, run_id: int) -> State:
+        """What the memory has for a new question. A memory that fails costs its pairs, not the
+        run; a bad namespace is an error before anything is spent."""
+        if self.memory is None:
+            return State()
+        namespace = tuple(_context().get("namespace") or ())
+        encoded(namespace)
+        try:
+            examples = self.memory.recall(namespace, question, besides=[run_id])
+        except Exception as error:
+            log.warning("the memory failed: %s", describe(error))
+            return State(namespace=list(namespace), errors=[f"memory: {describe(error)}"])
+        return State(namespace=list(namespace), examples=examples)
+
+    def _remembered(self, state: State) -> list[str]:
+        """Remember the question's pairs; what went wrong."""
+        if self.memory is None or not state["pairs"]:
+            return []
+        namespace, question = tuple(state["namespace"]), question_of(state["messages"]).text
+        learned = (state["pairs"], state["principles"], state["run_id"])
+        try:
+            self.memory.learn(namespace, question, *learned)
+        except Exception as error:
+            log.warning("the memory failed: %s", describe(error))
+            return [f"memory: {describe(error)}"]
+        return []
 
     def _edge(self, state: State) -> list[Send]:
         """The budget edge: tasks with their slices, or the finish with its reason."""
@@ -345,7 +421,7 @@ class _Run:
     def _spoke(self, task: Task, config: RunnableConfig, access: Access | None) -> State:
         with self.lives[task["run_id"]].active(task) as before:
             task, inner = _in_time(task, before), _config(task, config)
-            reply = call(self.setup.gate, task, inner, _stop(), access)
+            reply = call(self.setup.gates[task["gate"]], task, inner, _stop(), access)
             outcome = self._absorbed(task, reply)
             if (scorer := self.setup.scorer) and "candidate" in outcome:
                 try:
@@ -373,7 +449,7 @@ class _Run:
     async def _aspoke(self, task: Task, config: RunnableConfig, access: Access | None) -> State:
         with self.lives[task["run_id"]].active(task) as before:
             task, inner = _in_time(task, before), _config(task, config)
-            reply = await acall(self.setup.gate, task, inner, _stop(), access)
+            reply = await acall(self.setup.gates[task["gate"]], task, inner, _stop(), access)
             outcome = self._absorbed(task, reply)
             if (scorer := self.setup.scorer) and "candidate" in outcome:
                 try:
@@ -395,6 +471,7 @@ class _Run:
             ordinal=task["ordinal"],
             move=task["move"],
             swapped=task["swapped"],
+            gate=task["gate"],
             spend=reply.spend,
             started=reply.started,
             ended=reply.ended_at,
@@ -411,6 +488,13 @@ class _Run:
         if task["move"]["kind"] == "critique":
             if (judgement := critique.absorb(task, reply)) is not None:
                 outcome["preferred"], outcome["why"] = judgement
+            return outcome
+        if task["move"]["kind"] == "learn":
+            learned = learn.absorb(task, reply)
+            if isinstance(learned, str):
+                outcome["why"] = learned
+            else:
+                outcome["principles"] = learned
             return outcome
         absorb = draft.absorb if task["move"]["kind"] == "draft" else refine.absorb
         if (candidate := absorb(task, reply, self.setup.asked)) is not None:
@@ -448,9 +532,10 @@ class _Run:
 
     def affordable(self, budget: Budget) -> Budget:
         """Raises ValueError for a budget in USD if the prices are not known."""
-        if budget.usd is not None and self.setup.gate.prices is None:
+        unpriced = next((g.name for g in self.setup.gates.values() if g.prices is None), None)
+        if budget.usd is not None and unpriced:
             raise ValueError(
-                f"budget usd={budget.usd}: the price of {self.setup.gate.name!r} is not known; pass "
+                f"budget usd={budget.usd}: the price of {unpriced!r} is not known; pass "
                 "prices=Prices(input=..., output=...) in dollars per million tokens, or install "
                 "anytime-graph[prices]"
             )
@@ -577,7 +662,7 @@ def _config(task: Task, config: RunnableConfig) -> RunnableConfig:
     """How the call shows in traces. Drafts and refinements stream their tokens; the tokens of
     judgements, reviews and forced answers are nobody's reading."""
     kind = task["move"]["kind"]
-    inner = kind == "critique" or task["move"].get("conclude") is not None
+    inner = kind in ("critique", "learn") or task["move"].get("conclude") is not None
     tags = [*(config.get("tags") or []), kind, *([TAG_NOSTREAM] if inner else [])]
     metadata = {**(config.get("metadata") or {}), "ordinal": task["ordinal"]}
     return {**config, "run_name": kind, "tags": tags, "metadata": metadata}
@@ -636,6 +721,7 @@ def _rate(outcome: Outcome, verdict: Verdict) -> None:
         **outcome["candidate"],
         "score": score.value,
         "feedback": score.feedback,
+        "right": score.right,
     }
     outcome["candidate"] = candidate
 

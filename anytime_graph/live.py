@@ -14,7 +14,8 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from anytime_graph.budget import Limits, Spend, left, nothing, total
-from anytime_graph.state import Candidate, Task
+from anytime_graph.pairs import Candidate
+from anytime_graph.state import Task
 
 _MOST = 4_096
 

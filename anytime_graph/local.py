@@ -42,7 +42,11 @@ def local_model(path: str | Path | None = None, **options: Any) -> ChatOpenAI:
     settings: dict[str, Any] = {"temperature": 0.8, **options}
     address = _server(file.resolve()).listening_address
     return ChatOpenAI(
-        model="local", base_url=f"{address}/v1", api_key=SecretStr("none"), **settings
+        model="local",
+        base_url=f"{address}/v1",
+        api_key=SecretStr("none"),
+        profile={"structured_output": True},
+        **settings,
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
-from langchain_core.runnables import RunnableBinding, RunnableConfig
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 
 from anytime_graph import tokens
 from anytime_graph.budget import Prices, Spend, nothing
@@ -132,6 +132,27 @@ def gate(model: Any, prices: Prices | None) -> Gate:
         count=_counter(model, name),
         prices=prices,
     )
+
+
+def held_to(model: Any, schema: Mapping[str, Any]) -> Runnable[Any, Any] | None:
+    """The model bound so that its replies are JSON for the JSON schema, where its profile says that
+    its provider can hold it to one; else None."""
+    while isinstance(model, RunnableBinding):
+        model = model.bound
+    if not (getattr(model, "profile", None) or {}).get("structured_output"):
+        return None
+    try:
+        chain = model.with_structured_output(dict(schema), method="json_schema")
+    except (NotImplementedError, TypeError, ValueError):
+        return None
+    bound = getattr(chain, "first", None)
+    if not isinstance(bound, RunnableBinding) or "tools" in bound.kwargs:
+        return None
+    form = bound.kwargs.get("response_format")
+    if form is not None and "extra_body" in type(model).model_fields:
+        # Named as such, langchain-openai would parse the reply, and fail on one that was cut.
+        return model.bind(extra_body={**(model.extra_body or {}), "response_format": form})
+    return bound
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ every task carries the reservation that its call will be held to.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from anytime_graph import prompts
@@ -21,15 +21,42 @@ from anytime_graph.budget import (
     share,
 )
 from anytime_graph.metering import Gate
-from anytime_graph.nodes import critique, draft, refine
+from anytime_graph.nodes import critique, draft, learn, refine
 from anytime_graph.nodes.answers import Asked
 from anytime_graph.prompts import DETAILS
-from anytime_graph.scoring import Scorer
-from anytime_graph.state import GOOD_ROOM, MIN_ROOM, Decides, State, Task, contests, question_of
-from anytime_graph.strategies import Critique, Draft, Move, Refine, Stop, Strategy, View, as_dict
+from anytime_graph.scoring import Judge, Scorer
+from anytime_graph.state import (
+    GOOD_ROOM,
+    MIN_ROOM,
+    OWN,
+    PLAIN,
+    STRUCTURED,
+    Decides,
+    State,
+    Task,
+    contests,
+    judges,
+    question_of,
+)
+from anytime_graph.strategies import (
+    Critique,
+    Draft,
+    Learn,
+    Move,
+    Refine,
+    Stop,
+    Strategy,
+    View,
+    as_dict,
+)
+from anytime_graph.tokens import Calibration, Shape, uncalibrated
 
 _RESERVE = 0.2
 """The largest part of what is left that is held back for a last call that forces an answer."""
+_LESSONS = 0.3
+"""The part of a slice that preference pairs may take in a prompt."""
+_VERDICT = 256
+"""Output tokens of a judgement, at most, unless its model was seen to need more."""
 _PATIENCE = 3
 """Steps in a row that may fail as a whole before the run gives up."""
 _STEPS = 3
@@ -38,14 +65,29 @@ _STEPS = 3
 
 @dataclass(frozen=True)
 class Setup:
-    """What a graph was built with."""
+    """What a graph was built with. gates: the model's own; the judge's; the judge's held to a
+    schema, where its provider can."""
 
-    gate: Gate
+    gates: Mapping[str, Gate]
     asked: Asked
     strategy: Strategy
     decides: Decides
     scorer: Scorer | None
+    judge: Judge
     width: int
+
+    def learn(
+        self, gate: str, known: Calibration, shape: Shape, reported: int, base: bool
+    ) -> Calibration:
+        """Correct a gate's calibration by what its provider reported."""
+        return self.gates[gate].learn(known, shape, reported, base)
+
+    def gate(self, move: Mapping[str, Any], state: State) -> str:
+        """Which gate a call goes through."""
+        if not judges(move):
+            return OWN
+        held = move["kind"] == "critique" and STRUCTURED in self.gates
+        return STRUCTURED if held and not state["unstructured"] else PLAIN
 
 
 def plan(setup: Setup, state: State, stopped: bool) -> list[Task] | str:
@@ -67,8 +109,8 @@ def plan(setup: Setup, state: State, stopped: bool) -> list[Task] | str:
 def least(setup: Setup, state: State) -> Limits:
     """The smallest budget that pays for one draft, in the dimensions of the run's own."""
     prompt = draft.prompt(state, setup.asked, as_dict(Draft()), 0.0, None)
-    tokens = setup.gate.bound(setup.gate.shape(list(prompt)), state["calibration"])
-    prices = setup.gate.prices
+    gate = setup.gates[OWN]
+    tokens, prices = gate.bound(gate.shape(list(prompt)), _known(state, OWN)), gate.prices
     amounts: Limits = {
         "tokens": tokens + MIN_ROOM,
         "output_tokens": MIN_ROOM,
@@ -82,13 +124,16 @@ def least(setup: Setup, state: State) -> Limits:
     }
 
 
-def view(setup: Setup, state: State) -> View:
+def view(setup: Setup, state: State, judging: bool = True) -> View:
     best = state["best"]
     return View(
         candidates=state["candidates"],
         best=best,
         pairs=state["pairs"],
-        contests=contests(state) if setup.decides == "judge" else [],
+        principles=state["principles"],
+        payoffs=state["payoffs"],
+        contests=contests(state) if judging and setup.decides == "judge" else [],
+        judging=judging,
         decides=setup.decides,
         made=state["made"],
         spent=state["spent"],
@@ -114,21 +159,78 @@ def _plan(setup: Setup, state: State, stopped: bool) -> list[Task] | str:
     scarce = any(rest[d] < 2 * need[d] for d in need if d in rest)
     if scarce and (last := _last_call(setup, state, rest)):
         return last
-    moves = list(setup.strategy(view(setup, state)))
+    moves = _moves(setup, state, rest)
     if not moves or isinstance(moves[0], Stop):
         reason = str(moves[0].reason) if moves and isinstance(moves[0], Stop) else "done"
         return _last_call(setup, state, rest) or reason
-    slicer = _Slicer(setup, state, [m for m in moves if not isinstance(m, Stop)])
+    slicer = _Slicer(setup, state, _calls(moves))
+    open_ = rest if setup.decides != "judge" else _comparable(setup, state, rest, slicer.moves)
     return (
-        slicer.tasks(_reserved(need, rest))
+        slicer.tasks(_reserved(need, open_))
         or _last_call(setup, state, rest)
-        or slicer.tasks(rest)
-        or _short_of(setup, state, rest)
+        or slicer.tasks(open_)
+        or _short_of(setup, state, open_)
     )
 
 
+def _moves(setup: Setup, state: State, rest: Limits) -> list[Move]:
+    """What the strategy wants; without the judge, if its share does not pay for what it shall do."""
+    moves = list(setup.strategy(view(setup, state)))
+    calls = _calls(moves)
+    asks = calls and all(judges(as_dict(move)) for move in calls)
+    if asks and not _Slicer(setup, state, calls).tasks(rest):
+        return list(setup.strategy(view(setup, state, judging=False)))
+    return moves
+
+
+def _calls(moves: Sequence[Move]) -> list[Draft | Critique | Refine | Learn]:
+    return [move for move in moves if not isinstance(move, Stop)]
+
+
+def _comparable(
+    setup: Setup, state: State, rest: Limits, moves: Sequence[Draft | Critique | Refine | Learn]
+) -> Limits:
+    """What is left for these moves under a judge. An answer that could not be compared any more
+    would be paid for in vain: so the next comparison is held back from other moves, and nothing is
+    left for them if it cannot be paid for."""
+    best = state["best"]
+    if best is None and rest.get("calls", 0) >= 4:
+        return {**rest, "calls": rest["calls"] - 2}
+    if best is None or not best["complete"] or any(judges(as_dict(m)) for m in moves):
+        return rest
+    compared = _comparison(setup, state, rest)
+    return _without(setup, rest, compared) if compared else dict.fromkeys(rest, 0)
+
+
+def _comparison(setup: Setup, state: State, rest: Limits) -> list[Task]:
+    """The next comparison, as far as it can be told by now."""
+    assert state["best"] is not None
+    best = state["best"]["id"]
+    pair = next(iter(contests(state, 1)), (best, best))
+    return _Slicer(setup, state, [Critique(*pair)]).tasks(rest)
+
+
+def _without(setup: Setup, rest: Limits, tasks: Sequence[Task]) -> Limits:
+    """What these comparisons leave for others, if their replies are short."""
+    prices = setup.gates[tasks[0]["gate"]].prices
+    bound, room = sum(t["prompt_bound"] for t in tasks), GOOD_ROOM * len(tasks)
+    need: Limits = {
+        "tokens": bound + room,
+        "output_tokens": room,
+        "usd": prices.usd(bound, room) if prices else 0.0,
+        "calls": len(tasks),
+    }
+    return {d: max(0, amount - need.get(d, 0)) for d, amount in rest.items()}
+
+
 def _short_of(setup: Setup, state: State, rest: Limits) -> str:
-    """The dimension that a further draft would overrun."""
+    """Why no further move can be paid for: the dimension that it would overrun, or "judge" if the
+    judge's share of the budget is used up."""
+    if setup.decides == "judge" and state["best"] is not None:
+        whole = replace(setup, judge=replace(setup.judge, share=1.0))
+        all_left = left(state["limits"], state["spent"])
+        if not _comparison(setup, state, all_left) and _comparison(whole, state, all_left):
+            return "judge"
     need = least(setup, {**state, "limits": dict.fromkeys(rest, 0)})
     return next((d for d in DIMENSIONS if d in rest and rest[d] < need[d]), next(iter(rest)))
 
@@ -154,8 +256,8 @@ def _last_call_need(setup: Setup, state: State) -> Limits:
         return {}
     conversation = setup.asked.conversation(state)
     prompt = prompts.conclude(conversation, setup.asked.protocol, "word " * 40, 0.0)
-    tokens = setup.gate.bound(setup.gate.shape(prompt), state["calibration"])
-    prices = setup.gate.prices
+    gate = setup.gates[OWN]
+    tokens, prices = gate.bound(gate.shape(prompt), _known(state, OWN)), gate.prices
     return {
         "tokens": tokens + GOOD_ROOM,
         "output_tokens": GOOD_ROOM,
@@ -179,7 +281,7 @@ class _Slicer:
 
     setup: Setup
     state: State
-    moves: Sequence[Draft | Critique | Refine]
+    moves: Sequence[Draft | Critique | Refine | Learn]
 
     def tasks(self, rest: Limits) -> list[Task]:
         comfort = max(GOOD_ROOM, self.state["least_room"])
@@ -199,7 +301,10 @@ class _Slicer:
         return self._sliced(list(zip(self.moves[:n], shares, strict=True)), rest, room)
 
     def _sliced(
-        self, planned: Sequence[tuple[Draft | Critique | Refine, float]], rest: Limits, room: int
+        self,
+        planned: Sequence[tuple[Draft | Critique | Refine | Learn, float]],
+        rest: Limits,
+        room: int,
     ) -> list[Task]:
         calls = [
             (move, part / len(orders), swapped)
@@ -209,9 +314,14 @@ class _Slicer:
         ]
         if len(calls) > rest.get("calls", len(calls)):
             return []
+        judged = sum(judges(as_dict(move)) for move, *_ in calls)
         tasks = []
         for i, (move, part, swapped) in enumerate(calls):
-            task = self._task(i, as_dict(move), share(rest, part), swapped, room)
+            slice_ = share(rest, part)
+            if judges(as_dict(move)):
+                most = share(self._allowance(), 1 / judged)
+                slice_ = {d: min(amount, most.get(d, amount)) for d, amount in slice_.items()}
+            task = self._task(i, as_dict(move), slice_, swapped, room)
             if task is None:
                 return []
             tasks.append(task)
@@ -221,16 +331,21 @@ class _Slicer:
         self, i: int, move: dict[str, Any], slice_: Limits, swapped: bool, least_room: int
     ) -> Task | None:
         """The call in full: the most detailed prompt that leaves room enough for the reply."""
-        gate, state = self.setup.gate, self.state
-        within = move["kind"] != "critique" and move.get("conclude") is None
+        state, name = self.state, self.setup.gate(move, self.state)
+        gate, judged = self.setup.gates[name], judges(move)
+        within = move["kind"] in ("draft", "refine") and move.get("conclude") is None
+        allowance = _lessons_allowance(slice_, gate)
         for detail in DETAILS:
-            build = self._prompt(move, detail, swapped)
+            build = self._prompt(move, detail, swapped, allowance, name)
             shape = gate.shape(build(99_999))
-            bound = gate.bound(shape, state["calibration"], within)
+            bound = gate.bound(shape, _known(state, name), within)
             paid = output_room(slice_, bound, gate.prices)
             wanted = {1.0: max(least_room, bound), 0.0: least_room}.get(detail, GOOD_ROOM)
-            if paid is not None and paid < max(wanted, least_room):
+            if paid is not None and paid < (least_room if judged else max(wanted, least_room)):
                 continue
+            if judged:
+                most = max(_VERDICT, 2 * state["least_room"])
+                paid = most if paid is None else min(paid, most)
             room = gate.cap(paid)
             prompt = build(room)
             return Task(
@@ -238,6 +353,7 @@ class _Slicer:
                 step=state["ordinal"],
                 move=move,
                 swapped=swapped,
+                gate=name,
                 slice=slice_,
                 prompt=prompt,
                 prompt_bound=bound,
@@ -253,13 +369,40 @@ class _Slicer:
             )
         return None
 
-    def _prompt(self, move: dict[str, Any], detail: float, swapped: bool) -> Any:
+    def _allowance(self) -> Limits:
+        """What the judge may still spend."""
+        limits, spent = self.state["limits"], self.state["judging"]["spent"]
+        shared: Limits = {d: limits[d] for d in limits if d in ("tokens", "output_tokens", "usd")}
+        return left(share(shared, self.setup.judge.share), spent)
+
+    def _prompt(
+        self,
+        move: dict[str, Any],
+        detail: float,
+        swapped: bool,
+        allowance: int | None,
+        gate: str,
+    ) -> Any:
         state, asked = self.state, self.setup.asked
-        if move["kind"] == "draft":
-            return lambda room: list(draft.prompt(state, asked, move, detail, room))
-        if move["kind"] == "refine":
-            return lambda room: list(refine.prompt(state, asked, move, detail, room))
-        return lambda _: list(critique.prompt(state, asked, move, detail, swapped))
+        if move["kind"] in ("draft", "refine"):
+            node = draft if move["kind"] == "draft" else refine
+            return lambda room: list(node.prompt(state, asked, move, detail, room, allowance))
+        if move["kind"] == "learn":
+            return lambda _: list(learn.prompt(state, asked, move, detail))
+        rubric, held = self.setup.judge.rubric, gate == STRUCTURED
+        return lambda _: list(critique.prompt(state, asked, move, detail, swapped, rubric, held))
+
+
+def _known(state: State, gate: str) -> Calibration:
+    return state["calibrations"].get(gate) or uncalibrated()
+
+
+def _lessons_allowance(slice_: Limits, gate: Gate) -> int | None:
+    """Input tokens of a slice that preference pairs may take."""
+    paid = [slice_["tokens"]] if "tokens" in slice_ else []
+    if "usd" in slice_ and gate.prices and gate.prices.input:
+        paid.append(slice_["usd"] * 1e6 / gate.prices.input)
+    return int(_LESSONS * min(paid)) if paid else None
 
 
 def _orders(move: Move) -> tuple[bool, ...]:

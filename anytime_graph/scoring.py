@@ -13,13 +13,39 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from anytime_graph.budget import Prices
+
 
 @dataclass(frozen=True)
 class Score:
-    """value: in [0, 1], higher is better. feedback: what is still wrong, for the next refinement."""
+    """value: in [0, 1], higher is better. feedback: what is still wrong, for the next refinement.
+    right: what is right, and must stay so."""
 
     value: float
     feedback: str | None = None
+    right: str | None = None
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Decides by comparing answers, each two in both orders; a verdict that flips is a tie.
+
+    model: a second model as judge (anything that create_anytime_graph takes); default: the model
+    itself. prices: of a second model; default: looked up by its name. rubric: what to judge by.
+    share: the part of the tokens or USD that the judge may spend, reasons for pairs included.
+    Raises ValueError for a share outside (0, 1].
+    """
+
+    model: Any = None
+    prices: Prices | None = None
+    rubric: str | None = None
+    share: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.share, int | float) and 0 < self.share <= 1):
+            raise ValueError(f"Judge(share={self.share!r}): a part of the budget, as in 0.3")
+        if not (self.rubric is None or isinstance(self.rubric, str)):
+            raise ValueError(f"Judge(rubric={self.rubric!r}): a text is needed")
 
 
 Verdict = float | bool | Score
@@ -45,8 +71,8 @@ def as_score(verdict: object) -> Score:
         raise BadScore(f"scorer returned a {type(value).__name__}, not a number") from None
     if isinstance(value, str) or not (math.isfinite(number) and 0 <= number <= 1):
         raise BadScore(f"scorer returned {value!r:.40}; a score is a number in [0, 1]")
-    feedback = score.feedback
-    return Score(number, None if feedback is None else str(feedback))
+    feedback, right = (None if n is None else str(n) for n in (score.feedback, score.right))
+    return Score(number, feedback, right)
 
 
 def is_async(scorer: Scorer) -> bool:
@@ -178,7 +204,12 @@ class Constraints:
             if any(rule.endswith(name) for rule in failed)
         ]
         known = f" ({', '.join(found)})" if found else ""
-        return Score(value, "The text must " + "; it must ".join(failed) + known + ".")
+        held = [rule for rule, _ in self._checks if rule not in failed]
+        return Score(
+            value,
+            "The text must " + "; it must ".join(failed) + known + ".",
+            f"It does already: {'; '.join(held)}." if held else None,
+        )
 
 
 def count_words(text: str) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NotRequired
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NotRequired, Protocol
 
 from langchain_core.messages import AnyMessage, BaseMessage
 from langgraph.channels import EphemeralValue
@@ -14,48 +14,12 @@ from langgraph.managed import RemainingSteps
 from typing_extensions import TypedDict
 
 from anytime_graph.budget import Budget, Limits, Spend, nothing, total
+from anytime_graph.pairs import Candidate, Example, Pair, explained, judged_pair, scored_pairs
 from anytime_graph.ranking import Match, both_orders, champion, next_match, strengths
 from anytime_graph.scoring import normal
 from anytime_graph.tokens import Calibration, Shape, uncalibrated
 
 Decides = Literal["scorer", "judge", "vote"]
-Shown = Literal["both", "chosen"] | None
-"""Which sides of the preference pairs a prompt shows."""
-
-
-class Candidate(TypedDict):
-    """An answer. text: the whole reply it was found in. complete: an answer was found in it, or
-    the reply ended by itself. score: in [0, 1], None if no scorer gave one. feedback: what a
-    scorer or a review finds wrong. satisfied: a review found nothing. parents: ids of the
-    candidates it was made from. spent: what the run had spent when it stood. votes: drafts that
-    agree with it. lost: replaced by the answer that was forced out of it.
-    """
-
-    id: int
-    node: str
-    answer: str
-    text: str
-    complete: bool
-    score: float | None
-    feedback: str | None
-    satisfied: bool
-    parents: list[int]
-    spent: Spend
-    votes: int
-    lost: bool
-    message_id: str | None
-
-
-class Pair(TypedDict):
-    """A preference: `chosen` is better than `rejected` (texts), why, and who decided."""
-
-    chosen: str
-    rejected: str
-    chosen_id: int
-    rejected_id: int
-    why: str
-    by: Literal["scorer", "judge"]
-    gap: float
 
 
 class Task(TypedDict):
@@ -65,13 +29,14 @@ class Task(TypedDict):
     slice: the most it may spend. spent, limits: the run's, when this was planned.
     prompt_bound, room: the reservation, in input tokens and output tokens (None: not limited).
     wait: seconds to hold back after a refusal. thread, plan: under which thread's lease and which of
-    the hub's plans the ledger lets it reserve.
+    the hub's plans the ledger lets it reserve. gate: which of the gates it goes through.
     """
 
     ordinal: int
     step: int
     move: dict[str, Any]
     swapped: bool
+    gate: str
     slice: Limits
     prompt: list[AnyMessage]
     prompt_bound: int
@@ -93,6 +58,7 @@ class Outcome(TypedDict):
     ordinal: int
     move: dict[str, Any]
     swapped: bool
+    gate: str
     spend: Spend
     started: float
     ended: float
@@ -108,6 +74,28 @@ class Outcome(TypedDict):
     candidate: NotRequired[Candidate]
     preferred: NotRequired[int | None]
     why: NotRequired[str]
+    principles: NotRequired[list[str]]
+
+
+class Judging(TypedDict):
+    """The judge so far. spent: on comparisons, reasons and principles. comparisons: asked in both
+    orders; flips: of those, how many named the same place twice. longer, shorter: how often the
+    longer, the shorter answer was preferred."""
+
+    spent: Spend
+    comparisons: int
+    flips: int
+    longer: int
+    shorter: int
+
+
+class Payoff(TypedDict):
+    """What the moves of a kind have brought since there was an incumbent. tries: answers. gain:
+    rises of the best score; under a judge, answers that became the best."""
+
+    tries: int
+    gain: float
+    tokens: int
 
 
 class Point(TypedDict):
@@ -136,6 +124,8 @@ class Output(TypedDict, total=False):
     curve: list[Point]
     candidates: list[Candidate]
     pairs: list[Pair]
+    principles: list[str]
+    judging: Judging
     spent_by: dict[str, Spend]
     errors: list[str]
     limits: Limits
@@ -144,7 +134,9 @@ class Output(TypedDict, total=False):
 class State(Output, Input, total=False):
     """budget: what the caller grants with this input; gone once counted into `limits`.
     returned: replies of the step, emptied by the fold. matches: the judge's comparisons among the
-    candidates, as [first, second, winner or None]."""
+    candidates, as [first, second, winner or None]. calibrations: by gate. examples: pairs that the
+    memory recalled for this question, and the namespace it was asked in. unstructured: the judge's
+    provider refused to hold verdicts to a schema."""
 
     returned: Annotated[list[Outcome], gather]
     question_id: str
@@ -157,7 +149,11 @@ class State(Output, Input, total=False):
     made: dict[str, int]
     ballots: dict[str, int]
     matches: list[Any]
-    calibration: Calibration
+    payoffs: dict[str, Payoff]
+    calibrations: dict[str, Calibration]
+    unstructured: bool
+    examples: list[Example]
+    namespace: list[str]
     least_room: int
     failures: int
     wait: float
@@ -165,6 +161,8 @@ class State(Output, Input, total=False):
     remaining_steps: RemainingSteps
 
 
+OWN, PLAIN, STRUCTURED = "own", "judge", "structured"
+"""The gates: the model's own; the judge's, plain or held to a schema."""
 MIN_ROOM = 16
 """Output tokens below which a call is not worth its prompt."""
 GOOD_ROOM = 64
@@ -190,12 +188,18 @@ def fresh(question_id: str, run_id: int, thread: str, limits: Limits) -> State:
         curve=[],
         candidates=[],
         pairs=[],
+        principles=[],
+        judging=Judging(spent=nothing(), comparisons=0, flips=0, longer=0, shorter=0),
+        payoffs={},
+        examples=[],
+        namespace=[],
         errors=[],
         ordinal=0,
         made={},
         ballots={},
         matches=[],
-        calibration=uncalibrated(),
+        calibrations={},
+        unstructured=False,
         least_room=GOOD_ROOM,
         failures=0,
         wait=0.0,
@@ -203,13 +207,21 @@ def fresh(question_id: str, run_id: int, thread: str, limits: Limits) -> State:
     )
 
 
-def fold(state: State, width: int, decides: Decides, learn: Callable[..., Calibration]) -> State:
+class Learn(Protocol):
+    """How a gate's calibration takes in a report; see tokens.learn."""
+
+    def __call__(
+        self, gate: str, known: Calibration, shape: Shape, reported: int, base: bool
+    ) -> Calibration: ...
+
+
+def fold(state: State, width: int, decides: Decides, learn: Learn) -> State:
     """The state after the replies in `returned`. Pure; order of arrival does not matter."""
     outcomes = sorted(state.get("returned", []), key=lambda o: o["ordinal"])
     if not outcomes:
         return State()
     spent, spent_by, made = state["spent"], dict(state["spent_by"]), dict(state["made"])
-    calibration, least_room = state["calibration"], state["least_room"]
+    calibrations, least_room = dict(state["calibrations"]), state["least_room"]
     seconds = spent["seconds"]
     candidates = list(state["candidates"])
     for outcome in outcomes:
@@ -217,25 +229,29 @@ def fold(state: State, width: int, decides: Decides, learn: Callable[..., Calibr
         spent = total([spent, outcome["spend"]])
         spent_by[kind] = total([spent_by.get(kind, nothing()), outcome["spend"]])
         if outcome["reported"] is not None:
-            base = kind == "draft" and not outcome["move"]["pairs"]
-            calibration = learn(calibration, outcome["shape"], outcome["reported"], base=base)
+            gate, base = outcome["gate"], _is_base(outcome["move"], state)
+            known = calibrations.get(gate) or uncalibrated()
+            calibrations[gate] = learn(
+                gate, known, outcome["shape"], outcome["reported"], base=base
+            )
         if outcome["starved"]:
             least_room = max(least_room, 2 * (outcome["room"] or 0))
-        elif not outcome["failed"] and not outcome["lost"]:
+        elif not outcome["lost"] and (not outcome["failed"] or kind == "learn"):
             made[kind] = made.get(kind, 0) + 1
         if "candidate" in outcome:
             candidates.append({**outcome["candidate"], "spent": spent})
     spent["seconds"] = seconds + union((o["started"], o["ended"]) for o in outcomes)
 
-    best, pairs, ballots = state["best"], state["pairs"], dict(state["ballots"])
+    best, pairs, ballots = state["best"], _reasoned(state["pairs"], outcomes), state["ballots"]
     matches = [Match(*match) for match in state["matches"]]
+    new_matches: list[Match] = []
     candidates = _reviewed(candidates, outcomes)
     if decides == "scorer":
         best = max(candidates, key=_by_score, default=None)
-        pairs = _scored_pairs(candidates, pairs, width)
+        pairs = scored_pairs(candidates, pairs, width)
     elif decides == "vote":
         new = [c for c in candidates if c["id"] >= state["ordinal"]]
-        best, candidates, ballots = _voted(best, candidates, new, ballots)
+        best, candidates, ballots = _voted(best, candidates, new, dict(ballots))
     else:
         best = best or _first(candidates)
         new_matches, found = _compared(candidates, outcomes)
@@ -265,11 +281,18 @@ def fold(state: State, width: int, decides: Decides, learn: Callable[..., Calibr
         candidates=kept,
         matches=[list(m) for m in matches if {m.first, m.second} <= ids][-_KEPT:],
         pairs=pairs,
+        principles=next(
+            (o["principles"] for o in outcomes if o.get("principles")), state["principles"]
+        ),
+        judging=_judged(state["judging"], outcomes, candidates, new_matches),
+        payoffs=_paid_off(state, best, outcomes),
         ballots=ballots,
         curve=curve,
         errors=[*state["errors"], *(e for o in outcomes for e in o["errors"])][-_KEPT:],
         ordinal=max(o["ordinal"] for o in outcomes) + 1,
-        calibration=calibration,
+        calibrations=calibrations,
+        unstructured=state["unstructured"]
+        or any(o["failed"] and o["gate"] == STRUCTURED for o in outcomes),
         least_room=least_room,
         failures=failures,
         wait=max((o["retry_after"] for o in refused), default=0.0),
@@ -342,36 +365,84 @@ def _first(candidates: Sequence[Candidate]) -> Candidate | None:
     return min(candidates, key=lambda c: (not c["complete"], c["id"]), default=None)
 
 
-def _scored_pairs(candidates: Sequence[Candidate], known: Sequence[Pair], width: int) -> list[Pair]:
-    """The better half of the candidates, each against its opposite in the worse half, beside the
-    pairs known before; widest gap first, none with texts that an earlier one shows."""
-    ranked = sorted((c for c in candidates if c["score"] is not None), key=_by_score, reverse=True)
-    pairs = list(known)
-    for better, worse in zip(ranked[: len(ranked) // 2], reversed(ranked), strict=False):
-        gap = (better["score"] or 0.0) - (worse["score"] or 0.0)
-        notes = [("rejected", worse["feedback"]), ("chosen", better["feedback"])]
-        why = " ".join(f"{side}: {note}" for side, note in notes if note)
-        if gap > 0:
-            pairs.append(_pair(better, worse, why or f"score {gap:+.2f}", "scorer", gap))
-    telling: list[Pair] = []
-    for pair in sorted(pairs, key=lambda p: -p["gap"]):
-        if all((pair["chosen"], pair["rejected"]) != (p["chosen"], p["rejected"]) for p in telling):
-            telling.append(pair)
-    return telling[:width]
+def _is_base(move: Mapping[str, Any], state: State) -> bool:
+    """Whether this was the bare draft prompt, which other prompts of the question contain."""
+    if move["kind"] != "draft" or move["pairs"]:
+        return False
+    return not (move["memory"] and state["examples"])
 
 
-def _pair(
-    better: Candidate, worse: Candidate, why: str, by: Literal["scorer", "judge"], gap: float
-) -> Pair:
-    return Pair(
-        chosen=better["answer"],
-        rejected=worse["answer"],
-        chosen_id=better["id"],
-        rejected_id=worse["id"],
-        why=why,
-        by=by,
-        gap=gap,
+def _reasoned(pairs: Sequence[Pair], outcomes: Sequence[Outcome]) -> list[Pair]:
+    """The pairs with the reasons that the judge was asked for."""
+    asked = {
+        (o["move"]["chosen"], o["move"]["rejected"]): o.get("why", "")
+        for o in outcomes
+        if o["move"]["kind"] == "learn" and not o["lost"]
+    }
+    return [
+        explained(p, asked[ids]) if (ids := (p["chosen_id"], p["rejected_id"])) in asked else p
+        for p in pairs
+    ]
+
+
+def _judged(
+    judging: Judging,
+    outcomes: Sequence[Outcome],
+    candidates: Sequence[Candidate],
+    matches: Sequence[Match],
+) -> Judging:
+    lengths = {c["id"]: len(c["answer"]) for c in candidates}
+    won = [
+        lengths[m.winner] - lengths[m.first + m.second - m.winner]
+        for m in matches
+        if m.winner is not None
+    ]
+    sides: dict[tuple[int, int], list[int | None]] = {}
+    for o in outcomes:
+        if o["move"]["kind"] == "critique" and "preferred" in o:
+            sides.setdefault((o["move"]["first"], o["move"]["second"]), []).append(o["preferred"])
+    flips = sum(len(s) == 2 and None not in s and s[0] != s[1] for s in sides.values())
+    return Judging(
+        spent=total([judging["spent"], *(o["spend"] for o in outcomes if judges(o["move"]))]),
+        comparisons=judging["comparisons"] + len(matches),
+        flips=judging["flips"] + flips,
+        longer=judging["longer"] + sum(more > 0 for more in won),
+        shorter=judging["shorter"] + sum(more < 0 for more in won),
     )
+
+
+def judges(move: Mapping[str, Any]) -> bool:
+    """Whether a call is the judge's: comparisons, reasons, principles; not the reviews of
+    self-refinement, which are its feedback."""
+    compares = move["kind"] == "critique" and move["second"] is not None
+    return compares or move["kind"] == "learn"
+
+
+def _paid_off(
+    state: State, best: Candidate | None, outcomes: Sequence[Outcome]
+) -> dict[str, Payoff]:
+    """Payoffs with this step's. A step's rise of the best score is its best answer's; under a
+    judge an answer pays off when it takes the incumbent's place."""
+    payoffs, before = dict(state["payoffs"]), state["best"]
+    if before is None or best is None:
+        return payoffs
+    for o in outcomes:
+        if o["move"]["kind"] in ("draft", "refine") and o["move"].get("conclude") is None:
+            known = payoffs.get(o["move"]["kind"], Payoff(tries=0, gain=0.0, tokens=0))
+            rise = (
+                max(0.0, (o["candidate"]["score"] or 0.0) - (before["score"] or 0.0))
+                if "candidate" in o
+                else 0.0
+            )
+            payoffs[o["move"]["kind"]] = Payoff(
+                tries=known["tries"] + 1,
+                gain=known["gain"] + rise,
+                tokens=known["tokens"] + o["spend"]["tokens"],
+            )
+    if best["score"] is None and best["id"] != before["id"] and best["node"] in payoffs:
+        known = payoffs[best["node"]]
+        payoffs[best["node"]] = {**known, "gain": known["gain"] + 1}
+    return payoffs
 
 
 def _reviewed(candidates: list[Candidate], outcomes: Sequence[Outcome]) -> list[Candidate]:
@@ -412,8 +483,8 @@ def _compared(
         if match.winner is not None:
             loser = second if match.winner == first else first
             reasons = (orders[order].get("why") for order in (False, True))
-            why = next(filter(None, reasons), "preferred in both orders")
-            pairs.append(_pair(by_id[match.winner], by_id[loser], why, "judge", 1.0))
+            why = next(filter(None, reasons), "")
+            pairs.append(judged_pair(by_id[match.winner], by_id[loser], why))
     return matches, pairs
 
 

@@ -18,14 +18,17 @@ from functools import partial
 from typing import Any, Literal
 
 from anytime_graph.budget import Limits, Spend
-from anytime_graph.state import Candidate, Pair, Shown
+from anytime_graph.pairs import Candidate, Pair, Shown
+from anytime_graph.state import Payoff
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """Answer afresh. pairs: which preference pairs to show. share: of what is left, as a cap."""
+    """Answer afresh. pairs: what to show of this question's preference pairs. memory: what to show
+    of those that the memory recalled from earlier questions. share: of what is left, as a cap."""
 
     pairs: Shown = None
+    memory: Shown = "both"
     share: float | None = None
     conclude: int | None = None
     """Not to answer afresh, but to force an answer out of this candidate's cut reasoning."""
@@ -42,10 +45,21 @@ class Critique:
 
 @dataclass(frozen=True)
 class Refine:
-    """Improve a candidate."""
+    """Improve a candidate. pairs, memory: as for a draft."""
 
     of: int
     pairs: Shown = None
+    memory: Shown = "both"
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class Learn:
+    """Have the judge say why a pair's chosen answer is the better one; or, without ids, which
+    principles the pairs teach (LEAP, Zhang et al. 2024, arXiv 2402.05403)."""
+
+    chosen: int | None = None
+    rejected: int | None = None
     share: float | None = None
 
 
@@ -56,7 +70,7 @@ class Stop:
     reason: str = "done"
 
 
-Move = Draft | Critique | Refine | Stop
+Move = Draft | Critique | Refine | Learn | Stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +79,8 @@ class View:
 
     candidates: those the state keeps, oldest first. best: the incumbent. pairs: most telling first.
     contests: pairs of ids whose comparison would tell most about who is best (empty unless the judge
-    decides). made: moves that brought a reply, by kind. spent, left: amounts by
+    decides). judging: whether the judge can still be asked, for its share of the budget is bounded. principles: what was learned from the pairs. payoffs: what drafts and refinements have
+    brought. made: moves that brought a reply, by kind. spent, left: amounts by
     dimension; `left` has the limited ones only.
     """
 
@@ -73,6 +88,9 @@ class View:
     best: Candidate | None
     pairs: Sequence[Pair]
     contests: Sequence[tuple[int, int]]
+    judging: bool
+    principles: Sequence[str]
+    payoffs: Mapping[str, Payoff]
     decides: Literal["scorer", "judge", "vote"]
     made: Mapping[str, int]
     spent: Spend
@@ -116,21 +134,36 @@ def self_refine(view: View) -> list[Move]:
 
 
 def pdp(view: View, n: int = 4, shown: Shown = "both") -> list[Move]:
-    """Preference Data Prompting (Zhang et al. 2026, arXiv 2601.11038): n drafts at equal
-    slices, pairs synthesized from them, then rounds of one refinement and one fresh draft with
-    the pairs in context."""
+    """Preference Data Prompting (Zhang et al. 2026, arXiv 2601.11038): n drafts at equal slices,
+    pairs synthesized from them, then rounds of refinements and fresh drafts with the pairs in
+    context: one of each at first, then two of the kind that has paid more per token."""
     if view.best is None:
-        return [Draft(share=0.5 / n)] * n
+        return [Draft(memory=shown, share=0.5 / n)] * n
     if comparisons := _comparisons(view):
         return comparisons
-    return [
-        Refine(view.best["id"], pairs=shown, share=0.25),
-        Draft(pairs=shown, share=0.25),
-    ]
+    if shown == "both" and view.judging and (reasons := _reasons(view)):
+        return reasons
+    refine = Refine(view.best["id"], pairs=shown, memory=shown, share=0.25)
+    afresh = Draft(pairs=shown, memory=shown, share=0.25)
+    paying = _paying(view)
+    return [refine if paying != "draft" else afresh, afresh if paying != "refine" else refine]
 
 
 pdp_positive: Strategy = partial(pdp, shown="chosen")
 """PDP(+): the winners of the pairs only."""
+
+
+def leap(view: View, n: int = 4) -> list[Move]:
+    """LEAP (Zhang et al. 2024, arXiv 2402.05403): n drafts, a few short principles learned from
+    where they went wrong, then drafts with the principles in context."""
+    if view.best is None:
+        return [Draft(memory="principles", share=0.5 / n)] * n
+    if comparisons := _comparisons(view):
+        return comparisons
+    if view.pairs and view.judging and not view.made.get("learn"):
+        return [Learn(share=0.25)]
+    return [Draft(pairs="principles", memory="principles", share=0.25)] * 2
+
 
 STRATEGIES: dict[str, Strategy] = {
     "single": single,
@@ -139,6 +172,7 @@ STRATEGIES: dict[str, Strategy] = {
     "self_refine": self_refine,
     "pdp_positive": pdp_positive,
     "pdp": pdp,
+    "leap": leap,
 }
 
 
@@ -157,6 +191,32 @@ def _comparisons(view: View) -> list[Move]:
     return [Critique(first, second, share=0.3) for first, second in view.contests]
 
 
-def as_dict(move: Draft | Critique | Refine) -> dict[str, Any]:
+def _reasons(view: View) -> list[Move]:
+    """The two most telling pairs are asked about, if only their scores tell them apart, and if calls
+    are left to make use of it."""
+    if view.left.get("calls", 4) < 4:
+        return []
+    return [
+        Learn(pair["chosen_id"], pair["rejected_id"], share=0.1)
+        for pair in view.pairs[:2]
+        if pair["why_by"] == "score"
+    ]
+
+
+def _paying(view: View) -> Literal["refine", "draft"] | None:
+    """Which kind has paid more per token, one more try of the usual gain credited to each; None
+    until both were tried."""
+    refine, draft = view.payoffs.get("refine"), view.payoffs.get("draft")
+    if refine is None or draft is None:
+        return None
+    usual = (refine["gain"] + draft["gain"]) / (refine["tries"] + draft["tries"]) or 1.0
+
+    def rate(of: Payoff) -> float:
+        return (of["gain"] + usual) / (of["tokens"] * (1 + 1 / of["tries"]) or 1)
+
+    return "refine" if rate(refine) > rate(draft) else "draft"
+
+
+def as_dict(move: Draft | Critique | Refine | Learn) -> dict[str, Any]:
     """A move as plain data, for the state."""
     return {"kind": type(move).__name__.lower(), **vars(move)}

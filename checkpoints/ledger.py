@@ -23,7 +23,8 @@ from anytime_graph.checkpoints.history import History
 from anytime_graph.checkpoints.leases import LEASE, Hold, Leases, ThreadBusy
 from anytime_graph.checkpoints.schema import SPEND, LedgerError
 from anytime_graph.checkpoints.store import Execute, Store
-from anytime_graph.state import Candidate, Pair, Point, State, Task
+from anytime_graph.pairs import Candidate, Pair
+from anytime_graph.state import Point, State, Task
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,8 @@ _BEAT = 0.5
 _ROOTS = 4_096
 _RECENT = 60.0
 """Seconds after its last node for which a thread counts as one that ran here."""
-_REASONS = (*DIMENSIONS, "perfect", "done", "satisfied", "errors", "steps", "interrupted")
-_PLANNED = ("ordinal", "step", "move", "swapped", "slice", "prompt_bound", "room", "shape")
+_REASONS = (*DIMENSIONS, "perfect", "judge", "done", "satisfied", "errors", "steps", "interrupted")
+_PLANNED = ("ordinal", "step", "move", "swapped", "gate", "slice", "prompt_bound", "room", "shape")
 _OF_RUNS = ("curve", "pairs", "answers", "calls")
 
 

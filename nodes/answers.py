@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from langchain_core.messages import BaseMessage
 from pydantic import BaseModel
 
 from anytime_graph import scoring
 from anytime_graph.metering import Reply, describe
-from anytime_graph.prompts import Protocol
-from anytime_graph.state import Candidate, State, Task, question_of
+from anytime_graph.pairs import Candidate
+from anytime_graph.prompts import Lessons, Protocol
+from anytime_graph.state import State, Task, question_of
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,23 @@ def asked(answer: str | scoring.Extractor | type[BaseModel]) -> Asked:
     )
 
 
+def lessons(state: State, move: Mapping[str, Any], allowance: int | None) -> Lessons:
+    """What the move wants shown of the pairs, of this question and of earlier ones."""
+    return Lessons(
+        examples=state["examples"],
+        pairs=state["pairs"],
+        principles=state["principles"],
+        memory=move["memory"],
+        shown=move["pairs"],
+        allowance=allowance,
+    )
+
+
+def shown(candidate: Candidate, detail: float) -> str:
+    """A candidate as other prompts show it: with its reasoning where there is room for that."""
+    return candidate["text"] if detail >= 0.5 else candidate["answer"]
+
+
 def candidate(
     task: Task, reply: Reply, asked: Asked, node: str, parents: list[int]
 ) -> Candidate | None:
@@ -70,6 +89,7 @@ def candidate(
         complete=marked or by_itself,
         score=None,
         feedback=None,
+        right=None,
         satisfied=False,
         parents=parents,
         spent=task["spent"],

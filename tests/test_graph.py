@@ -184,7 +184,7 @@ def test_only_what_beats_the_incumbent_in_both_orders_replaces_it(server: Server
         shown = request["messages"][-1]["content"]
         if "Verdict" not in request["messages"][0]["content"]:
             return Reply(text=f"<answer>n{request['seed']}</answer>")
-        sides = re.findall(r"\nn(\d)\n", shown)
+        sides = re.findall(r"n(\d)</answer>", shown)
         return Reply(
             text="Verdict: " + ("A" if sides[0] == "2" else "B" if sides[1] == "2" else "tie")
         )
@@ -238,7 +238,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from langchain_openai import ChatOpenAI
 model = ChatOpenAI(model="scripted", base_url={server.url!r}, api_key="none")
 with SqliteSaver.from_conn_string({str(tmp_path / "strict.db")!r}) as saver:
-    app = create_anytime_graph(model).compile(checkpointer=saver)
+    app = create_anytime_graph(model, strategy="self_consistency").compile(checkpointer=saver)
     config = {{"configurable": {{"thread_id": "1"}}}}
     app.invoke({{"messages": [("user", "hi")], "budget": Budget(calls=4)}}, config)
     out = app.invoke({{"budget": Budget(calls=4)}}, config)
@@ -447,10 +447,10 @@ def test_pdp_shows_both_sides_of_a_pair_and_pdp_positive_only_winners(server: Se
             server.model(seed=0), budget=Budget(tokens=6_000), scorer=by_length, strategy=strategy
         ).compile()
         out = app.invoke(ask())
-        shown = [c for c in server.calls if "BETTER" in c.text]
+        shown = [c for c in server.calls if "Better: " in c.text]
         assert not set(map(id, shown)) & set(map(id, server.calls[:4]))
         assert len(shown) >= 0.4 * len(server.calls)
-        assert all(("WORSE" in c.text) == (strategy == "pdp") for c in shown)
+        assert all(("Worse: " in c.text) == (strategy == "pdp") for c in shown)
         pair = out["pairs"][0]
         assert (pair["by"], "longer, please" in pair["why"]) == ("scorer", True)
         assert by_length("", pair["chosen"]).value > by_length("", pair["rejected"]).value
@@ -697,7 +697,7 @@ def test_the_judge_meets_each_answer_once(server: Server) -> None:
         if "Verdict:" not in request["messages"][0]["content"]:
             return Reply(text=f"<answer>{'long ' * (request['seed'] * 3 % 4 + 1)}</answer>")
         shown = request["messages"][-1]["content"]
-        first, second = shown.split("ANSWER A")[1], shown.split("END OF ANSWER A")[1]
+        first, second = shown.split("ANSWER A")[1], shown.split("ANSWER B")[1]
         longer = first.count("long") - 2 * second.count("long") > 0
         return Reply(text=f"It says more.\nVerdict: {'A' if longer else 'B'}")
 

@@ -307,10 +307,10 @@ def test_a_thread_of_a_program_needs_a_model(server: Server, command: Command) -
         graph = create_anytime_graph(server.model(), budget=Budget(calls=1), ledger=store.ledger)
         app = graph.compile(checkpointer=store.saver)
         app.invoke({"messages": [("user", "Why?")]}, {"configurable": {"thread_id": "t"}})
-    done = command("resume", "t", "--calls", "+1")
+    done = command("resume", "t", "--calls", "+3")
     assert done.exit_code == 2
     assert "name its --model (it was scripted)" in told(done)
-    done = command("resume", "t", "--calls", "+1", "--model", "openai:scripted")
+    done = command("resume", "t", "--calls", "+3", "--model", "openai:scripted")
     assert (done.exit_code, done.stdout) == (0, "fine\n"), done.output
     assert len(server.calls) == 2
 
@@ -388,7 +388,7 @@ def test_resume_after_a_kill_with_more_budget(server: Server, command: Command) 
 
 def test_ctrl_c_and_resume(server: Server, command: Command) -> None:
     server.script = slow(1, 3)
-    words = [*DOOMED, "--calls", "6", "--strategy", "self_refine"]
+    words = [*DOOMED, "--calls", "12", "--strategy", "self_refine"]
     interrupted = {"by": signal.SIGINT}
     assert ended(server, "solve", *words, calls=2, **interrupted) == (130, "kept 0\n")
     assert "interrupted" in command("threads").stdout
@@ -442,7 +442,7 @@ def test_resume_keeps_no_texts_where_none_were_kept(server: Server, command: Com
         graph = create_anytime_graph(server.model(), budget=Budget(calls=1), ledger=store.ledger)
         app = graph.compile(checkpointer=store.saver)
         app.invoke({"messages": [("user", "Why?")]}, {"configurable": {"thread_id": "t"}})
-    done = command("resume", "t", "--calls", "+1", "--model", "openai:scripted")
+    done = command("resume", "t", "--calls", "+3", "--model", "openai:scripted")
     assert (done.exit_code, done.stdout) == (0, "fine\n"), done.output
     assert "(not kept)" in command("show", "t").stdout
     assert "(not kept)" in command("threads").stdout

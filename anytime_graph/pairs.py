@@ -1,0 +1,180 @@
+"""Candidates, and the preference pairs synthesized from them (the paper's step 2: which
+trajectory led to the better answer, and where the two part)."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Literal
+
+from typing_extensions import TypedDict
+
+from anytime_graph.budget import Spend
+from anytime_graph.scoring import normal
+
+Shown = Literal["both", "chosen", "principles"] | None
+"""What a prompt shows of preference pairs: better and worse with the reason (PDP), the better
+alone (PDP(+)), or the principles learned from them (LEAP)."""
+
+_EXCERPT = 300
+"""Characters of each side of a pair that are kept to be shown."""
+_WORDS = re.compile(r"\w+|[^\w\s]")
+_ALIKE = 0.95
+"""Share of words in common from which two answers are too alike to tell anything."""
+
+
+class Candidate(TypedDict):
+    """An answer. text: the whole reply it was found in. complete: an answer was found in it, or
+    the reply ended by itself. score: in [0, 1], None if no scorer gave one. feedback: what a
+    scorer or a review finds wrong. right: what a scorer finds right, and must stay. satisfied: a
+    review found nothing. parents: ids of the candidates it was made from. spent: what the run had
+    spent when it stood. votes: drafts that agree with it. lost: replaced by the answer that was
+    forced out of it.
+    """
+
+    id: int
+    node: str
+    answer: str
+    text: str
+    complete: bool
+    score: float | None
+    feedback: str | None
+    right: str | None
+    satisfied: bool
+    parents: list[int]
+    spent: Spend
+    votes: int
+    lost: bool
+    message_id: str | None
+
+
+class Pair(TypedDict):
+    """A preference: `chosen` is better than `rejected` (answers). by: who decided. gap: how much
+    better, in (0, 1]. better, worse: excerpts of the two replies from where they part.
+
+    why: the reason, and why_by whose it is: "scorer" (its feedback), "judge" (in one sentence),
+    "score" (only the numbers, so far) or "nobody" (asked, but no reason came).
+    """
+
+    chosen: str
+    rejected: str
+    chosen_id: int
+    rejected_id: int
+    better: str
+    worse: str
+    why: str
+    why_by: Literal["scorer", "judge", "score", "nobody"]
+    by: Literal["scorer", "judge"]
+    gap: float
+
+
+class Example(TypedDict):
+    """A preference from an earlier question, as a memory recalls it. better, worse: excerpts of
+    two answers from where they part. gap: how much better, in (0, 1]. principles: short rules that
+    its run learned."""
+
+    question: str
+    better: str
+    worse: str
+    why: str
+    by: Literal["scorer", "judge"]
+    gap: float
+    principles: list[str]
+
+
+def scored_pairs(candidates: Sequence[Candidate], known: Sequence[Pair], most: int) -> list[Pair]:
+    """The widest gaps in score, beside the pairs known before: no answer stands in two pairs, nor
+    do two that were made from one parent, or are nearly the same, make a pair."""
+    scored = [c for c in candidates if c["score"] is not None]
+    found = [
+        ((b["score"] or 0.0) - (w["score"] or 0.0), b, w)
+        for b in scored
+        for w in scored
+        if (b["score"] or 0.0) > (w["score"] or 0.0) and _telling(b, w)
+    ]
+    made = {(p["chosen_id"], p["rejected_id"]) for p in known}
+    options: list[tuple[float, Pair | tuple[Candidate, Candidate]]] = [
+        *((p["gap"], p) for p in known),
+        *((gap, (b, w)) for gap, b, w in found if (b["id"], w["id"]) not in made),
+    ]
+    kept: list[Pair] = []
+    shown: set[str] = set()
+    for gap, option in sorted(options, key=lambda o: -o[0]):
+        pair = option if isinstance(option, dict) else _scored(*option, gap)
+        sides = {normal(pair["chosen"]), normal(pair["rejected"])}
+        if not sides & shown and len(kept) < most:
+            kept.append(pair)
+            shown |= sides
+    return kept
+
+
+def judged_pair(better: Candidate, worse: Candidate, why: str) -> Pair:
+    """What a comparison in both orders came to."""
+    return _pair(better, worse, why or "preferred in both orders", why != "", "judge", 1.0)
+
+
+def explained(pair: Pair, why: str) -> Pair:
+    """The pair with the judge's reason for it, "" if none came."""
+    return {**pair, "why": why or pair["why"], "why_by": "judge" if why else "nobody"}
+
+
+def parting(one: str, other: str, length: int = _EXCERPT) -> tuple[str, str]:
+    """Excerpts of two texts from where they part, without the sentences that they begin or end
+    with in common; at most `length` characters each."""
+    first, second = _sentences(one), _sentences(other)
+    same = list(takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
+    first, second = first[len(same) :], second[len(same) :]
+    tail = zip(reversed(first), reversed(second), strict=False)
+    ends = len(list(takewhile(lambda pair: pair[0] == pair[1], tail)))
+    ends = min(ends, len(first) - 1, len(second) - 1)
+    return _excerpt(first, same != [], ends, length), _excerpt(second, same != [], ends, length)
+
+
+def _scored(better: Candidate, worse: Candidate, gap: float) -> Pair:
+    notes = [("Worse", worse["feedback"]), ("Better, but", better["feedback"])]
+    told = " ".join(f"{side}: {note}" for side, note in notes if note)
+    why = told or f"scored {better['score']:.2f} against {worse['score']:.2f}"
+    return _pair(better, worse, why, bool(told), "scorer", gap)
+
+
+def _pair(
+    chosen: Candidate,
+    rejected: Candidate,
+    why: str,
+    told: bool,
+    by: Literal["scorer", "judge"],
+    gap: float,
+) -> Pair:
+    better, worse = parting(chosen["text"], rejected["text"])
+    return Pair(
+        chosen=chosen["answer"],
+        rejected=rejected["answer"],
+        chosen_id=chosen["id"],
+        rejected_id=rejected["id"],
+        better=better,
+        worse=worse,
+        why=why,
+        why_by=by if told else "score" if by == "scorer" else "nobody",
+        by=by,
+        gap=gap,
+    )
+
+
+def _telling(one: Candidate, other: Candidate) -> bool:
+    if set(one["parents"]) & set(other["parents"]):
+        return False
+    words, others = (Counter(_WORDS.findall(c["text"].lower())) for c in (one, other))
+    return (words & others).total() < _ALIKE * (words | others).total()
+
+
+def _sentences(text: str) -> list[str]:
+    return [part for part in re.split(r"(?<=[.!?])\s+|\n+", text.strip()) if part]
+
+
+def _excerpt(sentences: Sequence[str], begun: bool, ends: int, length: int) -> str:
+    """Sentences but the last `ends`; begun: something stood before them."""
+    told = " ".join(sentences[: len(sentences) - max(0, ends)])
+    told = f"... {told}" if begun else told
+    return told if len(told) <= length else told[: length - 4].rstrip() + " ..."

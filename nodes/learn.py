@@ -1,0 +1,35 @@
+"""Have the judge put into words what a pair, or all of them, teach."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.messages import AnyMessage
+
+from anytime_graph import prompts
+from anytime_graph.metering import Reply
+from anytime_graph.nodes.answers import Asked
+from anytime_graph.state import State, Task
+
+_RULE = re.compile(r"\s*(?:[-*\u2022]|\d+[.)])\s+(.+)")
+
+
+def prompt(state: State, asked: Asked, move: dict[str, Any], detail: float) -> Sequence[AnyMessage]:
+    question = asked.question(state)
+    if move["chosen"] is None:
+        return prompts.principles(question, state["pairs"], detail)
+    ids = (move["chosen"], move["rejected"])
+    pair = next(p for p in state["pairs"] if (p["chosen_id"], p["rejected_id"]) == ids)
+    return prompts.explain(question, pair["better"], pair["worse"], detail)
+
+
+def absorb(task: Task, reply: Reply) -> str | list[str]:
+    """Why a pair's chosen answer is better, in a sentence, or the principles; empty if the reply
+    has none."""
+    if task["move"]["chosen"] is not None:
+        sentence = re.split(r"(?<=[.!?])\s", " ".join(reply.text.split()), maxsplit=1)[0]
+        return prompts.clip(sentence, 300)
+    rules = (match[1] for line in reply.text.splitlines() if (match := _RULE.fullmatch(line)))
+    return [prompts.clip(rule.strip(), 200) for rule in rules][:5]
