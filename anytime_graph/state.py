@@ -47,7 +47,8 @@ class Candidate(TypedDict):
 
 
 class Pair(TypedDict):
-    """A preference: `chosen` is better than `rejected` (texts), why, and who decided."""
+    """A preference: `chosen` is better than `rejected` (texts), why, and who decided. better,
+    worse: excerpts of the two. why_by: who gave the reason."""
 
     chosen: str
     rejected: str
@@ -56,6 +57,9 @@ class Pair(TypedDict):
     why: str
     by: Literal["scorer", "judge"]
     gap: float
+    better: str
+    worse: str
+    why_by: Literal["scorer", "judge", "score", "nobody"]
 
 
 class Task(TypedDict):
@@ -157,6 +161,7 @@ class State(Output, Input, total=False):
     made: dict[str, int]
     ballots: dict[str, int]
     matches: list[Any]
+    principles: list[str]
     calibration: Calibration
     least_room: int
     failures: int
@@ -190,6 +195,7 @@ def fresh(question_id: str, run_id: int, thread: str, limits: Limits) -> State:
         curve=[],
         candidates=[],
         pairs=[],
+        principles=[],
         errors=[],
         ordinal=0,
         made={},
@@ -371,6 +377,9 @@ def _pair(
         why=why,
         by=by,
         gap=gap,
+        better=better["answer"][:300],
+        worse=worse["answer"][:300],
+        why_by=by,
     )
 
 
