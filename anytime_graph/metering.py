@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
@@ -151,7 +151,10 @@ def held_to(model: Any, schema: Mapping[str, Any]) -> Runnable[Any, Any] | None:
     form = bound.kwargs.get("response_format")
     if form is not None and "extra_body" in type(model).model_fields:
         # Named as such, langchain-openai would parse the reply, and fail on one that was cut.
-        return model.bind(extra_body={**(model.extra_body or {}), "response_format": form})
+        return cast(
+            "Runnable[Any, Any]",
+            model.bind(extra_body={**(model.extra_body or {}), "response_format": form}),
+        )
     return bound
 
 

@@ -12,7 +12,16 @@ from anytime_graph.checkpoints.schema import SPEND
 from anytime_graph.checkpoints.store import Store
 from anytime_graph.state import union
 
-_JSON = ("options", "limits", "inherited", "conversation", "errors", "parents", "request")
+_JSON = (
+    "options",
+    "limits",
+    "inherited",
+    "conversation",
+    "errors",
+    "parents",
+    "request",
+    "principles",
+)
 
 
 class History:

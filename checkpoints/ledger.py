@@ -21,8 +21,9 @@ from typing import Any, Literal, NamedTuple, cast
 from anytime_graph.budget import DIMENSIONS, Spend, nothing
 from anytime_graph.checkpoints.history import History
 from anytime_graph.checkpoints.leases import LEASE, Hold, Leases, ThreadBusy
+from anytime_graph.checkpoints.likeness import keys as keys_of
 from anytime_graph.checkpoints.schema import SPEND, LedgerError
-from anytime_graph.checkpoints.store import Execute, Store
+from anytime_graph.checkpoints.store import Execute, Store, plain
 from anytime_graph.pairs import Candidate, Pair
 from anytime_graph.state import Point, State, Task
 
@@ -35,7 +36,7 @@ _RECENT = 60.0
 """Seconds after its last node for which a thread counts as one that ran here."""
 _REASONS = (*DIMENSIONS, "perfect", "judge", "done", "satisfied", "errors", "steps", "interrupted")
 _PLANNED = ("ordinal", "step", "move", "swapped", "gate", "slice", "prompt_bound", "room", "shape")
-_OF_RUNS = ("curve", "pairs", "answers", "calls")
+_OF_RUNS = ("memory", "curve", "pairs", "answers", "calls")
 
 
 @dataclass(frozen=True)
@@ -166,21 +167,25 @@ class Ledger(History):
         """The run as the hub leaves it. Tasks of an earlier plan can reserve nothing from here on.
         stop: why it ends; then the thread is released."""
         keeps, run_id = self.record == "all", now["run_id"]
+        principles = [plain(text) for text in now.get("principles", [])]
         with self._write(durable=False) as execute:
             self.leases.renew(hold, execute)
             begun = execute("SELECT id FROM runs WHERE id = :run", {"run": run_id})
-            execute(
+            (kept,) = execute(
                 "INSERT INTO runs (id, thread, asked, question, conversation, model, strategy, "
                 "decides, options, limits, inherited, plan, parent_id, stop_reason, started, "
-                "changed) VALUES (:id, :thread, :asked, :question, :conversation, :model, "
-                ":strategy, :decides, :options, :limits, :inherited, :plan, :parent, :stop, :now, "
-                ":now) ON CONFLICT (id) DO UPDATE SET limits = :limits, plan = :plan, "
-                "stop_reason = :stop, strategy = :strategy, model = :model, changed = :now",
+                "changed, namespace, principles) VALUES (:id, :thread, :asked, :question, "
+                ":conversation, :model, :strategy, :decides, :options, :limits, :inherited, :plan, "
+                ":parent, :stop, :now, :now, :namespace, :principles) ON CONFLICT (id) DO UPDATE "
+                "SET limits = :limits, plan = :plan, stop_reason = :stop, strategy = :strategy, "
+                "model = :model, changed = :now, principles = :principles, namespace = "
+                "CASE runs.namespace WHEN '' THEN :namespace ELSE runs.namespace END "
+                "RETURNING namespace",
                 {
                     "id": run_id,
                     "thread": now["thread"],
                     "asked": run["asked"],
-                    "question": _plain(run["question"]) if keeps else None,
+                    "question": plain(run["question"]) if keeps else None,
                     "conversation": json.dumps(run["conversation"]) if keeps else None,
                     "model": run["model"],
                     "strategy": run["strategy"],
@@ -192,6 +197,8 @@ class Ledger(History):
                     "parent": now.get("parent_run"),
                     "stop": stop if keeps or stop in _REASONS or stop is None else "other",
                     "now": time.time(),
+                    "namespace": run.get("namespace", ""),
+                    "principles": json.dumps(principles) if keeps and principles else None,
                 },
             )
             if now.get("parent_run") and not begun:
@@ -209,6 +216,13 @@ class Ledger(History):
             for pair in now["pairs"]:
                 if pair not in known.get("pairs", []):
                     self._pair(execute, run_id, pair)
+            if kept["namespace"] and now["pairs"] and keeps:
+                found_by = " ".join(keys_of(kept["namespace"], run["question"]))
+                execute(
+                    "INSERT INTO memory (run_id, terms) VALUES (:run, :terms) "
+                    "ON CONFLICT (run_id) DO NOTHING",
+                    {"run": run_id, "terms": found_by},
+                )
             if stop is not None:
                 self.leases.drop(hold, execute)
         if stop is not None:
@@ -237,16 +251,21 @@ class Ledger(History):
         )
 
     def _pair(self, execute: Execute, run_id: int, pair: Pair) -> None:
+        texts = {name: plain(str(pair.get(name) or "")) for name in ("why", "better", "worse")}
+        keeps = self.record == "all"
         execute(
-            "INSERT INTO pairs (run_id, chosen_id, rejected_id, why, decided_by, gap, created) "
-            "SELECT :run, c.id, r.id, :why, :by, :gap, :now FROM answers c, answers r "
-            "WHERE c.run_id = :run AND c.ordinal = :chosen AND r.run_id = :run AND "
-            "r.ordinal = :rejected ON CONFLICT (run_id, chosen_id, rejected_id) DO NOTHING",
+            "INSERT INTO pairs (run_id, chosen_id, rejected_id, why, why_by, better, worse, "
+            "decided_by, gap, created) SELECT :run, c.id, r.id, :why, :why_by, :better, :worse, "
+            ":by, :gap, :now FROM answers c, answers r WHERE c.run_id = :run AND "
+            "c.ordinal = :chosen AND r.run_id = :run AND r.ordinal = :rejected "
+            "ON CONFLICT (run_id, chosen_id, rejected_id) DO UPDATE SET why = excluded.why, "
+            "why_by = excluded.why_by, better = excluded.better, worse = excluded.worse",
             {
+                **{name: (text or None) if keeps else None for name, text in texts.items()},
                 "run": run_id,
                 "chosen": pair["chosen_id"],
                 "rejected": pair["rejected_id"],
-                "why": _plain(pair["why"]) if self.record == "all" else None,
+                "why_by": pair.get("why_by"),
                 "by": pair["by"],
                 "gap": pair["gap"],
                 "now": time.time(),
@@ -338,7 +357,7 @@ class Ledger(History):
                 {
                     **place,
                     "state": "abandoned" if abandoned else "settled",
-                    "text": _plain(reply["text"]) if keeps else None,
+                    "text": plain(reply["text"]) if keeps else None,
                     "ended": reply["ended"],
                     "errors": json.dumps(reply["errors"]),
                     "reply": json.dumps(rest),
@@ -363,9 +382,9 @@ class Ledger(History):
                 {
                     **place,
                     "node": candidate["node"],
-                    "answer": _plain(candidate["answer"]) if keeps else None,
+                    "answer": plain(candidate["answer"]) if keeps else None,
                     "score": candidate["score"],
-                    "feedback": _plain(candidate["feedback"] or "") or None if keeps else None,
+                    "feedback": plain(candidate["feedback"] or "") or None if keeps else None,
                     "complete": int(candidate["complete"]),
                     "parents": json.dumps(candidate["parents"]),
                     "now": time.time(),
@@ -403,7 +422,7 @@ class Ledger(History):
             return
         with self._write(durable=False) as execute:
             for (run_id, ordinal), so_far in streaming:
-                text = _plain(so_far()) or None if self.record == "all" else None
+                text = plain(so_far()) or None if self.record == "all" else None
                 execute(
                     "UPDATE calls SET text = :text, changed = :now WHERE run_id = :run AND "
                     "ordinal = :ordinal AND state = 'reserved'",
@@ -447,8 +466,3 @@ class Access(NamedTuple):
 
     ledger: Ledger
     hold: Hold
-
-
-def _plain(text: str) -> str:
-    """Text as every database takes it: without lone surrogates and NUL."""
-    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\ufffd")

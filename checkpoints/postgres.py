@@ -24,6 +24,8 @@ class PostgresStore:
     """A database with the ledger's tables; safe for threads and for several processes."""
 
     clock = "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
+    mentions = """SELECT run_id FROM memory WHERE string_to_array(terms, ' ') @> ARRAY[:key]
+        LIMIT :most"""
 
     def __init__(self, url: str) -> None:
         try:
@@ -107,6 +109,14 @@ class PostgresStore:
                 cursor.execute(f"CREATE INDEX ON {name} USING gin (search)")
             for name, sql in schema.VIEWS.items():
                 cursor.execute(f"CREATE VIEW {name} AS {sql}")
+        if version < 3:
+            for statement in (
+                *_definition("memory", schema.MEMORY),
+                "CREATE INDEX ON memory USING gin (string_to_array(terms, ' ')) "
+                "WITH (fastupdate = off)",
+                *schema.ADDED,
+            ):
+                cursor.execute(statement)
         if version < schema.VERSION:
             cursor.execute("UPDATE anytime_schema SET version = %s", [schema.VERSION])
 

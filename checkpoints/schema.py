@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-VERSION = 2
-"""1: the tables. 2: full-text search and the views."""
+VERSION = 3
+"""1: the tables. 2: full-text search and the views. 3: the memory of preferences."""
 
 SPEND = {
     "tokens": int,
@@ -132,6 +132,18 @@ TABLES = {
     ),
     "leases": Table({"thread": str, "holder": str, "expires": float}, key="thread"),
 }
+
+MEMORY = Table({"run_id": int, "terms": str}, refers={"run_id": "runs"}, key="run_id")
+"""Since version 3, runs with pairs to remember, found by the terms of their questions."""
+
+ADDED = (
+    "ALTER TABLE runs ADD COLUMN namespace text NOT NULL DEFAULT ''",
+    "ALTER TABLE runs ADD COLUMN principles text",
+    "ALTER TABLE pairs ADD COLUMN better text",
+    "ALTER TABLE pairs ADD COLUMN worse text",
+    "ALTER TABLE pairs ADD COLUMN why_by text",
+)
+"""Columns since version 3."""
 
 SEARCHED = {"runs": "question", "answers": "answer"}
 """The columns under full-text search."""

@@ -43,6 +43,8 @@ class SqliteStore:
     """A file with the ledger's tables; safe for threads and for several processes."""
 
     clock = "((julianday('now') - 2440587.5) * 86400.0)"
+    mentions = """SELECT rowid AS run_id FROM memory_fts WHERE memory_fts MATCH '"' || :key || '"'
+        LIMIT :most"""
 
     def __init__(self, path: str | Path) -> None:
         from sqlite_utils import Database
@@ -125,7 +127,15 @@ class SqliteStore:
                 for name, table in schema.TABLES.items():
                     self._create(name, table)
             if version < 2:
-                self._searchable()
+                for name, column in schema.SEARCHED.items():
+                    self._searchable(name, column)
+                for name, sql in schema.VIEWS.items():
+                    self._db.create_view(name, sql)
+            if version < 3:
+                self._create("memory", schema.MEMORY)
+                self._searchable("memory", "terms")
+                for statement in schema.ADDED:
+                    self._db.execute(statement)
             if version < schema.VERSION:
                 self._table("anytime_schema").upsert({"id": 1, "version": schema.VERSION}, pk="id")
 
@@ -161,13 +171,10 @@ class SqliteStore:
         if columns := schema.INDEXES.get(name):
             created.create_index(columns)
 
-    def _searchable(self) -> None:
-        for name, column in schema.SEARCHED.items():
-            self._table(name).enable_fts([column], create_triggers=True)
-            # Neither column ever changes; the trigger would index it anew at every update.
-            self._db.execute(f"DROP TRIGGER {name}_au")
-        for name, sql in schema.VIEWS.items():
-            self._db.create_view(name, sql)
+    def _searchable(self, name: str, column: str) -> None:
+        self._table(name).enable_fts([column], create_triggers=True)
+        # The column never changes; the trigger would index it anew at every update.
+        self._db.execute(f"DROP TRIGGER {name}_au")
 
 
 def connect(path: str | Path, autocommit: bool = True) -> sqlite3.Connection:

@@ -11,10 +11,12 @@ Execute = Callable[[str, Mapping[str, Any]], list[dict[str, Any]]]
 
 
 class Store(Protocol):
-    """clock: SQL for the time in Unix seconds, by the database's own clock."""
+    """clock: SQL for the time in Unix seconds, by the database's own clock. mentions: SQL for the
+    `run_id` of at most :most remembered runs that have the term :key."""
 
     where: str
     clock: str
+    mentions: str
 
     def transaction(self, durable: bool = True) -> AbstractContextManager[Execute]: ...
     def reading(self) -> AbstractContextManager[Execute]: ...
@@ -23,3 +25,8 @@ class Store(Protocol):
     def matching(self, table: str) -> str: ...
     def words(self, text: str) -> str: ...
     def close(self) -> None: ...
+
+
+def plain(text: str) -> str:
+    """Text as every database takes it: without lone surrogates and NUL."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\ufffd")

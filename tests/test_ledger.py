@@ -460,11 +460,17 @@ with open_checkpoints(target) as store:
 
 
 class TestSchema:
-    def test_an_older_schema_migrates(self, served: Server, target: str) -> None:
+    @pytest.mark.parametrize("version", [1, 2])
+    def test_an_older_schema_migrates(self, served: Server, target: str, version: int) -> None:
         with open_checkpoints(target) as store:
+            new = _definitions(target)
             graph(served, store).compile(checkpointer=store.saver).invoke(ASK, ON)
-        _to_version_one(target)
+        _to_version_two(target)
+        if version == 1:
+            _to_version_one(target)
+        assert _definitions(target) != new
         with open_checkpoints(target) as store:
+            assert _definitions(target) == new
             assert store.ledger.search("rivers")
             graph(served, store).compile(checkpointer=store.saver).invoke(
                 ASK, {"configurable": {"thread_id": "new"}}
@@ -509,6 +515,31 @@ def _partial(target: str) -> str:
     """What a call in flight has left in the ledger so far."""
     rows = sql(target, "SELECT text FROM calls WHERE state = 'reserved' AND text IS NOT NULL")
     return str(rows[0][0]) if rows else ""
+
+
+def _definitions(target: str) -> set[tuple[Any, ...]]:
+    """Every table, column and index of ours."""
+    if target.startswith("postgresql"):
+        columns = (
+            "SELECT table_name, column_name, data_type, is_nullable, column_default "
+            "FROM information_schema.columns WHERE table_schema = 'anytime'"
+        )
+        indexes = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'anytime'"
+        return {*sql(target, columns), *sql(target, indexes)}
+    return {
+        (name, "".join(text.replace('"', "").split()))
+        for name, text in sql(target, "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
+    }
+
+
+def _to_version_two(target: str) -> None:
+    if not target.startswith("postgresql"):
+        sql(target, "DROP TABLE memory_fts")
+    sql(target, "DROP TABLE memory")
+    for statement in schema.ADDED:
+        table, column = statement.split()[2], statement.split()[5]
+        sql(target, f"ALTER TABLE {table} DROP COLUMN {column}")
+    sql(target, "UPDATE anytime_schema SET version = 2")
 
 
 def _to_version_one(target: str) -> None:
