@@ -359,10 +359,10 @@ class _Run:
         run; a bad namespace is an error before anything is spent."""
         if self.memory is None:
             return State()
-        namespace = tuple(_context().get("namespace") or ())
+        namespace = _context().get("namespace") or ()
         encoded(namespace)
         try:
-            examples = self.memory.recall(namespace, question, besides=[run_id])
+            examples = self.memory.recall(tuple(namespace), question, besides=[run_id])
         except Exception as error:
             log.warning("the memory failed: %s", describe(error))
             return State(namespace=list(namespace), errors=[f"memory: {describe(error)}"])

@@ -167,7 +167,7 @@ class Ledger(History):
         """The run as the hub leaves it. Tasks of an earlier plan can reserve nothing from here on.
         stop: why it ends; then the thread is released."""
         keeps, run_id = self.record == "all", now["run_id"]
-        principles = [plain(text) for text in now.get("principles", [])]
+        principles = [plain(text) for text in now["principles"]]
         with self._write(durable=False) as execute:
             self.leases.renew(hold, execute)
             begun = execute("SELECT id FROM runs WHERE id = :run", {"run": run_id})
@@ -251,7 +251,7 @@ class Ledger(History):
         )
 
     def _pair(self, execute: Execute, run_id: int, pair: Pair) -> None:
-        texts = {name: plain(str(pair.get(name) or "")) for name in ("why", "better", "worse")}
+        texts = {name: plain(pair[name]) for name in ("why", "better", "worse")}  # type: ignore[literal-required]
         keeps = self.record == "all"
         execute(
             "INSERT INTO pairs (run_id, chosen_id, rejected_id, why, why_by, better, worse, "
@@ -265,7 +265,7 @@ class Ledger(History):
                 "run": run_id,
                 "chosen": pair["chosen_id"],
                 "rejected": pair["rejected_id"],
-                "why_by": pair.get("why_by"),
+                "why_by": pair["why_by"],
                 "by": pair["by"],
                 "gap": pair["gap"],
                 "now": time.time(),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections import defaultdict
 from collections.abc import Collection, Mapping
+from heapq import nlargest
 
 READ = 4_000
 """Characters of a question that are compared."""
@@ -55,6 +57,17 @@ def weights(counts: Mapping[str, int]) -> dict[str, float]:
     return {
         term: math.log1p(COMMON / min(max(1, count), COMMON)) ** 2 for term, count in counts.items()
     }
+
+
+def heaviest(
+    weights: Mapping[str, float], having: Mapping[str, Collection[int]], most: int
+) -> list[int]:
+    """Of the questions that have these terms (ids, by term), those that share the most weight."""
+    shared = defaultdict[int, float](float)
+    for term, ids in having.items():
+        for one in ids:
+            shared[one] += weights[term]
+    return nlargest(most, shared, key=shared.__getitem__)
 
 
 def alike(weights: Mapping[str, float], other: Collection[str]) -> float:

@@ -13,13 +13,12 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from heapq import nlargest
 from typing import Any, Protocol, runtime_checkable
 
 from langgraph.store.base import BaseStore, SearchItem
 
+from anytime_graph.checkpoints import likeness
 from anytime_graph.checkpoints.ledger import Ledger
-from anytime_graph.checkpoints.likeness import ALIKE, COMMON, READ, alike, keys, terms, weights
 from anytime_graph.checkpoints.store import plain
 from anytime_graph.pairs import Example, Pair
 from anytime_graph.prompts import clip
@@ -106,17 +105,14 @@ class LedgerMemory:
     ) -> list[Example]:
         space = encoded(namespace)
         runs: dict[str, set[int]] = {}
-        near = defaultdict[int, float](float)
         with self._store.reading() as execute:
-            for key in keys(space, question):
-                found = execute(self._store.mentions, {"key": key, "most": COMMON})
+            for key in likeness.keys(space, question):
+                found = execute(self._store.mentions, {"key": key, "most": likeness.COMMON})
                 runs[key] = {row["run_id"] for row in found}.difference(besides)
-            weighed = weights({key: len(having) for key, having in runs.items()})
-            for key, having in runs.items():
-                for run_id in having:
-                    near[run_id] += weighed[key]
-            nearest = nlargest(_NEAR, near, key=near.__getitem__)
-            named = {f"run{n}": run_id for n, run_id in enumerate(nearest)}
+            weighed = likeness.weights({key: len(having) for key, having in runs.items()})
+            named = {
+                f"run{n}": run for n, run in enumerate(likeness.heaviest(weighed, runs, _NEAR))
+            }
             rows = execute(
                 "SELECT m.terms, q.question, coalesce(p.better, c.answer) AS better, "
                 "coalesce(p.worse, r.answer) AS worse, p.why, p.decided_by AS by, p.gap, "
@@ -128,7 +124,7 @@ class LedgerMemory:
             )
         told = [
             (
-                alike(weighed, row["terms"].split()),
+                likeness.alike(weighed, row["terms"].split()),
                 _example(row, json.loads(row["principles"] or "[]")),
             )
             for row in rows
@@ -185,7 +181,9 @@ class StoreMemory:
         self, namespace: Namespace, question: str, limit: int = 3, *, besides: Collection[int] = ()
     ) -> list[Example]:
         place, left_out = _place(namespace), set(map(str, besides))
-        found = self._store.search(place, query=plain(question[:READ]), limit=_NEAR + len(left_out))
+        found = self._store.search(
+            place, query=plain(question[: likeness.READ]), limit=_NEAR + len(left_out)
+        )
         if any(item.score is not None for item in found):
             near = [(float(len(found) - n), item) for n, item in enumerate(found)]
         else:
@@ -204,8 +202,8 @@ class StoreMemory:
         place = _place(namespace)
         if pairs:
             value = {
-                "question": plain(question[:READ]),
-                "terms": terms(question),
+                "question": plain(question[: likeness.READ]),
+                "terms": likeness.terms(question),
                 "examples": [_example({**p, "question": question}, principles) for p in pairs],
                 "created": time.time(),
             }
@@ -246,11 +244,12 @@ def _place(namespace: Namespace) -> Namespace:
 
 
 def _by_words(question: str, items: Sequence[SearchItem]) -> list[tuple[float, SearchItem]]:
-    counts = Counter(dict.fromkeys(terms(question), 0))
-    for item in items:
+    counts = Counter(dict.fromkeys(likeness.terms(question), 0))
+    near = [item for item in items if not counts.keys().isdisjoint(item.value["terms"])]
+    for item in near:
         counts.update(counts.keys() & item.value["terms"])
-    weight = weights(counts)
-    return [(alike(weight, item.value["terms"]), item) for item in items]
+    weighed = likeness.weights(counts)
+    return [(likeness.alike(weighed, item.value["terms"]), item) for item in near]
 
 
 def _example(row: Mapping[str, Any], principles: Sequence[str]) -> Example:
@@ -273,7 +272,7 @@ def _chosen(found: Sequence[tuple[float, Example]], limit: int) -> list[Example]
     """The best pair of each question, the most alike first; then their second ones, and so on."""
     turns: Counter[str] = Counter()
     told: dict[tuple[str, str], tuple[int, Example]] = {}
-    similar = [(likeness, example) for likeness, example in found if likeness >= ALIKE]
+    similar = [(alike, example) for alike, example in found if alike >= likeness.ALIKE]
     for _, example in sorted(similar, key=lambda f: (-f[0], -f[1]["gap"])):
         texts, question = (example["better"], example["worse"]), example["question"].casefold()
         if texts not in told and texts[0] != texts[1]:

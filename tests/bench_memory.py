@@ -82,7 +82,8 @@ def memory() -> None:
         for small in (0, SMALL):
             # Half of the pairs in one big namespace, the rest in many small ones.
             spaces = [
-                ("tenant", str(n // 2 % small if small and n % 2 else "")) for n in range(PAIRS)
+                ("tenant", f"small {n // 2 % small}" if small and n % 2 else "big")
+                for n in range(PAIRS)
             ]
             targets = [str(folder / f"{small}.db")]
             if server:

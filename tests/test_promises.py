@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given, note
 from hypothesis import strategies as st
+from langgraph.store.memory import InMemoryStore
 
 from anytime_graph import Budget, BudgetTooSmall, NoAnswer, Prices, Score, create_anytime_graph
+from anytime_graph.checkpoints.preferences import memory_of
+from anytime_graph.pairs import Pair
 from anytime_graph.strategies import STRATEGIES
 from tests.server import Reply, Server, serving
 
@@ -25,7 +28,15 @@ replies = st.builds(
         st.integers(1, 120).map(lambda n: "some words " * n),
         st.integers(0, 9).map(lambda n: f"so <answer>{n}</answer> it is"),
         st.sampled_from(
-            ["first\nVerdict: A", "Verdict: B", "even\nVerdict: tie", "?!", "Verdict: good"]
+            [
+                "first\nVerdict: A",
+                "Verdict: B",
+                "even\nVerdict: tie",
+                '{"reason": "so", "verdict": "B"}',
+                "?!",
+                "- a rule",
+                "Verdict: good",
+            ]
         ),
     ),
     usage=st.sampled_from(["true"] * 6 + ["none", {"prompt_tokens": -1, "completion_tokens": 0}]),
@@ -79,15 +90,33 @@ def scored(kind: str | None, seen: list[float]) -> Any:
     return score
 
 
+def remembering() -> InMemoryStore:
+    """A store with pairs of an earlier question like the one that is asked."""
+    store = InMemoryStore()
+    told = {"chosen": "b", "rejected": "w", "chosen_id": 0, "rejected_id": 1, "gap": 0.5}
+    more = {"better": "they bend " * 20, "worse": "no idea", "why": "it says why"}
+    pair = Pair(**told, **more, by="judge", why_by="judge")  # type: ignore[typeddict-item]
+    memory_of(store).learn((), "Why do rivers bend so?", [pair], ["Say why."], 1)
+    return store
+
+
 def outcome(
-    server: Server, sync: bool, budget: Budget, strategy: str, kind: Any, script: list[Reply]
+    server: Server,
+    sync: bool,
+    budget: Budget,
+    strategy: str,
+    kind: Any,
+    helped: bool,
+    script: list[Reply],
 ) -> Any:
+    """helped: by a memory, and by a schema for verdicts."""
     seen: list[float] = []
     server.calls.clear()
     server.script = follow(script)
     app = create_anytime_graph(
-        server.model(seed=0),
+        server.model(seed=0, profile={"structured_output": helped}),
         budget=budget,
+        memory=remembering() if helped else None,
         strategy=strategy,
         scorer=scored(kind, seen),
         prices=PRICES,
@@ -106,6 +135,10 @@ def outcome(
         spent, best = out["spent"], out["best"]
         assert out["messages"][-1].text == best["answer"]
         assert out["stop_reason"]
+    if helped and len(server.calls) > 1 and best and (budget.calls or 0) > 3:
+        assert budget.tokens or any(
+            "they bend" in c.text or "Say why." in c.text for c in server.calls
+        )
     served = sum(c.prompt + c.output for c in server.calls)
     cost = sum(PRICES.usd(c.prompt, c.output) for c in server.calls)
     for dimension, true, slack in (  # P1
@@ -138,11 +171,17 @@ def _said(server: Server, call: Any) -> bool:
     return reply.error is None and visible > 0 and reply.text != ""
 
 
-@given(budget=budgets, strategy=st.sampled_from(sorted(STRATEGIES)), kind=scorers, script=scripts)
+@given(
+    budget=budgets,
+    strategy=st.sampled_from(sorted(STRATEGIES)),
+    kind=scorers,
+    helped=st.booleans(),
+    script=scripts,
+)
 def test_promises_hold_and_sync_equals_async(
-    budget: Budget, strategy: str, kind: Any, script: list[Reply]
+    budget: Budget, strategy: str, kind: Any, helped: bool, script: list[Reply]
 ) -> None:
     with serving() as server:
-        first = outcome(server, True, budget, strategy, kind, script)
-        second = outcome(server, False, budget, strategy, kind, script)
+        first = outcome(server, True, budget, strategy, kind, helped, script)
+        second = outcome(server, False, budget, strategy, kind, helped, script)
     assert first == second
