@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
 from random import Random
+from time import process_time
 from typing import Any
 
 import pytest
@@ -147,13 +148,22 @@ def test_any_reply_is_scored_over_the_same_constraints(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["Day 1-3: ", "day ", "\n", "* ", "_", "from a to ", "Day 1-9999: Riga "]
+    "piece",
+    ["Day 1-3: ", "day ", "\n", "* ", "_", "from a to ", "Day 1-9999: Riga\nDay 1-9999: Oslo\n"],
 )
 def test_reading_a_plan_takes_time_in_proportion_to_the_reply(piece: str) -> None:
+    started = process_time()
     trips.score(BASE, "", piece * (60_000 // len(piece)))
+    assert process_time() - started < 5
 
 
 # --- the generator -----------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 5)), max_size=6))
+def test_days_in_a_city_count_once(spans: list[tuple[int, int]]) -> None:
+    stays = [Stay("Riga", first, first + more) for first, more in spans]
+    assert trips._days(stays) == len({d for s in stays for d in range(s.first, s.last + 1)})
 
 
 def made(count: int, cities: range) -> Iterator[tuple[int, Trip, list[Stay]]]:

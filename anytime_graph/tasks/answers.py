@@ -23,6 +23,7 @@ _NUMBER = re.compile(
 _LETTER = re.compile(
     r"[\W_]*(?:(?:option|choice|text)\b[\W_]*)?([A-Z])(?=$|[).:,\]}*\n$])", re.IGNORECASE
 )
+_ANOTHER = re.compile(r"[\W_]*(?:(?:or|and)\b[\W_]*)?[A-Z]\b(?!')")
 _LISTED = re.compile(r"\b(?:or|and)\b|[,;]\s")
 _LONGEST = 400
 
@@ -60,7 +61,10 @@ def numeric(reply: str) -> Fraction | None:
 def letter(reply: str, letters: str = "ABCD") -> str | None:
     """The choice that a reply gives as its answer: "B", "(b)", "Answer: B) because", "\\boxed{B}"."""
     given = found if (found := final(reply)) is not None else reply.strip()
-    match = _LETTER.match(given.replace("\\text{", "").replace("\\mathrm{", ""))
+    given = given.replace("\\text{", "").replace("\\mathrm{", "")
+    match = _LETTER.match(given)
+    if match and _ANOTHER.match(given, match.end()):
+        return None
     if match and (match[1].isupper() or len(given.strip("()[]{}.:*_ ")) == 1):
         return chosen if (chosen := match[1].upper()) in letters else None
     return None

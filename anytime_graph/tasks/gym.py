@@ -63,7 +63,7 @@ def reasoning_gym(name: str, *, count: int = 50, seed: int = 0, **parameters: An
     return Task(
         f"reasoning_gym:{name}",
         f"{name.replace('_', ' ')}, from Reasoning Gym",
-        Lazy(partial(_question, made, own), range(count)),
+        Lazy(partial(_question, made, own, seed), range(count)),
         "tags",
         "accuracy",
     )
@@ -82,9 +82,9 @@ def _rightly_keyed(parameters: dict[str, Any]) -> dict[str, Any]:
     return {**chosen, "operators": list(chosen["operators"])}
 
 
-def _question(made: Any, own: bool, at: int) -> Question:
+def _question(made: Any, own: bool, seed: int, at: int) -> Question:
     entry = made[at]
-    return Question(str(at), entry["question"], partial(_score, made, own, entry))
+    return Question(f"{seed}-{at}", entry["question"], partial(_score, made, own, entry))
 
 
 def _score(made: Any, own: bool, entry: dict[str, Any], question: str, answer: str) -> Score:

@@ -29,8 +29,8 @@ def jsonl(
     it each line needs an `answer`, which a reply must give: exactly, if it is a number, else but for
     case, spaces and final stops.
     """
-    if not file:
-        raise ValueError("jsonl: give the file, as in jsonl:questions.jsonl")
+    if answer not in ("tags", "whole"):
+        raise ValueError(f"answer={answer!r}: 'tags' or 'whole'")
     rows = records(file)
     scorer = _named(check) if isinstance(check, str) else check
     return Task(
@@ -49,7 +49,8 @@ def _question(
     text = str(column(row, ("question", "prompt"), where))
     if scorer is None:
         scorer = partial(_same, str(column(row, ("answer",), f"{where}, without check=")))
-    return Question(str(row.get("id", at + 1)), text, scorer)
+    name = row.get("id")
+    return Question(str(at + 1 if name in (None, "") else name), text, scorer)
 
 
 def _same(expected: str, question: str, answer: str) -> Score:

@@ -92,12 +92,10 @@ def whole(name: str, value: object, least: int, most: int | None = None) -> int:
 
 
 def column(row: Mapping[str, Any], names: Iterable[str], where: str) -> Any:
-    """The first of the columns that the row has, whatever their case. Raises ValueError, which names
-    the columns and never their content."""
+    """The first of the columns that the row has, whatever their case. Raises ValueError, which shows
+    nothing of the row: without a header, the names of its columns are content."""
     low = {str(key).lower(): value for key, value in row.items()}
     for name in names:
         if low.get(name) not in (None, ""):
             return low[name]
-    raise ValueError(
-        f"{where}: a column {' or '.join(map(repr, names))} is needed, not {sorted(low)}"
-    )
+    raise ValueError(f"{where}: a column {' or '.join(map(repr, names))} is needed")

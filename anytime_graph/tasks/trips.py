@@ -260,8 +260,8 @@ def rate(trip: Trip, plan: Sequence[Stay]) -> list[tuple[bool, str]]:
     wrong += sorted(set(visited) - set(wanted))
     checks.append((not wrong, f"each city once and no other, but see {', '.join(wrong)}"))
     for city, days in trip.stays:
-        there = {d for s in plan if s.city == city for d in range(s.first, s.last + 1)}
-        checks.append((len(there) == days, f"{city} for {days} days, not {len(there)}"))
+        there = _days([stay for stay in plan if stay.city == city])
+        checks.append((there == days, f"{city} for {days} days, not {there}"))
     for e in trip.events:
         holds = any(s.city == e.city and s.first <= e.first and e.last <= s.last for s in plan)
         checks.append((holds, f"{e.what} in {e.city}: be there from day {e.first} to {e.last}"))
@@ -278,6 +278,15 @@ def rate(trip: Trip, plan: Sequence[Stay]) -> list[tuple[bool, str]]:
         )
     missing = len(wanted) - 1 - len(legs)
     return checks + [(False, f"{missing} flights are missing")] * missing
+
+
+def _days(stays: Sequence[Stay]) -> int:
+    """How many days lie in at least one of the stays."""
+    count = reached = 0
+    for stay in sorted(stays, key=lambda stay: stay.first):
+        count += max(0, stay.last - max(stay.first - 1, reached))
+        reached = max(reached, stay.last)
+    return count
 
 
 def score(trip: Trip, question: str, answer: str) -> Score:

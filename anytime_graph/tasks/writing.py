@@ -44,7 +44,7 @@ def _question(difficulty: int, dice: Random) -> Question:
 
 
 def make(dice: Random, difficulty: int) -> Constraints:
-    """Rules that a text can meet all at once: 5 of them for difficulty 1 and 2, then 7, 8 and 9."""
+    """Rules that a text can meet all at once: 5 of them for difficulty 1 and 2, then 7, 7 and 8."""
     sentences = dice.randint(2, 4)
     words = sentences * dice.randint(9, 13)
     slack = round(words * (0.75 - 0.12 * difficulty))
