@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anytime_graph.tasks.answers import final, is_number, letter, number, numeric, same
+from anytime_graph.tasks.answers import final, is_number, letter, number, numeric, same, tail
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_fraction_is_read_back(value: Fraction) -> None:
 
 @given(st.text(max_size=200) | st.text(r"\boxed{}answer is:=0123,./-*_ Day", max_size=200))
 def test_any_reply_can_be_read(reply: str) -> None:
-    final(reply), numeric(reply), letter(reply), same(reply, "25"), same(reply, "x")
+    final(reply), numeric(reply), letter(reply), tail(reply), same(reply, "25"), same(reply, "x")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_any_reply_can_be_read(reply: str) -> None:
 def test_reading_takes_time_in_proportion_to_the_reply(piece: str) -> None:
     reply = piece * (60_000 // len(piece))
     started = process_time()
-    final(reply), numeric(reply), letter(reply)
+    final(reply), numeric(reply), letter(reply), tail(reply)
     assert process_time() - started < 5
 
 
@@ -141,6 +141,11 @@ def test_reading_takes_time_in_proportion_to_the_reply(piece: str) -> None:
 )
 def test_letters(reply: str, choice: str | None) -> None:
     assert letter(reply) == choice
+
+
+def test_the_tail_has_all_lines_behind_the_last_answer() -> None:
+    assert tail("Answer: no.\n**Answer:**\n1 2\n3 4\n") == "1 2\n3 4"
+    assert tail(" 1 2\n3 4 ") == "1 2\n3 4"
 
 
 @pytest.mark.parametrize(

@@ -315,6 +315,10 @@ def test_other_graders_are_asked_for_the_final_answer() -> None:
     for question, entry in zip(words.questions, made, strict=True):
         assert value(question, f"Let me see.\nAnswer: {entry['answer']}") == 1
         assert value(question, "Answer: no idea") < 1
+    grid = package.create_dataset("mini_sudoku", size=1, seed=0)[0]["answer"]
+    solved = load("reasoning_gym:mini_sudoku", count=1).questions[0]
+    assert value(solved, grid) == value(solved, f"So it is.\nAnswer:\n{grid}\n") == 1
+    assert value(load("reasoning_gym:prime_factorization", count=1).questions[0], "junk") == 0
     assert value(load("reasoning_gym:leg_counting", count=1).questions[0], "-1") == 0
 
 

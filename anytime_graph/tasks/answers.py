@@ -39,6 +39,11 @@ def final(text: str) -> str | None:
     return (inside[-1] if inside else found[1]).strip()
 
 
+def tail(text: str) -> str:
+    """All that follows the last "Answer:", for answers of several lines; else the text."""
+    return re.split(r"\banswer[*_ ]*:[*_ ]*", text, flags=re.IGNORECASE)[-1].strip()
+
+
 def number(text: str) -> Fraction | None:
     """The one number that the text gives, exactly: "025", "$1,024$", "\\frac{1}{2}", "25.0 cm". Of a
     text with several, the one behind the last "=" of its last line: "3 + 4 = 7". None if there is no

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from anytime_graph.scoring import Score
-from anytime_graph.tasks.answers import final, is_number, same
+from anytime_graph.tasks.answers import final, is_number, same, tail
 from anytime_graph.tasks.task import Lazy, Question, Task, whole
 
 EVALUATED = frozenset(
@@ -94,6 +94,10 @@ def _score(made: Any, own: bool, entry: dict[str, Any], question: str, answer: s
     elif is_number(key) and same(answer, key):
         value = 1.0
     else:
-        graded = float(made.score_answer(final(answer) or answer, entry))
+        given = tail(answer) if "\n" in key else final(answer) or answer
+        try:
+            graded = float(made.score_answer(given, entry))
+        except Exception:  # some graders take for granted that an answer is of their form
+            graded = 0.0
         value = min(1.0, max(0.0, graded if not is_number(key) else math.floor(graded)))
     return Score(value, None if value == 1 else "That is not the answer.")

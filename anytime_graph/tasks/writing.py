@@ -52,6 +52,6 @@ def make(dice: Random, difficulty: int) -> Constraints:
         sentences=(sentences, sentences + max(0, 4 - difficulty)),
         words=(words - slack, words + slack),
         include=tuple(dice.sample(_WORDS, (difficulty + 1) // 2)),
-        forbid=tuple(dice.sample(_FORBIDDEN[: difficulty + 2], 1 + difficulty // 3)),
+        forbid=tuple(dice.sample(_FORBIDDEN[: 2 * difficulty - 1], 1 + difficulty // 3)),
         ends_with=dice.choice(".!?" if difficulty < 3 else _ENDS),
     )
