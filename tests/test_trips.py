@@ -110,7 +110,7 @@ def test_the_feedback_names_what_fails() -> None:
     assert score.feedback == (
         "Wrong: the trip must last from day 1 to day 11, not from 1 to 10; Oslo for 4 days, not 3; "
         "Paris for 5 days, not 4; conference in Paris: be there from day 10 to 11; "
-        "fly from Riga to Oslo on the day you leave and arrive."
+        "arrive on the day you leave from Riga to Oslo."
     )
     assert trips.score(BASE, "", "It cannot be done.").value == 0
     assert "Day 1-3" in str(trips.score(BASE, "", "It cannot be done.").feedback)
@@ -129,6 +129,8 @@ def test_the_feedback_names_what_fails() -> None:
         "Day 7: Fly from Rome to Paris. Day 7-11: Visit Paris.",
         "Day 1: Arrive in Riga\nDay 2: Explore Riga\nDay 3: Fly from Riga to Oslo\nDay 4: Oslo\n"
         "Day 5: Oslo\nDay 6: Fly from Oslo to Rome\nDay 7: Fly from Rome to Paris\nDay 8-11: Paris",
+        "Day 1: Visit Riga for 3 days.\nDay 3: Fly from Riga to Oslo and stay for 4 days.\nDay 6: Fly "
+        "from Oslo to Rome.\nDay 7: Fly from Rome to Paris.\nDay 7: Visit Paris for 5 days.",
         "I fly from Rome to Oslo in days 3-5, no.\nDay 1-5: Visit Oslo\nDay 5-11: Visit Rome\n\nWrong! "
         "Better:\nDay 1-3: Riga\nDay 3-6: Oslo\nDay 6-7: Rome\nDay 7-11: Paris\n\nThat is from day 1 "
         "to day 11.",

@@ -22,10 +22,8 @@ How days are counted: a day on which you fly counts in both cities, so you arriv
 the last day of the stay before. The trip starts on day 1, in whichever city suits, and there is no \
 flight home. Each city is visited once. "A and B" is a direct flight both ways, "from A to B" only \
 that way. You are in the city of an event on all its days.
-Write the plan, and nothing else, as one line for each stay and each flight:
-Day 1-3: Visit A for 3 days.
-Day 3: Fly from A to B.
-Day 3-6: Visit B for 4 days."""
+Write the plan, and nothing else, as a line for each stay, "Day FIRST-LAST: Visit CITY for N days.", \
+and between two stays a line for the flight, "Day N: Fly from CITY to CITY.\""""
 """What a plan is, which the prompts of NATURAL PLAN leave to their examples."""
 
 
@@ -177,17 +175,18 @@ _DAYS = r"days?\s+(\d{1,4})(?:\s*(?:-|–|—|to|through|and)\s*(?:days?\s+)?(\d
 _ENTRY = re.compile(
     rf"^(?:[^\w\n]|_){{0,12}}{_DAYS}\b|\b{_DAYS}\b[*_ ]*:", re.IGNORECASE | re.MULTILINE
 )
+_LASTING = re.compile(r"\bfor (\d{1,4}) days", re.IGNORECASE)
 _MOVE = re.compile(r"\bfrom\s+([\w'-]+)\s+to\s+([\w'-]+)", re.IGNORECASE)
 _NEW = re.compile(
-    r"\b(?:[Vv]isit(?:ing)?|[Ss]tay(?:ing)? in|[Ee]xplor(?:e|ing)|[Ii]n)\s+([A-Z][\w'-]+)"
+    r"\b(?:[Vv]isit(?:ing)?|[Ss]tay(?:ing)? in|[Ee]xplor(?:e|ing)|[Ii]n)\s+([A-Z][\w'-]*)"
 )
 
 
 def read_plan(text: str, cities: Sequence[str]) -> list[Stay]:
     """The stays of the plan in a text, in its order: of the last plan, if it holds several.
 
-    A plan is made of entries, "Day 1-7: ..." or "Day 7: ...", at the start of a line or before a
-    colon. A flight is a day in both its cities. Entries that follow each other in one city are one
+    A plan is made of entries, "Day 1-7: ...", "Day 1: ... for 7 days" or "Day 7: ...", at the start
+    of a line or before a colon. A flight is a day in both its cities. Entries that follow each other in one city are one
     stay. Empty if there is none.
     """
     stays: list[Stay] = []
@@ -208,8 +207,9 @@ def _entries(text: str) -> list[tuple[int, int, str]]:
     entries = []
     for m, end in zip(found, bounds[1:], strict=True):
         first = int(m[1] or m[3])
-        last = int(m[2] or m[4] or first)
         said = text[m.end() : end].strip("*_: \n").split("\n", 1)[0]
+        stated = _LASTING.search(said)
+        last = int(m[2] or m[4] or first + (int(stated[1]) - 1 if stated else 0))
         if last >= first:
             entries.append((first, last, said))
     return entries
@@ -268,14 +268,8 @@ def rate(trip: Trip, plan: Sequence[Stay]) -> list[tuple[bool, str]]:
     legs = list(pairwise(plan))[: len(wanted) - 1]
     for a, b in legs:
         flies = (a.city, b.city) in trip.flights
-        checks.append(
-            (flies and a.last == b.first, f"there is no direct flight from {a.city} to {b.city}")
-            if not flies
-            else (
-                a.last == b.first,
-                f"fly from {a.city} to {b.city} on the day you leave and arrive",
-            )
-        )
+        why = "arrive on the day you leave" if flies else "there is no direct flight"
+        checks.append((flies and a.last == b.first, f"{why} from {a.city} to {b.city}"))
     missing = len(wanted) - 1 - len(legs)
     return checks + [(False, f"{missing} flights are missing")] * missing
 
@@ -294,7 +288,7 @@ def score(trip: Trip, question: str, answer: str) -> Score:
     plan = read_plan(answer, [city for city, _ in trip.stays])
     if not plan:
         return Score(
-            0.0, "There is no plan in it. Write lines such as: Day 1-3: Visit A for 3 days."
+            0.0, "There is no plan in it. Write lines such as Day 1-3: Visit CITY for 3 days."
         )
     checks = rate(trip, plan)
     failed = list(dict.fromkeys(why for holds, why in checks if not holds))
