@@ -1,0 +1,62 @@
+"""Tasks with checkable answers, to measure anytime reasoning on.
+
+    task = load("trip", count=20, cities=6)
+    for question in task.questions:
+        score = question.scorer(question.prompt, ask(question.prompt))
+
+Generated tasks ("constraints", "trip") need nothing; the others need a package, a file of the user's,
+or access to the Hugging Face Hub. No question of anybody else's is shipped.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from anytime_graph.tasks.aime import aime_2024
+from anytime_graph.tasks.gpqa import gpqa_diamond
+from anytime_graph.tasks.gym import reasoning_gym
+from anytime_graph.tasks.natural_plan import natural_plan_trip
+from anytime_graph.tasks.own import jsonl
+from anytime_graph.tasks.task import Question, Task
+from anytime_graph.tasks.trips import trip
+from anytime_graph.tasks.writing import constraints
+
+__all__ = ["TASKS", "Question", "Task", "load"]
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "constraints": constraints,
+    "trip": trip,
+    "natural_plan_trip": natural_plan_trip,
+    "aime_2024": aime_2024,
+    "gpqa_diamond": gpqa_diamond,
+    "reasoning_gym": reasoning_gym,
+    "jsonl": jsonl,
+}
+"""What makes each task. Those that take a file or a name have it behind a colon."""
+
+
+def load(name: str, **options: Any) -> Task:
+    """The task of that name: "constraints", "trip", "natural_plan_trip:FILE", "aime_2024[:FILE]",
+    "gpqa_diamond[:FILE]", "reasoning_gym:NAME" or "jsonl:FILE".
+
+    options: those of the function that makes it; all take `count` (how many questions; of a file all,
+    if not given) and `seed`, and give the same questions for the same.
+
+    Raises ValueError for a name or an option that there is not.
+    """
+    kind, _, target = name.partition(":")
+    if kind not in TASKS:
+        raise ValueError(f"task {name!r}: there is none of that name; there are {', '.join(TASKS)}")
+    make = TASKS[kind]
+    parameters = list(inspect.signature(make).parameters.values())
+    slot = parameters.pop(0) if parameters[0].kind is not inspect.Parameter.KEYWORD_ONLY else None
+    if target and slot is None:
+        raise ValueError(f"task {name!r}: {kind} takes nothing behind a colon")
+    if not target and slot and slot.default is inspect.Parameter.empty:
+        raise ValueError(f"task {name!r}: needs a {slot.name}, {kind}:{slot.name.upper()}")
+    known = {p.name for p in parameters}
+    if unknown := set() if "parameters" in known else set(options) - known:
+        raise ValueError(f"task {name!r}: no option {unknown.pop()!r}; it takes {sorted(known)}")
+    return make(*([target] if target else []), **options)

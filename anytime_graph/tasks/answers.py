@@ -1,0 +1,113 @@
+"""Finding the final answer in a reply, and comparing it. A reply is data: nothing in it is ever
+evaluated.
+
+The final answer is, whichever comes last, a `\\boxed{...}` or a line "Answer: ..." (also "The
+answer is ..."). A reply with neither is an answer only if it leaves no doubt: one number, one letter.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from anytime_graph.scoring import normal
+
+_LINE = re.compile(r"\banswer\b[*_ ]*(?:\bis\b[* ]*:?|:|=)[*_ ]*(?=\S)([^\n]+)", re.IGNORECASE)
+_BRACE = re.compile(r"(\\(?:boxed|fbox)\s*)?\{|\}")
+_NUMBER = re.compile(
+    r"(?<![\w.])(-?)(?:"
+    r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}"
+    r"|((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:/(\d+))?"
+    r")(?![\w/]|\.\d)"
+)
+_LETTER = re.compile(
+    r"[\W_]*(?:(?:option|choice|text)\b[\W_]*)?([A-Z])(?=$|[).:,\]}*\n$])", re.IGNORECASE
+)
+_ANOTHER = re.compile(r"[\W_]*(?:(?:or|and)\b[\W_]*)?[A-Z]\b(?!')")
+_LISTED = re.compile(r"\b(?:or|and)\b|[,;]\s")
+_LONGEST = 400
+
+
+def final(text: str) -> str | None:
+    """The last box that is closed and not empty, or the rest of the last answer line."""
+    boxes = [(at, inside) for at, inside in _boxes(text) if inside.strip()]
+    lines = [(m.start(), m[1]) for m in _LINE.finditer(text) if m[1].strip(" *_.")]
+    found = max([*boxes[-1:], *lines[-1:]], default=None)
+    if found is None:
+        return None
+    inside = [part for _, part in _boxes(found[1]) if part.strip()]
+    return (inside[-1] if inside else found[1]).strip()
+
+
+def tail(text: str) -> str:
+    """All that follows the last "Answer:", for answers of several lines; else the text."""
+    return re.split(r"\banswer[*_ ]*:[*_ ]*", text, flags=re.IGNORECASE)[-1].strip()
+
+
+def number(text: str) -> Fraction | None:
+    """The one number that the text gives, exactly: "025", "$1,024$", "\\frac{1}{2}", "25.0 cm". Of a
+    text with several, the one behind the last "=" of its last line: "3 + 4 = 7". None if there is no
+    number, or more than one value."""
+    text = text.replace("\\!", "").replace("{,}", ",").replace("\u2212", "-")
+    values = {_value(m) for m in _NUMBER.finditer(text)}
+    if len(values) > 1:
+        line = text.rstrip().rsplit("\n", 1)[-1]
+        before, equals, tail = line.rpartition("=")
+        listed = "=" in before and _LISTED.search(line)
+        values = {_value(m) for m in _NUMBER.finditer(tail)} if equals and not listed else set()
+    return values.pop() if len(values) == 1 else None
+
+
+def numeric(reply: str) -> Fraction | None:
+    """The number that a reply gives as its answer."""
+    return number(found if (found := final(reply)) is not None else reply)
+
+
+def letter(reply: str, letters: str = "ABCD") -> str | None:
+    """The choice that a reply gives as its answer: "B", "(b)", "Answer: B) because", "\\boxed{B}"."""
+    given = found if (found := final(reply)) is not None else reply.strip()
+    given = given.replace("\\text{", "").replace("\\mathrm{", "")
+    match = _LETTER.match(given)
+    if match and _ANOTHER.match(given, match.end()):
+        return None
+    if match and (match[1].isupper() or len(given.strip("()[]{}.:*_ ")) == 1):
+        return chosen if (chosen := match[1].upper()) in letters else None
+    return None
+
+
+def is_number(text: str) -> bool:
+    """Whether the text is a number and nothing else."""
+    return _NUMBER.fullmatch(text.strip()) is not None and number(text) is not None
+
+
+def same(reply: str, expected: str) -> bool:
+    """Whether a reply gives the expected answer: as a number if that is one, else as a text, in
+    which case, spaces and final stops do not count."""
+    if is_number(expected):
+        return numeric(reply) == number(expected)
+    return normal(expected) in (normal(reply), normal((final(reply) or "").strip("*_ ")))
+
+
+def _boxes(text: str) -> list[tuple[int, str]]:
+    """(where, what) of each closed box, in the order they close; braces inside may be nested."""
+    open_: list[tuple[int, int] | None] = []
+    found = []
+    for m in _BRACE.finditer(text):
+        if m[0] == "}":
+            box = open_.pop() if open_ else None
+            if box:
+                found.append((box[0], text[box[1] : m.start()]))
+        else:
+            open_.append((m.start(), m.end()) if m[1] else None)
+    return found
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    sign, top, bottom, plain, under = match.groups()
+    if len(match[0]) > _LONGEST:
+        return None
+    value = Fraction(top) if top else Fraction(plain.replace(",", ""))
+    below = int(bottom or under or 1)
+    if not below:
+        return None
+    return (-value if sign else value) / below

@@ -1,0 +1,69 @@
+"""Records from a file of the user's."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+KINDS = ".jsonl, .csv or .parquet"
+
+
+def records(path: str | Path) -> Sequence[dict[str, Any]]:
+    """The rows of a JSON Lines, CSV or Parquet file (the last needs `pyarrow`), as the Hub has them.
+
+    Raises ValueError, which names the file and the line and never their content, if it does not
+    exist, is of another kind, empty, or malformed.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"{path}: there is no such file; a {KINDS} file is needed")
+    kind = file.suffix.lower()
+    if kind == ".jsonl":
+        rows = [_row(file, at, line) for at, line in enumerate(_lines(file), 1) if line.strip()]
+    elif kind == ".csv":
+        with file.open(encoding="utf-8-sig", newline="") as opened:
+            rows = list(csv.DictReader(opened))
+    elif kind == ".parquet":
+        rows = import_module("pyarrow.parquet").read_table(file).to_pylist()
+    else:
+        raise ValueError(f"{path}: a {KINDS} file is needed")
+    if not rows:
+        raise ValueError(f"{path}: the file holds no rows")
+    return rows
+
+
+def from_hub(task: str, name: str, config: str | None) -> Sequence[dict[str, Any]]:
+    """The rows of a data set of the Hugging Face Hub, through `datasets`, which uses the user's own
+    token and keeps a copy in its own cache. Raises ImportError without `datasets`, ConnectionError
+    if the Hub does not give it."""
+    try:
+        datasets = import_module("datasets")
+    except ImportError:
+        raise ImportError(
+            f"{task}: pip install datasets to load it from the Hub, or give a file: {task}:FILE"
+        ) from None
+    try:
+        return list(datasets.load_dataset(name, config, split="train"))
+    except Exception as error:  # the Hub's client raises a great many kinds
+        raise ConnectionError(
+            f"{task}: {name} could not be loaded from the Hub ({type(error).__name__}). If it is "
+            f"gated, accept its terms there and set HF_TOKEN; or give a file: {task}:FILE"
+        ) from None
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8-sig").split("\n")
+
+
+def _row(file: Path, at: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise ValueError(f"{file}, line {at}: a JSON object is needed")
+    return row

@@ -1,0 +1,62 @@
+"""Questions of the user's own."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, cast
+
+from anytime_graph import options
+from anytime_graph.scoring import Score, Scorer
+from anytime_graph.tasks.answers import same
+from anytime_graph.tasks.files import records
+from anytime_graph.tasks.task import Question, Task, column, sampled
+
+
+def jsonl(
+    file: str,
+    *,
+    check: str | Scorer | None = None,
+    answer: Literal["tags", "whole"] = "tags",
+    count: int | None = None,
+    seed: int = 0,
+) -> Task:
+    """A file with a question (or prompt) on each line, and an id if it has one; CSV and Parquet do
+    as well.
+
+    check: a scorer, or FILE.py:FUNCTION, a function (question, answer) -> number in [0, 1]. Without
+    it each line needs an `answer`, which a reply must give: exactly, if it is a number, else but for
+    case, spaces and final stops.
+    """
+    if answer not in ("tags", "whole"):
+        raise ValueError(f"answer={answer!r}: 'tags' or 'whole'")
+    rows = records(file)
+    scorer = _named(check) if isinstance(check, str) else check
+    return Task(
+        f"jsonl:{file}",
+        f"questions of {file}",
+        sampled(partial(_question, rows, file, scorer), len(rows), count, seed),
+        answer,
+        "csr" if scorer else "accuracy",
+    )
+
+
+def _question(
+    rows: Sequence[Mapping[str, Any]], file: str, scorer: Scorer | None, at: int
+) -> Question:
+    row, where = rows[at], f"{file}, row {at + 1}"
+    text = str(column(row, ("question", "prompt"), where))
+    if scorer is None:
+        scorer = partial(_same, str(column(row, ("answer",), f"{where}, without check=")))
+    name = row.get("id")
+    return Question(str(at + 1 if name in (None, "") else name), text, scorer)
+
+
+def _same(expected: str, question: str, answer: str) -> Score:
+    return Score(1.0) if same(answer, expected) else Score(0.0, "That is not the answer.")
+
+
+def _named(reference: str) -> Scorer:
+    given: dict[str, Any] = defaultdict(lambda: None, check=reference)
+    return cast(Scorer, options.scorer(given))
