@@ -164,7 +164,7 @@ def create_anytime_graph(
         budget,
         answer if isinstance(answer, type) else None,
         ledger,
-        None if memory is None else memory_of(memory),
+        memory,
         strategy if isinstance(strategy, str) else getattr(strategy, "__name__", "custom"),
     )
     if budget is not None:
@@ -208,11 +208,12 @@ class _Run:
         budget: Budget | None,
         schema: type[BaseModel] | None,
         ledger: Ledger | None,
-        memory: Memory | None,
+        memory: Ledger | BaseStore | Memory | None,
         strategy: str,
     ) -> None:
         self.setup, self.budget, self.schema, self.ledger = setup, budget, schema, ledger
-        self.memory = memory
+        self.memory = None if memory is None else memory_of(memory)
+        self.remembers = memory is not None and memory is ledger
         self.strategy = strategy
         self.lives = Lives()
         self._instances: OrderedDict[tuple[Hashable, str], list[str]] = OrderedDict()
@@ -350,7 +351,7 @@ class _Run:
             "model": self.setup.gates[OWN].name,
             "strategy": self.strategy,
             "decides": self.setup.decides,
-            "namespace": encoded(tuple(now["namespace"])) if self.memory else "",
+            "namespace": encoded(tuple(now["namespace"])) if self.remembers else "",
             "options": (config.get("metadata") or {}).get("anytime_options"),
         }
 

@@ -251,7 +251,7 @@ class Ledger(History):
         )
 
     def _pair(self, execute: Execute, run_id: int, pair: Pair) -> None:
-        texts = {name: plain(pair[name]) for name in ("why", "better", "worse")}  # type: ignore[literal-required]
+        texts = {name: plain(pair[name]) for name in ("why", "better", "worse")}
         keeps = self.record == "all"
         execute(
             "INSERT INTO pairs (run_id, chosen_id, rejected_id, why, why_by, better, worse, "
