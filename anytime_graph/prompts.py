@@ -107,6 +107,11 @@ class Lessons:
     shown: Shown = None
     allowance: int | None = None
 
+    def any(self) -> bool:
+        """Whether there is anything to show."""
+        own = self.principles if self.shown == "principles" else self.pairs
+        return bool((self.memory and self.examples) or (self.shown and own))
+
     def text(self, detail: float) -> str:
         """The examples first, for they stay the same for all prompts of a question; in at most
         half of the allowance if there are pairs to show too. Whole items only."""

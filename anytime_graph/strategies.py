@@ -28,7 +28,7 @@ class Draft:
     of those that the memory recalled from earlier questions. share: of what is left, as a cap."""
 
     pairs: Shown = None
-    memory: Shown = "both"
+    memory: Shown = "chosen"
     share: float | None = None
     conclude: int | None = None
     """Not to answer afresh, but to force an answer out of this candidate's cut reasoning."""
@@ -49,7 +49,7 @@ class Refine:
 
     of: int
     pairs: Shown = None
-    memory: Shown = "both"
+    memory: Shown = "chosen"
     share: float | None = None
 
 
