@@ -144,7 +144,9 @@ def audit_questions(
     judging = named(model if judge.model is None else judge.model)
     setting = (named(model), judging, judge.rubric, budget.limits(), str(answer))
     threads = [(thread_name("audit", q, *setting), q) for q in checked(questions)]
-    errors = [error for *_, error in asked(app, ledger, threads, {}, stop, progress) if error]
+    errors = [
+        error for *_, error in asked(app, ledger, threads, budget, {}, stop, progress) if error
+    ]
     names = [thread for thread, _ in threads]
     calls = [call for name in names for call in ledger.critiques(name)]
     found = _audited(ledger, calls, scorer, rescore=True)
@@ -394,6 +396,8 @@ def _judgement(found: Audit) -> str:
 
 def _leanings(found: Audit) -> list[str]:
     told = []
+    if (decided := found.decided) and found.agreement_decided and decided.high < 0.5:
+        told.append(f"Both orders agree in only {percent(decided)} of the comparisons.")
     if (first := found.first) and not first.low <= 0.5 <= first.high:
         place = "first" if first.mean > 0.5 else "second"
         told.append(f"It leans to the answer shown {place} ({percent(first)} name the first).")

@@ -51,13 +51,14 @@ def asked(
     app: Any,
     ledger: Ledger,
     threads: Sequence[tuple[str, str]],
+    budget: Budget,
     context: Context,
     stop: Stop | None,
     progress: Progress | None,
 ) -> Iterator[tuple[str, str, str | None]]:
     """Ask each (thread, question) that is not over; yields (thread, question, error or None) until
-    `stop` is set. A question that no call answered costs its answer, not the series; whatever else
-    goes wrong is raised."""
+    `stop` is set. A question that no call answered costs its answer, not the series, and has its
+    budget anew the next time; whatever else goes wrong is raised."""
     tell = progress or (lambda done, of: None)
     tell(0, len(threads))
     for done, (thread, question) in enumerate(threads, 1):
@@ -65,24 +66,27 @@ def asked(
             return
         error = None
         try:
-            _ask(app, ledger, thread, question, {**context, "stop": stop})
+            _ask(app, ledger, thread, question, budget, {**context, "stop": stop})
         except NoAnswer as failed:
             error = str(failed)
         yield thread, question, error
         tell(done, len(threads))
 
 
-def _ask(app: Any, ledger: Ledger, thread: str, question: str, context: Context) -> None:
+def _ask(
+    app: Any, ledger: Ledger, thread: str, question: str, budget: Budget, context: Context
+) -> None:
     """Ask, or go on where the run was left; nothing is done if it is over."""
     config: RunnableConfig = {"configurable": {"thread_id": thread}}
     runs = ledger.runs(thread)
     given: Any = {"messages": [HumanMessage(question)]}
     if runs:
         stopped, state = runs[-1]["stop_reason"], app.get_state(config)
-        if stopped is not None and stopped not in _UNDONE:
+        if stopped not in (None, *_UNDONE) and not state.next:
             return
-        if state.next and stopped is None:
+        if state.next and stopped not in _UNDONE:
             given = None
         elif state.next or state.values.get("run_id") == runs[-1]["id"]:
-            given = {"budget": Budget(calls=0)}
+            answerless = stopped == "errors" and runs[-1]["best_id"] is None
+            given = {"budget": budget if answerless else Budget(calls=0)}
     app.invoke(given, config, context=context)
