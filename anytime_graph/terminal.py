@@ -156,6 +156,9 @@ _ASKED = {
 def audited(found: Audit) -> None:
     """An audit as a table, and its verdict."""
     console = Console(highlight=False)
+    if not found.comparisons:
+        console.print(_inert(found.verdict, "bold"))
+        return
     table = Table("the judge", box=None, header_style="bold", pad_edge=False)
     for name in ("share", "95% interval", "of"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -105,6 +105,7 @@ def test_audit_says_what_is_wrong(server: Server, command: Command) -> None:
     assert command("audit", "--db", "nowhere.db").exit_code == 2
     command("warm-up", "q.txt", *FRESH, "--calls", "1")
     assert command("audit", "nobody").exit_code == 1
+    assert command("audit").stdout.startswith("Nothing was compared")
 
 
 @pytest.mark.usefixtures("files")
