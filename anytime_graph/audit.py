@@ -380,13 +380,13 @@ def _judgement(found: Audit) -> str:
     if found.agreement is None:
         return (
             "Whether it is right can not be said: no two answers that were compared have different "
-            "scores; give a scorer (--check, or constraints)."
+            "scores; give a scorer (--check, or constraints) that tells them apart."
         )
     if found.agreement_decided is None:
         return f"It never named the better answer in both orders, nor the worse one: {_INSTEAD}"
     n, agrees = found.sizes["agreement_decided"], found.agreement_decided
     told = f"Where both orders agree, it agrees with the scorer in {percent(agrees)}"
-    few = f" Only {n} comparisons tell; more would tell better." if n < _FEW else ""
+    few = f" Few comparisons tell ({n}); more would tell better." if n < _FEW else ""
     if agrees.high < 0.5:
         return f"{told}: worse than chance: {_INSTEAD}{few}"
     if agrees.low <= 0.5:
