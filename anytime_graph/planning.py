@@ -135,6 +135,7 @@ def view(setup: Setup, state: State, judging: bool = True) -> View:
         payoffs=state["payoffs"],
         contests=contests(state) if judging and setup.decides == "judge" else [],
         judging=judging,
+        compared=[(first, second) for first, second, _ in state["matches"]],
         decides=setup.decides,
         made=state["made"],
         spent=state["spent"],
@@ -150,7 +151,8 @@ def _plan(setup: Setup, state: State, stopped: bool) -> list[Task] | str:
         return "steps"
     if state["failures"] >= _PATIENCE:
         return "errors"
-    if best is not None and best["score"] is not None and best["score"] >= 1.0:
+    perfect = best is not None and best["score"] is not None and best["score"] >= 1.0
+    if perfect and not _compares(setup, state):
         return "perfect"
     rest = left(state["limits"], state["spent"])
     for dimension in ("seconds", *DIMENSIONS):  # a call cut by the clock uses up its tokens too
@@ -182,6 +184,13 @@ def _moves(setup: Setup, state: State, rest: Limits) -> list[Move]:
     if asks and not _Slicer(setup, state, calls).tasks(rest):
         return list(setup.strategy(view(setup, state, judging=False)))
     return moves
+
+
+def _compares(setup: Setup, state: State) -> bool:
+    """The strategy asks for nothing but comparisons although a scorer decides: it wants to know of
+    the judge, not of a better answer."""
+    moves = setup.strategy(view(setup, state)) if setup.decides == "scorer" else []
+    return bool(moves) and all(isinstance(m, Critique) and m.second is not None for m in moves)
 
 
 def _calls(moves: Sequence[Move]) -> list[Draft | Critique | Refine | Learn]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import inspect
 import json
 import math
 import re
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,6 +81,34 @@ def is_async(scorer: Scorer) -> bool:
     return inspect.iscoroutinefunction(scorer) or inspect.iscoroutinefunction(
         getattr(scorer, "__call__", None)  # noqa: B004 - an object whose __call__ is async
     )
+
+
+def verdict_of(scorer: Scorer, question: str, subject: Any) -> Verdict:
+    """What a scorer, sync or async, says; outside of any event loop of the caller's."""
+    verdict = scorer(question, subject)
+    return _waited(verdict) if inspect.isawaitable(verdict) else verdict
+
+
+def _waited(verdict: Awaitable[Verdict]) -> Verdict:
+    """Wait for an async scorer in a thread of its own, where no event loop can be running."""
+    outcome: list[Verdict] = []
+    failure: list[Exception] = []
+
+    async def wait() -> Verdict:
+        return await verdict
+
+    def run() -> None:
+        try:
+            outcome.append(asyncio.run(wait()))
+        except Exception as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="scorer")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]
 
 
 # --- finding the answer -----------------------------------------------------------------------

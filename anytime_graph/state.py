@@ -246,6 +246,9 @@ def fold(state: State, width: int, decides: Decides, learn: Learn) -> State:
     matches = [Match(*match) for match in state["matches"]]
     new_matches: list[Match] = []
     candidates = _reviewed(candidates, outcomes)
+    if decides != "judge":
+        new_matches, _ = _compared(candidates, outcomes)
+        matches += new_matches
     if decides == "scorer":
         best = max(candidates, key=_by_score, default=None)
         pairs = scored_pairs(candidates, pairs, width)
@@ -550,7 +553,7 @@ def _trimmed(
     if len(candidates) <= width:
         return sorted(candidates, key=lambda c: c["id"])
     level = strengths((c["id"] for c in candidates), matches) if decides == "judge" else {}
-    met = {i for match in matches for i in match[:2]}
+    met = {i for match in matches for i in match[:2]} if decides == "judge" else set()
 
     def worth(c: Candidate) -> tuple[bool, bool, bool, float, int]:
         score = -1.0 if c["score"] is None or decides != "scorer" else c["score"]

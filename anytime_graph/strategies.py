@@ -79,9 +79,10 @@ class View:
 
     candidates: those the state keeps, oldest first. best: the incumbent. pairs: most telling first.
     contests: pairs of ids whose comparison would tell most about who is best (empty unless the judge
-    decides). judging: whether the judge can still be asked, for its share of the budget is bounded. principles: what was learned from the pairs. payoffs: what drafts and refinements have
-    brought. made: moves that brought a reply, by kind. spent, left: amounts by
-    dimension; `left` has the limited ones only.
+    decides). compared: pairs of ids that were compared, whoever decides. judging: whether the judge
+    can still be asked, for its share of the budget is bounded. principles: what was learned from the
+    pairs. payoffs: what drafts and refinements have brought. made: moves that brought a reply, by
+    kind. spent, left: amounts by dimension; `left` has the limited ones only.
     """
 
     candidates: Sequence[Candidate]
@@ -89,6 +90,7 @@ class View:
     pairs: Sequence[Pair]
     contests: Sequence[tuple[int, int]]
     judging: bool
+    compared: Sequence[tuple[int, int]] = ()
     principles: Sequence[str]
     payoffs: Mapping[str, Payoff]
     decides: Literal["scorer", "judge", "vote"]
