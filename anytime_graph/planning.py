@@ -354,9 +354,11 @@ class _Slicer:
         gate, judged = self.setup.gates[name], judges(move)
         within = move["kind"] in ("draft", "refine") and move.get("conclude") is None
         allowance = _lessons_allowance(slice_, gate)
-        known = lessons(state, move, allowance) if "pairs" in move else Lessons()
+        teaches = "pairs" in move and move.get("conclude") is None
+        known = lessons(state, move, allowance) if teaches else Lessons()
         for detail in DETAILS:
-            if taught and known.any() and not (detail and known.text(detail)):
+            shown = bool(detail and known.text(detail))
+            if taught and known.any() and not shown:
                 continue
             build = self._prompt(move, detail, swapped, allowance, name)
             shape = gate.shape(build(99_999))
@@ -371,6 +373,8 @@ class _Slicer:
                 paid = most if paid is None else min(paid, most)
             room = gate.cap(paid)
             prompt = build(room)
+            if "pairs" in move:
+                move = {**move, "taught": shown}
             return Task(
                 ordinal=state["ordinal"] + i,
                 step=state["ordinal"],

@@ -90,11 +90,12 @@ class Judging(TypedDict):
 
 
 class Payoff(TypedDict):
-    """What the moves of a kind have brought since there was an incumbent. tries: answers. gain:
-    rises of the best score; under a judge, answers that became the best."""
+    """What a kind of answer has brought. tries: answers asked for. worth: sum of their scores;
+    under a judge, how many became the best. squares: sum of the squares. tokens: what they cost."""
 
     tries: int
-    gain: float
+    worth: float
+    squares: float
     tokens: int
 
 
@@ -229,7 +230,7 @@ def fold(state: State, width: int, decides: Decides, learn: Learn) -> State:
         spent = total([spent, outcome["spend"]])
         spent_by[kind] = total([spent_by.get(kind, nothing()), outcome["spend"]])
         if outcome["reported"] is not None:
-            gate, base = outcome["gate"], _is_base(outcome["move"], state)
+            gate, base = outcome["gate"], kind == "draft" and not outcome["move"]["taught"]
             known = calibrations.get(gate) or uncalibrated()
             calibrations[gate] = learn(
                 gate, known, outcome["shape"], outcome["reported"], base=base
@@ -368,13 +369,6 @@ def _first(candidates: Sequence[Candidate]) -> Candidate | None:
     return min(candidates, key=lambda c: (not c["complete"], c["id"]), default=None)
 
 
-def _is_base(move: Mapping[str, Any], state: State) -> bool:
-    """Whether this was the bare draft prompt, which other prompts of the question contain."""
-    if move["kind"] != "draft" or move["pairs"]:
-        return False
-    return not (move["memory"] and state["examples"])
-
-
 def _reasoned(pairs: Sequence[Pair], outcomes: Sequence[Outcome]) -> list[Pair]:
     """The pairs with the reasons that the judge was asked for."""
     asked = {
@@ -424,27 +418,25 @@ def judges(move: Mapping[str, Any]) -> bool:
 def _paid_off(
     state: State, best: Candidate | None, outcomes: Sequence[Outcome]
 ) -> dict[str, Payoff]:
-    """Payoffs with this step's. A step's rise of the best score is its best answer's; under a
-    judge an answer pays off when it takes the incumbent's place."""
+    """Payoffs with this step's, by kind: "refine", "draft", and "taught" for drafts whose prompt
+    showed lessons."""
     payoffs, before = dict(state["payoffs"]), state["best"]
-    if before is None or best is None:
-        return payoffs
     for o in outcomes:
-        if o["move"]["kind"] in ("draft", "refine") and o["move"].get("conclude") is None:
-            known = payoffs.get(o["move"]["kind"], Payoff(tries=0, gain=0.0, tokens=0))
-            rise = (
-                max(0.0, (o["candidate"]["score"] or 0.0) - (before["score"] or 0.0))
-                if "candidate" in o
-                else 0.0
-            )
-            payoffs[o["move"]["kind"]] = Payoff(
-                tries=known["tries"] + 1,
-                gain=known["gain"] + rise,
-                tokens=known["tokens"] + o["spend"]["tokens"],
-            )
-    if best["score"] is None and best["id"] != before["id"] and best["node"] in payoffs:
-        known = payoffs[best["node"]]
-        payoffs[best["node"]] = {**known, "gain": known["gain"] + 1}
+        move = o["move"]
+        if move["kind"] not in ("draft", "refine") or move.get("conclude") is not None:
+            continue
+        kind = "taught" if move["kind"] == "draft" and move["taught"] else move["kind"]
+        known = payoffs.get(kind, Payoff(tries=0, worth=0.0, squares=0.0, tokens=0))
+        score = o["candidate"]["score"] if "candidate" in o else 0.0
+        if score is None:
+            rose = before is not None and best is not None and best["id"] != before["id"]
+            score = float(rose and best is not None and best["id"] == o["ordinal"])
+        payoffs[kind] = Payoff(
+            tries=known["tries"] + 1,
+            worth=known["worth"] + score,
+            squares=known["squares"] + score**2,
+            tokens=known["tokens"] + o["spend"]["tokens"],
+        )
     return payoffs
 
 
