@@ -1,4 +1,4 @@
-"""The command line: `anytime-graph solve`, `resume`, `demo`, and what threads.py adds."""
+"""The command line: `anytime-graph solve`, `resume`, `demo`, and what threads.py and benchmark/ add."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from langgraph.types import StateSnapshot
 
 from anytime_graph import options as option
 from anytime_graph import terminal, threads
+from anytime_graph.benchmark.command import bench
 from anytime_graph.budget import DIMENSIONS, Budget, BudgetTooSmall, NoAnswer, more
 from anytime_graph.checkpoints import LedgerError, ThreadBusy, open_checkpoints
 from anytime_graph.checkpoints.export import line
@@ -41,7 +42,7 @@ def main() -> None:
     """
 
 
-for command in threads.COMMANDS:
+for command in (*threads.COMMANDS, bench):
     main.add_command(command)
 
 

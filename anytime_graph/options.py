@@ -122,7 +122,7 @@ def parts(options: Mapping[str, Any]) -> dict[str, Any]:
         "scorer": rates,
         "strategy": options["strategy"] or "pdp",
         "answer": options["answer"] or ("whole" if isinstance(rates, Constraints) else "tags"),
-        "prices": _prices(options["price"]),
+        "prices": prices(options["price"]),
     }
 
 
@@ -158,7 +158,8 @@ def _function(reference: str) -> Scorer:
     return cast(Scorer, function)
 
 
-def _prices(price: str | None) -> Prices | None:
+def prices(price: str | None) -> Prices | None:
+    """What --price says. Raises ValueError."""
     if price is None:
         return None
     try:

@@ -1,0 +1,465 @@
+"""`anytime-graph bench`: from one command to a report."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import click
+from langchain_core.rate_limiters import InMemoryRateLimiter
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from anytime_graph import options as option
+from anytime_graph.benchmark import cells as plan
+from anytime_graph.benchmark.cells import MODES, Cell, Decide, Protocol, Records, Settings
+from anytime_graph.benchmark.figures import Figures, figures
+from anytime_graph.benchmark.paper import Paper
+from anytime_graph.benchmark.report import Made, markdown, page, parts, verdict
+from anytime_graph.benchmark.run import Run
+from anytime_graph.benchmark.session import Measure, Purse, Session
+from anytime_graph.benchmark.tape import Facts, Recording, facts_of
+from anytime_graph.budget import Prices
+from anytime_graph.checkpoints import Ledger, LedgerError, open_checkpoints
+from anytime_graph.interrupt import interruptible
+from anytime_graph.metering import Gate, gate
+from anytime_graph.models import prices_of, resolve_model
+from anytime_graph.tasks import Question, Task, load
+from anytime_graph.terminal import harmless
+
+CALLS, RECORDS, LEDGER = "calls.jsonl", "records.jsonl", "ledger.db"
+_STRATEGIES: dict[Protocol, str] = {"run": "single,best_of_n,pdp", "paper": ",".join(MODES)}
+_INTERRUPTED = 130
+
+
+class _Remembering(click.Command):
+    """Keeps the words it was called with, for the report to name."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["words"] = list(args)
+        return super().parse_args(ctx, args)
+
+
+class _Numbers(click.ParamType[Any]):
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r}: whole numbers with commas between, as in 256,512", param, ctx)
+
+
+@click.command(cls=_Remembering)
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    required=True,
+    metavar="NAME[:FILE]",
+    help="constraints, trip, natural_plan_trip:FILE, aime_2024, gpqa_diamond[:FILE], "
+    "reasoning_gym:NAME or jsonl:FILE. Repeatable.",
+)
+@click.option(
+    "--task-option", multiple=True, metavar="NAME=VALUE", help="Such as difficulty=3. Repeatable."
+)
+@click.option("--model", help="openai:NAME, provider:NAME, local or local:FILE.gguf.")
+@click.option(
+    "--protocol",
+    type=click.Choice(get_args(Protocol)),
+    default="run",
+    show_default=True,
+    help="run: what the graph returns at each budget; paper: chains of thought, cut.",
+)
+@click.option("--strategy", metavar="NAME,...", help="With +memory behind a name, it may recall.")
+@click.option(
+    "--budgets",
+    type=_Numbers(),
+    default="256,512,1024,2048,4096",
+    show_default=True,
+    help="Tokens for each question; in the paper's protocol, checkpoints in generated tokens.",
+)
+@click.option("--samples", default=20, show_default=True, help="Questions of each task.")
+@click.option("--seeds", type=_Numbers(), default="0", show_default=True, help="Runs of each cell.")
+@click.option(
+    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="A directory."
+)
+@click.option(
+    "--decide",
+    type=click.Choice(get_args(Decide)),
+    default="scorer",
+    show_default=True,
+    help="Who chooses the answer to return; the true score is measured in any case.",
+)
+@click.option("--baseline", help="The strategy to compare with. [default: the first]")
+@click.option("--train", default=3, show_default=True, help="Questions for preference data.")
+@click.option("--train-budget", type=int, help="Tokens on each. [default: the largest budget]")
+@click.option(
+    "--trajectories", default=4, show_default=True, help="Chains on each of them (paper)."
+)
+@click.option("--room", default=64, show_default=True, help="Tokens of a forced answer (paper).")
+@click.option("--q-max", default=1.0, show_default=True, help="Q_max of the Anytime Index.")
+@click.option("--origin", is_flag=True, help="Let the index begin at (0, 0).")
+@click.option("--total-tokens", type=int, help="Tokens that all of it may cost, ever, in --out.")
+@click.option("--total-usd", type=float, help="US dollars that all of it may cost, ever, in --out.")
+@click.option("--parallel", default=1, show_default=True, help="Cells side by side.")
+@click.option("--rate", type=float, help="Requests per minute, at most.")
+@click.option(
+    "--price", metavar="INPUT,OUTPUT", help="US dollars per million input and output tokens."
+)
+@click.option(
+    "--replay",
+    type=click.Path(exists=True, path_type=Path),
+    help="Ask no model: answer from the calls of this benchmark directory, or of this file.",
+)
+@click.pass_context
+def bench(ctx: click.Context, **given: Any) -> None:
+    """Measure strategies on a task at several budgets; report which of them to use.
+
+    Every reply is kept in the --out directory, with a record of each cell: the same command goes on
+    where it was killed, and pays for nothing twice. At the end, or at Ctrl-C, report.md and
+    report.html tell quality, differences, the Anytime Index and costs, with intervals.
+
+    Exit code 1: not finished, as the total is spent or calls keep failing; 130: Ctrl-C.
+
+    \b
+    anytime-graph bench --task constraints --strategy single,pdp --budgets 512,1024 --out fox
+    anytime-graph bench --task trip --protocol paper --budgets 64,128,256 --out trips
+    anytime-graph bench --task constraints --strategy pdp --budgets 512,1024 --replay fox --out again
+    """
+    command = shlex.join(["anytime-graph", "bench", *ctx.meta["words"]])
+    try:
+        order = _Order(**given)
+        done = order.run(command)
+    except (ValueError, LedgerError, ImportError, OSError) as error:
+        raise click.UsageError(harmless(str(error))) from None
+    for sentence in done.told:
+        click.echo(harmless(sentence))
+    if done.ended == "interrupted":
+        sys.exit(_INTERRUPTED)
+    if done.ended is not None:
+        sys.exit(1)
+
+
+@dataclass(frozen=True)
+class _Done:
+    told: Sequence[str]
+    ended: str | None
+
+
+@dataclass(frozen=True)
+class _Voice:
+    """The model that a benchmark hears: what it is, and the gate to it; None in a replay."""
+
+    name: str
+    facts: Facts
+    inner: Gate | None
+    prices: Prices | None
+
+
+@dataclass
+class _Part:
+    """A task, its cells, and what they came to."""
+
+    settings: Settings
+    task: Task
+    cells: Sequence[Cell]
+    training: Callable[[], Sequence[Question]]
+
+
+@dataclass(frozen=True)
+class _Order:
+    """The options, as they were given."""
+
+    tasks: Sequence[str]
+    task_option: Sequence[str]
+    model: str | None
+    protocol: Protocol
+    strategy: str | None
+    budgets: tuple[int, ...]
+    samples: int
+    seeds: tuple[int, ...]
+    out: Path
+    decide: Decide
+    baseline: str | None
+    train: int
+    train_budget: int | None
+    trajectories: int
+    room: int
+    q_max: float
+    origin: bool
+    total_tokens: int | None
+    total_usd: float | None
+    parallel: int
+    rate: float | None
+    price: str | None
+    replay: Path | None
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "parallel"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)}: at least 1 is needed")
+        for name in ("total_tokens", "total_usd", "rate", "q_max"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"--{name.replace('_', '-')} {value}: more than 0 is needed")
+        if self.q_max < 1:
+            raise ValueError(f"--q-max {self.q_max:g}: scores go up to 1, so 1 is the least")
+        if self.baseline is not None and self.baseline not in self.strategies:
+            raise ValueError(
+                f"--baseline {self.baseline!r}: one of the strategies, {', '.join(self.strategies)}"
+            )
+        if self.protocol == "paper" and self.decide != "scorer":
+            raise ValueError(
+                f"--decide {self.decide}: in the paper's protocol nothing is chosen, for each "
+                "checkpoint has one answer"
+            )
+        if self.replay and self.replay.resolve() in (self.out.resolve(), self._calls.resolve()):
+            raise ValueError(f"--replay {self.replay}: give another --out for what it comes to")
+
+    @property
+    def strategies(self) -> list[str]:
+        return [s.strip() for s in (self.strategy or _STRATEGIES[self.protocol]).split(",")]
+
+    @property
+    def _calls(self) -> Path:
+        return self.out / CALLS
+
+    # --- the whole
+
+    def run(self, command: str) -> _Done:
+        planned = [self._planned(name) for name in self.tasks]
+        self.out.mkdir(parents=True, exist_ok=True)
+        with self._recording() as recording:
+            voice = self._voice(recording)
+            recording.prices = voice.prices
+            records = Records(self.out / RECORDS)
+            for part in planned:
+                part.settings = self._settings(part.settings.task, voice.name)
+                part.cells = self._cells(part.settings, part.task)
+            with open_checkpoints(self.out / LEDGER) as store:
+                made = self._measured(planned, recording, records, voice, store.ledger, command)
+        return self._reported(planned, records, made)
+
+    def _planned(self, name: str) -> _Part:
+        """What can be said before there is a model; bad options come out here."""
+        settings = self._settings(name, self.model or "")
+        made = self._loaded(name, self.samples)
+        cells = self._cells(settings, made)
+        return _Part(settings, made, cells, lambda: self._training(name, made))
+
+    def _settings(self, task: str, model: str) -> Settings:
+        return Settings(
+            protocol=self.protocol,
+            task=task,
+            model=model,
+            budgets=self.budgets,
+            decide=self.decide,
+            options=self._task_options(),
+            training=self.train,
+            training_budget=self.train_budget or 0,
+            trajectories=self.trajectories,
+            room=self.room,
+        )
+
+    def _cells(self, settings: Settings, task: Task) -> Sequence[Cell]:
+        return plan.cells(settings, task, self.strategies, self.seeds)
+
+    def _measured(
+        self,
+        planned: Sequence[_Part],
+        recording: Recording,
+        records: Records,
+        voice: _Voice,
+        ledger: Ledger,
+        command: str,
+    ) -> Made:
+        purse = Purse(recording, self.total_tokens, self.total_usd)
+        if voice.inner is None:
+            purse = Purse(recording)
+        failures: list[str] = []
+        ended: str | None = None
+        todo = sum(c.name not in records for part in planned for c in part.cells)
+        with interruptible() as stop, _progress(todo, recording) as told:
+            for part in planned:
+                measure: Measure = (
+                    Run(part.task, ledger, voice.prices, stop)
+                    if self.protocol == "run"
+                    else Paper(part.task, ledger, voice.prices, stop)
+                )
+                session = Session(
+                    measure,
+                    records,
+                    recording,
+                    purse,
+                    voice.facts,
+                    voice.inner,
+                    self.parallel,
+                    stop,
+                    told,
+                    failures,
+                )
+                session.run(part.cells, part.training)
+                ended = session.ended
+                if ended is not None:
+                    break
+        if ended is None and any(c.name not in records for p in planned for c in p.cells):
+            ended = "failures"
+        return Made(command, recording.bought, ended, failures, voice.inner is None)
+
+    def _reported(self, planned: Sequence[_Part], records: Records, made: Made) -> _Done:
+        found: list[Figures] = []
+        told = []
+        for part in planned:
+            try:
+                found.append(self._figures(part, records))
+            except ValueError as error:
+                told.append(str(error))
+        if found:
+            content = parts(found, made)
+            written = (("report.md", markdown(content)), ("report.html", page(content)))
+            for name, text in written:
+                (self.out / name).write_text(text, encoding="utf-8")
+            for figured in found:
+                told += [f"{figured.task}: {sentence}" for sentence in verdict(figured)]
+            told += [str(self.out / name) for name, _ in written]
+        if made.ended is not None:
+            told.append(made.unfinished())
+        return _Done(told, made.ended)
+
+    def _figures(self, part: _Part, records: Records) -> Figures:
+        names = [cell.name for cell in part.cells]
+        for kind in dict.fromkeys(c.lessons for c in part.cells if c.lessons):
+            prepared = plan.preparations(part.settings, kind, part.training())
+            names += [cell.name for cell in prepared]
+        return figures(
+            part.cells,
+            [records[name] for name in names if name in records],
+            metric=part.task.metric,
+            about=part.task.about,
+            baseline=self.baseline or self.strategies[0],
+            q_max=self.q_max,
+            origin=self.origin,
+        )
+
+    # --- the questions
+
+    def _task_options(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for text in self.task_option:
+            name, equals, value = text.partition("=")
+            if not (name and equals):
+                raise ValueError(f"--task-option {text!r}: NAME=VALUE, as in difficulty=3")
+            try:
+                found[name] = json.loads(value)
+            except ValueError:
+                found[name] = value
+        return found
+
+    def _loaded(self, name: str, count: int | None, **more: Any) -> Task:
+        return load(name, **{**self._task_options(), **({"count": count} if count else {}), **more})
+
+    def _training(self, name: str, tested: Task) -> Sequence[Question]:
+        """Questions that are not asked in the test. Raises ValueError if there are too few."""
+        asked = {question.id for question in tested.questions}
+        seed = self._task_options().get("seed", 0) + 1
+        try:
+            pool = self._loaded(name, self.train + len(asked), seed=seed)
+        except ValueError:  # there are not so many: all there are
+            pool = self._loaded(name, None, seed=seed)
+        others = [question for question in pool.questions if question.id not in asked]
+        if len(others) < self.train:
+            raise ValueError(
+                f"--train {self.train}: {name} has {len(others)} questions beside the "
+                f"{len(asked)} that are tested; give a smaller --train or --samples"
+            )
+        return others[: self.train]
+
+    # --- the model
+
+    @contextmanager
+    def _recording(self) -> Iterator[Recording]:
+        source = self._calls
+        if self.replay is not None:
+            source = self.replay / CALLS if self.replay.is_dir() else self.replay
+            if not source.is_file():
+                raise ValueError(f"--replay {self.replay}: there is no {CALLS} in it")
+        recording = Recording(source, live=self.replay is None)
+        try:
+            yield recording
+        finally:
+            recording.close()
+
+    def _voice(self, recording: Recording) -> _Voice:
+        if self.replay is not None:
+            return self._recorded(recording)
+        name = self.model or option.default_model()
+        model = resolve_model(name)
+        prices = option.prices(self.price) or prices_of(model)
+        if self.total_usd is not None and prices is None:
+            raise ValueError(
+                f"--total-usd: the price of {name} is not known; give --price INPUT,OUTPUT, or "
+                "install anytime-graph[prices]"
+            )
+        if self.rate is not None:
+            limiter = InMemoryRateLimiter(requests_per_second=self.rate / 60)
+            model = model.model_copy(update={"rate_limiter": limiter})
+        facts = recording.introduce(name, facts_of(model, prices))
+        return _Voice(name, facts, gate(model, prices), prices)
+
+    def _recorded(self, recording: Recording) -> _Voice:
+        names = list(recording.facts)
+        name = self.model or (names[0] if len(names) == 1 else "")
+        if name not in recording.facts:
+            raise ValueError(
+                f"--model {name!r}: the recording is of {', '.join(names) or 'no model'}"
+            )
+        facts = recording.facts[name]
+        known = cast("Mapping[str, Any] | None", facts.prices)
+        return _Voice(name, facts, None, Prices(**known) if known else None)
+
+
+@contextmanager
+def _progress(todo: int, recording: Recording) -> Iterator[Callable[[Cell, str | None], None]]:
+    """A bar with the time left and what was spent, on standard error if that is a terminal."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[spent]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+    def spent() -> str:
+        usd = f", ${recording.bought.usd:.4f}" if recording.bought.usd else ""
+        return f"{recording.bought.tokens:,.0f} tokens{usd}"
+
+    with bar:
+        shown = bar.add_task("measuring", total=todo, spent=spent())
+
+        def told(cell: Cell, failure: str | None) -> None:
+            bar.update(shown, advance=not (failure or cell.prepares), spent=spent())
+            if failure is not None:
+                console.print(harmless(f"{cell}: {failure}"), markup=False, highlight=False)
+
+        yield told

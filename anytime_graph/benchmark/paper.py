@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+
+class Paper:
+    def __init__(self, *a: object) -> None: ...

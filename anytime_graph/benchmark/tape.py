@@ -1,0 +1,451 @@
+"""The tape: every reply of a benchmark's model, to be had again without buying it again.
+
+A tape stands in front of the model, in every benchmark. What was asked before in the same words, with
+the same seed and the same cap, is answered from it; so a benchmark that was killed goes on where it
+was, and one that is replayed, without any model, comes to exactly the same.
+
+The file is JSON Lines: what the model is, as the gate sees it; what is asked, by the digest of the
+request and with its reservation, before it is; and what came. It holds replies, so it is as private
+as they are.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableBinding
+from pydantic import ConfigDict
+
+from anytime_graph import tokens
+from anytime_graph.benchmark.cells import append, lines
+from anytime_graph.budget import Prices
+from anytime_graph.metering import Gate, describe, gate, held_to
+from anytime_graph.nodes import critique
+
+FORM = "anytime-graph calls 1"
+_OPENAI = "api.openai.com"
+_POLL = 0.1
+
+
+class NotRecorded(ValueError):
+    """A strategy asked what the recording does not hold."""
+
+
+class ReplayedError(Exception):
+    """A failure that the recording holds."""
+
+    def __init__(self, told: Mapping[str, Any]) -> None:
+        super().__init__(told.get("what", "failed"))
+        self.status_code, self.code = told.get("status"), told.get("code")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What of a model decides which requests are made of it: its name; the output tokens that it
+    never exceeds; whether tiktoken counts its prompts; what is bound to hold it to a schema; and
+    the options that travel with each request. prices: USD per million tokens, as Prices has them."""
+
+    name: str
+    ceiling: int | None = None
+    counted: bool = False
+    structured: dict[str, Any] | None = None
+    beside: dict[str, Any] = field(default_factory=dict)
+    prices: dict[str, float | None] | None = None
+
+
+def facts_of(model: BaseChatModel, prices: Prices | None = None) -> Facts:
+    """Raises ValueError for a model that no budget can hold."""
+    own, held = gate(model, None), held_to(model, critique.VERDICT)
+    options = {name: getattr(own.model, name, None) for name in ("model_kwargs", "extra_body")}
+    return Facts(
+        own.name,
+        own.ceiling,
+        own.count is not None,
+        _as_json(held.kwargs) if isinstance(held, RunnableBinding) else None,
+        {name: _as_json(value) or {} for name, value in options.items() if value},
+        asdict(prices) if prices else None,
+    )
+
+
+def _as_json(value: Any) -> dict[str, Any] | None:
+    try:
+        return cast("dict[str, Any]", json.loads(json.dumps(value)))
+    except (TypeError, ValueError):
+        return None
+
+
+@dataclass(frozen=True)
+class Take:
+    """A reply as it came. pieces: of the stream: text; None for one that shows nothing; [what the
+    model thought, text] where it shows its thoughts. usage: reports, in order. finish: the
+    provider's word for how it ended. cut: by us. error: of the call."""
+
+    key: str
+    seed: int
+    room: int | None
+    pieces: list[Any]
+    usage: list[dict[str, Any]]
+    finish: str | None
+    cut: bool = False
+    error: dict[str, Any] | None = None
+
+
+@dataclass
+class Bought:
+    """What was paid for. calls in flight, and those lost with their process, count in full."""
+
+    tokens: float = 0
+    usd: float = 0.0
+    calls: int = 0
+
+    def add(self, tokens: float, usd: float, calls: int = 0) -> None:
+        self.tokens += tokens
+        self.usd += usd
+        self.calls += calls
+
+
+class Recording:
+    """The takes of a file, and what they cost; safe for threads, and for one process at a time.
+
+    file: appended to, unless `live` is False. prices: for what was bought.
+    """
+
+    def __init__(self, file: Path, prices: Prices | None = None, live: bool = True) -> None:
+        self.file, self.prices, self.live = file, prices, live
+        self.bought = Bought()
+        self.facts: dict[str, Facts] = {}
+        self._takes: dict[str, Take] = {}
+        self._asked: dict[str, tuple[float, float]] = {}
+        self._answering: set[str] = set()
+        self._changed = threading.Condition()
+        self._lock = _locked(file) if live else None
+        for row in lines(file) if live or file.is_file() else ():
+            self._read(row)
+
+    def close(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def _read(self, row: dict[str, Any]) -> None:
+        try:
+            if "model" in row:
+                self.facts[row["model"]] = Facts(**row["facts"])
+            elif "ask" in row:
+                self._charge(row["ask"], *row["reserved"])
+            else:
+                self._take(Take(**row["take"]), *row["cost"])
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{self.file}: not a recording of benchmark calls") from None
+
+    def introduce(self, model: str, facts: Facts) -> Facts:
+        """What the model of this name is. Raises ValueError if it was another before."""
+        known = self.facts.get(model)
+        if known is not None and known != facts:
+            raise ValueError(
+                f"{self.file}: --model {model} was priced or set otherwise before; give another --out"
+            )
+        if known is None:
+            self.facts[model] = facts
+            append(self.file, {"form": FORM, "model": model, "facts": asdict(facts)})
+        return facts
+
+    # --- one call
+
+    def claim(self, key: str, stop: threading.Event | None) -> Take | None:
+        """The take, or None: then the caller is to make it, and nobody else does meanwhile. A
+        failure is not repeated while there is a model to ask."""
+        with self._changed:
+            while True:
+                take = self._takes.get(key)
+                if take is not None and not (self.live and take.error):
+                    return take
+                if key not in self._answering or (stop is not None and stop.is_set()):
+                    self._answering.add(key)
+                    return None
+                self._changed.wait(_POLL)
+
+    def release(self, key: str) -> None:
+        with self._changed:
+            self._answering.discard(key)
+            self._changed.notify_all()
+
+    def ask(self, key: str, tokens: float, usd: float) -> None:
+        """Write the reservation, before the request leaves."""
+        with self._changed:
+            append(self.file, {"ask": key, "reserved": [tokens, usd]})
+            self._charge(key, tokens, usd)
+
+    def answer(self, take: Take, tokens: float, usd: float) -> None:
+        with self._changed:
+            append(self.file, {"take": asdict(take), "cost": [tokens, usd]})
+            self._take(take, tokens, usd)
+
+    def _charge(self, key: str, tokens: float, usd: float) -> None:
+        """An earlier reservation of the same request that was never answered stays charged."""
+        self._asked[key] = (tokens, usd)
+        self.bought.add(tokens, usd, 1)
+
+    def _take(self, take: Take, tokens: float, usd: float) -> None:
+        held = self._asked.pop(take.key, None)
+        if held is None:
+            self.bought.add(tokens, usd, 1)
+        else:
+            self.bought.add(tokens - held[0], usd - held[1])
+        self._takes[take.key] = take
+
+
+def _locked(file: Path) -> int:
+    """A hold on the file for as long as this process lives. Raises ValueError if another has it."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise ValueError(f"{file.parent}: another benchmark is running there") from None
+    return descriptor
+
+
+@dataclass
+class Deck:
+    """What a cell hears its model through. inner: the model to ask, None in a replay. ceiling: the
+    most that the cell may buy, in tokens and USD. failures: calls that the provider failed.
+    missing: what a replay did not find. heard: the takes so far."""
+
+    recording: Recording
+    facts: Facts
+    inner: Gate | None
+    cell: str
+    seed: int
+    ceiling: tuple[float, float]
+    stop: threading.Event | None = None
+    bought: Bought = field(default_factory=Bought)
+    failures: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    heard: list[Take] = field(default_factory=list)
+    _counting: threading.Lock = field(default_factory=threading.Lock)
+
+    def model(self) -> Tape:
+        profile: Any = {"structured_output": self.facts.structured is not None}
+        return Tape(
+            deck=self,
+            model_name=self.facts.name,
+            seed=self.seed,
+            max_tokens=self.facts.ceiling,
+            profile=profile,
+        )
+
+    def play(
+        self, tape: Tape, messages: list[BaseMessage], options: dict[str, Any], place: str
+    ) -> Iterator[AIMessageChunk]:
+        key = _key(tape, messages, options)
+        take = self.recording.claim(key, self.stop)
+        if take is None:
+            try:
+                if self.inner is None:
+                    self._miss(key, tape, place)
+                yield from self._live(key, tape, messages, options)
+            finally:
+                self.recording.release(key)
+            return
+        self.heard.append(take)
+        yield from _played(take)
+
+    def _miss(self, key: str, tape: Tape, place: str) -> None:
+        told = f"{self.cell}: {place}, seed {tape.seed}, cap {tape.max_tokens}, request {key[:12]}"
+        self.missing.append(told)
+        raise NotRecorded(told)
+
+    def _live(
+        self, key: str, tape: Tape, messages: list[BaseMessage], options: dict[str, Any]
+    ) -> Iterator[AIMessageChunk]:
+        assert self.inner is not None
+        held = self._reserved(self.inner, tape, messages)
+        self.recording.ask(key, *held)
+        pieces: list[Any] = []
+        usage: list[dict[str, Any]] = []
+        finish: str | None = None
+
+        def record(**how: Any) -> None:
+            take = Take(key, tape.seed, tape.max_tokens, pieces, usage, finish, **how)
+            cost = (0.0, 0.0) if take.error else self._cost(take, held, messages)
+            with self._counting:
+                self.bought.add(cost[0] - held[0], cost[1] - held[1])
+            self.recording.answer(take, *cost)
+            self.heard.append(take)
+
+        try:
+            for chunk in self._asked(self.inner, tape).stream(messages, **options):
+                pieces.append(_piece(chunk))
+                if chunk.usage_metadata:
+                    usage.append(json.loads(json.dumps(chunk.usage_metadata)))
+                finish = chunk.response_metadata.get("finish_reason") or finish
+                yield cast(AIMessageChunk, chunk)
+        except GeneratorExit:
+            if self.stop is None or not self.stop.is_set():
+                record(cut=True)
+            raise
+        except Exception as error:
+            self.failures.append(describe(error))
+            told = {name: getattr(error, f"{name}_code", None) for name in ("status",)}
+            code = getattr(error, "code", None)
+            told |= {"what": describe(error), "code": code if isinstance(code, str) else None}
+            record(error={k: v for k, v in told.items() if isinstance(v, int | str)})
+            raise
+        record()
+
+    def _asked(self, inner: Gate, tape: Tape) -> BaseChatModel:
+        update: dict[str, Any] = {}
+        if inner.cap_field is not None and tape.max_tokens is not None:
+            update[inner.cap_field] = tape.max_tokens
+        if "seed" in type(inner.model).model_fields:
+            update["seed"] = tape.seed
+        return inner.model.model_copy(update=update)
+
+    def _reserved(
+        self, inner: Gate, tape: Tape, messages: list[BaseMessage]
+    ) -> tuple[float, float]:
+        """The most that the call can cost: by its own bound, and as the cell keeps to its ceiling."""
+        bound = inner.bound(inner.shape(messages), tokens.uncalibrated())
+        room = tape.max_tokens or 0
+        usd = inner.prices.usd(bound, room) if inner.prices else 0.0
+        with self._counting:
+            left = (self.ceiling[0] - self.bought.tokens, self.ceiling[1] - self.bought.usd)
+            held = (min(bound + room, max(0, left[0])), min(usd, max(0.0, left[1])))
+            self.bought.add(*held, 1)
+        return held
+
+    def _cost(
+        self, take: Take, held: tuple[float, float], messages: list[BaseMessage]
+    ) -> tuple[float, float]:
+        """By the provider's report, if there is a believable one; else the whole reservation."""
+        if take.cut or not take.usage:
+            return held
+        counts = [
+            (u.get("input_tokens") or 0, u.get("output_tokens") or 0, _cached(u))
+            for u in take.usage
+        ]
+        rising = all(0 < a[0] <= b[0] for a, b in pairwise(counts))
+        fold = max if rising else sum
+        paid, made, cached = (fold(column) for column in zip(*counts, strict=True))
+        text = "".join(m.text for m in messages) + _text(take)
+        if paid + made < tokens.least(text) / 2:
+            return held
+        prices = self.recording.prices
+        return paid + made, prices.usd(paid, made, min(cached, paid)) if prices else 0.0
+
+
+class Tape(BaseChatModel):
+    """The model as a cell has it; see Deck. The gate finds in it what it would find in the model
+    behind it, so that a replay makes the requests that were recorded."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    deck: Any
+    model_name: str
+    seed: int
+    max_tokens: int | None = None
+
+    @property
+    def _llm_type(self) -> str:
+        return "anytime-tape"
+
+    @property
+    def root_client(self) -> Any:
+        """Only its address is looked at: what OpenAI serves is counted by tiktoken."""
+        host = _OPENAI if self.deck.facts.counted else ""
+        return type("Client", (), {"base_url": type("Address", (), {"host": host})})
+
+    @property
+    def model_kwargs(self) -> Any:
+        return self.deck.facts.beside.get("model_kwargs")
+
+    @property
+    def extra_body(self) -> Any:
+        return self.deck.facts.beside.get("extra_body")
+
+    def with_structured_output(self, schema: Any, **options: Any) -> Runnable[Any, Any]:
+        return self.bind(**(self.deck.facts.structured or {})) | StrOutputParser()
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        known = run_manager.metadata if run_manager else {}
+        place = f"call {known.get('ordinal', '?')} of the run"
+        for chunk in self.deck.play(self, messages, kwargs, place):
+            yield ChatGenerationChunk(message=chunk)
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        said = "".join(c.text for c in self._stream(messages, stop, run_manager, **kwargs))
+        return ChatResult(generations=[ChatGeneration(message=AIMessage(said))])
+
+
+def _key(tape: Tape, messages: list[BaseMessage], options: Mapping[str, Any]) -> str:
+    said = [[m.type, m.content] for m in messages]
+    asked = json.dumps([tape.model_name, tape.seed, tape.max_tokens, said, options], default=str)
+    return hashlib.sha256(asked.encode(errors="replace")).hexdigest()[:32]
+
+
+def _piece(chunk: Any) -> Any:
+    text = chunk.text
+    thought = chunk.additional_kwargs.get("reasoning_content")
+    if not isinstance(chunk.content, str):
+        thought = "".join(
+            str(b.get("reasoning") or b.get("thinking") or "")
+            for b in chunk.content
+            if isinstance(b, dict) and b.get("type") in ("reasoning", "thinking")
+        )
+    return [thought, text] if isinstance(thought, str) and thought else text or None
+
+
+def _played(take: Take) -> Iterator[AIMessageChunk]:
+    for piece in take.pieces:
+        thought, text = piece if isinstance(piece, list) else (None, piece)
+        extra = {"reasoning_content": thought} if thought else {}
+        yield AIMessageChunk(content=text or "", additional_kwargs=extra)
+    if take.error is not None:
+        raise ReplayedError(take.error)
+    finish = {"finish_reason": take.finish} if take.finish else {}
+    if take.cut:
+        return
+    for report in take.usage or [None]:
+        usage: Any = report
+        yield AIMessageChunk(content="", usage_metadata=usage, response_metadata=finish)
+        finish = {}
+
+
+def _cached(usage: Mapping[str, Any]) -> int:
+    return int((usage.get("input_token_details") or {}).get("cache_read") or 0)
+
+
+def heard(take: Take) -> list[str]:
+    """The pieces of a reply as text, thoughts included, in the order they came."""
+    shown = ["".join(p) if isinstance(p, list) else p for p in take.pieces]
+    return [text for text in shown if text]
+
+
+def _text(take: Take) -> str:
+    return "".join(heard(take))
