@@ -49,7 +49,7 @@ class Settings:
     training: int = 3
     training_budget: int = 0
     trajectories: int = 4
-    room: int = 64
+    room: int = 256
 
     def __post_init__(self) -> None:
         rising = all(a < b for a, b in zip(self.budgets, self.budgets[1:], strict=False))
@@ -180,7 +180,7 @@ class Records:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._of = {record["cell"]: record for record in lines(file)}
+        self._of: dict[str, Record] = {record["cell"]: record for record in lines(file)}
 
     def __contains__(self, cell: str) -> bool:
         return cell in self._of

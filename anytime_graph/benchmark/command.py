@@ -30,7 +30,7 @@ from anytime_graph.benchmark.figures import Figures, figures
 from anytime_graph.benchmark.paper import Paper
 from anytime_graph.benchmark.report import Made, markdown, page, parts, verdict
 from anytime_graph.benchmark.run import Run
-from anytime_graph.benchmark.session import Measure, Purse, Session
+from anytime_graph.benchmark.session import Purse, Session
 from anytime_graph.benchmark.tape import Facts, Recording, facts_of
 from anytime_graph.budget import Prices
 from anytime_graph.checkpoints import Ledger, LedgerError, open_checkpoints
@@ -112,7 +112,7 @@ class _Numbers(click.ParamType[Any]):
 @click.option(
     "--trajectories", default=4, show_default=True, help="Chains on each of them (paper)."
 )
-@click.option("--room", default=64, show_default=True, help="Tokens of a forced answer (paper).")
+@click.option("--room", default=256, show_default=True, help="Tokens of a forced answer (paper).")
 @click.option("--q-max", default=1.0, show_default=True, help="Q_max of the Anytime Index.")
 @click.option("--origin", is_flag=True, help="Let the index begin at (0, 0).")
 @click.option("--total-tokens", type=int, help="Tokens that all of it may cost, ever, in --out.")
@@ -128,7 +128,7 @@ class _Numbers(click.ParamType[Any]):
     help="Ask no model: answer from the calls of this benchmark directory, or of this file.",
 )
 @click.pass_context
-def bench(ctx: click.Context, **given: Any) -> None:
+def bench(ctx: click.Context, /, **given: Any) -> None:
     """Measure strategies on a task at several budgets; report which of them to use.
 
     Every reply is kept in the --out directory, with a record of each cell: the same command goes on
@@ -297,13 +297,9 @@ class _Order:
         todo = sum(c.name not in records for part in planned for c in part.cells)
         with interruptible() as stop, _progress(todo, recording) as told:
             for part in planned:
-                measure: Measure = (
-                    Run(part.task, ledger, voice.prices, stop)
-                    if self.protocol == "run"
-                    else Paper(part.task, ledger, voice.prices, stop)
-                )
+                protocol: type[Run | Paper] = Run if self.protocol == "run" else Paper
                 session = Session(
-                    measure,
+                    protocol(part.task, ledger, voice.prices, stop),
                     records,
                     recording,
                     purse,

@@ -7,14 +7,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from langchain_core.messages import HumanMessage
+from langchain_core.runnables import RunnableConfig
 from langgraph.store.memory import InMemoryStore
 
 from anytime_graph.benchmark.cells import MEMORY, PREPARATION, Cell, Record
 from anytime_graph.benchmark.tape import Deck, NotRecorded
 from anytime_graph.budget import Budget, BudgetTooSmall, NoAnswer, Prices, nothing
 from anytime_graph.checkpoints import Ledger
-from anytime_graph.checkpoints.preferences import Memory, Namespace, memory_of
-from anytime_graph.graph import create_anytime_graph
+from anytime_graph.checkpoints.preferences import Namespace, memory_of
+from anytime_graph.graph import Context, create_anytime_graph
 from anytime_graph.pairs import Example, Pair
 from anytime_graph.scoring import as_score
 from anytime_graph.tasks import Question, Task
@@ -46,12 +48,9 @@ class Run:
 
     def ceiling(self, cell: Cell) -> tuple[float, float]:
         """The most that a cell can cost, in tokens and USD."""
-        dear = max(self.prices.input, self.prices.output) if self.prices else 0.0
-        return cell.budgets[0], cell.budgets[0] * dear / 1e6
+        return cell.budgets[0], cell.budgets[0] * dearest(self.prices) / 1e6
 
-    def measure(
-        self, cell: Cell, deck: Deck, memory: Memory | None
-    ) -> tuple[Record, Learned | None]:
+    def measure(self, cell: Cell, deck: Deck, memory: Lore | None) -> tuple[Record, Learned | None]:
         """Run the cell from its beginning; what was bought for it before is on the tape. Raises
         Unmeasured, or NotRecorded in a replay that misses a call."""
         truth = Truth(cell.question)
@@ -65,14 +64,18 @@ class Run:
             answer=self.task.answer,
             prices=self.prices,
             ledger=self.ledger,
-            memory=ReadOnly(memory) if memory else None,
+            memory=memory,
         )
+        config: RunnableConfig = {
+            "configurable": {"thread_id": cell.name},
+            "recursion_limit": 10_000,
+        }
         reason, spent, judged, learned = "", nothing(), 0, None
         try:
             out: Any = graph.compile().invoke(
-                {"messages": [("user", cell.question.prompt)]},
-                {"configurable": {"thread_id": cell.name}, "recursion_limit": 10_000},
-                context={"namespace": list(NAMESPACE), "stop": self.stop},
+                {"messages": [HumanMessage(cell.question.prompt)]},
+                config,
+                context=Context(namespace=list(NAMESPACE), stop=self.stop),
             )
         except BudgetTooSmall:
             reason = "too small"
@@ -161,16 +164,19 @@ class Truth:
         return as_score(verdict).value
 
 
-class ReadOnly:
-    """A memory for questions that must not learn from one another."""
+class Lore:
+    """A memory of what training questions taught, in their order; it learns from no others."""
 
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
+    def __init__(self, learned: Sequence[Learned]) -> None:
+        self.learned = learned
+        self._memory = memory_of(InMemoryStore())
+        for n, one in enumerate(learned):
+            self._memory.learn(NAMESPACE, one.question, one.pairs, one.principles, n)
 
     def recall(
         self, namespace: Namespace, question: str, limit: int = 3, *, besides: Collection[int] = ()
     ) -> list[Example]:
-        return self._memory.recall(namespace, question, limit, besides=besides)
+        return self._memory.recall(namespace, question, limit)
 
     def learn(self, *args: Any) -> None: ...
 
@@ -178,9 +184,6 @@ class ReadOnly:
         return 0
 
 
-def remembered(learned: Sequence[Learned]) -> Memory:
-    """A memory of what the training questions taught, in their order."""
-    memory = memory_of(InMemoryStore())
-    for n, one in enumerate(learned):
-        memory.learn(NAMESPACE, one.question, one.pairs, one.principles, n)
-    return memory
+def dearest(prices: Prices | None) -> float:
+    """USD for a million tokens of the dearer kind; 0 if nothing is known."""
+    return max(prices.input, prices.output) if prices else 0.0

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from anytime_graph.benchmark.cells import Cell, Record, Records, preparations
-from anytime_graph.benchmark.run import Learned, Unmeasured, remembered
+from anytime_graph.benchmark.run import Learned, Lore, Unmeasured
 from anytime_graph.benchmark.tape import Deck, Facts, Recording
-from anytime_graph.checkpoints.preferences import Memory
 from anytime_graph.metering import Gate
 from anytime_graph.tasks import Question
 
@@ -26,7 +25,7 @@ class Measure(Protocol):
     def ceiling(self, cell: Cell) -> tuple[float, float]: ...
 
     def measure(
-        self, cell: Cell, deck: Deck, memory: Memory | None
+        self, cell: Cell, deck: Deck, memory: Lore | None
     ) -> tuple[Record, Learned | None]: ...
 
 
@@ -80,7 +79,7 @@ class Session:
     told: Callable[[Cell, str | None], None] = lambda cell, failure: None
     failures: list[str] = field(default_factory=list)
     ended: str | None = None
-    _memories: dict[str, Memory] = field(default_factory=dict)
+    _memories: dict[str, Lore] = field(default_factory=dict)
 
     def run(self, cells: Sequence[Cell], training: Callable[[], Sequence[Question]]) -> None:
         """All cells that have no record yet; first those that make the preference data for them.
@@ -107,7 +106,7 @@ class Session:
                 keep(cell, self.measure.measure(cell, deck, None)[1])
         self._all([c for c in cells if c.name not in self.records], keep)
         if all(cell.name in learned for cell in cells):
-            self._memories[kind] = remembered([learned[cell.name] for cell in cells])
+            self._memories[kind] = Lore([learned[cell.name] for cell in cells])
 
     def _deck(self, cell: Cell, replayed: bool = False) -> Deck:
         return Deck(

@@ -289,11 +289,12 @@ class Deck:
 
         try:
             for chunk in self._asked(self.inner, tape).stream(messages, **options):
-                pieces.append(_piece(chunk))
+                if (piece := _piece(chunk)) is not None or not chunk.usage_metadata:
+                    pieces.append(piece)
                 if chunk.usage_metadata:
                     usage.append(json.loads(json.dumps(chunk.usage_metadata)))
                 finish = chunk.response_metadata.get("finish_reason") or finish
-                yield cast(AIMessageChunk, chunk)
+                yield chunk
         except GeneratorExit:
             if self.stop is None or not self.stop.is_set():
                 record(cut=True)
@@ -431,8 +432,8 @@ def _played(take: Take) -> Iterator[AIMessageChunk]:
     finish = {"finish_reason": take.finish} if take.finish else {}
     if take.cut:
         return
-    for report in take.usage or [None]:
-        usage: Any = report
+    reports: list[Any] = [*take.usage] or [None]
+    for usage in reports:
         yield AIMessageChunk(content="", usage_metadata=usage, response_metadata=finish)
         finish = {}
 
