@@ -114,7 +114,8 @@ class Record(TypedDict):
     scores: at each of its budgets, the true score of the answer that was held there. oracle: the
     best true score of all answers up to there. curve: in `run`, (tokens spent, score held, best
     score so far) whenever one of the two scores changed. answering: tokens for forced answers.
-    judging: tokens for the judge. cut: how prefixes were cut ("pieces", "tokenizer", "estimate").
+    judging: tokens for the judge. unscored: answers that the scorer failed on, which count 0. pairs: preference pairs
+    that were made of it. cut: how prefixes were cut ("pieces", "tokenizer", "estimate").
     spent: as the cell was charged, whoever paid for a reply first.
     """
 
@@ -133,6 +134,8 @@ class Record(TypedDict):
     spent: Spend
     judging: int
     answering: int
+    unscored: int
+    pairs: int
     stop_reason: str
     cut: NotRequired[str]
 

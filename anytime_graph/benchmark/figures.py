@@ -34,12 +34,13 @@ _RESAMPLES = 1_000
 @dataclass(frozen=True)
 class Cost:
     """What a strategy's cells were charged. judging, answering: tokens of it for the judge, and
-    for forced answers."""
+    for forced answers. pairs: preference pairs that were made."""
 
     cells: int
     spent: Spend
     judging: int
     answering: int
+    pairs: int
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Figures:
 
     returned, oracle: by strategy; oracle is the best answer so far, picked per question and seed by
     one who knows the true quality. left_out: questions that lack a cell, and are in no comparison.
+    unscored: answers that the scorer failed on. estimated: some prefixes were cut by an estimate.
     """
 
     task: str
@@ -74,6 +76,8 @@ class Figures:
     oracle: dict[str, Rows]
     costs: dict[str, Cost]
     baseline: str
+    unscored: int
+    estimated: bool
     q_max: float = 1.0
     origin: bool = False
 
@@ -186,6 +190,8 @@ def figures(
             name: _cost(group) for name, group in {**groups, PREPARATION: prepared}.items() if group
         },
         baseline=baseline,
+        unscored=sum(record["unscored"] for record in have),
+        estimated=any(record.get("cut") == "estimate" for record in have),
         q_max=q_max,
         origin=origin,
     )
@@ -206,6 +212,7 @@ def _cost(records: Sequence[Record]) -> Cost:
         total(record["spent"] for record in records),
         sum(record["judging"] for record in records),
         sum(record["answering"] for record in records),
+        sum(record["pairs"] for record in records),
     )
 
 

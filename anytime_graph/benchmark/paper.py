@@ -31,7 +31,6 @@ from anytime_graph.nodes import learn
 from anytime_graph.nodes.answers import Asked, asked, candidate
 from anytime_graph.pairs import Candidate, Example, Shown, scored_pairs
 from anytime_graph.prompts import Lessons
-from anytime_graph.scoring import as_score
 from anytime_graph.state import Task as Call
 from anytime_graph.strategies import Draft, Learn, as_dict
 from anytime_graph.tasks import Question, Task
@@ -70,10 +69,10 @@ class Paper:
         keeps to. Chains with their examples, and every prefix once more as input."""
         question = _bound([HumanMessage(cell.question.prompt)]) + _MARGIN
         room, chains = cell.settings.room, cell.settings.trajectories if cell.prepares else 1
-        chain = question + _LESSONS + cell.budgets[-1]
+        chain = question + (_LESSONS if cell.lessons else 0) + cell.budgets[-1]
         answers = sum(question + _LOOSE * at + room for at in cell.budgets)
-        rules = question + _LESSONS + _RULES if cell.prepares else 0
-        most = chains * (chain + answers) + rules
+        learning = cell.prepares and cell.strategy == "leap"
+        most = chains * (chain + answers) + (question + _LESSONS + _RULES if learning else 0)
         return most, most * dearest(self.prices) / 1e6
 
     def measure(self, cell: Cell, deck: Deck, memory: Lore | None) -> tuple[Record, Learned | None]:
@@ -81,7 +80,7 @@ class Paper:
         replay that misses a call."""
         protocol = self.task.answer if callable(self.task.answer) else "tags"
         with self._places(cell, deck) as places:
-            work = _Work(cell, deck, places, asked(protocol))
+            work = _Work(cell, deck, places, asked(protocol), Truth(cell.question))
             return work.prepare() if cell.prepares else (work.measure(memory), None)
 
     @contextmanager
@@ -117,6 +116,7 @@ class _Work:
     deck: Deck
     places: Places
     asked: Asked
+    truth: Truth
     answering: int = 0
     how: str = "whole"
     dear: bool = False
@@ -128,14 +128,13 @@ class _Work:
             memory=shown,
             allowance=_LESSONS,
         )
-        truth = Truth(self.cell.question)
         chain = self._chain(lessons, self.cell.budgets[-1])
         scores: list[float] = []
         for n, at in enumerate(self.cell.budgets):
             if n and self.cell.budgets[n - 1] >= chain.generated:
                 scores.append(scores[-1])  # it had ended: the same prefix, the same answer
                 continue
-            scores.append(truth.of(self._answer(chain, at)))
+            scores.append(self.truth.of(self._answer(chain, at)))
         self.places.close("done")
         return self._record(scores, chain)
 
@@ -155,7 +154,8 @@ class _Work:
             rules = found if isinstance(found, list) else []
         self.places.close("done")
         best = max((c["score"] or 0.0 for c in candidates), default=0.0)
-        return self._record([best], chain), Learned(question.prompt, pairs, rules)
+        record = self._record([best], chain)
+        return {**record, "pairs": len(pairs)}, Learned(question.prompt, pairs, rules)
 
     def _record(self, scores: Sequence[float], chain: _Chain) -> Record:
         return record_of(
@@ -165,6 +165,7 @@ class _Work:
             oracle=list(accumulate(scores, max)),
             spent=self.places.spent,
             answering=self.answering,
+            unscored=self.truth.unscored,
             stop_reason="too dear" if self.dear else chain.reply.ended,
             cut=self.how,
         )
@@ -233,8 +234,7 @@ class _Work:
 
     def _scored(self, chain: _Chain, answer: str) -> list[Candidate]:
         """The trajectory with its score, as pairs are made from; none if it is empty."""
-        verdict: Any = self.cell.question.scorer(self.cell.question.prompt, answer)
-        score = as_score(verdict)
+        score = self.truth.verdict(answer)
         found = candidate(chain.call, chain.reply, self.asked, "draft", [])
         if found is None:
             return []

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
+from anytime_graph.benchmark.cells import PREPARATION
 from anytime_graph.benchmark.chart import chart
 from anytime_graph.benchmark.figures import Figures
 from anytime_graph.benchmark.tape import Bought
@@ -119,14 +120,26 @@ def _setting(f: Figures) -> str:
     return (
         f"{protocol} Model {f.model}; {f.about}; quality is {_METRICS[f.metric]}. "
         f"{len(f.questions)} questions, {f.seeds} {chains}{'s' * (f.seeds > 1)} on each.{left} "
-        f"Brackets are 95 % bootstrap intervals over questions.{few}"
+        f"Brackets are 95 % bootstrap intervals over questions.{few}{_faults(f)}"
     )
+
+
+def _faults(f: Figures) -> str:
+    told = ""
+    if prepared := f.costs.get(PREPARATION):
+        told += f" Training questions gave {prepared.pairs} preference pairs"
+        told += "." if prepared.pairs else ", so nothing could be shown of them."
+    if f.unscored:
+        told += f" The scorer failed on {f.unscored} answers, which count 0."
+    if f.estimated:
+        told += " Some chains could not be cut at the token, but by an estimate."
+    return told
 
 
 _METRICS = {"csr": "the share of constraints met", "accuracy": "accuracy"}
 _DIFFERENCES = (
     "Paired by question; p by sign-flip permutation, two-sided, not corrected for the number of "
-    "comparisons: with ten of them, one p of 0.05 or less is to be expected every other time."
+    "comparisons: among ten of them, chance alone brings a p of 0.05 or less in 40 % of benchmarks."
 )
 _COSTS = {
     "run": "All cells, each charged as if it had been alone. Judge: tokens of comparisons, reasons "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,12 @@ from anytime_graph.budget import Budget, BudgetTooSmall, NoAnswer, Prices, nothi
 from anytime_graph.checkpoints import Ledger
 from anytime_graph.checkpoints.preferences import Namespace, memory_of
 from anytime_graph.graph import Context, create_anytime_graph
+from anytime_graph.metering import describe
 from anytime_graph.pairs import Example, Pair
-from anytime_graph.scoring import as_score
+from anytime_graph.scoring import Score, as_score
 from anytime_graph.tasks import Question, Task
+
+log = logging.getLogger(__name__)
 
 NAMESPACE: Namespace = ("benchmark",)
 
@@ -95,6 +99,8 @@ class Run:
             curve=curve,
             spent=spent,
             judging=judged,
+            unscored=truth.unscored,
+            pairs=len(learned.pairs) if learned else 0,
             stop_reason=reason,
         )
         return record, learned
@@ -144,24 +150,34 @@ def record_of(cell: Cell, deck: Deck, **measured: Any) -> Record:
         "curve": [],
         "judging": 0,
         "answering": 0,
+        "unscored": 0,
+        "pairs": 0,
     }
     return Record(**{**own, **measured})  # type: ignore[typeddict-item]
 
 
 class Truth:
-    """The question's scorer, for answers as texts."""
+    """The question's scorer, for answers as texts. unscored: answers that it failed on, which
+    count 0, as a user's scorer may take for granted that a reply was not cut."""
 
     def __init__(self, question: Question) -> None:
         self.question = question
+        self.unscored = 0
 
     def __call__(self, question: str, answer: Any) -> Any:
         return self.question.scorer(question, answer)
 
     def of(self, answer: str | None) -> float:
-        if not answer:
-            return 0.0
-        verdict: Any = self.question.scorer(self.question.prompt, answer)
-        return as_score(verdict).value
+        return self.verdict(answer).value if answer else 0.0
+
+    def verdict(self, answer: str) -> Score:
+        try:
+            verdict: Any = self.question.scorer(self.question.prompt, answer)
+            return as_score(verdict)
+        except Exception as error:
+            log.warning("the scorer failed: %s", describe(error))
+            self.unscored += 1
+            return Score(0.0)
 
 
 class Lore:

@@ -249,14 +249,14 @@ class Deck:
         )
 
     def play(
-        self, tape: Tape, messages: list[BaseMessage], options: dict[str, Any], place: str
+        self, tape: Tape, messages: list[BaseMessage], options: dict[str, Any]
     ) -> Iterator[AIMessageChunk]:
         key = _key(tape, messages, options)
         take = self.recording.claim(key, self.stop)
         if take is None:
             try:
                 if self.inner is None:
-                    self._miss(key, tape, place)
+                    self._miss(key, tape)
                 yield from self._live(key, tape, messages, options)
             finally:
                 self.recording.release(key)
@@ -264,8 +264,10 @@ class Deck:
         self.heard.append(take)
         yield from _played(take)
 
-    def _miss(self, key: str, tape: Tape, place: str) -> None:
-        told = f"{self.cell}: {place}, seed {tape.seed}, cap {tape.max_tokens}, request {key[:12]}"
+    def _miss(self, key: str, tape: Tape) -> None:
+        """A call's place in its run is what the gate has added to the seed."""
+        place = f"call {tape.seed - self.seed}, seed {tape.seed}, cap {tape.max_tokens}"
+        told = f"{self.cell}: {place}, request {key[:12]}"
         self.missing.append(told)
         raise NotRecorded(told)
 
@@ -388,9 +390,7 @@ class Tape(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        known = run_manager.metadata if run_manager else {}
-        place = f"call {known.get('ordinal', '?')} of the run"
-        for chunk in self.deck.play(self, messages, kwargs, place):
+        for chunk in self.deck.play(self, messages, kwargs):
             yield ChatGenerationChunk(message=chunk)
 
     def _generate(
