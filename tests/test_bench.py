@@ -22,7 +22,7 @@ from click.testing import CliRunner, Result
 
 from anytime_graph.benchmark.cells import Records, append, lines
 from anytime_graph.benchmark.cut import cut
-from anytime_graph.benchmark.tape import Take
+from anytime_graph.benchmark.recording import Take
 from anytime_graph.cli import main
 from anytime_graph.metrics import anytime_index, gain_per_token
 from tests.lives import command
@@ -373,6 +373,22 @@ def test_a_provider_that_keeps_failing_ends_it_and_costs_no_cell(
     server.script = answers(0.5)
     bench(*words)
     assert row("a", "Quality", "single") == ["0.500"]
+
+
+def test_a_call_that_fails_now_and_then_is_made_again(server: Server, bench: Bench) -> None:
+    words = [*OWN, *MODEL, *KINDS["run"]]
+    server.script = varied
+    bench(*words, "--out", "undisturbed")
+    bad = {5: 500, 17: "break", 23: "drop"}
+    first = len(server.calls)
+    server.script = lambda request, i: (
+        Reply(error=bad[i - first]) if i - first in bad else varied(request, i)
+    )
+    bench(*words, "--out", "a")
+    assert tables("a") == tables("undisturbed")
+    assert records("a") == records("undisturbed")
+    bench(*OWN, *KINDS["run"], "--replay", "a", "--out", "b")
+    assert records("b") == records("a")
 
 
 def test_ctrl_c_leaves_a_report_and_the_rest_for_later(server: Server, bench: Bench) -> None:

@@ -28,10 +28,11 @@ from anytime_graph.benchmark import cells as plan
 from anytime_graph.benchmark.cells import MODES, Cell, Decide, Protocol, Records, Settings
 from anytime_graph.benchmark.figures import Figures, figures
 from anytime_graph.benchmark.paper import Paper
+from anytime_graph.benchmark.recording import Facts, Recording
 from anytime_graph.benchmark.report import Made, markdown, page, parts, verdict
 from anytime_graph.benchmark.run import Run
 from anytime_graph.benchmark.session import Purse, Session
-from anytime_graph.benchmark.tape import Facts, Recording, facts_of
+from anytime_graph.benchmark.tape import facts_of
 from anytime_graph.budget import Prices
 from anytime_graph.checkpoints import Ledger, LedgerError, open_checkpoints
 from anytime_graph.interrupt import interruptible

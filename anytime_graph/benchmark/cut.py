@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, Protocol
 
-from anytime_graph.benchmark.tape import Take, heard
+from anytime_graph.benchmark.recording import Take, heard
 
 How = Literal["whole", "pieces", "tokenizer", "estimate"]
 _ENDS = 2

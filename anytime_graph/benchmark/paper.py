@@ -213,9 +213,7 @@ class _Work:
         self, move: dict[str, Any], prompt: Sequence[BaseMessage], room: int
     ) -> tuple[Call, Reply]:
         call, reply = self.places.call(move, prompt, room)
-        check(self.deck, "interrupted" if reply.interrupted else "")
-        if self.deck.failures:
-            check(self.deck, "errors")
+        check(self.deck, reply.interrupted)
         return call, reply
 
     def _seed(self, call: Call) -> int:

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from anytime_graph.benchmark.cells import PREPARATION
 from anytime_graph.benchmark.chart import chart
 from anytime_graph.benchmark.figures import Figures
-from anytime_graph.benchmark.tape import Bought
+from anytime_graph.benchmark.recording import Bought
 from anytime_graph.metrics import Interval
 
 _ENOUGH = 0.95
@@ -193,7 +193,7 @@ def _differences(f: Figures) -> Grid:
             continue
         found = [f.difference(name, at) for at in range(len(f.budgets))]
         rows.append(
-            [name, *(f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}] p={d.p:.3f}" for d in found)]
+            [name, *(f"{d.mean:+.3f}\n[{d.low:+.3f}, {d.high:+.3f}]\np={d.p:.3f}" for d in found)]
         )
     return Grid(["strategy", *(f"{b:,}" for b in f.budgets)], rows)
 
@@ -321,7 +321,7 @@ pre { padding: .75rem 1rem; border-radius: .4rem; background: var(--band); white
 figure text { font-family: system-ui, sans-serif !important; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--rule); text-align: right;
-  white-space: nowrap; } th { color: var(--faint); font-weight: 600; }
+  white-space: pre; vertical-align: top; } th { color: var(--faint); font-weight: 600; }
 th:first-child, td:first-child { text-align: left; } td:first-child { font-weight: 600; }
 """
 

@@ -89,7 +89,7 @@ class Run:
             reason, spent = out["stop_reason"], out["spent"]
             judged = out["judging"]["spent"]["tokens"]
             learned = Learned(cell.question.prompt, out["pairs"], out["principles"])
-        check(deck, reason)
+        check(deck, reason == "interrupted")
         curve = self._curve(cell.name, truth)
         record = record_of(
             cell,
@@ -126,13 +126,14 @@ class Run:
         return curve
 
 
-def check(deck: Deck, reason: str) -> None:
-    """Whether what a cell came to is a measurement. Raises Unmeasured or NotRecorded."""
+def check(deck: Deck, interrupted: bool) -> None:
+    """Whether what a cell came to is a measurement of anything but the provider's failures. Raises
+    Unmeasured or NotRecorded."""
     if deck.missing:
         raise NotRecorded(f"not in the recording: {deck.missing[0]}")
-    if reason == "interrupted":
+    if interrupted:
         raise Unmeasured("interrupted")
-    if deck.failures and reason in ("no answer", "errors"):
+    if deck.failures:
         raise Unmeasured(deck.failures[-1])
 
 

@@ -10,13 +10,16 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from anytime_graph.benchmark.cells import Cell, Record, Records, preparations
+from anytime_graph.benchmark.recording import Facts, Recording
 from anytime_graph.benchmark.run import Learned, Lore, Unmeasured
-from anytime_graph.benchmark.tape import Deck, Facts, Recording
+from anytime_graph.benchmark.tape import Deck
 from anytime_graph.metering import Gate
 from anytime_graph.tasks import Question
 
 _PATIENCE = 3
 """Cells in a row that may come to nothing before the benchmark gives up."""
+_TRIES = 3
+"""Times that a cell is run, if calls fail."""
 
 
 class Measure(Protocol):
@@ -119,9 +122,21 @@ class Session:
             self.stop,
         )
 
-    def _all(self, cells: Iterable[Cell], keep: Callable[[Cell, Learned | None], None]) -> None:
-        """Side by side, in their order; the first that the purse cannot hold ends it."""
+    def _all(self, cells: Sequence[Cell], keep: Callable[[Cell, Learned | None], None]) -> None:
+        """All of them; those that came to nothing once more, after the others."""
+        for _ in range(_TRIES):
+            self.failures.clear()
+            cells = self._pass(cells, keep)
+            if not cells or self.ended is not None:
+                return
+
+    def _pass(
+        self, cells: Iterable[Cell], keep: Callable[[Cell, Learned | None], None]
+    ) -> list[Cell]:
+        """Side by side, in their order; the first that the purse cannot hold ends it. Returns those
+        that came to nothing."""
         running: dict[Future[tuple[Record, Learned | None]], tuple[Cell, Deck]] = {}
+        failed: list[Cell] = []
         in_a_row = 0
 
         def collect() -> None:
@@ -131,6 +146,7 @@ class Session:
                 self.purse.release(deck)
                 failure = self._ended(cell, future, keep)
                 in_a_row = 0 if failure is None else in_a_row + 1
+                failed.extend([cell] if failure else [])
                 self.told(cell, failure)
 
         def admitted(deck: Deck) -> bool:
@@ -156,6 +172,7 @@ class Session:
             while running:
                 collect()
         self._over(in_a_row)
+        return failed
 
     def _over(self, in_a_row: int) -> bool:
         if self.stop is not None and self.stop.is_set():

@@ -1,25 +1,18 @@
-"""The tape: every reply of a benchmark's model, to be had again without buying it again.
+"""The tape: a model in front of the model, which remembers what was answered.
 
-A tape stands in front of the model, in every benchmark. What was asked before in the same words, with
-the same seed and the same cap, is answered from it; so a benchmark that was killed goes on where it
-was, and one that is replayed, without any model, comes to exactly the same.
-
-The file is JSON Lines: what the model is, as the gate sees it; what is asked, by the digest of the
-request and with its reservation, before it is; and what came. It holds replies, so it is as private
-as they are.
+It stands there in every benchmark. What was asked before in the same words, with the same seed and the
+same cap, is answered from the recording; so a benchmark that was killed goes on where it was, and one
+that is replayed, without any model, comes to exactly the same.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, cast
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
@@ -31,40 +24,16 @@ from langchain_core.runnables import Runnable, RunnableBinding
 from pydantic import ConfigDict
 
 from anytime_graph import tokens
-from anytime_graph.benchmark.cells import append, lines
+from anytime_graph.benchmark.recording import Bought, Facts, Recording, Take, heard
 from anytime_graph.budget import Prices
 from anytime_graph.metering import Gate, describe, gate, held_to
 from anytime_graph.nodes import critique
 
-FORM = "anytime-graph calls 1"
 _OPENAI = "api.openai.com"
-_POLL = 0.1
 
 
 class NotRecorded(ValueError):
     """A strategy asked what the recording does not hold."""
-
-
-class ReplayedError(Exception):
-    """A failure that the recording holds."""
-
-    def __init__(self, told: Mapping[str, Any]) -> None:
-        super().__init__(told.get("what", "failed"))
-        self.status_code, self.code = told.get("status"), told.get("code")
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What of a model decides which requests are made of it: its name; the output tokens that it
-    never exceeds; whether tiktoken counts its prompts; what is bound to hold it to a schema; and
-    the options that travel with each request. prices: USD per million tokens, as Prices has them."""
-
-    name: str
-    ceiling: int | None = None
-    counted: bool = False
-    structured: dict[str, Any] | None = None
-    beside: dict[str, Any] = field(default_factory=dict)
-    prices: dict[str, float | None] | None = None
 
 
 def facts_of(model: BaseChatModel, prices: Prices | None = None) -> Facts:
@@ -86,137 +55,6 @@ def _as_json(value: Any) -> dict[str, Any] | None:
         return cast("dict[str, Any]", json.loads(json.dumps(value)))
     except (TypeError, ValueError):
         return None
-
-
-@dataclass(frozen=True)
-class Take:
-    """A reply as it came. pieces: of the stream: text; None for one that shows nothing; [what the
-    model thought, text] where it shows its thoughts. usage: reports, in order. finish: the
-    provider's word for how it ended. cut: by us. error: of the call."""
-
-    key: str
-    seed: int
-    room: int | None
-    pieces: list[Any]
-    usage: list[dict[str, Any]]
-    finish: str | None
-    cut: bool = False
-    error: dict[str, Any] | None = None
-
-
-@dataclass
-class Bought:
-    """What was paid for. calls in flight, and those lost with their process, count in full."""
-
-    tokens: float = 0
-    usd: float = 0.0
-    calls: int = 0
-
-    def add(self, tokens: float, usd: float, calls: int = 0) -> None:
-        self.tokens += tokens
-        self.usd += usd
-        self.calls += calls
-
-
-class Recording:
-    """The takes of a file, and what they cost; safe for threads, and for one process at a time.
-
-    file: appended to, unless `live` is False. prices: for what was bought.
-    """
-
-    def __init__(self, file: Path, prices: Prices | None = None, live: bool = True) -> None:
-        self.file, self.prices, self.live = file, prices, live
-        self.bought = Bought()
-        self.facts: dict[str, Facts] = {}
-        self._takes: dict[str, Take] = {}
-        self._asked: dict[str, tuple[float, float]] = {}
-        self._answering: set[str] = set()
-        self._changed = threading.Condition()
-        self._lock = _locked(file) if live else None
-        for row in lines(file) if live or file.is_file() else ():
-            self._read(row)
-
-    def close(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-
-    def _read(self, row: dict[str, Any]) -> None:
-        try:
-            if "model" in row:
-                self.facts[row["model"]] = Facts(**row["facts"])
-            elif "ask" in row:
-                self._charge(row["ask"], *row["reserved"])
-            else:
-                self._take(Take(**row["take"]), *row["cost"])
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{self.file}: not a recording of benchmark calls") from None
-
-    def introduce(self, model: str, facts: Facts) -> Facts:
-        """What the model of this name is. Raises ValueError if it was another before."""
-        known = self.facts.get(model)
-        if known is not None and known != facts:
-            raise ValueError(
-                f"{self.file}: --model {model} was priced or set otherwise before; give another --out"
-            )
-        if known is None:
-            self.facts[model] = facts
-            append(self.file, {"form": FORM, "model": model, "facts": asdict(facts)})
-        return facts
-
-    # --- one call
-
-    def claim(self, key: str, stop: threading.Event | None) -> Take | None:
-        """The take, or None: then the caller is to make it, and nobody else does meanwhile. A
-        failure is not repeated while there is a model to ask."""
-        with self._changed:
-            while True:
-                take = self._takes.get(key)
-                if take is not None and not (self.live and take.error):
-                    return take
-                if key not in self._answering or (stop is not None and stop.is_set()):
-                    self._answering.add(key)
-                    return None
-                self._changed.wait(_POLL)
-
-    def release(self, key: str) -> None:
-        with self._changed:
-            self._answering.discard(key)
-            self._changed.notify_all()
-
-    def ask(self, key: str, tokens: float, usd: float) -> None:
-        """Write the reservation, before the request leaves."""
-        with self._changed:
-            append(self.file, {"ask": key, "reserved": [tokens, usd]})
-            self._charge(key, tokens, usd)
-
-    def answer(self, take: Take, tokens: float, usd: float) -> None:
-        with self._changed:
-            append(self.file, {"take": asdict(take), "cost": [tokens, usd]})
-            self._take(take, tokens, usd)
-
-    def _charge(self, key: str, tokens: float, usd: float) -> None:
-        """An earlier reservation of the same request that was never answered stays charged."""
-        self._asked[key] = (tokens, usd)
-        self.bought.add(tokens, usd, 1)
-
-    def _take(self, take: Take, tokens: float, usd: float) -> None:
-        held = self._asked.pop(take.key, None)
-        if held is None:
-            self.bought.add(tokens, usd, 1)
-        else:
-            self.bought.add(tokens - held[0], usd - held[1])
-        self._takes[take.key] = take
-
-
-def _locked(file: Path) -> int:
-    """A hold on the file for as long as this process lives. Raises ValueError if another has it."""
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise ValueError(f"{file.parent}: another benchmark is running there") from None
-    return descriptor
 
 
 @dataclass
@@ -281,11 +119,14 @@ class Deck:
         usage: list[dict[str, Any]] = []
         finish: str | None = None
 
-        def record(**how: Any) -> None:
-            take = Take(key, tape.seed, tape.max_tokens, pieces, usage, finish, **how)
-            cost = (0.0, 0.0) if take.error else self._cost(take, held, messages)
+        def settle(cost: tuple[float, float]) -> None:
             with self._counting:
                 self.bought.add(cost[0] - held[0], cost[1] - held[1])
+
+        def record(cut: bool = False) -> None:
+            take = Take(key, tape.seed, tape.max_tokens, pieces, usage, finish, cut)
+            cost = self._cost(take, held, messages)
+            settle(cost)
             self.recording.answer(take, *cost)
             self.heard.append(take)
 
@@ -303,10 +144,10 @@ class Deck:
             raise
         except Exception as error:
             self.failures.append(describe(error))
-            told = {name: getattr(error, f"{name}_code", None) for name in ("status",)}
-            code = getattr(error, "code", None)
-            told |= {"what": describe(error), "code": code if isinstance(code, str) else None}
-            record(error={k: v for k, v in told.items() if isinstance(v, int | str)})
+            refused = isinstance(getattr(error, "status_code", None), int) and not pieces
+            cost = (0.0, 0.0) if refused else held
+            settle(cost)
+            self.recording.fail(key, *cost)
             raise
         record()
 
@@ -427,8 +268,6 @@ def _played(take: Take) -> Iterator[AIMessageChunk]:
         thought, text = piece if isinstance(piece, list) else (None, piece)
         extra = {"reasoning_content": thought} if thought else {}
         yield AIMessageChunk(content=text or "", additional_kwargs=extra)
-    if take.error is not None:
-        raise ReplayedError(take.error)
     finish = {"finish_reason": take.finish} if take.finish else {}
     if take.cut:
         return
@@ -440,12 +279,6 @@ def _played(take: Take) -> Iterator[AIMessageChunk]:
 
 def _cached(usage: Mapping[str, Any]) -> int:
     return int((usage.get("input_token_details") or {}).get("cache_read") or 0)
-
-
-def heard(take: Take) -> list[str]:
-    """The pieces of a reply as text, thoughts included, in the order they came."""
-    shown = ["".join(p) if isinstance(p, list) else p for p in take.pieces]
-    return [text for text in shown if text]
 
 
 def _text(take: Take) -> str:
