@@ -67,13 +67,15 @@ class Bought:
 class Recording:
     """The takes of a file, and what they cost; safe for threads, and for one process at a time.
 
-    file: appended to, unless `live` is False. prices: for what was bought.
+    file: appended to, unless `live` is False. prices: for what was bought. tells_ends: replies came
+    with a word on how they ended, or with usage; so one without either broke off.
     """
 
     def __init__(self, file: Path, prices: Prices | None = None, live: bool = True) -> None:
         self.file, self.prices, self.live = file, prices, live
         self.bought = Bought()
         self.facts: dict[str, Facts] = {}
+        self.tells_ends = False
         self._takes: dict[str, Take] = {}
         self._asked: dict[str, tuple[float, float]] = {}
         self._answering: set[str] = set()
@@ -154,6 +156,7 @@ class Recording:
     def _take(self, take: Take, tokens: float, usd: float) -> None:
         self._settle(take.key, tokens, usd)
         self._takes[take.key] = take
+        self.tells_ends |= bool(take.usage or take.finish)
 
     def _settle(self, key: str, tokens: float, usd: float) -> None:
         """What a call cost, instead of its reservation, if that is known."""

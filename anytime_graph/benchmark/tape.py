@@ -130,6 +130,10 @@ class Deck:
             self.recording.answer(take, *cost)
             self.heard.append(take)
 
+        def fail(cost: tuple[float, float]) -> None:
+            settle(cost)
+            self.recording.fail(key, *cost)
+
         try:
             for chunk in self._asked(self.inner, tape).stream(messages, **options):
                 if (piece := _piece(chunk)) is not None or not chunk.usage_metadata:
@@ -145,11 +149,13 @@ class Deck:
         except Exception as error:
             self.failures.append(describe(error))
             refused = isinstance(getattr(error, "status_code", None), int) and not pieces
-            cost = (0.0, 0.0) if refused else held
-            settle(cost)
-            self.recording.fail(key, *cost)
+            fail((0.0, 0.0) if refused else held)
             raise
-        record()
+        if self.recording.tells_ends and not (usage or finish):
+            self.failures.append("the stream broke off")
+            fail(held)
+        else:
+            record()
 
     def _asked(self, inner: Gate, tape: Tape) -> BaseChatModel:
         update: dict[str, Any] = {}
