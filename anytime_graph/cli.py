@@ -1,4 +1,4 @@
-"""The command line: `anytime-graph solve`, `resume`, `demo`, and what threads.py and teaching.py add."""
+"""The command line: `solve`, `resume`, `demo`, and what threads.py, teaching.py and benchmark/ add."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from langgraph.types import StateSnapshot
 
 from anytime_graph import options as option
 from anytime_graph import teaching, terminal, threads
+from anytime_graph.benchmark.command import bench
 from anytime_graph.budget import DIMENSIONS, Budget, more
 from anytime_graph.checkpoints import Checkpoints, open_checkpoints
 from anytime_graph.checkpoints.export import line
@@ -37,7 +38,7 @@ def main() -> None:
     """
 
 
-for command in (*threads.COMMANDS, *teaching.COMMANDS):
+for command in (*threads.COMMANDS, *teaching.COMMANDS, bench):
     main.add_command(command)
 
 

@@ -259,6 +259,7 @@ def _function(reference: str) -> Scorer:
 
 
 def prices(price: str | None) -> Prices | None:
+    """What --price says. Raises ValueError."""
     if price is None:
         return None
     try:
