@@ -155,7 +155,7 @@ def test_with_memory_it_is_shown_what_other_questions_taught(server: Server, ben
     server.script = script
     words = ["--strategy", "single,single+memory", "--budgets", "3000", "--samples", "2"]
     bench(*OWN, *MODEL, *words, "--train", "2", "--out", "a")
-    shown = [c for c in server.calls if "Answers to earlier questions" in c.text]
+    shown = [c for c in server.calls if "earlier questions like this one" in c.text]
     tested = {r["question"] for r in records("a") if r["strategy"] != "(preparation)"}
     trained = {r["question"] for r in records("a") if r["strategy"] == "(preparation)"}
     assert len(shown) == len(tested) == len(trained) == 2
@@ -336,7 +336,7 @@ def test_the_budget_for_the_whole_is_never_exceeded(
 ) -> None:
     server.script = varied
     words = [*OWN, *MODEL, *KINDS[kind], "--parallel", "3", "--price", "1,4", "--out", "a"]
-    total = {"run": 2_500, "paper": 6_000}[kind]
+    total = {"run": 2_500, "paper": 5_000}[kind]
     done = bench(*words, "--total-tokens", str(total), exit_code=1)
     assert 0 < server.settled().served <= total
     assert "does not pay for the next cell" in done.stdout
