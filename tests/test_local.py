@@ -29,7 +29,8 @@ def test_the_books_are_the_servers_own_and_the_budget_holds() -> None:
 
 
 def test_the_same_seed_gives_the_same_run() -> None:
-    """One draft after another: the model server rounds otherwise when it works on two at once."""
+    """One draft after another, after a first run: the model server rounds otherwise when it works on
+    two at once, and when it reads a prompt that it has not cached."""
     app = create_anytime_graph(
         local_model(seed=7, max_tokens=40),
         budget=Budget(calls=3),
@@ -37,7 +38,7 @@ def test_the_same_seed_gives_the_same_run() -> None:
         answer="whole",
         strategy=partial(best_of_n, n=1),
     ).compile()
-    first, second = app.invoke(QUESTION), app.invoke(QUESTION)
+    _, first, second = (app.invoke(QUESTION) for _ in range(3))
     assert first["best"]["answer"] == second["best"]["answer"]
     assert len({c["answer"] for c in first["candidates"]}) == 3, "siblings differ"
 
