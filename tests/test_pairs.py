@@ -105,6 +105,15 @@ def test_pairs_are_between_unlike_answers_of_different_score(
                     ) == sorted(re.findall(r"\w+", w["text"].lower()))
 
 
+def test_two_of_one_parent_or_nearly_the_same_make_no_pair() -> None:
+    one, other = candidate(1, "wide old bridge", 0.9, [7]), candidate(2, "cold deep fish", 0.2, [7])
+    assert scored_pairs([one, other], [], 5) == []
+    assert len(scored_pairs([{**one, "parents": []}, other], [], 5)) == 1
+    long = " ".join(WORDS * 5)
+    alike = [candidate(1, f"{long} end", 0.9), candidate(2, f"{long} stop", 0.2)]
+    assert scored_pairs(alike, [], 5) == []
+
+
 def test_the_widest_gap_comes_first_and_stays_known() -> None:
     made = [candidate(i, f"{WORDS[i]} number {i}", i / 10) for i in range(6)]
     first = scored_pairs(made, [], 2)
