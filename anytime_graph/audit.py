@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from anytime_graph.budget import Budget, Prices, Spend, nothing, total
 from anytime_graph.checkpoints import Checkpoints, Ledger
@@ -263,11 +263,12 @@ class _Answers:
         row = self._rows.get(at)
         known: float | None = row["score"] if row else None
         text = row["answer"] if row else None
-        fresh = self._scorer is not None and text is not None and self._question is not None
-        if not fresh or (known is not None and not self._rescore):
+        if self._scorer is None or self._question is None or text is None:
+            return known
+        if known is not None and not self._rescore:
             return known
         try:
-            return as_score(verdict_of(self._scorer, self._question, text)).value  # type: ignore[arg-type]
+            return as_score(verdict_of(self._scorer, self._question, text)).value
         except Exception as error:
             what = str(error) if isinstance(error, BadScore) else describe(error)
             self._errors.append(f"scorer on answer {at}: {what}")
@@ -329,10 +330,7 @@ def _shown_first(c: _Compared) -> list[bool]:
 
 
 def _spend(call: Mapping[str, Any]) -> Spend:
-    spend = nothing()
-    for name in spend:
-        spend[name] = call.get(name, 1)  # type: ignore[literal-required]
-    return spend
+    return cast("Spend", {name: call.get(name, 1) for name in nothing()})
 
 
 def _share(of: Sequence[tuple[_Compared, float]]) -> Interval | None:

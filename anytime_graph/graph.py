@@ -376,8 +376,8 @@ class _Run:
         return State(namespace=list(namespace), examples=examples)
 
     def _remembered(self, state: State) -> list[str]:
-        """Remember the question's pairs; what went wrong."""
-        if self.memory is None or not state["pairs"]:
+        """Remember the question's pairs, unless the ledger has done so; what went wrong."""
+        if self.memory is None or self.remembers or not state["pairs"]:
             return []
         namespace, question = tuple(state["namespace"]), question_of(state["messages"]).text
         learned = (state["pairs"], state["principles"], state["run_id"])
@@ -487,6 +487,7 @@ class _Run:
             room=task["room"],
             starved=reply.starved,
             failed=reply.failed,
+            refused=reply.refused,
             lost=reply.lost,
             interrupted=reply.interrupted,
             retry_after=reply.retry_after,

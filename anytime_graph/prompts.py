@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage
 from pydantic import BaseModel
@@ -297,4 +297,4 @@ def _with_note(messages: list[AnyMessage], note: str) -> list[AnyMessage]:
 
 
 def _listed(conversation: Sequence[BaseMessage]) -> list[AnyMessage]:
-    return list(conversation)  # type: ignore[arg-type]
+    return cast("list[AnyMessage]", list(conversation))

@@ -11,7 +11,8 @@ import re
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -65,10 +66,10 @@ class BadScore(ValueError):
 
 def as_score(verdict: object) -> Score:
     """Read what a scorer returned. Raises BadScore for anything but a number in [0, 1]."""
-    score = verdict if isinstance(verdict, Score) else Score(verdict)  # type: ignore[arg-type]
-    value: object = score.value
+    score = verdict if isinstance(verdict, Score) else Score(cast(float, verdict))
+    value: Any = score.value
     try:
-        number = float(value)  # type: ignore[arg-type]
+        number = float(value)
     except (TypeError, ValueError):
         raise BadScore(f"scorer returned a {type(value).__name__}, not a number") from None
     if isinstance(value, str) or not (math.isfinite(number) and 0 <= number <= 1):
@@ -195,9 +196,9 @@ class Constraints:
                 amount = str(low) if low == high else f"{low} to {high}"
                 checks.append((f"have {amount} {name}", _between(count, low, high)))
         for word in self.include:
-            checks.append((f"contain {word!r}", lambda t, w=word: _contains(t, w)))  # type: ignore[misc]
+            checks.append((f"contain {word!r}", partial(_contains, word)))
         for word in self.forbid:
-            checks.append((f"not contain {word!r}", lambda t, w=word: not _contains(t, w)))  # type: ignore[misc]
+            checks.append((f"not contain {word!r}", partial(_lacks, word)))
         if (start := self.starts_with) is not None:
             checks.append((f"start with {start!r}", lambda t: t.lower().startswith(start.lower())))
         if (end := self.ends_with) is not None:
@@ -263,7 +264,11 @@ def _between(count: Callable[[str], int], low: int, high: int) -> Callable[[str]
     return lambda text: low <= count(text) <= high
 
 
-def _contains(text: str, part: str) -> bool:
+def _lacks(part: str, text: str) -> bool:
+    return not _contains(part, text)
+
+
+def _contains(part: str, text: str) -> bool:
     edges = (r"\b" if part[0].isalnum() else "", r"\b" if part[-1].isalnum() else "")
     return re.search(edges[0] + re.escape(part) + edges[1], text, re.IGNORECASE) is not None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NotRequired, Protocol
+from typing import Annotated, Any, Literal, NotRequired, Protocol, cast
 
 from langchain_core.messages import AnyMessage, BaseMessage
 from langgraph.channels import EphemeralValue
@@ -52,8 +52,8 @@ class Task(TypedDict):
 
 
 class Outcome(TypedDict):
-    """What a task brought back. lost: the call was in flight when its process ended, or was not
-    made at all; no fault of the provider's."""
+    """What a task brought back. refused: the provider finds fault with the request itself. lost: the
+    call was in flight when its process ended, or was not made at all; no fault of the provider's."""
 
     ordinal: int
     move: dict[str, Any]
@@ -67,6 +67,7 @@ class Outcome(TypedDict):
     room: int | None
     starved: bool
     failed: bool
+    refused: bool
     lost: bool
     interrupted: bool
     retry_after: float
@@ -296,7 +297,7 @@ def fold(state: State, width: int, decides: Decides, learn: Learn) -> State:
         ordinal=max(o["ordinal"] for o in outcomes) + 1,
         calibrations=calibrations,
         unstructured=state["unstructured"]
-        or any(o["failed"] and o["gate"] == STRUCTURED for o in outcomes),
+        or any(o["refused"] and o["gate"] == STRUCTURED for o in outcomes),
         least_room=least_room,
         failures=failures,
         wait=max((o["retry_after"] for o in refused), default=0.0),
@@ -418,26 +419,35 @@ def judges(move: Mapping[str, Any]) -> bool:
 def _paid_off(
     state: State, best: Candidate | None, outcomes: Sequence[Outcome]
 ) -> dict[str, Payoff]:
-    """Payoffs with this step's, by kind: "refine", "draft", and "taught" for drafts whose prompt
-    showed lessons."""
-    payoffs, before = dict(state["payoffs"]), state["best"]
+    """Payoffs with this step's, by kind. Under a judge an answer pays off when it takes the best
+    one's place, which is a step after it came."""
+    payoffs = dict(state["payoffs"])
+
+    def add(kind: str, tries: int, worth: float, tokens: int) -> None:
+        known = payoffs.get(kind, Payoff(tries=0, worth=0.0, squares=0.0, tokens=0))
+        payoffs[kind] = Payoff(
+            tries=known["tries"] + tries,
+            worth=known["worth"] + worth,
+            squares=known["squares"] + worth**2,
+            tokens=known["tokens"] + tokens,
+        )
+
     for o in outcomes:
         move = o["move"]
-        if move["kind"] not in ("draft", "refine") or move.get("conclude") is not None:
-            continue
-        kind = "taught" if move["kind"] == "draft" and move["taught"] else move["kind"]
-        known = payoffs.get(kind, Payoff(tries=0, worth=0.0, squares=0.0, tokens=0))
-        score = o["candidate"]["score"] if "candidate" in o else 0.0
-        if score is None:
-            rose = before is not None and best is not None and best["id"] != before["id"]
-            score = float(rose and best is not None and best["id"] == o["ordinal"])
-        payoffs[kind] = Payoff(
-            tries=known["tries"] + 1,
-            worth=known["worth"] + score,
-            squares=known["squares"] + score**2,
-            tokens=known["tokens"] + o["spend"]["tokens"],
-        )
+        if move["kind"] in ("draft", "refine") and move.get("conclude") is None:
+            score = o["candidate"]["score"] if "candidate" in o else None
+            add(_kind(move["kind"], move["taught"]), 1, score or 0.0, o["spend"]["tokens"])
+    before = state["best"]
+    risen = best is not None and before is not None and best["id"] != before["id"]
+    if best is not None and risen and best["score"] is None and best["node"] != "conclude":
+        add(_kind(best["node"], best["taught"]), 0, 1.0, 0)
     return payoffs
+
+
+def _kind(node: str, taught: bool) -> str:
+    """As payoffs tell kinds of answers apart: "refine", "draft", and "taught" for drafts whose prompt
+    showed lessons."""
+    return "taught" if node == "draft" and taught else node
 
 
 def _reviewed(candidates: list[Candidate], outcomes: Sequence[Outcome]) -> list[Candidate]:
@@ -575,4 +585,4 @@ def union(spans: Iterable[tuple[float, float]]) -> float:
 
 def merged(state: Mapping[str, Any], update: State) -> State:
     """The state with an update applied, for reading on within a node."""
-    return State(**{**state, **update})  # type: ignore[typeddict-item]
+    return cast("State", {**state, **update})

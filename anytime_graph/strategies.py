@@ -216,7 +216,7 @@ def _paying(view: View, best: float | None) -> str:
     taken as normal; each kind's mean is drawn towards that of all by one try. Under a judge, the kind
     that became the best most often per token."""
     tries = sum(p["tries"] for p in view.payoffs.values())
-    mean = sum(p["worth"] for p in view.payoffs.values()) / tries
+    mean = (sum(p["worth"] for p in view.payoffs.values()) or 1.0) / tries
     spread = sum(p["squares"] for p in view.payoffs.values()) / tries - mean**2
     scores = NormalDist(0.0, max(0.05, math.sqrt(max(0.0, spread))))
 

@@ -80,8 +80,7 @@ def warm_up(
     own, named by namespace and question: to run it again after a crash goes on with the one that was
     cut short, and pays nothing for those that are over, whatever the other arguments are by then.
     A question that no call answered is told of, and asked anew the next time, with its budget anew.
-    For sync code; where
-    an event loop runs, call it in a thread.
+    For sync code; where an event loop runs, call it in a thread.
 
     Raises ValueError for a bad argument, BudgetTooSmall, LedgerError, ThreadBusy.
     """

@@ -140,7 +140,7 @@ class LedgerMemory:
         principles: Sequence[str],
         run_id: int,
     ) -> None:
-        """The pairs are in the ledger already; where it is itself the graph's memory, so is this."""
+        """The pairs are in the ledger already; this says whose they are."""
         self._ledger.remember(run_id, encoded(namespace), question)
 
     def forget(

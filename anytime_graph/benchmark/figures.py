@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import Literal
 
 from anytime_graph.benchmark.cells import PREPARATION, UNITS, Cell, Protocol, Record
 from anytime_graph.budget import Spend, total
@@ -197,11 +198,11 @@ def figures(
     )
 
 
-def _by_seed(records: Sequence[Record], what: str) -> list[list[float]]:
+def _by_seed(records: Sequence[Record], what: Literal["scores", "oracle"]) -> list[list[float]]:
     """For each seed, the values at all budgets, ascending; they stand in one record or in many."""
     seeds = defaultdict[int, dict[int, float]](dict)
     for record in records:
-        values: list[float] = record[what]  # type: ignore[literal-required]
+        values: list[float] = record[what]
         seeds[record["seed"]].update(zip(record["budgets"], values, strict=True))
     return [[values[b] for b in sorted(values)] for values in seeds.values()]
 

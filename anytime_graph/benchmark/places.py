@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from secrets import randbits
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
-from langchain_core.messages import BaseMessage, HumanMessage
+from langchain_core.messages import AnyMessage, BaseMessage, HumanMessage
 
 from anytime_graph.budget import Spend, nothing, total
 from anytime_graph.checkpoints import Access, Ledger
@@ -75,7 +75,7 @@ class Places:
         self, move: dict[str, Any], prompt: Sequence[BaseMessage], room: int
     ) -> tuple[Task, Reply]:
         """Make the next call. Raises TooDear, before it is made, if it may exceed the rest."""
-        ordinal, messages = len(self.spends), list(prompt)
+        ordinal, messages = len(self.spends), cast("list[AnyMessage]", list(prompt))
         shape = self.gate.shape(messages)
         bound = self.gate.bound(shape, uncalibrated())
         if self.spent["tokens"] + bound + room > self.tokens:
@@ -90,7 +90,7 @@ class Places:
             swapped=False,
             gate=OWN,
             slice={},
-            prompt=messages,  # type: ignore[typeddict-item]
+            prompt=messages,
             prompt_bound=bound,
             room=self.gate.cap(room),
             shape=shape,

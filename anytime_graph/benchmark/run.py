@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
@@ -154,7 +154,7 @@ def record_of(cell: Cell, deck: Deck, **measured: Any) -> Record:
         "unscored": 0,
         "pairs": 0,
     }
-    return Record(**{**own, **measured})  # type: ignore[typeddict-item]
+    return cast("Record", {**own, **measured})
 
 
 class Truth:
