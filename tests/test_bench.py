@@ -330,6 +330,14 @@ def test_killed_at_any_instant_it_comes_to_the_same(
     assert server.served <= total
 
 
+def test_cells_side_by_side_hold_back_what_they_may_yet_spend(server: Server, bench: Bench) -> None:
+    """Replies that fill any limit, three cells at a time, and room for two."""
+    server.script = lambda request, i: Reply(text=None)
+    words = ["--strategy", "single", "--budgets", "1000", "--samples", "4", "--parallel", "3"]
+    bench(*OWN, *MODEL, *words, "--out", "a", "--total-tokens", "2500", exit_code=1)
+    assert 1_500 < server.settled().served <= 2_500
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_budget_for_the_whole_is_never_exceeded(
     kind: str, server: Server, bench: Bench
