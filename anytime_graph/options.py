@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import click
 
 from anytime_graph.budget import DIMENSIONS, Prices
 from anytime_graph.local import embedded_file
-from anytime_graph.scoring import Constraints, Judge, Scorer
+from anytime_graph.scoring import Constraints, Judge, Scorer, scorer_in
 from anytime_graph.strategies import STRATEGIES
 
 _CONSTRAINTS = ("sentences", "words", "include", "forbid", "starts_with", "ends_with", "matches")
@@ -241,21 +240,8 @@ def scorer(options: Mapping[str, Any]) -> Scorer | Constraints | None:
     if options["check"] and wanted:
         raise ValueError("--check and the constraint options are two scorers; give one")
     if options["check"]:
-        return _function(options["check"])
+        return scorer_in(options["check"])
     return Constraints(**wanted) if wanted else None
-
-
-def _function(reference: str) -> Scorer:
-    path, colon, name = reference.rpartition(":")
-    spec = importlib.util.spec_from_file_location("check", path) if colon else None
-    if spec is None or spec.loader is None or not Path(path).is_file():
-        raise ValueError(f"--check {reference!r}: FILE.py:FUNCTION, of a file that exists")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ValueError(f"--check {reference!r}: {path} has no function {name!r}")
-    return cast(Scorer, function)
 
 
 def prices(price: str | None) -> Prices | None:

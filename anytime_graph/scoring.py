@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib.util
 import inspect
 import json
 import math
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
@@ -76,6 +78,20 @@ def as_score(verdict: object) -> Score:
         raise BadScore(f"scorer returned {value!r:.40}; a score is a number in [0, 1]")
     feedback, right = (None if n is None else str(n) for n in (score.feedback, score.right))
     return Score(number, feedback, right)
+
+
+def scorer_in(reference: str) -> Scorer:
+    """The scorer that FILE.py:FUNCTION names; the file is run. Raises ValueError."""
+    path, colon, name = reference.rpartition(":")
+    spec = importlib.util.spec_from_file_location("check", path) if colon else None
+    if spec is None or spec.loader is None or not Path(path).is_file():
+        raise ValueError(f"check {reference!r}: FILE.py:FUNCTION, of a file that exists")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"check {reference!r}: {path} has no function {name!r}")
+    return cast(Scorer, function)
 
 
 def is_async(scorer: Scorer) -> bool:
