@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from anytime_graph import prompts
@@ -33,6 +33,7 @@ from anytime_graph.state import (
     PLAIN,
     STRUCTURED,
     Decides,
+    Payoff,
     State,
     Task,
     contests,
@@ -76,6 +77,7 @@ class Setup:
     scorer: Scorer | None
     judge: Judge
     width: int
+    profile: Mapping[str, Payoff] = field(default_factory=dict)
 
     def learn(
         self, gate: str, known: Calibration, shape: Shape, reported: int, base: bool
@@ -133,6 +135,9 @@ def view(setup: Setup, state: State, judging: bool = True) -> View:
         pairs=state["pairs"],
         principles=state["principles"],
         payoffs=state["payoffs"],
+        profile=setup.profile,
+        ballots=state["ballots"],
+        judged=state["judging"],
         contests=contests(state) if judging and setup.decides == "judge" else [],
         judging=judging,
         compared=[(first, second) for first, second, _ in state["matches"]],

@@ -91,13 +91,15 @@ class Judging(TypedDict):
 
 
 class Payoff(TypedDict):
-    """What a kind of answer has brought. tries: answers asked for. worth: sum of their scores;
-    under a judge, how many became the best. squares: sum of the squares. tokens: what they cost."""
+    """What a kind of answer has brought. tries: answers asked for. worth: sum of their scores; of
+    refinements, of how far these are above what was refined; under a judge, how many became the
+    best. squares: sum of the squares. tokens: what they cost. cut: how many used up their slice."""
 
     tries: int
     worth: float
     squares: float
     tokens: int
+    cut: int
 
 
 class Point(TypedDict):
@@ -422,32 +424,37 @@ def _paid_off(
     """Payoffs with this step's, by kind. Under a judge an answer pays off when it takes the best
     one's place, which is a step after it came."""
     payoffs = dict(state["payoffs"])
+    scores = {c["id"]: c["score"] or 0.0 for c in state["candidates"]}
 
-    def add(kind: str, tries: int, worth: float, tokens: int) -> None:
-        known = payoffs.get(kind, Payoff(tries=0, worth=0.0, squares=0.0, tokens=0))
+    def add(kind: str, tries: int, worth: float, tokens: int = 0, cut: bool = False) -> None:
+        known = payoffs.get(kind) or Payoff(tries=0, worth=0.0, squares=0.0, tokens=0, cut=0)
         payoffs[kind] = Payoff(
             tries=known["tries"] + tries,
             worth=known["worth"] + worth,
             squares=known["squares"] + worth**2,
             tokens=known["tokens"] + tokens,
+            cut=known["cut"] + cut,
         )
 
     for o in outcomes:
         move = o["move"]
         if move["kind"] in ("draft", "refine") and move.get("conclude") is None:
-            score = o["candidate"]["score"] if "candidate" in o else None
-            add(_kind(move["kind"], move["taught"]), 1, score or 0.0, o["spend"]["tokens"])
+            worth = (o["candidate"]["score"] or 0.0) if "candidate" in o else 0.0
+            if move["kind"] == "refine":
+                worth -= scores.get(move["of"], 0.0)
+            cut = o["room"] is not None and o["spend"]["output_tokens"] >= o["room"]
+            add(kind_of(move["kind"], move["taught"]), 1, worth, o["spend"]["tokens"], cut)
     before = state["best"]
     risen = best is not None and before is not None and best["id"] != before["id"]
     if best is not None and risen and best["score"] is None and best["node"] != "conclude":
-        add(_kind(best["node"], best["taught"]), 0, 1.0, 0)
+        add(kind_of(best["node"], best["taught"]), 0, 1.0)
     return payoffs
 
 
-def _kind(node: str, taught: bool) -> str:
-    """As payoffs tell kinds of answers apart: "refine", "draft", and "taught" for drafts whose prompt
+def kind_of(node: str, taught: bool) -> str:
+    """As payoffs tell kinds of answers apart: "draft" and "refine", or these "taught", whose prompt
     showed lessons."""
-    return "taught" if node == "draft" and taught else node
+    return f"taught {node}" if taught else node
 
 
 def _reviewed(candidates: list[Candidate], outcomes: Sequence[Outcome]) -> list[Candidate]:

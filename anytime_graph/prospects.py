@@ -1,0 +1,176 @@
+"""What each kind of move can be expected to bring, and to cost, by what the run has shown.
+
+One estimate for all who need it: the strategies that choose what pays, and the rules that stop a
+run. Where the run has shown little, the prior fills in: the profile of the model and task, if there
+is one, else a weak one that a few answers outgrow. Pure functions of the View.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import NormalDist
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from anytime_graph.strategies import View
+
+KINDS = ("draft", "taught draft", "refine", "taught refine")
+"""Of answers, as payoffs name them."""
+TRUST = 2.0
+"""Tries that a profile counts for at the most, so that a run soon outgrows a wrong one."""
+_MEAN, _SPREAD = 0.5, 0.25
+"""Of the scores of drafts, before any was seen; as if from one draft."""
+_SHIFT = 0.15
+"""Standard deviation, among questions, of what lessons change in a draft's score."""
+_CHANGE = 0.4
+"""Standard deviation of what a refinement changes, times the score that it builds on and its gap to
+a perfect one: of an answer without merit a refinement is but a dearer draft."""
+_BETTER, _STEP = 0.4, 0.4
+"""Under a judge: the chance that a refinement is better than its parent, and by how much then."""
+_DEARER = {"draft": 1.0, "taught draft": 1.4, "refine": 1.5, "taught refine": 1.9, "compare": 1.5}
+"""Tokens, relative to a draft, before they were seen."""
+_USUAL = 500.0
+"""Tokens of a draft before one was seen."""
+_NORMAL = NormalDist()
+
+
+class Prospect(NamedTuple):
+    """gain: the expected rise of the best score; under a judge, of its unknown quality, in standard
+    deviations between drafts; under a vote, of the chance to be right. tokens: the expected cost."""
+
+    gain: float
+    tokens: float
+
+    @property
+    def rate(self) -> float:
+        return self.gain / max(1.0, self.tokens)
+
+
+def prospects(view: View) -> dict[str, Prospect]:
+    """Of each kind of move, by kind; "compare" under a judge."""
+    gains = {"scorer": _scored, "judge": _judged, "vote": _voted}[view.decides](view)
+    return {kind: Prospect(gain, tokens(view, kind)) for kind, gain in gains.items()}
+
+
+def tokens(view: View, kind: str) -> float:
+    """What a move of this kind costs."""
+    seen, known = view.payoffs.get(kind), view.profile.get(kind)
+    if kind == "compare":
+        told = view.judged["comparisons"]
+        cost = float(view.judged["spent"]["tokens"])
+    else:
+        told, cost = (seen["tries"], float(seen["tokens"])) if seen else (0, 0.0)
+    if known and known["tries"]:
+        prior = known["tokens"] / known["tries"]
+    else:
+        prior = _DEARER[kind] * (_USUAL if kind == "draft" else tokens(view, "draft"))
+        if kind == "draft" and told:
+            return cost / told
+    return (cost + prior) / (told + 1)
+
+
+def rise(mean: float, spread: float, best: float) -> float:
+    """E[max(0, min(X, 1) - best)] of a normal X: the expected improvement (Mockus 1978; as the index
+    of Pandora's boxes in Weitzman 1979) of a score that ends at 1."""
+    if spread <= 0:
+        return max(0.0, min(mean, 1.0) - best)
+
+    def beyond(x: float) -> float:
+        z = (x - mean) / spread
+        return spread * (_NORMAL.pdf(z) - z * _NORMAL.cdf(-z))
+
+    return max(0.0, beyond(best) - beyond(1.0))
+
+
+def agreement(ballots: Mapping[str, int]) -> float:
+    """The posterior probability that the leader of a vote would lead among infinitely many, at least.
+
+    Answers are taken as drawn from a Dirichlet process of concentration 1, so the shares of the
+    answers seen and of all others together are Dirichlet(votes..., 1) (Ferguson 1973), and two of
+    them compare as a Beta, at 1/2 an exact binomial sum. The chances that a rival is ahead are added
+    up (Bonferroni). Adaptive-Consistency (Aggarwal et al. 2023, arXiv 2305.11860) compares the first
+    two only. 0 without votes.
+    """
+    votes = sorted(ballots.values(), reverse=True)
+    if not votes:
+        return 0.0
+    lead, *others = votes
+    return max(0.0, 1.0 - sum(_behind(lead, rival) for rival in (*others, 1)))
+
+
+def _behind(lead: int, rival: int) -> float:
+    """P(Beta(lead, rival) < 1/2)."""
+    n = lead + rival - 1
+    return sum(math.comb(n, k) for k in range(lead, n + 1)) / 2**n
+
+
+def _scored(view: View) -> dict[str, float]:
+    best = (view.best["score"] or 0.0) if view.best else 0.0
+    _, mean, square = _pooled(view, "draft", _MEAN, _MEAN**2 + _SPREAD**2)
+    spread = math.sqrt(max(1e-4, square - mean**2))
+    tries, taught, _ = _pooled(view, "taught draft", mean, 0.0)
+    wider = math.hypot(spread, _SHIFT / math.sqrt(tries))
+    _, change, square = _pooled(view, "refine", 0.0, (_CHANGE * best * (1 - best)) ** 2)
+    change_spread = math.sqrt(max(0.0, square - change**2))
+    _, retaught, _ = _pooled(view, "taught refine", change, 0.0)
+    return {
+        "draft": rise(mean, spread, best),
+        "taught draft": rise(taught, wider, best),
+        "refine": rise(best + change, change_spread, best),
+        "taught refine": rise(best + retaught, change_spread, best),
+    }
+
+
+def _pooled(view: View, kind: str, mean: float, square: float) -> tuple[float, float, float]:
+    """Tries, the mean and the mean square of what a kind brought, with its prior: the profile's
+    figures or else those given, as if from one try."""
+    weight = 1.0
+    if (known := view.profile.get(kind)) and known["tries"]:
+        weight = min(TRUST, known["tries"])
+        mean, square = known["worth"] / known["tries"], known["squares"] / known["tries"]
+    seen = view.payoffs.get(kind)
+    tries, worth, squares = (seen["tries"], seen["worth"], seen["squares"]) if seen else (0, 0, 0)
+    n = tries + weight
+    return n, (worth + weight * mean) / n, (squares + weight * square) / n
+
+
+def accuracy(comparisons: int, flips: int) -> float:
+    """How often a call of the judge names the better answer, by how often its two orders agree:
+    they part with probability 2a(1 - a), and always if only the place counts. 1/2 for a judge that
+    parts as often as a coin; as if four comparisons had been seen before, one of them parted."""
+    parted = (1 + flips) / (4 + comparisons)
+    return (1 + math.sqrt(max(0.0, 1 - 2 * parted))) / 2
+
+
+def _judged(view: View) -> dict[str, float]:
+    """The incumbent is taken as the best of as many normal qualities as it was told from."""
+    told = view.judged["comparisons"] - view.judged["flips"]
+    sure = accuracy(view.judged["comparisons"], view.judged["flips"])
+    n = 1 + told * (2 * sure - 1)
+    level = _NORMAL.inv_cdf((n - 0.375) / (n + 0.25)) if n > 1 else 0.0
+    ahead = _NORMAL.pdf(level) - level * _NORMAL.cdf(-level)
+    right, wrong = sure**2, (1 - sure) ** 2
+    gain = right * ahead - wrong * (level + ahead)
+
+    def won(kind: str, usual: float) -> float:
+        seen = view.payoffs.get(kind)
+        tries, worth = (seen["tries"], seen["worth"]) if seen else (0, 0.0)
+        return (worth + 2 * usual) / (tries + 2)
+
+    chance = won("refine", _BETTER)
+    taught = won("taught refine", chance)
+    return {
+        "compare": gain,
+        "draft": gain,
+        "taught draft": gain * won("taught draft", 1 / (n + 1)) * (n + 1),
+        "refine": _STEP * (right * chance - wrong * (1 - chance)),
+        "taught refine": _STEP * (right * taught - wrong * (1 - taught)),
+    }
+
+
+def _voted(view: View) -> dict[str, float]:
+    """More votes help only where the leader is wrong, and not before a rival has caught up."""
+    votes = sorted(view.ballots.values(), reverse=True)
+    lead = votes[0] - (votes[1] if len(votes) > 1 else 0) if votes else 0
+    return dict.fromkeys(KINDS, (1 - agreement(view.ballots)) / (lead + 1))
