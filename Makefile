@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup postgres demo test lint torture bench recording clean
+.PHONY: setup postgres demo test lint torture bench simulation recording clean
 
 setup: $(VENV)/.ready
 
@@ -47,6 +47,10 @@ torture: setup postgres
 
 bench: setup
 	$(BIN)/python tests/bench.py
+
+# Adaptive against the fixed strategies, on a simulated model; about an hour of one core.
+simulation: setup
+	$(BIN)/python -m tests.simulation
 
 # The replies of the embedded model that tests/test_bench.py replays; due when prompts change.
 recording: setup

@@ -26,8 +26,9 @@ class Budget:
     calls: model calls.
     seconds: time during which calls and scorers are active, summed over resumes.
 
-    A dimension left out is not limited; 0 means nothing may be spent, never "unlimited".
-    Raises ValueError for a negative, fractional (where whole numbers count) or missing amount.
+    A dimension left out is not limited; 0 means nothing may be spent, never "unlimited". Budget()
+    is open-ended: it is taken only where a stopping rule, or an event, ends the run.
+    Raises ValueError for a negative or fractional (where whole numbers count) amount.
     """
 
     tokens: int | None = None
@@ -47,8 +48,6 @@ class Budget:
                 raise ValueError(f"{name}={value!r}: a budget is 0 or more, and finite")
             if name in _WHOLE and value != int(value):
                 raise ValueError(f"{name}={value!r}: a whole number is needed")
-        if not self.limits():
-            raise ValueError(f"Budget(): set at least one of {', '.join(DIMENSIONS)}")
 
     def limits(self) -> Limits:
         """The dimensions that are set."""

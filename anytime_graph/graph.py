@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Hashable
+from collections.abc import Awaitable, Hashable, Mapping
 from secrets import randbits
 from typing import Any, Literal, cast
 from uuid import uuid4
@@ -31,7 +31,17 @@ from langgraph.types import Command, Send
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
-from anytime_graph.budget import Budget, BudgetTooSmall, Limits, NoAnswer, Prices, as_budget, more
+from anytime_graph import strategies
+from anytime_graph.budget import (
+    DIMENSIONS,
+    Budget,
+    BudgetTooSmall,
+    Limits,
+    NoAnswer,
+    Prices,
+    as_budget,
+    more,
+)
 from anytime_graph.checkpoints import Access, Ledger, LedgerError
 from anytime_graph.checkpoints.leases import Hold
 from anytime_graph.checkpoints.preferences import Memory, encoded, memory_of
@@ -42,6 +52,7 @@ from anytime_graph.nodes import critique, draft, finish, learn, refine
 from anytime_graph.nodes.answers import asked
 from anytime_graph.pairs import Candidate
 from anytime_graph.planning import Setup, plan
+from anytime_graph.profiles import checked
 from anytime_graph.scoring import (
     BadScore,
     Extractor,
@@ -61,6 +72,7 @@ from anytime_graph.state import (
     Input,
     Outcome,
     Output,
+    Payoff,
     State,
     Task,
     asked_of,
@@ -71,6 +83,7 @@ from anytime_graph.state import (
     once,
     question_of,
 )
+from anytime_graph.stopping import Until
 from anytime_graph.strategies import Strategy
 from anytime_graph.strategies import resolve as resolve_strategy
 from anytime_graph.tokens import uncalibrated
@@ -105,6 +118,8 @@ def create_anytime_graph(
     ledger: Ledger | None = None,
     memory: Ledger | BaseStore | Memory | None = None,
     judge: Judge | None = None,
+    until: Until | None = None,
+    profile: Mapping[str, Payoff] | None = None,
 ) -> StateGraph[State, Context, Input, Output]:
     """Turn a chat model into an anytime reasoner. Returns an uncompiled graph.
 
@@ -113,8 +128,8 @@ def create_anytime_graph(
     scorer: (question, answer) -> score in [0, 1], "judge" (the model compares its own answers,
         each pair in both orders; a Judge is short for "judge" and judge=) or "vote" (agreement).
         Default: "vote" for the strategy "self_consistency", else "judge".
-    strategy: single, best_of_n, self_consistency, self_refine, pdp_positive, pdp, leap, or a
-        function from View to moves.
+    strategy: single, best_of_n, self_consistency, self_refine, pdp_positive, pdp, leap, adaptive,
+        or a function from View to moves.
     answer: how answers are found in replies: "tags" (<answer> blocks are asked for), "whole",
         a function from reply to answer, or a pydantic model.
     prices: US dollars per million tokens; default: looked up by the model's name when a budget
@@ -127,6 +142,9 @@ def create_anytime_graph(
     judge: who compares answers and gives reasons: another model, a rubric, another share of the
         budget. If the scorer is a function, that decides, and the judge is heard only for reasons
         and where a strategy asks for comparisons.
+    until: when to stop before the budget does. With it, or with a `stop` in the context, Budget()
+        leaves the budget open.
+    profile: what drafts and refinements brought on earlier questions; see profiles.
 
     The compiled graph takes {"messages": [...], "budget": Budget(...)} and returns `messages`
     (with the answer last), `best`, `spent`, `stop_reason`, `curve` and more (see Output). A new
@@ -157,6 +175,8 @@ def create_anytime_graph(
     chat_model = resolve_model(model)
     if prices is None:
         prices = prices_of(chat_model)
+    if until is not None:
+        until.check(decides, prices)
     run = _Run(
         Setup(
             gates=_gates(chat_model, prices, judge),
@@ -166,6 +186,8 @@ def create_anytime_graph(
             scorer=cast(Scorer, scorer) if decides == "scorer" else None,
             judge=judge,
             width=width,
+            until=until,
+            profile=checked(profile or {}),
         ),
         budget,
         answer if isinstance(answer, type) else None,
@@ -173,7 +195,7 @@ def create_anytime_graph(
         memory,
         strategy if isinstance(strategy, str) else getattr(strategy, "__name__", "custom"),
     )
-    if budget is not None:
+    if budget is not None and budget.limits():
         run.affordable(budget)
     graph: StateGraph[State, Context, Input, Output] = StateGraph(
         State, context_schema=Context, input_schema=Input, output_schema=Output
@@ -399,16 +421,16 @@ class _Run:
             if state["best"] is None:
                 raise
             log.warning("the strategy failed: %s", describe(error))
-            planned = f"strategy: {describe(error)}"
-        if not isinstance(planned, str):
-            return [Send(task["move"]["kind"], task) for task in planned]
-        return self._finish(state, planned)
+            planned = strategies.Stop(f"strategy: {describe(error)}")
+        if isinstance(planned, strategies.Stop):
+            return self._finish(state, planned.reason, planned.estimate)
+        return [Send(task["move"]["kind"], task) for task in planned]
 
-    def _finish(self, state: State, reason: str) -> list[Send]:
+    def _finish(self, state: State, reason: str, estimate: float | None = None) -> list[Send]:
         final = {k: state[k] for k in ("best", "answer_id", "run_id")}
         if all(m.id != state["answer_id"] for m in state["messages"]):
             final["answer_id"] = None
-        return [Send("finish", {**final, "stop_reason": reason})]
+        return [Send("finish", {**final, "stop_reason": reason, "stop_estimate": estimate})]
 
     def finish(self, state: State) -> dict[str, Any]:
         self.lives.forget(state["run_id"])
@@ -535,8 +557,14 @@ class _Run:
                     "budget: none given; pass budget=Budget(tokens=8_000) to create_anytime_graph, "
                     "or put one into the input or the context"
                 )
-            return self.budget.limits()
-        return self.affordable(as_budget(granted)).limits()
+            granted = self.budget
+        limits = self.affordable(as_budget(granted)).limits()
+        if not limits and self.setup.until is None and _stop() is None:
+            raise ValueError(
+                f"budget: Budget() is open-ended; set at least one of {', '.join(DIMENSIONS)}, pass "
+                "until=Until(...) to create_anytime_graph, or a stop event in the context"
+            )
+        return limits
 
     def affordable(self, budget: Budget) -> Budget:
         """Raises ValueError for a budget in USD if the prices are not known."""

@@ -40,6 +40,7 @@ from anytime_graph.state import (
     judges,
     question_of,
 )
+from anytime_graph.stopping import Until, outweighed, reached
 from anytime_graph.strategies import (
     Critique,
     Draft,
@@ -61,6 +62,9 @@ _VERDICT = 256
 """Output tokens of a judgement, at most, unless its model was seen to need more."""
 _PATIENCE = 3
 """Steps in a row that may fail as a whole before the run gives up."""
+_OPENING, _ROUND, _DOUBLINGS = 4_096, 8, 64
+"""Without a budget: output tokens of the first horizon; drafts that one must still pay for, lest they
+be cut for nothing; how often it is doubled at the most."""
 _STEPS = 3
 """Graph steps that another round takes: the calls, the fold, the finish."""
 
@@ -78,6 +82,7 @@ class Setup:
     judge: Judge
     width: int
     profile: Mapping[str, Payoff] = field(default_factory=dict)
+    until: Until | None = None
 
     def learn(
         self, gate: str, known: Calibration, shape: Shape, reported: int, base: bool
@@ -93,20 +98,41 @@ class Setup:
         return STRUCTURED if held and not state["unstructured"] else PLAIN
 
 
-def plan(setup: Setup, state: State, stopped: bool) -> list[Task] | str:
+def plan(setup: Setup, state: State, stopped: bool) -> list[Task] | Stop:
     """The tasks of the next step, or why the run ends.
 
     Raises BudgetTooSmall before anything was spent, if not one draft can be paid for; NoAnswer
     if the run ends without one.
     """
-    planned = _plan(setup, state, stopped)
-    if isinstance(planned, str) and state["best"] is None:
-        if state["ordinal"] == 0 and planned in DIMENSIONS:
+    planned = (_plan if state["limits"] else _open_ended)(setup, state, stopped)
+    if isinstance(planned, Stop) and state["best"] is None:
+        if state["ordinal"] == 0 and planned.reason in DIMENSIONS:
             raise BudgetTooSmall(state["limits"], least(setup, state))
         raise NoAnswer(
-            state["errors"] or [f"stopped before the first reply ({planned})"], state["spent"]
+            state["errors"] or [f"stopped before the first reply ({planned.reason})"],
+            state["spent"],
         )
     return planned
+
+
+def _open_ended(setup: Setup, state: State, stopped: bool) -> list[Task] | Stop:
+    """Without a budget: as within one that is doubled whenever it is used up, so that whoever stops
+    the run has no less than a run with a quarter of its spend for a known budget (Russell &
+    Zilberstein 1991)."""
+    need = least(setup, {**state, "limits": {"tokens": 0}})
+    drafts = state["payoffs"].get("draft")
+    used_up = state["spent"]["tokens"] + (
+        _ROUND * drafts["tokens"] / drafts["tries"] if drafts else 0
+    )
+    for doubled in range(_DOUBLINGS):
+        horizon: Limits = {"tokens": (need["tokens"] + _OPENING) * 2**doubled}
+        if horizon["tokens"] > used_up:
+            planned = _plan(setup, {**state, "limits": horizon}, stopped)
+            if not isinstance(planned, Stop):
+                return [{**task, "limits": {}} for task in planned]
+            if planned.reason not in ("tokens", "judge"):
+                return planned
+    return Stop("tokens")
 
 
 def least(setup: Setup, state: State) -> Limits:
@@ -148,37 +174,45 @@ def view(setup: Setup, state: State, judging: bool = True) -> View:
     )
 
 
-def _plan(setup: Setup, state: State, stopped: bool) -> list[Task] | str:
-    best = state["best"]
+def _plan(setup: Setup, state: State, stopped: bool) -> list[Task] | Stop:
     if stopped or state["interrupted"]:
-        return "interrupted"
+        return Stop("interrupted")
     if state["remaining_steps"] <= _STEPS:
-        return "steps"
+        return Stop("steps")
     if state["failures"] >= _PATIENCE:
-        return "errors"
-    perfect = best is not None and best["score"] is not None and best["score"] >= 1.0
-    if perfect and not _compares(setup, state):
-        return "perfect"
+        return Stop("errors")
+    if (enough := _enough(setup, state)) and not _compares(setup, state):
+        return enough
     rest = left(state["limits"], state["spent"])
     for dimension in ("seconds", *DIMENSIONS):  # a call cut by the clock uses up its tokens too
         if rest.get(dimension, 1) <= 0:
-            return dimension
+            return Stop(dimension)
     need = _last_call_need(setup, state)
     scarce = any(rest[d] < 2 * need[d] for d in need if d in rest)
     if scarce and (last := _last_call(setup, state, rest)):
         return last
     moves = _moves(setup, state, rest)
     if not moves or isinstance(moves[0], Stop):
-        reason = str(moves[0].reason) if moves and isinstance(moves[0], Stop) else "done"
-        return _last_call(setup, state, rest) or reason
+        stop = moves[0] if moves and isinstance(moves[0], Stop) else Stop()
+        return _last_call(setup, state, rest) or replace(stop, reason=str(stop.reason))
+    if setup.until and (stop_now := outweighed(setup.until, view(setup, state), moves)):
+        return _last_call(setup, state, rest) or stop_now
     slicer = _Slicer(setup, state, _calls(moves))
     open_ = rest if setup.decides != "judge" else _comparable(setup, state, rest, slicer.moves)
     return (
         slicer.tasks(_reserved(need, open_))
         or _last_call(setup, state, rest)
         or slicer.tasks(open_)
-        or _short_of(setup, state, open_)
+        or Stop(_short_of(setup, state, open_))
     )
+
+
+def _enough(setup: Setup, state: State) -> Stop | None:
+    """Whether the answer in hand is perfect, or good enough for the caller."""
+    best = state["best"]
+    if best is not None and best["score"] is not None and best["score"] >= 1.0:
+        return Stop("perfect", best["score"])
+    return reached(setup.until, view(setup, state)) if setup.until else None
 
 
 def _moves(setup: Setup, state: State, rest: Limits) -> list[Move]:

@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
+from anytime_graph.state import Payoff
+
 if TYPE_CHECKING:
     from anytime_graph.strategies import View
 
 KINDS = ("draft", "taught draft", "refine", "taught refine")
 """Of answers, as payoffs name them."""
-TRUST = 2.0
-"""Tries that a profile counts for at the most, so that a run soon outgrows a wrong one."""
+_UNSEEN = Payoff(tries=0, worth=0.0, squares=0.0, tokens=0, cut=0)
 _MEAN, _SPREAD = 0.5, 0.25
 """Of the scores of drafts, before any was seen; as if from one draft."""
 _SHIFT = 0.15
@@ -73,7 +74,7 @@ def tokens(view: View, kind: str) -> float:
 def rise(mean: float, spread: float, best: float) -> float:
     """E[max(0, min(X, 1) - best)] of a normal X: the expected improvement (Mockus 1978; as the index
     of Pandora's boxes in Weitzman 1979) of a score that ends at 1."""
-    if spread <= 0:
+    if spread < 1e-9:
         return max(0.0, min(mean, 1.0) - best)
 
     def beyond(x: float) -> float:
@@ -102,37 +103,46 @@ def agreement(ballots: Mapping[str, int]) -> float:
 def _behind(lead: int, rival: int) -> float:
     """P(Beta(lead, rival) < 1/2)."""
     n = lead + rival - 1
-    return sum(math.comb(n, k) for k in range(lead, n + 1)) / 2**n
+    ahead: int = sum(math.comb(n, k) for k in range(lead, n + 1))
+    return ahead / math.pow(2.0, n)
 
 
 def _scored(view: View) -> dict[str, float]:
+    """By a profile and without one, half and half: a mixture of priors, so that what a wrong profile
+    gives up on is tried all the same."""
+    cold = _rises(view, {})
+    if not view.profile:
+        return cold
+    told = _rises(view, view.profile)
+    return {kind: (gain + told[kind]) / 2 for kind, gain in cold.items()}
+
+
+def _rises(view: View, profile: Mapping[str, Payoff]) -> dict[str, float]:
     best = (view.best["score"] or 0.0) if view.best else 0.0
-    _, mean, square = _pooled(view, "draft", _MEAN, _MEAN**2 + _SPREAD**2)
+
+    def pooled(kind: str, mean: float, square: float) -> tuple[int, float, float]:
+        """How many were seen, and the mean and mean square of what they brought, with the profile's
+        figures, or else those given, as one more."""
+        if (known := profile.get(kind)) and known["tries"]:
+            mean, square = known["worth"] / known["tries"], known["squares"] / known["tries"]
+        seen = view.payoffs.get(kind) or _UNSEEN
+        n = seen["tries"] + 1
+        return seen["tries"], (seen["worth"] + mean) / n, (seen["squares"] + square) / n
+
+    tries, mean, square = pooled("draft", _MEAN, _MEAN**2 + _SPREAD**2)
     spread = math.sqrt(max(1e-4, square - mean**2))
-    tries, taught, _ = _pooled(view, "taught draft", mean, 0.0)
-    wider = math.hypot(spread, _SHIFT / math.sqrt(tries))
-    _, change, square = _pooled(view, "refine", 0.0, (_CHANGE * best * (1 - best)) ** 2)
+    record = (1 - best) / (tries + 1)
+    seen, taught, _ = pooled("taught draft", mean, 0.0)
+    wider = math.hypot(spread, _SHIFT / math.sqrt(seen + 1))
+    _, change, square = pooled("refine", 0.0, (_CHANGE * best * (1 - best)) ** 2)
     change_spread = math.sqrt(max(0.0, square - change**2))
-    _, retaught, _ = _pooled(view, "taught refine", change, 0.0)
+    _, retaught, _ = pooled("taught refine", change, 0.0)
     return {
-        "draft": rise(mean, spread, best),
+        "draft": min(rise(mean, spread, best), record),
         "taught draft": rise(taught, wider, best),
         "refine": rise(best + change, change_spread, best),
         "taught refine": rise(best + retaught, change_spread, best),
     }
-
-
-def _pooled(view: View, kind: str, mean: float, square: float) -> tuple[float, float, float]:
-    """Tries, the mean and the mean square of what a kind brought, with its prior: the profile's
-    figures or else those given, as if from one try."""
-    weight = 1.0
-    if (known := view.profile.get(kind)) and known["tries"]:
-        weight = min(TRUST, known["tries"])
-        mean, square = known["worth"] / known["tries"], known["squares"] / known["tries"]
-    seen = view.payoffs.get(kind)
-    tries, worth, squares = (seen["tries"], seen["worth"], seen["squares"]) if seen else (0, 0, 0)
-    n = tries + weight
-    return n, (worth + weight * mean) / n, (squares + weight * square) / n
 
 
 def accuracy(comparisons: int, flips: int) -> float:

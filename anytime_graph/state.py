@@ -125,6 +125,7 @@ class Output(TypedDict, total=False):
     best: Candidate | None
     spent: Spend
     stop_reason: str | None
+    stop_estimate: float | None
     curve: list[Point]
     candidates: list[Candidate]
     pairs: list[Pair]
@@ -189,6 +190,7 @@ def fresh(question_id: str, run_id: int, thread: str, limits: Limits) -> State:
         spent=nothing(),
         spent_by={},
         stop_reason=None,
+        stop_estimate=None,
         curve=[],
         candidates=[],
         pairs=[],

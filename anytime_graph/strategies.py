@@ -66,9 +66,10 @@ class Learn:
 
 @dataclass(frozen=True)
 class Stop:
-    """End the run. reason: becomes its `stop_reason`."""
+    """End the run. reason, estimate: become its `stop_reason` and `stop_estimate`."""
 
     reason: str = "done"
+    estimate: float | None = None
 
 
 Move = Draft | Critique | Refine | Learn | Stop
@@ -193,7 +194,7 @@ def adaptive(view: View) -> Sequence[Move]:
     found = prospects(view)
     if view.decides == "judge":
         if found["compare"].gain <= 0:
-            return [Stop("judge")]
+            return [Stop("undecided", found["compare"].gain)]
         if view.contests:
             return [Critique(*view.contests[0])]
         checked = found.pop("compare").tokens

@@ -11,6 +11,7 @@ import math
 import re
 import statistics
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ from anytime_graph.pairs import Candidate
 from anytime_graph.planning import Setup, plan
 from anytime_graph.scoring import Judge
 from anytime_graph.state import OWN, PLAIN, Decides, Outcome, State, Task, fold, fresh, merged
-from anytime_graph.strategies import STRATEGIES, Strategy, resolve
+from anytime_graph.strategies import STRATEGIES, Move, Stop, Strategy, View, adaptive, resolve
 
 REPLY, DRAFT = 300, 520
 """Tokens of a usual reply, and what pays for 19 of 20 drafts whole, with their prompt: 1x."""
@@ -63,6 +64,9 @@ def moved(mean: float, sd: float) -> Callable[[Random, float], float]:
     return lambda rng, parent: clip(parent + rng.gauss(mean, sd))
 
 
+STILL = moved(0.0, 0.05)
+
+
 @dataclass(frozen=True)
 class Kind:
     """draft: the quality of a whole draft, by chance and the question's difficulty. refine: of a
@@ -72,7 +76,7 @@ class Kind:
 
     decides: Decides
     draft: Callable[[Random, float], float]
-    refine: Callable[[Random, float], float] = moved(0.0, 0.05)
+    refine: Callable[[Random, float], float] = STILL
     taught: float = 0.0
     accuracy: float = 0.5
     lean: float = 0.0
@@ -152,9 +156,7 @@ class Model:
                 outcome["preferred"] = self._verdict(rng, move["first"], second, task["swapped"])
         return outcome
 
-    def _answer(
-        self, task: Task, rng: Random, what: str, part: float, written: int
-    ) -> Candidate:
+    def _answer(self, task: Task, rng: Random, what: str, part: float, written: int) -> Candidate:
         """A cut reply holds a tentative answer the likelier and the better the longer it is."""
         move, i = task["move"], task["ordinal"]
         if what == "refine":
@@ -265,8 +267,8 @@ def simulate(rules: Setup, kind: Kind, seed: int, limits: Limits, until: float =
     state["remaining_steps"] = cast(Any, 10_000)
     while state["spent"]["tokens"] < until:
         planned = plan(rules, state, stopped=False)
-        if isinstance(planned, str):
-            return Run(points, state, planned)
+        if isinstance(planned, Stop):
+            return Run(points, state, planned.reason)
         replies = [model.reply(task) for task in planned]
         before, spent = state, state["spent"]["tokens"]
         state = merged(state, fold({**state, "returned": replies}, 8, kind.decides, rules.learn))
@@ -289,9 +291,7 @@ def cell(task: tuple[str, int, str, int]) -> list[float]:
     name, budget, strategy, runs = task
     kind, tokens = KINDS[name], budget * DRAFT
     rules = setup(kind, strategy)
-    return [
-        simulate(rules, kind, SEED + i, {"tokens": tokens}).index(tokens) for i in range(runs)
-    ]
+    return [simulate(rules, kind, SEED + i, {"tokens": tokens}).index(tokens) for i in range(runs)]
 
 
 def table(runs: int, processes: int, budgets: Sequence[int], names: Sequence[str]) -> int:
@@ -323,7 +323,24 @@ def table(runs: int, processes: int, budgets: Sequence[int], names: Sequence[str
     return bad
 
 
+def decisions() -> float:
+    """Milliseconds of processor time that adaptive takes to choose, in the median."""
+    times: list[float] = []
+
+    def timed(view: View) -> Sequence[Move]:
+        begun = time.process_time_ns()
+        moves = adaptive(view)
+        times.append((time.process_time_ns() - begun) / 1e6)
+        return moves
+
+    for kind in KINDS.values():
+        for seed in range(4):
+            simulate(setup(kind, timed), kind, seed, {"tokens": 32 * DRAFT})
+    return statistics.median(times)
+
+
 if __name__ == "__main__":
     asked_for = [int(n) for n in sys.argv[1:]] or [2_000, 2]
     bad = table(asked_for[0], asked_for[1], asked_for[2:] or BUDGETS, list(STRATEGIES))
+    print(f"a decision takes {decisions():.3f} ms in the median")
     print(bad, "cells below 0.95 of the best fixed strategy")
