@@ -104,7 +104,7 @@ def _behind(lead: int, rival: int) -> float:
     """P(Beta(lead, rival) < 1/2)."""
     n = lead + rival - 1
     ahead: int = sum(math.comb(n, k) for k in range(lead, n + 1))
-    return ahead / math.pow(2.0, n)
+    return ahead / (1 << n)
 
 
 def _scored(view: View) -> dict[str, float]:
