@@ -387,7 +387,7 @@ def test_a_call_that_fails_now_and_then_is_made_again(server: Server, bench: Ben
     words = [*OWN, *MODEL, *KINDS["run"]]
     server.script = varied
     bench(*words, "--out", "undisturbed")
-    bad = {5: 500, 28: "break", 41: "drop"}
+    bad = {5: 500, 17: "break", 23: "drop"}
     first = len(server.calls)
     server.script = lambda request, i: (
         Reply(error=bad[i - first]) if i - first in bad else varied(request, i)
@@ -406,7 +406,7 @@ def test_ctrl_c_leaves_a_report_and_the_rest_for_later(server: Server, bench: Be
     asked = itertools.count(1)
 
     def watch(event: str, call: Call) -> None:
-        if event == "asked" and next(asked) == 30:
+        if event == "asked" and next(asked) == 12:
             os.kill(os.getpid(), signal.SIGINT)
 
     server.watch = watch
