@@ -32,6 +32,10 @@ class Unmeasured(RuntimeError):
     """A cell came to nothing for the provider's failures, or was interrupted; it may be run again."""
 
 
+class Lost(Unmeasured):
+    """It came to nothing for the worker's end, which says nothing of the provider."""
+
+
 @dataclass(frozen=True)
 class Learned:
     """What a training question taught."""
