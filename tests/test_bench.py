@@ -280,10 +280,10 @@ def varied(request: dict[str, Any], i: int) -> Reply:
     return Reply(f"{words} <answer>{dice.randint(0, 8) / 10}</answer>", pace=0.0005)
 
 
-def killed(server: Server, words: list[str], after: int, delay: float) -> int:
+def killed(server: Server, words: list[str], after: int, delay: float, **more: str) -> int:
     """Run the command in a process that is killed `delay` seconds after so many requests; its exit
     code."""
-    variables = {k: v for k, v in environment(server).items() if k.startswith("OPENAI")}
+    variables = {k: v for k, v in environment(server).items() if k.startswith("OPENAI")} | more
     process = forks.Process(target=command, args=(["bench", *words], os.getcwd(), variables))
     asked = itertools.count(1)
     timer = threading.Timer(delay, process.kill)
@@ -585,6 +585,10 @@ def test_names_are_text_on_the_page(server: Server, bench: Bench, folder: Path) 
         (["--train", "0"], "training=0"),
         (["--strategy", "pdp+memory", "--train", "5"], "has 4 questions beside the 4"),
         (["--task", "rivers"], "there is none of that name"),
+        (["--engine", "ray"], "the one needs the other"),
+        (["--ledger", "postgresql://h/d"], "the one needs the other"),
+        (["--engine", "ray", "--ledger", "a.db"], "a database that all workers reach"),
+        (["--engine", "ray", "--ledger", "postgresql://h/d", "--replay", "."], "asks no model"),
         (["--replay", "check.py"], "line 1: not a JSON object"),
         (["--replay", "q.jsonl"], "not a recording of benchmark calls"),
         (["--replay", "."], "there is no calls.jsonl in it"),

@@ -58,8 +58,17 @@ def test_python_blocks_run(code: str, server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block", blocks("console"))
-def test_console_blocks_run(block: str, server: Server, tmp_path: Path) -> None:
+def test_console_blocks_run(
+    block: str,
+    server: Server,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Commands of this package run; set-up commands are resolved, for they are what runs this."""
+    if "postgresql://" in block:
+        port = request.getfixturevalue("postgres").rpartition(":")[2].partition("/")[0]
+        monkeypatch.setenv("PGPORT", port)
     for line in block.splitlines():
         words = shlex.split(line, comments=True)
         if words[0] == "make":

@@ -21,6 +21,7 @@ from uuid import uuid4
 from anytime_graph.benchmark.recording import POLL, Recording, Take, Takes
 from anytime_graph.benchmark.run import Unmeasured
 from anytime_graph.budget import Prices
+from anytime_graph.checkpoints import LedgerError
 from anytime_graph.checkpoints.postgres import PostgresStore, alone
 
 _TABLES = (
@@ -165,16 +166,21 @@ class Lent(Takes):
     def claim(self, key: str, stop: threading.Event | None) -> Take | None:
         """The same among all workers."""
         take = super().claim(key, stop)
-        if take is None and self._alone(self._name(key), stop):
-            take = self._found(key)
-            if take is not None:
-                self.release(key)
+        if take is not None:
+            return take
+        try:
+            take = self._found(key) if self._alone(self._name(key), stop) else None
+        except LedgerError:
+            super().release(key)
+            raise
+        if take is not None:
+            self.release(key)
         return take
 
     def release(self, key: str) -> None:
+        super().release(key)
         with self._store.explained():
             self._connection.execute(f"SELECT pg_advisory_unlock{_LOCK}", [self._name(key)])
-        super().release(key)
 
     def _keep(self, row: dict[str, Any]) -> None:
         with self._store.explained():

@@ -162,10 +162,9 @@ def cluster(size: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    own: dict[str, Any] = {"address": "local", "num_cpus": size, "include_dashboard": False}
-    if os.environ.get("RAY_ADDRESS"):
-        own = {}
-    else:
+    own: dict[str, Any] = {}
+    if not os.environ.get("RAY_ADDRESS"):
+        own = {"address": "local", "num_cpus": size, "include_dashboard": False}
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
     try:
