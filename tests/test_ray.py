@@ -26,6 +26,8 @@ from anytime_graph.benchmark.recording import Facts, Recording, Take
 from anytime_graph.benchmark.run import Unmeasured
 from anytime_graph.benchmark.shared import Grants, Lent
 from anytime_graph.benchmark.spread import work
+from anytime_graph.benchmark.tape import facts_of
+from anytime_graph.models import resolve_model
 from tests import test_bench
 from tests.postgres import fresh
 from tests.server import Call, Reply, Server, serving
@@ -33,6 +35,7 @@ from tests.test_bench import KINDS, MODEL, OWN, Bench, killed, records, tables, 
 from tests.test_cli import environment
 
 bench, folder = test_bench.bench, test_bench.folder
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +146,8 @@ def test_two_workers_come_to_the_same(
     assert Path("spread/report.md").read_text() == report
     whole, again = (list(lines(Path(f))) for f in ("whole.jsonl", "spread/calls.jsonl"))
     assert sorted(map(json.dumps, again)) == sorted(map(json.dumps, whole))
+    bench(*OWN, *KINDS[kind], "--replay", "spread", "--out", "replayed")
+    assert records("replayed") == records("alone")
 
 
 def test_killed_at_random_it_comes_to_the_same(
@@ -166,7 +171,8 @@ def test_killed_at_random_it_comes_to_the_same(
         code = killed(server, limited, after, delay, RAY_ADDRESS=cluster, **secret())
         deaths["driver"] += code == -signal.SIGKILL
         server.watch = at(dice.randint(1, asked // 8), first, kill)
-        bench(*limited, exit_code=exit_code)
+        done = bench(*limited, exit_code=exit_code)
+        assert "its worker was lost (WorkerCrashedError)" in told(done)
         assert 0 < server.settled().served <= total
     assert deaths == {"worker": 2, "driver": 2}
     assert records("a") == records("alone")
@@ -200,7 +206,8 @@ def test_workers_that_lose_their_database_measure_nothing_wrong(
             connection.execute(f"SELECT pg_terminate_backend(pid) FROM ({held}) AS workers")
 
     server.watch = at(5, first, cut)
-    bench(*words, *spread(database), "--out", "a")
+    done = bench(*words, *spread(database), "--out", "a")
+    assert "LedgerError" in told(done)
     assert records("a") == records("alone")
 
 
@@ -328,7 +335,7 @@ def test_another_database_than_before_is_refused(
         pass
 
 
-def test_a_worker_whose_model_is_set_otherwise_is_refused(
+def test_a_worker_that_hears_another_model_or_has_no_database_measures_nothing(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in environment(server).items():
@@ -337,4 +344,8 @@ def test_a_worker_whose_model_is_set_otherwise_is_refused(
         model="openai:scripted", rate=None, prices=None, facts=Facts("another")
     )
     with pytest.raises(ValueError, match="on a worker it is set otherwise"):
+        work(job)
+    job.facts = facts_of(resolve_model(job.model))
+    job.address = "postgresql://127.0.0.1:9/nobody"
+    with pytest.raises(Unmeasured, match=r"PostgreSQL 127\.0\.0\.1/nobody: .* refused"):
         work(job)

@@ -33,7 +33,7 @@ class Unmeasured(RuntimeError):
 
 
 class Lost(Unmeasured):
-    """It came to nothing for the worker's end, which says nothing of the provider."""
+    """Its worker died, which says nothing of the provider."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from anytime_graph.benchmark.run import Unmeasured
 from anytime_graph.budget import Prices
 from anytime_graph.checkpoints import LedgerError
 from anytime_graph.checkpoints.postgres import PostgresStore, alone
+from anytime_graph.checkpoints.store import Store
 
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS benchmark_grants (id text PRIMARY KEY, benchmark text NOT NULL, "
@@ -122,7 +123,7 @@ class Lent(Takes):
 
     def __init__(
         self,
-        store: PostgresStore,
+        store: Store,
         connection: Any,
         benchmark: str,
         cell: str,
@@ -136,7 +137,7 @@ class Lent(Takes):
     @contextmanager
     def opened(
         cls,
-        store: PostgresStore,
+        store: Store,
         url: str,
         grant: str,
         benchmark: str,

@@ -21,7 +21,7 @@ from anytime_graph.benchmark.run import Learned, Lore, Lost, Run, Unmeasured
 from anytime_graph.benchmark.shared import Grants, Lent
 from anytime_graph.benchmark.tape import Deck, facts_of, limited
 from anytime_graph.budget import Prices
-from anytime_graph.checkpoints import Ledger
+from anytime_graph.checkpoints import Ledger, LedgerError
 from anytime_graph.checkpoints.postgres import PostgresStore
 from anytime_graph.interrupt import interruptible
 from anytime_graph.metering import gate
@@ -109,7 +109,15 @@ def _sent(job: Job, stop: threading.Event | None) -> tuple[Record, Learned | Non
 
 
 def work(job: Job) -> tuple[Record, Learned | None]:
-    """What a worker does. Raises Unmeasured; ValueError if its model is not the driver's."""
+    """What a worker does. Raises Unmeasured, also if its database fails; ValueError if its model is
+    not the driver's."""
+    try:
+        return _measured(job)
+    except LedgerError as error:
+        raise Unmeasured(str(error)) from None
+
+
+def _measured(job: Job) -> tuple[Record, Learned | None]:
     model = _model(job.model, job.rate)
     if facts_of(model, job.prices) != job.facts:
         raise ValueError(
@@ -142,7 +150,7 @@ def work(job: Job) -> tuple[Record, Learned | None]:
         memory = Lore(job.learned) if job.learned is not None else None
         measured = job.protocol(job.task, ledger, job.prices, stop).measure(job.cell, deck, memory)
         if ledger.failure is not None:
-            raise Unmeasured(ledger.failure)
+            raise LedgerError(ledger.failure)
         return measured
 
 
