@@ -399,20 +399,25 @@ def test_a_call_that_fails_now_and_then_is_made_again(server: Server, bench: Ben
     assert records("b") == records("a")
 
 
-def test_ctrl_c_leaves_a_report_and_the_rest_for_later(server: Server, bench: Bench) -> None:
+@pytest.mark.parametrize("nth", [12, 16])
+def test_ctrl_c_leaves_a_report_and_the_rest_for_later(
+    nth: int, server: Server, bench: Bench
+) -> None:
+    """In the midst of a cell, and in its only call."""
     server.script = varied
     words = [*OWN, *MODEL, *KINDS["run"]]
     bench(*words, "--out", "undisturbed")
     asked = itertools.count(1)
 
     def watch(event: str, call: Call) -> None:
-        if event == "asked" and next(asked) == 12:
+        if event == "asked" and next(asked) == nth:
             os.kill(os.getpid(), signal.SIGINT)
 
     server.watch = watch
     done = bench(*words, "--out", "a", exit_code=130)
     server.watch = lambda event, call: None
     assert "it was interrupted" in done.stdout
+    assert all(row in records("undisturbed") for row in records("a"))
     assert 0 < len(records("a")) < len(records("undisturbed"))
     bench(*words, "--out", "a")
     assert tables("a") == tables("undisturbed")

@@ -213,7 +213,7 @@ class _Work:
         self, move: dict[str, Any], prompt: Sequence[BaseMessage], room: int
     ) -> tuple[Call, Reply]:
         call, reply = self.places.call(move, prompt, room)
-        check(self.deck, reply.interrupted)
+        check(self.deck)
         return call, reply
 
     def _seed(self, call: Call) -> int:

@@ -93,7 +93,7 @@ class Run:
             reason, spent = out["stop_reason"], out["spent"]
             judged = out["judging"]["spent"]["tokens"]
             learned = Learned(cell.question.prompt, out["pairs"], out["principles"])
-        check(deck, reason == "interrupted")
+        check(deck)
         curve = self._curve(cell.name, truth)
         record = record_of(
             cell,
@@ -130,12 +130,12 @@ class Run:
         return curve
 
 
-def check(deck: Deck, interrupted: bool) -> None:
-    """Whether what a cell came to is a measurement of anything but the provider's failures. Raises
-    Unmeasured or NotRecorded."""
+def check(deck: Deck) -> None:
+    """Whether what a cell came to is a measurement of anything but the provider's failures, or of a
+    stop, which can look like many things. Raises Unmeasured or NotRecorded."""
     if deck.missing:
         raise NotRecorded(f"not in the recording: {deck.missing[0]}")
-    if interrupted:
+    if deck.stop is not None and deck.stop.is_set():
         raise Unmeasured("interrupted")
     if deck.failures:
         raise Unmeasured(deck.failures[-1])
