@@ -22,7 +22,7 @@ import psycopg
 import pytest
 
 from anytime_graph.benchmark.cells import lines
-from anytime_graph.benchmark.recording import Facts, Recording, Take
+from anytime_graph.benchmark.recording import Bought, Facts, Recording, Take
 from anytime_graph.benchmark.run import Unmeasured
 from anytime_graph.benchmark.shared import Grants, Lent
 from anytime_graph.benchmark.spread import work
@@ -182,16 +182,22 @@ def test_killed_at_random_it_comes_to_the_same(
     assert len(server.calls) - asked <= 8 * deaths.total(), "only what was in flight is asked again"
 
 
-def test_what_died_with_a_worker_counts(
+def test_what_died_with_workers_counts(
     cluster: str, database: str, server: Server, bench: Bench
 ) -> None:
-    """Replies that fill any limit, one of them lost when all of it was served; room for two cells."""
+    """Replies that fill any limit; both workers die when all of one reply was served."""
+
+    def kill() -> None:
+        for pid in at_work():
+            os.kill(pid, signal.SIGKILL)
+
     server.script = lambda request, i: Reply(text=None)
-    server.watch = at(1, last, lambda: os.kill(min(at_work()), signal.SIGKILL))
+    server.watch = at(1, last, kill)
     words = ["--strategy", "single", "--budgets", "1000", "--samples", "4", *spread(database)]
-    bench(*OWN, *MODEL, *words, "--out", "a", "--total-tokens", "2500", exit_code=1)
-    assert 1_500 < server.settled().served <= 2_500
-    assert 1 <= len(records("a")) < 4
+    done = bench(*OWN, *MODEL, *words, "--out", "a", "--total-tokens", "3500", exit_code=1)
+    assert "its worker was lost" in told(done)
+    assert 1_500 < server.settled().served <= 3_500
+    assert 0 < len(records("a")) < 3
 
 
 def test_workers_that_lose_their_database_measure_nothing_wrong(
@@ -314,6 +320,28 @@ def test_two_workers_make_a_call_once(database: str, recording: Recording) -> No
             one.fail("other", 0, 0.0)
             one.release("other")
             assert waiting.result(10) is None, "it failed, so the next may make it"
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_what_a_dead_driver_had_not_taken_in_counts_from_the_start(
+    ended: bool, database: str, recording: Recording
+) -> None:
+    """ended: it died between the end of the grant and its copy."""
+    with Grants.opened(database, recording) as grants:
+        grant = grants.give("cell")
+        with Lent.opened(
+            grants.store, database, grant, grants.benchmark, "cell", None, threading.Event()
+        ) as takes:
+            takes.ask("k", 10, 0.0)
+            takes.answer(take("k"), 7, 0.0)
+            takes.ask("lost", 5, 0.0)
+        if ended:
+            with grants.store.transaction() as execute:
+                execute("DELETE FROM benchmark_grants", {})
+    for _ in range(2):
+        with Grants.opened(database, recording):
+            assert recording.bought == Bought(12, 0.0, 2)
+            assert recording.takes() == [take("k")]
 
 
 def test_another_database_than_before_is_refused(
