@@ -40,7 +40,7 @@ def resolve_model(model: Any) -> Any:
             "install anytime-graph[agents] and the provider's package"
         ) from None
     # An AWS client takes its retries when it is made, and a budget allows it none.
-    options = {"max_retries": 0} if "bedrock" in provider else {}
+    options: dict[str, Any] = {"max_retries": 0} if "bedrock" in provider else {}
     return init_chat_model(name, model_provider=provider, **options)
 
 

@@ -94,7 +94,7 @@ def clients(model: BaseChatModel, **options: Any) -> dict[str, Any]:
     update: dict[str, Any] = {}
     for field, name in (("root_client", "client"), ("root_async_client", "async_client")):
         completions = getattr(model, name, None)
-        root = getattr(model, field, None) or getattr(completions, "_client", None)
+        root: Any = getattr(model, field, None) or getattr(completions, "_client", None)
         if hasattr(root, "with_options"):
             root = root.with_options(**options)
             update |= {field: root} if hasattr(model, field) else {}

@@ -633,8 +633,10 @@ def test_a_failed_call_is_one_request(wire: Wire, provider: Provider, fail: int 
 
 @every
 def test_hidden_reasoning_that_uses_up_the_cap_is_charged(wire: Wire, provider: Provider) -> None:
-    wire.provider, wire.text, wire.used = provider, [], Usage(reasoning=CAP)
-    with pytest.raises(NoAnswer, match=f"starved: {CAP} output tokens"):
+    """A reply that says it ended at the cap did, though providers stop a token short of it."""
+    spent = CAP - 1
+    wire.provider, wire.text, wire.used = provider, [], Usage(output=spent, reasoning=spent)
+    with pytest.raises(NoAnswer, match=f"starved: {spent} output tokens"):
         wire.ask(provider.model(wire.url, **provider.effort))
     assert [v for v in leaves(wire.requests[0]).values() if v == CAP] == [CAP]
 
