@@ -28,10 +28,20 @@ from langgraph.pregel import Pregel
 from langgraph.runtime import get_runtime
 from langgraph.store.base import BaseStore
 from langgraph.types import Command, Send
+from langsmith import get_current_run_tree
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
-from anytime_graph.budget import Budget, BudgetTooSmall, Limits, NoAnswer, Prices, as_budget, more
+from anytime_graph.budget import (
+    Budget,
+    BudgetTooSmall,
+    Limits,
+    NoAnswer,
+    Prices,
+    Spend,
+    as_budget,
+    more,
+)
 from anytime_graph.checkpoints import Access, Ledger, LedgerError
 from anytime_graph.checkpoints.leases import Hold
 from anytime_graph.checkpoints.preferences import Memory, encoded, memory_of
@@ -354,6 +364,7 @@ class _Run:
             send.arg |= {"plan": plan_id, "chosen": chosen}
         if any(send.node == "finish" for send in sends):
             update["errors"] = now["errors"] + self._remembered(now)
+        _noted("budget", now["best"], now["spent"])
         if (best := now["best"]) is not None:
             live = self.lives[now["run_id"]]
             _announce(live.settle(best, now["spent"], now["limits"]))
@@ -571,6 +582,7 @@ class _Run:
             outcome["ended"] = time.time()
         live = self.lives[task["run_id"]]
         live.charge(outcome["spend"])
+        _noted(outcome["move"]["kind"], outcome.get("candidate"), outcome["spend"])
         if "candidate" in outcome:
             _announce(live.offer(outcome["candidate"], task["limits"]))
         return State(returned=[outcome])
@@ -755,6 +767,15 @@ def _config(task: Task, config: RunnableConfig) -> RunnableConfig:
     tags = [*(config.get("tags") or []), kind, *([TAG_NOSTREAM] if inner else [])]
     metadata = {**(config.get("metadata") or {}), "ordinal": task["ordinal"]}
     return {**config, "run_name": kind, "tags": tags, "metadata": metadata}
+
+
+def _noted(node: str, candidate: Candidate | None, spend: Spend) -> None:
+    """Score and spend as metadata of the node's run in LangSmith, and so in what it exports."""
+    run = get_current_run_tree()
+    if run is not None and run.name == node:
+        score = None if candidate is None else candidate["score"]
+        scored = {} if score is None else {"score": score}
+        run.add_metadata({**scored, "tokens": spend["tokens"], "usd": spend["usd"]})
 
 
 def _in_time(task: Task, before: float) -> Task:

@@ -25,7 +25,7 @@ from langgraph_sdk import get_sync_client
 from langgraph_sdk.client import SyncLangGraphClient
 
 from anytime_graph import Budget, Context, Prices, create_anytime_graph, fork
-from tests.server import Reply, Server, serving
+from tests.server import Reply, Server, prompt_tokens, serving
 
 ROOT = Path(__file__).parent.parent
 QUESTION = {"messages": [{"role": "user", "content": "Why do rivers bend?"}]}
@@ -226,3 +226,23 @@ def test_a_question_keeps_the_model_it_was_begun_with(server: Server) -> None:
 def test_bad_choices_are_refused_at_construction(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         create_anytime_graph(**options)
+
+
+def test_a_fork_to_another_model_does_not_bound_prompts_by_what_the_first_one_counted(
+    server: Server,
+) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        counted = prompt_tokens(request["messages"]) + 20
+        usage = {"prompt_tokens": counted, "completion_tokens": 2, "total_tokens": counted + 2}
+        return Reply(f"so <answer>{i}</answer>", usage=usage if request["model"] == "b" else "true")
+
+    server.script = script
+    models = {name: server.model().model_copy(update={"model_name": name}) for name in "ab"}
+    graph = create_anytime_graph(models, budget=Budget(calls=4), strategy="self_consistency")
+    app = graph.compile(InMemorySaver())
+    thread: RunnableConfig = {"configurable": {"thread_id": "rivers"}}
+    app.invoke({"messages": [("user", "Why?")]}, thread)
+    branch = fork(app, app.get_state(thread).config, Budget(calls=8))
+    out = app.invoke(None, branch, context=Context(model="b"))
+    assert {call.request["model"] for call in server.calls[4:]} == {"b"}
+    assert not out["errors"]
