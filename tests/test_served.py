@@ -238,11 +238,13 @@ def test_a_fork_to_another_model_does_not_bound_prompts_by_what_the_first_one_co
 
     server.script = script
     models = {name: server.model().model_copy(update={"model_name": name}) for name in "ab"}
-    graph = create_anytime_graph(models, budget=Budget(calls=4), strategy="self_consistency")
+    graph = create_anytime_graph(
+        models, budget=Budget(tokens=1_000, calls=4), strategy="self_consistency"
+    )
     app = graph.compile(InMemorySaver())
     thread: RunnableConfig = {"configurable": {"thread_id": "rivers"}}
     app.invoke({"messages": [("user", "Why?")]}, thread)
-    branch = fork(app, app.get_state(thread).config, Budget(calls=8))
+    branch = fork(app, app.get_state(thread).config, Budget(tokens=2_000, calls=8))
     out = app.invoke(None, branch, context=Context(model="b"))
     assert {call.request["model"] for call in server.calls[4:]} == {"b"}
     assert not out["errors"]
