@@ -116,6 +116,7 @@ def test_an_assistant_configures_the_graph(dev: Dev, endpoint: Server) -> None:
     assert out["limits"] == {"calls": 5, "tokens": 9_000}
     assert out["spent"]["tokens"] == endpoint.served
     assert out["spent_by"].keys() == {"draft"}
+    assert not out["errors"], "a blocking call would be among them"
     assert {call.request["model"] for call in endpoint.calls} == {"gpt-4.1-mini"}
 
     more = remote.invoke({"budget": {"calls": 2}}, thread)
@@ -176,6 +177,7 @@ def test_the_embedded_model_is_served(dev: Dev, endpoint: Server) -> None:
     out = dev.client.runs.wait(None, "anytime", input=asked)
     assert out["best"]["answer"]
     assert 0 < out["spent"]["tokens"] <= 400
+    assert not any("Blocking" in error for error in out["errors"])
     assert not endpoint.calls
 
 
