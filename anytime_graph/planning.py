@@ -390,6 +390,7 @@ class _Slicer:
                 run_id=state["run_id"],
                 thread=state["thread"],
                 plan="",
+                chosen={},
                 question=question_of(state["messages"]).text,
                 spent=state["spent"],
                 limits=state["limits"],

@@ -22,6 +22,13 @@ from anytime_graph.tokens import Calibration, Shape, uncalibrated
 Decides = Literal["scorer", "judge", "vote"]
 
 
+class Chosen(TypedDict, total=False):
+    """What the context chose for a question; the graph's defaults for what is absent."""
+
+    model: str
+    strategy: str
+
+
 class Task(TypedDict):
     """One metered call, planned before any money is spent: what a node receives.
 
@@ -29,7 +36,8 @@ class Task(TypedDict):
     slice: the most it may spend. spent, limits: the run's, when this was planned.
     prompt_bound, room: the reservation, in input tokens and output tokens (None: not limited).
     wait: seconds to hold back after a refusal. thread, plan: under which thread's lease and which of
-    the hub's plans the ledger lets it reserve. gate: which of the gates it goes through.
+    the hub's plans the ledger lets it reserve. gate: which of the gates it goes through, of the setup
+    that was chosen.
     """
 
     ordinal: int
@@ -46,6 +54,7 @@ class Task(TypedDict):
     run_id: int
     thread: str
     plan: str
+    chosen: Chosen
     question: str
     spent: Spend
     limits: Limits
@@ -138,10 +147,11 @@ class State(Output, Input, total=False):
     returned: replies of the step, emptied by the fold. matches: the judge's comparisons among the
     candidates, as [first, second, winner or None]. calibrations: by gate. examples: pairs that the
     memory recalled for this question, and the namespace it was asked in. unstructured: the judge's
-    provider refused to hold verdicts to a schema."""
+    provider refused to hold verdicts to a schema. chosen: None where a branch may choose afresh."""
 
     returned: Annotated[list[Outcome], gather]
     question_id: str
+    chosen: Chosen | None
     run_id: int
     parent_run: int | None
     thread: str
@@ -173,10 +183,11 @@ _KEPT = 64
 """Errors, ballots and curve points kept in the state."""
 
 
-def fresh(question_id: str, run_id: int, thread: str, limits: Limits) -> State:
+def fresh(question_id: str, chosen: Chosen, run_id: int, thread: str, limits: Limits) -> State:
     """A run that has not begun."""
     return State(
         question_id=question_id,
+        chosen=chosen,
         run_id=run_id,
         parent_run=None,
         thread=thread,
