@@ -22,9 +22,10 @@ from typing import Any, Protocol, cast
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
+from langchain_core.utils.function_calling import convert_to_openai_function
 
 from anytime_graph import tokens
-from anytime_graph.budget import Prices, Spend, nothing
+from anytime_graph.budget import Budget, Prices, Spend, nothing
 from anytime_graph.checkpoints import Access, LedgerError
 from anytime_graph.state import Task
 
@@ -33,6 +34,17 @@ log = logging.getLogger(__name__)
 CAP_FIELDS = ("max_tokens", "max_output_tokens", "num_predict")
 """Names of the output cap across LangChain's model classes; the first a class has is used."""
 _CAP_KEYS = {*CAP_FIELDS, "max_completion_tokens", "max_new_tokens", "n", "stream"}
+_SHAPING = {"tools", "tool_choice", "parallel_tool_calls", "response_format", "stop"}
+"""Request options that shape an answer."""
+_RESPONSES = (
+    "use_responses_api",
+    "reasoning",
+    "include",
+    "truncation",
+    "context_management",
+    "use_previous_response_id",
+)
+"""Fields that make a ChatOpenAI use the Responses API."""
 _HOLDERS = ("model_kwargs", "extra_body")
 _SLACK = 16
 _INCREDIBLE = 10**9
@@ -71,14 +83,16 @@ class Gate:
         return tokens.shape(prompt, self.extra, self.count)
 
     def bound(self, shape: tokens.Shape, known: tokens.Calibration, within: bool = False) -> int:
-        exact = self.count is not None
-        return tokens.bound(shape, known, exact=exact, family=self.name, within=within)
+        exact, tools = self.count is not None, bool(self.kwargs.get("tools"))
+        return tokens.bound(shape, known, exact=exact, family=self.name, tools=tools, within=within)
 
     def learn(
         self, known: tokens.Calibration, shape: tokens.Shape, reported: int, base: bool
     ) -> tokens.Calibration:
-        exact = self.count is not None
-        return tokens.learn(known, shape, reported, exact=exact, family=self.name, base=base)
+        exact, tools = self.count is not None, bool(self.kwargs.get("tools"))
+        return tokens.learn(
+            known, shape, reported, exact=exact, family=self.name, tools=tools, base=base
+        )
 
     def cap(self, paid: int | None) -> int | None:
         """The output cap for a call: what is paid for, within what the model can write."""
@@ -88,14 +102,16 @@ class Gate:
 def gate(model: Any, prices: Prices | None) -> Gate:
     """Prepare a model. Raises ValueError if it is no chat model, or if nothing could hold its
     output to a budget."""
-    kwargs: dict[str, Any] = {}
-    while isinstance(model, RunnableBinding):
-        kwargs = {**model.kwargs, **kwargs}
-        model = model.bound
+    model, kwargs = unbound(model)
     if not isinstance(model, BaseChatModel):
         raise ValueError(
             f"model={type(model).__name__}: pass a LangChain chat model, or a string such as "
             "'openai:gpt-4.1-mini' or 'local'"
+        )
+    if isinstance(getattr(model, "budget", None), Budget):
+        raise ValueError(
+            f"model={type(model).__name__}: it makes calls of its own, within its own budget; pass "
+            "the model inside it"
         )
     fields = type(model).model_fields
     cap_field = next((f for f in CAP_FIELDS if f in fields), None)
@@ -116,7 +132,7 @@ def gate(model: Any, prices: Prices | None) -> Gate:
     if most := profile.get("max_output_tokens"):
         own.append(most)
     metered = _metered(model)
-    kwargs = _uncapped(kwargs)
+    kwargs = _unparsed(model, _uncapped(kwargs))
     held = (getattr(metered, field, None) for field in _HOLDERS)
     beside = [part for part in (kwargs, *held) if part]
     name = str(
@@ -134,13 +150,29 @@ def gate(model: Any, prices: Prices | None) -> Gate:
     )
 
 
-def held_to(model: Any, schema: Mapping[str, Any]) -> Runnable[Any, Any] | None:
-    """The model bound so that its replies are JSON for the JSON schema, where its profile says that
-    its provider can hold it to one; else None."""
+def unbound(model: Any) -> tuple[Any, dict[str, Any]]:
+    """The model inside its bindings, and what is bound to it."""
     kwargs: dict[str, Any] = {}
     while isinstance(model, RunnableBinding):
         kwargs = {**model.kwargs, **kwargs}
         model = model.bound
+    return model, kwargs
+
+
+def unshaped(model: Any) -> Any:
+    """The model without what shapes its answers, such as tools: for judgements and reviews, which
+    are no answers. The same object if nothing does."""
+    bare, kwargs = unbound(model)
+    kept = {key: value for key, value in kwargs.items() if key not in _SHAPING}
+    if len(kept) == len(kwargs):
+        return model
+    return bare.bind(**kept) if kept else bare
+
+
+def held_to(model: Any, schema: Mapping[str, Any]) -> Runnable[Any, Any] | None:
+    """The model bound so that its replies are JSON for the JSON schema, where its profile says that
+    its provider can hold it to one; else None."""
+    model, kwargs = unbound(model)
     if not (getattr(model, "profile", None) or {}).get("structured_output"):
         return None
     try:
@@ -150,13 +182,9 @@ def held_to(model: Any, schema: Mapping[str, Any]) -> Runnable[Any, Any] | None:
     bound = getattr(chain, "first", None)
     if not isinstance(bound, RunnableBinding) or "tools" in bound.kwargs:
         return None
-    form = bound.kwargs.get("response_format")
-    if form is not None and "extra_body" in type(model).model_fields:
-        # Named as such, langchain-openai would parse the reply, and fail on one that was cut.
-        own = {**(model.extra_body or {}), **(kwargs.pop("extra_body", None) or {})}
-        return cast(BaseChatModel, model).bind(
-            **kwargs, extra_body={**own, "response_format": form}
-        )
+    if (form := bound.kwargs.get("response_format")) is not None:
+        options = _unparsed(model, {**kwargs, "response_format": form})
+        return cast(BaseChatModel, model).bind(**options)
     return bound.bind(**kwargs)
 
 
@@ -168,7 +196,7 @@ class Reply:
     ("cut"), or by a failure ("error"). spend: what it is charged. reported: input tokens by the
     provider's report, None if there was no believable one. lost: not made, or in flight when its
     process ended. refused: the provider finds fault with the request itself. recalled: not made now,
-    but read from the ledger.
+    but read from the ledger. called: it calls tools.
     """
 
     text: str
@@ -186,6 +214,7 @@ class Reply:
     lost: bool = False
     refused: bool = False
     recalled: bool = False
+    called: bool = False
 
 
 def call(
@@ -289,6 +318,7 @@ class _Meter:
         self.errors: list[str] = []
         self.failed = False
         self.refused = False
+        self.called = False
         self.retry_after = 0.0
 
     # --- before it, in the ledger
@@ -436,7 +466,9 @@ class _Meter:
         """Take in a piece of the reply; True to cut the stream."""
         if self.over():
             return True
-        text, thought = _clean(chunk.text), _clean(_reasoning(chunk))
+        called = _called(chunk)
+        self.called = self.called or bool(called)
+        text, thought = _clean(chunk.text), _clean(_reasoning(chunk) + called)
         if text or thought:
             self.pieces += 1
             self.text.append(text)
@@ -517,7 +549,7 @@ class _Meter:
                 f"starved: {spend['output_tokens']} output tokens, "
                 f"{spend['reasoning_tokens']} of them reasoning, and no text"
             )
-        elif not text.strip() and ended == "stop":
+        elif not text.strip() and ended == "stop" and not self.called:
             self.failed = True
             self.errors.append("the reply was empty")
         if self.cut and (not text.strip() or self.cut not in ("stopped", "out of time")):
@@ -539,6 +571,7 @@ class _Meter:
             ended_at=now,
             lost=self.lost,
             refused=self.refused,
+            called=self.called,
         )
 
     def _full(self, spend: Spend, reported: int | None) -> bool:
@@ -659,6 +692,16 @@ def _reasoning(chunk: BaseMessage) -> str:
     )
 
 
+def _called(chunk: BaseMessage) -> str:
+    """The text of tool calls, which is billed as output."""
+    calls = getattr(chunk, "tool_call_chunks", None) or getattr(chunk, "tool_calls", None) or ()
+    return "".join(
+        f"{call.get('name') or ''}{args if isinstance(args, str) else json.dumps(args)}"
+        for call in calls
+        if (args := call.get("args")) is not None or call.get("name")
+    )
+
+
 def _metered(model: BaseChatModel) -> BaseChatModel:
     """A copy whose client does not retry unseen, reports usage in streams and makes one choice."""
     fields = type(model).model_fields
@@ -686,6 +729,23 @@ def _uncapped(options: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in options.items()
         if key not in _CAP_KEYS
     }
+
+
+def _unparsed(model: BaseChatModel, options: dict[str, Any]) -> dict[str, Any]:
+    """The options, with a schema for the reply sent as part of the body: named as such,
+    langchain-openai would parse the reply, lose its usage report, and fail on one that was cut. (Not
+    for OpenAI's Responses API, which has it elsewhere.)"""
+    form = options.get("response_format")
+    elsewhere = any(getattr(model, field, None) for field in _RESPONSES)
+    if form is None or elsewhere or "extra_body" not in type(model).model_fields:
+        return options
+    if isinstance(form, type):
+        function = convert_to_openai_function(form, strict=True)
+        function["schema"] = function.pop("parameters")
+        form = {"type": "json_schema", "json_schema": function}
+    body = {**(getattr(model, "extra_body", None) or {}), **(options.get("extra_body") or {})}
+    rest = {key: value for key, value in options.items() if key != "response_format"}
+    return {**rest, "extra_body": {**body, "response_format": form}}
 
 
 def _clients(model: BaseChatModel, **options: Any) -> dict[str, Any]:

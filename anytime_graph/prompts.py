@@ -270,6 +270,8 @@ def _opening(
     else:
         rest.insert(0, head)
     text = "\n\n".join(part for part in own if part)
+    if head.type == "system" and text == head.text:
+        return [head, *rest]
     return [SystemMessage(text), *rest] if text else rest
 
 
@@ -285,15 +287,15 @@ def _with_note(messages: list[AnyMessage], note: str) -> list[AnyMessage]:
     if not note:
         return messages
     *before, last = messages
-    if last.type != "human":
+    if last.type not in ("human", "tool"):
         return [*messages, HumanMessage(note)]
     content = last.content
-    body: str | list[str | dict[object, object]] = (
+    body = (
         f"{content}\n\n{note}"
         if isinstance(content, str)
         else [*content, {"type": "text", "text": note}]
     )
-    return [*before, HumanMessage(body)]
+    return [*before, last.model_copy(update={"content": body})]
 
 
 def _listed(conversation: Sequence[BaseMessage]) -> list[AnyMessage]:
