@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 from uuid import UUID
 
 from langchain_core.callbacks import (
@@ -35,8 +35,7 @@ from langchain_core.runnables.config import set_config_context
 from langchain_core.tracers import BaseTracer
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langgraph.config import get_stream_writer
-from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
-from typing_extensions import Self
+from pydantic import ConfigDict, PrivateAttr, field_validator, model_validator
 
 from anytime_graph.budget import Budget, Prices, Spend
 from anytime_graph.graph import create_anytime_graph
@@ -135,12 +134,14 @@ class ChatAnytime(BaseChatModel):
         own = ("budget", "scorer", "strategy", "answer", "prices", "width", "judge")
         return {name: repr(getattr(self, name)) for name in own}
 
-    def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
-        inner = self._inner._get_invocation_params(stop=stop, **self._options(kwargs))
+    def _get_invocation_params(
+        self, stop: list[str] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        inner = self._inner._get_invocation_params(**self._options(stop, kwargs))
         return {**inner, **super()._get_invocation_params(stop=stop, **kwargs)}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        return self._inner._get_ls_params(stop=stop or self.stop, **self._options(kwargs))
+        return self._inner._get_ls_params(**self._options(stop, kwargs))
 
     def _resolve_model_profile(self) -> ModelProfile | None:
         return self._inner.profile
@@ -175,7 +176,9 @@ class ChatAnytime(BaseChatModel):
         required = convert_to_json_schema(schema).get("required", ())
         form = _Form(parser, frozenset(required))
         if include_raw:
-            chain = _sequence(self._inner.with_structured_output(schema, include_raw=True, **kwargs))
+            chain = _sequence(
+                self._inner.with_structured_output(schema, include_raw=True, **kwargs)
+            )
         head, *rest = chain.steps
         if isinstance(head, RunnableParallel):
             head = RunnableParallel({k: self._holding(v, form) for k, v in head.steps__.items()})
@@ -281,15 +284,19 @@ class ChatAnytime(BaseChatModel):
         message = (await self._agenerate(*args, **kwargs)).generations[0].message
         yield ChatGenerationChunk(message=_chunk(cast(AIMessage, message)))
 
-    def _options(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def _options(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """What each call is made with: bound to the model, set on this one, asked for now."""
-        own = {name: getattr(self, name) for name in ("temperature", "max_tokens", "stop")}
+        own = {
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "stop": stop or self.stop or None,
+        }
         set_here = {name: value for name, value in own.items() if value is not None}
         return {**unbound(self.model)[1], **set_here, **kwargs}
 
     def _turn(self, stop: list[str] | None, kwargs: dict[str, Any]) -> tuple[_Turn, Any]:
         """An invocation's own graph, and what becomes of its replies."""
-        options = self._options(kwargs if stop is None else {**kwargs, "stop": stop})
+        options = self._options(stop, kwargs)
         inner, prices, name = self._inner, self.prices, options.get("model")
         field = next((f for f in _NAMES if f in type(inner).model_fields), None)
         if isinstance(name, str) and field is not None:  # another model: its own price and profile
@@ -386,11 +393,15 @@ class _Turn(BaseCallbackHandler):
         message = self.replies.get(ordinal)
         whole = reply.ended == "stop" and message is not None
         if self.tools and reply.called:
-            return self._call(reply, message) if whole and not self._answered else None
+            if whole and not self._answered:
+                return self._call(reply, message)
+            reply.errors.append(f"reply {ordinal} calls tools: it is no answer")
+            return None
         if self.form is None and not self.json:
             self._answered = self._answered or bool(reply.text.strip())
             return reply
         if not whole:
+            reply.errors.append(f"reply {ordinal} ended before its answer did")
             return None
         try:
             answer = self.form.parsed(message) if self.form else message.additional_kwargs["parsed"]

@@ -28,7 +28,7 @@ class Reply:
     """text: what the model would say, or None to fill any limit. finish: None to derive it.
 
     usage: "true", "none" (omitted), or a dict that is sent in its place. reasoning: billed tokens
-    spent before the text. ignore_limit: serve the text, or for ever, whatever the limit says.
+    spent before the text. cached: of the prompt's tokens, as reported. ignore_limit: serve the text, or for ever, whatever the limit says.
     error: an HTTP status; "drop" (close before any byte), "break" (close in mid-stream), "junk"
     (bytes that are no JSON), "hang" (silence). pace: seconds a token takes. piece: words a chunk.
     word: what an endless text repeats, one token each. delta: the field of the stream that carries
@@ -39,6 +39,7 @@ class Reply:
     text: str | None = "fine"
     usage: str | dict[str, Any] = "true"
     reasoning: int = 0
+    cached: int = 0
     ignore_limit: bool = False
     error: int | str | None = None
     pace: float = 0.0
@@ -68,7 +69,7 @@ class Call:
 
     @property
     def text(self) -> str:
-        return "\n".join(_text(m["content"]) for m in self.request["messages"])
+        return "\n".join(said(m["content"]) for m in self.request["messages"])
 
 
 Script = Callable[[dict[str, Any], int], Reply]
@@ -106,7 +107,7 @@ def by_place(request: dict[str, Any], i: int) -> Reply:
 
 def prompt_tokens(messages: list[dict[str, Any]], tools: Sequence[Any] = ()) -> int:
     """This endpoint's tokenizer: words, punctuation marks, digits; 4 more for each message."""
-    text = " ".join(_text(m["content"]) for m in messages)
+    text = " ".join(said(m["content"]) for m in messages)
     calls = [call["function"] for m in messages for call in m.get("tool_calls") or ()]
     text += "".join(json.dumps(part) for part in (*calls, *tools))
     return len(re.findall(r"[^\W\d_]+|\d|[^\w\s]|_", text)) + 4 * len(messages) + 3
@@ -116,7 +117,7 @@ def words(text: str) -> list[str]:
     return re.findall(r"\S+\s*|\s+", text)
 
 
-def _text(content: Any) -> str:
+def said(content: Any) -> str:
     if isinstance(content, str):
         return content
     return " ".join(block.get("text", "") for block in content or [])
@@ -148,6 +149,7 @@ def serving() -> Iterator[Server]:
         def _serve(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             request = json.loads(body)
+            self.asked = request.get("model")
             with server.changed:
                 call = Call(request, prompt_tokens(request["messages"], request.get("tools", ())))
                 index = len(server.calls)
@@ -241,7 +243,7 @@ def serving() -> Iterator[Server]:
                     "id": "x",
                     "object": "chat.completion",
                     "created": 0,
-                    "model": "scripted",
+                    "model": self.asked,
                     "choices": [{"index": 0, "message": message, "finish_reason": finish}],
                     "usage": {
                         "prompt_tokens": call.prompt,
@@ -258,6 +260,7 @@ def serving() -> Iterator[Server]:
                 "prompt_tokens": call.prompt,
                 "completion_tokens": call.output,
                 "total_tokens": call.served,
+                "prompt_tokens_details": {"cached_tokens": reply.cached},
                 "completion_tokens_details": {"reasoning_tokens": reply.reasoning},
             }
             if isinstance(reply.usage, dict):
@@ -267,7 +270,7 @@ def serving() -> Iterator[Server]:
             self._event({"choices": [], "usage": usage})
 
         def _event(self, payload: dict[str, Any]) -> None:
-            base = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "scripted"}
+            base = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": self.asked}
             self.wfile.write(b"data: " + json.dumps(base | payload).encode() + b"\n\n")
 
         def _send(self, status: int, payload: dict[str, Any]) -> None:
