@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import Context, copy_context
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Self, cast
 from uuid import UUID
 
@@ -32,10 +35,18 @@ from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableParallel, RunnableSequence
 from langchain_core.runnables.config import set_config_context
+from langchain_core.tools import BaseTool, StructuredTool
 from langchain_core.tracers import BaseTracer
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langgraph.config import get_stream_writer
-from pydantic import ConfigDict, PrivateAttr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PrivateAttr,
+    SkipValidation,
+    field_validator,
+    model_validator,
+)
 
 from anytime_graph.budget import Budget, Prices, Spend
 from anytime_graph.graph import create_anytime_graph
@@ -50,6 +61,7 @@ IMPROVEMENT = "anytime_improvement"
 """Name of the custom event that tells of a better answer."""
 _STEPS = 10_000
 """Graph steps of one invocation; its budget ends it long before."""
+_THINK = "Think hard about a question that stands for itself, and answer it."
 _NAMES = ("model_name", "model")
 """Fields of model classes that hold the model's name."""
 
@@ -73,12 +85,12 @@ class ChatAnytime(BaseChatModel):
 
     model: Any
     budget: Budget
-    scorer: Scorer | Judge | Literal["judge", "vote"] | None = None
-    strategy: str | Strategy = "pdp"
-    answer: str | Extractor = "whole"
+    scorer: SkipValidation[Scorer | Judge | Literal["judge", "vote"] | None] = None
+    strategy: SkipValidation[str | Strategy] = "pdp"
+    answer: SkipValidation[str | Extractor] = "whole"
     prices: Prices | None = None
     width: int = 8
-    judge: Judge | None = None
+    judge: SkipValidation[Judge | None] = None
     temperature: float | None = None
     max_tokens: int | None = None
     stop: list[str] | None = None
@@ -201,6 +213,31 @@ class ChatAnytime(BaseChatModel):
         copy._form = form
         return copy.bind(**kwargs)
 
+    def as_tool(
+        self,
+        args_schema: type[BaseModel] | None = None,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        arg_types: dict[str, type] | None = None,
+    ) -> BaseTool:
+        """A tool that puts a question to this model. (Runnable's own takes no chat model alone, for
+        what one can be asked is more than a tool's arguments; it does take chains with one.)"""
+        if args_schema is not None or arg_types is not None:
+            return super().as_tool(
+                args_schema, name=name, description=description, arg_types=arg_types
+            )
+
+        def think(question: str) -> str:
+            return str(self.invoke(question).text)
+
+        async def athink(question: str) -> str:
+            return str((await self.ainvoke(question)).text)
+
+        return StructuredTool.from_function(
+            think, athink, name=name or "think", description=description or _THINK
+        )
+
     # --- answering
 
     def _generate(
@@ -225,7 +262,7 @@ class ChatAnytime(BaseChatModel):
                         dispatch_custom_event(IMPROVEMENT, part, config=outer)
             return out
 
-        with set_config_context(config) as context:
+        with _apart(config) as context:
             return _result(turn, context.run(answered))
 
     async def _agenerate(
@@ -250,7 +287,7 @@ class ChatAnytime(BaseChatModel):
                         await adispatch_custom_event(IMPROVEMENT, part, config=outer)
             return out
 
-        with set_config_context(config) as context:
+        with _apart(config) as context:
             return _result(turn, await asyncio.create_task(answered(), context=context))
 
     def stream(
@@ -474,9 +511,20 @@ def _below(run_manager: _Run, handlers: list[BaseCallbackHandler]) -> RunnableCo
 def _writer() -> Callable[[Improvement], None]:
     """To the custom stream of the LangGraph node that this model is called in, if it is."""
     try:
-        return get_stream_writer()
+        return partial(copy_context().run, get_stream_writer())
     except (RuntimeError, KeyError):
         return lambda event: None
+
+
+@contextmanager
+def _apart(config: RunnableConfig) -> Iterator[Context]:
+    """A context for the run inside: none of the graph's that this model is called in, nor of
+    handlers that are set for whole blocks of code, such as get_usage_metadata_callback's."""
+    with set_config_context(config) as context:
+        for variable, value in list(context.items()):
+            if isinstance(value, BaseCallbackHandler) and not isinstance(value, BaseTracer):
+                context.run(variable.set, None)
+        yield context
 
 
 def _result(turn: _Turn, out: Mapping[str, Any]) -> ChatResult:

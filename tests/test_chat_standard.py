@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import httpx
 import pytest
+from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
@@ -124,9 +125,12 @@ class Embedded:
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        inner = local_model(seed=1, max_tokens=100)
+        # What is kept open in one test's event loop would be found unclosed in another test.
+        inner = local_model(seed=1, max_tokens=100, default_headers={"connection": "close"})
         return {"model": inner, "budget": Budget(calls=3), "strategy": "single"}
 
 
 class TestEmbedded(Embedded, ChatModelIntegrationTests):
-    pass
+    @pytest.mark.xfail(reason="for such models ChatOpenAI turns to tools, which it does not call")
+    def test_structured_output_pydantic_2_v1(self, model: BaseChatModel) -> None:
+        super().test_structured_output_pydantic_2_v1(model)
