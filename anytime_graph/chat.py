@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import contextmanager
 from contextvars import Context, copy_context
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal, Self, cast
 from uuid import UUID
 
@@ -427,17 +426,16 @@ class _Turn(BaseCallbackHandler):
 
     def read(self, ordinal: int, reply: Reply) -> Reply | None:
         """The reply with what stands for an answer as its text, or None if it is no answer."""
-        message = self.replies.get(ordinal)
-        whole = reply.ended == "stop" and message is not None
+        message = self.replies.get(ordinal) if reply.ended == "stop" else None
         if self.tools and reply.called:
-            if whole and not self._answered:
+            if message is not None and not self._answered:
                 return self._call(reply, message)
             reply.errors.append(f"reply {ordinal} calls tools: it is no answer")
             return None
         if self.form is None and not self.json:
             self._answered = self._answered or bool(reply.text.strip())
             return reply
-        if not whole:
+        if message is None:
             reply.errors.append(f"reply {ordinal} ended before its answer did")
             return None
         try:
@@ -511,9 +509,10 @@ def _below(run_manager: _Run, handlers: list[BaseCallbackHandler]) -> RunnableCo
 def _writer() -> Callable[[Improvement], None]:
     """To the custom stream of the LangGraph node that this model is called in, if it is."""
     try:
-        return partial(copy_context().run, get_stream_writer())
+        outer, writer = copy_context(), get_stream_writer()
     except (RuntimeError, KeyError):
         return lambda event: None
+    return lambda event: outer.run(writer, event)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain.agents import create_agent
 from langchain_core.caches import InMemoryCache
@@ -24,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 
 from anytime_graph import Budget, BudgetTooSmall, NoAnswer, Prices, create_anytime_graph
 from anytime_graph.chat import IMPROVEMENT, ChatAnytime
+from tests.conftest import torture
 from tests.server import Reply, Server, serving
 
 QUESTION = "Why do rivers bend?"
@@ -64,6 +65,7 @@ def server() -> Iterator[Server]:
 # --- the books
 
 
+@settings(max_examples=torture or 40)
 @given(
     tokens=st.integers(200, 3_000),
     lengths=st.lists(st.one_of(st.none(), st.integers(1, 60)), min_size=1, max_size=6),
@@ -204,6 +206,21 @@ def test_another_model_needs_its_own_price(server: Server) -> None:
     assert model.invoke(QUESTION).response_metadata["anytime"]["spent"]["usd"] <= 0.1
     with pytest.raises(ValueError, match="the price of 'another'"):
         model.invoke(QUESTION, model="another")
+
+
+def test_cancelling_closes_the_connection(server: Server) -> None:
+    server.script = lambda request, i: Reply(text=None, ignore_limit=True, pace=0.01)
+    model = ChatAnytime(model=server.model(), budget=Budget(calls=1))
+
+    async def cancelled() -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.create_task(model.ainvoke(QUESTION))
+        server.watch = lambda event, call: loop.call_soon_threadsafe(task.cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        server.watch = lambda event, call: None
+
+    asyncio.run(cancelled())
+    assert [call.closed_early for call in server.settled().calls] == [True]
 
 
 # --- what goes in

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from pathlib import Path
 from typing import Any, ClassVar
 
 import httpx
@@ -16,6 +17,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
+from langchain_tests.unit_tests.chat_models import ChatModelTests
 
 from anytime_graph import Budget
 from anytime_graph.chat import ChatAnytime
@@ -57,6 +59,16 @@ def filled(schema: dict[str, Any], asked: re.Match[str] | None = None) -> dict[s
 
 
 class Scripted:
+    supports_json_mode = True
+    supports_image_inputs = True
+    supports_image_urls = True
+    supports_image_tool_message = True
+    supports_pdf_inputs = True
+    supports_pdf_tool_message = True
+    supports_audio_inputs = True
+    supports_anthropic_inputs = True
+    model_override_value = "another"
+
     @pytest.fixture(autouse=True)
     def endpoint(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         """What the tests would download from elsewhere is to be had without a network, too."""
@@ -83,15 +95,6 @@ class TestUnit(Scripted, ChatModelUnitTests):
 
 
 class TestIntegration(Scripted, ChatModelIntegrationTests):
-    supports_json_mode = True
-    supports_image_inputs = True
-    supports_image_urls = True
-    supports_image_tool_message = True
-    supports_pdf_inputs = True
-    supports_pdf_tool_message = True
-    supports_audio_inputs = True
-    supports_anthropic_inputs = True
-    model_override_value = "another"
     supported_usage_metadata_details: ClassVar[dict[str, list[str]]] = {
         "invoke": ["reasoning_output", "cache_read_input"],
         "stream": ["reasoning_output", "cache_read_input"],
@@ -116,7 +119,11 @@ class Embedded:
     """The embedded model, which calls no tools and sees no images."""
 
     chat_model_class = ChatAnytime
-    standard_chat_model_params: ClassVar[dict[str, Any]] = {}
+    standard_chat_model_params: ClassVar[dict[str, Any]] = {
+        "temperature": 0.8,
+        "max_tokens": 100,
+        "stop": [],
+    }
     has_tool_calling = False
     has_structured_output = True
     structured_output_kwargs: ClassVar[dict[str, Any]] = {"method": "json_schema"}
@@ -126,7 +133,7 @@ class Embedded:
     @property
     def chat_model_params(self) -> dict[str, Any]:
         # What is kept open in one test's event loop would be found unclosed in another test.
-        inner = local_model(seed=1, max_tokens=100, default_headers={"connection": "close"})
+        inner = local_model(seed=1, default_headers={"connection": "close"})
         return {"model": inner, "budget": Budget(calls=3), "strategy": "single"}
 
 
@@ -134,3 +141,25 @@ class TestEmbedded(Embedded, ChatModelIntegrationTests):
     @pytest.mark.xfail(reason="for such models ChatOpenAI turns to tools, which it does not call")
     def test_structured_output_pydantic_2_v1(self, model: BaseChatModel) -> None:
         super().test_structured_output_pydantic_2_v1(model)
+
+
+def left_out(suite: type[ChatModelTests]) -> set[str]:
+    """Tests expected to fail, features said not to be there, parameters not accepted."""
+    of = suite()
+    expected = {
+        name
+        for name in dir(suite)
+        if any(mark.name == "xfail" for mark in getattr(getattr(suite, name), "pytestmark", ()))
+    }
+    flags = {name for name, kind in vars(ChatModelTests).items() if isinstance(kind, property)}
+    off = {name for name in flags - {"chat_model_params"} if getattr(of, name) is False}
+    standard = ChatModelUnitTests.standard_chat_model_params.fget(of)
+    return expected | off | (standard.keys() - of.standard_chat_model_params.keys())
+
+
+def test_docs_name_what_is_left_out() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "chat.md").read_text()
+    _, *parts = re.split(r"^### Left out", page, flags=re.MULTILINE)
+    scripted, embedded = (set(re.findall(r"^- `(\w+)`.*: .+", p, re.MULTILINE)) for p in parts)
+    assert scripted == left_out(TestUnit) == left_out(TestIntegration) | {"test_init_streaming"}
+    assert scripted | embedded == left_out(TestEmbedded) | {"test_init_streaming"}
