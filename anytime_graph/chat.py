@@ -61,7 +61,7 @@ IMPROVEMENT = "anytime_improvement"
 _STEPS = 10_000
 """Graph steps of one invocation; its budget ends it long before."""
 _THINK = "Think hard about a question that stands for itself, and answer it."
-_NAMES = ("model_name", "model")
+_NAMES = ("model_name", "model", "model_id")
 """Fields of model classes that hold the model's name."""
 
 

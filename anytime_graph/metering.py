@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 import json
 import logging
 import math
@@ -22,30 +21,16 @@ from typing import Any, Protocol, cast
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
-from langchain_core.utils.function_calling import convert_to_openai_function
 
-from anytime_graph import tokens
+from anytime_graph import providers, tokens
 from anytime_graph.budget import Budget, Prices, Spend, nothing
 from anytime_graph.checkpoints import Access, LedgerError
 from anytime_graph.state import Task
 
 log = logging.getLogger(__name__)
 
-CAP_FIELDS = ("max_tokens", "max_output_tokens", "num_predict")
-"""Names of the output cap across LangChain's model classes; the first a class has is used."""
-_CAP_KEYS = {*CAP_FIELDS, "max_completion_tokens", "max_new_tokens", "n", "stream"}
 _SHAPING = {"tools", "tool_choice", "parallel_tool_calls", "response_format", "stop"}
 """Request options that shape an answer."""
-_RESPONSES = (
-    "use_responses_api",
-    "reasoning",
-    "include",
-    "truncation",
-    "context_management",
-    "use_previous_response_id",
-)
-"""Fields that make a ChatOpenAI use the Responses API."""
-_HOLDERS = ("model_kwargs", "extra_body")
 _SLACK = 16
 _INCREDIBLE = 10**9
 """Tokens that no call can have used."""
@@ -65,14 +50,13 @@ class Stop(Protocol):
 class Gate:
     """A chat model made ready for metering.
 
-    model: no hidden retries, usage reported in streams. kwargs: what was bound to it.
-    cap_field: its field that caps the output, None if it has none (its stream is cut instead).
+    model: no hidden retries, usage reported in streams; its output is capped, or its stream is cut
+    where its class has no field for a cap. kwargs: what was bound to it.
     ceiling: output tokens that the model never exceeds. extra: text that travels with each prompt.
     """
 
     model: BaseChatModel
     kwargs: Mapping[str, Any]
-    cap_field: str | None
     ceiling: int | None
     name: str
     extra: str
@@ -113,36 +97,24 @@ def gate(model: Any, prices: Prices | None) -> Gate:
             f"model={type(model).__name__}: it makes calls of its own, within its own budget; pass "
             "the model inside it"
         )
-    fields = type(model).model_fields
-    cap_field = next((f for f in CAP_FIELDS if f in fields), None)
     streams = (
         type(model)._stream is not BaseChatModel._stream
         or type(model)._astream is not BaseChatModel._astream
     )
-    if cap_field is None and not streams:
+    if providers.cap_field(model) is None and not streams:
         raise ValueError(
             f"model={type(model).__name__}: it neither streams nor has a field to cap its output "
-            f"({', '.join(CAP_FIELDS)}), so no budget can hold it"
+            f"({', '.join(providers.CAP_FIELDS)}), so no budget can hold it"
         )
-    caps = [kwargs.pop(key) for key in list(kwargs) if key in _CAP_KEYS]
-    own = [
-        c for c in [*caps, getattr(model, cap_field or "", None)] if isinstance(c, int) and c > 0
-    ]
-    profile = getattr(model, "profile", None) or {}
-    if most := profile.get("max_output_tokens"):
-        own.append(most)
-    metered = _metered(model)
-    kwargs = _unparsed(model, _uncapped(kwargs))
-    held = (getattr(metered, field, None) for field in _HOLDERS)
+    own = providers.own_caps(model, kwargs)
+    metered, kwargs = providers.metered(model, providers.unparsed(model, kwargs))
+    held = (getattr(metered, field, None) for field in providers.HOLDERS)
     beside = [part for part in (kwargs, *held) if part]
-    name = str(
-        getattr(model, "model_name", None) or getattr(model, "model", None) or type(model).__name__
-    )
+    name = providers.model_name(model) or type(model).__name__
     return Gate(
         model=metered,
         kwargs=kwargs,
-        cap_field=cap_field,
-        ceiling=min(own) if own else None,
+        ceiling=min(own, default=None),
         name=name,
         extra=json.dumps(beside, default=str, ensure_ascii=False) if beside else "",
         count=_counter(model, name),
@@ -183,7 +155,7 @@ def held_to(model: Any, schema: Mapping[str, Any]) -> Runnable[Any, Any] | None:
     if not isinstance(bound, RunnableBinding) or "tools" in bound.kwargs:
         return None
     if (form := bound.kwargs.get("response_format")) is not None:
-        options = _unparsed(model, {**kwargs, "response_format": form})
+        options = providers.unparsed(model, {**kwargs, "response_format": form})
         return cast(BaseChatModel, model).bind(**options)
     return bound.bind(**kwargs)
 
@@ -234,7 +206,8 @@ def call(
 
     def pump() -> None:
         try:
-            meter.drain(meter.capped().stream(task["prompt"], config, **gate.kwargs))
+            model, kwargs = meter.capped()
+            meter.drain(model.stream(task["prompt"], config, **kwargs))
         except Exception as error:
             meter.fail(error)
         finally:
@@ -274,7 +247,8 @@ async def acall(
 
     async def pump() -> None:
         try:
-            await meter.adrain(meter.capped().astream(task["prompt"], config, **gate.kwargs))
+            model, kwargs = meter.capped()
+            await meter.adrain(model.astream(task["prompt"], config, **kwargs))
         except Exception as error:
             meter.fail(error)
 
@@ -385,20 +359,21 @@ class _Meter:
 
     # --- while it runs
 
-    def capped(self) -> BaseChatModel:
-        """The model with this call's output cap and, where it takes one, its time limit."""
-        room, field = self.task["room"], self.gate.cap_field
+    def capped(self) -> tuple[BaseChatModel, Mapping[str, Any]]:
+        """The model with this call's output cap and, where it takes one, its time limit; and what is
+        bound to it."""
         update: dict[str, Any] = {}
-        if room is not None and field is not None:
-            update[field] = room
+        bound = self.gate.kwargs
+        if (room := self.task["room"]) is not None:
+            update, bound = providers.fitted(self.gate.model, bound, room)
         if isinstance(seed := getattr(self.gate.model, "seed", None), int):
             update["seed"] = seed + self.task["ordinal"]
         if self.seconds is not None:
             own = getattr(self.gate.model, "request_timeout", None)
             patience = self.seconds + _GRACE
             patience = min(own, patience) if isinstance(own, int | float) else patience
-            update |= _clients(self.gate.model, timeout=patience)
-        return self.gate.model.model_copy(update=update)
+            update |= providers.clients(self.gate.model, timeout=patience)
+        return self.gate.model.model_copy(update=update), bound
 
     def hold_back(self, seconds: float) -> bool:
         """Wait before a call that follows a refusal; False if time ran out or a stop came."""
@@ -458,8 +433,8 @@ class _Meter:
             self.failed = True
             self.errors.append(describe(error))
             self.retry_after = _retry_after(error)
-            status = getattr(error, "status_code", None)
-            self.refused = isinstance(status, int) and not _transient(status)
+            status = providers.status(error)
+            self.refused = status is not None and not _transient(status)
             log.debug("call %s failed", self.task["ordinal"], exc_info=error)
 
     def _feed(self, chunk: BaseMessage) -> bool:
@@ -468,7 +443,7 @@ class _Meter:
             return True
         called = _called(chunk)
         self.called = self.called or bool(called)
-        text, thought = _clean(chunk.text), _clean(_reasoning(chunk) + called)
+        text, thought = _clean(chunk.text), _clean(providers.reasoning(chunk) + called)
         if text or thought:
             self.pieces += 1
             self.text.append(text)
@@ -478,7 +453,7 @@ class _Meter:
         elif not getattr(chunk, "usage_metadata", None):
             self.silent += 1
         self.message_id = chunk.id or self.message_id
-        self.finish = chunk.response_metadata.get("finish_reason") or self.finish
+        self.finish = providers.finish(chunk.response_metadata) or self.finish
         self._add_usage(getattr(chunk, "usage_metadata", None))
         room = self.task["room"]
         if room is not None and self._exceeds(room):
@@ -576,7 +551,7 @@ class _Meter:
 
     def _full(self, spend: Spend, reported: int | None) -> bool:
         if self.finish is not None or reported is None:
-            return self.finish in ("length", "max_tokens", "MAX_TOKENS")
+            return self.finish in providers.FULL
         return self.task["room"] is not None and spend["output_tokens"] >= self.task["room"]
 
     def _charge(self, text: str, thought: str) -> tuple[Spend, int | None]:
@@ -649,8 +624,8 @@ class _Meter:
 def describe(error: BaseException) -> str:
     """An error in one line that holds no prompt, reply or key: providers echo them in messages."""
     parts = [type(error).__name__]
-    status, code = getattr(error, "status_code", None), getattr(error, "code", None)
-    if isinstance(status, int):
+    status, code = providers.status(error), getattr(error, "code", None)
+    if status is not None:
         parts.append(f"HTTP {status}")
     if isinstance(code, str) and re.fullmatch(r"[a-z][a-z_]{2,40}", code):
         parts.append(code)
@@ -664,8 +639,8 @@ def _retry_after(error: Exception) -> float:
     try:
         return min(_LONGEST_WAIT, max(0.0, float(headers["retry-after"])))
     except (KeyError, TypeError, ValueError):
-        status = getattr(error, "status_code", None)
-        if not isinstance(status, int):
+        status = providers.status(error)
+        if status is None:
             return 0.0 if isinstance(error, ValueError | TypeError) else 0.5
         return 0.5 if _transient(status) else 0.0
 
@@ -680,18 +655,6 @@ def _clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _reasoning(chunk: BaseMessage) -> str:
-    """Reasoning text that a provider shows beside the reply; it is billed as output."""
-    if isinstance(chunk.content, str):
-        said = chunk.additional_kwargs.get("reasoning_content")
-        return said if isinstance(said, str) else ""
-    return "".join(
-        str(block.get("reasoning") or block.get("thinking") or "")
-        for block in chunk.content
-        if isinstance(block, dict) and block.get("type") in ("reasoning", "thinking")
-    )
-
-
 def _called(chunk: BaseMessage) -> str:
     """The text of tool calls, which is billed as output."""
     calls = getattr(chunk, "tool_call_chunks", None) or getattr(chunk, "tool_calls", None) or ()
@@ -700,65 +663,6 @@ def _called(chunk: BaseMessage) -> str:
         for call in calls
         if (args := call.get("args")) is not None or call.get("name")
     )
-
-
-def _metered(model: BaseChatModel) -> BaseChatModel:
-    """A copy whose client does not retry unseen, reports usage in streams and makes one choice."""
-    fields = type(model).model_fields
-    update: dict[str, Any] = {}
-    if "stream_usage" in fields:
-        update["stream_usage"] = True
-    if "n" in fields and getattr(model, "n", None) not in (None, 1):
-        update["n"] = 1
-    for name in _HOLDERS:
-        if isinstance(held := getattr(model, name, None), dict):
-            update[name] = _uncapped(held)
-    if "max_retries" in fields:
-        update["max_retries"] = 0
-    copy = model.model_copy(update=update | _clients(model, max_retries=0))
-    for name in [k for k in copy.__dict__ if k not in fields]:
-        if isinstance(getattr(type(copy), name, None), functools.cached_property):
-            del copy.__dict__[name]
-    return copy
-
-
-def _uncapped(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Request options without those that would loosen the cap, at whatever depth they hide."""
-    return {
-        key: _uncapped(value) if key in _HOLDERS and isinstance(value, dict) else value
-        for key, value in options.items()
-        if key not in _CAP_KEYS
-    }
-
-
-def _unparsed(model: BaseChatModel, options: dict[str, Any]) -> dict[str, Any]:
-    """The options, with a schema for the reply sent as part of the body: named as such,
-    langchain-openai would parse the reply, lose its usage report, and fail on one that was cut. (Not
-    for OpenAI's Responses API, which has it elsewhere.)"""
-    form = options.get("response_format")
-    elsewhere = any(getattr(model, field, None) for field in _RESPONSES)
-    if form is None or elsewhere or "extra_body" not in type(model).model_fields:
-        return options
-    if isinstance(form, type):
-        function = convert_to_openai_function(form, strict=True)
-        function["schema"] = function.pop("parameters")
-        form = {"type": "json_schema", "json_schema": function}
-    body = {**(getattr(model, "extra_body", None) or {}), **(options.get("extra_body") or {})}
-    rest = {key: value for key, value in options.items() if key != "response_format"}
-    return {**rest, "extra_body": {**body, "response_format": form}}
-
-
-def _clients(model: BaseChatModel, **options: Any) -> dict[str, Any]:
-    """The HTTP clients that a model holds, with other options: SDKs in OpenAI's style offer
-    `with_options`, which shares the connections of the original."""
-    update: dict[str, Any] = {}
-    for field, resource in (("root_client", "client"), ("root_async_client", "async_client")):
-        root = getattr(model, field, None)
-        if root is not None and hasattr(root, "with_options"):
-            update[field] = root.with_options(**options)
-            if getattr(model, resource, None) is not None:
-                update[resource] = update[field].chat.completions
-    return update
 
 
 def _counter(model: BaseChatModel, name: str) -> tokens.Counter | None:

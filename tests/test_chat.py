@@ -281,7 +281,7 @@ def test_it_is_known_by_the_model_inside(server: Server) -> None:
 
 def calling(request: dict[str, Any], i: int) -> Reply:
     """Calls a tool at first; answers when it has been told."""
-    if request["messages"][-1]["role"] == "user" and len(request["messages"]) == 1:
+    if not any(message["role"] == "tool" for message in request["messages"]):
         return Reply("Let me see. ", tools=[("weather", {"city": "Rome"})])
     return numbered(request, i)
 
