@@ -46,10 +46,20 @@ from anytime_graph.checkpoints import Access, Ledger, LedgerError
 from anytime_graph.checkpoints.leases import Hold
 from anytime_graph.checkpoints.preferences import Memory, encoded, memory_of
 from anytime_graph.live import Improvement, Lives
-from anytime_graph.metering import Gate, Reply, Stop, acall, call, describe, gate, held_to
+from anytime_graph.metering import (
+    Gate,
+    Reply,
+    Stop,
+    acall,
+    call,
+    describe,
+    gate,
+    held_to,
+    unshaped,
+)
 from anytime_graph.models import prices_of, resolve_model
 from anytime_graph.nodes import critique, draft, finish, learn, refine
-from anytime_graph.nodes.answers import asked
+from anytime_graph.nodes.answers import Asked, asked
 from anytime_graph.pairs import Candidate
 from anytime_graph.planning import Setup, plan
 from anytime_graph.scoring import (
@@ -66,6 +76,7 @@ from anytime_graph.scoring import (
 from anytime_graph.state import (
     OWN,
     PLAIN,
+    REVIEW,
     STRUCTURED,
     Chosen,
     Decides,
@@ -114,7 +125,7 @@ def create_anytime_graph(
     budget: Budget | None = None,
     scorer: Scorer | Judge | Literal["judge", "vote"] | None = None,
     strategy: str | Strategy = "pdp",
-    answer: str | Extractor | type[BaseModel] = "tags",
+    answer: str | Extractor | type[BaseModel] | Asked = "tags",
     prices: Prices | None = None,
     width: int = 8,
     ledger: Ledger | None = None,
@@ -214,11 +225,14 @@ def create_anytime_graph(
 
 def _gates(model: BaseChatModel | Any, prices: Prices | None, judge: Judge) -> dict[str, Gate]:
     own = gate(model, prices)
-    judging, its_own = model, own
+    judging = unshaped(model)
+    bare = its_own = own if judging is model else gate(judging, prices)
     if judge.model is not None:
         judging = resolve_model(judge.model)
         its_own = gate(judging, judge.prices or prices_of(judging))
     gates = {OWN: own, PLAIN: its_own}
+    if bare is not own:
+        gates[REVIEW] = bare
     if (held := held_to(judging, critique.VERDICT)) is not None:
         gates[STRUCTURED] = gate(held, its_own.prices)
     return gates

@@ -23,12 +23,14 @@ from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 
 from anytime_graph import providers, tokens
-from anytime_graph.budget import Prices, Spend, nothing
+from anytime_graph.budget import Budget, Prices, Spend, nothing
 from anytime_graph.checkpoints import Access, LedgerError
 from anytime_graph.state import Task
 
 log = logging.getLogger(__name__)
 
+_SHAPING = {"tools", "tool_choice", "parallel_tool_calls", "response_format", "stop"}
+"""Request options that shape an answer."""
 _SLACK = 16
 _INCREDIBLE = 10**9
 """Tokens that no call can have used."""
@@ -65,14 +67,16 @@ class Gate:
         return tokens.shape(prompt, self.extra, self.count)
 
     def bound(self, shape: tokens.Shape, known: tokens.Calibration, within: bool = False) -> int:
-        exact = self.count is not None
-        return tokens.bound(shape, known, exact=exact, family=self.name, within=within)
+        exact, tools = self.count is not None, bool(self.kwargs.get("tools"))
+        return tokens.bound(shape, known, exact=exact, family=self.name, tools=tools, within=within)
 
     def learn(
         self, known: tokens.Calibration, shape: tokens.Shape, reported: int, base: bool
     ) -> tokens.Calibration:
-        exact = self.count is not None
-        return tokens.learn(known, shape, reported, exact=exact, family=self.name, base=base)
+        exact, tools = self.count is not None, bool(self.kwargs.get("tools"))
+        return tokens.learn(
+            known, shape, reported, exact=exact, family=self.name, tools=tools, base=base
+        )
 
     def cap(self, paid: int | None) -> int | None:
         """The output cap for a call: what is paid for, within what the model can write."""
@@ -82,14 +86,16 @@ class Gate:
 def gate(model: Any, prices: Prices | None) -> Gate:
     """Prepare a model. Raises ValueError if it is no chat model, or if nothing could hold its
     output to a budget."""
-    kwargs: dict[str, Any] = {}
-    while isinstance(model, RunnableBinding):
-        kwargs = {**model.kwargs, **kwargs}
-        model = model.bound
+    model, kwargs = unbound(model)
     if not isinstance(model, BaseChatModel):
         raise ValueError(
             f"model={type(model).__name__}: pass a LangChain chat model, or a string such as "
             "'openai:gpt-4.1-mini' or 'local'"
+        )
+    if isinstance(getattr(model, "budget", None), Budget):
+        raise ValueError(
+            f"model={type(model).__name__}: it makes calls of its own, within its own budget; pass "
+            "the model inside it"
         )
     streams = (
         type(model)._stream is not BaseChatModel._stream
@@ -101,7 +107,7 @@ def gate(model: Any, prices: Prices | None) -> Gate:
             f"({', '.join(providers.CAP_FIELDS)}), so no budget can hold it"
         )
     own = providers.own_caps(model, kwargs)
-    metered, kwargs = providers.metered(model, kwargs)
+    metered, kwargs = providers.metered(model, providers.unparsed(model, kwargs))
     held = (getattr(metered, field, None) for field in providers.HOLDERS)
     beside = [part for part in (kwargs, *held) if part]
     name = providers.model_name(model) or type(model).__name__
@@ -116,13 +122,29 @@ def gate(model: Any, prices: Prices | None) -> Gate:
     )
 
 
-def held_to(model: Any, schema: Mapping[str, Any]) -> Runnable[Any, Any] | None:
-    """The model bound so that its replies are JSON for the JSON schema, where its profile says that
-    its provider can hold it to one; else None."""
+def unbound(model: Any) -> tuple[Any, dict[str, Any]]:
+    """The model inside its bindings, and what is bound to it."""
     kwargs: dict[str, Any] = {}
     while isinstance(model, RunnableBinding):
         kwargs = {**model.kwargs, **kwargs}
         model = model.bound
+    return model, kwargs
+
+
+def unshaped(model: Any) -> Any:
+    """The model without what shapes its answers, such as tools: for judgements and reviews, which
+    are no answers. The same object if nothing does."""
+    bare, kwargs = unbound(model)
+    kept = {key: value for key, value in kwargs.items() if key not in _SHAPING}
+    if len(kept) == len(kwargs):
+        return model
+    return bare.bind(**kept) if kept else bare
+
+
+def held_to(model: Any, schema: Mapping[str, Any]) -> Runnable[Any, Any] | None:
+    """The model bound so that its replies are JSON for the JSON schema, where its profile says that
+    its provider can hold it to one; else None."""
+    model, kwargs = unbound(model)
     if not (getattr(model, "profile", None) or {}).get("structured_output"):
         return None
     try:
@@ -132,13 +154,9 @@ def held_to(model: Any, schema: Mapping[str, Any]) -> Runnable[Any, Any] | None:
     bound = getattr(chain, "first", None)
     if not isinstance(bound, RunnableBinding) or "tools" in bound.kwargs:
         return None
-    form = bound.kwargs.get("response_format")
-    if form is not None and "extra_body" in type(model).model_fields:
-        # Named as such, langchain-openai would parse the reply, and fail on one that was cut.
-        own = {**(model.extra_body or {}), **(kwargs.pop("extra_body", None) or {})}
-        return cast(BaseChatModel, model).bind(
-            **kwargs, extra_body={**own, "response_format": form}
-        )
+    if (form := bound.kwargs.get("response_format")) is not None:
+        options = providers.unparsed(model, {**kwargs, "response_format": form})
+        return cast(BaseChatModel, model).bind(**options)
     return bound.bind(**kwargs)
 
 
@@ -150,7 +168,7 @@ class Reply:
     ("cut"), or by a failure ("error"). spend: what it is charged. reported: input tokens by the
     provider's report, None if there was no believable one. lost: not made, or in flight when its
     process ended. refused: the provider finds fault with the request itself. recalled: not made now,
-    but read from the ledger.
+    but read from the ledger. called: it calls tools.
     """
 
     text: str
@@ -168,6 +186,7 @@ class Reply:
     lost: bool = False
     refused: bool = False
     recalled: bool = False
+    called: bool = False
 
 
 def call(
@@ -273,6 +292,7 @@ class _Meter:
         self.errors: list[str] = []
         self.failed = False
         self.refused = False
+        self.called = False
         self.retry_after = 0.0
 
     # --- before it, in the ledger
@@ -421,7 +441,9 @@ class _Meter:
         """Take in a piece of the reply; True to cut the stream."""
         if self.over():
             return True
-        text, thought = _clean(chunk.text), _clean(providers.reasoning(chunk))
+        called = _called(chunk)
+        self.called = self.called or bool(called)
+        text, thought = _clean(chunk.text), _clean(providers.reasoning(chunk) + called)
         if text or thought:
             self.pieces += 1
             self.text.append(text)
@@ -502,7 +524,7 @@ class _Meter:
                 f"starved: {spend['output_tokens']} output tokens, "
                 f"{spend['reasoning_tokens']} of them reasoning, and no text"
             )
-        elif not text.strip() and ended == "stop":
+        elif not text.strip() and ended == "stop" and not self.called:
             self.failed = True
             self.errors.append("the reply was empty")
         if self.cut and (not text.strip() or self.cut not in ("stopped", "out of time")):
@@ -524,6 +546,7 @@ class _Meter:
             ended_at=now,
             lost=self.lost,
             refused=self.refused,
+            called=self.called,
         )
 
     def _full(self, spend: Spend, reported: int | None) -> bool:
@@ -630,6 +653,16 @@ def _transient(status: int) -> bool:
 def _clean(text: str) -> str:
     """Text without lone surrogates, which no later request could carry."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _called(chunk: BaseMessage) -> str:
+    """The text of tool calls, which is billed as output."""
+    calls = getattr(chunk, "tool_call_chunks", None) or getattr(chunk, "tool_calls", None) or ()
+    return "".join(
+        f"{call.get('name') or ''}{args if isinstance(args, str) else json.dumps(args)}"
+        for call in calls
+        if (args := call.get("args")) is not None or call.get("name")
+    )
 
 
 def _counter(model: BaseChatModel, name: str) -> tokens.Counter | None:

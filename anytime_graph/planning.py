@@ -31,6 +31,7 @@ from anytime_graph.state import (
     MIN_ROOM,
     OWN,
     PLAIN,
+    REVIEW,
     STRUCTURED,
     Decides,
     State,
@@ -86,7 +87,7 @@ class Setup:
     def gate(self, move: Mapping[str, Any], state: State) -> str:
         """Which gate a call goes through."""
         if not judges(move):
-            return OWN
+            return REVIEW if move["kind"] == "critique" and REVIEW in self.gates else OWN
         held = move["kind"] == "critique" and STRUCTURED in self.gates
         return STRUCTURED if held and not state["unstructured"] else PLAIN
 

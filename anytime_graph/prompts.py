@@ -273,6 +273,8 @@ def _opening(
     else:
         rest.insert(0, head)
     text = "\n\n".join(part for part in own if part)
+    if head.type == "system" and text == head.text:
+        return [head, *rest]
     return [SystemMessage(text), *rest] if text else rest
 
 

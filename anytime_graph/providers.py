@@ -13,6 +13,7 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
+from langchain_core.utils.function_calling import convert_to_openai_function
 
 CAP_FIELDS = ("max_tokens", "max_output_tokens", "num_predict")
 """Names of the output cap across LangChain's model classes; the first a class has is used."""
@@ -37,6 +38,17 @@ _SAYS = ("reasoning", "thinking", "reasoning_content")
 _FINISHES = ("finish_reason", "stop_reason", "stopReason", "done_reason")
 FULL = ("length", "max_tokens", "MAX_TOKENS", "max_output_tokens", "model_length")
 """Providers' words for a reply that ended at its cap."""
+
+
+_RESPONSES = (
+    "use_responses_api",
+    "reasoning",
+    "include",
+    "truncation",
+    "context_management",
+    "use_previous_response_id",
+)
+"""Fields that make langchain-openai use the Responses API, which takes a schema elsewhere."""
 
 
 # --- before a call
@@ -85,6 +97,22 @@ def metered(model: BaseChatModel, bound: Mapping[str, Any]) -> tuple[BaseChatMod
         if isinstance(getattr(type(copy), name, None), functools.cached_property):
             del copy.__dict__[name]
     return copy, _uncapped(bound) | _facts(model, _QUIET)
+
+
+def unparsed(model: BaseChatModel, bound: Mapping[str, Any]) -> dict[str, Any]:
+    """What is bound to the model, with a schema for the reply as a part of the body: named as such,
+    langchain-openai would parse the reply, lose its usage report, and fail on one that was cut."""
+    form = bound.get("response_format")
+    elsewhere = any(getattr(model, field, None) for field in _RESPONSES)
+    if form is None or elsewhere or "extra_body" not in type(model).model_fields:
+        return dict(bound)
+    if isinstance(form, type):
+        function = convert_to_openai_function(form, strict=True)
+        function["schema"] = function.pop("parameters")
+        form = {"type": "json_schema", "json_schema": function}
+    body = {**(getattr(model, "extra_body", None) or {}), **(bound.get("extra_body") or {})}
+    rest = {key: value for key, value in bound.items() if key != "response_format"}
+    return {**rest, "extra_body": {**body, "response_format": form}}
 
 
 def clients(model: BaseChatModel, **options: Any) -> dict[str, Any]:

@@ -173,8 +173,9 @@ class State(Output, Input, total=False):
     remaining_steps: RemainingSteps
 
 
-OWN, PLAIN, STRUCTURED = "own", "judge", "structured"
-"""The gates: the model's own; the judge's, plain or held to a schema."""
+OWN, REVIEW, PLAIN, STRUCTURED = "own", "review", "judge", "structured"
+"""The gates: the model's own, and for reviews without the tools and the like that are bound to it;
+the judge's, plain or held to a schema."""
 MIN_ROOM = 16
 """Output tokens below which a call is not worth its prompt."""
 GOOD_ROOM = 64

@@ -247,5 +247,5 @@ def examples(memory: Lore, question: Question) -> list[Example]:
     return found[:_EXAMPLES]
 
 
-def _bound(messages: list[BaseMessage]) -> int:
+def _bound(messages: Sequence[BaseMessage]) -> int:
     return tokens.bound(tokens.shape(messages), tokens.uncalibrated())

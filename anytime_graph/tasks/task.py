@@ -8,7 +8,7 @@ from itertools import chain
 from random import Random
 from typing import Any, Literal, TypeVar, overload
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 
 from anytime_graph.scoring import Extractor, Scorer
 
@@ -27,7 +27,7 @@ class Question:
     examples: Sequence[tuple[str, str]] = field(default=(), repr=False)
 
     @property
-    def conversation(self) -> list[BaseMessage]:
+    def conversation(self) -> list[AnyMessage]:
         """The examples, and the question as the last message."""
         solved = [(HumanMessage(asked), AIMessage(told)) for asked, told in self.examples]
         return [*chain.from_iterable(solved), HumanMessage(self.prompt)]
