@@ -117,7 +117,8 @@ def _screen() -> Callable[[Shown], None]:
         return print
     if get_ipython() is None:
         return print
-    handle: Any = display(Shown(None, None, [], 0, None), display_id=True)
+    shown: Any = display  # untyped in IPython
+    handle = shown(Shown(None, None, [], 0, None), display_id=True)
     return print if handle is None else cast("Callable[[Shown], None]", handle.update)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from random import Random
 from typing import Any, Literal, TypeVar, overload
 
@@ -29,8 +28,10 @@ class Question:
     @property
     def conversation(self) -> list[AnyMessage]:
         """The examples, and the question as the last message."""
-        solved = [(HumanMessage(asked), AIMessage(told)) for asked, told in self.examples]
-        return [*chain.from_iterable(solved), HumanMessage(self.prompt)]
+        turns: list[AnyMessage] = []
+        for asked, told in self.examples:
+            turns += [HumanMessage(asked), AIMessage(told)]
+        return [*turns, HumanMessage(self.prompt)]
 
 
 @dataclass(frozen=True)
