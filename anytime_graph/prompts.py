@@ -1,7 +1,8 @@
 """The texts sent to the model, and how messages are laid out.
 
 Stable parts first (instructions, pairs, conversation), what changes from call to call last, so
-that providers' prompt caches hit. Every builder takes `detail` in (1, 0.5, 0.25, 0): how much of
+that providers' prompt caches hit; only the room for a reply, told in wide steps, stands with the
+instructions. Every builder takes `detail` in (1, 0.5, 0.25, 0): how much of
 the optional material fits the slice; at 0 only what the call cannot do without is left.
 """
 
