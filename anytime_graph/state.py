@@ -270,7 +270,7 @@ def fold(state: State, width: int, decides: Decides, learn: Learn) -> State:
         new = [c for c in candidates if c["id"] >= state["ordinal"]]
         best, candidates, ballots = _voted(best, candidates, new, dict(ballots))
     else:
-        best = best or _first(candidates)
+        best = _standing(best, candidates, matches)
         new_matches, found = _compared(candidates, outcomes)
         matches += new_matches
         if best is not None and new_matches:
@@ -378,8 +378,17 @@ def _by_score(c: Candidate) -> tuple[float, bool, int]:
     return (-1.0 if c["score"] is None else c["score"], c["complete"], -c["id"])
 
 
-def _first(candidates: Sequence[Candidate]) -> Candidate | None:
-    return min(candidates, key=lambda c: (not c["complete"], c["id"]), default=None)
+def _standing(
+    best: Candidate | None, candidates: Sequence[Candidate], matches: Sequence[Match]
+) -> Candidate | None:
+    """The incumbent before new comparisons: the first answer, but one that was cut off gives way to
+    the first complete one, unless it won its place in a comparison."""
+    if best is not None and (
+        best["complete"] or any(best["id"] in (m.first, m.second) for m in matches)
+    ):
+        return best
+    whole = [c for c in candidates if c["complete"] and c["node"] != "conclude"]
+    return min(whole or ([best] if best else candidates), key=lambda c: c["id"], default=None)
 
 
 def _reasoned(pairs: Sequence[Pair], outcomes: Sequence[Outcome]) -> list[Pair]:
