@@ -16,7 +16,7 @@ import re
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, cast
 
 from langchain_core.language_models import BaseChatModel
@@ -71,14 +71,16 @@ class Gate:
         return tokens.shape(prompt, self.extra, self.count)
 
     def bound(self, shape: tokens.Shape, known: tokens.Calibration, within: bool = False) -> int:
-        exact = self.count is not None
-        return tokens.bound(shape, known, exact=exact, family=self.name, within=within)
+        exact, tools = self.count is not None, bool(self.kwargs.get("tools"))
+        return tokens.bound(shape, known, exact=exact, family=self.name, tools=tools, within=within)
 
     def learn(
         self, known: tokens.Calibration, shape: tokens.Shape, reported: int, base: bool
     ) -> tokens.Calibration:
-        exact = self.count is not None
-        return tokens.learn(known, shape, reported, exact=exact, family=self.name, base=base)
+        exact, tools = self.count is not None, bool(self.kwargs.get("tools"))
+        return tokens.learn(
+            known, shape, reported, exact=exact, family=self.name, tools=tools, base=base
+        )
 
     def cap(self, paid: int | None) -> int | None:
         """The output cap for a call: what is paid for, within what the model can write."""
@@ -184,17 +186,27 @@ class Reply:
     recalled: bool = False
 
 
+@dataclass
+class Heard:
+    """For callers that need more of a reply than its text: the pieces that arrived, tool calls
+    among them, and the client's own error if the call failed."""
+
+    pieces: list[BaseMessage] = field(default_factory=list)
+    error: Exception | None = None
+
+
 def call(
     gate: Gate,
     task: Task,
     config: RunnableConfig,
     stop: Stop | None,
     access: Access | None = None,
+    heard: Heard | None = None,
 ) -> Reply:
     """Make the call; where it has a time limit or may be stopped, in a thread of its own, so that
     a silent server cannot hold it. With a ledger it is reserved there before and settled after;
     what stands at its place already is not called again."""
-    meter = _Meter(gate, task, stop, access)
+    meter = _Meter(gate, task, stop, access, heard)
     if (earlier := meter.recall()) is not None:
         return earlier
     done = threading.Event()
@@ -228,9 +240,10 @@ async def acall(
     config: RunnableConfig,
     stop: Stop | None,
     access: Access | None = None,
+    heard: Heard | None = None,
 ) -> Reply:
     """The same, on the event loop. Cancelling it closes the connection."""
-    meter = _Meter(gate, task, stop, access)
+    meter = _Meter(gate, task, stop, access, heard)
     if access is not None and (earlier := await asyncio.to_thread(meter.recall)) is not None:
         return earlier
     until = time.monotonic() + task["wait"]
@@ -260,9 +273,15 @@ class _Meter:
     """One call under way: counts what arrives, says when to cut, and settles what it cost."""
 
     def __init__(
-        self, gate: Gate, task: Task, stop: Stop | None, access: Access | None = None
+        self,
+        gate: Gate,
+        task: Task,
+        stop: Stop | None,
+        access: Access | None = None,
+        heard: Heard | None = None,
     ) -> None:
         self.gate, self.task, self.stop, self.access = gate, task, stop, access
+        self.heard = heard
         self.started = time.time()
         self.clock = time.monotonic()
         self.seconds = task["slice"].get("seconds")
@@ -423,13 +442,17 @@ class _Meter:
             self.failed = True
             self.errors.append(describe(error))
             self.retry_after = _retry_after(error)
+            if self.heard is not None:
+                self.heard.error = error
             log.debug("call %s failed", self.task["ordinal"], exc_info=error)
 
     def _feed(self, chunk: BaseMessage) -> bool:
         """Take in a piece of the reply; True to cut the stream."""
         if self.over():
             return True
-        text, thought = _clean(chunk.text), _clean(_reasoning(chunk))
+        if self.heard is not None:
+            self.heard.pieces.append(chunk)
+        text, thought = _clean(chunk.text), _clean(_reasoning(chunk) + _called(chunk))
         if text or thought:
             self.pieces += 1
             self.text.append(text)
@@ -510,7 +533,7 @@ class _Meter:
                 f"starved: {spend['output_tokens']} output tokens, "
                 f"{spend['reasoning_tokens']} of them reasoning, and no text"
             )
-        elif not text.strip() and ended == "stop":
+        elif not text.strip() and ended == "stop" and self.heard is None:
             self.failed = True
             self.errors.append("the reply was empty")
         if self.cut and (not text.strip() or self.cut not in ("stopped", "out of time")):
@@ -646,6 +669,16 @@ def _reasoning(chunk: BaseMessage) -> str:
     )
 
 
+def _called(chunk: BaseMessage) -> str:
+    """The text of tool calls, which is billed as output."""
+    calls = getattr(chunk, "tool_call_chunks", None) or getattr(chunk, "tool_calls", None) or ()
+    return "".join(
+        f"{call.get('name') or ''}{args if isinstance(args, str) else json.dumps(args)}"
+        for call in calls
+        if (args := call.get("args")) is not None or call.get("name")
+    )
+
+
 def _metered(model: BaseChatModel) -> BaseChatModel:
     """A copy whose client does not retry unseen, reports usage in streams and makes one choice."""
     fields = type(model).model_fields
@@ -679,12 +712,12 @@ def _clients(model: BaseChatModel, **options: Any) -> dict[str, Any]:
     """The HTTP clients that a model holds, with other options: SDKs in OpenAI's style offer
     `with_options`, which shares the connections of the original."""
     update: dict[str, Any] = {}
-    for field, resource in (("root_client", "client"), ("root_async_client", "async_client")):
-        root = getattr(model, field, None)
+    for name, resource in (("root_client", "client"), ("root_async_client", "async_client")):
+        root = getattr(model, name, None)
         if root is not None and hasattr(root, "with_options"):
-            update[field] = root.with_options(**options)
+            update[name] = root.with_options(**options)
             if getattr(model, resource, None) is not None:
-                update[resource] = update[field].chat.completions
+                update[resource] = update[name].chat.completions
     return update
 
 
