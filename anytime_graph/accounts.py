@@ -91,7 +91,8 @@ class Account:
     limits: amounts by dimension; None: the tool call's part of what its caller has left, fixed at
     the first call. spent: booked so far; its seconds are those in which calls were active.
     reserve: what only the last call may use. parent: whom it draws on. growth: how far prompts
-    were seen to exceed their bound, by model. open: the tool calls that are under way.
+    were seen to exceed their bound, by model. open: the tool calls that are under way. question:
+    what the last call answers. ended: a call of a middleware's did not fit, so the work ends.
     """
 
     def __init__(
@@ -105,6 +106,8 @@ class Account:
         self.depth: int = parent.depth + 1 if parent else 0
         self.growth: dict[str, float] = parent.growth if parent else {}
         self.open: set[str] = set()
+        self.question: BaseMessage | None = None
+        self.ended: Short | None = None
         self._held: Limits = {}
         self._series: dict[str, _Series] = {}
         self._active = 0
@@ -164,7 +167,10 @@ class Account:
             for d, amount in rest.items():
                 if amount < need[d]:
                     raise Short(rest, {k: max(v, need[k]) for k, v in rest.items()}, d)
-            room = gate.cap(output_room(rest, bound, gate.prices))
+            room = output_room(rest, bound, gate.prices)
+            if room is not None and plan.agent and not plan.final:
+                room = max(least, room // 2)  # a call that fails is charged all of it
+            room = gate.cap(room)
             amounts = _need(gate, bound, room or 0)
             task = self._task(gate, messages, bound, room, shape, rest)
             for account in self._chain():
@@ -229,7 +235,7 @@ class Account:
         if not any(asked.values()):
             return {}
         bare = replace(gate, kwargs={}, extra="")
-        shortest = bare.shape(prompts.sum_up(prompt, 0, False))
+        shortest = bare.shape(prompts.sum_up(prompt, 0, False, self.question))
         need = _need(gate, bare.bound(shortest, self._known(gate)), GOOD_ROOM)
         need["seconds"] = 0.0
         return {d: max(need[d], 0 if d == "calls" else asked.get(d, 0)) for d in limits}
@@ -245,9 +251,10 @@ class Account:
 
         all_ = output_room(rest, 0, gate.prices)
         wanted = min(
-            max(GOOD_ROOM, 0 if all_ is None else all_ // 4), room(prompts.sum_up(prompt, 0, False))
+            max(GOOD_ROOM, 0 if all_ is None else all_ // 4),
+            room(prompts.sum_up(prompt, 0, False, self.question)),
         )
-        fitting = (m for m in _shorter(prompt) if room(m) >= wanted)
+        fitting = (m for m in _shorter(prompt, self.question) if room(m) >= wanted)
         return next(fitting)
 
     def _known(self, gate: Gate) -> Calibration:
@@ -294,11 +301,14 @@ class Account:
 @dataclass
 class Plan:
     """How a desk's calls are planned. agent: they are an agent's own. final: the last, in which it
-    sums up. share: of the limits, or by dimension, what is kept for the last call."""
+    sums up. share: of the limits, or by dimension, what is kept for the last call. spares: a call
+    that does not fit is answered with what it was given, and the agent's work ends: it is a
+    middleware's (a summary), whose failure would lose the run."""
 
     agent: bool = False
     final: bool = False
     share: float | Limits | None = None
+    spares: bool = False
 
 
 @dataclass
@@ -327,6 +337,8 @@ class Desk:
     ) -> AIMessage:
         """Make a call if it fits; raises Short if it does not, and what the client raises."""
         order, heard, reply = self._order(model, messages, options, prices), Heard(), None
+        if order is None:
+            return AIMessage(prompts.said(messages[-1]))
         try:
             reply = call(order.gate, order.task, config, None, heard=heard)
         finally:
@@ -342,11 +354,22 @@ class Desk:
         prices: Prices | None,
     ) -> AIMessage:
         order, heard, reply = self._order(model, messages, options, prices), Heard(), None
+        if order is None:
+            return AIMessage(prompts.said(messages[-1]))
         try:
             reply = await acall(order.gate, order.task, config, None, heard=heard)
         finally:
             self.account.settle(order, reply, self.plan)
         return self._absorb(order, reply, heard)
+
+    @property
+    def broke(self) -> bool:
+        """The latest reply broke off: neither its end nor its usage was reported, as they were
+        before."""
+        if self.message is None or self.order is None or self.message.tool_calls:
+            return False
+        known = self.order.gate.name in self.account.growth
+        return known and not _reports_its_end(self.message)
 
     @property
     def unfinished(self) -> bool:
@@ -359,7 +382,9 @@ class Desk:
             return False
         ceiling, room = order.gate.ceiling, order.task["room"]
         ours = reply.ended == "cut" or (room is not None and (ceiling is None or room < ceiling))
-        return not message.text.strip() or (reply.ended in ("length", "cut") and ours)
+        if not message.text.strip() or (reply.ended in ("length", "cut") and ours):
+            return True
+        return self.broke
 
     def _order(
         self,
@@ -367,7 +392,7 @@ class Desk:
         messages: Sequence[BaseMessage],
         options: Mapping[str, Any],
         prices: Prices | None,
-    ) -> Order:
+    ) -> Order | None:
         self.short = self.reply = self.order = self.error = self.message = None
         ready = gate(model.bind(**options), prices or prices_of(model))
         if ready.prices is None and "usd" in self.account.left():
@@ -380,7 +405,9 @@ class Desk:
             self.order = self.account.order(ready, self.plan, messages)
         except Short as short:
             self.short = short
-            raise
+            if not self.plan.spares:
+                raise
+            self.account.ended = short
         return self.order
 
     def _absorb(self, order: Order, reply: Reply, heard: Heard) -> AIMessage:
@@ -389,7 +416,7 @@ class Desk:
             raise KeyboardInterrupt
         if heard.error is not None:
             raise heard.error
-        self.message = _joined(heard.pieces, whole=reply.ended == "stop")
+        self.message = _joined(heard.pieces, reply.ended == "stop")
         return self.message
 
 
@@ -539,9 +566,9 @@ def _result(messages: Sequence[AIMessage]) -> LLMResult:
     return LLMResult(generations=[[ChatGeneration(message=m)] for m in messages])
 
 
-def _joined(pieces: Sequence[BaseMessage], whole: bool) -> AIMessage:
-    """The message that the pieces make. Of a reply that was cut, only those tool calls are kept
-    whose arguments are complete: half of them could be another instruction."""
+def _joined(pieces: Sequence[BaseMessage], ended: bool) -> AIMessage:
+    """The message that the pieces make. Of a reply that was cut or broke off, only those tool calls
+    are kept whose arguments are complete: half of them could be another instruction."""
     if not pieces:
         return AIMessage("")
     chunks = [p for p in pieces if isinstance(p, AIMessageChunk)]
@@ -549,7 +576,7 @@ def _joined(pieces: Sequence[BaseMessage], whole: bool) -> AIMessage:
         return cast(AIMessage, pieces[-1])
     joined = chunks[0] + chunks[1:]
     message = cast(AIMessage, message_chunk_to_message(joined))
-    if whole:
+    if ended and _reports_its_end(message):
         return message
     complete = {c["id"] for c in joined.tool_call_chunks if _is_json(c["args"])}
     content = message.content
@@ -568,6 +595,12 @@ def _joined(pieces: Sequence[BaseMessage], whole: bool) -> AIMessage:
         },
     }
     return message.model_copy(update=update)
+
+
+def _reports_its_end(message: AIMessage) -> bool:
+    reasons = ("finish_reason", "stop_reason", "done_reason")
+    said = any(message.response_metadata.get(reason) for reason in reasons)
+    return said or message.usage_metadata is not None
 
 
 def _is_json(text: str | None) -> bool:
@@ -636,7 +669,7 @@ def _desk(model: BaseChatModel) -> Desk | None:
     account = registered(key) if key is not None else None
     if account is None or (around is not None and around.account.depth >= account.depth):
         return around
-    return Desk(account)
+    return Desk(account, Plan(spares=True))
 
 
 # --- amounts
@@ -687,14 +720,13 @@ def _said(prompt: Sequence[BaseMessage]) -> list[str]:
     return [f"{m.type}:{m.content!r}:{getattr(m, 'tool_calls', '')!r}" for m in prompt]
 
 
-def _shorter(prompt: Sequence[BaseMessage]) -> Iterator[list[Any]]:
+def _shorter(prompt: Sequence[BaseMessage], question: BaseMessage | None) -> Iterator[list[Any]]:
     """Last prompts, each with less of the material than the one before."""
     full = sum(len(prompts.said(m)) for m in prompt)
-    yield prompts.sum_up(prompt, None, True)
-    yield prompts.sum_up(prompt, full // 2, True)
-    yield prompts.sum_up(prompt, full // 4, True)
+    for allowance in (None, full // 2, full // 4):
+        yield prompts.sum_up(prompt, allowance, True, question)
     allowance = full // 2
     while allowance > _LEAST_ALLOWANCE:
-        yield prompts.sum_up(prompt, allowance, False)
+        yield prompts.sum_up(prompt, allowance, False, question)
         allowance //= 2
-    yield prompts.sum_up(prompt, 0, False)
+    yield prompts.sum_up(prompt, 0, False, question)

@@ -148,7 +148,8 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
 
     def before_agent(self, state: BudgetState, runtime: Runtime[Any]) -> dict[str, Any]:
         """Open the account of this invocation; a new user message begins a new run."""
-        question = next((m.id for m in reversed(state["messages"]) if m.type == "human"), None)
+        asked = next((m for m in reversed(state["messages"]) if m.type == "human"), None)
+        question = asked.id if asked else None
         kept, spent = state.get("anytime_kept"), added(state.get("spent"), None)
         begins = kept is None or kept["question"] != question
         update: dict[str, Any] = {"stop_reason": None, "anytime_account": uuid4().hex}
@@ -158,7 +159,9 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         growth = kept["growth"] if kept else {}
         before = spent if begins or kept is None else kept["before"]
         update["anytime_kept"] = _Kept(question=question, before=before, growth=growth)
-        register(self._opened(spent, growth), update["anytime_account"], *_place())
+        account = self._opened(spent, growth)
+        account.question = asked
+        register(account, update["anytime_account"], *_place())
         return update
 
     async def abefore_agent(self, state: BudgetState, runtime: Runtime[Any]) -> dict[str, Any]:
@@ -178,6 +181,9 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
                 return account
         kept, spent = state.get("anytime_kept"), added(state.get("spent"), None)
         account = self._opened(spent, kept["growth"] if kept else {})
+        if kept is not None:
+            asked = (m for m in _messages(state) if m.id == kept["question"])
+            account.question = next(asked, None)
         if account.parent is not None:
             account.parent.adopt(less(spent, kept["before"] if kept else None))
         return register(account, *keys)
@@ -246,12 +252,18 @@ class _Turn:
         self.reason: str | None = None
         self.error: Exception | None = None
         self.written: list[BaseMessage] = []
+        kept = self.state.get("anytime_kept")
+        before = kept["before"] if kept else None
+        self.paid = less(self.account.spent, before)["calls"] > 0
+        if self.account.ended is not None:
+            self.fail(self.account.ended)
+            del self.plans[0]
 
     def next(self) -> Request | None:
         """The next request to make, if there is one."""
         if self.response is not None or not self.plans:
             return None
-        if self.error is not None and not isinstance(self.error, Short) and not self._paid():
+        if not self.paid and not self.written and not isinstance(self.error, Short | None):
             return None
         plan = self.plans.pop(0)
         self.desk = Desk(self.account, plan)
@@ -273,7 +285,9 @@ class _Turn:
         if desk.order is None or not desk.unfinished or (desk.plan.final and self.written):
             self.response = response
         else:
-            self.reason = self.reason or self._scarcest()
+            self.reason = self.reason or (
+                "error: the reply broke off" if desk.broke else self._scarcest()
+            )
 
     def fail(self, error: Exception) -> None:
         if isinstance(error, GraphBubbleUp):
@@ -293,7 +307,7 @@ class _Turn:
         update: dict[str, Any] = {}
         if response is None:
             ended_before = self.state.get("stop_reason") not in (None, "done")
-            if self.error is not None and (ended_before or not self._paid()):
+            if self.error is not None and (ended_before or not (self.paid or self.written)):
                 raise self.error
             response = ModelResponse(result=[AIMessage(self._last_text())])
         if reason is not None:
@@ -307,11 +321,6 @@ class _Turn:
             "anytime_kept": {**kept, "growth": dict(self.account.growth)},
         }
         return ExtendedModelResponse(response, Command(update=update))
-
-    def _paid(self) -> bool:
-        """Whether this run has spent anything."""
-        kept = self.state.get("anytime_kept")
-        return less(self.account.spent, kept["before"] if kept else None)["calls"] > 0
 
     def _last_text(self) -> str:
         for message in reversed([*self.request.messages, *self.written]):

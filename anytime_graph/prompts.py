@@ -262,18 +262,22 @@ def told(conversation: Sequence[BaseMessage], rest: Mapping[str, float]) -> list
 
 
 def sum_up(
-    conversation: Sequence[BaseMessage], allowance: int | None, system: bool
+    conversation: Sequence[BaseMessage],
+    allowance: int | None,
+    system: bool,
+    question: BaseMessage | None = None,
 ) -> list[AnyMessage]:
-    """An agent's last prompt, in which no tool call stands: the last question, and what came since
-    and before, in plain text. allowance: characters for that, the newest first (None: all of it).
+    """An agent's last prompt, in which no tool call stands: the question (or what was asked last),
+    and what came since and before, in plain text. allowance: characters for that, the newest first (None: all of it).
     system: with the agent's own instructions."""
     own = [m for m in conversation if m.type == "system"]
     talk = [m for m in conversation if m.type != "system"]
-    question = next((m for m in reversed(talk) if m.type == "human"), None)
+    if question is None:
+        question = next((m for m in reversed(talk) if m.type == "human"), None)
     parts: list[tuple[str, str]] = []
     left = sum(len(said(m)) for m in talk) if allowance is None else allowance
     for message in reversed(talk):
-        text = "" if message is question else said(message)
+        text = "" if question is not None and message.id == question.id else said(message)
         if allowance is not None:
             text = clip(text, min(left, max(80, allowance // 3)))
         if text and left > 0:
