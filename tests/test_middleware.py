@@ -77,7 +77,7 @@ def last(out: dict[str, Any]) -> str:
     sizes=st.lists(st.sampled_from([1, 10, 100, 1_000]), min_size=1, max_size=4),
     mode=st.sampled_from(["sync", "async", "stream", "astream", "whole"]),
     reserve=st.sampled_from([0.1, 0.2, 0.5]),
-    said=st.sampled_from(["", "Let me look.", "so I think " * 30]),
+    said=st.sampled_from(["", "Let me look.", "so I think " * 30, None]),
     fills=st.booleans(),
 )
 @settings(max_examples=40)
@@ -87,7 +87,7 @@ def test_an_agent_that_never_ends_keeps_to_its_budget_and_answers(
     sizes: list[int],
     mode: str,
     reserve: float,
-    said: str,
+    said: str | None,
     fills: bool,
 ) -> None:
     endless.calls.clear()
@@ -95,8 +95,8 @@ def test_an_agent_that_never_ends_keeps_to_its_budget_and_answers(
 
     def script(request: dict[str, Any], i: int) -> Reply:
         if request.get("tools"):
-            return Reply(text=said, tools=calls)
-        return Reply(text=None) if fills else Reply(text=ANSWER)
+            return Reply(text=said, tools=calls, piece=20)
+        return Reply(text=None, piece=20) if fills else Reply(text=ANSWER)
 
     endless.script = script
     model = endless.model(disable_streaming=mode == "whole")
@@ -337,9 +337,10 @@ def test_a_fallback_that_is_metered_is_charged(server: Server) -> None:
         return calling(("look_up", {"topic": "rivers"}))(request, i)
 
     server.script = script
-    other = server.model().model_copy(update={"model_name": "other"})
+    model = server.model(max_tokens=100)  # what a call that fails is charged, beside its prompt
+    other = model.model_copy(update={"model_name": "other"})
     fallback = ModelFallbackMiddleware(metered(other))
-    out = run(agent(server, budget=Budget(tokens=20_000), inside=[fallback]))
+    out = run(agent(server, budget=Budget(tokens=20_000), model=model, inside=[fallback]))
     assert last(out) == ANSWER
     assert server.served <= out["spent"]["tokens"] <= 20_000
     assert len(server.calls) == out["spent"]["calls"]
@@ -496,7 +497,8 @@ def test_tools_that_call_models_side_by_side_do_not_overspend(
         if names:
             return Reply(text="Hm.", tools=[(names[0], {"about": "rivers"})] * parallel)
         thinks = request["messages"][-1]["content"].startswith("Think")
-        return Reply(text=None if fills else "a thought " * 20) if thinks else Reply(text=ANSWER)
+        thought = None if fills else "a thought " * 20
+        return Reply(text=thought, piece=20) if thinks else Reply(text=ANSWER)
 
     endless.script = script
     app = agent(endless, think if sync else athink, budget=Budget(tokens=tokens))
