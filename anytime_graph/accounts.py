@@ -67,11 +67,11 @@ class Short(BudgetTooSmall):
 class _Series:
     """The last prompt of a model's in an account, which the next may begin with.
 
-    said: its messages in short. beside: what travelled with it.
+    said: its messages, as hashes. beside: what travelled with it.
     """
 
     known: Calibration
-    said: list[str]
+    said: list[int]
     beside: str
 
 
@@ -82,7 +82,7 @@ class Order:
     gate: Gate
     task: Task
     amounts: Limits
-    said: list[str]
+    said: list[int]
 
 
 class Account:
@@ -143,6 +143,20 @@ class Account:
         with self.lock:
             for account in self._chain():
                 _add(account.spent, spend)
+
+    def catch_up(self, spent: Spend) -> None:
+        """Book what a checkpoint knows and this account does not: tool calls that were done when
+        the run was interrupted beside them."""
+        with self.lock:
+            ahead = less(spent, self.spent)
+            ahead["seconds"] = 0.0  # those of calls side by side add up to more than the time
+            if ahead["calls"] > 0:
+                self.adopt(ahead)
+
+    def keep(self, share: float | Limits) -> None:
+        """Set aside what was asked for, until the first prompt tells what the last call needs."""
+        with self.lock:
+            self.reserve = _asked(share, self._limits())
 
     def order(self, gate: Gate, plan: Plan, prompt: Sequence[BaseMessage]) -> Order:
         """Reserve a call. Raises Short if it does not fit; nothing is reserved then."""
@@ -227,18 +241,14 @@ class Account:
         """What the last call is kept: as much as was asked for, but what its shortest prompt and
         a short reply take."""
         limits = self._limits()
-        asked: Limits = (
-            {d: amount * share for d, amount in limits.items()}
-            if isinstance(share, int | float)
-            else dict(share)
-        )
-        if not any(asked.values()):
+        asked = _asked(share, limits)
+        if not asked:
             return {}
         bare = replace(gate, kwargs={}, extra="")
         shortest = bare.shape(prompts.sum_up(prompt, 0, False, self.question))
         need = _need(gate, bare.bound(shortest, self._known(gate)), GOOD_ROOM)
         need["seconds"] = 0.0
-        return {d: max(need[d], 0 if d == "calls" else asked.get(d, 0)) for d in limits}
+        return {d: max(need[d], asked.get(d, 0)) for d in limits}
 
     def _fitted(self, gate: Gate, prompt: Sequence[BaseMessage], rest: Limits) -> list[Any]:
         """The last prompt with as much of the material as leaves a quarter to the reply."""
@@ -260,7 +270,7 @@ class Account:
     def _known(self, gate: Gate) -> Calibration:
         return {**uncalibrated(), "growth": self.growth.get(gate.name, 1.0)}
 
-    def _following(self, gate: Gate, said: list[str]) -> _Series | None:
+    def _following(self, gate: Gate, said: list[int]) -> _Series | None:
         """The last prompt, if this one begins with it."""
         series = self._series.get(gate.name)
         if series is None or series.beside != gate.extra:
@@ -335,10 +345,11 @@ class Desk:
         options: Mapping[str, Any],
         prices: Prices | None,
     ) -> AIMessage:
-        """Make a call if it fits; raises Short if it does not, and what the client raises."""
+        """Make a call if it fits. If it does not, `short` tells, and a tool's call raises it.
+        Raises what the client raises."""
         order, heard, reply = self._order(model, messages, options, prices), Heard(), None
         if order is None:
-            return AIMessage(prompts.said(messages[-1]))
+            return self._spared(messages)
         try:
             reply = call(order.gate, order.task, config, None, heard=heard)
         finally:
@@ -355,7 +366,7 @@ class Desk:
     ) -> AIMessage:
         order, heard, reply = self._order(model, messages, options, prices), Heard(), None
         if order is None:
-            return AIMessage(prompts.said(messages[-1]))
+            return self._spared(messages)
         try:
             reply = await acall(order.gate, order.task, config, None, heard=heard)
         finally:
@@ -394,7 +405,8 @@ class Desk:
         prices: Prices | None,
     ) -> Order | None:
         self.short = self.reply = self.order = self.error = self.message = None
-        ready = gate(model.bind(**options), prices or prices_of(model))
+        bound = model.bind(**_unparsed(model, options))
+        ready = gate(bound, prices or prices_of(model))
         if ready.prices is None and "usd" in self.account.left():
             raise ValueError(
                 f"budget usd: the price of {ready.name!r} is not known; pass "
@@ -405,10 +417,15 @@ class Desk:
             self.order = self.account.order(ready, self.plan, messages)
         except Short as short:
             self.short = short
-            if not self.plan.spares:
+            if self.plan.spares:
+                self.account.ended = short
+            elif not self.plan.agent:
                 raise
-            self.account.ended = short
         return self.order
+
+    def _spared(self, messages: Sequence[BaseMessage]) -> AIMessage:
+        """In place of a call that does not fit, where an error would be retried or lose the run."""
+        return AIMessage(prompts.said(messages[-1]) if self.plan.spares else "")
 
     def _absorb(self, order: Order, reply: Reply, heard: Heard) -> AIMessage:
         self.reply, self.error = reply, heard.error
@@ -562,6 +579,17 @@ def _split(
     return cast(RunnableConfig, {k: v for k, v in config.items() if v is not None}), options
 
 
+def _unparsed(model: BaseChatModel, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, with a schema for the reply sent as part of the body: named as such,
+    langchain-openai would parse the reply, and fail on one that was cut."""
+    rest = dict(options)
+    if "extra_body" in type(model).model_fields and isinstance(rest.get("response_format"), dict):
+        own = getattr(model, "extra_body", None) or {}
+        form = {"response_format": rest.pop("response_format")}
+        rest["extra_body"] = {**own, **(rest.get("extra_body") or {}), **form}
+    return rest
+
+
 def _result(messages: Sequence[AIMessage]) -> LLMResult:
     return LLMResult(generations=[[ChatGeneration(message=m)] for m in messages])
 
@@ -707,6 +735,13 @@ def _whole(order: Order) -> Spend:
     return {**spend, "tokens": bound + room, "usd": order.amounts["usd"]}
 
 
+def _asked(share: float | Limits, limits: Limits) -> Limits:
+    """The reserve that was asked for; one call is enough. Nothing if there shall be no last call."""
+    if isinstance(share, int | float):
+        share = {d: amount * share for d, amount in limits.items()} if share else {}
+    return {d: min(1, amount) if d == "calls" else amount for d, amount in share.items()}
+
+
 def _part(dimension: str, amount: float, parts: int) -> float:
     """A tool call's part of what is left; time passes for all of them at once."""
     if dimension == "seconds" or parts == 1:
@@ -716,8 +751,8 @@ def _part(dimension: str, amount: float, parts: int) -> float:
     return amount / parts if dimension == "usd" else amount // parts
 
 
-def _said(prompt: Sequence[BaseMessage]) -> list[str]:
-    return [f"{m.type}:{m.content!r}:{getattr(m, 'tool_calls', '')!r}" for m in prompt]
+def _said(prompt: Sequence[BaseMessage]) -> list[int]:
+    return [hash(f"{m.type}:{m.content!r}:{getattr(m, 'tool_calls', '')!r}") for m in prompt]
 
 
 def _shorter(prompt: Sequence[BaseMessage], question: BaseMessage | None) -> Iterator[list[Any]]:

@@ -171,6 +171,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         account = Account(self.budget.limits(), outer(), spent)
         account.growth.update(growth)
         account.narrow()
+        account.keep(self.share)
         return account
 
     def _account(self, state: Mapping[str, Any]) -> Account:
@@ -244,6 +245,7 @@ class _Turn:
         self.middleware, self.request = middleware, request
         self.state = cast("Mapping[str, Any]", request.state)
         self.account = middleware._account(self.state)
+        self.account.catch_up(added(self.state.get("spent"), None))
         self.desk = Desk(self.account)
         self.plans = [Plan(agent=True, share=middleware.share)]
         if middleware.share:
@@ -292,6 +294,7 @@ class _Turn:
     def fail(self, error: Exception) -> None:
         if isinstance(error, GraphBubbleUp):
             raise error
+        error = self.desk.short or error
         if self.error is None or isinstance(self.error, Short):
             self.error = error
         if self.reason is None and isinstance(error, Short):

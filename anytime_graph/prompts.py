@@ -254,6 +254,8 @@ def told(conversation: Sequence[BaseMessage], rest: Mapping[str, float]) -> list
     """An agent's prompt with what remains by dimension, told at its end, within the last message:
     some chat templates take no two messages of a kind in a row."""
     *before, last = _listed(conversation)
+    if last.type not in ("human", "tool"):
+        return [*before, last]
     amounts = ", ".join(f"{amount:.4g} {_UNITS[d]}" for d, amount in rest.items())
     note = (
         f"(What remains for this work, prompts included: {amounts}. Answer before it is used up.)"

@@ -28,6 +28,7 @@ from pydantic import BaseModel
 
 from anytime_graph import Budget, BudgetTooSmall, Prices
 from anytime_graph.middleware import TokenBudgetMiddleware, metered
+from tests.conftest import torture
 from tests.server import Reply, Server, serving
 from tests.test_metering import LIES
 
@@ -80,7 +81,7 @@ def last(out: dict[str, Any]) -> str:
     said=st.sampled_from(["", "Let me look.", "so I think " * 30, None]),
     fills=st.booleans(),
 )
-@settings(max_examples=40)
+@settings(max_examples=torture or 40)
 def test_an_agent_that_never_ends_keeps_to_its_budget_and_answers(
     endless: Server,
     tokens: int,
@@ -323,7 +324,7 @@ def test_retries_inside_are_metered_each(server: Server, sync: bool) -> None:
         return Reply(error=500) if i % 2 == 0 else calling(("look_up", {"topic": "x"}))(request, i)
 
     server.script = script
-    retry = ModelRetryMiddleware(max_retries=2, initial_delay=0.0, jitter=False)
+    retry = ModelRetryMiddleware(max_retries=2, initial_delay=0.01, jitter=False)
     out = run(agent(server, budget=Budget(calls=8), inside=[retry]), sync=sync)
     assert len(server.calls) == out["spent"]["calls"] <= 8
     assert last(out) == ANSWER
@@ -396,6 +397,21 @@ def test_structured_answers_come_from_the_reserve_too(server: Server, tools: lis
     assert out["spent"]["tokens"] == server.served <= 3_000
 
 
+def test_a_provider_that_holds_replies_to_a_schema_is_held_to_the_budget(server: Server) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if request.get("tools"):
+            return Reply(text="", tools=[("look_up", {"topic": "Vienna"})])
+        return Reply(text='{"name": "Vienna"}')
+
+    server.script = script
+    model = server.model(profile={"structured_output": True})
+    app = agent(server, budget=Budget(tokens=3_000), model=model, response_format=City)
+    out = run(app)
+    assert server.calls[-1].request["response_format"]
+    assert out["structured_response"] == City(name="Vienna")
+    assert out["spent"]["tokens"] == server.served <= 3_000
+
+
 def test_a_structured_answer_that_never_comes_ends_all_the_same(server: Server) -> None:
     server.script = lambda request, i: Reply(text="I would rather not.")
     middleware = [TokenBudgetMiddleware(Budget(tokens=2_000))]
@@ -444,7 +460,7 @@ def boss(server: Server, budget: Budget, own: Budget, parallel: int, **options: 
     parallel=st.integers(1, 4),
     sync=st.booleans(),
 )
-@settings(max_examples=15)
+@settings(max_examples=torture or 15)
 def test_sub_agents_draw_on_the_budget_of_their_caller(
     endless: Server, tokens: int, own: int, parallel: int, sync: bool
 ) -> None:
@@ -475,7 +491,7 @@ def test_a_sub_agent_keeps_to_its_own_budget_too(server: Server) -> None:
     sync=st.booleans(),
     fills=st.booleans(),
 )
-@settings(max_examples=15)
+@settings(max_examples=torture or 15)
 def test_tools_that_call_models_side_by_side_do_not_overspend(
     endless: Server, tokens: int, parallel: int, sync: bool, fills: bool
 ) -> None:
@@ -649,6 +665,34 @@ def test_a_sub_agent_that_was_interrupted_is_charged_once(server: Server) -> Non
     assert last(out) == ANSWER
     assert len(server.calls) == 4
     assert out["spent"]["calls"] == 4
+
+
+def test_a_tool_that_was_done_when_its_sibling_was_interrupted_stays_paid(server: Server) -> None:
+    model = metered(server.model())
+
+    @tool
+    def think(about: str) -> str:
+        """Think hard about something."""
+        return str(model.invoke(f"Think about {about}.").text)
+
+    @tool
+    def ask(question: str) -> str:
+        """Ask the user."""
+        return str(interrupt(question))
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if any(m["role"] == "tool" for m in request["messages"]) or not request.get("tools"):
+            return Reply(text=ANSWER)
+        return Reply(text="", tools=[("think", {"about": "x"}), ("ask", {"question": "?"})])
+
+    server.script = script
+    app = agent(server, think, ask, budget=Budget(calls=9), checkpointer=InMemorySaver())
+    thread: Any = {"configurable": {"thread_id": "rivers"}}
+    assert app.invoke(QUESTION, thread)["__interrupt__"]
+    out = app.invoke(Command(resume="yes"), thread)
+    assert last(out) == ANSWER
+    assert out["spent"]["calls"] == len(server.calls) == 3
+    assert out["spent"]["tokens"] == server.served
 
 
 # --- streaming
