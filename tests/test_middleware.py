@@ -81,7 +81,7 @@ def last(out: dict[str, Any]) -> str:
     said=st.sampled_from(["", "Let me look.", "so I think " * 30, None]),
     fills=st.booleans(),
 )
-@settings(max_examples=torture or 40)
+@settings(max_examples=torture or 25)
 def test_an_agent_that_never_ends_keeps_to_its_budget_and_answers(
     endless: Server,
     tokens: int,
@@ -460,7 +460,7 @@ def boss(server: Server, budget: Budget, own: Budget, parallel: int, **options: 
     parallel=st.integers(1, 4),
     sync=st.booleans(),
 )
-@settings(max_examples=torture or 15)
+@settings(max_examples=torture or 10)
 def test_sub_agents_draw_on_the_budget_of_their_caller(
     endless: Server, tokens: int, own: int, parallel: int, sync: bool
 ) -> None:
@@ -491,7 +491,7 @@ def test_a_sub_agent_keeps_to_its_own_budget_too(server: Server) -> None:
     sync=st.booleans(),
     fills=st.booleans(),
 )
-@settings(max_examples=torture or 15)
+@settings(max_examples=torture or 10)
 def test_tools_that_call_models_side_by_side_do_not_overspend(
     endless: Server, tokens: int, parallel: int, sync: bool, fills: bool
 ) -> None:
@@ -538,6 +538,31 @@ def test_a_tool_that_cannot_pay_for_its_model_says_so(server: Server) -> None:
     assert told.status == "error"
     assert "cannot pay" in told.text
     assert last(out) == ANSWER
+
+
+def test_a_call_that_a_tool_gives_up_is_charged_in_full(server: Server) -> None:
+    model = metered(server.model(max_tokens=300))
+
+    @tool
+    async def think(about: str) -> str:
+        """Think hard about something."""
+        try:
+            return str((await asyncio.wait_for(model.ainvoke(f"Think about {about}."), 0.2)).text)
+        except TimeoutError:
+            return "That took too long."
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if request["messages"][-1]["content"].startswith("Think"):
+            return Reply(text=None, pace=0.01)
+        tools: list[Any] = [("think", {"about": "rivers"})] if i == 0 else []
+        return Reply(text=ANSWER, tools=tools)
+
+    server.script = script
+    out = run(agent(server, think, budget=Budget(tokens=3_000)), sync=False)
+    assert last(out) == ANSWER
+    assert out["spent"]["calls"] == len(server.calls) == 3
+    assert server.settled().served + 200 < out["spent"]["tokens"] <= 3_000
+    assert server.calls[1].closed_early
 
 
 def test_a_metered_model_outside_of_an_agent_is_the_model_itself(server: Server) -> None:
