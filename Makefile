@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup postgres demo test lint torture bench clean
+.PHONY: setup postgres demo test lint torture bench recording clean
 
 setup: $(VENV)/.ready
 
@@ -48,6 +48,10 @@ torture: setup postgres
 
 bench: setup
 	$(BIN)/python tests/bench.py
+
+# The replies of the embedded model that tests/test_bench.py replays; due when prompts change.
+recording: setup
+	$(BIN)/python -m tests.test_bench
 
 clean:
 	rm -rf $(VENV) build .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -6,6 +6,7 @@ from anytime_graph.graph import Context, afork, create_anytime_graph, fork
 from anytime_graph.interrupt import interruptible
 from anytime_graph.scoring import Constraints, Judge, Score
 from anytime_graph.strategies import Critique, Draft, Learn, Move, Refine, Stop, View
+from anytime_graph.warmup import Warmed, WarmUp, warm_up
 
 __all__ = [
     "Budget",
@@ -25,9 +26,12 @@ __all__ = [
     "Stop",
     "ThreadBusy",
     "View",
+    "WarmUp",
+    "Warmed",
     "afork",
     "create_anytime_graph",
     "fork",
     "interruptible",
     "open_checkpoints",
+    "warm_up",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 from typing_extensions import TypedDict
 
@@ -104,16 +104,17 @@ def nothing() -> Spend:
 
 
 def total(spends: Iterable[Spend]) -> Spend:
-    out = nothing()
+    out = cast("dict[str, Any]", nothing())
     for spend in spends:
         for key, amount in spend.items():
-            out[key] += amount  # type: ignore[literal-required]
-    return out
+            out[key] += amount
+    return cast("Spend", out)
 
 
 def left(limits: Limits, spent: Spend) -> Limits:
     """What remains in each limited dimension, never below 0."""
-    return {d: max(0, limit - spent[d]) for d, limit in limits.items()}  # type: ignore[literal-required]
+    amounts = cast("Mapping[str, float]", spent)
+    return {d: max(0, limit - amounts[d]) for d, limit in limits.items()}
 
 
 def more(limits: Limits, extra: Budget) -> Limits:

@@ -1,11 +1,9 @@
-"""The command line: `anytime-graph solve`, `resume`, `demo`, and what threads.py adds."""
+"""The command line: `solve`, `resume`, `demo`, and what threads.py, teaching.py and benchmark/ add."""
 
 from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,16 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.types import StateSnapshot
 
 from anytime_graph import options as option
-from anytime_graph import terminal, threads
-from anytime_graph.budget import DIMENSIONS, Budget, BudgetTooSmall, NoAnswer, more
-from anytime_graph.checkpoints import LedgerError, ThreadBusy, open_checkpoints
+from anytime_graph import teaching, terminal, threads
+from anytime_graph.benchmark.command import bench
+from anytime_graph.budget import DIMENSIONS, Budget, more
+from anytime_graph.checkpoints import Checkpoints, open_checkpoints
 from anytime_graph.checkpoints.export import line
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import interruptible
 from anytime_graph.local import local_model
 from anytime_graph.scoring import Constraints
 from anytime_graph.state import Output
-
-INTERRUPTED = 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -41,7 +38,7 @@ def main() -> None:
     """
 
 
-for command in threads.COMMANDS:
+for command in (*threads.COMMANDS, *teaching.COMMANDS, bench):
     main.add_command(command)
 
 
@@ -52,6 +49,7 @@ for command in threads.COMMANDS:
 )
 @option.budget
 @option.making
+@option.remembering
 @click.option(
     "--db",
     metavar="FILE|URL",
@@ -76,7 +74,8 @@ def solve(
 
     Without options: --model local, --strategy pdp, --tokens 2000, and --answer tags, or whole if
     there are constraints. With --db, `resume` goes on, after a crash too, and `show` tells what
-    happened.
+    happened; with --memory, pairs of better and worse answers to earlier questions that are alike are
+    shown to the model, and this question's are kept for later ones of the same --namespace.
 
     \b
     anytime-graph solve "Write about a fox." --words 20-40 --include river --tokens 3000
@@ -84,7 +83,9 @@ def solve(
     """
     if (db is None) != (thread is None):
         raise click.UsageError("--db and --thread go together")
-    with _told(as_json):
+    if db is None and (options["memory"] or options["namespace"]):
+        raise click.UsageError("--memory is the memory of a --db; name one, and a --thread")
+    with threads.told(as_json):
         text = _question(question, file)
         options["model"] = options["model"] or option.default_model()
         made = option.parts(options)
@@ -93,12 +94,13 @@ def solve(
         made["budget"] = Budget(**(option.amounts(options) or {"tokens": 2_000}))
         given = {"messages": [HumanMessage(text)]}
         if db is None or thread is None:
-            out = _watched(create_anytime_graph(**made).compile(), given, {}, _quiet(as_json))
+            app = create_anytime_graph(**made).compile()
+            out = _watched(app, given, {}, _quiet(as_json), [])
         else:
             with open_checkpoints(db) as store:
-                graph = create_anytime_graph(**made, ledger=store.ledger)
-                app = graph.compile(checkpointer=store.saver)
-                out = _watched(app, given, _config(thread, options), _quiet(as_json))
+                app = _durable(store, made, options)
+                space = option.space(options["namespace"])
+                out = _watched(app, given, _config(thread, options), _quiet(as_json), space)
     _deliver(out, as_json)
 
 
@@ -107,6 +109,7 @@ def solve(
 @option.database
 @option.grant
 @option.making
+@option.remembering
 @threads.as_json_option
 def resume(thread: str, db: str, as_json: bool, **options: Any) -> None:
     """Go on with THREAD: after a crash, after Ctrl-C, or to think on with more budget.
@@ -119,7 +122,7 @@ def resume(thread: str, db: str, as_json: bool, **options: Any) -> None:
     anytime-graph resume rivers
     anytime-graph resume rivers --tokens +2000
     """
-    with _told(as_json):
+    with threads.told(as_json):
         with threads.opened(db) as store:
             run = threads.runs_of(store.ledger, thread)[-1]
         options |= option.restored(run["options"] or {}, options)
@@ -132,11 +135,10 @@ def resume(thread: str, db: str, as_json: bool, **options: Any) -> None:
         record = "usage" if run["question"] is None else "all"
         with threads.opened(db, record=record) as store:
             made["budget"] = Budget(**(more(run["limits"], grant) if grant else run["limits"]))
-            graph = create_anytime_graph(**made, ledger=store.ledger)
-            app = graph.compile(checkpointer=store.saver)
-            config = _config(thread, options)
+            app, config = _durable(store, made, options), _config(thread, options)
             given = _way_on(app.get_state(config), run, grant)
-            out = _watched(app, given, config, _quiet(as_json))
+            space = option.space(options["namespace"])
+            out = _watched(app, given, config, _quiet(as_json), space)
     if out["spent"]["calls"] == run["spent"]["calls"] and out["stop_reason"] in DIMENSIONS:
         click.echo(
             f"nothing was left of its {out['stop_reason']}; --help tells how to give more", err=True
@@ -163,31 +165,16 @@ def demo(tokens: int, seed: int | None, model: str | None) -> None:
     """Watch a small real model improve its own text until the budget ends."""
     seed = random.randrange(10**6) if seed is None else seed  # noqa: S311 - a seed, not a secret
     question = f"{DEMO_QUESTION} {DEMO.describe()}"
-    with _told(False):
+    with threads.told(False):
         chat_model = model or local_model(seed=seed, max_tokens=120)
         graph = create_anytime_graph(
             chat_model, budget=Budget(tokens=tokens), scorer=DEMO, answer="whole"
         )
         terminal.title(f"Budget: {tokens} tokens, seed {seed}", question)
-        out = _watched(graph.compile(), {"messages": [HumanMessage(question)]}, {}, False)
+        out = _watched(graph.compile(), {"messages": [HumanMessage(question)]}, {}, False, [])
     terminal.result(out)
     if out["stop_reason"] == "interrupted":
-        sys.exit(INTERRUPTED)
-
-
-@contextmanager
-def _told(as_json: bool) -> Iterator[None]:
-    """Errors as messages and exit codes."""
-    try:
-        yield
-    except (BudgetTooSmall, LedgerError, ValueError, FileNotFoundError, ImportError) as error:
-        raise click.UsageError(str(error)) from None
-    except NoAnswer as error:
-        if as_json:
-            click.echo(line({"answer": None, "errors": error.causes, "spent": error.spent}))
-        raise click.ClickException(terminal.harmless(str(error))) from None
-    except ThreadBusy as error:
-        raise click.ClickException(str(error)) from None
+        sys.exit(threads.INTERRUPTED)
 
 
 def _question(question: str | None, file: str | None) -> str:
@@ -245,11 +232,25 @@ def _quiet(as_json: bool) -> bool:
     return as_json or not sys.stderr.isatty()
 
 
-def _watched(app: Any, given: Any, config: RunnableConfig, quiet: bool) -> Output:
+def _durable(store: Checkpoints, made: dict[str, Any], options: dict[str, Any]) -> Any:
+    """The graph over a ledger, and with --memory over its pairs."""
+    if options["namespace"] and not options["memory"]:
+        raise ValueError("--namespace says whose pairs; give --memory too")
+    memory = store.ledger if options["memory"] else None
+    graph = create_anytime_graph(**made, ledger=store.ledger, memory=memory)
+    return graph.compile(checkpointer=store.saver)
+
+
+def _watched(
+    app: Any, given: Any, config: RunnableConfig, quiet: bool, namespace: list[str]
+) -> Output:
     """Run the graph, shown on standard error unless quiet."""
     with interruptible() as stop:
         events = app.stream(
-            given, config, context={"stop": stop}, stream_mode=["custom", "tasks", "values"]
+            given,
+            config,
+            context={"stop": stop, "namespace": namespace},
+            stream_mode=["custom", "tasks", "values"],
         )
         return terminal.watch(events, quiet=quiet)
 
@@ -258,9 +259,10 @@ def _deliver(out: Output, as_json: bool) -> None:
     if as_json:
         click.echo(line(_report(out)))
     else:
+        terminal.ended(out, quiet=not sys.stderr.isatty())
         terminal.say(out["best"]["answer"] if out["best"] else "")
     if out["stop_reason"] == "interrupted":
-        sys.exit(INTERRUPTED)
+        sys.exit(threads.INTERRUPTED)
 
 
 def _report(out: Output) -> dict[str, Any]:
@@ -269,5 +271,5 @@ def _report(out: Output) -> dict[str, Any]:
         "answer": best.get("answer"),
         "score": best.get("score"),
         "stop_reason": out["stop_reason"],
-        **{k: out[k] for k in ("limits", "spent", "spent_by", "curve", "errors")},
+        **{k: out[k] for k in ("limits", "spent", "spent_by", "judging", "curve", "errors")},
     }

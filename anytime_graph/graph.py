@@ -51,6 +51,7 @@ from anytime_graph.scoring import (
     Verdict,
     as_score,
     is_async,
+    verdict_of,
 )
 from anytime_graph.state import (
     OWN,
@@ -103,15 +104,15 @@ def create_anytime_graph(
     width: int = 8,
     ledger: Ledger | None = None,
     memory: Ledger | BaseStore | Memory | None = None,
+    judge: Judge | None = None,
 ) -> StateGraph[State, Context, Input, Output]:
     """Turn a chat model into an anytime reasoner. Returns an uncompiled graph.
 
     model: a chat model, "provider:name", "local" (the embedded model) or "local:FILE.gguf".
     budget: what one question may cost, unless input or context say otherwise.
     scorer: (question, answer) -> score in [0, 1], "judge" (the model compares its own answers,
-        each pair in both orders; a Judge takes another model, a rubric, another share of the
-        budget) or "vote" (agreement). Default: "vote" for the strategy "self_consistency", else
-        "judge".
+        each pair in both orders; a Judge is short for "judge" and judge=) or "vote" (agreement).
+        Default: "vote" for the strategy "self_consistency", else "judge".
     strategy: single, best_of_n, self_consistency, self_refine, pdp_positive, pdp, leap, or a
         function from View to moves.
     answer: how answers are found in replies: "tags" (<answer> blocks are asked for), "whole",
@@ -123,6 +124,9 @@ def create_anytime_graph(
     memory: where preference pairs of earlier questions are recalled from, and this one's are
         remembered, within the context's namespace: the same ledger, one of LangGraph's stores, or
         a Memory.
+    judge: who compares answers and gives reasons: another model, a rubric, another share of the
+        budget. If the scorer is a function, that decides, and the judge is heard only for reasons
+        and where a strategy asks for comparisons.
 
     The compiled graph takes {"messages": [...], "budget": Budget(...)} and returns `messages`
     (with the answer last), `best`, `spent`, `stop_reason`, `curve` and more (see Output). A new
@@ -142,10 +146,12 @@ def create_anytime_graph(
         raise ValueError("memory: a ledger remembers what it records; pass it as ledger= too")
     if scorer is None:
         scorer = "vote" if strategy == "self_consistency" else "judge"
-    judge = scorer if isinstance(scorer, Judge) else Judge()
-    decides: Decides = (
-        "judge" if scorer is judge else scorer if isinstance(scorer, str) else "scorer"
-    )
+    if isinstance(scorer, Judge):
+        if judge is not None:
+            raise ValueError("judge: it is given as scorer= too; give it once")
+        judge, scorer = scorer, "judge"
+    judge = judge or Judge()
+    decides: Decides = scorer if isinstance(scorer, str) else "scorer"
     question_asked = asked(answer)
     rules = resolve_strategy(strategy)
     chat_model = resolve_model(model)
@@ -370,8 +376,8 @@ class _Run:
         return State(namespace=list(namespace), examples=examples)
 
     def _remembered(self, state: State) -> list[str]:
-        """Remember the question's pairs; what went wrong."""
-        if self.memory is None or not state["pairs"]:
+        """Remember the question's pairs, unless the ledger has done so; what went wrong."""
+        if self.memory is None or self.remembers or not state["pairs"]:
             return []
         namespace, question = tuple(state["namespace"]), question_of(state["messages"]).text
         learned = (state["pairs"], state["principles"], state["run_id"])
@@ -427,7 +433,7 @@ class _Run:
             if (scorer := self.setup.scorer) and "candidate" in outcome:
                 try:
                     if not _rated(task, reply, outcome, access):
-                        _rate(outcome, _verdict(scorer, task["question"], self._subject(outcome)))
+                        _rate(outcome, verdict_of(scorer, task["question"], self._subject(outcome)))
                 except Exception as error:
                     _unrated(outcome, error)
             _keep(task, reply, outcome, access)
@@ -481,6 +487,7 @@ class _Run:
             room=task["room"],
             starved=reply.starved,
             failed=reply.failed,
+            refused=reply.refused,
             lost=reply.lost,
             interrupted=reply.interrupted,
             retry_after=reply.retry_after,
@@ -682,38 +689,11 @@ def _announce(event: Improvement | None) -> None:
         get_stream_writer()(event)
 
 
-def _verdict(scorer: Scorer, question: str, subject: Any) -> Verdict:
-    verdict = scorer(question, subject)
-    return _waited(verdict) if inspect.isawaitable(verdict) else verdict
-
-
 async def _averdict(scorer: Scorer, question: str, subject: Any) -> Verdict:
     if is_async(scorer):
         return await cast(Awaitable[Verdict], scorer(question, subject))
     verdict = await asyncio.to_thread(scorer, question, subject)
     return await verdict if inspect.isawaitable(verdict) else verdict
-
-
-def _waited(verdict: Awaitable[Verdict]) -> Verdict:
-    """Wait for an async scorer in a thread of its own, where no event loop can be running."""
-    outcome: list[Verdict] = []
-    failure: list[Exception] = []
-
-    async def wait() -> Verdict:
-        return await verdict
-
-    def run() -> None:
-        try:
-            outcome.append(asyncio.run(wait()))
-        except Exception as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=run, name="scorer")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return outcome[0]
 
 
 def _rate(outcome: Outcome, verdict: Verdict) -> None:

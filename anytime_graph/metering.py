@@ -139,13 +139,15 @@ def gate(model: Any, prices: Prices | None) -> Gate:
 def held_to(model: Any, schema: Mapping[str, Any]) -> Runnable[Any, Any] | None:
     """The model bound so that its replies are JSON for the JSON schema, where its profile says that
     its provider can hold it to one; else None."""
+    kwargs: dict[str, Any] = {}
     while isinstance(model, RunnableBinding):
+        kwargs = {**model.kwargs, **kwargs}
         model = model.bound
     if not (getattr(model, "profile", None) or {}).get("structured_output"):
         return None
     try:
         chain = model.with_structured_output(dict(schema), method="json_schema")
-    except (NotImplementedError, TypeError, ValueError):
+    except (NotImplementedError, TypeError, ValueError):  # its class has no such method
         return None
     bound = getattr(chain, "first", None)
     if not isinstance(bound, RunnableBinding) or "tools" in bound.kwargs:
@@ -153,11 +155,11 @@ def held_to(model: Any, schema: Mapping[str, Any]) -> Runnable[Any, Any] | None:
     form = bound.kwargs.get("response_format")
     if form is not None and "extra_body" in type(model).model_fields:
         # Named as such, langchain-openai would parse the reply, and fail on one that was cut.
-        return cast(
-            "Runnable[Any, Any]",
-            model.bind(extra_body={**(model.extra_body or {}), "response_format": form}),
+        own = {**(model.extra_body or {}), **(kwargs.pop("extra_body", None) or {})}
+        return cast(BaseChatModel, model).bind(
+            **kwargs, extra_body={**own, "response_format": form}
         )
-    return bound
+    return bound.bind(**kwargs)
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,8 @@ class Reply:
     text: what arrived, be it cut. ended: by itself ("stop"), at the cap ("length"), by us
     ("cut"), or by a failure ("error"). spend: what it is charged. reported: input tokens by the
     provider's report, None if there was no believable one. lost: not made, or in flight when its
-    process ended. recalled: not made now, but read from the ledger.
+    process ended. refused: the provider finds fault with the request itself. recalled: not made now,
+    but read from the ledger.
     """
 
     text: str
@@ -183,6 +186,7 @@ class Reply:
     started: float
     ended_at: float
     lost: bool = False
+    refused: bool = False
     recalled: bool = False
 
 
@@ -303,6 +307,7 @@ class _Meter:
         self.interrupted = False
         self.errors: list[str] = []
         self.failed = False
+        self.refused = False
         self.retry_after = 0.0
 
     # --- before it, in the ledger
@@ -444,6 +449,8 @@ class _Meter:
             self.retry_after = _retry_after(error)
             if self.heard is not None:
                 self.heard.error = error
+            status = getattr(error, "status_code", None)
+            self.refused = isinstance(status, int) and not _transient(status)
             log.debug("call %s failed", self.task["ordinal"], exc_info=error)
 
     def _feed(self, chunk: BaseMessage) -> bool:
@@ -554,6 +561,7 @@ class _Meter:
             started=self.started,
             ended_at=now,
             lost=self.lost,
+            refused=self.refused,
         )
 
     def _full(self, spend: Spend, reported: int | None) -> bool:
@@ -642,14 +650,19 @@ def describe(error: BaseException) -> str:
 def _retry_after(error: Exception) -> float:
     """Seconds to hold back before the next call: as the server asks, else half a second if it is
     overloaded or gone; 0 if the request itself was at fault."""
-    response = getattr(error, "response", None)
+    headers: Any = getattr(getattr(error, "response", None), "headers", None)
     try:
-        return min(_LONGEST_WAIT, max(0.0, float(response.headers["retry-after"])))  # type: ignore[union-attr]
-    except (AttributeError, KeyError, TypeError, ValueError):
+        return min(_LONGEST_WAIT, max(0.0, float(headers["retry-after"])))
+    except (KeyError, TypeError, ValueError):
         status = getattr(error, "status_code", None)
         if not isinstance(status, int):
             return 0.0 if isinstance(error, ValueError | TypeError) else 0.5
-        return 0.5 if status in (408, 409, 429) or status >= 500 else 0.0
+        return 0.5 if _transient(status) else 0.0
+
+
+def _transient(status: int) -> bool:
+    """An HTTP status that says nothing against the request itself."""
+    return status in (408, 409, 429) or status >= 500
 
 
 def _clean(text: str) -> str:

@@ -181,9 +181,9 @@ def paired(
     return Difference(middle, low, high, (1 + extreme) / (1 + resamples))
 
 
-def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
+def wilson(successes: float, n: int, level: float = 0.95) -> Interval:
     """The score interval of a proportion (Wilson 1927), within [0, 1] and sensible for 0 of n too;
-    `Interval.mean` is successes / n. Raises ValueError unless 0 <= successes <= n and n >= 1."""
+    `Interval.mean` is successes / n. A trial that succeeded in part may count in part. Raises ValueError unless 0 <= successes <= n and n >= 1."""
     _count("n", n)
     if not 0 <= successes <= n:
         raise ValueError(f"successes={successes!r}: between 0 and n={n} is needed")

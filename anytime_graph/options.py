@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import importlib.util
+import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar
 
 import click
 
 from anytime_graph.budget import DIMENSIONS, Prices
 from anytime_graph.local import embedded_file
-from anytime_graph.scoring import Constraints, Scorer
+from anytime_graph.scoring import Constraints, Judge, Scorer, scorer_in
 from anytime_graph.strategies import STRATEGIES
 
 _CONSTRAINTS = ("sentences", "words", "include", "forbid", "starts_with", "ends_with", "matches")
-KEPT = ("model", "strategy", "answer", "check", *_CONSTRAINTS, "price")
+_JUDGE = ("judge", "rubric")
+KEPT = (
+    "model",
+    "strategy",
+    "answer",
+    "check",
+    *_CONSTRAINTS,
+    *_JUDGE,
+    "memory",
+    "namespace",
+    "price",
+)
 """What a ledger remembers of a command, so that `resume` can go on in the same way."""
 
 
@@ -46,13 +58,24 @@ database = click.option(
     metavar="FILE|URL",
     help="The ledger: a SQLite file, or postgresql://USER@HOST/DATABASE.",
 )
-budget = _all(
-    click.option("--tokens", type=int, help="Budget: input + output tokens. [default: 2000]"),
-    click.option("--output-tokens", type=int, help="Budget: output tokens."),
-    click.option("--usd", type=float, help="Budget: US dollars; needs known prices or --price."),
-    click.option("--calls", type=int, help="Budget: model calls."),
-    click.option("--seconds", type=float, help="Budget: seconds of active time."),
-)
+
+
+def budgeted(tokens: int) -> Callable[[Any], Any]:
+    """Options for a budget. tokens: what is taken if none is given."""
+    return _all(
+        click.option(
+            "--tokens", type=int, help=f"Budget: input + output tokens. [default: {tokens}]"
+        ),
+        click.option("--output-tokens", type=int, help="Budget: output tokens."),
+        click.option(
+            "--usd", type=float, help="Budget: US dollars; needs known prices or --price."
+        ),
+        click.option("--calls", type=int, help="Budget: model calls."),
+        click.option("--seconds", type=float, help="Budget: seconds of active time."),
+    )
+
+
+budget = budgeted(2_000)
 grant = _all(
     click.option("--tokens", type=int, metavar="+N", help="So many more tokens."),
     click.option("--output-tokens", type=int, metavar="+N", help="So many more output tokens."),
@@ -60,16 +83,19 @@ grant = _all(
     click.option("--calls", type=int, metavar="+N", help="So many more model calls."),
     click.option("--seconds", type=float, metavar="+X", help="So many more seconds."),
 )
-making = _all(
-    click.option("--model", help="openai:NAME, provider:NAME, local or local:FILE.gguf."),
-    click.option(
-        "--strategy", type=click.Choice(list(STRATEGIES)), help="How to spend the budget."
-    ),
-    click.option(
-        "--answer",
-        type=click.Choice(["tags", "whole"]),
-        help="How the answer is found in a reply: in <answer> tags, or the reply as a whole.",
-    ),
+_model = click.option("--model", help="openai:NAME, provider:NAME, local or local:FILE.gguf.")
+_strategy = click.option(
+    "--strategy", type=click.Choice(list(STRATEGIES)), help="How to spend the budget."
+)
+_answer = click.option(
+    "--answer",
+    type=click.Choice(["tags", "whole"]),
+    help="How the answer is found in a reply: in <answer> tags, or the reply as a whole.",
+)
+_price = click.option(
+    "--price", metavar="INPUT,OUTPUT", help="US dollars per million input and output tokens."
+)
+_checking = _all(
     click.option(
         "--check",
         metavar="FILE.py:FUNCTION",
@@ -82,11 +108,44 @@ making = _all(
     click.option("--starts-with", help="Constraint: starts with this."),
     click.option("--ends-with", help="Constraint: ends with this."),
     click.option("--matches", help="Constraint: this regular expression is found."),
-    click.option(
-        "--price", metavar="INPUT,OUTPUT", help="US dollars per million input and output tokens."
-    ),
 )
+_judging = _all(
+    click.option("--judge", metavar="MODEL", help="Another model, to compare the answers."),
+    click.option("--rubric", metavar="TEXT", help="What the judge shall go by."),
+)
+namespace = click.option(
+    "--namespace", metavar="A/B", help="Whose preference pairs, such as TENANT/USER."
+)
+making = _all(_model, _strategy, _answer, _checking, _judging, _price)
 """What a graph is made of."""
+warming = _all(_model, _strategy, _answer, _checking, _judging, _price, namespace)
+auditing = _all(_model, _answer, _checking, _judging, _price)
+remembering = _all(
+    click.option(
+        "--memory",
+        is_flag=True,
+        default=None,
+        help="Show preference pairs of earlier questions in --db, and keep this one's.",
+    ),
+    namespace,
+)
+
+
+class _Duration(click.ParamType[Any]):
+    name = "DURATION"
+    _SECONDS: ClassVar = {"d": 86_400.0, "h": 3_600.0, "min": 60.0, "s": 1.0}
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if isinstance(value, float):
+            return value
+        told = re.fullmatch(r"(\d+(?:\.\d+)?)(d|h|min|s)", str(value))
+        if told is None:
+            self.fail(f"{value!r} is no duration, as in 30d, 12h, 45min or 90s", param, ctx)
+        return float(told[1]) * self._SECONDS[told[2]]
+
+
+DURATION = _Duration()
+"""Seconds, from 30d, 12h, 45min or 90s."""
 
 
 def amounts(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,8 +181,48 @@ def parts(options: Mapping[str, Any]) -> dict[str, Any]:
         "scorer": rates,
         "strategy": options["strategy"] or "pdp",
         "answer": options["answer"] or ("whole" if isinstance(rates, Constraints) else "tags"),
-        "prices": _prices(options["price"]),
+        "prices": prices(options["price"]),
+        "judge": judge(options),
     }
+
+
+def judge(options: Mapping[str, Any]) -> Judge | None:
+    """The judge that --judge and --rubric name, or None for the model itself."""
+    if options["judge"] is None and options["rubric"] is None:
+        return None
+    return Judge(options["judge"], rubric=options["rubric"])
+
+
+def space(namespace: str | None) -> list[str]:
+    """--namespace as the context takes it. Raises ValueError."""
+    if namespace is None:
+        return []
+    parts = namespace.split("/")
+    if not all(parts):
+        raise ValueError(f"--namespace {namespace!r}: names with / between them, as in acme/ann")
+    return parts
+
+
+def questions(path: str, rates: Scorer | Constraints | None) -> list[str]:
+    """The questions in a file: one a line, or JSON Lines with a "question"; with the rules, if
+    constraints are the scorer. Raises ValueError."""
+    told = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        question: Any = line.strip()
+        if question.startswith("{"):
+            try:
+                question = json.loads(line)["question"]
+            except (ValueError, KeyError):
+                question = None
+        if not isinstance(question, str) or not question.strip():
+            raise ValueError(f'{path}, line {number}: a JSON object with a "question" is needed')
+        told.append(question.strip())
+    if not told:
+        raise ValueError(f"{path}: there is no question in it; write one on each line")
+    rules = rates.describe() if isinstance(rates, Constraints) else None
+    return [f"{question}\n\n{rules}" if rules else question for question in told]
 
 
 def default_model() -> str:
@@ -141,24 +240,12 @@ def scorer(options: Mapping[str, Any]) -> Scorer | Constraints | None:
     if options["check"] and wanted:
         raise ValueError("--check and the constraint options are two scorers; give one")
     if options["check"]:
-        return _function(options["check"])
+        return scorer_in(options["check"])
     return Constraints(**wanted) if wanted else None
 
 
-def _function(reference: str) -> Scorer:
-    path, colon, name = reference.rpartition(":")
-    spec = importlib.util.spec_from_file_location("check", path) if colon else None
-    if spec is None or spec.loader is None or not Path(path).is_file():
-        raise ValueError(f"--check {reference!r}: FILE.py:FUNCTION, of a file that exists")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ValueError(f"--check {reference!r}: {path} has no function {name!r}")
-    return cast(Scorer, function)
-
-
-def _prices(price: str | None) -> Prices | None:
+def prices(price: str | None) -> Prices | None:
+    """What --price says. Raises ValueError."""
     if price is None:
         return None
     try:

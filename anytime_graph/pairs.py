@@ -30,7 +30,7 @@ class Candidate(TypedDict):
     the reply ended by itself. score: in [0, 1], None if no scorer gave one. feedback: what a
     scorer or a review finds wrong. right: what a scorer finds right, and must stay. satisfied: a
     review found nothing. parents: ids of the candidates it was made from. spent: what the run had
-    spent when it stood. votes: drafts that agree with it. lost: replaced by the answer that was
+    spent when it stood. taught: its prompt showed preference pairs or principles. votes: drafts that agree with it. lost: replaced by the answer that was
     forced out of it.
     """
 
@@ -48,6 +48,7 @@ class Candidate(TypedDict):
     votes: int
     lost: bool
     message_id: str | None
+    taught: bool
 
 
 class Pair(TypedDict):

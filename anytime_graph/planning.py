@@ -6,6 +6,7 @@ every task carries the reservation that its call will be held to.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,8 +23,8 @@ from anytime_graph.budget import (
 )
 from anytime_graph.metering import Gate
 from anytime_graph.nodes import critique, draft, learn, refine
-from anytime_graph.nodes.answers import Asked
-from anytime_graph.prompts import DETAILS
+from anytime_graph.nodes.answers import Asked, lessons
+from anytime_graph.prompts import DETAILS, Lessons
 from anytime_graph.scoring import Judge, Scorer
 from anytime_graph.state import (
     GOOD_ROOM,
@@ -53,7 +54,7 @@ from anytime_graph.tokens import Calibration, Shape, uncalibrated
 
 _RESERVE = 0.2
 """The largest part of what is left that is held back for a last call that forces an answer."""
-_LESSONS = 0.3
+_LESSONS = 0.4
 """The part of a slice that preference pairs may take in a prompt."""
 _VERDICT = 256
 """Output tokens of a judgement, at most, unless its model was seen to need more."""
@@ -134,6 +135,7 @@ def view(setup: Setup, state: State, judging: bool = True) -> View:
         payoffs=state["payoffs"],
         contests=contests(state) if judging and setup.decides == "judge" else [],
         judging=judging,
+        compared=[(first, second) for first, second, _ in state["matches"]],
         decides=setup.decides,
         made=state["made"],
         spent=state["spent"],
@@ -149,7 +151,8 @@ def _plan(setup: Setup, state: State, stopped: bool) -> list[Task] | str:
         return "steps"
     if state["failures"] >= _PATIENCE:
         return "errors"
-    if best is not None and best["score"] is not None and best["score"] >= 1.0:
+    perfect = best is not None and best["score"] is not None and best["score"] >= 1.0
+    if perfect and not _compares(setup, state):
         return "perfect"
     rest = left(state["limits"], state["spent"])
     for dimension in ("seconds", *DIMENSIONS):  # a call cut by the clock uses up its tokens too
@@ -181,6 +184,13 @@ def _moves(setup: Setup, state: State, rest: Limits) -> list[Move]:
     if asks and not _Slicer(setup, state, calls).tasks(rest):
         return list(setup.strategy(view(setup, state, judging=False)))
     return moves
+
+
+def _compares(setup: Setup, state: State) -> bool:
+    """The strategy asks for nothing but comparisons although a scorer decides: it wants to know of
+    the judge, not of a better answer."""
+    moves = setup.strategy(view(setup, state)) if setup.decides == "scorer" else []
+    return bool(moves) and all(isinstance(m, Critique) and m.second is not None for m in moves)
 
 
 def _calls(moves: Sequence[Move]) -> list[Draft | Critique | Refine | Learn]:
@@ -284,27 +294,30 @@ class _Slicer:
     moves: Sequence[Draft | Critique | Refine | Learn]
 
     def tasks(self, rest: Limits) -> list[Task]:
+        """Rather fewer moves than such without the lessons that they are to show."""
         comfort = max(GOOD_ROOM, self.state["least_room"])
-        for n in range(len(self.moves), 0, -1):
-            if tasks := self._first(n, rest, comfort):
-                return tasks
+        for taught in (True, False):
+            for n in range(len(self.moves), 0, -1):
+                if tasks := self._first(n, rest, comfort, taught):
+                    return tasks
         for move in self.moves:
             for room in (comfort, MIN_ROOM):
                 if tasks := self._sliced([(move, 1.0)], rest, room):
                     return tasks
         return []
 
-    def _first(self, n: int, rest: Limits, room: int) -> list[Task]:
+    def _first(self, n: int, rest: Limits, room: int, taught: bool) -> list[Task]:
         """The first n moves at their shares; at larger ones if there are fewer than was asked."""
         grow = len(self.moves) / n
         shares = [min(1 / n, (m.share or 1 / len(self.moves)) * grow) for m in self.moves[:n]]
-        return self._sliced(list(zip(self.moves[:n], shares, strict=True)), rest, room)
+        return self._sliced(list(zip(self.moves[:n], shares, strict=True)), rest, room, taught)
 
     def _sliced(
         self,
         planned: Sequence[tuple[Draft | Critique | Refine | Learn, float]],
         rest: Limits,
         room: int,
+        taught: bool = False,
     ) -> list[Task]:
         calls = [
             (move, part / len(orders), swapped)
@@ -321,26 +334,38 @@ class _Slicer:
             if judges(as_dict(move)):
                 most = share(self._allowance(), 1 / judged)
                 slice_ = {d: min(amount, most.get(d, amount)) for d, amount in slice_.items()}
-            task = self._task(i, as_dict(move), slice_, swapped, room)
+            task = self._task(i, as_dict(move), slice_, swapped, room, taught)
             if task is None:
                 return []
             tasks.append(task)
         return tasks
 
     def _task(
-        self, i: int, move: dict[str, Any], slice_: Limits, swapped: bool, least_room: int
+        self,
+        i: int,
+        move: dict[str, Any],
+        slice_: Limits,
+        swapped: bool,
+        least_room: int,
+        taught: bool,
     ) -> Task | None:
         """The call in full: the most detailed prompt that leaves room enough for the reply."""
         state, name = self.state, self.setup.gate(move, self.state)
         gate, judged = self.setup.gates[name], judges(move)
         within = move["kind"] in ("draft", "refine") and move.get("conclude") is None
         allowance = _lessons_allowance(slice_, gate)
+        teaches = "pairs" in move and move.get("conclude") is None
+        known = lessons(state, move, allowance) if teaches else Lessons()
         for detail in DETAILS:
+            shown = bool(detail and known.text(detail))
+            if taught and known.any() and not shown:
+                continue
             build = self._prompt(move, detail, swapped, allowance, name)
             shape = gate.shape(build(99_999))
             bound = gate.bound(shape, _known(state, name), within)
             paid = output_room(slice_, bound, gate.prices)
-            wanted = {1.0: max(least_room, bound), 0.0: least_room}.get(detail, GOOD_ROOM)
+            usual = min(bound, _usual_reply(state) or bound)
+            wanted = {1.0: usual, 0.0: 0}.get(detail, GOOD_ROOM)
             if paid is not None and paid < (least_room if judged else max(wanted, least_room)):
                 continue
             if judged:
@@ -348,6 +373,8 @@ class _Slicer:
                 paid = most if paid is None else min(paid, most)
             room = gate.cap(paid)
             prompt = build(room)
+            if "pairs" in move:
+                move = {**move, "taught": shown}
             return Task(
                 ordinal=state["ordinal"] + i,
                 step=state["ordinal"],
@@ -391,6 +418,12 @@ class _Slicer:
             return lambda _: list(learn.prompt(state, asked, move, detail))
         rubric, held = self.setup.judge.rubric, gate == STRUCTURED
         return lambda _: list(critique.prompt(state, asked, move, detail, swapped, rubric, held))
+
+
+def _usual_reply(state: State) -> int:
+    """Output tokens that suffice for most drafts, by those so far; 0 before the first."""
+    drafts = state["spent_by"].get("draft")
+    return math.ceil(1.25 * drafts["output_tokens"] / drafts["calls"]) if drafts else 0
 
 
 def _known(state: State, gate: str) -> Calibration:

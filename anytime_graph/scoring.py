@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import importlib.util
 import inspect
 import json
 import math
 import re
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -63,10 +68,10 @@ class BadScore(ValueError):
 
 def as_score(verdict: object) -> Score:
     """Read what a scorer returned. Raises BadScore for anything but a number in [0, 1]."""
-    score = verdict if isinstance(verdict, Score) else Score(verdict)  # type: ignore[arg-type]
-    value: object = score.value
+    score = verdict if isinstance(verdict, Score) else Score(cast(float, verdict))
+    value: Any = score.value
     try:
-        number = float(value)  # type: ignore[arg-type]
+        number = float(value)
     except (TypeError, ValueError):
         raise BadScore(f"scorer returned a {type(value).__name__}, not a number") from None
     if isinstance(value, str) or not (math.isfinite(number) and 0 <= number <= 1):
@@ -75,10 +80,52 @@ def as_score(verdict: object) -> Score:
     return Score(number, feedback, right)
 
 
+def scorer_in(reference: str) -> Scorer:
+    """The scorer that FILE.py:FUNCTION names; the file is run. Raises ValueError."""
+    path, colon, name = reference.rpartition(":")
+    spec = importlib.util.spec_from_file_location("check", path) if colon else None
+    if spec is None or spec.loader is None or not Path(path).is_file():
+        raise ValueError(f"check {reference!r}: FILE.py:FUNCTION, of a file that exists")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"check {reference!r}: {path} has no function {name!r}")
+    return cast(Scorer, function)
+
+
 def is_async(scorer: Scorer) -> bool:
     return inspect.iscoroutinefunction(scorer) or inspect.iscoroutinefunction(
         getattr(scorer, "__call__", None)  # noqa: B004 - an object whose __call__ is async
     )
+
+
+def verdict_of(scorer: Scorer, question: str, subject: Any) -> Verdict:
+    """What a scorer, sync or async, says; outside of any event loop of the caller's."""
+    verdict = scorer(question, subject)
+    return _waited(verdict) if inspect.isawaitable(verdict) else verdict
+
+
+def _waited(verdict: Awaitable[Verdict]) -> Verdict:
+    """Wait for an async scorer in a thread of its own, where no event loop can be running."""
+    outcome: list[Verdict] = []
+    failure: list[Exception] = []
+
+    async def wait() -> Verdict:
+        return await verdict
+
+    def run() -> None:
+        try:
+            outcome.append(asyncio.run(wait()))
+        except Exception as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="scorer")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]
 
 
 # --- finding the answer -----------------------------------------------------------------------
@@ -165,9 +212,9 @@ class Constraints:
                 amount = str(low) if low == high else f"{low} to {high}"
                 checks.append((f"have {amount} {name}", _between(count, low, high)))
         for word in self.include:
-            checks.append((f"contain {word!r}", lambda t, w=word: _contains(t, w)))  # type: ignore[misc]
+            checks.append((f"contain {word!r}", partial(_contains, word)))
         for word in self.forbid:
-            checks.append((f"not contain {word!r}", lambda t, w=word: not _contains(t, w)))  # type: ignore[misc]
+            checks.append((f"not contain {word!r}", partial(_lacks, word)))
         if (start := self.starts_with) is not None:
             checks.append((f"start with {start!r}", lambda t: t.lower().startswith(start.lower())))
         if (end := self.ends_with) is not None:
@@ -233,7 +280,11 @@ def _between(count: Callable[[str], int], low: int, high: int) -> Callable[[str]
     return lambda text: low <= count(text) <= high
 
 
-def _contains(text: str, part: str) -> bool:
+def _lacks(part: str, text: str) -> bool:
+    return not _contains(part, text)
+
+
+def _contains(part: str, text: str) -> bool:
     edges = (r"\b" if part[0].isalnum() else "", r"\b" if part[-1].isalnum() else "")
     return re.search(edges[0] + re.escape(part) + edges[1], text, re.IGNORECASE) is not None
 

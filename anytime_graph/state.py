@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NotRequired, Protocol
+from typing import Annotated, Any, Literal, NotRequired, Protocol, cast
 
 from langchain_core.messages import AnyMessage, BaseMessage
 from langgraph.channels import EphemeralValue
@@ -52,8 +52,8 @@ class Task(TypedDict):
 
 
 class Outcome(TypedDict):
-    """What a task brought back. lost: the call was in flight when its process ended, or was not
-    made at all; no fault of the provider's."""
+    """What a task brought back. refused: the provider finds fault with the request itself. lost: the
+    call was in flight when its process ended, or was not made at all; no fault of the provider's."""
 
     ordinal: int
     move: dict[str, Any]
@@ -67,6 +67,7 @@ class Outcome(TypedDict):
     room: int | None
     starved: bool
     failed: bool
+    refused: bool
     lost: bool
     interrupted: bool
     retry_after: float
@@ -90,11 +91,12 @@ class Judging(TypedDict):
 
 
 class Payoff(TypedDict):
-    """What the moves of a kind have brought since there was an incumbent. tries: answers. gain:
-    rises of the best score; under a judge, answers that became the best."""
+    """What a kind of answer has brought. tries: answers asked for. worth: sum of their scores;
+    under a judge, how many became the best. squares: sum of the squares. tokens: what they cost."""
 
     tries: int
-    gain: float
+    worth: float
+    squares: float
     tokens: int
 
 
@@ -229,7 +231,7 @@ def fold(state: State, width: int, decides: Decides, learn: Learn) -> State:
         spent = total([spent, outcome["spend"]])
         spent_by[kind] = total([spent_by.get(kind, nothing()), outcome["spend"]])
         if outcome["reported"] is not None:
-            gate, base = outcome["gate"], _is_base(outcome["move"], state)
+            gate, base = outcome["gate"], kind == "draft" and not outcome["move"]["taught"]
             known = calibrations.get(gate) or uncalibrated()
             calibrations[gate] = learn(
                 gate, known, outcome["shape"], outcome["reported"], base=base
@@ -246,6 +248,9 @@ def fold(state: State, width: int, decides: Decides, learn: Learn) -> State:
     matches = [Match(*match) for match in state["matches"]]
     new_matches: list[Match] = []
     candidates = _reviewed(candidates, outcomes)
+    if decides != "judge":
+        new_matches, _ = _compared(candidates, outcomes)
+        matches += new_matches
     if decides == "scorer":
         best = max(candidates, key=_by_score, default=None)
         pairs = scored_pairs(candidates, pairs, width)
@@ -292,7 +297,7 @@ def fold(state: State, width: int, decides: Decides, learn: Learn) -> State:
         ordinal=max(o["ordinal"] for o in outcomes) + 1,
         calibrations=calibrations,
         unstructured=state["unstructured"]
-        or any(o["failed"] and o["gate"] == STRUCTURED for o in outcomes),
+        or any(o["refused"] and o["gate"] == STRUCTURED for o in outcomes),
         least_room=least_room,
         failures=failures,
         wait=max((o["retry_after"] for o in refused), default=0.0),
@@ -365,13 +370,6 @@ def _first(candidates: Sequence[Candidate]) -> Candidate | None:
     return min(candidates, key=lambda c: (not c["complete"], c["id"]), default=None)
 
 
-def _is_base(move: Mapping[str, Any], state: State) -> bool:
-    """Whether this was the bare draft prompt, which other prompts of the question contain."""
-    if move["kind"] != "draft" or move["pairs"]:
-        return False
-    return not (move["memory"] and state["examples"])
-
-
 def _reasoned(pairs: Sequence[Pair], outcomes: Sequence[Outcome]) -> list[Pair]:
     """The pairs with the reasons that the judge was asked for."""
     asked = {
@@ -421,28 +419,35 @@ def judges(move: Mapping[str, Any]) -> bool:
 def _paid_off(
     state: State, best: Candidate | None, outcomes: Sequence[Outcome]
 ) -> dict[str, Payoff]:
-    """Payoffs with this step's. A step's rise of the best score is its best answer's; under a
-    judge an answer pays off when it takes the incumbent's place."""
-    payoffs, before = dict(state["payoffs"]), state["best"]
-    if before is None or best is None:
-        return payoffs
+    """Payoffs with this step's, by kind. Under a judge an answer pays off when it takes the best
+    one's place, which is a step after it came."""
+    payoffs = dict(state["payoffs"])
+
+    def add(kind: str, tries: int, worth: float, tokens: int) -> None:
+        known = payoffs.get(kind, Payoff(tries=0, worth=0.0, squares=0.0, tokens=0))
+        payoffs[kind] = Payoff(
+            tries=known["tries"] + tries,
+            worth=known["worth"] + worth,
+            squares=known["squares"] + worth**2,
+            tokens=known["tokens"] + tokens,
+        )
+
     for o in outcomes:
-        if o["move"]["kind"] in ("draft", "refine") and o["move"].get("conclude") is None:
-            known = payoffs.get(o["move"]["kind"], Payoff(tries=0, gain=0.0, tokens=0))
-            rise = (
-                max(0.0, (o["candidate"]["score"] or 0.0) - (before["score"] or 0.0))
-                if "candidate" in o
-                else 0.0
-            )
-            payoffs[o["move"]["kind"]] = Payoff(
-                tries=known["tries"] + 1,
-                gain=known["gain"] + rise,
-                tokens=known["tokens"] + o["spend"]["tokens"],
-            )
-    if best["score"] is None and best["id"] != before["id"] and best["node"] in payoffs:
-        known = payoffs[best["node"]]
-        payoffs[best["node"]] = {**known, "gain": known["gain"] + 1}
+        move = o["move"]
+        if move["kind"] in ("draft", "refine") and move.get("conclude") is None:
+            score = o["candidate"]["score"] if "candidate" in o else None
+            add(_kind(move["kind"], move["taught"]), 1, score or 0.0, o["spend"]["tokens"])
+    before = state["best"]
+    risen = best is not None and before is not None and best["id"] != before["id"]
+    if best is not None and risen and best["score"] is None and best["node"] != "conclude":
+        add(_kind(best["node"], best["taught"]), 0, 1.0, 0)
     return payoffs
+
+
+def _kind(node: str, taught: bool) -> str:
+    """As payoffs tell kinds of answers apart: "refine", "draft", and "taught" for drafts whose prompt
+    showed lessons."""
+    return "taught" if node == "draft" and taught else node
 
 
 def _reviewed(candidates: list[Candidate], outcomes: Sequence[Outcome]) -> list[Candidate]:
@@ -550,7 +555,7 @@ def _trimmed(
     if len(candidates) <= width:
         return sorted(candidates, key=lambda c: c["id"])
     level = strengths((c["id"] for c in candidates), matches) if decides == "judge" else {}
-    met = {i for match in matches for i in match[:2]}
+    met = {i for match in matches for i in match[:2]} if decides == "judge" else set()
 
     def worth(c: Candidate) -> tuple[bool, bool, bool, float, int]:
         score = -1.0 if c["score"] is None or decides != "scorer" else c["score"]
@@ -580,4 +585,4 @@ def union(spans: Iterable[tuple[float, float]]) -> float:
 
 def merged(state: Mapping[str, Any], update: State) -> State:
     """The state with an update applied, for reading on within a node."""
-    return State(**{**state, **update})  # type: ignore[typeddict-item]
+    return cast("State", {**state, **update})

@@ -12,9 +12,11 @@ and asks again when the replies are in. It runs until it says Stop or the budget
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import NormalDist
 from typing import Any, Literal
 
 from anytime_graph.budget import Limits, Spend
@@ -28,7 +30,7 @@ class Draft:
     of those that the memory recalled from earlier questions. share: of what is left, as a cap."""
 
     pairs: Shown = None
-    memory: Shown = "both"
+    memory: Shown = "chosen"
     share: float | None = None
     conclude: int | None = None
     """Not to answer afresh, but to force an answer out of this candidate's cut reasoning."""
@@ -49,7 +51,7 @@ class Refine:
 
     of: int
     pairs: Shown = None
-    memory: Shown = "both"
+    memory: Shown = "chosen"
     share: float | None = None
 
 
@@ -79,9 +81,10 @@ class View:
 
     candidates: those the state keeps, oldest first. best: the incumbent. pairs: most telling first.
     contests: pairs of ids whose comparison would tell most about who is best (empty unless the judge
-    decides). judging: whether the judge can still be asked, for its share of the budget is bounded. principles: what was learned from the pairs. payoffs: what drafts and refinements have
-    brought. made: moves that brought a reply, by kind. spent, left: amounts by
-    dimension; `left` has the limited ones only.
+    decides). compared: pairs of ids that were compared, whoever decides. judging: whether the judge
+    can still be asked, for its share of the budget is bounded. principles: what was learned from the
+    pairs. payoffs: what drafts and refinements have brought. made: moves that brought a reply, by
+    kind. spent, left: amounts by dimension; `left` has the limited ones only.
     """
 
     candidates: Sequence[Candidate]
@@ -89,6 +92,7 @@ class View:
     pairs: Sequence[Pair]
     contests: Sequence[tuple[int, int]]
     judging: bool
+    compared: Sequence[tuple[int, int]] = ()
     principles: Sequence[str]
     payoffs: Mapping[str, Payoff]
     decides: Literal["scorer", "judge", "vote"]
@@ -135,18 +139,22 @@ def self_refine(view: View) -> list[Move]:
 
 def pdp(view: View, n: int = 4, shown: Shown = "both") -> list[Move]:
     """Preference Data Prompting (Zhang et al. 2026, arXiv 2601.11038): n drafts at equal slices,
-    pairs synthesized from them, then rounds of refinements and fresh drafts with the pairs in
-    context: one of each at first, then two of the kind that has paid more per token."""
+    pairs synthesized from them, then rounds with the pairs in context: one refinement and one fresh
+    draft, then two of whatever pays most per token by what was seen so far, be it a bare draft."""
     if view.best is None:
         return [Draft(memory=shown, share=0.5 / n)] * n
     if comparisons := _comparisons(view):
         return comparisons
     if shown == "both" and view.judging and (reasons := _reasons(view)):
         return reasons
-    refine = Refine(view.best["id"], pairs=shown, memory=shown, share=0.25)
-    afresh = Draft(pairs=shown, memory=shown, share=0.25)
-    paying = _paying(view)
-    return [refine if paying != "draft" else afresh, afresh if paying != "refine" else refine]
+    moves: dict[str, Move] = {
+        "refine": Refine(view.best["id"], pairs=shown, memory=shown, share=0.25),
+        "taught": Draft(pairs=shown, memory=shown, share=0.25),
+        "draft": Draft(memory=None, share=0.25),
+    }
+    if not view.payoffs.keys() >= {"refine", "taught"}:
+        return [moves["refine"], moves["taught"]]
+    return [moves[_paying(view, view.best["score"])]] * 2
 
 
 pdp_positive: Strategy = partial(pdp, shown="chosen")
@@ -203,18 +211,24 @@ def _reasons(view: View) -> list[Move]:
     ]
 
 
-def _paying(view: View) -> Literal["refine", "draft"] | None:
-    """Which kind has paid more per token, one more try of the usual gain credited to each; None
-    until both were tried."""
-    refine, draft = view.payoffs.get("refine"), view.payoffs.get("draft")
-    if refine is None or draft is None:
-        return None
-    usual = (refine["gain"] + draft["gain"]) / (refine["tries"] + draft["tries"]) or 1.0
+def _paying(view: View, best: float | None) -> str:
+    """The kind of answer with the largest expected rise of the best score per token, its scores
+    taken as normal; each kind's mean is drawn towards that of all by one try. Under a judge, the kind
+    that became the best most often per token."""
+    tries = sum(p["tries"] for p in view.payoffs.values())
+    mean = (sum(p["worth"] for p in view.payoffs.values()) or 1.0) / tries
+    spread = sum(p["squares"] for p in view.payoffs.values()) / tries - mean**2
+    scores = NormalDist(0.0, max(0.05, math.sqrt(max(0.0, spread))))
 
-    def rate(of: Payoff) -> float:
-        return (of["gain"] + usual) / (of["tokens"] * (1 + 1 / of["tries"]) or 1)
+    def rate(kind: str) -> float:
+        of = view.payoffs[kind]
+        usual = (of["worth"] + mean) / (of["tries"] + 1)
+        if best is not None:
+            above = usual - best
+            usual = above * scores.cdf(above) + scores.stdev**2 * scores.pdf(above)
+        return usual * of["tries"] / max(1, of["tokens"])
 
-    return "refine" if rate(refine) > rate(draft) else "draft"
+    return max(view.payoffs, key=rate)
 
 
 def as_dict(move: Draft | Critique | Refine | Learn) -> dict[str, Any]:

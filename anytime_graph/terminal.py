@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -15,12 +15,22 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.padding import Padding
 from rich.panel import Panel
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
+from anytime_graph.audit import Audit
 from anytime_graph.budget import DIMENSIONS, Limits, Spend, nothing
 from anytime_graph.live import improvement
+from anytime_graph.metrics import Interval
 from anytime_graph.state import Output, Point, Task
+from anytime_graph.warmup import WarmUp
 
 _WIDTH, _HEIGHT = 56, 8
 _CLIP = 300
@@ -121,6 +131,86 @@ def _reserved(running: list[Task], dimension: str) -> float:
     return float(sum(t["prompt_bound"] + (t["room"] or 0) for t in running))
 
 
+@contextmanager
+def progress(what: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, for what is told (done, of)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=quiet)
+    with bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)
+
+
+_ASKED = {
+    "agreement": "names what the scorer puts higher, each call",
+    "agreement_decided": "names what the scorer puts higher, both orders",
+    "decided": "names a winner in both orders",
+    "itself": "says the same when the order is swapped",
+    "first": "names the answer shown first",
+    "longer": "names the longer answer",
+    "scorer_longer": "(the scorer names the longer answer)",
+    "length": "correlation of verdict and length",
+}
+
+
+def audited(found: Audit) -> None:
+    """An audit as a table, and its verdict."""
+    console = Console(highlight=False)
+    if not found.comparisons:
+        console.print(_inert(found.verdict, "bold"))
+        return
+    table = Table("the judge", box=None, header_style="bold", pad_edge=False)
+    for name in ("share", "95% interval", "of"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, told in _ASKED.items():
+        interval, unit = getattr(found, name), (lambda x: f"{x:.2f}") if name == "length" else _pc
+        shown = ("-", "-") if interval is None else (unit(interval.mean), _between(interval, unit))
+        table.add_row(told, *shown, f"{found.sizes[name]:,}")
+    console.print(table)
+    console.print(
+        f"\n{found.comparisons:,} comparisons of {found.questions:,} questions in {found.calls:,} "
+        f"calls, {found.unread:,} of them without a verdict; spent: {_spending(found.spent, {})}"
+    )
+    for error in found.errors[:3]:
+        console.print(_inert(f"noted: {error}", "yellow"))
+    console.print(_inert(found.verdict, "bold"))
+
+
+def warmed(done: WarmUp) -> None:
+    """A warm-up as a table: what was learned from each question, and what it cost."""
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
+    table.add_column("question", ratio=1, no_wrap=True, overflow="ellipsis")
+    for name in ("best score", "pairs", "tokens"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("stopped by", no_wrap=True)
+    for q in done.questions:
+        told = _ending(q.stop_reason, False)
+        table.add_row(
+            Text(clipped(q.question, _CLIP)),
+            _score(q.score),
+            str(q.pairs),
+            f"{q.spent['tokens']:,}",
+            _inert(told, "yellow" if q.error else ""),
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    left = f", {done.left} questions left" if done.left else ""
+    console.print(
+        f"\n{done.pairs} preference pairs from {len(done.questions)} questions{left}; "
+        f"spent: {_spending(done.spent, {})}"
+    )
+    for error in dict.fromkeys(q.error for q in done.questions if q.error):
+        console.print(_inert(f"noted: {error}", "yellow"))
+
+
+def _pc(share: float) -> str:
+    return f"{100 * share:.0f}%"
+
+
+def _between(interval: Interval, unit: Callable[[float], str]) -> str:
+    return f"{unit(interval.low)} to {unit(interval.high)}"
+
+
 def title(head: str, question: str) -> None:
     Console(stderr=True).print(Panel(_inert(question), title=head, title_align="left"))
 
@@ -132,6 +222,8 @@ def result(out: Output) -> None:
     score = "" if best["score"] is None else f", score {best['score']:.2f}"
     console.print(Panel(_inert(best["answer"]), title=f"Best answer{score}", title_align="left"))
     console.print(_inert(f"Stopped by: {out['stop_reason']}"))
+    if told := _parts(out["spent"], out["judging"]["spent"]["tokens"]):
+        console.print(Text(told))
     table = Table("node", "calls", "input", "output", "tokens", "seconds", box=None)
     for node in ("draft", "critique", "refine"):
         spend = out["spent_by"].get(node, nothing())
@@ -146,6 +238,37 @@ def result(out: Output) -> None:
     console.print(Text(curve(out["curve"], out["spent"]["tokens"])))
     for error in out["errors"][:5]:
         console.print(_inert(f"noted: {error}", "yellow"))
+
+
+def ended(out: Output, quiet: bool) -> None:
+    """How a run ended, on standard error: why, at what cost, and whose part that was. Quiet, only
+    what calls for an explanation."""
+    console = Console(stderr=True, highlight=False)
+    if not quiet:
+        spent = _spending(out["spent"], out["limits"])
+        console.print(_inert(f"Stopped by: {out['stop_reason']}. Spent: {spent}", "dim"))
+        if told := _parts(out["spent"], out["judging"]["spent"]["tokens"]):
+            console.print(Text(told, "dim"))
+    if told := _explained(out["stop_reason"]):
+        console.print(Text(told))
+
+
+def _explained(stop_reason: str | None) -> str:
+    return (
+        "the judge's share of the budget was used up: give more budget or a larger Judge(share=...)"
+        if stop_reason == "judge"
+        else ""
+    )
+
+
+def _parts(spent: Mapping[str, Any], judged: int) -> str:
+    """The judge's part of the tokens, and the cached part of the input; "" if there is neither."""
+    told = []
+    if judged:
+        told.append(f"{judged / spent['tokens']:.0%} of the tokens by the judge")
+    if spent["cached_tokens"]:
+        told.append(f"{spent['cached_tokens'] / spent['input_tokens']:.0%} of the input cached")
+    return ", ".join(told)
 
 
 def curve(points: list[Point], tokens: int) -> str:
@@ -225,6 +348,9 @@ def story(thread: str, runs: list[dict[str, Any]], running: bool) -> None:
         over = "Running" if running and last else f"Stopped by: {stop}" if stop else "Unfinished"
         console.print(_inert(over, "bold"))
         console.print(Text(f"Spent: {_spending(run['spent'], run['limits'])}"))
+        for told in (_explained(stop), _parts(run["spent"], run["judging"]["tokens"])):
+            if told:
+                console.print(Text(f"  {told}"))
         if any(run["inherited"].values()):
             console.print(
                 Text(f"  of it before it branched off: {_spending(run['inherited'], {})}")
@@ -281,7 +407,7 @@ def _tell_pairs(console: Console, run: dict[str, Any]) -> None:
         console.print(Text(f"{head}, by the {pair['decided_by']}: {why}"))
 
 
-def _spending(spent: dict[str, Any], limits: Limits) -> str:
+def _spending(spent: Mapping[str, Any], limits: Limits) -> str:
     """Amounts with their limits; without a limit, those that are not 0."""
     told = []
     for d in DIMENSIONS:

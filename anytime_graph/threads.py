@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -11,8 +12,19 @@ from typing import Any
 import click
 
 from anytime_graph import options, terminal
-from anytime_graph.checkpoints import Checkpoints, Ledger, LedgerError, open_checkpoints
+from anytime_graph.budget import BudgetTooSmall, NoAnswer
+from anytime_graph.checkpoints import (
+    Checkpoints,
+    Ledger,
+    LedgerError,
+    ThreadBusy,
+    open_checkpoints,
+)
 from anytime_graph.checkpoints.export import FORMS, Row, line, public
+from anytime_graph.state import judges
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 
 @contextmanager
@@ -29,6 +41,21 @@ def opened(db: str, **how: Any) -> Iterator[Checkpoints]:
             yield store
     except (LedgerError, ImportError) as error:
         raise click.UsageError(str(error)) from None
+
+
+@contextmanager
+def told(as_json: bool) -> Iterator[None]:
+    """Errors as messages and exit codes."""
+    try:
+        yield
+    except (BudgetTooSmall, LedgerError, ValueError, FileNotFoundError, ImportError) as error:
+        raise click.UsageError(str(error)) from None
+    except NoAnswer as error:
+        if as_json:
+            click.echo(line({"answer": None, "errors": error.causes, "spent": error.spent}))
+        raise click.ClickException(terminal.harmless(str(error))) from None
+    except ThreadBusy as error:
+        raise click.ClickException(str(error)) from None
 
 
 def runs_of(ledger: Ledger, thread: str) -> list[dict[str, Any]]:
@@ -102,9 +129,12 @@ def _running(ledger: Ledger, thread: str) -> bool:
 
 
 def _whole(ledger: Ledger, run: dict[str, Any]) -> dict[str, Any]:
+    calls = ledger.calls(run["id"])
+    judging = [call for call in calls if judges(json.loads(call["task"])["move"])]
     return {
         **public(run),
-        "calls": [public(call) for call in ledger.calls(run["id"])],
+        "judging": {name: sum(call[name] for call in judging) for name in ("tokens", "usd")},
+        "calls": [public(call) for call in calls],
         "answers": [public(answer) for answer in ledger.answers(run["id"])],
         "pairs": ledger.pairs(run["id"]),
     }

@@ -75,6 +75,16 @@ class History:
     def calls(self, run_id: int) -> list[dict[str, Any]]:
         return self._rows("SELECT * FROM calls WHERE run_id = :run ORDER BY ordinal", run=run_id)
 
+    def critiques(self, thread: str | None = None) -> list[dict[str, Any]]:
+        """The comparisons and reviews of a thread, or of all: their calls, each with its run's
+        `question`."""
+        return self._rows(
+            "SELECT c.*, r.question FROM calls c JOIN runs r ON r.id = c.run_id "
+            "WHERE c.kind = 'critique' AND r.thread = coalesce(CAST(:thread AS text), r.thread) "
+            "ORDER BY r.started, r.id, c.ordinal",
+            thread=thread,
+        )
+
     def answers(self, run_id: int) -> list[dict[str, Any]]:
         """Each with `tokens` and `usd`: what its run had spent when it stood, planned order
         taken for the order of arrival."""

@@ -216,17 +216,31 @@ class Ledger(History):
             for pair in now["pairs"]:
                 if pair not in known.get("pairs", []):
                     self._pair(execute, run_id, pair)
-            if kept["namespace"] and now["pairs"] and keeps:
-                found_by = " ".join(keys_of(kept["namespace"], run["question"]))
-                execute(
-                    "INSERT INTO memory (run_id, terms) VALUES (:run, :terms) "
-                    "ON CONFLICT (run_id) DO NOTHING",
-                    {"run": run_id, "terms": found_by},
-                )
+            if kept["namespace"] and now["pairs"]:
+                self._index(execute, run_id, kept["namespace"], run["question"])
             if stop is not None:
                 self.leases.drop(hold, execute)
         if stop is not None:
             self.leases.forget(hold)
+
+    def remember(self, run_id: int, namespace: str, question: str) -> None:
+        """Let later questions of the namespace recall the run's pairs, if it is in no other."""
+        with self._write(durable=False) as execute:
+            known = execute(
+                "UPDATE runs SET namespace = :namespace WHERE id = :run AND namespace IN "
+                "('', :namespace) AND EXISTS (SELECT 1 FROM pairs WHERE run_id = :run) RETURNING id",
+                {"namespace": namespace, "run": run_id},
+            )
+            if known:
+                self._index(execute, run_id, namespace, question)
+
+    def _index(self, execute: Execute, run_id: int, namespace: str, question: str) -> None:
+        if self.record == "all":
+            execute(
+                "INSERT INTO memory (run_id, terms) VALUES (:run, :terms) "
+                "ON CONFLICT (run_id) DO NOTHING",
+                {"run": run_id, "terms": " ".join(keys_of(namespace, question))},
+            )
 
     def _inherit(self, execute: Execute, now: State) -> None:
         """A fork has the answers that its state holds, and the calls that they came from."""

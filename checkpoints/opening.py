@@ -108,13 +108,14 @@ def _sqlite_saver(opening: _Opening, ledger: Ledger) -> Iterator[BaseCheckpointS
     from langgraph.checkpoint.sqlite import SqliteSaver
 
     connection = sqlite.connect(opening._target, autocommit=False)
+    saver = opening.lasting(SqliteSaver, ledger, connection)
     try:
-        saver = opening.lasting(SqliteSaver, ledger, connection)
         with ledger.store.explained():
             saver.setup()
         yield saver
     finally:
-        connection.close()
+        with saver.lock:  # closed in the midst of a statement, it would take the process with it
+            connection.close()
 
 
 @asynccontextmanager

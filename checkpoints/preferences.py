@@ -98,7 +98,7 @@ class LedgerMemory:
     Forgetting deletes pairs, never calls or answers. Raises LedgerError."""
 
     def __init__(self, ledger: Ledger) -> None:
-        self._store = ledger.store
+        self._ledger, self._store = ledger, ledger.store
 
     def recall(
         self, namespace: Namespace, question: str, limit: int = 3, *, besides: Collection[int] = ()
@@ -140,8 +140,8 @@ class LedgerMemory:
         principles: Sequence[str],
         run_id: int,
     ) -> None:
-        """Nothing to do: the ledger was told the namespace when the run began, and each pair when
-        it was found."""
+        """The pairs are in the ledger already; this says whose they are."""
+        self._ledger.remember(run_id, encoded(namespace), question)
 
     def forget(
         self,

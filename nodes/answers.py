@@ -96,4 +96,5 @@ def candidate(
         votes=0,
         lost=False,
         message_id=reply.message_id,
+        taught=task["move"].get("taught", False),
     )

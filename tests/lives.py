@@ -24,6 +24,7 @@ from openai import APIConnectionError
 from anytime_graph import Budget, create_anytime_graph, open_checkpoints
 
 for late in (
+    "anytime_graph.cli",
     "langgraph.checkpoint.postgres.aio",
     "langgraph.checkpoint.sqlite.aio",
     "psycopg_pool",
@@ -145,3 +146,12 @@ def _report(spec: Spec, end: Mapping[str, Any] | Exception) -> None:
 with suppress(APIConnectionError):  # what comes late in a process is there before the fork
     create_anytime_graph(_model("http://127.0.0.1:9"), budget=Budget(tokens=9_999)).compile()
     _model("http://127.0.0.1:9").invoke("")
+
+
+def command(words: list[str], folder: str, variables: dict[str, str]) -> None:
+    """Run the command line in a folder; ends with its exit code."""
+    from anytime_graph.cli import main
+
+    os.chdir(folder)
+    os.environ.update(variables)
+    main(words)

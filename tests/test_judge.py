@@ -203,6 +203,36 @@ def test_a_provider_that_refuses_the_schema_is_asked_without(server: Server) -> 
     assert out["spent"]["tokens"] >= server.settled().served
 
 
+def test_an_overloaded_provider_is_asked_for_the_schema_again(server: Server) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if "response_format" in request and not any(
+            "response_format" in c.request for c in server.calls[:-1]
+        ):
+            return Reply(error=503)
+        if comparing(request):
+            return Reply(text=json.dumps({"reason": "So.", "verdict": better(request)}))
+        return Reply(text=f"quality {request['seed']}")
+
+    server.script = script
+    app = create_anytime_graph(
+        structured(server), budget=Budget(tokens=20_000), answer="whole", strategy="best_of_n"
+    )
+    app.compile().invoke(ASK)
+    asked = [c for c in server.calls if comparing(c.request)]
+    assert len(asked) > 4
+    assert all("response_format" in c.request for c in asked)
+
+
+def test_what_is_bound_to_a_model_goes_with_its_judgements(server: Server) -> None:
+    model = structured(server, extra_body={"top_k": 3}).bind(presence_penalty=0.5)
+    held = held_to(model.bind(extra_body={"min_p": 0.1}), VERDICT)
+    assert held is not None
+    held.invoke("Why?")
+    sent = server.calls[0].request
+    assert (sent["presence_penalty"], sent["top_k"], sent["min_p"]) == (0.5, 3, 0.1)
+    assert sent["response_format"]["type"] == "json_schema"
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,13 @@ def test_a_thread_is_free_after_errors_breaks_and_interruptions(
 
 def test_newcomers_never_end_the_run(server: Server, store: Checkpoints, target: str) -> None:
     """They try all the time, also between its steps, here and from another ledger."""
-    server.script = lambda request, i: Reply(text=by_place(request, i).text, pace=0.005)
+    tried = threading.Event()
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        assert i == 0 or tried.wait(60)
+        return Reply(text=by_place(request, i).text, pace=0.005)
+
+    server.script = script
     with open_checkpoints(target) as other, ThreadPoolExecutor() as pool:
         running = pool.submit(graph(server, store).compile(store.saver).invoke, ASK, ON)
         with server.changed:
@@ -122,6 +128,7 @@ def test_newcomers_never_end_the_run(server: Server, store: Checkpoints, target:
                     graph(server, mine).compile(mine.saver).invoke(ASK, ON)
                 except ThreadBusy:
                     refused += 1
+                    tried.set()
         out = running.result()
     assert refused
     first, *later = store.ledger.runs("rivers")
@@ -209,6 +216,19 @@ def test_ctrl_c_while_the_file_is_locked_leaves_no_transaction(
         other.close()
 
 
+def put_to_sleep(pid: int, path: str) -> None:
+    """Stop a process at an instant at which it does not hold the file's write lock."""
+    while True:
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with closing(sqlite3.connect(path, timeout=1, isolation_level=None)) as db:
+                db.execute("BEGIN IMMEDIATE")
+                db.execute("ROLLBACK")
+            return
+        except sqlite3.OperationalError:
+            os.kill(pid, signal.SIGCONT)
+
+
 def test_a_process_that_slept_through_its_lease_changes_nothing(
     server: Server, tmp_path: Path
 ) -> None:
@@ -232,7 +252,7 @@ with open_checkpoints(sys.argv[2]) as store:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as sleeper:
         with server.changed:
             assert server.changed.wait_for(lambda: len(server.calls) >= 6, 60)
-        os.kill(sleeper.pid, signal.SIGSTOP)
+        put_to_sleep(sleeper.pid, path)
         with open_checkpoints(path) as store:
             app = graph(server, store).compile(store.saver)
             until = time.monotonic() + 30

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage
 
-from anytime_graph import Budget, Constraints, Score, create_anytime_graph, tokens
+from anytime_graph import Budget, Constraints, Judge, Score, create_anytime_graph, tokens
 from anytime_graph.budget import nothing
 from anytime_graph.pairs import Candidate, Example, Pair, Shown, parting, scored_pairs
 from anytime_graph.prompts import Lessons, Protocol, draft
@@ -54,6 +54,7 @@ def candidate(
         votes=0,
         lost=False,
         message_id=None,
+        taught=False,
     )
 
 
@@ -103,6 +104,15 @@ def test_pairs_are_between_unlike_answers_of_different_score(
                     assert set(b["parents"]) & set(w["parents"]) or sorted(
                         re.findall(r"\w+", b["text"].lower())
                     ) == sorted(re.findall(r"\w+", w["text"].lower()))
+
+
+def test_two_of_one_parent_or_nearly_the_same_make_no_pair() -> None:
+    one, other = candidate(1, "wide old bridge", 0.9, [7]), candidate(2, "cold deep fish", 0.2, [7])
+    assert scored_pairs([one, other], [], 5) == []
+    assert len(scored_pairs([{**one, "parents": []}, other], [], 5)) == 1
+    long = " ".join(WORDS * 5)
+    alike = [candidate(1, f"{long} end", 0.9), candidate(2, f"{long} stop", 0.2)]
+    assert scored_pairs(alike, [], 5) == []
 
 
 def test_the_widest_gap_comes_first_and_stays_known() -> None:
@@ -288,6 +298,32 @@ def test_what_pays_more_gets_the_tokens(server: Server, paying: str) -> None:
     drafts = out["spent_by"]["draft"]["calls"] - 4
     calls = {"draft": drafts, "refine": out["spent_by"]["refine"]["calls"]}
     assert calls[paying] > 3 * calls[other] > 0
+
+
+@pytest.mark.parametrize("paying", ["refine", "draft"])
+def test_under_a_judge_what_takes_the_best_ones_place_gets_the_tokens(
+    server: Server, paying: str
+) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if "Compare two answers" in request["messages"][0]["content"]:
+            shown = request["messages"][-1]["content"].split("ANSWER B")
+            first, second = (int(re.findall(r"worth (\d+)", side)[0]) for side in shown)
+            return Reply(text=f"It is.\nVerdict: {'A' if first > second else 'B'}")
+        refining = any(m["role"] == "assistant" for m in request["messages"])
+        grows = refining == (paying == "refine") and request["seed"] > 3
+        return Reply(
+            text=f"<answer>{WORDS[i % 12]} worth {request['seed'] if grows else 1}</answer>"
+        )
+
+    server.script = script
+    app = create_anytime_graph(
+        server.model(seed=0), budget=Budget(tokens=30_000), scorer=Judge(share=0.9)
+    )
+    out = app.compile().invoke(ASK)
+    drafts = out["spent_by"]["draft"]["calls"] - 4
+    refinements = out["spent_by"]["refine"]["calls"]
+    more, less = (refinements, drafts) if paying == "refine" else (drafts, refinements)
+    assert more > 2 * less > 0
 
 
 def test_a_refinement_is_told_what_must_stay(server: Server) -> None:

@@ -303,6 +303,21 @@ NASTY += ["langgraph", "anytime-preferences", "\ud800", "\ufffd", "ü", "u\u0308
 namespaces = st.lists(st.sampled_from(NASTY) | st.text(min_size=1, max_size=3), max_size=3)
 
 
+def test_namespaces_whose_marks_are_the_same_do_not_meet(store: Checkpoints) -> None:
+    """The index tells namespaces apart by a short digest; that two share it must not matter."""
+    marks: dict[str, Namespace] = {}
+    for n in range(1_000_000):
+        (marked,) = keys(encoded((f"tenant {n}",)), "bend")
+        one, other = marks.setdefault(marked, (f"tenant {n}",)), (f"tenant {n}",)
+        if one != other:
+            break
+    assert one != other
+    remembered = Remembered(store)
+    remembered.learn(one, RIVERS, "ours")
+    assert remembered.better(other, RIVERS) == []
+    assert remembered.better(one, RIVERS) == ["ours"]
+
+
 def test_namespaces_never_meet(remembered: Remembered) -> None:
     @settings(max_examples=torture or 20)
     @given(st.lists(st.tuples(st.booleans(), namespaces.map(tuple)), max_size=8))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from anytime_graph import options
-from anytime_graph.scoring import Score, Scorer
+from anytime_graph.scoring import Score, Scorer, scorer_in
 from anytime_graph.tasks.answers import same
 from anytime_graph.tasks.files import records
 from anytime_graph.tasks.task import Question, Task, column, sampled
@@ -32,7 +30,7 @@ def jsonl(
     if answer not in ("tags", "whole"):
         raise ValueError(f"answer={answer!r}: 'tags' or 'whole'")
     rows = records(file)
-    scorer = _named(check) if isinstance(check, str) else check
+    scorer = scorer_in(check) if isinstance(check, str) else check
     return Task(
         f"jsonl:{file}",
         f"questions of {file}",
@@ -55,8 +53,3 @@ def _question(
 
 def _same(expected: str, question: str, answer: str) -> Score:
     return Score(1.0) if same(answer, expected) else Score(0.0, "That is not the answer.")
-
-
-def _named(reference: str) -> Scorer:
-    given: dict[str, Any] = defaultdict(lambda: None, check=reference)
-    return cast(Scorer, options.scorer(given))

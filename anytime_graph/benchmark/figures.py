@@ -1,0 +1,229 @@
+"""What the records of a benchmark say: qualities with intervals, differences, indices, costs.
+
+Numbers in, numbers out. A quality is first the mean over a question's seeds; intervals are over
+questions.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Literal
+
+from anytime_graph.benchmark.cells import PREPARATION, UNITS, Cell, Protocol, Record
+from anytime_graph.budget import Spend, total
+from anytime_graph.metrics import (
+    Difference,
+    Interval,
+    anytime_index,
+    best_so_far,
+    bootstrap,
+    budget_to_reach,
+    gain_per_token,
+    mean,
+    paired,
+)
+
+Rows = Sequence[Sequence[float]]
+"""For each question, a quality for each budget."""
+_RESAMPLES = 1_000
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a strategy's cells were charged. judging, answering: tokens of it for the judge, and
+    for forced answers. pairs: preference pairs that were made."""
+
+    cells: int
+    spent: Spend
+    judging: int
+    answering: int
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A strategy at a budget, and its mean quality."""
+
+    strategy: str
+    budget: int
+    quality: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of one task.
+
+    returned, oracle: by strategy; oracle is the best answer so far, picked per question and seed by
+    one who knows the true quality. left_out: questions that lack a cell, and are in no comparison.
+    unscored: answers that the scorer failed on. estimated: some prefixes were cut by an estimate.
+    """
+
+    task: str
+    protocol: Protocol
+    model: str
+    decide: str
+    metric: str
+    about: str
+    strategies: Sequence[str]
+    budgets: Sequence[int]
+    seeds: int
+    questions: Sequence[str]
+    left_out: int
+    returned: dict[str, Rows]
+    oracle: dict[str, Rows]
+    costs: dict[str, Cost]
+    baseline: str
+    unscored: int
+    estimated: bool
+    q_max: float = 1.0
+    origin: bool = False
+
+    @property
+    def unit(self) -> str:
+        return UNITS[self.protocol]
+
+    def quality(self, strategy: str, at: int) -> Interval:
+        return bootstrap([row[at] for row in self.returned[strategy]])
+
+    def means(self, strategy: str) -> list[float]:
+        return _columns(self.returned[strategy])
+
+    def difference(self, strategy: str, at: int) -> Difference:
+        """From the baseline, on the same questions."""
+        ours, theirs = self.returned[strategy], self.returned[self.baseline]
+        return paired([row[at] for row in ours], [row[at] for row in theirs])
+
+    def index(self, strategy: str, of: str) -> Interval:
+        """The Anytime Index of what was `returned`; the `paper`'s, whose best so far is taken on the
+        mean curve; or that of the `oracle`. Needs two budgets."""
+        rows = self.oracle[strategy] if of == "oracle" else self.returned[strategy]
+        return _interval(
+            rows,
+            lambda means: anytime_index(
+                self.budgets, means, q_max=self.q_max, origin=self.origin, oracle=of == "paper"
+            ),
+        )
+
+    def gain(self, strategy: str) -> Interval:
+        """Quality gained for each 1,000 tokens from the smallest budget to the largest."""
+        return _interval(
+            self.returned[strategy], lambda means: 1_000 * gain_per_token(self.budgets, means)
+        )
+
+    def reached(self, strategy: str, quality: float) -> int | None:
+        found = budget_to_reach(self.budgets, best_so_far(self.means(strategy)), quality)
+        return None if found is None else int(found)
+
+    @cached_property
+    def best(self) -> Choice:
+        """The highest mean quality; of equals, at the smallest budget."""
+        return max(self._choices(), key=lambda c: (c.quality, -c.budget))
+
+    def cheapest(self, share: float) -> Choice:
+        """The best at the smallest budget at which any comes to `share` of the highest quality."""
+        enough = [c for c in self._choices() if c.quality >= share * self.best.quality]
+        return min(enough, key=lambda c: (c.budget, -c.quality))
+
+    def best_at(self, at: int) -> Choice:
+        here = [c for c in self._choices() if c.budget == self.budgets[at]]
+        return max(here, key=lambda c: c.quality)
+
+    def _choices(self) -> list[Choice]:
+        return [
+            Choice(name, budget, quality)
+            for name in self.strategies
+            for budget, quality in zip(self.budgets, self.means(name), strict=True)
+        ]
+
+
+def figures(
+    cells: Sequence[Cell],
+    records: Sequence[Record],
+    *,
+    metric: str,
+    about: str,
+    baseline: str,
+    q_max: float = 1.0,
+    origin: bool = False,
+) -> Figures:
+    """What the records say about these cells, all of one task. Raises ValueError if no question has
+    all its cells."""
+    of = {record["cell"]: record for record in records}
+    by_question = defaultdict[str, list[Cell]](list)
+    for cell in cells:
+        by_question[cell.question.id].append(cell)
+    whole = [q for q, own in by_question.items() if all(c.name in of for c in own)]
+    if not whole:
+        raise ValueError(f"{cells[0].settings.task}: no question has been measured in full yet")
+    strategies = list(dict.fromkeys(cell.strategy for cell in cells))
+    settings = cells[0].settings
+    returned: dict[str, Rows] = {}
+    oracle: dict[str, Rows] = {}
+    for name in strategies:
+        per_question = [[of[c.name] for c in by_question[q] if c.strategy == name] for q in whole]
+        returned[name] = [_mean(_by_seed(own, "scores")) for own in per_question]
+        oracle[name] = [
+            _mean(list(accumulate(row, max)) for row in _by_seed(own, "oracle"))
+            for own in per_question
+        ]
+    have = [of[cell.name] for cell in cells if cell.name in of]
+    prepared = [record for record in records if record["strategy"] == PREPARATION]
+    groups = {name: [r for r in have if r["strategy"] == name] for name in strategies}
+    return Figures(
+        task=settings.task,
+        protocol=settings.protocol,
+        model=have[0]["model"],
+        decide=settings.decide,
+        metric=metric,
+        about=about,
+        strategies=strategies,
+        budgets=settings.budgets,
+        seeds=len({cell.seed for cell in cells}),
+        questions=whole,
+        left_out=len(by_question) - len(whole),
+        returned=returned,
+        oracle=oracle,
+        costs={
+            name: _cost(group) for name, group in {**groups, PREPARATION: prepared}.items() if group
+        },
+        baseline=baseline,
+        unscored=sum(record["unscored"] for record in have),
+        estimated=any(record.get("cut") == "estimate" for record in have),
+        q_max=q_max,
+        origin=origin,
+    )
+
+
+def _by_seed(records: Sequence[Record], what: Literal["scores", "oracle"]) -> list[list[float]]:
+    """For each seed, the values at all budgets, ascending; they stand in one record or in many."""
+    seeds = defaultdict[int, dict[int, float]](dict)
+    for record in records:
+        values: list[float] = record[what]
+        seeds[record["seed"]].update(zip(record["budgets"], values, strict=True))
+    return [[values[b] for b in sorted(values)] for values in seeds.values()]
+
+
+def _cost(records: Sequence[Record]) -> Cost:
+    return Cost(
+        len(records),
+        total(record["spent"] for record in records),
+        sum(record["judging"] for record in records),
+        sum(record["answering"] for record in records),
+        sum(record["pairs"] for record in records),
+    )
+
+
+def _mean(rows: Iterable[Sequence[float]]) -> list[float]:
+    return _columns(list(rows))
+
+
+def _columns(rows: Rows) -> list[float]:
+    return [mean(column) for column in zip(*rows, strict=True)]
+
+
+def _interval(rows: Rows, statistic: Callable[[list[float]], float]) -> Interval:
+    return bootstrap(rows, lambda drawn: statistic(_columns(drawn)), resamples=_RESAMPLES)

@@ -1,0 +1,307 @@
+"""What a benchmark command orders, from its options to the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from langchain_core.rate_limiters import InMemoryRateLimiter
+
+from anytime_graph import options as option
+from anytime_graph.benchmark import cells as plan
+from anytime_graph.benchmark.cells import MODES, Cell, Decide, Protocol, Records, Settings
+from anytime_graph.benchmark.figures import Figures, figures
+from anytime_graph.benchmark.paper import Paper
+from anytime_graph.benchmark.progress import progress
+from anytime_graph.benchmark.recording import Facts, Recording
+from anytime_graph.benchmark.report import Made, markdown, page, parts, verdict
+from anytime_graph.benchmark.run import Run
+from anytime_graph.benchmark.session import Purse, Session
+from anytime_graph.benchmark.tape import facts_of
+from anytime_graph.budget import Prices
+from anytime_graph.checkpoints import Ledger, open_checkpoints
+from anytime_graph.interrupt import interruptible
+from anytime_graph.metering import Gate, gate
+from anytime_graph.models import prices_of, resolve_model
+from anytime_graph.tasks import Question, Task, load
+
+CALLS, RECORDS, LEDGER = "calls.jsonl", "records.jsonl", "ledger.db"
+_STRATEGIES: dict[Protocol, str] = {"run": "single,best_of_n,pdp", "paper": ",".join(MODES)}
+
+
+@dataclass(frozen=True)
+class Done:
+    told: Sequence[str]
+    ended: str | None
+
+
+@dataclass(frozen=True)
+class Voice:
+    """The model that a benchmark hears: what it is, and the gate to it; None in a replay."""
+
+    name: str
+    facts: Facts
+    inner: Gate | None
+    prices: Prices | None
+
+
+@dataclass
+class Part:
+    """A task, its cells, and what they came to."""
+
+    settings: Settings
+    task: Task
+    cells: Sequence[Cell]
+    training: Callable[[], Sequence[Question]]
+
+
+@dataclass(frozen=True)
+class Order:
+    """The options, as they were given."""
+
+    tasks: Sequence[str]
+    task_option: Sequence[str]
+    model: str | None
+    protocol: Protocol
+    strategy: str | None
+    budgets: tuple[int, ...]
+    samples: int
+    seeds: tuple[int, ...]
+    out: Path
+    decide: Decide
+    baseline: str | None
+    train: int
+    train_budget: int | None
+    trajectories: int
+    room: int
+    q_max: float
+    origin: bool
+    total_tokens: int | None
+    total_usd: float | None
+    parallel: int
+    rate: float | None
+    price: str | None
+    replay: Path | None
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "parallel"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)}: at least 1 is needed")
+        for name in ("total_tokens", "total_usd", "rate", "q_max"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"--{name.replace('_', '-')} {value}: more than 0 is needed")
+        if self.q_max < 1:
+            raise ValueError(f"--q-max {self.q_max:g}: scores go up to 1, so 1 is the least")
+        if self.baseline is not None and self.baseline not in self.strategies:
+            raise ValueError(
+                f"--baseline {self.baseline!r}: one of the strategies, {', '.join(self.strategies)}"
+            )
+        if self.protocol == "paper" and self.decide != "scorer":
+            raise ValueError(
+                f"--decide {self.decide}: in the paper's protocol nothing is chosen, for each "
+                "checkpoint has one answer"
+            )
+        if self.replay and self.replay.resolve() in (self.out.resolve(), self._calls.resolve()):
+            raise ValueError(f"--replay {self.replay}: give another --out for what it comes to")
+
+    @property
+    def strategies(self) -> list[str]:
+        return [s.strip() for s in (self.strategy or _STRATEGIES[self.protocol]).split(",")]
+
+    @property
+    def _calls(self) -> Path:
+        return self.out / CALLS
+
+    # --- the whole
+
+    def run(self, command: str) -> Done:
+        planned = [self._planned(name) for name in self.tasks]
+        self.out.mkdir(parents=True, exist_ok=True)
+        with self._recording() as recording:
+            voice = self._voice(recording)
+            recording.prices = voice.prices
+            records = Records(self.out / RECORDS)
+            for part in planned:
+                part.settings = self._settings(part.settings.task, voice.name)
+                part.cells = self._cells(part.settings, part.task)
+            with open_checkpoints(self.out / LEDGER) as store:
+                made = self._measured(planned, recording, records, voice, store.ledger, command)
+        return self._reported(planned, records, made)
+
+    def _planned(self, name: str) -> Part:
+        """What can be said before there is a model; bad options come out here."""
+        settings = self._settings(name, self.model or "")
+        made = self._loaded(name, self.samples)
+        cells = self._cells(settings, made)
+        return Part(settings, made, cells, lambda: self._training(name, made))
+
+    def _settings(self, task: str, model: str) -> Settings:
+        return Settings(
+            protocol=self.protocol,
+            task=task,
+            model=model,
+            budgets=self.budgets,
+            decide=self.decide,
+            options=self._task_options(),
+            training=self.train,
+            training_budget=self.train_budget or 0,
+            trajectories=self.trajectories,
+            room=self.room,
+        )
+
+    def _cells(self, settings: Settings, task: Task) -> Sequence[Cell]:
+        return plan.cells(settings, task, self.strategies, self.seeds)
+
+    def _measured(
+        self,
+        planned: Sequence[Part],
+        recording: Recording,
+        records: Records,
+        voice: Voice,
+        ledger: Ledger,
+        command: str,
+    ) -> Made:
+        purse = Purse(recording, self.total_tokens, self.total_usd)
+        if voice.inner is None:
+            purse = Purse(recording)
+        failures: list[str] = []
+        ended: str | None = None
+        todo = sum(c.name not in records for part in planned for c in part.cells)
+        with interruptible() as stop, progress(todo, recording) as told:
+            for part in planned:
+                protocol: type[Run | Paper] = Run if self.protocol == "run" else Paper
+                session = Session(
+                    protocol(part.task, ledger, voice.prices, stop),
+                    records,
+                    recording,
+                    purse,
+                    voice.facts,
+                    voice.inner,
+                    self.parallel,
+                    stop,
+                    told,
+                    failures,
+                )
+                session.run(part.cells, part.training)
+                ended = session.ended
+                if ended is not None:
+                    break
+        if ended is None and any(c.name not in records for p in planned for c in p.cells):
+            ended = "failures"
+        return Made(command, recording.bought, ended, failures, voice.inner is None)
+
+    def _reported(self, planned: Sequence[Part], records: Records, made: Made) -> Done:
+        found: list[Figures] = []
+        told = []
+        for part in planned:
+            try:
+                found.append(self._figures(part, records))
+            except ValueError as error:
+                told.append(str(error))
+        if found:
+            content = parts(found, made)
+            written = (("report.md", markdown(content)), ("report.html", page(content)))
+            for name, text in written:
+                (self.out / name).write_text(text, encoding="utf-8")
+            for figured in found:
+                told += [f"{figured.task}: {sentence}" for sentence in verdict(figured)]
+            told += [str(self.out / name) for name, _ in written]
+        if made.ended is not None:
+            told.append(made.unfinished())
+        return Done(told, made.ended)
+
+    def _figures(self, part: Part, records: Records) -> Figures:
+        names = [cell.name for cell in part.cells]
+        for kind in dict.fromkeys(c.lessons for c in part.cells if c.lessons):
+            prepared = plan.preparations(part.settings, kind, part.training())
+            names += [cell.name for cell in prepared]
+        return figures(
+            part.cells,
+            [records[name] for name in names if name in records],
+            metric=part.task.metric,
+            about=part.task.about,
+            baseline=self.baseline or self.strategies[0],
+            q_max=self.q_max,
+            origin=self.origin,
+        )
+
+    # --- the questions
+
+    def _task_options(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for text in self.task_option:
+            name, equals, value = text.partition("=")
+            if not (name and equals):
+                raise ValueError(f"--task-option {text!r}: NAME=VALUE, as in difficulty=3")
+            try:
+                found[name] = json.loads(value)
+            except ValueError:
+                found[name] = value
+        return found
+
+    def _loaded(self, name: str, count: int | None, **more: Any) -> Task:
+        return load(name, **{**self._task_options(), **({"count": count} if count else {}), **more})
+
+    def _training(self, name: str, tested: Task) -> Sequence[Question]:
+        """Questions that are not asked in the test. Raises ValueError if there are too few."""
+        asked = {question.id for question in tested.questions}
+        seed = self._task_options().get("seed", 0) + 1
+        try:
+            pool = self._loaded(name, self.train + len(asked), seed=seed)
+        except ValueError:  # there are not so many: all there are
+            pool = self._loaded(name, None, seed=seed)
+        others = [question for question in pool.questions if question.id not in asked]
+        if len(others) < self.train:
+            raise ValueError(
+                f"--train {self.train}: {name} has {len(others)} questions beside the "
+                f"{len(asked)} that are tested; give a smaller --train or --samples"
+            )
+        return others[: self.train]
+
+    # --- the model
+
+    @contextmanager
+    def _recording(self) -> Iterator[Recording]:
+        source = self._calls
+        if self.replay is not None:
+            source = self.replay / CALLS if self.replay.is_dir() else self.replay
+            if not source.is_file():
+                raise ValueError(f"--replay {self.replay}: there is no {CALLS} in it")
+        recording = Recording(source, live=self.replay is None)
+        try:
+            yield recording
+        finally:
+            recording.close()
+
+    def _voice(self, recording: Recording) -> Voice:
+        if self.replay is not None:
+            return self._recorded(recording)
+        name = self.model or option.default_model()
+        model = resolve_model(name)
+        prices = option.prices(self.price) or prices_of(model)
+        if self.total_usd is not None and prices is None:
+            raise ValueError(
+                f"--total-usd: the price of {name} is not known; give --price INPUT,OUTPUT, or "
+                "install anytime-graph[prices]"
+            )
+        if self.rate is not None:
+            limiter = InMemoryRateLimiter(requests_per_second=self.rate / 60)
+            model = model.model_copy(update={"rate_limiter": limiter})
+        facts = recording.introduce(name, facts_of(model, prices))
+        return Voice(name, facts, gate(model, prices), prices)
+
+    def _recorded(self, recording: Recording) -> Voice:
+        names = list(recording.facts)
+        name = self.model or (names[0] if len(names) == 1 else "")
+        if name not in recording.facts:
+            raise ValueError(
+                f"--model {name!r}: the recording is of {', '.join(names) or 'no model'}"
+            )
+        facts = recording.facts[name]
+        known = cast("Mapping[str, Any] | None", facts.prices)
+        return Voice(name, facts, None, Prices(**known) if known else None)

@@ -1,0 +1,184 @@
+"""What a benchmark's model has answered, kept in a file of JSON Lines.
+
+The file holds what the model is, as the gate sees it; what is asked, by the digest of the request and
+with its reservation, before it is; and what came. So it is as private as the replies are.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from anytime_graph.benchmark.cells import append, lines
+from anytime_graph.budget import Prices
+
+FORM = "anytime-graph calls 1"
+_POLL = 0.1
+"""Seconds between looks at whether to stop."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What of a model decides which requests are made of it: its name; the output tokens that it
+    never exceeds; whether tiktoken counts its prompts; what is bound to hold it to a schema; and
+    the options that travel with each request. prices: USD per million tokens, as Prices has them."""
+
+    name: str
+    ceiling: int | None = None
+    counted: bool = False
+    structured: dict[str, Any] | None = None
+    beside: dict[str, Any] = field(default_factory=dict)
+    prices: dict[str, float | None] | None = None
+
+
+@dataclass(frozen=True)
+class Take:
+    """A reply as it came. pieces: of the stream: text; None for one that shows nothing; [what the
+    model thought, text] where it shows its thoughts. usage: reports, in order. finish: the
+    provider's word for how it ended. cut: by us, as the provider ignored its cap."""
+
+    key: str
+    seed: int
+    room: int | None
+    pieces: list[Any]
+    usage: list[dict[str, Any]]
+    finish: str | None
+    cut: bool = False
+
+
+@dataclass
+class Bought:
+    """What was paid for. calls in flight, and those lost with their process, count in full."""
+
+    tokens: float = 0
+    usd: float = 0.0
+    calls: int = 0
+
+    def add(self, tokens: float, usd: float, calls: int = 0) -> None:
+        self.tokens += tokens
+        self.usd += usd
+        self.calls += calls
+
+
+class Recording:
+    """The takes of a file, and what they cost; safe for threads, and for one process at a time.
+
+    file: appended to, unless `live` is False. prices: for what was bought. tells_ends: replies came
+    with a word on how they ended, or with usage; so one without either broke off.
+    """
+
+    def __init__(self, file: Path, prices: Prices | None = None, live: bool = True) -> None:
+        self.file, self.prices, self.live = file, prices, live
+        self.bought = Bought()
+        self.facts: dict[str, Facts] = {}
+        self.tells_ends = False
+        self._takes: dict[str, Take] = {}
+        self._asked: dict[str, tuple[float, float]] = {}
+        self._answering: set[str] = set()
+        self._changed = threading.Condition()
+        self._lock = _locked(file) if live else None
+        for row in lines(file) if live or file.is_file() else ():
+            self._read(row)
+
+    def close(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def _read(self, row: dict[str, Any]) -> None:
+        try:
+            if "model" in row:
+                self.facts[row["model"]] = Facts(**row["facts"])
+            elif "ask" in row:
+                self._charge(row["ask"], *row["reserved"])
+            elif "failed" in row:
+                self._settle(row["failed"], *row["cost"])
+            else:
+                self._take(Take(**row["take"]), *row["cost"])
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{self.file}: not a recording of benchmark calls") from None
+
+    def introduce(self, model: str, facts: Facts) -> Facts:
+        """What the model of this name is. Raises ValueError if it was another before."""
+        known = self.facts.get(model)
+        if known is not None and known != facts:
+            raise ValueError(
+                f"{self.file}: --model {model} was priced or set otherwise before; give another --out"
+            )
+        if known is None:
+            self.facts[model] = facts
+            append(self.file, {"form": FORM, "model": model, "facts": asdict(facts)})
+        return facts
+
+    # --- one call
+
+    def claim(self, key: str, stop: threading.Event | None) -> Take | None:
+        """The take, or None: then the caller is to make it, and nobody else does meanwhile."""
+        with self._changed:
+            while True:
+                if (take := self._takes.get(key)) is not None:
+                    return take
+                if key not in self._answering or (stop is not None and stop.is_set()):
+                    self._answering.add(key)
+                    return None
+                self._changed.wait(_POLL)
+
+    def release(self, key: str) -> None:
+        with self._changed:
+            self._answering.discard(key)
+            self._changed.notify_all()
+
+    def ask(self, key: str, tokens: float, usd: float) -> None:
+        """Write the reservation, before the request leaves."""
+        with self._changed:
+            append(self.file, {"ask": key, "reserved": [tokens, usd]})
+            self._charge(key, tokens, usd)
+
+    def answer(self, take: Take, tokens: float, usd: float) -> None:
+        with self._changed:
+            append(self.file, {"take": asdict(take), "cost": [tokens, usd]})
+            self._take(take, tokens, usd)
+
+    def fail(self, key: str, tokens: float, usd: float) -> None:
+        """The call failed; it may be made again."""
+        with self._changed:
+            append(self.file, {"failed": key, "cost": [tokens, usd]})
+            self._settle(key, tokens, usd)
+
+    def _charge(self, key: str, tokens: float, usd: float) -> None:
+        """An earlier reservation of the same request that was never answered stays charged."""
+        self._asked[key] = (tokens, usd)
+        self.bought.add(tokens, usd, 1)
+
+    def _take(self, take: Take, tokens: float, usd: float) -> None:
+        self._settle(take.key, tokens, usd)
+        self._takes[take.key] = take
+        self.tells_ends |= bool(take.usage or take.finish)
+
+    def _settle(self, key: str, tokens: float, usd: float) -> None:
+        """What a call cost, instead of its reservation, if that is known."""
+        held = self._asked.pop(key, None)
+        if held is None:
+            self.bought.add(tokens, usd, 1)
+        else:
+            self.bought.add(tokens - held[0], usd - held[1])
+
+
+def _locked(file: Path) -> int:
+    """A hold on the file for as long as this process lives. Raises ValueError if another has it."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise ValueError(f"{file.parent}: another benchmark is running there") from None
+    return descriptor
+
+
+def heard(take: Take) -> list[str]:
+    """The pieces of a reply as text, thoughts included, in the order they came."""
+    shown = ["".join(p) if isinstance(p, list) else p for p in take.pieces]
+    return [text for text in shown if text]

@@ -1,0 +1,355 @@
+"""The report of a benchmark, in Markdown and as one page of HTML that needs nothing beside it."""
+
+from __future__ import annotations
+
+import html
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from anytime_graph.benchmark.cells import PREPARATION
+from anytime_graph.benchmark.chart import chart
+from anytime_graph.benchmark.figures import Figures
+from anytime_graph.benchmark.recording import Bought
+from anytime_graph.metrics import Interval
+
+_ENOUGH = 0.95
+"""The share of the highest quality that counts as nearly as good."""
+_FEW = 20
+"""Questions below which bootstrap intervals are too narrow."""
+
+
+@dataclass(frozen=True)
+class Heading:
+    text: str
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Code:
+    text: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: the first column is of names, the others of numbers."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """SVG, and what it shows."""
+
+    svg: str
+    about: str
+
+
+Part = Heading | Text | Code | Grid | Picture
+
+
+@dataclass(frozen=True)
+class Made:
+    """How a report came about. ended: why not all cells were run, if so."""
+
+    command: str
+    bought: Bought
+    ended: str | None
+    failures: Sequence[str]
+    replayed: bool = False
+
+    def unfinished(self) -> str:
+        """Why not all cells were run."""
+        why = {
+            "budget": "what may be spent on the whole benchmark does not pay for the next cell",
+            "interrupted": "it was interrupted",
+            "failures": f"calls fail ({self.failures[-1] if self.failures else 'no reason given'})",
+            "preparation": "some preference data could not be made",
+        }[self.ended or ""]
+        return f"Not finished: {why}. The same command goes on where it stopped."
+
+
+def parts(all_figures: Sequence[Figures], made: Made) -> list[Part]:
+    """The report's content."""
+    told: list[Part] = [Heading("Which strategy, at which budget", 1), Code(made.command)]
+    if made.ended is not None:
+        told.append(Text(made.unfinished(), strong=True))
+    for figures in all_figures:
+        told += _task(figures)
+    told += [Heading("How it was made"), Text(_versions()), Text(_bought(made))]
+    return told
+
+
+def _task(figures: Figures) -> list[Part]:
+    told: list[Part] = [Heading(figures.task), Text(_setting(figures))]
+    told += [Text(sentence, strong=True) for sentence in verdict(figures)]
+    try:
+        told.append(Picture(chart(figures), _caption(figures)))
+    except ImportError as error:
+        told.append(Text(f"No picture: {error}"))
+    told += [Heading("Quality of the answer returned", 3), _qualities(figures)]
+    if len(figures.strategies) > 1:
+        told += [Heading(f"Difference from {figures.baseline}", 3), _differences(figures)]
+        told.append(Text(_DIFFERENCES))
+    if len(figures.budgets) > 1:
+        told += [Heading("How early quality comes", 3), _indices(figures)]
+        told.append(Text(_index_terms(figures)))
+    told += [Heading("What it cost", 3), _costs(figures), Text(_COSTS[figures.protocol])]
+    return told
+
+
+def _setting(f: Figures) -> str:
+    protocol = {
+        "run": 'Protocol "run": what the graph returns at each budget, a run for each; budgets in '
+        f"tokens, input and output together. The {f.decide} decides which answer is returned.",
+        "paper": 'Protocol "paper": full chains of thought, cut at each checkpoint (generated '
+        "tokens), and an answer forced from what stands before the cut.",
+    }[f.protocol]
+    chains = "chain" if f.protocol == "paper" else "run"
+    left = f" {f.left_out} more questions lack a cell and are left out." if f.left_out else ""
+    few = f" Fewer than {_FEW} questions: the intervals are too narrow." * (len(f.questions) < _FEW)
+    return (
+        f"{protocol} Model {f.model}; {f.about}; quality is {_METRICS[f.metric]}. "
+        f"{len(f.questions)} questions, {f.seeds} {chains}{'s' * (f.seeds > 1)} on each.{left} "
+        f"Brackets are 95 % bootstrap intervals over questions.{few}{_faults(f)}"
+    )
+
+
+def _faults(f: Figures) -> str:
+    told = ""
+    if prepared := f.costs.get(PREPARATION):
+        told += f" Training questions gave {prepared.pairs} preference pairs"
+        told += "." if prepared.pairs else ", so nothing could be shown of them."
+    if f.unscored:
+        told += f" The scorer failed on {f.unscored} answers, which count 0."
+    if f.estimated:
+        told += " Some chains could not be cut at the token, but by an estimate."
+    return told
+
+
+_METRICS = {"csr": "the share of constraints met", "accuracy": "accuracy"}
+_DIFFERENCES = (
+    "Paired by question; p by sign-flip permutation, two-sided, not corrected for the number of "
+    "comparisons: among ten of them, chance alone brings a p of 0.05 or less in 40 % of benchmarks."
+)
+_COSTS = {
+    "run": "All cells, each charged as if it had been alone. Judge: tokens of comparisons, reasons "
+    "and principles, within the budget. The preparation of preference data comes on top of the "
+    "budgets of the strategies that are shown it; it is shared by them.",
+    "paper": "All cells, each charged as if it had been alone. Forced answers and the prompts, with "
+    "the examples in them, come on top of the generated tokens that the checkpoints count, as does "
+    "the preparation of preference data, which is shared by the strategies that are shown it.",
+}
+
+
+def verdict(f: Figures) -> list[str]:
+    """What to use, in a sentence for the whole and one for each budget."""
+    best, cheap = f.best, f.cheapest(_ENOUGH)
+    told = [f"Highest: {best.strategy} at {best.budget:,} {f.unit}, {best.quality:.3f}."]
+    if cheap != best:
+        told[0] += (
+            f" Nearly as good ({_ENOUGH:.0%} of it) from {cheap.budget:,} on: {cheap.strategy}, "
+            f"{cheap.quality:.3f}."
+        )
+    for at, budget in enumerate(f.budgets):
+        here = f.best_at(at)
+        if here.strategy == f.baseline:
+            told.append(f"At {budget:,}: {here.strategy}, {here.quality:.3f}.")
+            continue
+        d = f.difference(here.strategy, at)
+        sure = "beyond chance" if d.p < 0.05 else "which may be chance"
+        told.append(
+            f"At {budget:,}: {here.strategy}, {here.quality:.3f}; {d.mean:+.3f} on {f.baseline}, "
+            f"{sure} (p = {d.p:.3f})."
+        )
+    return told
+
+
+def _caption(f: Figures) -> str:
+    return f"Mean quality of the answer returned against the budget, {f.task}, {f.model}"
+
+
+def _qualities(f: Figures) -> Grid:
+    rows = [
+        [name, *(_told(f.quality(name, at)) for at in range(len(f.budgets)))]
+        for name in f.strategies
+    ]
+    return Grid(["strategy", *(f"{b:,}" for b in f.budgets)], rows)
+
+
+def _differences(f: Figures) -> Grid:
+    rows = []
+    for name in f.strategies:
+        if name == f.baseline:
+            continue
+        found = [f.difference(name, at) for at in range(len(f.budgets))]
+        rows.append(
+            [name, *(f"{d.mean:+.3f}\n[{d.low:+.3f}, {d.high:+.3f}]\np={d.p:.3f}" for d in found)]
+        )
+    return Grid(["strategy", *(f"{b:,}" for b in f.budgets)], rows)
+
+
+def _indices(f: Figures) -> Grid:
+    level = _ENOUGH * f.best.quality
+    rows = []
+    for name in f.strategies:
+        at = f.reached(name, level)
+        rows.append(
+            [
+                name,
+                *(_told(f.index(name, of)) for of in ("returned", "paper", "oracle")),
+                _told(f.gain(name)),
+                "not reached" if at is None else f"{at:,}",
+            ]
+        )
+    head = ["strategy", "index, returned", "index, Q* of means", "index, oracle"]
+    return Grid([*head, "gain per 1,000 tokens", f"budget to reach {level:.3f}"], rows)
+
+
+def _index_terms(f: Figures) -> str:
+    origin = "from (0, 0)" if f.origin else "from the first budget, without (0, 0)"
+    return (
+        f"Anytime Index with Q_max = {f.q_max:g}, {origin}. Returned: of the answers that were "
+        "returned, whose quality can fall. Q* of means: the paper's formula on the mean curve. Oracle: "
+        "of the best answer so far on each question and seed, which takes the true score to pick. "
+        "The gain is that of the answer returned, from the smallest budget to the largest."
+    )
+
+
+def _costs(f: Figures) -> Grid:
+    rows = []
+    for name, cost in f.costs.items():
+        s = cost.spent
+        rows.append(
+            [
+                name,
+                f"{cost.cells:,}",
+                f"{s['calls']:,}",
+                f"{s['tokens']:,}",
+                f"{s['input_tokens']:,}",
+                f"{s['output_tokens']:,}",
+                _share(s["cached_tokens"], s["input_tokens"]),
+                _share(cost.answering if f.protocol == "paper" else cost.judging, s["tokens"]),
+                f"{s['usd']:.4f}",
+            ]
+        )
+    part = "forced answers" if f.protocol == "paper" else "judge"
+    head = ["strategy", "cells", "calls", "tokens", "input", "output", "cached", part, "USD"]
+    return Grid(head, rows)
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{part / whole:.1%}" if whole else "-"
+
+
+def _told(i: Interval) -> str:
+    return f"{i.mean:.3f} [{i.low:.3f}, {i.high:.3f}]"
+
+
+def _versions() -> str:
+    names = ("anytime-graph", "langgraph", "langchain-core")
+    told = ", ".join(f"{name} {version(name)}" for name in names)
+    return f"{told}, Python {platform.python_version()}."
+
+
+def _bought(made: Made) -> str:
+    b = made.bought
+    what = "The recording that was replayed holds" if made.replayed else "Bought in this directory:"
+    return (
+        f"{what} {b.calls:,} calls, {b.tokens:,.0f} tokens, {b.usd:.4f} USD, of all benchmarks there; "
+        "a request made before was not bought again, and calls that a kill cut off count in full."
+    )
+
+
+# --- as Markdown
+
+
+def markdown(told: Sequence[Part]) -> str:
+    return "\n\n".join(_markdown(part) for part in told) + "\n"
+
+
+def _markdown(part: Part) -> str:
+    if isinstance(part, Heading):
+        return f"{'#' * part.level} {_plain(part.text)}"
+    if isinstance(part, Text):
+        return f"**{_plain(part.text)}**" if part.strong else _plain(part.text)
+    if isinstance(part, Code):
+        return f"    {part.text}"
+    if isinstance(part, Picture):
+        return f"(The picture is in report.html: {_plain(part.about)}.)"
+    rule = ["---", *["---:"] * (len(part.head) - 1)]
+    rows = [part.head, rule, *part.rows]
+    return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows)
+
+
+_MARKED = re.compile(r"[\\`*<>|]|(?<!\w)_|_(?!\w)|^#|\](?=[(\[:])")
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return _MARKED.sub(r"\\\g<0>", " ".join(text.split()))
+
+
+def _cell(text: str) -> str:
+    return text if set(text) <= {"-", ":"} else _plain(text)
+
+
+# --- as HTML
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c2024; --paper: #fdfdfc; --faint: #6b7280;
+  --rule: #d9dce0; --band: #f1f3f5; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --paper: #16181b; --faint: #9aa1ab;
+  --rule: #34383e; --band: #1e2125; } }
+body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 62rem; color: var(--ink);
+  background: var(--paper); font: 1rem/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; line-height: 1.2; } h2 { margin-top: 2.5rem; font-size: 1.25rem; }
+h3 { margin-top: 2rem; font-size: 1rem; }
+p { max-width: 46rem; color: var(--faint); } p.strong { margin: .2rem 0; color: var(--ink); }
+pre { padding: .75rem 1rem; border-radius: .4rem; background: var(--band); white-space: pre-wrap;
+  overflow-wrap: anywhere; font-size: .85rem; }
+.wide { overflow-x: auto; } figure { margin: 1.5rem 0; } figure svg { width: 100%; height: auto; }
+figure text { font-family: system-ui, sans-serif !important; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--rule); text-align: right;
+  white-space: pre; vertical-align: top; } th { color: var(--faint); font-weight: 600; }
+th:first-child, td:first-child { text-align: left; } td:first-child { font-weight: 600; }
+"""
+
+
+def page(told: Sequence[Part], title: str = "anytime-graph bench") -> str:
+    """One page; what came from outside (names, models' words) is text in it, never markup."""
+    body = "\n".join(map(_html, told))
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f"<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _html(part: Part) -> str:
+    if isinstance(part, Heading):
+        return f"<h{part.level}>{html.escape(part.text)}</h{part.level}>"
+    if isinstance(part, Code):
+        return f"<pre>{html.escape(part.text)}</pre>"
+    if isinstance(part, Picture):
+        about = html.escape(part.about)
+        return f'<figure role="img" aria-label="{about}">\n{part.svg}\n</figure>'
+    if isinstance(part, Text):
+        kind = ' class="strong"' if part.strong else ""
+        return f"<p{kind}>{html.escape(part.text)}</p>"
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in part.head)
+    rows = "\n".join(
+        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in part.rows
+    )
+    return f'<div class="wide"><table>\n<tr>{head}</tr>\n{rows}\n</table></div>'

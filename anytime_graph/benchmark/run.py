@@ -1,0 +1,206 @@
+"""The protocol "run": what the graph returns at each budget, as a user lives it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from langchain_core.messages import HumanMessage
+from langchain_core.runnables import RunnableConfig
+from langgraph.store.memory import InMemoryStore
+
+from anytime_graph.benchmark.cells import MEMORY, PREPARATION, Cell, Record
+from anytime_graph.benchmark.tape import Deck, NotRecorded
+from anytime_graph.budget import Budget, BudgetTooSmall, NoAnswer, Prices, nothing
+from anytime_graph.checkpoints import Ledger
+from anytime_graph.checkpoints.preferences import Namespace, memory_of
+from anytime_graph.graph import Context, create_anytime_graph
+from anytime_graph.metering import describe
+from anytime_graph.pairs import Example, Pair
+from anytime_graph.scoring import Score, as_score
+from anytime_graph.tasks import Question, Task
+
+log = logging.getLogger(__name__)
+
+NAMESPACE: Namespace = ("benchmark",)
+
+
+class Unmeasured(RuntimeError):
+    """A cell came to nothing for the provider's failures, or was interrupted; it may be run again."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a training question taught."""
+
+    question: str
+    pairs: Sequence[Pair]
+    principles: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Measures cells of the protocol "run". Each is a thread of the ledger."""
+
+    task: Task
+    ledger: Ledger
+    prices: Prices | None = None
+    stop: threading.Event | None = None
+
+    def ceiling(self, cell: Cell) -> tuple[float, float]:
+        """The most that a cell can cost, in tokens and USD."""
+        return cell.budgets[0], cell.budgets[0] * dearest(self.prices) / 1e6
+
+    def measure(self, cell: Cell, deck: Deck, memory: Lore | None) -> tuple[Record, Learned | None]:
+        """Run the cell from its beginning; what was bought for it before is on the tape. Raises
+        Unmeasured, or NotRecorded in a replay that misses a call."""
+        truth = Truth(cell.question)
+        decide = cell.settings.decide
+        self.ledger.forget(cell.name)
+        graph = create_anytime_graph(
+            deck.model(),
+            budget=Budget(tokens=cell.budgets[0]),
+            scorer=truth if decide == "scorer" else decide,
+            strategy=cell.strategy.removesuffix(MEMORY),
+            answer=self.task.answer,
+            prices=self.prices,
+            ledger=self.ledger,
+            memory=memory,
+        )
+        config: RunnableConfig = {
+            "configurable": {"thread_id": cell.name},
+            "recursion_limit": 10_000,
+        }
+        reason, spent, judged, learned = "", nothing(), 0, None
+        try:
+            out: Any = graph.compile().invoke(
+                {"messages": [HumanMessage(cell.question.prompt)]},
+                config,
+                context=Context(namespace=list(NAMESPACE), stop=self.stop),
+            )
+        except BudgetTooSmall:
+            reason = "too small"
+        except NoAnswer as failure:
+            reason, spent = "no answer", failure.spent
+        else:
+            reason, spent = out["stop_reason"], out["spent"]
+            judged = out["judging"]["spent"]["tokens"]
+            learned = Learned(cell.question.prompt, out["pairs"], out["principles"])
+        check(deck, reason == "interrupted")
+        curve = self._curve(cell.name, truth)
+        record = record_of(
+            cell,
+            deck,
+            scores=[curve[-1][1] if curve else 0.0],
+            oracle=[curve[-1][2] if curve else 0.0],
+            curve=curve,
+            spent=spent,
+            judging=judged,
+            unscored=truth.unscored,
+            pairs=len(learned.pairs) if learned else 0,
+            stop_reason=reason,
+        )
+        return record, learned
+
+    def _curve(self, thread: str, truth: Truth) -> list[tuple[int, float, float]]:
+        runs = self.ledger.runs(thread)
+        if not runs:
+            return []
+        answers = self.ledger.answers(runs[-1]["id"])
+        scores = {a["ordinal"]: truth.of(a["answer"]) for a in answers}
+        arrived = [(a["tokens"], "any", scores[a["ordinal"]]) for a in answers]
+        held_since = [
+            (p["tokens"], "held", scores[p["ordinal"]]) for p in self.ledger.curve(thread)
+        ]
+        curve: list[tuple[int, float, float]] = []
+        held = best = 0.0
+        for tokens, kind, score in sorted(arrived + held_since, key=lambda e: e[0]):
+            held, best = (score if kind == "held" else held), max(best, score)
+            if curve and curve[-1][0] == tokens:
+                curve.pop()
+            if not curve or curve[-1][1:] != (held, best):
+                curve.append((tokens, held, best))
+        return curve
+
+
+def check(deck: Deck, interrupted: bool) -> None:
+    """Whether what a cell came to is a measurement of anything but the provider's failures. Raises
+    Unmeasured or NotRecorded."""
+    if deck.missing:
+        raise NotRecorded(f"not in the recording: {deck.missing[0]}")
+    if interrupted:
+        raise Unmeasured("interrupted")
+    if deck.failures:
+        raise Unmeasured(deck.failures[-1])
+
+
+def record_of(cell: Cell, deck: Deck, **measured: Any) -> Record:
+    own: Mapping[str, Any] = {
+        "cell": cell.name,
+        "protocol": cell.settings.protocol,
+        "task": cell.settings.task,
+        "model": deck.facts.name,
+        "decide": cell.settings.decide,
+        "strategy": PREPARATION if cell.prepares else cell.strategy,
+        "question": cell.question.id,
+        "seed": cell.seed,
+        "budgets": list(cell.budgets),
+        "curve": [],
+        "judging": 0,
+        "answering": 0,
+        "unscored": 0,
+        "pairs": 0,
+    }
+    return cast("Record", {**own, **measured})
+
+
+class Truth:
+    """The question's scorer, for answers as texts. unscored: answers that it failed on, which
+    count 0, as a user's scorer may take for granted that a reply was not cut."""
+
+    def __init__(self, question: Question) -> None:
+        self.question = question
+        self.unscored = 0
+
+    def __call__(self, question: str, answer: Any) -> Any:
+        return self.question.scorer(question, answer)
+
+    def of(self, answer: str | None) -> float:
+        return self.verdict(answer).value if answer else 0.0
+
+    def verdict(self, answer: str) -> Score:
+        try:
+            verdict: Any = self.question.scorer(self.question.prompt, answer)
+            return as_score(verdict)
+        except Exception as error:
+            log.warning("the scorer failed: %s", describe(error))
+            self.unscored += 1
+            return Score(0.0)
+
+
+class Lore:
+    """A memory of what training questions taught, in their order; it learns from no others."""
+
+    def __init__(self, learned: Sequence[Learned]) -> None:
+        self.learned = learned
+        self._memory = memory_of(InMemoryStore())
+        for n, one in enumerate(learned):
+            self._memory.learn(NAMESPACE, one.question, one.pairs, one.principles, n)
+
+    def recall(
+        self, namespace: Namespace, question: str, limit: int = 3, *, besides: Collection[int] = ()
+    ) -> list[Example]:
+        return self._memory.recall(namespace, question, limit)
+
+    def learn(self, *args: Any) -> None: ...
+
+    def forget(self, *args: Any, **options: Any) -> int:
+        return 0
+
+
+def dearest(prices: Prices | None) -> float:
+    """USD for a million tokens of the dearer kind; 0 if nothing is known."""
+    return max(prices.input, prices.output) if prices else 0.0

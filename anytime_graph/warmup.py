@@ -1,0 +1,155 @@
+"""Filling a memory of preferences from a few example questions, before the first real one is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from langgraph.store.base import BaseStore
+
+from anytime_graph.budget import Budget, Prices, Spend, total
+from anytime_graph.checkpoints import Checkpoints, Ledger
+from anytime_graph.checkpoints.preferences import Memory, Namespace, encoded, memory_of
+from anytime_graph.graph import create_anytime_graph
+from anytime_graph.metering import Stop
+from anytime_graph.pairs import Example, Pair
+from anytime_graph.scoring import Judge, Scorer
+from anytime_graph.series import Progress, asked, checked, thread_name
+from anytime_graph.strategies import Strategy
+
+
+@dataclass(frozen=True)
+class Warmed:
+    """A question that was asked. score: of its best answer, in [0, 1], None if no scorer gave one.
+    pairs: learned from it. error: why it has no answer."""
+
+    question: str
+    thread: str
+    score: float | None
+    pairs: int
+    stop_reason: str | None
+    spent: Spend
+    error: str | None
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """What a warm-up came to. questions: those that were asked, in order. left: how many were not,
+    as it was stopped. spent: on all of them, in earlier runs of the same warm-up too."""
+
+    questions: tuple[Warmed, ...]
+    left: int
+
+    @property
+    def spent(self) -> Spend:
+        return total(q.spent for q in self.questions)
+
+    @property
+    def pairs(self) -> int:
+        return sum(q.pairs for q in self.questions)
+
+
+def warm_up(
+    questions: Iterable[str],
+    scorer: Scorer | Judge | Literal["judge"],
+    budget: Budget,
+    *,
+    model: Any,
+    checkpoints: Checkpoints,
+    memory: Ledger | BaseStore | Memory | None = None,
+    namespace: Namespace = (),
+    strategy: str | Strategy = "best_of_n",
+    answer: Any = "tags",
+    prices: Prices | None = None,
+    judge: Judge | None = None,
+    progress: Progress | None = None,
+    stop: Stop | None = None,
+) -> WarmUp:
+    """Answer example questions and remember which answers were better, for later questions.
+
+    scorer: (question, answer) -> score in [0, 1]; it may go by the question, so
+    `lambda q, a: checks[q](a)` serves questions that are checked differently. A Judge or "judge" has
+    the model compare. budget: for each question. memory: what is filled; default: the ledger of
+    `checkpoints`. namespace: whose pairs these are; pass the same in the context of later questions.
+    model, strategy, answer, prices, judge: as for create_anytime_graph. progress: called with
+    (questions that are over, all). stop: an event that ends it early; the rest is left to the next
+    time.
+
+    No example is shown the pairs of another, so their order does not matter. Each has a thread of its
+    own, named by namespace and question: to run it again after a crash goes on with the one that was
+    cut short, and pays nothing for those that are over, whatever the other arguments are by then.
+    A question that no call answered is told of, and asked anew the next time, with its budget anew.
+    For sync code; where an event loop runs, call it in a thread.
+
+    Raises ValueError for a bad argument, BudgetTooSmall, LedgerError, ThreadBusy.
+    """
+    ledger, space = checkpoints.ledger, encoded(namespace)
+    filled = memory_of(ledger if memory is None else memory)
+    if ledger.record != "all" and memory in (None, ledger):
+        raise ValueError('checkpoints: a memory needs texts; open them with record="all"')
+    if not (callable(scorer) or isinstance(scorer, Judge) or scorer == "judge"):
+        raise ValueError(f"scorer={scorer!r}: a function (question, answer) -> score, or 'judge'")
+    graph = create_anytime_graph(
+        model,
+        budget=budget,
+        scorer=scorer,
+        strategy=strategy,
+        answer=answer,
+        prices=prices,
+        judge=judge,
+        ledger=ledger,
+        memory=_Unread(filled),
+    )
+    app = graph.compile(checkpointer=checkpoints.saver)
+    threads = [(thread_name("warm-up", space, q), q) for q in checked(questions)]
+    context: Any = {"namespace": list(namespace)}
+    told = [
+        _warmed(ledger, *each)
+        for each in asked(app, ledger, threads, budget, context, stop, progress)
+    ]
+    return WarmUp(tuple(told), left=len(threads) - len(told))
+
+
+def _warmed(ledger: Ledger, thread: str, question: str, error: str | None) -> Warmed:
+    run, best = ledger.runs(thread)[-1], ledger.best(thread)
+    return Warmed(
+        question=question,
+        thread=thread,
+        score=best["score"] if best else None,
+        pairs=len(ledger.pairs(run["id"])),
+        stop_reason=run["stop_reason"],
+        spent=run["spent"],
+        error=error,
+    )
+
+
+class _Unread:
+    """A memory that is written only."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    def recall(
+        self, namespace: Namespace, question: str, limit: int = 3, *, besides: Collection[int] = ()
+    ) -> list[Example]:
+        return []
+
+    def learn(
+        self,
+        namespace: Namespace,
+        question: str,
+        pairs: Sequence[Pair],
+        principles: Sequence[str],
+        run_id: int,
+    ) -> None:
+        self._memory.learn(namespace, question, pairs, principles, run_id)
+
+    def forget(
+        self,
+        namespace: Namespace | None = None,
+        *,
+        older_than: float | None = None,
+        keep: int | None = None,
+    ) -> int:
+        return self._memory.forget(namespace, older_than=older_than, keep=keep)
