@@ -17,14 +17,19 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeGuard, cast
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    message_chunk_to_message,
+)
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 
 from anytime_graph import tokens
-from anytime_graph.budget import Prices, Spend, nothing
+from anytime_graph.budget import Limits, Prices, Spend, nothing
 from anytime_graph.checkpoints import Access, LedgerError
 from anytime_graph.state import Task
 
@@ -86,6 +91,16 @@ class Gate:
         """The output cap for a call: what is paid for, within what the model can write."""
         return min((cap for cap in (paid, self.ceiling) if cap is not None), default=None)
 
+    def amounts(self, prompt: int, room: int) -> Limits:
+        """What a call takes of each dimension, of time an instant at the least."""
+        return {
+            "tokens": prompt + room,
+            "output_tokens": room,
+            "usd": self.prices.usd(prompt, room) if self.prices else 0.0,
+            "calls": 1,
+            "seconds": 0.001,
+        }
+
 
 def gate(model: Any, prices: Prices | None) -> Gate:
     """Prepare a model. Raises ValueError if it is no chat model, or if nothing could hold its
@@ -118,7 +133,7 @@ def gate(model: Any, prices: Prices | None) -> Gate:
     if most := profile.get("max_output_tokens"):
         own.append(most)
     metered = _metered(model)
-    kwargs = _uncapped(kwargs)
+    kwargs = _unparsed(model, _uncapped(kwargs))
     held = (getattr(metered, field, None) for field in _HOLDERS)
     beside = [part for part in (kwargs, *held) if part]
     name = str(
@@ -152,13 +167,6 @@ def held_to(model: Any, schema: Mapping[str, Any]) -> Runnable[Any, Any] | None:
     bound = getattr(chain, "first", None)
     if not isinstance(bound, RunnableBinding) or "tools" in bound.kwargs:
         return None
-    form = bound.kwargs.get("response_format")
-    if form is not None and "extra_body" in type(model).model_fields:
-        # Named as such, langchain-openai would parse the reply, and fail on one that was cut.
-        own = {**(model.extra_body or {}), **(kwargs.pop("extra_body", None) or {})}
-        return cast(BaseChatModel, model).bind(
-            **kwargs, extra_body={**own, "response_format": form}
-        )
     return bound.bind(**kwargs)
 
 
@@ -197,6 +205,49 @@ class Heard:
 
     pieces: list[BaseMessage] = field(default_factory=list)
     error: Exception | None = None
+
+    def message(self, ended: bool) -> AIMessage:
+        """What the pieces make. Of a reply that was cut or broke off, only those tool calls are
+        kept whose arguments are complete: half of them could be another instruction."""
+        chunks = [p for p in self.pieces if isinstance(p, AIMessageChunk)]
+        if not chunks:
+            return cast(AIMessage, self.pieces[-1]) if self.pieces else AIMessage("")
+        joined = chunks[0] + chunks[1:]
+        message = cast(AIMessage, message_chunk_to_message(joined))
+        if ended and reports_its_end(message):
+            return message
+        complete = {c["id"] for c in joined.tool_call_chunks if _is_json(c["args"])}
+        content = message.content
+        if not isinstance(content, str):
+            content = [b for b in content if not _calls(b) or b["id"] in complete]
+        update = {
+            "content": content,
+            "tool_calls": [c for c in message.tool_calls if c["id"] in complete],
+            "invalid_tool_calls": [],
+            "additional_kwargs": {
+                k: v for k, v in message.additional_kwargs.items() if k != "tool_calls"
+            },
+        }
+        return message.model_copy(update=update)
+
+
+def reports_its_end(message: AIMessage) -> bool:
+    """Whether its provider said why the reply ended, or what it cost: one that broke off did not."""
+    reasons = ("finish_reason", "stop_reason", "done_reason")
+    said = any(message.response_metadata.get(reason) for reason in reasons)
+    return said or message.usage_metadata is not None
+
+
+def _calls(block: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(block, dict) and block.get("type") == "tool_use"
+
+
+def _is_json(text: str | None) -> bool:
+    try:
+        json.loads(text or "")
+    except ValueError:
+        return False
+    return True
 
 
 def call(
@@ -719,6 +770,17 @@ def _uncapped(options: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in options.items()
         if key not in _CAP_KEYS
     }
+
+
+def _unparsed(model: BaseChatModel, options: dict[str, Any]) -> dict[str, Any]:
+    """The options, with a schema for the reply sent as part of the body: named as such,
+    langchain-openai would parse the reply, and fail on one that was cut."""
+    form = options.get("response_format")
+    if not isinstance(form, dict) or "extra_body" not in type(model).model_fields:
+        return options
+    own = {**(getattr(model, "extra_body", None) or {}), **(options.get("extra_body") or {})}
+    rest = {key: value for key, value in options.items() if key != "response_format"}
+    return {**rest, "extra_body": {**own, "response_format": form}}
 
 
 def _clients(model: BaseChatModel, **options: Any) -> dict[str, Any]:

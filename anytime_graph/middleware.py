@@ -7,43 +7,20 @@ Needs the extra `agents`; `import anytime_graph` does not need langchain.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Annotated, Any, Literal, NotRequired, cast
-from uuid import uuid4
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
-from langgraph.channels.untracked_value import UntrackedValue
 from langgraph.errors import GraphBubbleUp
 from langgraph.runtime import Runtime
-from langgraph.types import Command
+from langgraph.types import Command, Overwrite
 from typing_extensions import TypedDict
 
-from anytime_graph.accounts import (
-    Account,
-    Desk,
-    Plan,
-    Short,
-    added,
-    at,
-    here,
-    less,
-    metered,
-    outer,
-    register,
-    registered,
-    scope,
-)
-from anytime_graph.budget import (
-    Budget,
-    BudgetTooSmall,
-    Limits,
-    Prices,
-    Spend,
-    as_budget,
-    nothing,
-)
+from anytime_graph.accounts import Account, Desk, Short, asked_for, at, caller, enter, opened
+from anytime_graph.budget import Budget, Limits, Prices, Spend, as_budget, nothing, total
+from anytime_graph.metered import metered
 from anytime_graph.metering import describe
 
 try:
@@ -65,14 +42,22 @@ __all__ = ["TokenBudgetMiddleware", "metered"]
 
 log = logging.getLogger(__name__)
 
+Request = ModelRequest[Any]
+Response = ModelResponse[Any]
+Result = ToolMessage | Command[Any]
 
-class _Kept(TypedDict):
-    """What outlives a process. question: the id of the user message that began the run. before:
-    what the thread had spent by then. growth: how far prompts exceeded their bound, by model."""
 
-    question: str | None
+class _Run(TypedDict):
+    """question: what the user asked. before: what the thread had spent by then. growth: how far
+    prompts exceeded their bounds, by model."""
+
+    question: BaseMessage | None
     before: Spend
     growth: dict[str, float]
+
+
+def _added(kept: Spend, more: Spend) -> Spend:
+    return total([kept, more])
 
 
 class BudgetState(AgentState[Any]):
@@ -80,17 +65,12 @@ class BudgetState(AgentState[Any]):
     stop_reason: None while it works; "done", or the dimension of the budget that ended it, or the
     error that did."""
 
-    spent: NotRequired[Annotated[Spend, OmitFromInput, added]]
+    spent: NotRequired[Annotated[Spend, OmitFromInput, _added]]
     stop_reason: NotRequired[Annotated[str | None, OmitFromInput]]
-    anytime_kept: NotRequired[Annotated[_Kept, PrivateStateAttr]]
-    anytime_account: NotRequired[Annotated[str, UntrackedValue, PrivateStateAttr]]
+    anytime_run: NotRequired[Annotated[_Run, PrivateStateAttr]]
 
 
-_OURS = ("spent", "stop_reason", "anytime_kept", "anytime_account")
-
-Request = ModelRequest[Any]
-Response = ModelResponse[Any]
-Result = ToolMessage | Command[Any]
+_OURS = ("spent", "stop_reason", "anytime_run")
 
 
 class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
@@ -98,27 +78,27 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
 
     budget: what may be spent; the first dimension to run out ends the work. Seconds are those in
         which model calls are active.
-    per: "run": the budget is for each user message; "thread": for all of a thread's, over its
-        invocations (needs a checkpointer).
+    per: "run": the budget is for each invocation and its resumes; "thread": for all of a thread's
+        (needs a checkpointer).
     reserve: what is kept for the last call: a fraction of the budget, or a Budget. At least what
         its shortest prompt takes; 0: there is no last call.
     prices: US dollars per million tokens of the agent's model; default: looked up by its name.
 
-    Before each call the prompt, tools included, is bounded and the output capped to what is left
-    beside the reserve; a stream that exceeds its cap is cut. What the provider reports is booked;
-    a call without a believable report is charged in full, and clients do not retry unseen. When
-    no further call fits, or a reply was cut by the budget, the model is asked once more, without
-    tools, to answer from what it has. If not even that fits, the run ends with the text that the
-    model gave last. The agent's state has `spent` and `stop_reason`.
+    Before each call the prompt, tools included, is bounded and the output capped to half of what is
+    left beside the reserve; a stream that exceeds its cap is cut. What the provider reports is
+    booked; a call without a believable report is charged in full, and clients do not retry unseen.
+    When no further call fits, when a reply was cut by the budget, or when a call failed after the
+    model has said something, the model is asked once more, without tools, to answer from what it
+    has. If not even that fits, the run ends with the text that the model gave last. The agent's
+    state has `spent` and `stop_reason`.
 
-    Sub-agents with this middleware draw on the budget of the tool call that they run in, within
-    their own. Tools and middlewares that call a model draw on it if the model is `metered(model)`.
-    Tool calls that run side by side share what is left in equal parts, from their first model
-    call on.
+    Tool calls that run side by side have equal parts of what is left. Sub-agents with this
+    middleware draw on the part of the tool call that they run in, within their own budgets; tools
+    and middlewares that call a model draw on it if the model is `metered(model)`.
 
-    Put it first in `middleware=[...]`: what comes after it is inside, where its calls are metered
-    (retries, fallbacks to `metered` models, SummarizationMiddleware with a `metered` model).
-    ModelCallLimitMiddleware ends a run without a last call; Budget(calls=...) does with one.
+    Put it first in `middleware=[...]`: what comes after it is inside, where each retry and whatever
+    model a fallback chooses is metered. ModelCallLimitMiddleware ends a run without a last call;
+    Budget(calls=...) does with one.
 
     Raises ValueError for a bad argument, BudgetTooSmall when not one call fits and nothing was
     spent, and what the model's client raises as long as the model has said nothing.
@@ -147,47 +127,27 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
     # --- the run's account
 
     def before_agent(self, state: BudgetState, runtime: Runtime[Any]) -> dict[str, Any]:
-        """Open the account of this invocation; a new user message begins a new run."""
-        asked = next((m for m in reversed(state["messages"]) if m.type == "human"), None)
-        question = asked.id if asked else None
-        kept, spent = state.get("anytime_kept"), added(state.get("spent"), None)
-        begins = kept is None or kept["question"] != question
-        update: dict[str, Any] = {"stop_reason": None, "anytime_account": uuid4().hex}
-        if begins and self.per == "run":
-            update["spent"] = less(nothing(), spent)
-            spent = nothing()
-        growth = kept["growth"] if kept else {}
-        before = spent if begins or kept is None else kept["before"]
-        update["anytime_kept"] = _Kept(question=question, before=before, growth=growth)
-        account = self._opened(spent, growth)
-        account.question = asked
-        register(account, update["anytime_account"], *_place())
-        return update
+        """Begin a run: open its account."""
+        spent = nothing() if self.per == "run" else _spent(state)
+        asked = next((m for m in reversed(_messages(state)) if m.type == "human"), None)
+        run = _Run(question=asked, before=spent, growth=_run(state)["growth"])
+        self._enter(spent, run)
+        return {"spent": Overwrite(spent), "stop_reason": None, "anytime_run": run}
 
-    async def abefore_agent(self, state: BudgetState, runtime: Runtime[Any]) -> dict[str, Any]:
-        return self.before_agent(state, runtime)
+    def account(self, state: Any) -> Account:
+        """The account of this invocation; of one that is resumed, as the checkpoint has it."""
+        if (account := opened()) is not None:
+            return account
+        spent, run = _spent(state), _run(state)
+        if (parent := caller()) is not None:
+            parent.adopt(_less(spent, run["before"]))
+        return self._enter(spent, run)
 
-    def _opened(self, spent: Spend, growth: Mapping[str, float]) -> Account:
-        account = Account(self.budget.limits(), outer(), spent)
-        account.growth.update(growth)
-        account.narrow()
-        account.keep(self.share)
-        return account
-
-    def _account(self, state: Mapping[str, Any]) -> Account:
-        """The account of this invocation; after a restart, as the checkpoint has it."""
-        keys = [key for key in (state.get("anytime_account"), *_place()) if key is not None]
-        for key in keys:
-            if (account := registered(key)) is not None:
-                return account
-        kept, spent = state.get("anytime_kept"), added(state.get("spent"), None)
-        account = self._opened(spent, kept["growth"] if kept else {})
-        if kept is not None:
-            asked = (m for m in _messages(state) if m.id == kept["question"])
-            account.question = next(asked, None)
-        if account.parent is not None:
-            account.parent.adopt(less(spent, kept["before"] if kept else None))
-        return register(account, *keys)
+    def _enter(self, spent: Spend, run: _Run) -> Account:
+        account = Account(self.budget.limits(), spent, caller())
+        account.growth.update(run["growth"])
+        account.reserve = asked_for(self.share, account.limits)
+        return enter(account)
 
     # --- the agent's calls
 
@@ -195,8 +155,8 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         self, request: Request, handler: Callable[[Request], Response]
     ) -> ExtendedModelResponse[Any]:
         turn = _Turn(self, request)
-        while (asked := turn.next()) is not None:
-            with scope(turn.desk):
+        for asked in turn.requests():
+            with at(turn.desk):
                 try:
                     turn.take(handler(asked))
                 except Exception as error:
@@ -207,8 +167,8 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         self, request: Request, handler: Callable[[Request], Awaitable[Response]]
     ) -> ExtendedModelResponse[Any]:
         turn = _Turn(self, request)
-        while (asked := turn.next()) is not None:
-            with scope(turn.desk):
+        for asked in turn.requests():
+            with at(turn.desk):
                 try:
                     turn.take(await handler(asked))
                 except Exception as error:
@@ -220,61 +180,59 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
     def wrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Result]
     ) -> Result:
-        with _working(self._account(request.state), request) as desk:
+        with _working(self.account(request.state), request) as own:
             try:
                 result = handler(request)
-            except BudgetTooSmall as small:
-                result = _refused(request, small)
-            return cast(Result, _charged(result, desk.account.spent))
+            except Short as short:
+                result = _refused(request, short)
+        return cast(Result, _charged(result, own.spent))
 
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[Result]]
     ) -> Result:
-        with _working(self._account(request.state), request) as desk:
+        with _working(self.account(request.state), request) as own:
             try:
                 result = await handler(request)
-            except BudgetTooSmall as small:
-                result = _refused(request, small)
-            return cast(Result, _charged(result, desk.account.spent))
+            except Short as short:
+                result = _refused(request, short)
+        return cast(Result, _charged(result, own.spent))
+
+
+class _Metered(ModelRequest[Any]):
+    """A request whose model is metered, whichever an inner middleware puts in its place."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given | {"model": metered(given["model"])})
 
 
 class _Turn:
-    """One turn of the model: an ordinary call and, where the budget ends it, the last one."""
+    """One turn of the agent: an ordinary call and, where the budget or an error ends it, the last.
+
+    written: what the model wrote in a reply that was cut.
+    """
 
     def __init__(self, middleware: TokenBudgetMiddleware, request: Request) -> None:
-        self.middleware, self.request = middleware, request
         self.state = cast("Mapping[str, Any]", request.state)
-        self.account = middleware._account(self.state)
-        self.account.catch_up(added(self.state.get("spent"), None))
-        self.desk = Desk(self.account)
-        self.plans = [Plan(agent=True, share=middleware.share)]
-        if middleware.share:
-            self.plans.append(Plan(agent=True, final=True))
+        self.run, self.share = _run(self.state), middleware.share
+        given = {f.name: getattr(request, f.name) for f in fields(request)}
+        model = metered(request.model, middleware.prices)
+        self.request = _Metered(**given | {"model": model})
+        self.account = middleware.account(self.state)
+        self.account.spent = _added(_spent(self.state), self.account.due)
+        self.desk = Desk(self.account, "agent", self.share, self.run["question"])
         self.response: Response | None = None
         self.reason: str | None = None
         self.error: Exception | None = None
         self.written: list[BaseMessage] = []
-        kept = self.state.get("anytime_kept")
-        before = kept["before"] if kept else None
-        self.paid = less(self.account.spent, before)["calls"] > 0
-        if self.account.ended is not None:
-            self.fail(self.account.ended)
-            del self.plans[0]
 
-    def next(self) -> Request | None:
-        """The next request to make, if there is one."""
-        if self.response is not None or not self.plans:
-            return None
-        if not self.paid and not self.written and not isinstance(self.error, Short | None):
-            return None
-        plan = self.plans.pop(0)
-        self.desk = Desk(self.account, plan)
-        model = at(self.request.model, self.desk, self.middleware.prices)
-        asked = self.request.override(model=model)
-        if not plan.final:
-            return asked
-        messages = [*self.request.messages, *cast("list[Any]", self.written)]
-        return asked.override(messages=messages, tools=[], tool_choice=None)
+    def requests(self) -> Iterator[Request]:
+        """The requests to make, until there is a response."""
+        yield self.request
+        short = self.error is None or isinstance(self.error, Short)
+        if self.response is None and self.share and (short or self._said() is not None):
+            self.desk = Desk(self.account, "last", question=self.run["question"])
+            messages = [*self.request.messages, *cast("list[Any]", self.written)]
+            yield self.request.override(messages=messages, tools=[], tool_choice=None)
 
     def take(self, response: Response) -> None:
         """Keep a response, unless it only says that its call failed or did not fit, or the budget
@@ -284,12 +242,10 @@ class _Turn:
             return self.fail(error)
         if desk.message is not None and desk.message.text.strip():
             self.written = [AIMessage(desk.message.text)]
-        if desk.order is None or not desk.unfinished or (desk.plan.final and self.written):
+        if not desk.unfinished or (desk.kind == "last" and self.written):
             self.response = response
-        else:
-            self.reason = self.reason or (
-                "error: the reply broke off" if desk.broke else self._scarcest()
-            )
+        elif self.reason is None:
+            self.reason = "error: the reply broke off" if desk.broke else self.account.scarcest()
 
     def fail(self, error: Exception) -> None:
         if isinstance(error, GraphBubbleUp):
@@ -297,103 +253,101 @@ class _Turn:
         error = self.desk.short or error
         if self.error is None or isinstance(self.error, Short):
             self.error = error
-        if self.reason is None and isinstance(error, Short):
-            self.reason = error.dimension
-        elif self.reason is None:
-            self.reason = f"error: {describe(error)}"
+        if self.reason is None:
+            short = isinstance(error, Short)
+            self.reason = error.dimension if short else f"error: {describe(error)}"
         log.debug("a call of the agent's: %s", self.reason)
 
     def result(self) -> ExtendedModelResponse[Any]:
         """The turn's messages, and what they cost. Without a response: the last text that the
         model wrote in this run."""
         response, reason = self.response, self.reason
-        update: dict[str, Any] = {}
         if response is None:
-            ended_before = self.state.get("stop_reason") not in (None, "done")
-            if self.error is not None and (ended_before or not (self.paid or self.written)):
-                raise self.error
-            response = ModelResponse(result=[AIMessage(self._last_text())])
-        if reason is not None:
-            update["jump_to"] = "end"
-        elif response.structured_response is not None or not _calls_tools(response):
+            said = self._said()
+            unspent = self.account.spent["calls"] == self.run["before"]["calls"]
+            raised = self.error if unspent or not isinstance(self.error, Short) else None
+            if said is None and raised is not None:
+                raise raised
+            response = ModelResponse(result=[AIMessage(said or "")])
+        update: dict[str, Any] = {} if reason is None else {"jump_to": "end"}
+        if reason is None and (response.structured_response or not _calls_tools(response)):
             reason = "done"
-        kept = self.state.get("anytime_kept") or _Kept(question=None, before=nothing(), growth={})
-        update |= {
-            "spent": less(self.account.spent, self.state.get("spent")),
-            "stop_reason": reason,
-            "anytime_kept": {**kept, "growth": dict(self.account.growth)},
-        }
+        run = _Run(**self.run | {"growth": dict(self.account.growth)})
+        update |= {"spent": self.account.collect(), "stop_reason": reason, "anytime_run": run}
         return ExtendedModelResponse(response, Command(update=update))
 
-    def _last_text(self) -> str:
+    def _said(self) -> str | None:
+        """What the model said last in this run; None if it said nothing, be it without words."""
+        said = None
         for message in reversed([*self.request.messages, *self.written]):
             if message.type == "human":
                 break
-            if message.type == "ai" and message.text.strip():
-                return str(message.text)
-        return ""
-
-    def _scarcest(self) -> str:
-        rest, limits = self.account.left(), self.account.limits or {}
-        return min(rest, key=lambda d: rest[d] / (limits.get(d) or 1.0), default="done")
+            if message.type == "ai":
+                said = said or str(message.text).strip()
+        return said
 
 
 @contextmanager
-def _working(account: Account, request: ToolCallRequest) -> Iterator[Desk]:
-    """A tool call under way, with an account of its own below the agent's."""
-    own = str(request.tool_call["id"])
+def _working(account: Account, request: ToolCallRequest) -> Iterator[Account]:
+    """A tool call under way, with a part of what is left for itself."""
     said = next((m for m in reversed(_messages(request.state)) if m.type == "ai"), None)
-    siblings = {str(call["id"]) for call in getattr(said, "tool_calls", ())}
-    with account.lock:
-        if own not in account.open:
-            account.open = siblings | {own}
-    desk = Desk(Account(None, account))
+    parts = len(getattr(said, "tool_calls", ())) or 1
+    slice_: Limits = {}
+    for dimension, amount in account.left().items():
+        part = max(1, amount // parts) if dimension == "calls" else amount / parts
+        slice_[dimension] = amount if dimension == "seconds" else part
+    own = Account(slice_, parent=account)
     try:
-        with scope(desk):
-            yield desk
-    finally:
-        with account.lock:
-            account.open.discard(own)
+        with at(Desk(own, "tool")):
+            yield own
+    except BaseException:
+        account.owe({**own.spent, "seconds": 0.0})
+        raise
+
+
+def _refused(request: ToolCallRequest, short: Short) -> ToolMessage:
+    call = request.tool_call
+    return ToolMessage(
+        f"Not done: {short}", tool_call_id=call["id"], name=call["name"], status="error"
+    )
+
+
+def _charged(result: Any, spent: Spend) -> Any:
+    """A tool's result, and what it cost as an update of the agent's state; its seconds, which pass
+    for all tools at once, are the turn's to book. What a sub-agent's state says of its own budget
+    does not enter the agent's."""
+    cost = {"spent": {**spent, "seconds": 0.0}} if spent["calls"] else {}
+    if isinstance(result, ToolMessage):
+        return Command(update={"messages": [result], **cost}) if cost else result
+    if isinstance(result, list):
+        paid = [Command(update=cost)] if cost else []
+        return [*(_charged(part, nothing()) for part in result), *paid]
+    if not isinstance(result, Command) or result.graph is not None:
+        return result
+    given = result.update or ()
+    pairs = given.items() if isinstance(given, Mapping) else cast("Sequence[Any]", given)
+    return replace(result, update=[p for p in pairs if p[0] not in _OURS] + [*cost.items()])
+
+
+def _spent(state: Any) -> Spend:
+    return cast(Spend, state.get("spent") or nothing())
+
+
+def _run(state: Any) -> _Run:
+    none = _Run(question=None, before=nothing(), growth={})
+    return cast(_Run, state.get("anytime_run") or none)
 
 
 def _messages(state: Any) -> Sequence[BaseMessage]:
     return cast("Sequence[BaseMessage]", state.get("messages", ()))
 
 
-def _refused(request: ToolCallRequest, small: BudgetTooSmall) -> ToolMessage:
-    call = request.tool_call
-    return ToolMessage(
-        f"Not done: {small}", tool_call_id=call["id"], name=call["name"], status="error"
-    )
-
-
-def _charged(result: Any, spent: Spend) -> Any:
-    """A tool's result, and what it cost as an update of the agent's state. What a sub-agent's
-    state says of its own budget does not enter it."""
-    cost = {"spent": dict(spent)} if spent["calls"] else {}
-    if isinstance(result, ToolMessage):
-        return Command(update={"messages": [result], **cost}) if cost else result
-    if isinstance(result, list):
-        return [
-            *(_charged(r, nothing()) for r in result),
-            *([Command(update=cost)] if cost else []),
-        ]
-    if not isinstance(result, Command) or result.graph is not None:
-        return result
-    if isinstance(result.update, dict):
-        update: Any = {k: v for k, v in result.update.items() if k not in _OURS} | cost
-    else:
-        update = [pair for pair in result.update or () if pair[0] not in _OURS] + [*cost.items()]
-    return replace(result, update=update)
+def _less(spend: Spend, by: Spend) -> Spend:
+    return total([spend, cast(Spend, {d: -cast(float, a) for d, a in by.items()})])
 
 
 def _calls_tools(response: Response) -> bool:
     return any(getattr(message, "tool_calls", None) for message in response.result)
-
-
-def _place() -> Sequence[Hashable]:
-    key = here()
-    return () if key is None else (key,)
 
 
 def _share(reserve: Any, budget: Budget) -> float | Limits:

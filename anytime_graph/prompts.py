@@ -270,28 +270,27 @@ def told(conversation: Sequence[BaseMessage], rest: Mapping[str, float]) -> list
 
 def sum_up(
     conversation: Sequence[BaseMessage],
-    allowance: int | None,
+    allowance: int,
     system: bool,
     question: BaseMessage | None = None,
 ) -> list[AnyMessage]:
     """An agent's last prompt, in which no tool call stands: the question (or what was asked last),
-    and what came since and before, in plain text. allowance: characters for that, the newest first (None: all of it).
+    and what came since and before as plain text, in `allowance` characters, the newest first.
     system: with the agent's own instructions."""
     own = [m for m in conversation if m.type == "system"]
     talk = [m for m in conversation if m.type != "system"]
     if question is None:
         question = next((m for m in reversed(talk) if m.type == "human"), None)
+    texts = [(m, said(m)) for m in talk if question is None or m.id != question.id]
+    fits = sum(len(text) for _, text in texts) <= allowance
+    most = allowance if fits else max(80, allowance // 3)
     parts: list[tuple[str, str]] = []
-    left = sum(len(said(m)) for m in talk) if allowance is None else allowance
-    for message in reversed(talk):
-        text = "" if question is not None and message.id == question.id else said(message)
-        if allowance is not None:
-            text = clip(text, min(left, max(80, allowance // 3)))
-        if text and left > 0:
-            parts.insert(0, (_SPEAKERS.get(message.type, "MATERIAL"), text))
-            left -= len(text)
-    text = "\n\n".join(part for part in (fenced(parts), _SUM_UP) if part)
-    ask = HumanMessage(_followed(question.content if question else "", text))
+    for message, text in reversed(texts):
+        if text and allowance > 0:
+            parts.insert(0, (_SPEAKERS.get(message.type, "MATERIAL"), clip(text, most)))
+            allowance -= min(len(text), most)
+    ending = "\n\n".join(part for part in (fenced(parts), _SUM_UP) if part)
+    ask = HumanMessage(_followed(question.content if question else "", ending))
     return [*_listed(own if system else []), ask]
 
 
