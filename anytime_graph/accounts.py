@@ -14,12 +14,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.runnables import RunnableConfig
 from langgraph.runtime import get_runtime
 
 from anytime_graph import prompts
@@ -32,7 +31,7 @@ from anytime_graph.budget import (
     output_room,
     total,
 )
-from anytime_graph.metering import Gate, Heard, Reply, acall, call, gate, reports_its_end
+from anytime_graph.metering import Gate, Heard, Reply, gate, reports_its_end
 from anytime_graph.models import prices_of
 from anytime_graph.state import GOOD_ROOM, MIN_ROOM, OWN, Task
 from anytime_graph.tokens import Calibration, Shape, uncalibrated
@@ -136,90 +135,59 @@ class Short(BudgetTooSmall):
 
 @dataclass
 class Order:
-    """A call that is reserved, and how it is to be made."""
+    """A call that is reserved, and what came of it.
+
+    task: how it is to be made; None: it did not fit, and `short` tells why. message: what its
+    caller gets. unfinished: the budget, or a connection that broke, and not the model or its user,
+    ended the reply before it could be used.
+    """
 
     gate: Gate
-    task: Task
-    amounts: Limits
+    task: Task | None = None
+    amounts: Limits = field(default_factory=dict)
+    short: Short | None = None
+    heard: Heard = field(default_factory=Heard)
+    reply: Reply | None = None
+    message: AIMessage = field(default_factory=lambda: AIMessage(""))
+    unfinished: bool = False
+    broke: bool = False
 
-    def whole(self) -> Spend:
-        """The reservation as a spend: what a call without any report is charged."""
-        bound, room = self.task["prompt_bound"], self.task["room"] or 0
-        return {
-            **nothing(),
-            "tokens": bound + room,
-            "input_tokens": bound,
-            "output_tokens": room,
-            "usd": self.amounts["usd"],
-            "calls": 1,
-        }
+    @property
+    def spend(self) -> Spend:
+        """What it is charged; all that was reserved, if it was given up."""
+        if self.reply is not None:
+            return self.reply.spend
+        prompt = self.amounts["tokens"] - self.amounts["output_tokens"]
+        return cast(Spend, {**nothing(), **self.amounts, "input_tokens": prompt})
 
 
 @dataclass
 class Desk:
-    """Where metered models make their calls, and what came of the latest.
+    """Where metered models make their calls.
 
     kind: "agent": a turn of its model; "last": the call in which it sums up; "tool": a call within
     a tool; "middleware": one that a middleware makes in a node of its own. share: what the agent
     keeps for its last call, of its limits or by dimension. question: what the last call answers.
-
-    short: the latest call did not fit. error: the client's own. message: as the caller got it.
-    unfinished: the budget, and not the model or its user, ended the reply before it could be used.
+    latest: the latest call, of those that are made one at a time.
     """
 
     account: Account
     kind: Literal["agent", "last", "tool", "middleware"]
     share: float | Limits = 0.0
     question: BaseMessage | None = None
-    short: Short | None = None
-    error: Exception | None = None
-    message: AIMessage | None = None
-    unfinished: bool = False
-    broke: bool = False
+    latest: Order | None = None
 
-    def buy(
-        self,
-        model: BaseChatModel,
-        prompt: Sequence[BaseMessage],
-        config: RunnableConfig,
-        options: Mapping[str, Any],
-        prices: Prices | None,
-    ) -> AIMessage:
-        """Make a call if it fits; else a tool's call raises Short. Raises what the client raises."""
-        order, heard, reply = self._order(model, prompt, options, prices), Heard(), None
-        if order is None:
-            return self._instead(prompt)
-        try:
-            reply = call(order.gate, order.task, config, None, heard=heard)
-        finally:
-            self.account.settle(order.amounts, reply.spend if reply else order.whole())
-        return self._received(order, reply, heard)
-
-    async def abuy(
-        self,
-        model: BaseChatModel,
-        prompt: Sequence[BaseMessage],
-        config: RunnableConfig,
-        options: Mapping[str, Any],
-        prices: Prices | None,
-    ) -> AIMessage:
-        order, heard, reply = self._order(model, prompt, options, prices), Heard(), None
-        if order is None:
-            return self._instead(prompt)
-        try:
-            reply = await acall(order.gate, order.task, config, None, heard=heard)
-        finally:
-            self.account.settle(order.amounts, reply.spend if reply else order.whole())
-        return self._received(order, reply, heard)
-
-    def _order(
+    @contextmanager
+    def order(
         self,
         model: BaseChatModel,
         prompt: Sequence[BaseMessage],
         options: Mapping[str, Any],
         prices: Prices | None,
-    ) -> Order | None:
-        self.short = self.error = self.message = None
+    ) -> Iterator[Order]:
+        """Reserve a call, to be made within, and settle it after. One that does not fit raises
+        Short in a tool; elsewhere, where that would be retried or end the run, it has no task.
+        Raises what the client raised."""
         ready = gate(model.bind(**options), prices or prices_of(model))
         if ready.prices is None and "usd" in self.account.limits:
             raise ValueError(
@@ -227,23 +195,36 @@ class Desk:
                 "prices=Prices(input=..., output=...) in dollars per million tokens, or install "
                 "anytime-graph[prices]"
             )
+        order = self.latest = self._reserved(ready, prompt)
         try:
-            with self.account.lock:
-                return self._reserved(ready, prompt)
-        except Short as short:
-            self.short = short
-            if self.kind == "tool":
-                raise
-            return None
+            yield order
+        finally:
+            if order.task is not None:
+                self.account.settle(order.amounts, order.spend)
+        if order.task is not None and order.reply is not None:
+            self._receive(order, order.task, order.reply)
 
     def _reserved(self, ready: Gate, prompt: Sequence[BaseMessage]) -> Order:
+        with self.account.lock:
+            try:
+                order = self._planned(ready, prompt)
+            except Short as short:
+                if self.kind == "tool":
+                    raise
+                # A summary that is not made is what was to be summed up.
+                text = prompts.said(prompt[-1]) if self.kind == "middleware" else ""
+                return Order(ready, short=short, message=AIMessage(text))
+            self.account.hold(order.amounts)
+            return order
+
+    def _planned(self, ready: Gate, prompt: Sequence[BaseMessage]) -> Order:
         """Any call but the last writes at most half of what is left: one that fails is charged all
         that it might have written, and others may run beside it."""
         account, last = self.account, self.kind == "last"
         if self.kind == "agent":
             account.reserve = self._reserve(ready, prompt)
         rest = account.left(last)
-        messages = list(prompt)
+        messages: list[Any] = list(prompt)
         if last:
             messages = self._sum_up(ready, prompt, rest)
         elif self.kind == "agent":
@@ -259,35 +240,23 @@ class Desk:
         if room is not None and not last:
             room = max(least, room // 2)
         task = _task(ready, messages, shape, bound, ready.cap(room), rest)
-        order = Order(ready, task, ready.amounts(bound, task["room"] or 0))
-        account.hold(order.amounts)
-        return order
+        return Order(ready, task, ready.amounts(bound, task["room"] or 0))
 
-    def _instead(self, prompt: Sequence[BaseMessage]) -> AIMessage:
-        """In place of a call that does not fit, where an error would be retried or end the run: a
-        summary that is not made is what was to be summed up."""
-        return AIMessage(prompts.said(prompt[-1]) if self.kind == "middleware" else "")
-
-    def _received(self, order: Order, reply: Reply, heard: Heard) -> AIMessage:
-        self.error = heard.error
+    def _receive(self, order: Order, task: Task, reply: Reply) -> None:
         if reply.interrupted:
             raise KeyboardInterrupt
-        if heard.error is not None:
-            raise heard.error
-        self.message = message = heard.message(reply.ended == "stop")
-        name, growth = order.gate.name, self.account.growth
-        self.broke = name in growth and not reports_its_end(message)
-        if reply.reported is not None:
-            known = order.gate.learn(
-                self._known(order.gate), order.task["shape"], reply.reported, base=False
-            )
-            growth[name] = known["growth"]
-        ceiling, room = order.gate.ceiling, order.task["room"]
-        ours = room is not None and (ceiling is None or room < ceiling)
+        if order.heard.error is not None:
+            raise order.heard.error
+        ready, growth, room = order.gate, self.account.growth, task["room"]
+        order.message = message = order.heard.message(reply.ended == "stop")
+        order.broke = ready.name in growth and not reports_its_end(message)
+        ours = room is not None and (ready.ceiling is None or room < ready.ceiling)
         cut = reply.ended == "cut" or (reply.ended == "length" and ours)
-        text = bool(message.text.strip())
-        self.unfinished = not message.tool_calls and (cut or self.broke or not text)
-        return message
+        empty = not message.text.strip()
+        order.unfinished = not message.tool_calls and (cut or order.broke or empty)
+        if reply.reported is not None:
+            known = ready.learn(self._known(ready), task["shape"], reply.reported, base=False)
+            growth[ready.name] = known["growth"]
 
     # --- the last call
 
@@ -407,6 +376,5 @@ def _place() -> Hashable | None:
         runtime = get_runtime()
     except (RuntimeError, KeyError):
         return None
-    if runtime is None or runtime.execution_info is None:
-        return None
-    return runtime.control, runtime.execution_info.checkpoint_ns.rpartition("|")[0]
+    info = runtime.execution_info if runtime else None
+    return (runtime.control, info.checkpoint_ns.rpartition("|")[0]) if info else None

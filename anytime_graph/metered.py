@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables import RunnableConfig
 
 from anytime_graph.accounts import desk
 from anytime_graph.budget import Prices
+from anytime_graph.metering import acall, call
 from anytime_graph.models import resolve_model
 
 _PRICES = "anytime_prices"
@@ -63,8 +64,9 @@ def _metered_kind(kind: type[BaseChatModel]) -> type[BaseChatModel]:
     changed = {
         "generate": _generate,
         "agenerate": _agenerate,
-        "stream": _stream,
-        "astream": _astream,
+        # Streamed, it is called as a model that cannot be: through the methods above.
+        "_stream": BaseChatModel._stream,
+        "_astream": BaseChatModel._astream,
         "__module__": kind.__module__,
         "__doc__": kind.__doc__,
     }
@@ -83,7 +85,13 @@ def _generate(
     if at is None:
         return plain.generate(messages, stop, callbacks, **options)
     config, options = _split(callbacks, stop, options)
-    return _result([at.buy(plain, prompt, config, options, prices) for prompt in messages])
+    replies = []
+    for prompt in messages:
+        with at.order(plain, prompt, options, prices) as order:
+            if order.task is not None:
+                order.reply = call(order.gate, order.task, config, None, heard=order.heard)
+        replies.append(order.message)
+    return _result(replies)
 
 
 async def _agenerate(
@@ -97,32 +105,13 @@ async def _agenerate(
     if at is None:
         return await plain.agenerate(messages, stop, callbacks, **options)
     config, options = _split(callbacks, stop, options)
-    return _result([await at.abuy(plain, prompt, config, options, prices) for prompt in messages])
-
-
-def _stream(
-    self: BaseChatModel, input: Any, config: Any = None, **options: Any
-) -> Iterator[AIMessageChunk]:
-    """In one piece: what arrives meanwhile is seen by callbacks, as when an agent is streamed."""
-    if desk() is None:
-        yield from _plain(self).stream(input, config, **options)
-    else:
-        yield _piece(self.invoke(input, config, **options))
-
-
-async def _astream(
-    self: BaseChatModel, input: Any, config: Any = None, **options: Any
-) -> AsyncIterator[AIMessageChunk]:
-    if desk() is None:
-        async for piece in _plain(self).astream(input, config, **options):
-            yield piece
-    else:
-        yield _piece(await self.ainvoke(input, config, **options))
-
-
-def _piece(message: BaseMessage) -> AIMessageChunk:
-    fields = {k: v for k, v in message.model_dump().items() if k != "type"}
-    return AIMessageChunk(**fields, chunk_position="last")
+    replies = []
+    for prompt in messages:
+        with at.order(plain, prompt, options, prices) as order:
+            if order.task is not None:
+                order.reply = await acall(order.gate, order.task, config, None, heard=order.heard)
+        replies.append(order.message)
+    return _result(replies)
 
 
 def _split(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Annotated, Any, Literal, NotRequired, cast
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
@@ -214,9 +214,8 @@ class _Turn:
     def __init__(self, middleware: TokenBudgetMiddleware, request: Request) -> None:
         self.state = cast("Mapping[str, Any]", request.state)
         self.run, self.share = _run(self.state), middleware.share
-        given = {f.name: getattr(request, f.name) for f in fields(request)}
         model = metered(request.model, middleware.prices)
-        self.request = _Metered(**given | {"model": model})
+        self.request = _Metered(**{**vars(request), "model": model})
         self.account = middleware.account(self.state)
         self.account.spent = _added(_spent(self.state), self.account.due)
         self.desk = Desk(self.account, "agent", self.share, self.run["question"])
@@ -237,25 +236,29 @@ class _Turn:
     def take(self, response: Response) -> None:
         """Keep a response, unless it only says that its call failed or did not fit, or the budget
         ended it."""
-        desk = self.desk
-        if (error := desk.short or desk.error) is not None:
+        call = self.desk.latest
+        if call is None:  # an inner middleware answered itself
+            self.response = response
+            return
+        if (error := call.short or call.heard.error) is not None:
             return self.fail(error)
-        if desk.message is not None and desk.message.text.strip():
-            self.written = [AIMessage(desk.message.text)]
-        if not desk.unfinished or (desk.kind == "last" and self.written):
+        if call.message.text.strip():
+            self.written = [AIMessage(call.message.text)]
+        if not call.unfinished or (self.desk.kind == "last" and self.written):
             self.response = response
         elif self.reason is None:
-            self.reason = "error: the reply broke off" if desk.broke else self.account.scarcest()
+            self.reason = "error: the reply broke off" if call.broke else self.account.scarcest()
 
     def fail(self, error: Exception) -> None:
         if isinstance(error, GraphBubbleUp):
             raise error
-        error = self.desk.short or error
+        if self.desk.latest is not None and self.desk.latest.short is not None:
+            error = self.desk.latest.short
         if self.error is None or isinstance(self.error, Short):
             self.error = error
         if self.reason is None:
-            short = isinstance(error, Short)
-            self.reason = error.dimension if short else f"error: {describe(error)}"
+            failed = f"error: {describe(error)}"
+            self.reason = error.dimension if isinstance(error, Short) else failed
         log.debug("a call of the agent's: %s", self.reason)
 
     def result(self) -> ExtendedModelResponse[Any]:
@@ -270,7 +273,7 @@ class _Turn:
                 raise raised
             response = ModelResponse(result=[AIMessage(said or "")])
         update: dict[str, Any] = {} if reason is None else {"jump_to": "end"}
-        if reason is None and (response.structured_response or not _calls_tools(response)):
+        if reason is None and _is_answer(response):
             reason = "done"
         run = _Run(**self.run | {"growth": dict(self.account.growth)})
         update |= {"spent": self.account.collect(), "stop_reason": reason, "anytime_run": run}
@@ -320,8 +323,7 @@ def _charged(result: Any, spent: Spend) -> Any:
     if isinstance(result, ToolMessage):
         return Command(update={"messages": [result], **cost}) if cost else result
     if isinstance(result, list):
-        paid = [Command(update=cost)] if cost else []
-        return [*(_charged(part, nothing()) for part in result), *paid]
+        return [*(_charged(part, nothing()) for part in result), Command(update=cost)]
     if not isinstance(result, Command) or result.graph is not None:
         return result
     given = result.update or ()
@@ -346,23 +348,19 @@ def _less(spend: Spend, by: Spend) -> Spend:
     return total([spend, cast(Spend, {d: -cast(float, a) for d, a in by.items()})])
 
 
-def _calls_tools(response: Response) -> bool:
-    return any(getattr(message, "tool_calls", None) for message in response.result)
+def _is_answer(response: Response) -> bool:
+    calls = any(getattr(message, "tool_calls", None) for message in response.result)
+    return response.structured_response is not None or not calls
 
 
 def _share(reserve: Any, budget: Budget) -> float | Limits:
     """The reserve as a fraction or as amounts; 0 if there is none."""
-    if isinstance(reserve, Budget | Mapping):
-        amounts, limits = as_budget(reserve, "reserve").limits(), budget.limits()
-        for d, amount in amounts.items():
-            if d not in limits:
-                raise ValueError(f"reserve {d}={amount:g}: the budget ({budget}) sets no {d}")
-            if amount > limits[d]:
-                raise ValueError(f"reserve {d}={amount:g}: more than the budget's {limits[d]:g}")
-        return amounts if any(amounts.values()) else 0.0
-    number = isinstance(reserve, int | float) and not isinstance(reserve, bool)
-    if not number or not 0 <= reserve < 1:
-        raise ValueError(
-            f"reserve={reserve!r}: a fraction of the budget, from 0 to below 1, or a Budget"
-        )
-    return float(reserve)
+    if isinstance(reserve, int | float) and not isinstance(reserve, bool):
+        if not 0 <= reserve < 1:
+            raise ValueError(f"reserve={reserve!r}: a fraction is from 0 to below 1")
+        return float(reserve)
+    amounts, limits = as_budget(reserve, "reserve").limits(), budget.limits()
+    for dimension, amount in amounts.items():
+        if amount > limits.get(dimension, 0):
+            raise ValueError(f"reserve {dimension}={amount:g}: the budget is {budget}")
+    return amounts if any(amounts.values()) else 0.0
