@@ -16,6 +16,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
+from uuid import uuid4
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
@@ -38,6 +39,7 @@ from anytime_graph.tokens import Calibration, Shape, uncalibrated
 
 _LEAST_MATERIAL = 40
 """Characters of earlier material below which a last call shows none."""
+_MARK = "anytime_spent"
 _MOST_OPEN = 4_096
 """Invocations whose accounts are kept in mind."""
 
@@ -48,12 +50,18 @@ class Account:
     limits: no more than what the parent has left. spent: what was booked, sub-agents and tools
     included; its seconds are those in which calls were active. due: what of it no state holds yet.
     reserve: what only the last call may use. growth: how far prompts exceeded their bounds, by model.
+    tool_call: the id of the tool call, if it is one's.
     """
 
     def __init__(
-        self, limits: Limits, spent: Spend | None = None, parent: Account | None = None
+        self,
+        limits: Limits,
+        spent: Spend | None = None,
+        parent: Account | None = None,
+        tool_call: str | None = None,
     ) -> None:
         self.parent = parent
+        self.tool_call = tool_call
         self.chain: list[Account] = [self, *(parent.chain if parent else ())]
         self.lock: threading.RLock = parent.lock if parent else threading.RLock()
         self.growth: dict[str, float] = parent.growth if parent else {}
@@ -62,6 +70,8 @@ class Account:
         self.reserve: Limits = {}
         self._held: Limits = {}
         self._since = 0.0
+        self._opened = uuid4().hex
+        self._recalled = False
         above = parent.left() if parent else {}
         self.limits = limits | {
             d: min(limits.get(d, math.inf), amount + self._used(d)) for d, amount in above.items()
@@ -101,11 +111,24 @@ class Account:
                 own = spend if account is self else nothing()
                 account.due = total([account.due, {**own, "seconds": seconds}])
 
-    def adopt(self, spend: Spend) -> None:
-        """Book what was spent below before this account was opened."""
+    def mark(self, message: BaseMessage) -> None:
+        """Note in a reply what the tool calls that it was made in have spent: if they are interrupted,
+        nothing but the messages of their sub-agents is kept."""
         with self.lock:
-            for account in self.chain:
-                account.spent = total([account.spent, spend])
+            tools = [account for account in self.chain if account.tool_call]
+            marks = [[a.tool_call, a._opened, a.spent] for a in tools]
+        if marks:
+            message.response_metadata[_MARK] = marks
+
+    def recall(self, prompt: Sequence[BaseMessage]) -> None:
+        """Book, once, what tool calls had spent before they were interrupted."""
+        marks = [mark for message in prompt for mark in message.response_metadata.get(_MARK, ())]
+        with self.lock:
+            for account in self.chain if marks else ():
+                of = [m for m in marks if m[0] == account.tool_call and m[1] != account._opened]
+                if of and not account._recalled:
+                    account._recalled = True
+                    account.spent = total([account.spent, of[-1][2]])
 
     def owe(self, spend: Spend) -> None:
         """What a tool call spent and could not hand to the state itself."""
@@ -195,6 +218,7 @@ class Desk:
                 "prices=Prices(input=..., output=...) in dollars per million tokens, or install "
                 "anytime-graph[prices]"
             )
+        self.account.recall(prompt)
         order = self.latest = self._reserved(ready, prompt)
         try:
             yield order
@@ -249,6 +273,7 @@ class Desk:
             raise order.heard.error
         ready, growth, room = order.gate, self.account.growth, task["room"]
         order.message = message = order.heard.message(reply.ended == "stop")
+        self.account.mark(message)
         order.broke = ready.name in growth and not reports_its_end(message)
         ours = room is not None and (ready.ceiling is None or room < ready.ceiling)
         cut = reply.ended == "cut" or (reply.ended == "length" and ours)

@@ -48,11 +48,9 @@ Result = ToolMessage | Command[Any]
 
 
 class _Run(TypedDict):
-    """question: what the user asked. before: what the thread had spent by then. growth: how far
-    prompts exceeded their bounds, by model."""
+    """question: what the user asked. growth: how far prompts exceeded their bounds, by model."""
 
     question: BaseMessage | None
-    before: Spend
     growth: dict[str, float]
 
 
@@ -130,7 +128,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         """Begin a run: open its account."""
         spent = nothing() if self.per == "run" else _spent(state)
         asked = next((m for m in reversed(_messages(state)) if m.type == "human"), None)
-        run = _Run(question=asked, before=spent, growth=_run(state)["growth"])
+        run = _Run(question=asked, growth=_run(state)["growth"])
         self._enter(spent, run)
         return {"spent": Overwrite(spent), "stop_reason": None, "anytime_run": run}
 
@@ -138,10 +136,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         """The account of this invocation; of one that is resumed, as the checkpoint has it."""
         if (account := opened()) is not None:
             return account
-        spent, run = _spent(state), _run(state)
-        if (parent := caller()) is not None:
-            parent.adopt(_less(spent, run["before"]))
-        return self._enter(spent, run)
+        return self._enter(_spent(state), _run(state))
 
     def _enter(self, spent: Spend, run: _Run) -> Account:
         account = Account(self.budget.limits(), spent, caller())
@@ -267,7 +262,7 @@ class _Turn:
         response, reason = self.response, self.reason
         if response is None:
             said = self._said()
-            unspent = self.account.spent["calls"] == self.run["before"]["calls"]
+            unspent = not self.account.due["calls"]
             raised = self.error if unspent or not isinstance(self.error, Short) else None
             if said is None and raised is not None:
                 raise raised
@@ -299,7 +294,7 @@ def _working(account: Account, request: ToolCallRequest) -> Iterator[Account]:
     for dimension, amount in account.left().items():
         part = max(1, amount // parts) if dimension == "calls" else amount / parts
         slice_[dimension] = amount if dimension == "seconds" else part
-    own = Account(slice_, parent=account)
+    own = Account(slice_, parent=account, tool_call=request.tool_call["id"])
     try:
         with at(Desk(own, "tool")):
             yield own
@@ -326,9 +321,12 @@ def _charged(result: Any, spent: Spend) -> Any:
         return [*(_charged(part, nothing()) for part in result), Command(update=cost)]
     if not isinstance(result, Command) or result.graph is not None:
         return result
-    given = result.update or ()
-    pairs = given.items() if isinstance(given, Mapping) else cast("Sequence[Any]", given)
-    return replace(result, update=[p for p in pairs if p[0] not in _OURS] + [*cost.items()])
+    if isinstance(result.update, Mapping):
+        update: Any = {k: v for k, v in result.update.items() if k not in _OURS} | cost
+    else:
+        pairs = cast("Sequence[Any]", result.update or ())
+        update = [pair for pair in pairs if pair[0] not in _OURS] + [*cost.items()]
+    return replace(result, update=update)
 
 
 def _spent(state: Any) -> Spend:
@@ -336,16 +334,12 @@ def _spent(state: Any) -> Spend:
 
 
 def _run(state: Any) -> _Run:
-    none = _Run(question=None, before=nothing(), growth={})
+    none = _Run(question=None, growth={})
     return cast(_Run, state.get("anytime_run") or none)
 
 
 def _messages(state: Any) -> Sequence[BaseMessage]:
     return cast("Sequence[BaseMessage]", state.get("messages", ()))
-
-
-def _less(spend: Spend, by: Spend) -> Spend:
-    return total([spend, cast(Spend, {d: -cast(float, a) for d, a in by.items()})])
 
 
 def _is_answer(response: Response) -> bool:
