@@ -71,7 +71,7 @@ class Account:
         self._held: Limits = {}
         self._since = 0.0
         self._opened = uuid4().hex
-        self._recalled = False
+        self._recalled = self._closed = False
         above = parent.left() if parent else {}
         self.limits = limits | {
             d: min(limits.get(d, math.inf), amount + self._used(d)) for d, amount in above.items()
@@ -104,19 +104,24 @@ class Account:
         """Book what a call came to in place of its reservation."""
         with self.lock:
             for account in self.chain:
-                account._held = {d: held - amounts[d] for d, held in account._held.items()}
-                idle = not account._held["calls"]
-                seconds = time.monotonic() - account._since if idle else 0.0
-                account.spent = total([account.spent, {**spend, "seconds": seconds}])
-                own = spend if account is self else nothing()
-                account.due = total([account.due, {**own, "seconds": seconds}])
+                if account._closed:
+                    break
+                account._book(amounts, spend)
+            self.owe(spend)
+
+    def close(self) -> Spend:
+        """A tool call's cost, at its end, but for its seconds, which pass for all at once: they are
+        the turn's to book. A call that outlives the tool call is charged in full."""
+        with self.lock:
+            held, self._closed = dict(self._held), True
+            for account in self.chain if held.get("calls") else ():
+                account._book(held, whole(held))
+            return {**self.spent, "seconds": 0.0}
 
     def mark(self, message: BaseMessage) -> None:
         """Note in a reply what the tool calls that it was made in have spent: if they are interrupted,
         nothing but the messages of their sub-agents is kept."""
-        with self.lock:
-            tools = [account for account in self.chain if account.tool_call]
-            marks = [[a.tool_call, a._opened, a.spent] for a in tools]
+        marks = [[a.tool_call, a._opened, a.spent] for a in self.chain if a.tool_call]
         if marks:
             message.response_metadata[_MARK] = marks
 
@@ -131,15 +136,21 @@ class Account:
                     account.spent = total([account.spent, of[-1][2]])
 
     def owe(self, spend: Spend) -> None:
-        """What a tool call spent and could not hand to the state itself."""
+        """What this account spent itself, or a tool call that could not hand it to the state."""
         with self.lock:
-            self.due = total([self.due, spend])
+            self.due = total([self.due, {**spend, "seconds": 0.0}])
 
     def collect(self) -> Spend:
         """What is due, once."""
         with self.lock:
             due, self.due = self.due, nothing()
             return due
+
+    def _book(self, amounts: Limits, spend: Spend) -> None:
+        self._held = {d: held - amounts[d] for d, held in self._held.items()}
+        active = 0.0 if self._held["calls"] else time.monotonic() - self._since
+        self.spent = total([self.spent, {**spend, "seconds": active}])
+        self.due = total([self.due, {**nothing(), "seconds": active}])
 
     def _used(self, dimension: str) -> float:
         booked = cast("Mapping[str, float]", self.spent)[dimension]
@@ -178,10 +189,7 @@ class Order:
     @property
     def spend(self) -> Spend:
         """What it is charged; all that was reserved, if it was given up."""
-        if self.reply is not None:
-            return self.reply.spend
-        prompt = self.amounts["tokens"] - self.amounts["output_tokens"]
-        return cast(Spend, {**nothing(), **self.amounts, "input_tokens": prompt})
+        return whole(self.amounts) if self.reply is None else self.reply.spend
 
 
 @dataclass
@@ -311,6 +319,12 @@ class Desk:
 
     def _known(self, ready: Gate) -> Calibration:
         return {**uncalibrated(), "growth": self.account.growth.get(ready.name, 1.0)}
+
+
+def whole(amounts: Limits) -> Spend:
+    """A reservation as a spend."""
+    prompt = amounts["tokens"] - amounts["output_tokens"]
+    return cast(Spend, {**nothing(), **amounts, "input_tokens": prompt, "seconds": 0.0})
 
 
 def asked_for(share: float | Limits, limits: Limits) -> Limits:

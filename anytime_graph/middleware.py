@@ -180,7 +180,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
                 result = handler(request)
             except Short as short:
                 result = _refused(request, short)
-        return cast(Result, _charged(result, own.spent))
+        return cast(Result, _charged(result, own.close()))
 
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[Result]]
@@ -190,7 +190,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
                 result = await handler(request)
             except Short as short:
                 result = _refused(request, short)
-        return cast(Result, _charged(result, own.spent))
+        return cast(Result, _charged(result, own.close()))
 
 
 class _Metered(ModelRequest[Any]):
@@ -299,7 +299,7 @@ def _working(account: Account, request: ToolCallRequest) -> Iterator[Account]:
         with at(Desk(own, "tool")):
             yield own
     except BaseException:
-        account.owe({**own.spent, "seconds": 0.0})
+        account.owe(own.close())
         raise
 
 
@@ -311,10 +311,9 @@ def _refused(request: ToolCallRequest, short: Short) -> ToolMessage:
 
 
 def _charged(result: Any, spent: Spend) -> Any:
-    """A tool's result, and what it cost as an update of the agent's state; its seconds, which pass
-    for all tools at once, are the turn's to book. What a sub-agent's state says of its own budget
-    does not enter the agent's."""
-    cost = {"spent": {**spent, "seconds": 0.0}} if spent["calls"] else {}
+    """A tool's result, and what it cost as an update of the agent's state. What a sub-agent's state
+    says of its own budget does not enter the agent's."""
+    cost = {"spent": spent} if spent["calls"] else {}
     if isinstance(result, ToolMessage):
         return Command(update={"messages": [result], **cost}) if cost else result
     if isinstance(result, list):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain.agents import create_agent
 from langchain.agents.middleware import (
+    HumanInTheLoopMiddleware,
+    LLMToolSelectorMiddleware,
     ModelCallLimitMiddleware,
     ModelFallbackMiddleware,
     ModelRetryMiddleware,
     SummarizationMiddleware,
+    ToolRetryMiddleware,
 )
 from langchain.agents.structured_output import ToolStrategy
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
@@ -26,7 +30,13 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command, interrupt
 from pydantic import BaseModel
 
-from anytime_graph import Budget, BudgetTooSmall, Prices
+from anytime_graph import (
+    Budget,
+    BudgetTooSmall,
+    Prices,
+    create_anytime_graph,
+    open_checkpoints,
+)
 from anytime_graph.middleware import TokenBudgetMiddleware, metered
 from tests.conftest import torture
 from tests.server import Reply, Server, serving
@@ -161,7 +171,6 @@ def test_the_last_call_has_no_tools_and_what_was_found(server: Server) -> None:
     assert len(server.calls) == 3
 
 
-@both
 @pytest.mark.parametrize(
     "budget",
     [
@@ -173,9 +182,9 @@ def test_the_last_call_has_no_tools_and_what_was_found(server: Server) -> None:
     ],
     ids=str,
 )
-def test_every_dimension_holds(server: Server, budget: Budget, sync: bool) -> None:
+def test_every_dimension_holds(server: Server, budget: Budget) -> None:
     server.script = calling(("look_up", {"topic": "rivers"}))
-    out = run(agent(server, budget=budget, prices=Prices(input=0.4, output=1.6)), sync=sync)
+    out = run(agent(server, budget=budget, prices=Prices(input=0.4, output=1.6)))
     spent = out["spent"]
     assert all(spent[d] <= most for d, most in budget.limits().items())
     assert spent["tokens"] == server.served
@@ -275,8 +284,10 @@ def test_lies_about_usage_never_lower_the_books(server: Server, lie: str) -> Non
     assert last(out).startswith("the river")
 
 
-@both
-@pytest.mark.parametrize("error", [400, 500, "drop", "break", "junk"])
+@pytest.mark.parametrize(
+    ("error", "sync"),
+    [(400, True), (500, True), ("drop", False), ("break", True), ("break", False), ("junk", True)],
+)
 def test_an_error_after_paid_work_brings_the_last_call(
     server: Server, error: int | str, sync: bool
 ) -> None:
@@ -292,46 +303,43 @@ def test_an_error_after_paid_work_brings_the_last_call(
     assert server.served <= out["spent"]["tokens"] <= 5_000
 
 
-@both
-def test_a_provider_that_is_gone_leaves_the_last_text(server: Server, sync: bool) -> None:
+def test_a_provider_that_is_gone_leaves_the_last_text(server: Server) -> None:
     def script(request: dict[str, Any], i: int) -> Reply:
         if i:
             return Reply(error=503)
         return Reply(text="It is erosion.", tools=[("look_up", {"topic": "rivers"})])
 
     server.script = script
-    out = run(agent(server, budget=Budget(tokens=5_000)), sync=sync)
+    out = run(agent(server, budget=Budget(tokens=5_000)))
     assert last(out) == "It is erosion."
     assert out["stop_reason"].startswith("error: ")
 
 
-@both
-def test_an_error_before_anything_was_said_is_raised(server: Server, sync: bool) -> None:
+def test_an_error_before_anything_was_said_is_raised(server: Server) -> None:
     import openai
 
     server.script = lambda request, i: Reply(error=401)
     with pytest.raises(openai.AuthenticationError):
-        run(agent(server, budget=Budget(tokens=5_000)), sync=sync)
+        run(agent(server, budget=Budget(tokens=5_000)))
     assert len(server.calls) == 1, "the client does not retry unseen"
 
 
 # --- beside other middlewares
 
 
-@both
-def test_retries_inside_are_metered_each(server: Server, sync: bool) -> None:
+def test_retries_inside_are_metered_each(server: Server) -> None:
     def script(request: dict[str, Any], i: int) -> Reply:
         return Reply(error=500) if i % 2 == 0 else calling(("look_up", {"topic": "x"}))(request, i)
 
     server.script = script
     retry = ModelRetryMiddleware(max_retries=2, initial_delay=0.01, jitter=False)
-    out = run(agent(server, budget=Budget(calls=8), inside=[retry]), sync=sync)
+    out = run(agent(server, budget=Budget(calls=8), inside=[retry]))
     assert len(server.calls) == out["spent"]["calls"] <= 8
     assert last(out) == ANSWER
     assert out["stop_reason"] == "calls"
 
 
-def test_a_fallback_that_is_metered_is_charged(server: Server) -> None:
+def test_whatever_model_an_inner_middleware_chooses_is_metered(server: Server) -> None:
     def script(request: dict[str, Any], i: int) -> Reply:
         if request["model"] == "scripted":
             return Reply(error=500)
@@ -339,12 +347,46 @@ def test_a_fallback_that_is_metered_is_charged(server: Server) -> None:
 
     server.script = script
     model = server.model(max_tokens=100)  # what a call that fails is charged, beside its prompt
-    other = model.model_copy(update={"model_name": "other"})
-    fallback = ModelFallbackMiddleware(metered(other))
+    fallback = ModelFallbackMiddleware(model.model_copy(update={"model_name": "other"}))
     out = run(agent(server, budget=Budget(tokens=20_000), model=model, inside=[fallback]))
     assert last(out) == ANSWER
+    assert out["stop_reason"] == "tokens"
     assert server.served <= out["spent"]["tokens"] <= 20_000
-    assert len(server.calls) == out["spent"]["calls"]
+    assert len(server.calls) == out["spent"]["calls"] > 10
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
+def test_a_tool_selector_and_retried_tools_are_charged_in_any_order(
+    server: Server, first: bool
+) -> None:
+    """The tool calls a model and fails, each time."""
+    model = metered(server.model(max_tokens=20))
+
+    @tool
+    def think(about: str) -> str:
+        """Think about something."""
+        model.invoke(f"Think about {about}.")
+        raise RuntimeError("lost the thread")
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if "response_format" in request:
+            return Reply(text='{"tools": ["think"]}')
+        if request.get("tools"):
+            return Reply(text="", tools=[("think", {"about": "rivers"})] * 2)
+        return Reply(text=ANSWER)
+
+    server.script = script
+    middleware = [
+        TokenBudgetMiddleware(Budget(tokens=6_000)),
+        LLMToolSelectorMiddleware(model=metered(server.model())),
+        ToolRetryMiddleware(max_retries=1, initial_delay=0.01, jitter=False),
+    ]
+    app = create_agent(server.model(), [think], middleware=middleware[:: 1 if first else -1])
+    out = app.invoke(QUESTION)
+    assert last(out) == ANSWER
+    assert out["spent"]["tokens"] == server.served <= 6_000
+    assert out["spent"]["calls"] == len(server.calls)
+    assert sum("Think about" in c.text for c in server.calls) >= 4
 
 
 @both
@@ -426,21 +468,25 @@ def test_a_structured_answer_that_never_comes_ends_all_the_same(server: Server) 
 # --- sub-agents, and tools that call models
 
 
-def boss(server: Server, budget: Budget, own: Budget, parallel: int, **options: Any) -> Any:
-    """An agent whose only tool is an agent; both go on for ever."""
-    worker = agent(server, budget=own, name="worker")
-
+def delegating_to(worker: Any) -> Any:
     @tool
     def delegate(task: str) -> str:
         """Have a task done by a worker."""
         return last(worker.invoke({"messages": [("user", task)]}))
+
+    return delegate
+
+
+def boss(server: Server, budget: Budget, own: Budget, parallel: int, **options: Any) -> Any:
+    """An agent whose only tool is an agent; both go on for ever."""
+    worker = agent(server, budget=own, name="worker")
 
     @tool
     async def adelegate(task: str) -> str:
         """Have a task done by a worker."""
         return last(await worker.ainvoke({"messages": [("user", task)]}))
 
-    chosen = adelegate if options.pop("asynchronous", False) else delegate
+    chosen = adelegate if options.pop("asynchronous", False) else delegating_to(worker)
 
     def script(request: dict[str, Any], i: int) -> Reply:
         names = [t["function"]["name"] for t in request.get("tools", ())]
@@ -521,6 +567,50 @@ def test_tools_that_call_models_side_by_side_do_not_overspend(
     out = run(app, sync=sync)
     assert endless.settled().served <= tokens
     assert out["spent"]["tokens"] == endless.served
+    assert last(out) == ANSWER
+
+
+def test_calls_side_by_side_in_one_tool_leave_each_other_room(server: Server) -> None:
+    """And one that goes on when its siblings' lack of room has ended the tool is charged in full."""
+    model = metered(server.model())
+
+    @tool
+    async def think(about: str) -> str:
+        """Think of something in three ways."""
+        ways = [model.ainvoke(f"Think about {about}.") for _ in range(3)]
+        return str(sum(bool(reply.text) for reply in await asyncio.gather(*ways)))
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if request.get("tools"):
+            return Reply(text="", tools=[("think", {"about": "rivers"})])
+        thinks = request["messages"][-1]["content"].startswith("Think")
+        return Reply(text=None, piece=20) if thinks else Reply(text=ANSWER)
+
+    server.script = script
+    out = run(agent(server, think, budget=Budget(tokens=6_000)), sync=False)
+    assert next(m for m in out["messages"] if isinstance(m, ToolMessage)).text == "3"
+    assert server.settled().served <= out["spent"]["tokens"] <= 6_000
+    assert last(out) == ANSWER
+
+
+def test_an_anytime_graph_may_be_a_tool(server: Server) -> None:
+    graph = create_anytime_graph(metered(server.model()), budget=Budget(tokens=90_000)).compile()
+
+    @tool
+    def ponder(question: str) -> str:
+        """Think about a question for as long as there is a budget."""
+        return str(graph.invoke({"messages": [("user", question)]})["messages"][-1].text)
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if request.get("tools"):
+            return Reply(text="", tools=[("ponder", {"question": "why"})])
+        ends = "budget of this work ends" in str(request)
+        return Reply(text=ANSWER if ends else "so <answer>erosion</answer> it is")
+
+    server.script = script
+    out = run(agent(server, ponder, budget=Budget(tokens=6_000)))
+    assert next(m for m in out["messages"] if isinstance(m, ToolMessage)).text == "erosion"
+    assert out["spent"]["tokens"] == server.served <= 6_000
     assert last(out) == ANSWER
 
 
@@ -612,20 +702,22 @@ def test_runs_side_by_side_have_each_their_own_budget(server: Server, sync: bool
 # --- checkpoints
 
 
-@both
-def test_a_run_resumes_with_what_it_had_spent(server: Server, sync: bool) -> None:
+def test_a_run_that_waits_for_approval_resumes_with_what_it_had_spent(
+    server: Server, tmp_path: Path
+) -> None:
+    """Each time from the file alone, as another process would."""
     server.script = calling(("look_up", {"topic": "rivers"}))
-    saver = InMemorySaver()
     thread: Any = {"configurable": {"thread_id": "rivers"}}
-
-    def app() -> Any:
-        return agent(server, budget=Budget(calls=4), checkpointer=saver, interrupt_before=["tools"])
-
-    out = run(app(), sync=sync, config=thread)
-    assert out["spent"]["calls"] == 1
-    for _ in range(3):
-        out = run(app(), None, sync=sync, config=thread)
-    assert len(server.calls) == out["spent"]["calls"] == 4
+    given, turns, out = QUESTION, 0, {"__interrupt__": ()}
+    while "__interrupt__" in out:
+        with open_checkpoints(tmp_path / "agent.db") as store:
+            ask = HumanInTheLoopMiddleware({"look_up": True})
+            app = agent(server, budget=Budget(calls=4), inside=[ask], checkpointer=store.saver)
+            out = app.invoke(given, thread)
+        given, turns = Command(resume={"decisions": [{"type": "approve"}]}), turns + 1
+        assert out["spent"]["calls"] == len(server.calls) <= 4
+    assert turns == 4
+    assert out["spent"]["tokens"] == server.served
     assert last(out) == ANSWER
 
 
@@ -660,36 +752,38 @@ def test_a_threads_budget_adds_up_over_its_invocations(server: Server) -> None:
     assert 1_000 < spent <= 2_000
 
 
-def test_a_sub_agent_that_was_interrupted_is_charged_once(server: Server) -> None:
-    """The tool that holds it returns only in the second invocation."""
+@pytest.mark.parametrize("own", [Budget(tokens=5_000), None], ids=["budget", "metered"])
+def test_a_sub_agent_that_is_interrupted_again_and_again_keeps_to_the_budget(
+    server: Server, own: Budget | None
+) -> None:
+    """Each time the tool that holds it runs anew, in an invocation that knows of no other."""
 
     @tool
     def ask(question: str) -> str:
         """Ask the user."""
         return str(interrupt(question))
 
-    worker = agent(server, ask, budget=Budget(calls=5), name="worker")
-
-    @tool
-    def delegate(task: str) -> str:
-        """Have a task done by a worker."""
-        return last(worker.invoke({"messages": [("user", task)]}))
-
     def script(request: dict[str, Any], i: int) -> Reply:
         names = [t["function"]["name"] for t in request.get("tools", ())]
-        said = {m["role"] for m in request["messages"]}
-        if "tool" in said:
-            return Reply(text=ANSWER)
-        return Reply(text="", tools=[(names[0], {"question": "?", "task": "rivers"})])
+        work = {"question": "and then?", "task": "rivers"}
+        return Reply(text="Hm.", tools=[(names[0], work)]) if names else Reply(text=ANSWER)
 
     server.script = script
-    app = agent(server, delegate, budget=Budget(calls=5), checkpointer=InMemorySaver())
+    saver = InMemorySaver()
     thread: Any = {"configurable": {"thread_id": "rivers"}}
-    assert app.invoke(QUESTION, thread)["__interrupt__"]
-    out = app.invoke(Command(resume="yes"), thread)
+    given, turns, out = QUESTION, 0, {"__interrupt__": ()}
+    while "__interrupt__" in out:
+        middleware = [TokenBudgetMiddleware(own)] if own else []
+        worker = create_agent(metered(server.model()), [ask], middleware=middleware, name="worker")
+
+        app = agent(server, delegating_to(worker), budget=Budget(tokens=4_000), checkpointer=saver)
+        out = app.invoke(given, thread)
+        given, turns = Command(resume="on"), turns + 1
+        assert server.served <= 4_000
+    assert turns > 5
     assert last(out) == ANSWER
-    assert len(server.calls) == 4
-    assert out["spent"]["calls"] == 4
+    assert out["spent"]["tokens"] == server.served
+    assert out["spent"]["calls"] == len(server.calls)
 
 
 def test_a_tool_that_was_done_when_its_sibling_was_interrupted_stays_paid(server: Server) -> None:
@@ -757,7 +851,7 @@ def test_tokens_are_streamed_once(server: Server, sync: bool) -> None:
         ),
         (
             lambda: TokenBudgetMiddleware(Budget(tokens=5), reserve=Budget(usd=1)),
-            "sets no usd",
+            "reserve usd=1",
         ),
         (lambda: TokenBudgetMiddleware(Budget(tokens=5), prices=3), "prices=3"),  # type: ignore[arg-type]
         (lambda: metered(5), "model=int"),  # type: ignore[arg-type]
@@ -768,21 +862,22 @@ def test_wrong_arguments_are_named(make: Callable[[], Any], named: str) -> None:
         make()
 
 
+def test_the_package_needs_no_langchain() -> None:
+    code = "import anytime_graph, sys; assert not {'langchain', 'deepagents'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_dollars_need_prices(server: Server) -> None:
     with pytest.raises(ValueError, match="the price of 'scripted' is not known"):
         run(agent(server, budget=Budget(usd=1.0)))
     assert not server.calls
 
 
-def test_the_package_does_not_need_langchain() -> None:
-    code = "import anytime_graph, sys; assert 'langchain' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
 # --- deep agents
 
 
-def test_deep_agents_and_their_sub_agents_keep_to_it(server: Server) -> None:
+def test_deep_agents_keep_to_it_and_go_on_from_what_was_approved(server: Server) -> None:
+    """Two sub-agents at once, which stop before each file until a user approves."""
     deepagents = pytest.importorskip("deepagents", reason="deepagents is not installed")
 
     def script(request: dict[str, Any], i: int) -> Reply:
@@ -790,14 +885,26 @@ def test_deep_agents_and_their_sub_agents_keep_to_it(server: Server) -> None:
         if "task" in names:
             work = {"description": "rivers", "subagent_type": "general-purpose"}
             return Reply(text="Do it.", tools=[("task", work)] * 2)
-        return Reply(text=ANSWER, tools=[("ls", {"path": "/"})] if names else [])
+        write = ("write_file", {"file_path": f"/{i}.txt", "content": "so it is"})
+        return Reply(text=ANSWER, tools=[write] if names else [])
 
     server.script = script
-    app = deepagents.create_deep_agent(
-        metered(server.model()), middleware=[TokenBudgetMiddleware(Budget(tokens=40_000))]
-    )
-    out = app.invoke({"messages": [HumanMessage("Why do rivers bend?")]})
-    assert server.settled().served <= 40_000
-    assert out["spent"]["tokens"] == server.served
-    assert out["spent"]["calls"] == len(server.calls) > 3
+    saver = InMemorySaver()
+    thread: Any = {"configurable": {"thread_id": "rivers"}}
+    given: Any = {"messages": [HumanMessage("Why do rivers bend?")]}
+    turns, out = 0, {"__interrupt__": ()}
+    while "__interrupt__" in out:
+        app = deepagents.create_deep_agent(
+            metered(server.model()),
+            middleware=[TokenBudgetMiddleware(Budget(tokens=50_000))],
+            interrupt_on={"write_file": True},
+            checkpointer=saver,
+        )
+        out = app.invoke(given, thread)
+        approve = {"decisions": [{"type": "approve"}]}
+        given = Command(resume={i.id: approve for i in out.get("__interrupt__", ())})
+        turns += 1
+    assert turns > 2
+    assert out["spent"]["tokens"] == server.settled().served <= 50_000
+    assert out["spent"]["calls"] == len(server.calls) > 5
     assert last(out) == ANSWER
