@@ -259,7 +259,7 @@ class Desk:
         messages: list[Any] = list(prompt)
         if last:
             messages = self._sum_up(ready, prompt, rest)
-        elif self.kind == "agent":
+        elif self.kind == "agent" and ready.kwargs.get("tools"):
             messages = prompts.told(prompt, rest)
         shape = ready.shape(messages)
         bound = ready.bound(shape, self._known(ready))

@@ -78,28 +78,16 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         which model calls are active.
     per: "run": the budget is for each invocation and its resumes; "thread": for all of a thread's
         (needs a checkpointer).
-    reserve: what is kept for the last call: a fraction of the budget, or a Budget. At least what
-        its shortest prompt takes; 0: there is no last call.
+    reserve: what is kept for a last call, in which the model sums up without tools what it has: a
+        fraction of the budget, or a Budget. At least what its shortest prompt takes; 0: no such call.
     prices: US dollars per million tokens of the agent's model; default: looked up by its name.
 
-    Before each call the prompt, tools included, is bounded and the output capped to half of what is
-    left beside the reserve; a stream that exceeds its cap is cut. What the provider reports is
-    booked; a call without a believable report is charged in full, and clients do not retry unseen.
-    When no further call fits, when a reply was cut by the budget, or when a call failed after the
-    model has said something, the model is asked once more, without tools, to answer from what it
-    has. If not even that fits, the run ends with the text that the model gave last. The agent's
-    state has `spent` and `stop_reason`.
+    Put it first in `middleware=[...]`. Sub-agents, tools and middlewares that call a model of their
+    own draw on the budget if the model is `metered(model)`; docs/middleware.md tells more. The
+    agent's state has `spent` and `stop_reason`.
 
-    Tool calls that run side by side have equal parts of what is left. Sub-agents with this
-    middleware draw on the part of the tool call that they run in, within their own budgets; tools
-    and middlewares that call a model draw on it if the model is `metered(model)`.
-
-    Put it first in `middleware=[...]`: what comes after it is inside, where each retry and whatever
-    model a fallback chooses is metered. ModelCallLimitMiddleware ends a run without a last call;
-    Budget(calls=...) does with one.
-
-    Raises ValueError for a bad argument, BudgetTooSmall when not one call fits and nothing was
-    spent, and what the model's client raises as long as the model has said nothing.
+    Raises ValueError for a bad argument; in a run BudgetTooSmall when not one call fits and nothing
+    was spent, and what the model's client raises as long as the model has said nothing.
     """
 
     state_schema = BudgetState
@@ -132,7 +120,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         self._enter(spent, run)
         return {"spent": Overwrite(spent), "stop_reason": None, "anytime_run": run}
 
-    def account(self, state: Any) -> Account:
+    def _account(self, state: Any) -> Account:
         """The account of this invocation; of one that is resumed, as the checkpoint has it."""
         if (account := opened()) is not None:
             return account
@@ -175,7 +163,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
     def wrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Result]
     ) -> Result:
-        with _working(self.account(request.state), request) as own:
+        with _working(self._account(request.state), request) as own:
             try:
                 result = handler(request)
             except Short as short:
@@ -185,7 +173,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[Result]]
     ) -> Result:
-        with _working(self.account(request.state), request) as own:
+        with _working(self._account(request.state), request) as own:
             try:
                 result = await handler(request)
             except Short as short:
@@ -207,12 +195,11 @@ class _Turn:
     """
 
     def __init__(self, middleware: TokenBudgetMiddleware, request: Request) -> None:
-        self.state = cast("Mapping[str, Any]", request.state)
-        self.run, self.share = _run(self.state), middleware.share
+        self.run, self.share = _run(request.state), middleware.share
         model = metered(request.model, middleware.prices)
         self.request = _Metered(**{**vars(request), "model": model})
-        self.account = middleware.account(self.state)
-        self.account.spent = _added(_spent(self.state), self.account.due)
+        self.account = middleware._account(request.state)
+        self.account.spent = _added(_spent(request.state), self.account.due)
         self.desk = Desk(self.account, "agent", self.share, self.run["question"])
         self.response: Response | None = None
         self.reason: str | None = None
