@@ -80,6 +80,8 @@ class Account:
     def left(self, last: bool = False) -> Limits:
         """What is left here and in every account above. last: the reserve included."""
         with self.lock:
+            if self._closed:
+                return dict.fromkeys(self.limits, 0)
             above = self.parent.left() if self.parent else {}
             kept = {} if last else self.reserve
             return {
