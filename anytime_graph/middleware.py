@@ -307,12 +307,9 @@ def _charged(result: Any, spent: Spend) -> Any:
         return [*(_charged(part, nothing()) for part in result), Command(update=cost)]
     if not isinstance(result, Command) or result.graph is not None:
         return result
-    if isinstance(result.update, Mapping):
-        update: Any = {k: v for k, v in result.update.items() if k not in _OURS} | cost
-    else:
-        pairs = cast("Sequence[Any]", result.update or ())
-        update = [pair for pair in pairs if pair[0] not in _OURS] + [*cost.items()]
-    return replace(result, update=update)
+    given = cast("Mapping[str, Any]", result.update or {})
+    kept = {key: value for key, value in given.items() if key not in _OURS}
+    return replace(result, update=kept | cost)
 
 
 def _spent(state: Any) -> Spend:

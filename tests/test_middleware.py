@@ -595,6 +595,36 @@ def test_calls_side_by_side_in_one_tool_leave_each_other_room(server: Server) ->
     assert last(out) == ANSWER
 
 
+def test_what_outlives_its_tool_buys_no_more(server: Server) -> None:
+    model, left_behind = metered(server.model()), []
+
+    @tool
+    async def start(about: str) -> str:
+        """Set off to think about something for ever."""
+
+        async def think() -> None:
+            while True:
+                await model.ainvoke(f"Think about {about}.")
+
+        left_behind.append(asyncio.create_task(think()))
+        await asyncio.sleep(0)
+        return "on it"
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        told = any(m["role"] == "tool" for m in request["messages"])
+        return Reply(text=ANSWER, tools=[("start", {"about": "x"})] if not told else [])
+
+    async def ran() -> Any:
+        out = await agent(server, start, budget=Budget(tokens=6_000)).ainvoke(QUESTION)
+        return out, await asyncio.gather(*left_behind, return_exceptions=True)
+
+    server.script = script
+    out, [end] = asyncio.run(ran())
+    assert isinstance(end, BudgetTooSmall)
+    assert out["spent"]["calls"] == len(server.calls)
+    assert server.settled().served <= out["spent"]["tokens"] <= 6_000
+
+
 def test_an_anytime_graph_may_be_a_tool(server: Server) -> None:
     graph = create_anytime_graph(metered(server.model()), budget=Budget(tokens=90_000)).compile()
 
@@ -831,7 +861,9 @@ def test_a_tool_may_hand_on_the_state_of_its_sub_agent(server: Server) -> None:
         return Reply(text=ANSWER, tools=[("delegate", {"task": "x"})] if names and not told else [])
 
     server.script = script
-    out = run(agent(server, delegate, budget=Budget(calls=20)))
+    app = agent(server, delegate, budget=Budget(calls=20))
+    *states, out = app.stream(QUESTION, stream_mode="values")
+    assert [s["stop_reason"] for s in states if s.get("stop_reason")] == []
     assert out["stop_reason"] == "done"
     assert out["spent"]["calls"] == len(server.calls) == 5
     assert out["spent"]["tokens"] == server.served
