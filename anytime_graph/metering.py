@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 import json
 import logging
 import math
@@ -28,17 +27,13 @@ from langchain_core.messages import (
 )
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 
-from anytime_graph import tokens
+from anytime_graph import providers, tokens
 from anytime_graph.budget import Limits, Prices, Spend, nothing
 from anytime_graph.checkpoints import Access, LedgerError
 from anytime_graph.state import Task
 
 log = logging.getLogger(__name__)
 
-CAP_FIELDS = ("max_tokens", "max_output_tokens", "num_predict")
-"""Names of the output cap across LangChain's model classes; the first a class has is used."""
-_CAP_KEYS = {*CAP_FIELDS, "max_completion_tokens", "max_new_tokens", "n", "stream"}
-_HOLDERS = ("model_kwargs", "extra_body")
 _SLACK = 16
 _INCREDIBLE = 10**9
 """Tokens that no call can have used."""
@@ -58,14 +53,13 @@ class Stop(Protocol):
 class Gate:
     """A chat model made ready for metering.
 
-    model: no hidden retries, usage reported in streams. kwargs: what was bound to it.
-    cap_field: its field that caps the output, None if it has none (its stream is cut instead).
+    model: no hidden retries, usage reported in streams; its output is capped, or its stream is cut
+    where its class has no field for a cap. kwargs: what was bound to it.
     ceiling: output tokens that the model never exceeds. extra: text that travels with each prompt.
     """
 
     model: BaseChatModel
     kwargs: Mapping[str, Any]
-    cap_field: str | None
     ceiling: int | None
     name: str
     extra: str
@@ -114,36 +108,24 @@ def gate(model: Any, prices: Prices | None) -> Gate:
             f"model={type(model).__name__}: pass a LangChain chat model, or a string such as "
             "'openai:gpt-4.1-mini' or 'local'"
         )
-    fields = type(model).model_fields
-    cap_field = next((f for f in CAP_FIELDS if f in fields), None)
     streams = (
         type(model)._stream is not BaseChatModel._stream
         or type(model)._astream is not BaseChatModel._astream
     )
-    if cap_field is None and not streams:
+    if providers.cap_field(model) is None and not streams:
         raise ValueError(
             f"model={type(model).__name__}: it neither streams nor has a field to cap its output "
-            f"({', '.join(CAP_FIELDS)}), so no budget can hold it"
+            f"({', '.join(providers.CAP_FIELDS)}), so no budget can hold it"
         )
-    caps = [kwargs.pop(key) for key in list(kwargs) if key in _CAP_KEYS]
-    own = [
-        c for c in [*caps, getattr(model, cap_field or "", None)] if isinstance(c, int) and c > 0
-    ]
-    profile = getattr(model, "profile", None) or {}
-    if most := profile.get("max_output_tokens"):
-        own.append(most)
-    metered = _metered(model)
-    kwargs = _unparsed(model, _uncapped(kwargs))
-    held = (getattr(metered, field, None) for field in _HOLDERS)
+    own = providers.own_caps(model, kwargs)
+    metered, kwargs = providers.metered(model, providers.unparsed(model, kwargs))
+    held = (getattr(metered, field, None) for field in providers.HOLDERS)
     beside = [part for part in (kwargs, *held) if part]
-    name = str(
-        getattr(model, "model_name", None) or getattr(model, "model", None) or type(model).__name__
-    )
+    name = providers.model_name(model) or type(model).__name__
     return Gate(
         model=metered,
         kwargs=kwargs,
-        cap_field=cap_field,
-        ceiling=min(own) if own else None,
+        ceiling=min(own, default=None),
         name=name,
         extra=json.dumps(beside, default=str, ensure_ascii=False) if beside else "",
         count=_counter(model, name),
@@ -167,6 +149,10 @@ def held_to(model: Any, schema: Mapping[str, Any]) -> Runnable[Any, Any] | None:
     bound = getattr(chain, "first", None)
     if not isinstance(bound, RunnableBinding) or "tools" in bound.kwargs:
         return None
+    form = bound.kwargs.get("response_format")
+    if form is not None and "extra_body" in type(model).model_fields:
+        options = providers.unparsed(model, {**kwargs, "response_format": form})
+        return cast(BaseChatModel, model).bind(**options)
     return bound.bind(**kwargs)
 
 
@@ -233,8 +219,7 @@ class Heard:
 
 def reports_its_end(message: AIMessage) -> bool:
     """Whether its provider said why the reply ended, or what it cost: one that broke off did not."""
-    reasons = ("finish_reason", "stop_reason", "done_reason")
-    said = any(message.response_metadata.get(reason) for reason in reasons)
+    said = providers.finish(message.response_metadata) is not None
     return said or message.usage_metadata is not None
 
 
@@ -268,7 +253,8 @@ def call(
 
     def pump() -> None:
         try:
-            meter.drain(meter.capped().stream(task["prompt"], config, **gate.kwargs))
+            model, kwargs = meter.capped()
+            meter.drain(model.stream(task["prompt"], config, **kwargs))
         except Exception as error:
             meter.fail(error)
         finally:
@@ -309,7 +295,8 @@ async def acall(
 
     async def pump() -> None:
         try:
-            await meter.adrain(meter.capped().astream(task["prompt"], config, **gate.kwargs))
+            model, kwargs = meter.capped()
+            await meter.adrain(model.astream(task["prompt"], config, **kwargs))
         except Exception as error:
             meter.fail(error)
 
@@ -425,20 +412,21 @@ class _Meter:
 
     # --- while it runs
 
-    def capped(self) -> BaseChatModel:
-        """The model with this call's output cap and, where it takes one, its time limit."""
-        room, field = self.task["room"], self.gate.cap_field
+    def capped(self) -> tuple[BaseChatModel, Mapping[str, Any]]:
+        """The model with this call's output cap and, where it takes one, its time limit; and what is
+        bound to it."""
         update: dict[str, Any] = {}
-        if room is not None and field is not None:
-            update[field] = room
+        bound = self.gate.kwargs
+        if (room := self.task["room"]) is not None:
+            update, bound = providers.fitted(self.gate.model, bound, room)
         if isinstance(seed := getattr(self.gate.model, "seed", None), int):
             update["seed"] = seed + self.task["ordinal"]
         if self.seconds is not None:
             own = getattr(self.gate.model, "request_timeout", None)
             patience = self.seconds + _GRACE
             patience = min(own, patience) if isinstance(own, int | float) else patience
-            update |= _clients(self.gate.model, timeout=patience)
-        return self.gate.model.model_copy(update=update)
+            update |= providers.clients(self.gate.model, timeout=patience)
+        return self.gate.model.model_copy(update=update), bound
 
     def hold_back(self, seconds: float) -> bool:
         """Wait before a call that follows a refusal; False if time ran out or a stop came."""
@@ -500,8 +488,8 @@ class _Meter:
             self.retry_after = _retry_after(error)
             if self.heard is not None:
                 self.heard.error = error
-            status = getattr(error, "status_code", None)
-            self.refused = isinstance(status, int) and not _transient(status)
+            status = providers.status(error)
+            self.refused = status is not None and not _transient(status)
             log.debug("call %s failed", self.task["ordinal"], exc_info=error)
 
     def _feed(self, chunk: BaseMessage) -> bool:
@@ -510,7 +498,8 @@ class _Meter:
             return True
         if self.heard is not None:
             self.heard.pieces.append(chunk)
-        text, thought = _clean(chunk.text), _clean(_reasoning(chunk) + _called(chunk))
+        text = _clean(chunk.text)
+        thought = _clean(providers.reasoning(chunk) + providers.called(chunk))
         if text or thought:
             self.pieces += 1
             self.text.append(text)
@@ -520,7 +509,7 @@ class _Meter:
         elif not getattr(chunk, "usage_metadata", None):
             self.silent += 1
         self.message_id = chunk.id or self.message_id
-        self.finish = chunk.response_metadata.get("finish_reason") or self.finish
+        self.finish = providers.finish(chunk.response_metadata) or self.finish
         self._add_usage(getattr(chunk, "usage_metadata", None))
         room = self.task["room"]
         if room is not None and self._exceeds(room):
@@ -617,7 +606,7 @@ class _Meter:
 
     def _full(self, spend: Spend, reported: int | None) -> bool:
         if self.finish is not None or reported is None:
-            return self.finish in ("length", "max_tokens", "MAX_TOKENS")
+            return self.finish in providers.FULL
         return self.task["room"] is not None and spend["output_tokens"] >= self.task["room"]
 
     def _charge(self, text: str, thought: str) -> tuple[Spend, int | None]:
@@ -690,8 +679,8 @@ class _Meter:
 def describe(error: BaseException) -> str:
     """An error in one line that holds no prompt, reply or key: providers echo them in messages."""
     parts = [type(error).__name__]
-    status, code = getattr(error, "status_code", None), getattr(error, "code", None)
-    if isinstance(status, int):
+    status, code = providers.status(error), getattr(error, "code", None)
+    if status is not None:
         parts.append(f"HTTP {status}")
     if isinstance(code, str) and re.fullmatch(r"[a-z][a-z_]{2,40}", code):
         parts.append(code)
@@ -705,8 +694,8 @@ def _retry_after(error: Exception) -> float:
     try:
         return min(_LONGEST_WAIT, max(0.0, float(headers["retry-after"])))
     except (KeyError, TypeError, ValueError):
-        status = getattr(error, "status_code", None)
-        if not isinstance(status, int):
+        status = providers.status(error)
+        if status is None:
             return 0.0 if isinstance(error, ValueError | TypeError) else 0.5
         return 0.5 if _transient(status) else 0.0
 
@@ -719,81 +708,6 @@ def _transient(status: int) -> bool:
 def _clean(text: str) -> str:
     """Text without lone surrogates, which no later request could carry."""
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _reasoning(chunk: BaseMessage) -> str:
-    """Reasoning text that a provider shows beside the reply; it is billed as output."""
-    if isinstance(chunk.content, str):
-        said = chunk.additional_kwargs.get("reasoning_content")
-        return said if isinstance(said, str) else ""
-    return "".join(
-        str(block.get("reasoning") or block.get("thinking") or "")
-        for block in chunk.content
-        if isinstance(block, dict) and block.get("type") in ("reasoning", "thinking")
-    )
-
-
-def _called(chunk: BaseMessage) -> str:
-    """The text of tool calls, which is billed as output."""
-    calls = getattr(chunk, "tool_call_chunks", None) or getattr(chunk, "tool_calls", None) or ()
-    return "".join(
-        f"{call.get('name') or ''}{args if isinstance(args, str) else json.dumps(args)}"
-        for call in calls
-        if (args := call.get("args")) is not None or call.get("name")
-    )
-
-
-def _metered(model: BaseChatModel) -> BaseChatModel:
-    """A copy whose client does not retry unseen, reports usage in streams and makes one choice."""
-    fields = type(model).model_fields
-    update: dict[str, Any] = {}
-    if "stream_usage" in fields:
-        update["stream_usage"] = True
-    if "n" in fields and getattr(model, "n", None) not in (None, 1):
-        update["n"] = 1
-    for name in _HOLDERS:
-        if isinstance(held := getattr(model, name, None), dict):
-            update[name] = _uncapped(held)
-    if "max_retries" in fields:
-        update["max_retries"] = 0
-    copy = model.model_copy(update=update | _clients(model, max_retries=0))
-    for name in [k for k in copy.__dict__ if k not in fields]:
-        if isinstance(getattr(type(copy), name, None), functools.cached_property):
-            del copy.__dict__[name]
-    return copy
-
-
-def _uncapped(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Request options without those that would loosen the cap, at whatever depth they hide."""
-    return {
-        key: _uncapped(value) if key in _HOLDERS and isinstance(value, dict) else value
-        for key, value in options.items()
-        if key not in _CAP_KEYS
-    }
-
-
-def _unparsed(model: BaseChatModel, options: dict[str, Any]) -> dict[str, Any]:
-    """The options, with a schema for the reply sent as part of the body: named as such,
-    langchain-openai would parse the reply, and fail on one that was cut."""
-    form = options.get("response_format")
-    if not isinstance(form, dict) or "extra_body" not in type(model).model_fields:
-        return options
-    own = {**(getattr(model, "extra_body", None) or {}), **(options.get("extra_body") or {})}
-    rest = {key: value for key, value in options.items() if key != "response_format"}
-    return {**rest, "extra_body": {**own, "response_format": form}}
-
-
-def _clients(model: BaseChatModel, **options: Any) -> dict[str, Any]:
-    """The HTTP clients that a model holds, with other options: SDKs in OpenAI's style offer
-    `with_options`, which shares the connections of the original."""
-    update: dict[str, Any] = {}
-    for name, resource in (("root_client", "client"), ("root_async_client", "async_client")):
-        root = getattr(model, name, None)
-        if root is not None and hasattr(root, "with_options"):
-            update[name] = root.with_options(**options)
-            if getattr(model, resource, None) is not None:
-                update[resource] = update[name].chat.completions
-    return update
 
 
 def _counter(model: BaseChatModel, name: str) -> tokens.Counter | None:

@@ -184,8 +184,7 @@ def draft(
     detail: float,
     room: int | None,
 ) -> list[AnyMessage]:
-    messages = _opening(conversation, protocol, lessons, detail)
-    return _with_note(messages, _remaining(room, detail))
+    return _opening(conversation, protocol, lessons, detail, room)
 
 
 def conclude(
@@ -206,14 +205,14 @@ def refine(
     room: int | None,
 ) -> list[AnyMessage]:
     """wrong, right: what is known of the answer's faults, and of what must stay."""
-    messages = _opening(conversation, protocol, lessons, detail)
+    messages = _opening(conversation, protocol, lessons, detail, room)
     notes = [
         clip(wrong or "", 600),
         f"What is right and must stay: {clip(right, 300)}" if right and detail else "",
     ]
     ask = HumanMessage("\n".join(part for part in (*notes, _IMPROVE) if part))
     shown_answer = AIMessage(clip(answer, int(8_000 * detail) or 1_000))
-    return _with_note([*messages, shown_answer, ask], _remaining(room, detail))
+    return [*messages, shown_answer, ask]
 
 
 def compare(
@@ -326,11 +325,15 @@ def clip(text: str, length: int) -> str:
 
 
 def _opening(
-    conversation: Sequence[BaseMessage], protocol: Protocol, lessons: Lessons, detail: float
+    conversation: Sequence[BaseMessage],
+    protocol: Protocol,
+    lessons: Lessons,
+    detail: float,
+    room: int | None,
 ) -> list[AnyMessage]:
     own = [protocol.instructions()] if detail or protocol.schema else []
     if detail:
-        own.append(lessons.text(detail))
+        own += [lessons.text(detail), _remaining(room)]
     head, *rest = _listed(conversation)
     if head.type == "system":
         own.insert(0, head.text)
@@ -340,27 +343,15 @@ def _opening(
     return [SystemMessage(text), *rest] if text else rest
 
 
-def _remaining(room: int | None, detail: float) -> str:
-    """Tells the model what it may still write, to two digits, so that cached prompts differ little."""
-    if room is None or not detail:
+def _remaining(room: int | None) -> str:
+    """What a reply may take, in steps of 1, 2, 5, 10, ..., so that prompts seldom differ by it and
+    stay in caches. It stands with the instructions: behind the question, small models take its number
+    for a part of that."""
+    if not room:
         return ""
-    step = 10 ** max(0, len(str(room)) - 2)
-    return f"(You have about {room // step * step} tokens left for this reply.)"
-
-
-def _with_note(messages: list[AnyMessage], note: str) -> list[AnyMessage]:
-    if not note:
-        return messages
-    *before, last = messages
-    if last.type != "human":
-        return [*messages, HumanMessage(note)]
-    content = last.content
-    body: str | list[str | dict[object, object]] = (
-        f"{content}\n\n{note}"
-        if isinstance(content, str)
-        else [*content, {"type": "text", "text": note}]
-    )
-    return [*before, HumanMessage(body)]
+    step = 10 ** (len(str(room)) - 1)
+    told = step * max(n for n in (1, 2, 5) if n * step <= room)
+    return f"(A reply can be about {told} tokens long; what comes after that is lost.)"
 
 
 def _listed(conversation: Sequence[BaseMessage]) -> list[AnyMessage]:

@@ -205,7 +205,7 @@ def test_modes_show_what_trajectories_on_other_questions_taught(
 ) -> None:
     server.script = thinking
     bench(*OWN, *MODEL, *PAPER, "--samples", "2", "--train", "2", "--out", "a", "--parallel", "2")
-    chains = [c for c in server.calls if "You have about 200 tokens" in c.text]
+    chains = [c for c in server.calls if "can be about 200 tokens" in c.text]
     kinds = Counter(
         (
             "Look at the map first" in c.text,
@@ -563,6 +563,23 @@ def test_names_are_text_on_the_page(server: Server, bench: Bench, folder: Path) 
     assert "## jsonl:\\<img" in Path("a/report.md").read_text()
 
 
+@pytest.mark.parametrize("protocol", ["run", "paper"])
+def test_tasks_have_options_of_their_own_and_examples_are_turns(
+    protocol: str, server: Server, bench: Bench
+) -> None:
+    pytest.importorskip("reasoning_gym")
+    server.script = lambda request, i: Reply("3 + 4 = 7")
+    tasks = [f"reasoning_gym:{name}" for name in ("chain_sum?examples=2", "products?examples=1")]
+    strategy = "single" if protocol == "run" else "base"
+    size = ["--samples", "1", "--budgets", "100,600", "--strategy", strategy]
+    chosen = [word for task in tasks for word in ("--task", task)]
+    bench(*chosen, *MODEL, *size, "--protocol", protocol, "--out", "a")
+    roles = [[m["role"] for m in c.request["messages"]] for c in server.calls]
+    asked = {" ".join(role for role in told if role != "system") for told in roles}
+    assert {"user assistant user assistant user", "user assistant user"} <= asked
+    assert {r["task"] for r in records("a")} == {task.partition("?")[0] for task in tasks}
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
@@ -582,6 +599,8 @@ def test_names_are_text_on_the_page(server: Server, bench: Bench, folder: Path) 
         (["--baseline", "pdp", "--strategy", "single"], "--baseline 'pdp': one of the strategies"),
         (["--task-option", "difficulty"], "NAME=VALUE, as in difficulty=3"),
         (["--task-option", "speed=3"], "no option 'speed'"),
+        (["--task", "trip?cities"], "option 'cities': NAME=VALUE"),
+        (["--task", "trip?cities=2&speed=3"], "no option"),
         (["--train", "0"], "training=0"),
         (["--strategy", "pdp+memory", "--train", "5"], "has 4 questions beside the 4"),
         (["--task", "rivers"], "there is none of that name"),

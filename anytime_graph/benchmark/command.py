@@ -43,12 +43,13 @@ class _Numbers(click.ParamType[Any]):
     "tasks",
     multiple=True,
     required=True,
-    metavar="NAME[:FILE]",
+    metavar="NAME[:FILE][?OPTION=VALUE&...]",
     help="constraints, trip, natural_plan_trip:FILE, aime_2024, gpqa_diamond[:FILE], "
-    "reasoning_gym:NAME or jsonl:FILE. Repeatable.",
+    "reasoning_gym:NAME or jsonl:FILE; its options behind a question mark, as in "
+    "constraints?difficulty=3. Repeatable.",
 )
 @click.option(
-    "--task-option", multiple=True, metavar="NAME=VALUE", help="Such as difficulty=3. Repeatable."
+    "--task-option", multiple=True, metavar="NAME=VALUE", help="For all tasks. Repeatable."
 )
 @click.option("--model", help="openai:NAME, provider:NAME, local or local:FILE.gguf.")
 @click.option(

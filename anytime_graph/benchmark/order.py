@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -127,7 +127,7 @@ class Order:
             recording.prices = voice.prices
             records = Records(self.out / RECORDS)
             for part in planned:
-                part.settings = self._settings(part.settings.task, voice.name)
+                part.settings = replace(part.settings, model=voice.name)
                 part.cells = self._cells(part.settings, part.task)
             with open_checkpoints(self.out / LEDGER) as store:
                 made = self._measured(planned, recording, records, voice, store.ledger, command)
@@ -141,13 +141,14 @@ class Order:
         return Part(settings, made, cells, lambda: self._training(name, made))
 
     def _settings(self, task: str, model: str) -> Settings:
+        name, options = self._named(task)
         return Settings(
             protocol=self.protocol,
-            task=task,
+            task=name,
             model=model,
             budgets=self.budgets,
             decide=self.decide,
-            options=self._task_options(),
+            options=options,
             training=self.train,
             training_budget=self.train_budget or 0,
             trajectories=self.trajectories,
@@ -232,25 +233,30 @@ class Order:
 
     # --- the questions
 
-    def _task_options(self) -> dict[str, Any]:
+    def _named(self, task: str) -> tuple[str, dict[str, Any]]:
+        """A task's name, and its options: those behind its question mark, and those of all."""
+        name, _, own = task.partition("?")
         found: dict[str, Any] = {}
-        for text in self.task_option:
-            name, equals, value = text.partition("=")
-            if not (name and equals):
-                raise ValueError(f"--task-option {text!r}: NAME=VALUE, as in difficulty=3")
+        for text in [*self.task_option, *filter(None, own.split("&"))]:
+            option, equals, value = text.partition("=")
+            if not (option and equals):
+                raise ValueError(
+                    f"--task {task!r}, option {text!r}: NAME=VALUE, as in difficulty=3"
+                )
             try:
-                found[name] = json.loads(value)
+                found[option] = json.loads(value)
             except ValueError:
-                found[name] = value
-        return found
+                found[option] = value
+        return name, found
 
-    def _loaded(self, name: str, count: int | None, **more: Any) -> Task:
-        return load(name, **{**self._task_options(), **({"count": count} if count else {}), **more})
+    def _loaded(self, task: str, count: int | None, **more: Any) -> Task:
+        name, options = self._named(task)
+        return load(name, **{**options, **({"count": count} if count else {}), **more})
 
     def _training(self, name: str, tested: Task) -> Sequence[Question]:
         """Questions that are not asked in the test. Raises ValueError if there are too few."""
         asked = {question.id for question in tested.questions}
-        seed = self._task_options().get("seed", 0) + 1
+        seed = self._named(name)[1].get("seed", 0) + 1
         try:
             pool = self._loaded(name, self.train + len(asked), seed=seed)
         except ValueError:  # there are not so many: all there are

@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.store.memory import InMemoryStore
 
@@ -77,7 +76,7 @@ class Run:
         reason, spent, judged, learned = "", nothing(), 0, None
         try:
             out: Any = graph.compile().invoke(
-                {"messages": [HumanMessage(cell.question.prompt)]},
+                {"messages": cell.question.conversation},
                 config,
                 context=Context(namespace=list(NAMESPACE), stop=self.stop),
             )

@@ -23,7 +23,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.runnables import Runnable, RunnableBinding
 from pydantic import ConfigDict
 
-from anytime_graph import tokens
+from anytime_graph import providers, tokens
 from anytime_graph.benchmark.recording import Bought, Facts, Recording, Take, heard
 from anytime_graph.budget import Prices
 from anytime_graph.metering import Gate, describe, gate, held_to
@@ -135,12 +135,13 @@ class Deck:
             self.recording.fail(key, *cost)
 
         try:
-            for chunk in self._asked(self.inner, tape).stream(messages, **options):
+            model, options = self._asked(self.inner, tape, options)
+            for chunk in model.stream(messages, **options):
                 if (piece := _piece(chunk)) is not None or not chunk.usage_metadata:
                     pieces.append(piece)
                 if chunk.usage_metadata:
                     usage.append(json.loads(json.dumps(chunk.usage_metadata)))
-                finish = chunk.response_metadata.get("finish_reason") or finish
+                finish = providers.finish(chunk.response_metadata) or finish
                 yield chunk
         except GeneratorExit:
             if self.stop is None or not self.stop.is_set():
@@ -148,7 +149,7 @@ class Deck:
             raise
         except Exception as error:
             self.failures.append(describe(error))
-            refused = isinstance(getattr(error, "status_code", None), int) and not pieces
+            refused = providers.status(error) is not None and not pieces
             fail((0.0, 0.0) if refused else held)
             raise
         if self.recording.tells_ends and not (usage or finish):
@@ -157,13 +158,16 @@ class Deck:
         else:
             record()
 
-    def _asked(self, inner: Gate, tape: Tape) -> BaseChatModel:
+    def _asked(
+        self, inner: Gate, tape: Tape, options: dict[str, Any]
+    ) -> tuple[BaseChatModel, dict[str, Any]]:
         update: dict[str, Any] = {}
-        if inner.cap_field is not None and tape.max_tokens is not None:
-            update[inner.cap_field] = tape.max_tokens
+        options = {**inner.kwargs, **options}
+        if tape.max_tokens is not None:
+            update, options = providers.fitted(inner.model, options, tape.max_tokens)
         if "seed" in type(inner.model).model_fields:
             update["seed"] = tape.seed
-        return inner.model.model_copy(update=update)
+        return inner.model.model_copy(update=update), options
 
     def _reserved(
         self, inner: Gate, tape: Tape, messages: list[BaseMessage]

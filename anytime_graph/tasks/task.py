@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from random import Random
 from typing import Any, Literal, TypeVar, overload
+
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from anytime_graph.scoring import Extractor, Scorer
 
@@ -15,11 +18,19 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Question:
     """id: unique in its task, and the same in every run. scorer: (question, answer) -> Score; it
-    needs the answer only. Neither text nor key shows in the repr."""
+    needs the answer only. examples: solved questions, (question, answer), that are shown before it as
+    turns of the conversation. Neither texts nor key show in the repr."""
 
     id: str
     prompt: str = field(repr=False)
     scorer: Scorer = field(repr=False)
+    examples: Sequence[tuple[str, str]] = field(default=(), repr=False)
+
+    @property
+    def conversation(self) -> list[BaseMessage]:
+        """The examples, and the question as the last message."""
+        solved = [(HumanMessage(asked), AIMessage(told)) for asked, told in self.examples]
+        return [*chain.from_iterable(solved), HumanMessage(self.prompt)]
 
 
 @dataclass(frozen=True)
