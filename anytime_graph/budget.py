@@ -183,15 +183,15 @@ def output_room(slice_: Limits, prompt: int, prices: Prices | None) -> int | Non
 
 
 class BudgetTooSmall(ValueError):
-    """The budget cannot pay for one draft. Nothing was spent.
+    """The budget cannot pay for one draft, or one call. Nothing was spent.
 
     least: the smallest budget, in the dimensions that were set, that would do.
     """
 
-    def __init__(self, given: Limits, least: Limits) -> None:
+    def __init__(self, given: Limits, least: Limits, what: str = "one draft") -> None:
         self.least = Budget(**_typed(least, math.ceil))
         have = Budget(**_typed(given))
-        super().__init__(f"the budget ({have}) cannot pay for one draft; the least is {self.least}")
+        super().__init__(f"the budget ({have}) cannot pay for {what}; the least is {self.least}")
 
 
 class NoAnswer(RuntimeError):

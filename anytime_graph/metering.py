@@ -15,15 +15,20 @@ import re
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol, cast
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol, TypeGuard, cast
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    message_chunk_to_message,
+)
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 
 from anytime_graph import providers, tokens
-from anytime_graph.budget import Budget, Prices, Spend, nothing
+from anytime_graph.budget import Budget, Limits, Prices, Spend, nothing
 from anytime_graph.checkpoints import Access, LedgerError
 from anytime_graph.state import Task
 
@@ -81,6 +86,16 @@ class Gate:
     def cap(self, paid: int | None) -> int | None:
         """The output cap for a call: what is paid for, within what the model can write."""
         return min((cap for cap in (paid, self.ceiling) if cap is not None), default=None)
+
+    def amounts(self, prompt: int, room: int) -> Limits:
+        """What a call takes of each dimension, of time an instant at the least."""
+        return {
+            "tokens": prompt + room,
+            "output_tokens": room,
+            "usd": self.prices.usd(prompt, room) if self.prices else 0.0,
+            "calls": 1,
+            "seconds": 0.001,
+        }
 
 
 def gate(model: Any, prices: Prices | None) -> Gate:
@@ -189,17 +204,69 @@ class Reply:
     called: bool = False
 
 
+@dataclass
+class Heard:
+    """For callers that need more of a reply than its text: the pieces that arrived, tool calls
+    among them, and the client's own error if the call failed."""
+
+    pieces: list[BaseMessage] = field(default_factory=list)
+    error: Exception | None = None
+
+    def message(self, ended: bool) -> AIMessage:
+        """What the pieces make. Of a reply that was cut or broke off, only those tool calls are
+        kept whose arguments are complete: half of them could be another instruction."""
+        chunks = [p for p in self.pieces if isinstance(p, AIMessageChunk)]
+        if not chunks:
+            return cast(AIMessage, self.pieces[-1]) if self.pieces else AIMessage("")
+        joined = chunks[0] + chunks[1:]
+        message = cast(AIMessage, message_chunk_to_message(joined))
+        if ended and reports_its_end(message):
+            return message
+        complete = {c["id"] for c in joined.tool_call_chunks if _is_json(c["args"])}
+        content = message.content
+        if not isinstance(content, str):
+            content = [b for b in content if not _calls(b) or b["id"] in complete]
+        update = {
+            "content": content,
+            "tool_calls": [c for c in message.tool_calls if c["id"] in complete],
+            "invalid_tool_calls": [],
+            "additional_kwargs": {
+                k: v for k, v in message.additional_kwargs.items() if k != "tool_calls"
+            },
+        }
+        return message.model_copy(update=update)
+
+
+def reports_its_end(message: AIMessage) -> bool:
+    """Whether its provider said why the reply ended, or what it cost: one that broke off did not."""
+    said = providers.finish(message.response_metadata) is not None
+    return said or message.usage_metadata is not None
+
+
+def _calls(block: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(block, dict) and block.get("type") == "tool_use"
+
+
+def _is_json(text: str | None) -> bool:
+    try:
+        json.loads(text or "")
+    except ValueError:
+        return False
+    return True
+
+
 def call(
     gate: Gate,
     task: Task,
     config: RunnableConfig,
     stop: Stop | None,
     access: Access | None = None,
+    heard: Heard | None = None,
 ) -> Reply:
     """Make the call; where it has a time limit or may be stopped, in a thread of its own, so that
     a silent server cannot hold it. With a ledger it is reserved there before and settled after;
     what stands at its place already is not called again."""
-    meter = _Meter(gate, task, stop, access)
+    meter = _Meter(gate, task, stop, access, heard)
     if (earlier := meter.recall()) is not None:
         return earlier
     done = threading.Event()
@@ -234,9 +301,10 @@ async def acall(
     config: RunnableConfig,
     stop: Stop | None,
     access: Access | None = None,
+    heard: Heard | None = None,
 ) -> Reply:
     """The same, on the event loop. Cancelling it closes the connection."""
-    meter = _Meter(gate, task, stop, access)
+    meter = _Meter(gate, task, stop, access, heard)
     if access is not None and (earlier := await asyncio.to_thread(meter.recall)) is not None:
         return earlier
     until = time.monotonic() + task["wait"]
@@ -267,9 +335,15 @@ class _Meter:
     """One call under way: counts what arrives, says when to cut, and settles what it cost."""
 
     def __init__(
-        self, gate: Gate, task: Task, stop: Stop | None, access: Access | None = None
+        self,
+        gate: Gate,
+        task: Task,
+        stop: Stop | None,
+        access: Access | None = None,
+        heard: Heard | None = None,
     ) -> None:
         self.gate, self.task, self.stop, self.access = gate, task, stop, access
+        self.heard = heard
         self.started = time.time()
         self.clock = time.monotonic()
         self.seconds = task["slice"].get("seconds")
@@ -433,6 +507,8 @@ class _Meter:
             self.failed = True
             self.errors.append(describe(error))
             self.retry_after = _retry_after(error)
+            if self.heard is not None:
+                self.heard.error = error
             status = providers.status(error)
             self.refused = status is not None and not _transient(status)
             log.debug("call %s failed", self.task["ordinal"], exc_info=error)
@@ -441,7 +517,9 @@ class _Meter:
         """Take in a piece of the reply; True to cut the stream."""
         if self.over():
             return True
-        called = _called(chunk)
+        if self.heard is not None:
+            self.heard.pieces.append(chunk)
+        called = providers.called(chunk)
         self.called = self.called or bool(called)
         text, thought = _clean(chunk.text), _clean(providers.reasoning(chunk) + called)
         if text or thought:
@@ -524,7 +602,7 @@ class _Meter:
                 f"starved: {spend['output_tokens']} output tokens, "
                 f"{spend['reasoning_tokens']} of them reasoning, and no text"
             )
-        elif not text.strip() and ended == "stop" and not self.called:
+        elif not text.strip() and ended == "stop" and not self.called and self.heard is None:
             self.failed = True
             self.errors.append("the reply was empty")
         if self.cut and (not text.strip() or self.cut not in ("stopped", "out of time")):
@@ -653,16 +731,6 @@ def _transient(status: int) -> bool:
 def _clean(text: str) -> str:
     """Text without lone surrogates, which no later request could carry."""
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _called(chunk: BaseMessage) -> str:
-    """The text of tool calls, which is billed as output."""
-    calls = getattr(chunk, "tool_call_chunks", None) or getattr(chunk, "tool_calls", None) or ()
-    return "".join(
-        f"{call.get('name') or ''}{args if isinstance(args, str) else json.dumps(args)}"
-        for call in calls
-        if (args := call.get("args")) is not None or call.get("name")
-    )
 
 
 def _counter(model: BaseChatModel, name: str) -> tokens.Counter | None:

@@ -112,14 +112,7 @@ def least(setup: Setup, state: State) -> Limits:
     """The smallest budget that pays for one draft, in the dimensions of the run's own."""
     prompt = draft.prompt(state, setup.asked, as_dict(Draft()), 0.0, None)
     gate = setup.gates[OWN]
-    tokens, prices = gate.bound(gate.shape(list(prompt)), _known(state, OWN)), gate.prices
-    amounts: Limits = {
-        "tokens": tokens + MIN_ROOM,
-        "output_tokens": MIN_ROOM,
-        "usd": prices.usd(tokens, MIN_ROOM) if prices else 0.0,
-        "calls": 1,
-        "seconds": 0.001,
-    }
+    amounts = gate.amounts(gate.bound(gate.shape(list(prompt)), _known(state, OWN)), MIN_ROOM)
     return {
         d: max(amounts[d], limit) if limit >= amounts[d] else amounts[d]
         for d, limit in state["limits"].items()
@@ -268,13 +261,7 @@ def _last_call_need(setup: Setup, state: State) -> Limits:
     conversation = setup.asked.conversation(state)
     prompt = prompts.conclude(conversation, setup.asked.protocol, "word " * 40, 0.0)
     gate = setup.gates[OWN]
-    tokens, prices = gate.bound(gate.shape(prompt), _known(state, OWN)), gate.prices
-    return {
-        "tokens": tokens + GOOD_ROOM,
-        "output_tokens": GOOD_ROOM,
-        "usd": prices.usd(tokens, GOOD_ROOM) if prices else 0.0,
-        "calls": 1,
-    }
+    return gate.amounts(gate.bound(gate.shape(prompt), _known(state, OWN)), GOOD_ROOM)
 
 
 def _reserved(need: Limits, rest: Limits) -> Limits:

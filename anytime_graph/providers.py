@@ -8,6 +8,7 @@ tests see of them at the wire.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -207,6 +208,16 @@ def reasoning(chunk: BaseMessage) -> str:
         _said(block)
         for block in chunk.content
         if isinstance(block, dict) and block.get("type") in _SAYS
+    )
+
+
+def called(chunk: BaseMessage) -> str:
+    """The text of tool calls, which is billed as output."""
+    calls = getattr(chunk, "tool_call_chunks", None) or getattr(chunk, "tool_calls", None) or ()
+    return "".join(
+        f"{call.get('name') or ''}{args if isinstance(args, str) else json.dumps(args)}"
+        for call in calls
+        if (args := call.get("args")) is not None or call.get("name")
     )
 
 
