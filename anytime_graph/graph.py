@@ -35,6 +35,9 @@ from anytime_graph.budget import Budget, BudgetTooSmall, Limits, NoAnswer, Price
 from anytime_graph.checkpoints import Access, Ledger, LedgerError
 from anytime_graph.checkpoints.leases import Hold
 from anytime_graph.checkpoints.preferences import Memory, encoded, memory_of
+from anytime_graph.drafters import Drafter
+from anytime_graph.drafters import adraft as agents_adraft
+from anytime_graph.drafters import draft as agents_draft
 from anytime_graph.live import Improvement, Lives
 from anytime_graph.metering import Gate, Reply, Stop, acall, call, describe, gate, held_to
 from anytime_graph.models import prices_of, resolve_model
@@ -105,6 +108,7 @@ def create_anytime_graph(
     ledger: Ledger | None = None,
     memory: Ledger | BaseStore | Memory | None = None,
     judge: Judge | None = None,
+    drafter: Drafter | None = None,
 ) -> StateGraph[State, Context, Input, Output]:
     """Turn a chat model into an anytime reasoner. Returns an uncompiled graph.
 
@@ -127,6 +131,9 @@ def create_anytime_graph(
     judge: who compares answers and gives reasons: another model, a rubric, another share of the
         budget. If the scorer is a function, that decides, and the judge is heard only for reasons
         and where a strategy asks for comparisons.
+    drafter: has drafts made by an agent: a function from a chat model to a Runnable that takes and
+        returns {"messages": [...]}, such as `lambda model: create_agent(model, tools)`. It is called
+        for each draft, with `model` metered: its calls are paid from that draft's slice.
 
     The compiled graph takes {"messages": [...], "budget": Budget(...)} and returns `messages`
     (with the answer last), `best`, `spent`, `stop_reason`, `curve` and more (see Output). A new
@@ -144,6 +151,11 @@ def create_anytime_graph(
         budget = as_budget(budget)
     if isinstance(memory, Ledger) and memory is not ledger:
         raise ValueError("memory: a ledger remembers what it records; pass it as ledger= too")
+    if not (drafter is None or callable(drafter)):
+        raise ValueError(
+            f"drafter={type(drafter).__name__}: a function from a chat model to a Runnable is needed, "
+            "as in lambda model: create_agent(model, tools)"
+        )
     if scorer is None:
         scorer = "vote" if strategy == "self_consistency" else "judge"
     if isinstance(scorer, Judge):
@@ -166,6 +178,7 @@ def create_anytime_graph(
             scorer=cast(Scorer, scorer) if decides == "scorer" else None,
             judge=judge,
             width=width,
+            drafter=drafter,
         ),
         budget,
         answer if isinstance(answer, type) else None,
@@ -241,7 +254,7 @@ class _Run:
         if self.ledger is None:
             update, sends = self._turn(state, config, question_id, asked, thread, None)
         else:
-            hold = self._entered(config, thread, kept)
+            hold = self._entered(config, thread, kept, state.get("budget"))
             try:
                 access = Access(self.ledger, hold)
                 update, sends = self._turn(state, config, question_id, asked, hold.thread, access)
@@ -254,15 +267,18 @@ class _Run:
             update["messages"] = cast("list[AnyMessage]", [RemoveMessage(id) for id in repeated])
         return Command(update={**update, "returned": None}, goto=sends)
 
-    def _entered(self, config: RunnableConfig, thread: str, kept: str | None) -> Hold:
+    def _entered(self, config: RunnableConfig, thread: str, kept: str | None, granted: Any) -> Hold:
         """The hold of this invocation. Where a parent graph asks the same question of several
-        instances of this graph, each has a thread of its own."""
+        instances of this graph, each has a thread of its own: told apart by their budgets, so that
+        none resumes the run of one that was given more, and else numbered."""
         assert self.ledger is not None
         life = _life(config)
-        if kept is not None and kept.startswith(f"{thread}."):
+        if kept is not None and "#" in thread and kept.startswith(thread):
             thread = kept
         elif "#" in thread and kept is None:
-            thread = self._instance(thread, life)
+            amounts = {} if granted is None else as_budget(granted).limits()
+            share = "".join(f"/{d}={amount!r}" for d, amount in amounts.items())
+            thread = self._instance(thread + share, life)
         return self.ledger.enter(thread, _root(config), life)
 
     def _instance(self, thread: str, life: Life) -> str:
@@ -428,7 +444,10 @@ class _Run:
     def _spoke(self, task: Task, config: RunnableConfig, access: Access | None) -> State:
         with self.lives[task["run_id"]].active(task) as before:
             task, inner = _in_time(task, before), _config(task, config)
-            reply = call(self.setup.gates[task["gate"]], task, inner, _stop(), access)
+            if "agent" in task["move"]:
+                task, reply = agents_draft(*self._drafting(task), inner, _stop(), access)
+            else:
+                reply = call(self.setup.gates[task["gate"]], task, inner, _stop(), access)
             outcome = self._absorbed(task, reply)
             if (scorer := self.setup.scorer) and "candidate" in outcome:
                 try:
@@ -456,7 +475,11 @@ class _Run:
     async def _aspoke(self, task: Task, config: RunnableConfig, access: Access | None) -> State:
         with self.lives[task["run_id"]].active(task) as before:
             task, inner = _in_time(task, before), _config(task, config)
-            reply = await acall(self.setup.gates[task["gate"]], task, inner, _stop(), access)
+            if "agent" in task["move"]:
+                made = agents_adraft(*self._drafting(task), inner, _stop(), access)
+                task, reply = await made
+            else:
+                reply = await acall(self.setup.gates[task["gate"]], task, inner, _stop(), access)
             outcome = self._absorbed(task, reply)
             if (scorer := self.setup.scorer) and "candidate" in outcome:
                 try:
@@ -471,6 +494,11 @@ class _Run:
             if access is not None:
                 await asyncio.to_thread(_keep, task, reply, outcome, access)
         return self._returned(task, outcome, reply.recalled)
+
+    def _drafting(self, task: Task) -> tuple[Drafter, Gate, Task, str]:
+        assert self.setup.drafter is not None
+        last = self.setup.asked.protocol.conclude()
+        return self.setup.drafter, self.setup.gates[task["gate"]], task, last
 
     def _absorbed(self, task: Task, reply: Reply) -> Outcome:
         """What the reply means, by the kind of its move."""

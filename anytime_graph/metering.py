@@ -20,7 +20,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, cast
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    message_chunk_to_message,
+    message_to_dict,
+)
+from langchain_core.messages.ai import add_ai_message_chunks
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 
 from anytime_graph import tokens
@@ -72,7 +79,8 @@ class Gate:
 
     def bound(self, shape: tokens.Shape, known: tokens.Calibration, within: bool = False) -> int:
         exact = self.count is not None
-        return tokens.bound(shape, known, exact=exact, family=self.name, within=within)
+        text = tokens.bound(shape, known, exact=exact, family=self.name, within=within)
+        return text + (tokens.about_tools(self.name) if self.kwargs.get("tools") else 0)
 
     def learn(
         self, known: tokens.Calibration, shape: tokens.Shape, reported: int, base: bool
@@ -168,7 +176,7 @@ class Reply:
     ("cut"), or by a failure ("error"). spend: what it is charged. reported: input tokens by the
     provider's report, None if there was no believable one. lost: not made, or in flight when its
     process ended. refused: the provider finds fault with the request itself. recalled: not made now,
-    but read from the ledger.
+    but read from the ledger. message: in an agent's draft, the whole message, tool calls included.
     """
 
     text: str
@@ -186,6 +194,12 @@ class Reply:
     lost: bool = False
     refused: bool = False
     recalled: bool = False
+    message: dict[str, Any] | None = None
+
+
+def recalled(gate: Gate, task: Task, access: Access) -> Reply | None:
+    """What the ledger holds at the task's place; see _Meter.recall."""
+    return _Meter(gate, task, None, access).recall()
 
 
 def call(
@@ -272,6 +286,7 @@ class _Meter:
         self.seconds = task["slice"].get("seconds")
         self.text: list[str] = []
         self.thought: list[str] = []
+        self.chunks: list[BaseMessage] = []
         self.pieces = 0
         self.silent = 0
         self.least = 0
@@ -436,7 +451,9 @@ class _Meter:
         """Take in a piece of the reply; True to cut the stream."""
         if self.over():
             return True
-        text, thought = _clean(chunk.text), _clean(_reasoning(chunk))
+        if "agent" in self.task["move"]:
+            self.chunks.append(chunk)
+        text, thought = _clean(chunk.text), _clean(_reasoning(chunk) + _called(chunk))
         if text or thought:
             self.pieces += 1
             self.text.append(text)
@@ -517,7 +534,9 @@ class _Meter:
                 f"starved: {spend['output_tokens']} output tokens, "
                 f"{spend['reasoning_tokens']} of them reasoning, and no text"
             )
-        elif not text.strip() and ended == "stop":
+        message = self._message(text, ended)
+        calls_tools = message is not None and bool(message.tool_calls)
+        if not starved and not text.strip() and ended == "stop" and not calls_tools:
             self.failed = True
             self.errors.append("the reply was empty")
         if self.cut and (not text.strip() or self.cut not in ("stopped", "out of time")):
@@ -539,7 +558,21 @@ class _Meter:
             ended_at=now,
             lost=self.lost,
             refused=self.refused,
+            message=None if message is None else message_to_dict(message),
         )
+
+    def _message(self, text: str, ended: str) -> AIMessage | None:
+        """For an agent, the reply as a message. Tool calls of one that was cut are not to be carried
+        out, nor those of one that was to be the last."""
+        if not self.chunks or ended in ("cut", "error"):
+            return AIMessage(text) if text.strip() and self.chunks else None
+        first, *rest = self.chunks
+        if isinstance(first, AIMessageChunk):
+            first = add_ai_message_chunks(first, *cast("list[AIMessageChunk]", rest))
+        message = cast(AIMessage, message_chunk_to_message(first))
+        if ended == "stop" and not self.task["move"]["final"]:
+            return message
+        return AIMessage(text, id=message.id, usage_metadata=message.usage_metadata)
 
     def _full(self, spend: Spend, reported: int | None) -> bool:
         if self.finish is not None or reported is None:
@@ -657,6 +690,12 @@ def _reasoning(chunk: BaseMessage) -> str:
         for block in chunk.content
         if isinstance(block, dict) and block.get("type") in ("reasoning", "thinking")
     )
+
+
+def _called(chunk: BaseMessage) -> str:
+    """The text of tool calls, which is billed as output."""
+    calls = getattr(chunk, "tool_call_chunks", None) or ()
+    return "".join(f"{call.get('name') or ''}{call.get('args') or ''}" for call in calls)
 
 
 def _metered(model: BaseChatModel) -> BaseChatModel:

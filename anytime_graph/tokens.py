@@ -41,6 +41,9 @@ _OPENAI_MESSAGE, _OPENAI_PROMPT = 4, 7
 """OpenAI's own chat format, around texts that tiktoken counts."""
 _FAMILY_PROMPT = {"gpt-oss": 80}
 """Chat templates that add a long preamble of their own, by a part of the model's name."""
+_FAMILY_TOOLS = {"claude": 600}
+_TOOLS = 100
+"""What providers and chat templates say about tools, beside their schemas."""
 _MOST_GROWTH = 8.0
 """A report further above the bound than this says nothing about the tokenizer."""
 _MEDIA = {"image", "image_url", "input_image", "audio", "input_audio", "video", "file", "media"}
@@ -125,6 +128,11 @@ def learn(
     if base:
         return Calibration(growth=growth, shape=of, tokens=reported)
     return Calibration(growth=growth, shape=known["shape"], tokens=known["tokens"])
+
+
+def about_tools(family: str) -> int:
+    """The most tokens that a prompt grows by, beside their schemas, if a model is given tools."""
+    return next((n for part, n in _FAMILY_TOOLS.items() if part in family), _TOOLS)
 
 
 def upper(text: str) -> int:

@@ -11,7 +11,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,7 +32,8 @@ class Reply:
     error: an HTTP status; "drop" (close before any byte), "break" (close in mid-stream), "junk"
     (bytes that are no JSON), "hang" (silence). pace: seconds a token takes. piece: words a chunk.
     word: what an endless text repeats, one token each. delta: the field of the stream that carries
-    the text: "content", "reasoning_content" or "tool".
+    the text: "content", "reasoning_content" or "tool". tools: calls that follow the text, as
+    (name, arguments); a word of the arguments is a token, and so is the name.
     """
 
     text: str | None = "fine"
@@ -44,6 +45,7 @@ class Reply:
     piece: int = 1
     word: str = WORD
     delta: str = "content"
+    tools: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
 
 @dataclass
@@ -102,9 +104,11 @@ def by_place(request: dict[str, Any], i: int) -> Reply:
     return Reply(text=f"so <answer>{request['seed'] * 7 % 10}</answer> it is")
 
 
-def prompt_tokens(messages: list[dict[str, Any]]) -> int:
+def prompt_tokens(messages: list[dict[str, Any]], tools: Sequence[Any] = ()) -> int:
     """This endpoint's tokenizer: words, punctuation marks, digits; 4 more for each message."""
     text = " ".join(_text(m["content"]) for m in messages)
+    calls = [call["function"] for m in messages for call in m.get("tool_calls") or ()]
+    text += "".join(json.dumps(part) for part in (*calls, *tools))
     return len(re.findall(r"[^\W\d_]+|\d|[^\w\s]|_", text)) + 4 * len(messages) + 3
 
 
@@ -145,7 +149,7 @@ def serving() -> Iterator[Server]:
             body = self.rfile.read(int(self.headers["content-length"]))
             request = json.loads(body)
             with server.changed:
-                call = Call(request, prompt_tokens(request["messages"]))
+                call = Call(request, prompt_tokens(request["messages"], request.get("tools", ())))
                 index = len(server.calls)
                 server.calls.append(call)
                 server.changed.notify_all()
@@ -192,6 +196,13 @@ def serving() -> Iterator[Server]:
                         return self._drop()
                 if piece:
                     self._event(_delta("".join(piece), reply.delta))
+                for part in _called(reply, len(server.calls)) if finish == "stop" else ():
+                    finish = "tool_calls"
+                    if limit is not None and call.output >= limit:
+                        finish = "length"
+                        break
+                    call.output += 1
+                    self._event({"choices": [{"index": 0, "delta": {"tool_calls": [part]}}]})
                 if reply.error == "break":
                     return self._drop()
                 self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})
@@ -209,9 +220,21 @@ def serving() -> Iterator[Server]:
             served = list(islice(source, limit + 1))
             finish = "length" if len(served) > limit else "stop"
             call.output = min(len(served), limit)
-            call.reported = (call.prompt, call.output)
             time.sleep(reply.pace * call.output)
-            message = {"role": "assistant", "content": "".join(served[:limit])}
+            message: dict[str, Any] = {"role": "assistant", "content": "".join(served[:limit])}
+            for part in _called(reply, len(server.calls)) if finish == "stop" else ():
+                if call.output >= limit:
+                    finish = "length"
+                    break
+                call.output += 1
+                made = message.setdefault("tool_calls", [])
+                if "id" in part:
+                    made.append(part)
+                else:
+                    made[-1]["function"]["arguments"] += part["function"]["arguments"]
+            if "tool_calls" in message and finish == "stop":
+                finish = "tool_calls"
+            call.reported = (call.prompt, call.output)
             self._send(
                 200,
                 {
@@ -293,6 +316,15 @@ def serving() -> Iterator[Server]:
 def _endless(word: str) -> Iterator[str]:
     while True:
         yield word
+
+
+def _called(reply: Reply, turn: int) -> Iterator[dict[str, Any]]:
+    """The parts of the tool calls, each a token."""
+    for i, (name, arguments) in enumerate(reply.tools):
+        begun = {"name": name, "arguments": ""}
+        yield {"index": i, "id": f"call_{turn}_{i}", "type": "function", "function": begun}
+        for word in words(json.dumps(arguments)):
+            yield {"index": i, "function": {"arguments": word}}
 
 
 def _delta(text: str, field: str) -> dict[str, Any]:
