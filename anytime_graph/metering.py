@@ -451,8 +451,7 @@ class _Meter:
         """Take in a piece of the reply; True to cut the stream."""
         if self.over():
             return True
-        if "agent" in self.task["move"]:
-            self.chunks.append(chunk)
+        self.chunks.append(chunk)
         text, thought = _clean(chunk.text), _clean(_reasoning(chunk) + _called(chunk))
         if text or thought:
             self.pieces += 1
@@ -564,8 +563,10 @@ class _Meter:
     def _message(self, text: str, ended: str) -> AIMessage | None:
         """For an agent, the reply as a message. Tool calls of one that was cut are not to be carried
         out, nor those of one that was to be the last."""
-        if not self.chunks or ended in ("cut", "error"):
-            return AIMessage(text) if text.strip() and self.chunks else None
+        if "agent" not in self.task["move"] or not self.chunks:
+            return None
+        if ended in ("cut", "error"):
+            return AIMessage(text) if text.strip() else None
         first, *rest = self.chunks
         if isinstance(first, AIMessageChunk):
             first = add_ai_message_chunks(first, *cast("list[AIMessageChunk]", rest))
