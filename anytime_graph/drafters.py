@@ -29,7 +29,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import BaseModel, PrivateAttr
 
-from anytime_graph.budget import Limits, output_room, share, total
+from anytime_graph.budget import Limits, Spend, nothing, output_room, share, total
 from anytime_graph.checkpoints import Access
 from anytime_graph.metering import Gate, Reply, Stop, acall, call, describe, gate, recalled
 from anytime_graph.state import GOOD_ROOM, MIN_ROOM, PLACES, Task
@@ -76,7 +76,7 @@ class MeteredModel(BaseChatModel):
         draft, asked = self._draft, _Asked(messages, kwargs | ({"stop": stop} if stop else {}))
         if (reply := draft.again(asked)) is None:
             through, task = draft.planned(asked)
-            reply = draft.paid(task, call(through, task, _QUIET, draft.stop, draft.access))
+            reply = draft.paid(task, call(through, task, _QUIET, draft, draft.access))
         return _result(reply)
 
     async def _agenerate(
@@ -89,7 +89,7 @@ class MeteredModel(BaseChatModel):
         draft, asked = self._draft, _Asked(messages, kwargs | ({"stop": stop} if stop else {}))
         if (reply := draft.again(asked)) is None:
             through, task = draft.planned(asked)
-            reply = draft.paid(task, await acall(through, task, _QUIET, draft.stop, draft.access))
+            reply = draft.paid(task, await acall(through, task, _QUIET, draft, draft.access))
         return _result(reply)
 
 
@@ -153,7 +153,8 @@ class _Asked(NamedTuple):
 
 
 class _Draft:
-    """A draft under way: what its slice still allows, and what its calls brought."""
+    """A draft under way: what its slice still allows, and what its calls brought. To those it is the
+    Stop as well, so that none outlasts it."""
 
     def __init__(
         self, gate: Gate, task: Task, last: str, stop: Stop | None, access: Access | None
@@ -168,6 +169,7 @@ class _Draft:
         self._over = False
         self._errors: list[str] = []
         self._replies: list[Reply] = []
+        self._in_flight: dict[int, Task] = {}
         self._earlier: dict[str, list[Reply]] = {}
         self._began = time.time()
         if access is not None:
@@ -189,6 +191,9 @@ class _Draft:
             self._began -= max(0.0, active)
 
     # --- its calls
+
+    def is_set(self) -> bool:
+        return self._over or (self.stop is not None and self.stop.is_set())
 
     def again(self, asked: _Asked) -> Reply | None:
         """The reply to the same request in an earlier life; it is charged already."""
@@ -237,12 +242,15 @@ class _Draft:
                 "shape": shape,
                 "wait": wait,
             }
+            self._in_flight[place] = task
             self._take(self._reserved(task), -1)
         return through, task
 
     def paid(self, task: Task, reply: Reply) -> Reply:
         """Settle with the slice. Raises DraftError if the call failed."""
         with self._lock:
+            if self._in_flight.pop(task["ordinal"], None) is None:
+                raise DraftError("the draft has ended")
             self._replies.append(reply)
             self._spend(reply, self._reserved(task))
             if reply.reported is not None:
@@ -289,6 +297,13 @@ class _Draft:
         usd = prices.usd(bound, room) if prices else 0.0
         return {"tokens": bound + room, "output_tokens": room, "usd": usd, "calls": 1}
 
+    def _total(self, abandoned: Sequence[Task]) -> Spend:
+        full = [
+            {**nothing(), **self._reserved(task), "input_tokens": task["prompt_bound"]}
+            for task in abandoned
+        ]
+        return total([*(r.spend for r in self._replies), *cast("list[Spend]", full)])
+
     def _spend(self, reply: Reply, reserved: Limits) -> None:
         """Give a reservation back, and take what the call cost."""
         self._take(reserved, 1)
@@ -315,8 +330,13 @@ class _Draft:
         said may hold an answer."""
         with self._lock:
             self._over = True
-            replies = list(self._replies)
+            replies, abandoned = self._replies, list(self._in_flight.values())
+            self._in_flight = {}
         now, errors = time.time(), [*(e for r in replies for e in r.errors), *self._errors]
+        errors += [
+            f"draft {task['ordinal']}: in flight when its draft ended; charged in full"
+            for task in abandoned
+        ]
         if error is not None and not isinstance(error, DraftError):
             errors.append(f"draft {self.task['ordinal']}: {describe(error)}")
         said = next((r for r in reversed(replies) if r.text.strip()), None)
@@ -327,7 +347,7 @@ class _Draft:
             text=text,
             message_id=said.message_id if said else None,
             ended="error" if broken else whole,
-            spend={**total(r.spend for r in replies), "seconds": now - self._began},
+            spend={**self._total(abandoned), "seconds": now - self._began},
             reported=self._worst[1],
             starved=False,
             failed=broken or not text.strip(),

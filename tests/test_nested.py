@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,16 +16,22 @@ from typing import Any
 import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
+from langchain_core.runnables import RunnableLambda, RunnableParallel
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
+from pydantic import BaseModel
 
 from anytime_graph import (
     Budget,
     BudgetTooSmall,
+    NoAnswer,
     Prices,
     add_spend,
     create_anytime_graph,
+    open_checkpoints,
 )
 from anytime_graph.budget import nothing
+from anytime_graph.state import PLACES
 from tests.conftest import torture
 from tests.lives import Spec
 from tests.pipelines import App, Handed, agent, composed, life, score, using_tools
@@ -249,7 +256,7 @@ def test_improving_answers_are_seen_from_the_parent(server: Server, sync: bool) 
 @pytest.mark.parametrize("sync", [True, False], ids=["threads", "asyncio"])
 def test_a_killed_pipeline_goes_on_and_buys_no_call_twice(tmp_path: Path, sync: bool) -> None:
     dice = random.Random(sync)
-    for n in range(40 if torture else 6):
+    for n in range(40 if torture else 3):
         spec: Spec = {
             "target": str(tmp_path / f"{n}.db"),
             "url": "",
@@ -296,3 +303,184 @@ def rows(spec: Spec, where: str = "1 = 1") -> list[dict[str, Any]]:
     sql = f"SELECT c.*, r.thread FROM calls c JOIN runs r ON r.id = c.run_id WHERE {where}"
     found = ledger(spec["target"], sql)
     return [{**row, "path": row["thread"].split("#")[0].partition("/work/")[2]} for row in found]
+
+
+# --- drafts by agents ---------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("filling", [False, True], ids=["brief", "filling"])
+def test_each_call_of_an_agent_fits_what_is_left_of_its_draft(
+    server: Server, tmp_path: Path, sync: bool, filling: bool
+) -> None:
+    """Before it leaves: what the draft has been served, the prompt, and the limit it is sent with."""
+    polite = using_tools(3)
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        reply = polite(request, i)
+        return Reply(text=None) if filling and not reply.tools else reply
+
+    async def arun() -> Any:
+        async with open_checkpoints(tmp_path / "anytime.db") as store:
+            app = thinker(server, budget=budget, drafter=agent, ledger=store.ledger)
+            return await app.ainvoke(ASK, ON)
+
+    server.script, budget = script, Budget(tokens=8_000)
+    if sync:
+        with open_checkpoints(tmp_path / "anytime.db") as store:
+            app = thinker(server, budget=budget, drafter=agent, ledger=store.ledger)
+            out = app.invoke(ASK, ON)
+    else:
+        out = asyncio.run(arun())
+    tasks = [
+        json.loads(r["task"]) for r in ledger(str(tmp_path / "anytime.db"), "SELECT * FROM calls")
+    ]
+    slices = {t["ordinal"]: t["slice"]["tokens"] for t in tasks if t["ordinal"] % PLACES == 0}
+    drafts: dict[int, list[Call]] = {}
+    for call in server.settled().calls:
+        drafts.setdefault(call.request["seed"] // PLACES * PLACES, []).append(call)
+    assert len(drafts) > 1
+    assert max(len(calls) for calls in drafts.values()) > 1
+    for ordinal, calls in drafts.items():
+        before = 0
+        for call in sorted(calls, key=lambda call: call.request["seed"]):
+            assert call.limit is not None
+            assert before + call.prompt + call.limit <= slices[ordinal]
+            before += call.served
+    assert out["spent"]["tokens"] == server.served <= 8_000
+    assert out["spent"]["calls"] == len(server.calls)
+
+
+def test_an_agent_that_runs_out_is_told_to_answer_and_its_tools_stay_unused(server: Server) -> None:
+    server.script = using_tools(99)
+    out = thinker(server, budget=Budget(calls=4), drafter=agent, strategy="single").invoke(ASK)
+    asked = [call.request["messages"] for call in server.calls]
+    assert out["spent"]["calls"] == len(asked) == 4
+    assert [messages[-1]["role"] for messages in asked] == ["user", "tool", "tool", "user"]
+    assert out["best"]["answer"].isdigit()
+
+    stubborn = [("look_up", {"word": "again"})]
+    server.script = lambda request, i: Reply(text="<answer>7</answer>", tools=stubborn)
+    app = thinker(server, budget=Budget(calls=4), drafter=agent, strategy="single")
+    assert (app.invoke(ASK)["best"]["answer"], len(server.calls)) == ("7", 8)
+
+
+@both
+def test_too_little_for_an_agent_is_refused_with_what_would_do(server: Server, sync: bool) -> None:
+    server.script = using_tools(1)
+    with pytest.raises(BudgetTooSmall) as refused:
+        invoke(thinker(server, budget=Budget(tokens=150), drafter=agent), sync, ASK)
+    assert not server.calls
+    out = invoke(thinker(server, budget=refused.value.least, drafter=agent), sync, ASK)
+    assert out["best"]["answer"].isdigit()
+    assert server.settled().served <= refused.value.least.limits()["tokens"]
+
+
+@both
+def test_an_agents_failing_call_costs_its_draft_not_the_run(server: Server, sync: bool) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        broken = request["seed"] == 2 * PLACES + 1
+        return Reply(error=400) if broken else using_tools(1)(request, i)
+
+    server.script = script
+    out = invoke(thinker(server, budget=Budget(calls=12), drafter=agent), sync, ASK)
+    assert any("HTTP 400" in error for error in out["errors"])
+    assert out["spent"]["calls"] == len(server.calls)
+    assert out["best"]["answer"].isdigit()
+    assert not any("river" in error for error in out["errors"])
+
+
+@both
+def test_a_stop_ends_an_agents_draft(server: Server, sync: bool) -> None:
+    stop = threading.Event()
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if len(server.calls) > 9:
+            stop.set()
+            return Reply(text=None, pace=0.01, ignore_limit=True)
+        return using_tools(1)(request, i)
+
+    server.script = script
+    app = thinker(server, budget=Budget(tokens=50_000), drafter=agent)
+    out = invoke(app, sync, ASK, context={"stop": stop})
+    assert out["stop_reason"] == "interrupted"
+    assert out["best"]["answer"].isdigit()
+    assert out["spent"]["tokens"] >= server.settled().served
+
+
+@both
+def test_calls_side_by_side_share_one_slice(server: Server, sync: bool) -> None:
+    """Each fills its limit; together they keep to the draft's part, and so to the budget."""
+    kept: list[Any] = []
+
+    def drafter(model: Any) -> Any:
+        kept.append(model)
+        ask = RunnableLambda(lambda state: state["messages"]) | model
+        refused = RunnableLambda(lambda _: {"a": "none"})
+        both = RunnableParallel(a=ask, b=ask).with_fallbacks([refused])
+        return both | (lambda found: str(getattr(found["a"], "text", found["a"])))
+
+    server.script = lambda request, i: Reply(text=None)
+    out = invoke(thinker(server, budget=Budget(tokens=2_000), drafter=drafter), sync, ASK)
+    assert 0 < server.settled().served <= out["spent"]["tokens"] <= 2_000
+    assert out["spent"]["calls"] == len(server.calls)
+    calls = len(server.calls)
+    with pytest.raises(RuntimeError, match="no further call"):
+        kept[-1].invoke("Once more.")
+    assert len(server.calls) == calls
+
+
+class Bend(BaseModel):
+    why: str
+
+
+def test_what_an_agent_may_return(server: Server) -> None:
+    server.script = lambda request, i: Reply(text="so <answer>9</answer>")
+
+    def best(made: Any, **options: Any) -> str:
+        drafter = lambda model: RunnableLambda(lambda state: model.invoke(state["messages"])) | made  # noqa: E731
+        app = thinker(server, budget=Budget(calls=1), drafter=drafter, **options)
+        return str(app.invoke(ASK)["best"]["answer"])
+
+    assert best(lambda message: message) == "9"
+    assert best(lambda message: {"messages": [message]}) == "9"
+    assert best(lambda message: f"<answer>{message.id and 8}</answer>") == "8"
+    schema = best(lambda _: {"structured_response": Bend(why="so")}, answer=Bend, scorer="vote")
+    assert Bend.model_validate_json(schema) == Bend(why="so")
+    app = thinker(
+        server, budget=Budget(calls=1), drafter=lambda model: RunnableLambda(lambda _: 42)
+    )
+    with pytest.raises(NoAnswer, match="TypeError"):
+        app.invoke(ASK)
+    with pytest.raises(ValueError, match="drafter=str"):
+        create_anytime_graph(server.model(), drafter="agent")  # type: ignore[arg-type]
+
+
+def test_an_agents_finished_drafts_outlive_the_state_and_its_words_only_if_kept(
+    server: Server, tmp_path: Path
+) -> None:
+    """The checkpoints are lost, the ledger is not: nothing is bought again."""
+    server.script = using_tools(1)
+    for record in ("all", "usage"):
+        server.calls.clear()
+        with open_checkpoints(tmp_path / f"{record}.db", record=record) as store:  # type: ignore[arg-type]
+            graph = create_anytime_graph(
+                server.model(seed=0),
+                budget=Budget(tokens=4_000),
+                scorer=score,
+                strategy="best_of_n",
+                drafter=agent,
+                ledger=store.ledger,
+            )
+            first = graph.compile(InMemorySaver()).invoke(ASK, ON)
+            served = server.settled().served
+            if record == "all":
+                second = graph.compile(InMemorySaver()).invoke(ASK, ON)
+                assert second["best"]["answer"] == first["best"]["answer"]
+                assert second["spent"]["calls"] == first["spent"]["calls"]
+                assert second["spent"]["tokens"] == first["spent"]["tokens"] == served
+                assert server.settled().served == served
+        if record == "usage":
+            told = b"".join(path.read_bytes() for path in tmp_path.glob("usage.db*"))
+            assert b"meanings" not in told
+            assert b"look_up" not in told
