@@ -119,7 +119,7 @@ def using_tools(turns: int) -> Script:
         messages = request["messages"]
         done = sum(m["role"] == "tool" for m in messages)
         if request.get("tools") and done < turns and "Time is up" not in messages[-1]["content"]:
-            return Reply(text="", tools=[("look_up", {"word": f"river {done}"})])
+            return Reply(text="", tools=[("look_up", {"word": f"river {request['seed']}"})])
         return Reply(text=f"so <answer>{request['seed']}</answer>")
 
     return reply

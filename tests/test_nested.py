@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
+from langchain.agents import create_agent
 from langchain_core.runnables import RunnableLambda, RunnableParallel
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
@@ -281,6 +282,9 @@ def test_a_killed_pipeline_goes_on_and_buys_no_call_twice(tmp_path: Path, sync: 
                     code = ended(process)
                 asked = [place(call) for call in server.settled().calls]
                 assert not settled & set(asked[before:])
+                turns = [said(call) for call in server.calls]
+                paid = {turn for at, turn in zip(asked, turns, strict=True) if at in settled}
+                assert not paid & {turn for turn in turns[before:] if "river" in turn}
                 settled |= {(r["path"], r["ordinal"]) for r in rows(spec, "c.state = 'settled'")}
                 if code == 0:
                     break
@@ -297,6 +301,11 @@ def place(call: Call) -> tuple[str, int]:
     found = re.search(r"path ([\w/]+)\.", call.text)
     assert found
     return found[1], call.request["seed"]
+
+
+def said(call: Call) -> str:
+    """What was said after the question: of an agent's later turns, there are no two alike."""
+    return json.dumps([m for m in call.request["messages"] if m["role"] in ("assistant", "tool")])
 
 
 def rows(spec: Spec, where: str = "1 = 1") -> list[dict[str, Any]]:
@@ -359,10 +368,27 @@ def test_an_agent_that_runs_out_is_told_to_answer_and_its_tools_stay_unused(serv
     assert [messages[-1]["role"] for messages in asked] == ["user", "tool", "tool", "user"]
     assert out["best"]["answer"].isdigit()
 
-    stubborn = [("look_up", {"word": "again"})]
-    server.script = lambda request, i: Reply(text="<answer>7</answer>", tools=stubborn)
-    app = thinker(server, budget=Budget(calls=4), drafter=agent, strategy="single")
-    assert (app.invoke(ASK)["best"]["answer"], len(server.calls)) == ("7", 8)
+    server.calls.clear()
+    out = thinker(server, budget=Budget(calls=11), drafter=agent).invoke(ASK)
+    assert out["spent"]["calls"] == len(server.calls) <= 11
+    assert len(out["candidates"]) > 1
+
+
+def test_what_an_agent_calls_although_told_to_answer_is_not_carried_out(server: Server) -> None:
+    used: list[str] = []
+
+    def note_down(word: str) -> str:
+        """Note a word down."""
+        used.append(word)
+        return "done"
+
+    server.script = lambda request, i: Reply(
+        text="<answer>7</answer>", tools=[("note_down", {"word": "again"})]
+    )
+    drafter = lambda model: create_agent(model, [note_down])  # noqa: E731
+    app = thinker(server, budget=Budget(calls=4), drafter=drafter, strategy="single")
+    assert app.invoke(ASK)["best"]["answer"] == "7"
+    assert (len(server.calls), len(used)) == (4, 3)
 
 
 @both
