@@ -45,6 +45,9 @@ from anytime_graph.budget import (
 from anytime_graph.checkpoints import Access, Ledger, LedgerError
 from anytime_graph.checkpoints.leases import Hold
 from anytime_graph.checkpoints.preferences import Memory, encoded, memory_of
+from anytime_graph.drafters import Drafter
+from anytime_graph.drafters import adraft as agents_adraft
+from anytime_graph.drafters import draft as agents_draft
 from anytime_graph.live import Improvement, Lives
 from anytime_graph.metering import (
     Gate,
@@ -131,6 +134,7 @@ def create_anytime_graph(
     ledger: Ledger | None = None,
     memory: Ledger | BaseStore | Memory | None = None,
     judge: Judge | None = None,
+    drafter: Drafter | None = None,
 ) -> StateGraph[State, Context, Input, Output]:
     """Turn a chat model into an anytime reasoner. Returns an uncompiled graph.
 
@@ -155,6 +159,9 @@ def create_anytime_graph(
     judge: who compares answers and gives reasons: another model, a rubric, another share of the
         budget. If the scorer is a function, that decides, and the judge is heard only for reasons
         and where a strategy asks for comparisons.
+    drafter: has drafts made by an agent: a function from a chat model to a Runnable that takes and
+        returns {"messages": [...]}, such as `lambda model: create_agent(model, tools)`. It is called
+        for each draft, with `model` metered: its calls are paid from that draft's slice.
 
     The compiled graph takes {"messages": [...], "budget": Budget(...)} and returns `messages`
     (with the answer last), `best`, `spent`, `stop_reason`, `curve` and more (see Output). A new
@@ -172,6 +179,11 @@ def create_anytime_graph(
         budget = as_budget(budget)
     if isinstance(memory, Ledger) and memory is not ledger:
         raise ValueError("memory: a ledger remembers what it records; pass it as ledger= too")
+    if not (drafter is None or callable(drafter)):
+        raise ValueError(
+            f"drafter={type(drafter).__name__}: a function from a chat model to a Runnable is needed, "
+            "as in lambda model: create_agent(model, tools)"
+        )
     if isinstance(scorer, Judge):
         if judge is not None:
             raise ValueError("judge: it is given as scorer= too; give it once")
@@ -197,6 +209,7 @@ def create_anytime_graph(
             scorer=None if isinstance(decides, str) else decides,
             judge=heard,
             width=width,
+            drafter=drafter,
         )
 
     run = _Run(
@@ -259,6 +272,11 @@ Life = tuple[Hashable, str]
 _INSTANCES = 4_096
 
 
+def _drafting(setup: Setup, task: Task) -> tuple[Drafter, Gate, Task, str]:
+    assert setup.drafter is not None
+    return setup.drafter, setup.gates[task["gate"]], task, setup.asked.protocol.conclude()
+
+
 class _Run:
     """The nodes of one graph, over its setups: one for each choice of the context."""
 
@@ -309,7 +327,7 @@ class _Run:
         if self.ledger is None:
             update, sends = self._turn(state, config, question_id, asked, thread, None)
         else:
-            hold = self._entered(config, thread, kept)
+            hold = self._entered(config, thread, kept, state.get("budget"))
             try:
                 access = Access(self.ledger, hold)
                 update, sends = self._turn(state, config, question_id, asked, hold.thread, access)
@@ -322,15 +340,18 @@ class _Run:
             update["messages"] = cast("list[AnyMessage]", [RemoveMessage(id) for id in repeated])
         return Command(update={**update, "returned": None}, goto=sends)
 
-    def _entered(self, config: RunnableConfig, thread: str, kept: str | None) -> Hold:
+    def _entered(self, config: RunnableConfig, thread: str, kept: str | None, granted: Any) -> Hold:
         """The hold of this invocation. Where a parent graph asks the same question of several
-        instances of this graph, each has a thread of its own."""
+        instances of this graph, each has a thread of its own: told apart by their budgets, so that
+        none resumes the run of one that was given more, and else numbered."""
         assert self.ledger is not None
         life = _life(config)
-        if kept is not None and kept.startswith(f"{thread}."):
+        if kept is not None and "#" in thread and kept.startswith(thread):
             thread = kept
         elif "#" in thread and kept is None:
-            thread = self._instance(thread, life)
+            amounts = {} if granted is None else as_budget(granted).limits()
+            share = "".join(f"/{d}={amount!r}" for d, amount in amounts.items())
+            thread = self._instance(thread + share, life)
         return self.ledger.enter(thread, _root(config), life)
 
     def _instance(self, thread: str, life: Life) -> str:
@@ -509,7 +530,10 @@ class _Run:
         with self.lives[task["run_id"]].active(task) as before:
             task, inner = _in_time(task, before), _config(task, config)
             setup = self.setup(task["chosen"])
-            reply = call(setup.gates[task["gate"]], task, inner, _stop(), access)
+            if "agent" in task["move"]:
+                task, reply = agents_draft(*_drafting(setup, task), inner, _stop(), access)
+            else:
+                reply = call(setup.gates[task["gate"]], task, inner, _stop(), access)
             outcome = self._absorbed(setup, task, reply)
             if (scorer := setup.scorer) and "candidate" in outcome:
                 try:
@@ -538,7 +562,11 @@ class _Run:
         with self.lives[task["run_id"]].active(task) as before:
             task, inner = _in_time(task, before), _config(task, config)
             setup = await self.asetup(task["chosen"])
-            reply = await acall(setup.gates[task["gate"]], task, inner, _stop(), access)
+            if "agent" in task["move"]:
+                made = agents_adraft(*_drafting(setup, task), inner, _stop(), access)
+                task, reply = await made
+            else:
+                reply = await acall(setup.gates[task["gate"]], task, inner, _stop(), access)
             outcome = self._absorbed(setup, task, reply)
             if (scorer := setup.scorer) and "candidate" in outcome:
                 try:

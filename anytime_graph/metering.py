@@ -24,6 +24,7 @@ from langchain_core.messages import (
     AIMessageChunk,
     BaseMessage,
     message_chunk_to_message,
+    message_to_dict,
 )
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 
@@ -183,7 +184,7 @@ class Reply:
     ("cut"), or by a failure ("error"). spend: what it is charged. reported: input tokens by the
     provider's report, None if there was no believable one. lost: not made, or in flight when its
     process ended. refused: the provider finds fault with the request itself. recalled: not made now,
-    but read from the ledger. called: it calls tools.
+    but read from the ledger. called: it calls tools. message: in an agent's draft, the whole message.
     """
 
     text: str
@@ -202,6 +203,7 @@ class Reply:
     refused: bool = False
     recalled: bool = False
     called: bool = False
+    message: dict[str, Any] | None = None
 
 
 @dataclass
@@ -253,6 +255,11 @@ def _is_json(text: str | None) -> bool:
     except ValueError:
         return False
     return True
+
+
+def recalled(gate: Gate, task: Task, access: Access) -> Reply | None:
+    """What the ledger holds at the task's place; see _Meter.recall."""
+    return _Meter(gate, task, None, access).recall()
 
 
 def call(
@@ -344,6 +351,7 @@ class _Meter:
     ) -> None:
         self.gate, self.task, self.stop, self.access = gate, task, stop, access
         self.heard = heard
+        self.kept = heard or (Heard() if "agent" in task["move"] else None)
         self.started = time.time()
         self.clock = time.monotonic()
         self.seconds = task["slice"].get("seconds")
@@ -507,8 +515,8 @@ class _Meter:
             self.failed = True
             self.errors.append(describe(error))
             self.retry_after = _retry_after(error)
-            if self.heard is not None:
-                self.heard.error = error
+            if self.kept is not None:
+                self.kept.error = error
             status = providers.status(error)
             self.refused = status is not None and not _transient(status)
             log.debug("call %s failed", self.task["ordinal"], exc_info=error)
@@ -517,8 +525,8 @@ class _Meter:
         """Take in a piece of the reply; True to cut the stream."""
         if self.over():
             return True
-        if self.heard is not None:
-            self.heard.pieces.append(chunk)
+        if self.kept is not None:
+            self.kept.pieces.append(chunk)
         called = providers.called(chunk)
         self.called = self.called or bool(called)
         text, thought = _clean(chunk.text), _clean(providers.reasoning(chunk) + called)
@@ -602,7 +610,10 @@ class _Meter:
                 f"starved: {spend['output_tokens']} output tokens, "
                 f"{spend['reasoning_tokens']} of them reasoning, and no text"
             )
-        elif not text.strip() and ended == "stop" and not self.called and self.heard is None:
+        message = self._message(text, ended)
+        calls = self.called if message is None else bool(message.tool_calls)
+        silent = not text.strip() and ended == "stop"
+        if silent and not calls and self.heard is None:
             self.failed = True
             self.errors.append("the reply was empty")
         if self.cut and (not text.strip() or self.cut not in ("stopped", "out of time")):
@@ -625,7 +636,20 @@ class _Meter:
             lost=self.lost,
             refused=self.refused,
             called=self.called,
+            message=None if message is None else message_to_dict(message),
         )
+
+    def _message(self, text: str, ended: str) -> AIMessage | None:
+        """For an agent, the reply as a message. Tool calls of one that was cut are not to be carried
+        out, nor those of one that was to be the last."""
+        if "agent" not in self.task["move"] or self.kept is None or not self.kept.pieces:
+            return None
+        if ended in ("cut", "error"):
+            return AIMessage(text) if text.strip() else None
+        message = self.kept.message(ended == "stop")
+        if ended == "stop" and not self.task["move"]["final"]:
+            return message
+        return AIMessage(text, id=message.id, usage_metadata=message.usage_metadata)
 
     def _full(self, spend: Spend, reported: int | None) -> bool:
         if self.finish is not None or reported is None:

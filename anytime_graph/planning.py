@@ -21,6 +21,7 @@ from anytime_graph.budget import (
     output_room,
     share,
 )
+from anytime_graph.drafters import Drafter
 from anytime_graph.metering import Gate
 from anytime_graph.nodes import critique, draft, learn, refine
 from anytime_graph.nodes.answers import Asked, lessons
@@ -38,6 +39,7 @@ from anytime_graph.state import (
     Task,
     contests,
     judges,
+    places,
     question_of,
 )
 from anytime_graph.strategies import (
@@ -68,7 +70,7 @@ _STEPS = 3
 @dataclass(frozen=True)
 class Setup:
     """What a graph was built with. gates: the model's own; the judge's; the judge's held to a
-    schema, where its provider can."""
+    schema, where its provider can. drafter: makes the agent that drafts, if one does."""
 
     gates: Mapping[str, Gate]
     asked: Asked
@@ -77,6 +79,7 @@ class Setup:
     scorer: Scorer | None
     judge: Judge
     width: int
+    drafter: Drafter | None = None
 
     def learn(
         self, gate: str, known: Calibration, shape: Shape, reported: int, base: bool
@@ -100,7 +103,7 @@ def plan(setup: Setup, state: State, stopped: bool) -> list[Task] | str:
     """
     planned = _plan(setup, state, stopped)
     if isinstance(planned, str) and state["best"] is None:
-        if state["ordinal"] == 0 and planned in DIMENSIONS:
+        if not state["spent"]["calls"] and planned in DIMENSIONS:
             raise BudgetTooSmall(state["limits"], least(setup, state))
         raise NoAnswer(
             state["errors"] or [f"stopped before the first reply ({planned})"], state["spent"]
@@ -112,7 +115,8 @@ def least(setup: Setup, state: State) -> Limits:
     """The smallest budget that pays for one draft, in the dimensions of the run's own."""
     prompt = draft.prompt(state, setup.asked, as_dict(Draft()), 0.0, None)
     gate = setup.gates[OWN]
-    amounts = gate.amounts(gate.bound(gate.shape(list(prompt)), _known(state, OWN)), MIN_ROOM)
+    bound = gate.bound(gate.shape(list(prompt)), _known(state, OWN)) + state["overhead"]
+    amounts = gate.amounts(bound, MIN_ROOM)
     return {
         d: max(amounts[d], limit) if limit >= amounts[d] else amounts[d]
         for d, limit in state["limits"].items()
@@ -313,24 +317,35 @@ class _Slicer:
             for orders in [_orders(move)]
             for swapped in orders
         ]
-        if len(calls) > rest.get("calls", len(calls)):
+        planned_moves = [self._as_dict(move) for move, *_ in calls]
+        agents = sum("agent" in move for move in planned_moves)
+        most_calls = rest.get("calls", math.inf)
+        if len(calls) + agents > most_calls and len(calls) > min(1, most_calls):
             return []
-        judged = sum(judges(as_dict(move)) for move, *_ in calls)
-        tasks = []
-        for i, (move, part, swapped) in enumerate(calls):
+        judged = sum(judges(move) for move in planned_moves)
+        tasks: list[Task] = []
+        ordinal = self.state["ordinal"]
+        for move, (_, part, swapped) in zip(planned_moves, calls, strict=True):
             slice_ = share(rest, part)
-            if judges(as_dict(move)):
+            if judges(move):
                 most = share(self._allowance(), 1 / judged)
                 slice_ = {d: min(amount, most.get(d, amount)) for d, amount in slice_.items()}
-            task = self._task(i, as_dict(move), slice_, swapped, room, taught)
+            if "agent" in move and "calls" in rest:
+                slice_["calls"] += math.floor((rest["calls"] - len(calls)) * part)
+            task = self._task(ordinal, move, slice_, swapped, room, taught)
             if task is None:
                 return []
             tasks.append(task)
+            ordinal += places(move)
         return tasks
+
+    def _as_dict(self, move: Draft | Critique | Refine | Learn) -> dict[str, Any]:
+        drafts = isinstance(move, Draft) and move.conclude is None
+        return as_dict(move) | ({"agent": True} if drafts and self.setup.drafter else {})
 
     def _task(
         self,
-        i: int,
+        ordinal: int,
         move: dict[str, Any],
         slice_: Limits,
         swapped: bool,
@@ -340,6 +355,9 @@ class _Slicer:
         """The call in full: the most detailed prompt that leaves room enough for the reply."""
         state, name = self.state, self.setup.gate(move, self.state)
         gate, judged = self.setup.gates[name], judges(move)
+        overhead = state["overhead"] if "agent" in move else 0
+        if "agent" in move:
+            move = {**move, "agent": least_room > MIN_ROOM, "overhead": overhead}
         within = move["kind"] in ("draft", "refine") and move.get("conclude") is None
         allowance = _lessons_allowance(slice_, gate)
         teaches = "pairs" in move and move.get("conclude") is None
@@ -350,12 +368,16 @@ class _Slicer:
                 continue
             build = self._prompt(move, detail, swapped, allowance, name)
             shape = gate.shape(build(99_999))
-            bound = gate.bound(shape, _known(state, name), within)
+            bound = gate.bound(shape, _known(state, name), within) + overhead
             paid = output_room(slice_, bound, gate.prices)
             usual = min(bound, _usual_reply(state) or bound)
             wanted = {1.0: usual, 0.0: 0}.get(detail, GOOD_ROOM)
             if paid is not None and paid < (least_room if judged else max(wanted, least_room)):
                 continue
+            if move.get("agent") and overhead:
+                tools_room = output_room(share(slice_, 0.5), bound, gate.prices)
+                if tools_room is not None and tools_room < GOOD_ROOM:
+                    continue
             if judged:
                 most = max(_VERDICT, 2 * state["least_room"])
                 paid = most if paid is None else min(paid, most)
@@ -364,7 +386,7 @@ class _Slicer:
             if "pairs" in move:
                 move = {**move, "taught": shown}
             return Task(
-                ordinal=state["ordinal"] + i,
+                ordinal=ordinal,
                 step=state["ordinal"],
                 move=move,
                 swapped=swapped,
@@ -382,6 +404,7 @@ class _Slicer:
                 question=question_of(state["messages"]).text,
                 spent=state["spent"],
                 limits=state["limits"],
+                growth=_known(state, name)["growth"],
             )
         return None
 
@@ -412,7 +435,11 @@ class _Slicer:
 def _usual_reply(state: State) -> int:
     """Output tokens that suffice for most drafts, by those so far; 0 before the first."""
     drafts = state["spent_by"].get("draft")
-    return math.ceil(1.25 * drafts["output_tokens"] / drafts["calls"]) if drafts else 0
+    return (
+        math.ceil(1.25 * drafts["output_tokens"] / drafts["calls"])
+        if drafts and drafts["calls"]
+        else 0
+    )
 
 
 def _known(state: State, gate: str) -> Calibration:

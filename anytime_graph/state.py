@@ -37,7 +37,8 @@ class Task(TypedDict):
     prompt_bound, room: the reservation, in input tokens and output tokens (None: not limited).
     wait: seconds to hold back after a refusal. thread, plan: under which thread's lease and which of
     the hub's plans the ledger lets it reserve. gate: which of the gates it goes through, of the setup
-    that was chosen.
+    that was chosen. growth: for an agent's draft, see Calibration; the move's "agent" is True if it may
+    give its slice back where that is too small for its tools.
     """
 
     ordinal: int
@@ -58,6 +59,7 @@ class Task(TypedDict):
     question: str
     spent: Spend
     limits: Limits
+    growth: NotRequired[float]
 
 
 class Outcome(TypedDict):
@@ -147,7 +149,8 @@ class State(Output, Input, total=False):
     returned: replies of the step, emptied by the fold. matches: the judge's comparisons among the
     candidates, as [first, second, winner or None]. calibrations: by gate. examples: pairs that the
     memory recalled for this question, and the namespace it was asked in. unstructured: the judge's
-    provider refused to hold verdicts to a schema. chosen: None where a branch may choose afresh."""
+    provider refused to hold verdicts to a schema. overhead: input tokens that an agent with tools adds
+    to the prompt of a draft. chosen: None where a branch may choose afresh."""
 
     returned: Annotated[list[Outcome], gather]
     question_id: str
@@ -167,6 +170,7 @@ class State(Output, Input, total=False):
     examples: list[Example]
     namespace: list[str]
     least_room: int
+    overhead: int
     failures: int
     wait: float
     interrupted: bool
@@ -180,6 +184,8 @@ MIN_ROOM = 16
 """Output tokens below which a call is not worth its prompt."""
 GOOD_ROOM = 64
 """Output tokens that a fan-out leaves to each of its calls, or it is made smaller."""
+PLACES = 1_000
+"""Model calls that an agent may make in a draft; each has a place of its own in the run."""
 _KEPT = 64
 """Errors, ballots and curve points kept in the state."""
 
@@ -215,6 +221,7 @@ def fresh(question_id: str, chosen: Chosen, run_id: int, thread: str, limits: Li
         calibrations={},
         unstructured=False,
         least_room=GOOD_ROOM,
+        overhead=0,
         failures=0,
         wait=0.0,
         interrupted=False,
@@ -243,7 +250,8 @@ def fold(state: State, width: int, decides: Decides, learn: Learn) -> State:
         spent = total([spent, outcome["spend"]])
         spent_by[kind] = total([spent_by.get(kind, nothing()), outcome["spend"]])
         if outcome["reported"] is not None:
-            gate, base = outcome["gate"], kind == "draft" and not outcome["move"]["taught"]
+            gate, move = outcome["gate"], outcome["move"]
+            base = kind == "draft" and not move["taught"] and "agent" not in move
             known = calibrations.get(gate) or uncalibrated()
             calibrations[gate] = learn(
                 gate, known, outcome["shape"], outcome["reported"], base=base
@@ -306,11 +314,12 @@ def fold(state: State, width: int, decides: Decides, learn: Learn) -> State:
         ballots=ballots,
         curve=curve,
         errors=[*state["errors"], *(e for o in outcomes for e in o["errors"])][-_KEPT:],
-        ordinal=max(o["ordinal"] for o in outcomes) + 1,
+        ordinal=max(o["ordinal"] + places(o["move"]) for o in outcomes),
         calibrations=calibrations,
         unstructured=state["unstructured"]
         or any(o["refused"] and o["gate"] == STRUCTURED for o in outcomes),
         least_room=least_room,
+        overhead=max([state["overhead"], *(o["move"].get("overhead", 0) for o in outcomes)]),
         failures=failures,
         wait=max((o["retry_after"] for o in refused), default=0.0),
         interrupted=any(o["interrupted"] for o in outcomes),
@@ -437,6 +446,11 @@ def judges(move: Mapping[str, Any]) -> bool:
     return compares or move["kind"] == "learn"
 
 
+def places(move: Mapping[str, Any]) -> int:
+    """How many places in its run a move takes."""
+    return PLACES if "agent" in move else 1
+
+
 def _paid_off(
     state: State, best: Candidate | None, outcomes: Sequence[Outcome]
 ) -> dict[str, Payoff]:
@@ -455,7 +469,8 @@ def _paid_off(
 
     for o in outcomes:
         move = o["move"]
-        if move["kind"] in ("draft", "refine") and move.get("conclude") is None:
+        tried = move["kind"] in ("draft", "refine") and move.get("conclude") is None
+        if tried and o["spend"]["calls"]:
             score = o["candidate"]["score"] if "candidate" in o else None
             add(_kind(move["kind"], move["taught"]), 1, score or 0.0, o["spend"]["tokens"])
     before = state["best"]
