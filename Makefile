@@ -43,7 +43,8 @@ lint: setup
 
 torture: setup postgres
 	TORTURE=$(or $(EXAMPLES),1000) $(BIN)/python -m pytest --timeout 3600 \
-		tests/test_promises.py tests/test_tokens.py tests/test_storage.py tests/test_crashes.py
+		tests/test_promises.py tests/test_tokens.py tests/test_storage.py tests/test_crashes.py \
+		tests/test_fastapi.py tests/test_middleware.py
 
 bench: setup
 	$(BIN)/python tests/bench.py

@@ -1,6 +1,6 @@
 """Anytime reasoning for LangGraph: give a chat model a budget, get the best answer within it."""
 
-from anytime_graph.budget import Budget, BudgetTooSmall, NoAnswer, Prices
+from anytime_graph.budget import Budget, BudgetTooSmall, NoAnswer, Prices, Spend, add_spend
 from anytime_graph.checkpoints import LedgerError, ThreadBusy, open_checkpoints
 from anytime_graph.graph import Context, afork, create_anytime_graph, fork
 from anytime_graph.interrupt import interruptible
@@ -25,12 +25,14 @@ __all__ = [
     "Prices",
     "Refine",
     "Score",
+    "Spend",
     "Stop",
     "ThreadBusy",
     "Until",
     "View",
     "WarmUp",
     "Warmed",
+    "add_spend",
     "afork",
     "create_anytime_graph",
     "fork",

@@ -26,9 +26,8 @@ class Budget:
     calls: model calls.
     seconds: time during which calls and scorers are active, summed over resumes.
 
-    A dimension left out is not limited; 0 means nothing may be spent, never "unlimited". Budget()
-    is open-ended: it is taken only where a stopping rule, or an event, ends the run.
-    Raises ValueError for a negative or fractional (where whole numbers count) amount.
+    A dimension left out is not limited; 0 means nothing may be spent, never "unlimited".
+    Raises ValueError for a negative, fractional (where whole numbers count) or missing amount.
     """
 
     tokens: int | None = None
@@ -48,6 +47,11 @@ class Budget:
                 raise ValueError(f"{name}={value!r}: a budget is 0 or more, and finite")
             if name in _WHOLE and value != int(value):
                 raise ValueError(f"{name}={value!r}: a whole number is needed")
+        if not self.limits():
+            raise ValueError(
+                f"Budget(): set at least one of {', '.join(DIMENSIONS)}; a run without a budget is one "
+                "to which none is given, of a graph that is told until=Until(...)"
+            )
 
     def limits(self) -> Limits:
         """The dimensions that are set."""
@@ -57,7 +61,19 @@ class Budget:
         """This budget times `share` in [0, 1], rounded down: a part of it to hand on."""
         if not 0 <= share <= 1:
             raise ValueError(f"share={share!r}: a fraction is between 0 and 1")
-        return Budget(**_typed({d: v * share for d, v in self.limits().items()}))
+        return Budget(**_typed({d: v * share for d, v in self.limits().items()}, _floor))
+
+    def split(self, n: int) -> list[Budget]:
+        """n equal parts that add up to no more than this budget, time included: nothing says that
+        those who get them run side by side."""
+        if not isinstance(n, int) or n < 1:
+            raise ValueError(f"n={n!r}: a budget is split into 1 part or more")
+        return [self.fraction(1 / n)] * n
+
+    def less(self, spent: Mapping[str, Any]) -> Budget:
+        """What `spent`, as a run or add_spend gives it, leaves of this budget; 0 where it leaves
+        nothing."""
+        return Budget(**{d: max(0, v - spent.get(d, 0)) for d, v in self.limits().items()})
 
     def __str__(self) -> str:
         return ", ".join(f"{d}={v:g}" for d, v in self.limits().items())
@@ -108,6 +124,11 @@ def total(spends: Iterable[Spend]) -> Spend:
         for key, amount in spend.items():
             out[key] += amount
     return cast("Spend", out)
+
+
+def add_spend(spent: Spend, more: Spend) -> Spend:
+    """Reducer for the `spent` channel of a parent graph: what its anytime nodes spent, in all."""
+    return total([spent, more])
 
 
 def left(limits: Limits, spent: Spend) -> Limits:
@@ -178,19 +199,21 @@ def output_room(slice_: Limits, prompt: int, prices: Prices | None) -> int | Non
             rooms.append(money * 1e6 / prices.output)
         elif money < 0:
             rooms.append(-1)
-    return math.floor(min(rooms) + 1e-9) if rooms else None
+    return _floor(min(rooms)) if rooms else None
 
 
 class BudgetTooSmall(ValueError):
-    """The budget cannot pay for one draft. Nothing was spent.
+    """The budget cannot pay for one draft, or one call. Nothing was spent.
 
     least: the smallest budget, in the dimensions that were set, that would do.
+    spent: nothing, in the shape in which NoAnswer tells it.
     """
 
-    def __init__(self, given: Limits, least: Limits) -> None:
+    def __init__(self, given: Limits, least: Limits, what: str = "one draft") -> None:
+        self.spent = nothing()
         self.least = Budget(**_typed(least, math.ceil))
         have = Budget(**_typed(given))
-        super().__init__(f"the budget ({have}) cannot pay for one draft; the least is {self.least}")
+        super().__init__(f"the budget ({have}) cannot pay for {what}; the least is {self.least}")
 
 
 class NoAnswer(RuntimeError):
@@ -203,6 +226,11 @@ class NoAnswer(RuntimeError):
         self.causes = causes
         self.spent = spent
         super().__init__("no call brought an answer: " + "; ".join(dict.fromkeys(causes)))
+
+
+def _floor(amount: float) -> int:
+    """Rounded down, but for what floating point takes off a whole number."""
+    return math.floor(amount + 1e-9)
 
 
 def _typed(amounts: Limits, whole: Any = math.floor) -> dict[str, Any]:

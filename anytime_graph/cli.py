@@ -141,7 +141,9 @@ def resume(thread: str, db: str, as_json: bool, **options: Any) -> None:
             out = _watched(app, given, config, _quiet(as_json), space)
     if out["spent"]["calls"] == run["spent"]["calls"] and out["stop_reason"] in DIMENSIONS:
         click.echo(
-            f"nothing was left of its {out['stop_reason']}; --help tells how to give more", err=True
+            f"what is left of its {out['stop_reason']} pays for no further step; --help tells how "
+            "to give more",
+            err=True,
         )
     _deliver(out, as_json)
 

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from secrets import randbits
 from typing import Any, Literal, cast
 from uuid import uuid4
@@ -28,28 +28,41 @@ from langgraph.pregel import Pregel
 from langgraph.runtime import get_runtime
 from langgraph.store.base import BaseStore
 from langgraph.types import Command, Send
+from langsmith import get_current_run_tree
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
-from anytime_graph import strategies
 from anytime_graph.budget import (
-    DIMENSIONS,
     Budget,
     BudgetTooSmall,
     Limits,
     NoAnswer,
     Prices,
+    Spend,
     as_budget,
     more,
 )
 from anytime_graph.checkpoints import Access, Ledger, LedgerError
 from anytime_graph.checkpoints.leases import Hold
 from anytime_graph.checkpoints.preferences import Memory, encoded, memory_of
+from anytime_graph.drafters import Drafter
+from anytime_graph.drafters import adraft as agents_adraft
+from anytime_graph.drafters import draft as agents_draft
 from anytime_graph.live import Improvement, Lives
-from anytime_graph.metering import Gate, Reply, Stop, acall, call, describe, gate, held_to
+from anytime_graph.metering import (
+    Gate,
+    Reply,
+    Stop,
+    acall,
+    call,
+    describe,
+    gate,
+    held_to,
+    unshaped,
+)
 from anytime_graph.models import prices_of, resolve_model
 from anytime_graph.nodes import critique, draft, finish, learn, refine
-from anytime_graph.nodes.answers import asked
+from anytime_graph.nodes.answers import Asked, asked
 from anytime_graph.pairs import Candidate
 from anytime_graph.planning import Setup, plan
 from anytime_graph.profiles import checked
@@ -67,7 +80,9 @@ from anytime_graph.scoring import (
 from anytime_graph.state import (
     OWN,
     PLAIN,
+    REVIEW,
     STRUCTURED,
+    Chosen,
     Decides,
     Input,
     Outcome,
@@ -86,33 +101,37 @@ from anytime_graph.state import (
 from anytime_graph.stopping import Until
 from anytime_graph.strategies import Strategy
 from anytime_graph.strategies import resolve as resolve_strategy
-from anytime_graph.tokens import uncalibrated
+from anytime_graph.tokens import Calibration, uncalibrated
 
 log = logging.getLogger(__name__)
 
 
 class Context(TypedDict, total=False):
-    """What may be set for each invocation.
+    """What may be set for each invocation, or kept with an assistant: all but `stop` is JSON.
 
-    budget: for questions asked in it, unless the input names one.
+    budget: for questions asked in it, unless the input names one; a Budget or its dimensions.
+    model: for questions asked in it, by its name among those the graph was built with.
+    strategy: for questions asked in it, by name.
     namespace: whose preference pairs the memory recalls and remembers, such as [tenant, user];
         default: those of the empty namespace.
     stop: an object with `is_set()`, such as a threading.Event; once set, calls in flight are cut
     and the best answer so far is returned.
     """
 
-    budget: Any
+    budget: Budget | dict[str, float] | None
+    model: str | None
+    strategy: str | None
     namespace: Any
     stop: Any
 
 
 def create_anytime_graph(
-    model: str | BaseChatModel | Runnable[Any, Any],
+    model: str | BaseChatModel | Runnable[Any, Any] | Mapping[str, Any],
     *,
     budget: Budget | None = None,
     scorer: Scorer | Judge | Literal["judge", "vote"] | None = None,
     strategy: str | Strategy = "pdp",
-    answer: str | Extractor | type[BaseModel] = "tags",
+    answer: str | Extractor | type[BaseModel] | Asked = "tags",
     prices: Prices | None = None,
     width: int = 8,
     ledger: Ledger | None = None,
@@ -120,11 +139,15 @@ def create_anytime_graph(
     judge: Judge | None = None,
     until: Until | None = None,
     profile: Mapping[str, Payoff] | None = None,
+    drafter: Drafter | None = None,
 ) -> StateGraph[State, Context, Input, Output]:
     """Turn a chat model into an anytime reasoner. Returns an uncompiled graph.
 
-    model: a chat model, "provider:name", "local" (the embedded model) or "local:FILE.gguf".
-    budget: what one question may cost, unless input or context say otherwise.
+    model: a chat model, "provider:name", "local" (the embedded model) or "local:FILE.gguf"; or
+        several of these by name, of which the context chooses one. The first is the default; the
+        others are made when they are first chosen.
+    budget: what one question may cost, unless input or context say otherwise. Without one, a run is
+        open-ended if `until` says when it ends: on a schedule of doubled budgets.
     scorer: (question, answer) -> score in [0, 1], "judge" (the model compares its own answers,
         each pair in both orders; a Judge is short for "judge" and judge=) or "vote" (agreement).
         Default: "vote" for the strategy "self_consistency", else "judge".
@@ -142,8 +165,10 @@ def create_anytime_graph(
     judge: who compares answers and gives reasons: another model, a rubric, another share of the
         budget. If the scorer is a function, that decides, and the judge is heard only for reasons
         and where a strategy asks for comparisons.
-    until: when to stop before the budget does. With it, or with a `stop` in the context, Budget()
-        leaves the budget open.
+    drafter: has drafts made by an agent: a function from a chat model to a Runnable that takes and
+        returns {"messages": [...]}, such as `lambda model: create_agent(model, tools)`. It is called
+        for each draft, with `model` metered: its calls are paid from that draft's slice.
+    until: when to stop before the budget does.
     profile: what drafts and refinements brought on earlier questions; see profiles.
 
     The compiled graph takes {"messages": [...], "budget": Budget(...)} and returns `messages`
@@ -162,41 +187,56 @@ def create_anytime_graph(
         budget = as_budget(budget)
     if isinstance(memory, Ledger) and memory is not ledger:
         raise ValueError("memory: a ledger remembers what it records; pass it as ledger= too")
-    if scorer is None:
-        scorer = "vote" if strategy == "self_consistency" else "judge"
+    if not (drafter is None or callable(drafter)):
+        raise ValueError(
+            f"drafter={type(drafter).__name__}: a function from a chat model to a Runnable is needed, "
+            "as in lambda model: create_agent(model, tools)"
+        )
     if isinstance(scorer, Judge):
         if judge is not None:
             raise ValueError("judge: it is given as scorer= too; give it once")
         judge, scorer = scorer, "judge"
-    judge = judge or Judge()
-    decides: Decides = scorer if isinstance(scorer, str) else "scorer"
     question_asked = asked(answer)
-    rules = resolve_strategy(strategy)
-    chat_model = resolve_model(model)
-    if prices is None:
-        prices = prices_of(chat_model)
-    if until is not None:
-        until.check(decides, prices)
-    run = _Run(
-        Setup(
-            gates=_gates(chat_model, prices, judge),
+    models = dict(model) if isinstance(model, Mapping) else None
+    if models is not None and not (models and all(isinstance(name, str) for name in models)):
+        raise ValueError(f"model={model!r}: name at least one model, as in {{'small': ...}}")
+    if models is not None and prices is not None:
+        raise ValueError("prices: they cannot hold for several models; leave them to be looked up")
+    heard, learned = judge or Judge(), checked(profile or {})
+
+    def setup(chosen: Chosen) -> Setup:
+        rules = chosen.get("strategy", strategy)
+        chat_model = resolve_model(_named(models, model, chosen))
+        usual: Decides = "vote" if rules == "self_consistency" else "judge"
+        by = usual if scorer is None else scorer
+        decides: Decides = by if isinstance(by, str) else "scorer"
+        known = prices or prices_of(chat_model)
+        if until is not None:
+            until.check(decides, known)
+        return Setup(
+            gates=_gates(chat_model, known, heard),
             asked=question_asked,
-            strategy=rules,
+            strategy=resolve_strategy(rules),
             decides=decides,
-            scorer=cast(Scorer, scorer) if decides == "scorer" else None,
-            judge=judge,
+            scorer=None if isinstance(by, str) else by,
+            judge=heard,
             width=width,
             until=until,
-            profile=checked(profile or {}),
-        ),
+            profile=learned,
+            drafter=drafter,
+        )
+
+    run = _Run(
+        setup,
         budget,
         answer if isinstance(answer, type) else None,
         ledger,
         memory,
         strategy if isinstance(strategy, str) else getattr(strategy, "__name__", "custom"),
     )
-    if budget is not None and budget.limits():
-        run.affordable(budget)
+    default = run.setup({})
+    if budget is not None:
+        affordable(default, budget)
     graph: StateGraph[State, Context, Input, Output] = StateGraph(
         State, context_schema=Context, input_schema=Input, output_schema=Output
     )
@@ -212,14 +252,33 @@ def create_anytime_graph(
 
 def _gates(model: BaseChatModel | Any, prices: Prices | None, judge: Judge) -> dict[str, Gate]:
     own = gate(model, prices)
-    judging, its_own = model, own
+    judging = unshaped(model)
+    bare = its_own = own if judging is model else gate(judging, prices)
     if judge.model is not None:
         judging = resolve_model(judge.model)
         its_own = gate(judging, judge.prices or prices_of(judging))
     gates = {OWN: own, PLAIN: its_own}
+    if bare is not own:
+        gates[REVIEW] = bare
     if (held := held_to(judging, critique.VERDICT)) is not None:
         gates[STRUCTURED] = gate(held, its_own.prices)
     return gates
+
+
+def _named(models: Mapping[str, Any] | None, model: Any, chosen: Chosen) -> Any:
+    """The model that was chosen, of those there are: no name is resolved that the context brings."""
+    name = chosen.get("model")
+    if models is None and name is not None:
+        raise ValueError(
+            f"context model={name!r}: this graph has one model; build it with "
+            "model={'name': ..., ...} to let the context choose"
+        )
+    if models is not None:
+        name = next(iter(models)) if name is None else name
+        if name not in models:
+            raise ValueError(f"context model={name!r}: one of {', '.join(models)}")
+        return models[name]
+    return model
 
 
 SPOKES = ("draft", "critique", "refine", "learn")
@@ -227,25 +286,44 @@ Life = tuple[Hashable, str]
 _INSTANCES = 4_096
 
 
+def _drafting(setup: Setup, task: Task) -> tuple[Drafter, Gate, Task, str]:
+    assert setup.drafter is not None
+    return setup.drafter, setup.gates[task["gate"]], task, setup.asked.protocol.conclude()
+
+
 class _Run:
-    """The nodes of one graph, over its setup."""
+    """The nodes of one graph, over its setups: one for each choice of the context."""
 
     def __init__(
         self,
-        setup: Setup,
+        make: Callable[[Chosen], Setup],
         budget: Budget | None,
         schema: type[BaseModel] | None,
         ledger: Ledger | None,
         memory: Ledger | BaseStore | Memory | None,
         strategy: str,
     ) -> None:
-        self.setup, self.budget, self.schema, self.ledger = setup, budget, schema, ledger
+        self.make, self.budget, self.schema, self.ledger = make, budget, schema, ledger
         self.memory = None if memory is None else memory_of(memory)
         self.remembers = memory is not None and memory is ledger
         self.strategy = strategy
         self.lives = Lives()
         self._instances: OrderedDict[tuple[Hashable, str], list[str]] = OrderedDict()
         self._counting = threading.Lock()
+        self._setups: dict[tuple[str | None, str | None], Setup] = {}
+        self._making = threading.Lock()
+
+    def setup(self, chosen: Chosen) -> Setup:
+        """Made when it is first asked for, which may load a model."""
+        with self._making:
+            if (key := _key(chosen)) not in self._setups:
+                self._setups[key] = self.make(chosen)
+            return self._setups[key]
+
+    async def asetup(self, chosen: Chosen) -> Setup:
+        if (made := self._setups.get(_key(chosen))) is not None:
+            return made
+        return await asyncio.to_thread(self.setup, chosen)
 
     # --- the hub
 
@@ -263,7 +341,7 @@ class _Run:
         if self.ledger is None:
             update, sends = self._turn(state, config, question_id, asked, thread, None)
         else:
-            hold = self._entered(config, thread, kept)
+            hold = self._entered(config, thread, kept, state.get("budget"))
             try:
                 access = Access(self.ledger, hold)
                 update, sends = self._turn(state, config, question_id, asked, hold.thread, access)
@@ -276,15 +354,18 @@ class _Run:
             update["messages"] = cast("list[AnyMessage]", [RemoveMessage(id) for id in repeated])
         return Command(update={**update, "returned": None}, goto=sends)
 
-    def _entered(self, config: RunnableConfig, thread: str, kept: str | None) -> Hold:
+    def _entered(self, config: RunnableConfig, thread: str, kept: str | None, granted: Any) -> Hold:
         """The hold of this invocation. Where a parent graph asks the same question of several
-        instances of this graph, each has a thread of its own."""
+        instances of this graph, each has a thread of its own: told apart by their budgets, so that
+        none resumes the run of one that was given more, and else numbered."""
         assert self.ledger is not None
         life = _life(config)
-        if kept is not None and kept.startswith(f"{thread}."):
+        if kept is not None and "#" in thread and kept.startswith(thread):
             thread = kept
         elif "#" in thread and kept is None:
-            thread = self._instance(thread, life)
+            amounts = {} if granted is None else as_budget(granted).limits()
+            share = "".join(f"/{d}={amount!r}" for d, amount in amounts.items())
+            thread = self._instance(thread + share, life)
         return self.ledger.enter(thread, _root(config), life)
 
     def _instance(self, thread: str, life: Life) -> str:
@@ -307,45 +388,57 @@ class _Run:
         thread: str,
         access: Access | None,
     ) -> tuple[State, list[Send]]:
-        granted = state.get("budget")
+        granted, chosen = state.get("budget"), state.get("chosen")
         if question_id != state.get("question_id"):
             begun = access.ledger.find(thread, asked) if access else None
-            update = fresh(question_id, begun or randbits(53), thread, self._limits(granted))
-            update["calibrations"] = {
-                name: {**uncalibrated(), "growth": known["growth"]}
-                for name, known in state.get("calibrations", {}).items()
-            }
+            chosen = _chosen()
+            setup = self.setup(chosen)
+            run_id, limits = begun or randbits(53), self._limits(setup, granted)
+            update = fresh(question_id, chosen, run_id, thread, limits)
+            update["calibrations"] = _grown(state.get("calibrations", {}))
             update |= self._recalled(question_of(state["messages"]).text, update["run_id"])
         else:
-            update = fold(state, self.setup.width, self.setup.decides, self.setup.learn)
+            chosen = _chosen() if chosen is None else chosen
+            setup = self.setup(chosen)
+            update = fold(state, setup.width, setup.decides, setup.learn)
+            update["chosen"] = chosen
             if thread != state["thread"]:  # a copy of another thread's state
                 update |= State(thread=thread, run_id=randbits(53), parent_run=state["run_id"])
             if granted is not None:
-                update["limits"] = more(state["limits"], self.affordable(as_budget(granted)))
+                grant = affordable(setup, as_budget(granted))
+                known = state["limits"] or {d: state["spent"][d] for d in grant.limits()}
+                update["limits"] = more(known, grant)
                 update |= State(interrupted=False, failures=0, wait=0.0, concluded=None)
         now = merged(state, update)
-        sends, plan_id = self._next(state, now, config, asked, access)
+        sends, plan_id = self._next(setup, state, now, config, asked, access)
         for send in sends:
-            send.arg["plan"] = plan_id
+            send.arg |= {"plan": plan_id, "chosen": chosen}
         if any(send.node == "finish" for send in sends):
             update["errors"] = now["errors"] + self._remembered(now)
+        _noted("budget", now["best"], now["spent"])
         if (best := now["best"]) is not None:
             live = self.lives[now["run_id"]]
             _announce(live.settle(best, now["spent"], now["limits"]))
         return update, sends
 
     def _next(
-        self, state: State, now: State, config: RunnableConfig, asked: str, access: Access | None
+        self,
+        setup: Setup,
+        state: State,
+        now: State,
+        config: RunnableConfig,
+        asked: str,
+        access: Access | None,
     ) -> tuple[list[Send], str]:
         """What to do next, written to the ledger before it is done: first, what the ledger knows
         and the state does not; else what the budget edge says."""
         plan_id = uuid4().hex
         if access is None:
-            return self._edge(now), plan_id
+            return self._edge(setup, now), plan_id
         ledger, hold = access
-        record = self._record(now, config, asked)
+        record = self._record(setup, now, config, asked)
         try:
-            sends = self._recorded(now, ledger) or self._edge(now)
+            sends = self._recorded(now, ledger) or self._edge(setup, now)
             stop = sends[0].arg["stop_reason"] if sends[0].node == "finish" else None
             ledger.save(hold, record, state, now, plan_id, stop)
         except NoAnswer:
@@ -371,14 +464,16 @@ class _Run:
             for task in ledger.unknown(now["run_id"], now["ordinal"])
         ]
 
-    def _record(self, now: State, config: RunnableConfig, asked: str) -> dict[str, Any]:
+    def _record(
+        self, setup: Setup, now: State, config: RunnableConfig, asked: str
+    ) -> dict[str, Any]:
         return {
             "asked": asked,
             "question": question_of(now["messages"]).text,
             "conversation": conversation_of(now["messages"]),
-            "model": self.setup.gates[OWN].name,
-            "strategy": self.strategy,
-            "decides": self.setup.decides,
+            "model": setup.gates[OWN].name,
+            "strategy": (now["chosen"] or {}).get("strategy", self.strategy),
+            "decides": setup.decides,
             "namespace": encoded(tuple(now["namespace"])) if self.remembers else "",
             "options": (config.get("metadata") or {}).get("anytime_options"),
         }
@@ -410,21 +505,21 @@ class _Run:
             return [f"memory: {describe(error)}"]
         return []
 
-    def _edge(self, state: State) -> list[Send]:
+    def _edge(self, setup: Setup, state: State) -> list[Send]:
         """The budget edge: tasks with their slices, or the finish with its reason."""
         stop = _stop()
         try:
-            planned = plan(self.setup, state, stop is not None and stop.is_set())
+            planned = plan(setup, state, stop is not None and stop.is_set())
         except (BudgetTooSmall, NoAnswer):
             raise
         except Exception as error:  # a strategy of the user's: the answer in hand is not lost
             if state["best"] is None:
                 raise
             log.warning("the strategy failed: %s", describe(error))
-            planned = strategies.Stop(f"strategy: {describe(error)}")
-        if isinstance(planned, strategies.Stop):
-            return self._finish(state, planned.reason, planned.estimate)
-        return [Send(task["move"]["kind"], task) for task in planned]
+            return self._finish(state, f"strategy: {describe(error)}")
+        if isinstance(planned, list):
+            return [Send(task["move"]["kind"], task) for task in planned]
+        return self._finish(state, planned.reason, planned.estimate)
 
     def _finish(self, state: State, reason: str, estimate: float | None = None) -> list[Send]:
         final = {k: state[k] for k in ("best", "answer_id", "run_id")}
@@ -450,9 +545,13 @@ class _Run:
     def _spoke(self, task: Task, config: RunnableConfig, access: Access | None) -> State:
         with self.lives[task["run_id"]].active(task) as before:
             task, inner = _in_time(task, before), _config(task, config)
-            reply = call(self.setup.gates[task["gate"]], task, inner, _stop(), access)
-            outcome = self._absorbed(task, reply)
-            if (scorer := self.setup.scorer) and "candidate" in outcome:
+            setup = self.setup(task["chosen"])
+            if "agent" in task["move"]:
+                task, reply = agents_draft(*_drafting(setup, task), inner, _stop(), access)
+            else:
+                reply = call(setup.gates[task["gate"]], task, inner, _stop(), access)
+            outcome = self._absorbed(setup, task, reply)
+            if (scorer := setup.scorer) and "candidate" in outcome:
                 try:
                     if not _rated(task, reply, outcome, access):
                         _rate(outcome, verdict_of(scorer, task["question"], self._subject(outcome)))
@@ -478,9 +577,14 @@ class _Run:
     async def _aspoke(self, task: Task, config: RunnableConfig, access: Access | None) -> State:
         with self.lives[task["run_id"]].active(task) as before:
             task, inner = _in_time(task, before), _config(task, config)
-            reply = await acall(self.setup.gates[task["gate"]], task, inner, _stop(), access)
-            outcome = self._absorbed(task, reply)
-            if (scorer := self.setup.scorer) and "candidate" in outcome:
+            setup = await self.asetup(task["chosen"])
+            if "agent" in task["move"]:
+                made = agents_adraft(*_drafting(setup, task), inner, _stop(), access)
+                task, reply = await made
+            else:
+                reply = await acall(setup.gates[task["gate"]], task, inner, _stop(), access)
+            outcome = self._absorbed(setup, task, reply)
+            if (scorer := setup.scorer) and "candidate" in outcome:
                 try:
                     if not (
                         reply.recalled
@@ -494,7 +598,7 @@ class _Run:
                 await asyncio.to_thread(_keep, task, reply, outcome, access)
         return self._returned(task, outcome, reply.recalled)
 
-    def _absorbed(self, task: Task, reply: Reply) -> Outcome:
+    def _absorbed(self, setup: Setup, task: Task, reply: Reply) -> Outcome:
         """What the reply means, by the kind of its move."""
         outcome = Outcome(
             ordinal=task["ordinal"],
@@ -527,7 +631,7 @@ class _Run:
                 outcome["principles"] = learned
             return outcome
         absorb = draft.absorb if task["move"]["kind"] == "draft" else refine.absorb
-        if (candidate := absorb(task, reply, self.setup.asked)) is not None:
+        if (candidate := absorb(task, reply, setup.asked)) is not None:
             outcome["candidate"] = candidate
         return outcome
 
@@ -536,6 +640,7 @@ class _Run:
             outcome["ended"] = time.time()
         live = self.lives[task["run_id"]]
         live.charge(outcome["spend"])
+        _noted(outcome["move"]["kind"], outcome.get("candidate"), outcome["spend"])
         if "candidate" in outcome:
             _announce(live.offer(outcome["candidate"], task["limits"]))
         return State(returned=[outcome])
@@ -549,33 +654,30 @@ class _Run:
 
     # --- budgets
 
-    def _limits(self, granted: Budget | dict[str, Any] | None) -> Limits:
+    def _limits(self, setup: Setup, granted: Budget | dict[str, Any] | None) -> Limits:
         granted = granted if granted is not None else _context().get("budget")
-        if granted is None:
-            if self.budget is None:
-                raise ValueError(
-                    "budget: none given; pass budget=Budget(tokens=8_000) to create_anytime_graph, "
-                    "or put one into the input or the context"
-                )
-            granted = self.budget
-        limits = self.affordable(as_budget(granted)).limits()
-        if not limits and self.setup.until is None and _stop() is None:
+        budget = self.budget if granted is None else as_budget(granted)
+        if budget is None:
+            if setup.until is not None:
+                return {}
             raise ValueError(
-                f"budget: Budget() is open-ended; set at least one of {', '.join(DIMENSIONS)}, pass "
-                "until=Until(...) to create_anytime_graph, or a stop event in the context"
+                "budget: none given; pass budget=Budget(tokens=8_000) to create_anytime_graph, "
+                "put one into the input or the context, or say with until=Until(...) when to stop "
+                "without one"
             )
-        return limits
+        return affordable(setup, budget).limits()
 
-    def affordable(self, budget: Budget) -> Budget:
-        """Raises ValueError for a budget in USD if the prices are not known."""
-        unpriced = next((g.name for g in self.setup.gates.values() if g.prices is None), None)
-        if budget.usd is not None and unpriced:
-            raise ValueError(
-                f"budget usd={budget.usd}: the price of {unpriced!r} is not known; pass "
-                "prices=Prices(input=..., output=...) in dollars per million tokens, or install "
-                "anytime-graph[prices]"
-            )
-        return budget
+
+def affordable(setup: Setup, budget: Budget) -> Budget:
+    """Raises ValueError for a budget in USD if the prices are not known."""
+    unpriced = next((g.name for g in setup.gates.values() if g.prices is None), None)
+    if budget.usd is not None and unpriced:
+        raise ValueError(
+            f"budget usd={budget.usd}: the price of {unpriced!r} is not known; pass "
+            "prices=Prices(input=..., output=...) in dollars per million tokens, or install "
+            "anytime-graph[prices]"
+        )
+    return budget
 
 
 def fork(
@@ -609,10 +711,19 @@ def _branch(values: dict[str, Any], budget: Budget | None) -> State:
         run_id=randbits(53),
         parent_run=values["run_id"],
         limits=limits,
+        chosen=None,
+        calibrations=_grown(values["calibrations"]),
         interrupted=False,
         failures=0,
         wait=0.0,
     )
+
+
+def _grown(calibrations: dict[str, Calibration]) -> dict[str, Calibration]:
+    """What calibrations hold for another prompt, or from another model: how far bounds missed."""
+    return {
+        name: {**uncalibrated(), "growth": known["growth"]} for name, known in calibrations.items()
+    }
 
 
 class _Spoke(Runnable[Task, State]):
@@ -633,6 +744,21 @@ class _Spoke(Runnable[Task, State]):
 def _context() -> Context:
     given = get_runtime(Context).context
     return given if isinstance(given, dict) else {}  # a parent graph's context may be its own
+
+
+def _key(chosen: Chosen) -> tuple[str | None, str | None]:
+    return chosen.get("model"), chosen.get("strategy")
+
+
+def _chosen() -> Chosen:
+    """What the context chooses, as plain data."""
+    context, chosen = _context(), Chosen()
+    for key in ("model", "strategy"):
+        if (name := context.get(key)) is not None:
+            if not isinstance(name, str):
+                raise ValueError(f"context {key}={name!r}: its name is needed")
+            chosen[key] = name
+    return chosen
 
 
 def _life(config: RunnableConfig) -> Life:
@@ -702,6 +828,15 @@ def _config(task: Task, config: RunnableConfig) -> RunnableConfig:
     tags = [*(config.get("tags") or []), kind, *([TAG_NOSTREAM] if inner else [])]
     metadata = {**(config.get("metadata") or {}), "ordinal": task["ordinal"]}
     return {**config, "run_name": kind, "tags": tags, "metadata": metadata}
+
+
+def _noted(node: str, candidate: Candidate | None, spend: Spend) -> None:
+    """Score and spend as metadata of the node's run in LangSmith, and so in what it exports."""
+    run = get_current_run_tree()
+    if run is not None and run.name == node:
+        score = None if candidate is None else candidate["score"]
+        scored = {} if score is None else {"score": score}
+        run.add_metadata({**scored, "tokens": spend["tokens"], "usd": spend["usd"]})
 
 
 def _in_time(task: Task, before: float) -> Task:

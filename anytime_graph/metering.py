@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 import json
 import logging
 import math
@@ -16,24 +15,28 @@ import re
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol, cast
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol, TypeGuard, cast
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    message_chunk_to_message,
+    message_to_dict,
+)
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 
-from anytime_graph import tokens
-from anytime_graph.budget import Prices, Spend, nothing
+from anytime_graph import providers, tokens
+from anytime_graph.budget import Budget, Limits, Prices, Spend, nothing
 from anytime_graph.checkpoints import Access, LedgerError
 from anytime_graph.state import Task
 
 log = logging.getLogger(__name__)
 
-CAP_FIELDS = ("max_tokens", "max_output_tokens", "num_predict")
-"""Names of the output cap across LangChain's model classes; the first a class has is used."""
-_CAP_KEYS = {*CAP_FIELDS, "max_completion_tokens", "max_new_tokens", "n", "stream"}
-_HOLDERS = ("model_kwargs", "extra_body")
+_SHAPING = {"tools", "tool_choice", "parallel_tool_calls", "response_format", "stop"}
+"""Request options that shape an answer."""
 _SLACK = 16
 _INCREDIBLE = 10**9
 """Tokens that no call can have used."""
@@ -53,14 +56,13 @@ class Stop(Protocol):
 class Gate:
     """A chat model made ready for metering.
 
-    model: no hidden retries, usage reported in streams. kwargs: what was bound to it.
-    cap_field: its field that caps the output, None if it has none (its stream is cut instead).
+    model: no hidden retries, usage reported in streams; its output is capped, or its stream is cut
+    where its class has no field for a cap. kwargs: what was bound to it.
     ceiling: output tokens that the model never exceeds. extra: text that travels with each prompt.
     """
 
     model: BaseChatModel
     kwargs: Mapping[str, Any]
-    cap_field: str | None
     ceiling: int | None
     name: str
     extra: str
@@ -71,62 +73,64 @@ class Gate:
         return tokens.shape(prompt, self.extra, self.count)
 
     def bound(self, shape: tokens.Shape, known: tokens.Calibration, within: bool = False) -> int:
-        exact = self.count is not None
-        return tokens.bound(shape, known, exact=exact, family=self.name, within=within)
+        exact, tools = self.count is not None, bool(self.kwargs.get("tools"))
+        return tokens.bound(shape, known, exact=exact, family=self.name, tools=tools, within=within)
 
     def learn(
         self, known: tokens.Calibration, shape: tokens.Shape, reported: int, base: bool
     ) -> tokens.Calibration:
-        exact = self.count is not None
-        return tokens.learn(known, shape, reported, exact=exact, family=self.name, base=base)
+        exact, tools = self.count is not None, bool(self.kwargs.get("tools"))
+        return tokens.learn(
+            known, shape, reported, exact=exact, family=self.name, tools=tools, base=base
+        )
 
     def cap(self, paid: int | None) -> int | None:
         """The output cap for a call: what is paid for, within what the model can write."""
         return min((cap for cap in (paid, self.ceiling) if cap is not None), default=None)
 
+    def amounts(self, prompt: int, room: int) -> Limits:
+        """What a call takes of each dimension, of time an instant at the least."""
+        return {
+            "tokens": prompt + room,
+            "output_tokens": room,
+            "usd": self.prices.usd(prompt, room) if self.prices else 0.0,
+            "calls": 1,
+            "seconds": 0.001,
+        }
+
 
 def gate(model: Any, prices: Prices | None) -> Gate:
     """Prepare a model. Raises ValueError if it is no chat model, or if nothing could hold its
     output to a budget."""
-    kwargs: dict[str, Any] = {}
-    while isinstance(model, RunnableBinding):
-        kwargs = {**model.kwargs, **kwargs}
-        model = model.bound
+    model, kwargs = unbound(model)
     if not isinstance(model, BaseChatModel):
         raise ValueError(
             f"model={type(model).__name__}: pass a LangChain chat model, or a string such as "
             "'openai:gpt-4.1-mini' or 'local'"
         )
-    fields = type(model).model_fields
-    cap_field = next((f for f in CAP_FIELDS if f in fields), None)
+    if isinstance(getattr(model, "budget", None), Budget):
+        raise ValueError(
+            f"model={type(model).__name__}: it makes calls of its own, within its own budget; pass "
+            "the model inside it"
+        )
     streams = (
         type(model)._stream is not BaseChatModel._stream
         or type(model)._astream is not BaseChatModel._astream
     )
-    if cap_field is None and not streams:
+    if providers.cap_field(model) is None and not streams:
         raise ValueError(
             f"model={type(model).__name__}: it neither streams nor has a field to cap its output "
-            f"({', '.join(CAP_FIELDS)}), so no budget can hold it"
+            f"({', '.join(providers.CAP_FIELDS)}), so no budget can hold it"
         )
-    caps = [kwargs.pop(key) for key in list(kwargs) if key in _CAP_KEYS]
-    own = [
-        c for c in [*caps, getattr(model, cap_field or "", None)] if isinstance(c, int) and c > 0
-    ]
-    profile = getattr(model, "profile", None) or {}
-    if most := profile.get("max_output_tokens"):
-        own.append(most)
-    metered = _metered(model)
-    kwargs = _uncapped(kwargs)
-    held = (getattr(metered, field, None) for field in _HOLDERS)
+    own = providers.own_caps(model, kwargs)
+    metered, kwargs = providers.metered(model, providers.unparsed(model, kwargs))
+    held = (getattr(metered, field, None) for field in providers.HOLDERS)
     beside = [part for part in (kwargs, *held) if part]
-    name = str(
-        getattr(model, "model_name", None) or getattr(model, "model", None) or type(model).__name__
-    )
+    name = providers.model_name(model) or type(model).__name__
     return Gate(
         model=metered,
         kwargs=kwargs,
-        cap_field=cap_field,
-        ceiling=min(own) if own else None,
+        ceiling=min(own, default=None),
         name=name,
         extra=json.dumps(beside, default=str, ensure_ascii=False) if beside else "",
         count=_counter(model, name),
@@ -134,13 +138,29 @@ def gate(model: Any, prices: Prices | None) -> Gate:
     )
 
 
-def held_to(model: Any, schema: Mapping[str, Any]) -> Runnable[Any, Any] | None:
-    """The model bound so that its replies are JSON for the JSON schema, where its profile says that
-    its provider can hold it to one; else None."""
+def unbound(model: Any) -> tuple[Any, dict[str, Any]]:
+    """The model inside its bindings, and what is bound to it."""
     kwargs: dict[str, Any] = {}
     while isinstance(model, RunnableBinding):
         kwargs = {**model.kwargs, **kwargs}
         model = model.bound
+    return model, kwargs
+
+
+def unshaped(model: Any) -> Any:
+    """The model without what shapes its answers, such as tools: for judgements and reviews, which
+    are no answers. The same object if nothing does."""
+    bare, kwargs = unbound(model)
+    kept = {key: value for key, value in kwargs.items() if key not in _SHAPING}
+    if len(kept) == len(kwargs):
+        return model
+    return bare.bind(**kept) if kept else bare
+
+
+def held_to(model: Any, schema: Mapping[str, Any]) -> Runnable[Any, Any] | None:
+    """The model bound so that its replies are JSON for the JSON schema, where its profile says that
+    its provider can hold it to one; else None."""
+    model, kwargs = unbound(model)
     if not (getattr(model, "profile", None) or {}).get("structured_output"):
         return None
     try:
@@ -150,13 +170,9 @@ def held_to(model: Any, schema: Mapping[str, Any]) -> Runnable[Any, Any] | None:
     bound = getattr(chain, "first", None)
     if not isinstance(bound, RunnableBinding) or "tools" in bound.kwargs:
         return None
-    form = bound.kwargs.get("response_format")
-    if form is not None and "extra_body" in type(model).model_fields:
-        # Named as such, langchain-openai would parse the reply, and fail on one that was cut.
-        own = {**(model.extra_body or {}), **(kwargs.pop("extra_body", None) or {})}
-        return cast(BaseChatModel, model).bind(
-            **kwargs, extra_body={**own, "response_format": form}
-        )
+    if (form := bound.kwargs.get("response_format")) is not None:
+        options = providers.unparsed(model, {**kwargs, "response_format": form})
+        return cast(BaseChatModel, model).bind(**options)
     return bound.bind(**kwargs)
 
 
@@ -168,7 +184,7 @@ class Reply:
     ("cut"), or by a failure ("error"). spend: what it is charged. reported: input tokens by the
     provider's report, None if there was no believable one. lost: not made, or in flight when its
     process ended. refused: the provider finds fault with the request itself. recalled: not made now,
-    but read from the ledger.
+    but read from the ledger. called: it calls tools. message: in an agent's draft, the whole message.
     """
 
     text: str
@@ -186,6 +202,64 @@ class Reply:
     lost: bool = False
     refused: bool = False
     recalled: bool = False
+    called: bool = False
+    message: dict[str, Any] | None = None
+
+
+@dataclass
+class Heard:
+    """For callers that need more of a reply than its text: the pieces that arrived, tool calls
+    among them, and the client's own error if the call failed."""
+
+    pieces: list[BaseMessage] = field(default_factory=list)
+    error: Exception | None = None
+
+    def message(self, ended: bool) -> AIMessage:
+        """What the pieces make. Of a reply that was cut or broke off, only those tool calls are
+        kept whose arguments are complete: half of them could be another instruction."""
+        chunks = [p for p in self.pieces if isinstance(p, AIMessageChunk)]
+        if not chunks:
+            return cast(AIMessage, self.pieces[-1]) if self.pieces else AIMessage("")
+        joined = chunks[0] + chunks[1:]
+        message = cast(AIMessage, message_chunk_to_message(joined))
+        if ended and reports_its_end(message):
+            return message
+        complete = {c["id"] for c in joined.tool_call_chunks if _is_json(c["args"])}
+        content = message.content
+        if not isinstance(content, str):
+            content = [b for b in content if not _calls(b) or b["id"] in complete]
+        update = {
+            "content": content,
+            "tool_calls": [c for c in message.tool_calls if c["id"] in complete],
+            "invalid_tool_calls": [],
+            "additional_kwargs": {
+                k: v for k, v in message.additional_kwargs.items() if k != "tool_calls"
+            },
+        }
+        return message.model_copy(update=update)
+
+
+def reports_its_end(message: AIMessage) -> bool:
+    """Whether its provider said why the reply ended, or what it cost: one that broke off did not."""
+    said = providers.finish(message.response_metadata) is not None
+    return said or message.usage_metadata is not None
+
+
+def _calls(block: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(block, dict) and block.get("type") == "tool_use"
+
+
+def _is_json(text: str | None) -> bool:
+    try:
+        json.loads(text or "")
+    except ValueError:
+        return False
+    return True
+
+
+def recalled(gate: Gate, task: Task, access: Access) -> Reply | None:
+    """What the ledger holds at the task's place; see _Meter.recall."""
+    return _Meter(gate, task, None, access).recall()
 
 
 def call(
@@ -194,18 +268,20 @@ def call(
     config: RunnableConfig,
     stop: Stop | None,
     access: Access | None = None,
+    heard: Heard | None = None,
 ) -> Reply:
     """Make the call; where it has a time limit or may be stopped, in a thread of its own, so that
     a silent server cannot hold it. With a ledger it is reserved there before and settled after;
     what stands at its place already is not called again."""
-    meter = _Meter(gate, task, stop, access)
+    meter = _Meter(gate, task, stop, access, heard)
     if (earlier := meter.recall()) is not None:
         return earlier
     done = threading.Event()
 
     def pump() -> None:
         try:
-            meter.drain(meter.capped().stream(task["prompt"], config, **gate.kwargs))
+            model, kwargs = meter.capped()
+            meter.drain(model.stream(task["prompt"], config, **kwargs))
         except Exception as error:
             meter.fail(error)
         finally:
@@ -232,9 +308,10 @@ async def acall(
     config: RunnableConfig,
     stop: Stop | None,
     access: Access | None = None,
+    heard: Heard | None = None,
 ) -> Reply:
     """The same, on the event loop. Cancelling it closes the connection."""
-    meter = _Meter(gate, task, stop, access)
+    meter = _Meter(gate, task, stop, access, heard)
     if access is not None and (earlier := await asyncio.to_thread(meter.recall)) is not None:
         return earlier
     until = time.monotonic() + task["wait"]
@@ -245,7 +322,8 @@ async def acall(
 
     async def pump() -> None:
         try:
-            await meter.adrain(meter.capped().astream(task["prompt"], config, **gate.kwargs))
+            model, kwargs = meter.capped()
+            await meter.adrain(model.astream(task["prompt"], config, **kwargs))
         except Exception as error:
             meter.fail(error)
 
@@ -264,9 +342,16 @@ class _Meter:
     """One call under way: counts what arrives, says when to cut, and settles what it cost."""
 
     def __init__(
-        self, gate: Gate, task: Task, stop: Stop | None, access: Access | None = None
+        self,
+        gate: Gate,
+        task: Task,
+        stop: Stop | None,
+        access: Access | None = None,
+        heard: Heard | None = None,
     ) -> None:
         self.gate, self.task, self.stop, self.access = gate, task, stop, access
+        self.heard = heard
+        self.kept = heard or (Heard() if "agent" in task["move"] else None)
         self.started = time.time()
         self.clock = time.monotonic()
         self.seconds = task["slice"].get("seconds")
@@ -289,6 +374,7 @@ class _Meter:
         self.errors: list[str] = []
         self.failed = False
         self.refused = False
+        self.called = False
         self.retry_after = 0.0
 
     # --- before it, in the ledger
@@ -355,20 +441,21 @@ class _Meter:
 
     # --- while it runs
 
-    def capped(self) -> BaseChatModel:
-        """The model with this call's output cap and, where it takes one, its time limit."""
-        room, field = self.task["room"], self.gate.cap_field
+    def capped(self) -> tuple[BaseChatModel, Mapping[str, Any]]:
+        """The model with this call's output cap and, where it takes one, its time limit; and what is
+        bound to it."""
         update: dict[str, Any] = {}
-        if room is not None and field is not None:
-            update[field] = room
+        bound = self.gate.kwargs
+        if (room := self.task["room"]) is not None:
+            update, bound = providers.fitted(self.gate.model, bound, room)
         if isinstance(seed := getattr(self.gate.model, "seed", None), int):
             update["seed"] = seed + self.task["ordinal"]
         if self.seconds is not None:
             own = getattr(self.gate.model, "request_timeout", None)
             patience = self.seconds + _GRACE
             patience = min(own, patience) if isinstance(own, int | float) else patience
-            update |= _clients(self.gate.model, timeout=patience)
-        return self.gate.model.model_copy(update=update)
+            update |= providers.clients(self.gate.model, timeout=patience)
+        return self.gate.model.model_copy(update=update), bound
 
     def hold_back(self, seconds: float) -> bool:
         """Wait before a call that follows a refusal; False if time ran out or a stop came."""
@@ -428,15 +515,21 @@ class _Meter:
             self.failed = True
             self.errors.append(describe(error))
             self.retry_after = _retry_after(error)
-            status = getattr(error, "status_code", None)
-            self.refused = isinstance(status, int) and not _transient(status)
+            if self.kept is not None:
+                self.kept.error = error
+            status = providers.status(error)
+            self.refused = status is not None and not _transient(status)
             log.debug("call %s failed", self.task["ordinal"], exc_info=error)
 
     def _feed(self, chunk: BaseMessage) -> bool:
         """Take in a piece of the reply; True to cut the stream."""
         if self.over():
             return True
-        text, thought = _clean(chunk.text), _clean(_reasoning(chunk))
+        if self.kept is not None:
+            self.kept.pieces.append(chunk)
+        called = providers.called(chunk)
+        self.called = self.called or bool(called)
+        text, thought = _clean(chunk.text), _clean(providers.reasoning(chunk) + called)
         if text or thought:
             self.pieces += 1
             self.text.append(text)
@@ -446,7 +539,7 @@ class _Meter:
         elif not getattr(chunk, "usage_metadata", None):
             self.silent += 1
         self.message_id = chunk.id or self.message_id
-        self.finish = chunk.response_metadata.get("finish_reason") or self.finish
+        self.finish = providers.finish(chunk.response_metadata) or self.finish
         self._add_usage(getattr(chunk, "usage_metadata", None))
         room = self.task["room"]
         if room is not None and self._exceeds(room):
@@ -517,7 +610,10 @@ class _Meter:
                 f"starved: {spend['output_tokens']} output tokens, "
                 f"{spend['reasoning_tokens']} of them reasoning, and no text"
             )
-        elif not text.strip() and ended == "stop":
+        message = self._message(text, ended)
+        calls = self.called if message is None else bool(message.tool_calls)
+        silent = not text.strip() and ended == "stop"
+        if silent and not calls and self.heard is None:
             self.failed = True
             self.errors.append("the reply was empty")
         if self.cut and (not text.strip() or self.cut not in ("stopped", "out of time")):
@@ -539,11 +635,25 @@ class _Meter:
             ended_at=now,
             lost=self.lost,
             refused=self.refused,
+            called=self.called,
+            message=None if message is None else message_to_dict(message),
         )
+
+    def _message(self, text: str, ended: str) -> AIMessage | None:
+        """For an agent, the reply as a message. Tool calls of one that was cut are not to be carried
+        out, nor those of one that was to be the last."""
+        if "agent" not in self.task["move"] or self.kept is None or not self.kept.pieces:
+            return None
+        if ended in ("cut", "error"):
+            return AIMessage(text) if text.strip() else None
+        message = self.kept.message(ended == "stop")
+        if ended == "stop" and not self.task["move"]["final"]:
+            return message
+        return AIMessage(text, id=message.id, usage_metadata=message.usage_metadata)
 
     def _full(self, spend: Spend, reported: int | None) -> bool:
         if self.finish is not None or reported is None:
-            return self.finish in ("length", "max_tokens", "MAX_TOKENS")
+            return self.finish in providers.FULL
         return self.task["room"] is not None and spend["output_tokens"] >= self.task["room"]
 
     def _charge(self, text: str, thought: str) -> tuple[Spend, int | None]:
@@ -616,8 +726,8 @@ class _Meter:
 def describe(error: BaseException) -> str:
     """An error in one line that holds no prompt, reply or key: providers echo them in messages."""
     parts = [type(error).__name__]
-    status, code = getattr(error, "status_code", None), getattr(error, "code", None)
-    if isinstance(status, int):
+    status, code = providers.status(error), getattr(error, "code", None)
+    if status is not None:
         parts.append(f"HTTP {status}")
     if isinstance(code, str) and re.fullmatch(r"[a-z][a-z_]{2,40}", code):
         parts.append(code)
@@ -631,8 +741,8 @@ def _retry_after(error: Exception) -> float:
     try:
         return min(_LONGEST_WAIT, max(0.0, float(headers["retry-after"])))
     except (KeyError, TypeError, ValueError):
-        status = getattr(error, "status_code", None)
-        if not isinstance(status, int):
+        status = providers.status(error)
+        if status is None:
             return 0.0 if isinstance(error, ValueError | TypeError) else 0.5
         return 0.5 if _transient(status) else 0.0
 
@@ -645,60 +755,6 @@ def _transient(status: int) -> bool:
 def _clean(text: str) -> str:
     """Text without lone surrogates, which no later request could carry."""
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _reasoning(chunk: BaseMessage) -> str:
-    """Reasoning text that a provider shows beside the reply; it is billed as output."""
-    if isinstance(chunk.content, str):
-        said = chunk.additional_kwargs.get("reasoning_content")
-        return said if isinstance(said, str) else ""
-    return "".join(
-        str(block.get("reasoning") or block.get("thinking") or "")
-        for block in chunk.content
-        if isinstance(block, dict) and block.get("type") in ("reasoning", "thinking")
-    )
-
-
-def _metered(model: BaseChatModel) -> BaseChatModel:
-    """A copy whose client does not retry unseen, reports usage in streams and makes one choice."""
-    fields = type(model).model_fields
-    update: dict[str, Any] = {}
-    if "stream_usage" in fields:
-        update["stream_usage"] = True
-    if "n" in fields and getattr(model, "n", None) not in (None, 1):
-        update["n"] = 1
-    for name in _HOLDERS:
-        if isinstance(held := getattr(model, name, None), dict):
-            update[name] = _uncapped(held)
-    if "max_retries" in fields:
-        update["max_retries"] = 0
-    copy = model.model_copy(update=update | _clients(model, max_retries=0))
-    for name in [k for k in copy.__dict__ if k not in fields]:
-        if isinstance(getattr(type(copy), name, None), functools.cached_property):
-            del copy.__dict__[name]
-    return copy
-
-
-def _uncapped(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Request options without those that would loosen the cap, at whatever depth they hide."""
-    return {
-        key: _uncapped(value) if key in _HOLDERS and isinstance(value, dict) else value
-        for key, value in options.items()
-        if key not in _CAP_KEYS
-    }
-
-
-def _clients(model: BaseChatModel, **options: Any) -> dict[str, Any]:
-    """The HTTP clients that a model holds, with other options: SDKs in OpenAI's style offer
-    `with_options`, which shares the connections of the original."""
-    update: dict[str, Any] = {}
-    for field, resource in (("root_client", "client"), ("root_async_client", "async_client")):
-        root = getattr(model, field, None)
-        if root is not None and hasattr(root, "with_options"):
-            update[field] = root.with_options(**options)
-            if getattr(model, resource, None) is not None:
-                update[resource] = update[field].chat.completions
-    return update
 
 
 def _counter(model: BaseChatModel, name: str) -> tokens.Counter | None:

@@ -7,6 +7,7 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 
 from anytime_graph.budget import Prices
+from anytime_graph.providers import model_name
 
 
 def resolve_model(model: Any) -> Any:
@@ -38,14 +39,15 @@ def resolve_model(model: Any) -> Any:
             f"model={model!r}: providers other than openai and local are found through langchain; "
             "install anytime-graph[agents] and the provider's package"
         ) from None
-    return init_chat_model(name, model_provider=provider)
+    # An AWS client takes its retries when it is made, and a budget allows it none.
+    options: dict[str, Any] = {"max_retries": 0} if "bedrock" in provider else {}
+    return init_chat_model(name, model_provider=provider, **options)
 
 
 def prices_of(model: BaseChatModel | Any) -> Prices | None:
     """List prices from genai-prices (extra `prices`), or None if unknown. Where a price has tiers
     or windows, the dearest, for a budget must hold in each."""
-    name = getattr(model, "model_name", None) or getattr(model, "model", None)
-    if not isinstance(name, str):
+    if (name := model_name(model)) is None:
         return None
     try:
         from genai_prices import Usage, calc_price

@@ -21,6 +21,7 @@ from anytime_graph.budget import (
     output_room,
     share,
 )
+from anytime_graph.drafters import Drafter
 from anytime_graph.metering import Gate
 from anytime_graph.nodes import critique, draft, learn, refine
 from anytime_graph.nodes.answers import Asked, lessons
@@ -31,6 +32,7 @@ from anytime_graph.state import (
     MIN_ROOM,
     OWN,
     PLAIN,
+    REVIEW,
     STRUCTURED,
     Decides,
     Payoff,
@@ -38,6 +40,7 @@ from anytime_graph.state import (
     Task,
     contests,
     judges,
+    places,
     question_of,
 )
 from anytime_graph.stopping import Until, outweighed, reached
@@ -72,7 +75,7 @@ _STEPS = 3
 @dataclass(frozen=True)
 class Setup:
     """What a graph was built with. gates: the model's own; the judge's; the judge's held to a
-    schema, where its provider can."""
+    schema, where its provider can. drafter: makes the agent that drafts, if one does."""
 
     gates: Mapping[str, Gate]
     asked: Asked
@@ -83,6 +86,7 @@ class Setup:
     width: int
     profile: Mapping[str, Payoff] = field(default_factory=dict)
     until: Until | None = None
+    drafter: Drafter | None = None
 
     def learn(
         self, gate: str, known: Calibration, shape: Shape, reported: int, base: bool
@@ -93,7 +97,7 @@ class Setup:
     def gate(self, move: Mapping[str, Any], state: State) -> str:
         """Which gate a call goes through."""
         if not judges(move):
-            return OWN
+            return REVIEW if move["kind"] == "critique" and REVIEW in self.gates else OWN
         held = move["kind"] == "critique" and STRUCTURED in self.gates
         return STRUCTURED if held and not state["unstructured"] else PLAIN
 
@@ -106,7 +110,7 @@ def plan(setup: Setup, state: State, stopped: bool) -> list[Task] | Stop:
     """
     planned = (_plan if state["limits"] else _open_ended)(setup, state, stopped)
     if isinstance(planned, Stop) and state["best"] is None:
-        if state["ordinal"] == 0 and planned.reason in DIMENSIONS:
+        if not state["spent"]["calls"] and planned.reason in DIMENSIONS:
             raise BudgetTooSmall(state["limits"], least(setup, state))
         raise NoAnswer(
             state["errors"] or [f"stopped before the first reply ({planned.reason})"],
@@ -139,14 +143,8 @@ def least(setup: Setup, state: State) -> Limits:
     """The smallest budget that pays for one draft, in the dimensions of the run's own."""
     prompt = draft.prompt(state, setup.asked, as_dict(Draft()), 0.0, None)
     gate = setup.gates[OWN]
-    tokens, prices = gate.bound(gate.shape(list(prompt)), _known(state, OWN)), gate.prices
-    amounts: Limits = {
-        "tokens": tokens + MIN_ROOM,
-        "output_tokens": MIN_ROOM,
-        "usd": prices.usd(tokens, MIN_ROOM) if prices else 0.0,
-        "calls": 1,
-        "seconds": 0.001,
-    }
+    bound = gate.bound(gate.shape(list(prompt)), _known(state, OWN)) + state["overhead"]
+    amounts = gate.amounts(bound, MIN_ROOM)
     return {
         d: max(amounts[d], limit) if limit >= amounts[d] else amounts[d]
         for d, limit in state["limits"].items()
@@ -306,13 +304,7 @@ def _last_call_need(setup: Setup, state: State) -> Limits:
     conversation = setup.asked.conversation(state)
     prompt = prompts.conclude(conversation, setup.asked.protocol, "word " * 40, 0.0)
     gate = setup.gates[OWN]
-    tokens, prices = gate.bound(gate.shape(prompt), _known(state, OWN)), gate.prices
-    return {
-        "tokens": tokens + GOOD_ROOM,
-        "output_tokens": GOOD_ROOM,
-        "usd": prices.usd(tokens, GOOD_ROOM) if prices else 0.0,
-        "calls": 1,
-    }
+    return gate.amounts(gate.bound(gate.shape(prompt), _known(state, OWN)), GOOD_ROOM)
 
 
 def _reserved(need: Limits, rest: Limits) -> Limits:
@@ -364,24 +356,35 @@ class _Slicer:
             for orders in [_orders(move)]
             for swapped in orders
         ]
-        if len(calls) > rest.get("calls", len(calls)):
+        planned_moves = [self._as_dict(move) for move, *_ in calls]
+        agents = sum("agent" in move for move in planned_moves)
+        most_calls = rest.get("calls", math.inf)
+        if len(calls) + agents > most_calls and len(calls) > min(1, most_calls):
             return []
-        judged = sum(judges(as_dict(move)) for move, *_ in calls)
-        tasks = []
-        for i, (move, part, swapped) in enumerate(calls):
+        judged = sum(judges(move) for move in planned_moves)
+        tasks: list[Task] = []
+        ordinal = self.state["ordinal"]
+        for move, (_, part, swapped) in zip(planned_moves, calls, strict=True):
             slice_ = share(rest, part)
-            if judges(as_dict(move)):
+            if judges(move):
                 most = share(self._allowance(), 1 / judged)
                 slice_ = {d: min(amount, most.get(d, amount)) for d, amount in slice_.items()}
-            task = self._task(i, as_dict(move), slice_, swapped, room, taught)
+            if "agent" in move and "calls" in rest:
+                slice_["calls"] += math.floor((rest["calls"] - len(calls)) * part)
+            task = self._task(ordinal, move, slice_, swapped, room, taught)
             if task is None:
                 return []
             tasks.append(task)
+            ordinal += places(move)
         return tasks
+
+    def _as_dict(self, move: Draft | Critique | Refine | Learn) -> dict[str, Any]:
+        drafts = isinstance(move, Draft) and move.conclude is None
+        return as_dict(move) | ({"agent": True} if drafts and self.setup.drafter else {})
 
     def _task(
         self,
-        i: int,
+        ordinal: int,
         move: dict[str, Any],
         slice_: Limits,
         swapped: bool,
@@ -391,6 +394,9 @@ class _Slicer:
         """The call in full: the most detailed prompt that leaves room enough for the reply."""
         state, name = self.state, self.setup.gate(move, self.state)
         gate, judged = self.setup.gates[name], judges(move)
+        overhead = state["overhead"] if "agent" in move else 0
+        if "agent" in move:
+            move = {**move, "agent": least_room > MIN_ROOM, "overhead": overhead}
         within = move["kind"] in ("draft", "refine") and move.get("conclude") is None
         allowance = _lessons_allowance(slice_, gate)
         teaches = "pairs" in move and move.get("conclude") is None
@@ -401,12 +407,16 @@ class _Slicer:
                 continue
             build = self._prompt(move, detail, swapped, allowance, name)
             shape = gate.shape(build(99_999))
-            bound = gate.bound(shape, _known(state, name), within)
+            bound = gate.bound(shape, _known(state, name), within) + overhead
             paid = output_room(slice_, bound, gate.prices)
             usual = min(bound, _usual_reply(state) or bound)
             wanted = {1.0: usual, 0.0: 0}.get(detail, GOOD_ROOM)
             if paid is not None and paid < (least_room if judged else max(wanted, least_room)):
                 continue
+            if move.get("agent") and overhead:
+                tools_room = output_room(share(slice_, 0.5), bound, gate.prices)
+                if tools_room is not None and tools_room < GOOD_ROOM:
+                    continue
             if judged:
                 most = max(_VERDICT, 2 * state["least_room"])
                 paid = most if paid is None else min(paid, most)
@@ -415,7 +425,7 @@ class _Slicer:
             if "pairs" in move:
                 move = {**move, "taught": shown}
             return Task(
-                ordinal=state["ordinal"] + i,
+                ordinal=ordinal,
                 step=state["ordinal"],
                 move=move,
                 swapped=swapped,
@@ -429,9 +439,11 @@ class _Slicer:
                 run_id=state["run_id"],
                 thread=state["thread"],
                 plan="",
+                chosen={},
                 question=question_of(state["messages"]).text,
                 spent=state["spent"],
                 limits=state["limits"],
+                growth=_known(state, name)["growth"],
             )
         return None
 
@@ -462,7 +474,11 @@ class _Slicer:
 def _usual_reply(state: State) -> int:
     """Output tokens that suffice for most drafts, by those so far; 0 before the first."""
     drafts = state["spent_by"].get("draft")
-    return math.ceil(1.25 * drafts["output_tokens"] / drafts["calls"]) if drafts else 0
+    return (
+        math.ceil(1.25 * drafts["output_tokens"] / drafts["calls"])
+        if drafts and drafts["calls"]
+        else 0
+    )
 
 
 def _known(state: State, gate: str) -> Calibration:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from anytime_graph.prospects import KINDS
-from anytime_graph.state import Payoff, kind_of
+from anytime_graph.state import Payoff, kind_of, paid, payoff
 
 if TYPE_CHECKING:
     from anytime_graph.checkpoints import Ledger
@@ -45,18 +45,10 @@ def profile_of(ledger: Ledger, model: str | None = None, threads: str = "") -> d
                 continue
             if call["state"] != "settled" or move.get("of") not in {None, *scores}:
                 continue
-            worth = scores.get(call["ordinal"], 0.0)
-            if call["kind"] == "refine":
-                worth -= scores[move["of"]]
-            kind = kind_of(call["kind"], bool(move.get("taught")))
-            known = found.get(kind) or Payoff(tries=0, worth=0.0, squares=0.0, tokens=0, cut=0)
-            found[kind] = Payoff(
-                tries=known["tries"] + 1,
-                worth=known["worth"] + worth,
-                squares=known["squares"] + worth**2,
-                tokens=known["tokens"] + call["tokens"],
-                cut=known["cut"] + (call["ended"] == "length"),
-            )
+            score = scores.get(call["ordinal"], 0.0)
+            change = score - scores[move["of"]] if call["kind"] == "refine" else 0.0
+            kind, cut = kind_of(call["kind"], bool(move.get("taught"))), call["ended"] == "length"
+            found[kind] = paid(found.get(kind), payoff(score, change, call["tokens"], cut))
     return found
 
 
@@ -89,30 +81,32 @@ def checked(profile: Profile, where: str = "profile") -> dict[str, Payoff]:
     that are finite, not negative, and agree with one another."""
     if not isinstance(profile, Mapping):
         raise ValueError(f"{where}: a mapping from {', '.join(KINDS)} to payoffs is needed")
-    for kind, payoff in profile.items():
+    for kind, of in profile.items():
         if kind not in KINDS:
             raise ValueError(f"{where}: {kind!r:.60} is not one of {', '.join(KINDS)}")
-        _check(payoff, f"{where}, {kind}")
+        _check(of, f"{where}, {kind}")
     return dict(profile)
 
 
-def _check(payoff: Any, where: str) -> None:
+def _check(of: Any, where: str) -> None:
     names = Payoff.__required_keys__
-    if not isinstance(payoff, Mapping) or payoff.keys() != names:
+    if not isinstance(of, Mapping) or of.keys() != names:
         raise ValueError(f"{where}: an object with {', '.join(sorted(names))} is needed")
     for name in ("tries", "tokens", "cut"):
-        value = payoff[name]
+        value = of[name]
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST:
             raise ValueError(f"{where}: {name}={value!r:.60} is no count from 0 to {_MOST:,}")
-    tries = payoff["tries"]
-    for name in ("worth", "squares"):
-        value = payoff[name]
+    tries = of["tries"]
+    for name in ("worth", "squares", "change", "changes"):
+        value = of[name]
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        least = -tries if name == "worth" and "refine" in where else 0
-        if not number or not least <= value <= tries:
-            raise ValueError(f"{where}: {name}={value!r:.60} is no sum of {tries} scores in [0, 1]")
-    if payoff["cut"] > tries or payoff["squares"] * tries < payoff["worth"] ** 2 - 1e-6 * tries:
-        raise ValueError(f"{where}: the numbers cannot be of the same {tries} answers")
+        if not number or not (-tries if name == "change" else 0) <= value <= tries:
+            raise ValueError(
+                f"{where}: {name}={value!r:.60} is no sum over {tries} scores in [0, 1]"
+            )
+    for total, squares in (("worth", "squares"), ("change", "changes")):
+        if of["cut"] > tries or of[squares] * tries < of[total] ** 2 - 1e-6 * tries:
+            raise ValueError(f"{where}: the numbers cannot be of the same {tries} answers")
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

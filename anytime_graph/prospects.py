@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 KINDS = ("draft", "taught draft", "refine", "taught refine")
 """Of answers, as payoffs name them."""
-_UNSEEN = Payoff(tries=0, worth=0.0, squares=0.0, tokens=0, cut=0)
 _MEAN, _SPREAD = 0.5, 0.25
 """Of the scores of drafts, before any was seen; as if from one draft."""
 _SHIFT = 0.15
@@ -124,10 +123,10 @@ def _rises(view: View, profile: Mapping[str, Payoff]) -> dict[str, float]:
         """How many were seen, and the mean and mean square of what they brought, with the profile's
         figures, or else those given, as one more."""
         if (known := profile.get(kind)) and known["tries"]:
-            mean, square = known["worth"] / known["tries"], known["squares"] / known["tries"]
-        seen = view.payoffs.get(kind) or _UNSEEN
-        n = seen["tries"] + 1
-        return seen["tries"], (seen["worth"] + mean) / n, (seen["squares"] + square) / n
+            _, total, squares = _sums(known, kind)
+            mean, square = total / known["tries"], squares / known["tries"]
+        tries, total, squares = _sums(view.payoffs.get(kind), kind)
+        return tries, (total + mean) / (tries + 1), (squares + square) / (tries + 1)
 
     tries, mean, square = pooled("draft", _MEAN, _MEAN**2 + _SPREAD**2)
     spread = math.sqrt(max(1e-4, square - mean**2))
@@ -143,6 +142,15 @@ def _rises(view: View, profile: Mapping[str, Payoff]) -> dict[str, float]:
         "refine": rise(best + change, change_spread, best),
         "taught refine": rise(best + retaught, change_spread, best),
     }
+
+
+def _sums(payoff: Payoff | None, kind: str) -> tuple[int, float, float]:
+    """Tries, and the sums of what counts of a kind: of refinements, what they change."""
+    if payoff is None:
+        return 0, 0.0, 0.0
+    if kind.endswith("refine"):
+        return payoff["tries"], payoff["change"], payoff["changes"]
+    return payoff["tries"], payoff["worth"], payoff["squares"]
 
 
 def accuracy(comparisons: int, flips: int) -> float:

@@ -246,7 +246,7 @@ class Constraints:
         if not failed:
             return Score(1.0)
         found = [
-            f"it has {count(text)} {name}"
+            f"it has {(n := count(text))} {name.removesuffix('s') if n == 1 else name}"
             for name, count in (("sentences", count_sentences), ("words", count_words))
             if any(rule.endswith(name) for rule in failed)
         ]

@@ -22,6 +22,13 @@ from anytime_graph.tokens import Calibration, Shape, uncalibrated
 Decides = Literal["scorer", "judge", "vote"]
 
 
+class Chosen(TypedDict, total=False):
+    """What the context chose for a question; the graph's defaults for what is absent."""
+
+    model: str
+    strategy: str
+
+
 class Task(TypedDict):
     """One metered call, planned before any money is spent: what a node receives.
 
@@ -29,7 +36,9 @@ class Task(TypedDict):
     slice: the most it may spend. spent, limits: the run's, when this was planned.
     prompt_bound, room: the reservation, in input tokens and output tokens (None: not limited).
     wait: seconds to hold back after a refusal. thread, plan: under which thread's lease and which of
-    the hub's plans the ledger lets it reserve. gate: which of the gates it goes through.
+    the hub's plans the ledger lets it reserve. gate: which of the gates it goes through, of the setup
+    that was chosen. growth: for an agent's draft, see Calibration; the move's "agent" is True if it may
+    give its slice back where that is too small for its tools.
     """
 
     ordinal: int
@@ -46,9 +55,11 @@ class Task(TypedDict):
     run_id: int
     thread: str
     plan: str
+    chosen: Chosen
     question: str
     spent: Spend
     limits: Limits
+    growth: NotRequired[float]
 
 
 class Outcome(TypedDict):
@@ -91,13 +102,16 @@ class Judging(TypedDict):
 
 
 class Payoff(TypedDict):
-    """What a kind of answer has brought. tries: answers asked for. worth: sum of their scores; of
-    refinements, of how far these are above what was refined; under a judge, how many became the
-    best. squares: sum of the squares. tokens: what they cost. cut: how many used up their slice."""
+    """What a kind of answer has brought. tries: answers asked for. worth: sum of their scores; under
+    a judge, how many became the best. change: sum of how far refinements score above what they
+    refine. squares, changes: sums of the squares of both. tokens: what they cost. cut: how many used
+    up their slice."""
 
     tries: int
     worth: float
     squares: float
+    change: float
+    changes: float
     tokens: int
     cut: int
 
@@ -141,10 +155,12 @@ class State(Output, Input, total=False):
     returned: replies of the step, emptied by the fold. matches: the judge's comparisons among the
     candidates, as [first, second, winner or None]. calibrations: by gate. examples: pairs that the
     memory recalled for this question, and the namespace it was asked in. unstructured: the judge's
-    provider refused to hold verdicts to a schema."""
+    provider refused to hold verdicts to a schema. overhead: input tokens that an agent with tools adds
+    to the prompt of a draft. chosen: None where a branch may choose afresh."""
 
     returned: Annotated[list[Outcome], gather]
     question_id: str
+    chosen: Chosen | None
     run_id: int
     parent_run: int | None
     thread: str
@@ -160,26 +176,31 @@ class State(Output, Input, total=False):
     examples: list[Example]
     namespace: list[str]
     least_room: int
+    overhead: int
     failures: int
     wait: float
     interrupted: bool
     remaining_steps: RemainingSteps
 
 
-OWN, PLAIN, STRUCTURED = "own", "judge", "structured"
-"""The gates: the model's own; the judge's, plain or held to a schema."""
+OWN, REVIEW, PLAIN, STRUCTURED = "own", "review", "judge", "structured"
+"""The gates: the model's own, and for reviews without the tools and the like that are bound to it;
+the judge's, plain or held to a schema."""
 MIN_ROOM = 16
 """Output tokens below which a call is not worth its prompt."""
 GOOD_ROOM = 64
 """Output tokens that a fan-out leaves to each of its calls, or it is made smaller."""
+PLACES = 1_000
+"""Model calls that an agent may make in a draft; each has a place of its own in the run."""
 _KEPT = 64
 """Errors, ballots and curve points kept in the state."""
 
 
-def fresh(question_id: str, run_id: int, thread: str, limits: Limits) -> State:
+def fresh(question_id: str, chosen: Chosen, run_id: int, thread: str, limits: Limits) -> State:
     """A run that has not begun."""
     return State(
         question_id=question_id,
+        chosen=chosen,
         run_id=run_id,
         parent_run=None,
         thread=thread,
@@ -207,6 +228,7 @@ def fresh(question_id: str, run_id: int, thread: str, limits: Limits) -> State:
         calibrations={},
         unstructured=False,
         least_room=GOOD_ROOM,
+        overhead=0,
         failures=0,
         wait=0.0,
         interrupted=False,
@@ -235,7 +257,8 @@ def fold(state: State, width: int, decides: Decides, learn: Learn) -> State:
         spent = total([spent, outcome["spend"]])
         spent_by[kind] = total([spent_by.get(kind, nothing()), outcome["spend"]])
         if outcome["reported"] is not None:
-            gate, base = outcome["gate"], kind == "draft" and not outcome["move"]["taught"]
+            gate, move = outcome["gate"], outcome["move"]
+            base = kind == "draft" and not move["taught"] and "agent" not in move
             known = calibrations.get(gate) or uncalibrated()
             calibrations[gate] = learn(
                 gate, known, outcome["shape"], outcome["reported"], base=base
@@ -262,7 +285,7 @@ def fold(state: State, width: int, decides: Decides, learn: Learn) -> State:
         new = [c for c in candidates if c["id"] >= state["ordinal"]]
         best, candidates, ballots = _voted(best, candidates, new, dict(ballots))
     else:
-        best = best or _first(candidates)
+        best = _standing(best, candidates, matches)
         new_matches, found = _compared(candidates, outcomes)
         matches += new_matches
         if best is not None and new_matches:
@@ -298,11 +321,12 @@ def fold(state: State, width: int, decides: Decides, learn: Learn) -> State:
         ballots=ballots,
         curve=curve,
         errors=[*state["errors"], *(e for o in outcomes for e in o["errors"])][-_KEPT:],
-        ordinal=max(o["ordinal"] for o in outcomes) + 1,
+        ordinal=max(o["ordinal"] + places(o["move"]) for o in outcomes),
         calibrations=calibrations,
         unstructured=state["unstructured"]
         or any(o["refused"] and o["gate"] == STRUCTURED for o in outcomes),
         least_room=least_room,
+        overhead=max([state["overhead"], *(o["move"].get("overhead", 0) for o in outcomes)]),
         failures=failures,
         wait=max((o["retry_after"] for o in refused), default=0.0),
         interrupted=any(o["interrupted"] for o in outcomes),
@@ -370,8 +394,17 @@ def _by_score(c: Candidate) -> tuple[float, bool, int]:
     return (-1.0 if c["score"] is None else c["score"], c["complete"], -c["id"])
 
 
-def _first(candidates: Sequence[Candidate]) -> Candidate | None:
-    return min(candidates, key=lambda c: (not c["complete"], c["id"]), default=None)
+def _standing(
+    best: Candidate | None, candidates: Sequence[Candidate], matches: Sequence[Match]
+) -> Candidate | None:
+    """The incumbent before new comparisons: the first answer, but one that was cut off gives way to
+    the first complete one, unless it won its place in a comparison."""
+    if best is not None and (
+        best["complete"] or any(best["id"] in (m.first, m.second) for m in matches)
+    ):
+        return best
+    whole = [c for c in candidates if c["complete"] and c["node"] != "conclude"]
+    return min(whole or ([best] if best else candidates), key=lambda c: c["id"], default=None)
 
 
 def _reasoned(pairs: Sequence[Pair], outcomes: Sequence[Outcome]) -> list[Pair]:
@@ -420,6 +453,11 @@ def judges(move: Mapping[str, Any]) -> bool:
     return compares or move["kind"] == "learn"
 
 
+def places(move: Mapping[str, Any]) -> int:
+    """How many places in its run a move takes."""
+    return PLACES if "agent" in move else 1
+
+
 def _paid_off(
     state: State, best: Candidate | None, outcomes: Sequence[Outcome]
 ) -> dict[str, Payoff]:
@@ -427,30 +465,44 @@ def _paid_off(
     one's place, which is a step after it came."""
     payoffs = dict(state["payoffs"])
     scores = {c["id"]: c["score"] or 0.0 for c in state["candidates"]}
-
-    def add(kind: str, tries: int, worth: float, tokens: int = 0, cut: bool = False) -> None:
-        known = payoffs.get(kind) or Payoff(tries=0, worth=0.0, squares=0.0, tokens=0, cut=0)
-        payoffs[kind] = Payoff(
-            tries=known["tries"] + tries,
-            worth=known["worth"] + worth,
-            squares=known["squares"] + worth**2,
-            tokens=known["tokens"] + tokens,
-            cut=known["cut"] + cut,
-        )
-
     for o in outcomes:
         move = o["move"]
-        if move["kind"] in ("draft", "refine") and move.get("conclude") is None:
-            worth = (o["candidate"]["score"] or 0.0) if "candidate" in o else 0.0
-            if move["kind"] == "refine":
-                worth -= scores.get(move["of"], 0.0)
+        tried = move["kind"] in ("draft", "refine") and move.get("conclude") is None
+        if tried and o["spend"]["calls"]:
+            score = (o["candidate"]["score"] or 0.0) if "candidate" in o else 0.0
+            change = score - scores.get(move["of"], 0.0) if move["kind"] == "refine" else 0.0
             cut = o["room"] is not None and o["spend"]["output_tokens"] >= o["room"]
-            add(kind_of(move["kind"], move["taught"]), 1, worth, o["spend"]["tokens"], cut)
+            kind, tokens = kind_of(move["kind"], move["taught"]), o["spend"]["tokens"]
+            payoffs[kind] = paid(payoffs.get(kind), payoff(score, change, tokens, cut))
     before = state["best"]
     risen = best is not None and before is not None and best["id"] != before["id"]
     if best is not None and risen and best["score"] is None and best["node"] != "conclude":
-        add(kind_of(best["node"], best["taught"]), 0, 1.0)
+        kind = kind_of(best["node"], best["taught"])
+        payoffs[kind] = paid(payoffs.get(kind), payoff(1.0, tries=0))
     return payoffs
+
+
+def payoff(
+    worth: float, change: float = 0.0, tokens: int = 0, cut: bool = False, tries: int = 1
+) -> Payoff:
+    """Of one answer."""
+    return Payoff(
+        tries=tries,
+        worth=worth,
+        squares=worth**2,
+        change=change,
+        changes=change**2,
+        tokens=tokens,
+        cut=int(cut),
+    )
+
+
+def paid(known: Payoff | None, more: Payoff) -> Payoff:
+    """Both together."""
+    if known is None:
+        return more
+    added = cast("Mapping[str, float]", more)
+    return cast("Payoff", {k: v + added[k] for k, v in cast("dict[str, float]", known).items()})
 
 
 def kind_of(node: str, taught: bool) -> str:

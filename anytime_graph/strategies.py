@@ -12,15 +12,17 @@ and asks again when the replies are in. It runs until it says Stop or the budget
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import NormalDist
 from typing import Any, Literal
 
 from anytime_graph.budget import Limits, Spend
 from anytime_graph.pairs import Candidate, Pair, Shown
 from anytime_graph.prospects import prospects, tokens
-from anytime_graph.state import Judging, Payoff
+from anytime_graph.state import Judging, Payoff, paid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,8 @@ class View:
     decides). compared: pairs of ids that were compared, whoever decides. judging: whether the judge
     can still be asked, for its share of the budget is bounded. principles: what was learned from the
     pairs. payoffs: what drafts and refinements have brought, profile: on earlier questions. ballots:
-    votes by answer. judged: the judge so far. made: moves that brought a reply, by kind. spent, left: amounts by dimension; `left` has the limited ones only.
+    votes by answer. judged: the judge so far. made: moves that brought a reply, by kind. spent, left:
+    amounts by dimension; `left` has the limited ones only.
     """
 
     candidates: Sequence[Candidate]
@@ -158,14 +161,14 @@ def pdp(view: View, n: int = 4, shown: Shown = "both") -> list[Move]:
     if shown == "both" and view.judging and (reasons := _reasons(view)):
         return reasons
     moves: dict[str, Move] = {
-        "taught refine": Refine(view.best["id"], pairs=shown, memory=shown, share=0.25),
+        "refine": Refine(view.best["id"], pairs=shown, memory=shown, share=0.25),
         "taught draft": Draft(pairs=shown, memory=shown, share=0.25),
         "draft": Draft(memory=None, share=0.25),
     }
-    if not view.made.get("refine"):
-        return [moves["taught refine"], moves["taught draft"]]
-    found = prospects(view)
-    return [max(moves.items(), key=lambda item: found[item[0]].rate)[1]] * 2
+    payoffs = _refinements_alike(view.payoffs)
+    if not payoffs.keys() >= {"refine", "taught draft"}:
+        return [moves["refine"], moves["taught draft"]]
+    return [moves[_paying(payoffs, view.best["score"])]] * 2
 
 
 pdp_positive: Strategy = partial(pdp, shown="chosen")
@@ -245,6 +248,35 @@ def _reasons(view: View) -> list[Move]:
         for pair in view.pairs[:2]
         if pair["why_by"] == "score"
     ]
+
+
+def _refinements_alike(payoffs: Mapping[str, Payoff]) -> dict[str, Payoff]:
+    """Whether or not there were pairs to show to them."""
+    alike: dict[str, Payoff] = {}
+    for kind, of in payoffs.items():
+        kind = "refine" if kind == "taught refine" else kind
+        alike[kind] = paid(alike.get(kind), of)
+    return alike
+
+
+def _paying(payoffs: Mapping[str, Payoff], best: float | None) -> str:
+    """The kind of answer with the largest expected rise of the best score per token, its scores
+    taken as normal; each kind's mean is drawn towards that of all by one try. Under a judge, the kind
+    that became the best most often per token."""
+    tries = sum(p["tries"] for p in payoffs.values())
+    mean = (sum(p["worth"] for p in payoffs.values()) or 1.0) / tries
+    spread = sum(p["squares"] for p in payoffs.values()) / tries - mean**2
+    scores = NormalDist(0.0, max(0.05, math.sqrt(max(0.0, spread))))
+
+    def rate(kind: str) -> float:
+        of = payoffs[kind]
+        usual = (of["worth"] + mean) / (of["tries"] + 1)
+        if best is not None:
+            above = usual - best
+            usual = above * scores.cdf(above) + scores.stdev**2 * scores.pdf(above)
+        return usual * of["tries"] / max(1, of["tokens"])
+
+    return max(payoffs, key=rate)
 
 
 def _slice(view: View) -> float:

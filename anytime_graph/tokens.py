@@ -41,6 +41,9 @@ _OPENAI_MESSAGE, _OPENAI_PROMPT = 4, 7
 """OpenAI's own chat format, around texts that tiktoken counts."""
 _FAMILY_PROMPT = {"gpt-oss": 80}
 """Chat templates that add a long preamble of their own, by a part of the model's name."""
+_FAMILY_TOOLS = {"claude": 600}
+_TOOLS = 100
+"""What providers and chat templates say about tools, beside their schemas."""
 _MOST_GROWTH = 8.0
 """A report further above the bound than this says nothing about the tokenizer."""
 _MEDIA = {"image", "image_url", "input_image", "audio", "input_audio", "video", "file", "media"}
@@ -81,8 +84,9 @@ def shape(messages: Sequence[BaseMessage], extra: str = "", count: Counter | Non
                 blocks += 1
             else:
                 parts.append(json.dumps(block, default=str, ensure_ascii=False))
-        if calls := getattr(message, "tool_calls", None):
-            parts.append(json.dumps(calls, default=str))
+        for kind in ("tool_calls", "invalid_tool_calls"):
+            if calls := getattr(message, kind, None):
+                parts.append(json.dumps(calls, default=str))
     text = "\n".join(part for part in parts if part)
     exact = None if count is None else [float(count(text))] + [0.0] * (len(_KINDS) - 1)
     return [
@@ -94,14 +98,21 @@ def shape(messages: Sequence[BaseMessage], extra: str = "", count: Counter | Non
 
 
 def bound(
-    of: Shape, known: Calibration, *, exact: bool = False, family: str = "", within: bool = False
+    of: Shape,
+    known: Calibration,
+    *,
+    exact: bool = False,
+    family: str = "",
+    tools: bool = False,
+    within: bool = False,
 ) -> int:
     """The most tokens the provider will report for a prompt of this shape.
 
     exact: the first entry of the shape is a tokenizer's count. family: the model's name.
-    within: the prompt contains the calibrated draft prompt, so only the difference is uncertain.
+    tools: the model is given tools. within: the prompt contains the calibrated draft prompt, so
+    only the difference is uncertain.
     """
-    loose = math.ceil(_upper(of, exact, _family(family)) * known["growth"])
+    loose = math.ceil(_upper(of, exact, _family(family, tools)) * known["growth"])
     if not (within and known["shape"]):
         return loose
     extra = [max(0.0, a - b) for a, b in zip(of, known["shape"], strict=True)]
@@ -117,10 +128,11 @@ def learn(
     *,
     exact: bool = False,
     family: str = "",
+    tools: bool = False,
     base: bool = False,
 ) -> Calibration:
     """Correct the calibration by what the provider reported. base: this was a draft prompt."""
-    upper = _upper(of, exact, _family(family))
+    upper = _upper(of, exact, _family(family, tools))
     growth = min(_MOST_GROWTH, max(known["growth"], reported / upper))
     if base:
         return Calibration(growth=growth, shape=of, tokens=reported)
@@ -169,8 +181,9 @@ def _matches(pattern: re.Pattern[str], text: str) -> int:
     return sum(1 for _ in pattern.finditer(text))
 
 
-def _family(name: str) -> int:
-    return next((extra for part, extra in _FAMILY_PROMPT.items() if part in name), 0)
+def _family(name: str, tools: bool = False) -> int:
+    said = next((extra for part, extra in _FAMILY_TOOLS.items() if part in name), _TOOLS)
+    return next((extra for part, extra in _FAMILY_PROMPT.items() if part in name), 0) + said * tools
 
 
 def _upper(of: Shape, exact: bool, preamble: int) -> float:

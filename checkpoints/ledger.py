@@ -153,6 +153,21 @@ class Ledger(History):
                 "ORDER BY ordinal",
                 {"run": run_id, "ordinal": ordinal},
             )
+        tasks = [json.loads(row["task"]) for row in rows]
+        first: dict[int, dict[str, Any]] = {}
+        for task in tasks:  # the calls of an agent's draft are one task
+            ordinal = task["move"].get("within", task["ordinal"])
+            first.setdefault(ordinal, {**task, "ordinal": ordinal})
+        return list(first.values())
+
+    def within(self, run_id: int, first: int, places: int) -> list[dict[str, Any]]:
+        """The calls at these places of the run, by place: those of an agent's draft."""
+        with self.store.reading() as execute:
+            rows = execute(
+                "SELECT task FROM calls WHERE run_id = :run AND ordinal >= :first AND "
+                "ordinal < :end ORDER BY ordinal",
+                {"run": run_id, "first": first, "end": first + places},
+            )
         return [json.loads(row["task"]) for row in rows]
 
     def save(
@@ -361,7 +376,8 @@ class Ledger(History):
                     place,
                 )
             return
-        rest = {k: v for k, v in reply.items() if k != "text"}
+        unkept = {"text"} if keeps else {"text", "message"}
+        rest = {k: v for k, v in reply.items() if k not in unkept}
         columns = ", ".join(f"{name} = :{name}" for name in SPEND)
         with self._write() as execute:
             execute(
@@ -374,7 +390,7 @@ class Ledger(History):
                     "text": plain(reply["text"]) if keeps else None,
                     "ended": reply["ended"],
                     "errors": json.dumps(reply["errors"]),
-                    "reply": json.dumps(rest),
+                    "reply": json.dumps(rest, default=str),
                     "now": time.time(),
                     **spend,
                 },

@@ -1,8 +1,22 @@
-"""The graph as `langgraph dev` serves it (see langgraph.json): the embedded model, a default budget.
+"""The graph as `langgraph dev` serves it (see langgraph.json and docs/serving.md).
 
-For another model change the string: "openai:gpt-4.1-mini", with OPENAI_API_KEY set.
+Assistants choose a model among MODELS, a strategy and a budget through their context. What was paid
+for stands in a ledger besides the server's own checkpoints, so that a run that was cancelled or
+killed goes on without buying anything twice.
 """
 
-from anytime_graph import Budget, create_anytime_graph
+import atexit
+import os
+from contextlib import ExitStack
 
-graph = create_anytime_graph("local", budget=Budget(tokens=2_000))
+from anytime_graph import Budget, create_anytime_graph, open_checkpoints
+
+MODELS = {
+    "local": "local",  # the embedded model, the default
+    "gpt-4.1-mini": "openai:gpt-4.1-mini",  # with OPENAI_API_KEY set
+}
+
+opened = ExitStack()
+atexit.register(opened.close)
+store = opened.enter_context(open_checkpoints(os.environ.get("ANYTIME_DB", "anytime.db")))
+graph = create_anytime_graph(MODELS, budget=Budget(tokens=2_000), ledger=store.ledger)

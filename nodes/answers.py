@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,10 +19,12 @@ from anytime_graph.state import State, Task, question_of
 
 @dataclass(frozen=True)
 class Asked:
-    """How answers are asked for and found."""
+    """How answers are asked for and found. read: makes of the reply at a place the text to look in,
+    where there is more to it than its text; None if it is no answer."""
 
     protocol: Protocol
     extract: scoring.Extractor
+    read: Callable[[int, Reply], Reply | None] = lambda ordinal, reply: reply
 
     @staticmethod
     def conversation(state: State) -> Sequence[BaseMessage]:
@@ -33,8 +35,10 @@ class Asked:
         return question_of(state["messages"]).text
 
 
-def asked(answer: str | scoring.Extractor | type[BaseModel]) -> Asked:
+def asked(answer: str | scoring.Extractor | type[BaseModel] | Asked) -> Asked:
     """Read the `answer=` argument. Raises ValueError if it is none of the three."""
+    if isinstance(answer, Asked):
+        return answer
     if answer == "tags":
         return Asked(Protocol("tags"), scoring.tagged)
     if answer == "whole":
@@ -69,7 +73,9 @@ def candidate(
     task: Task, reply: Reply, asked: Asked, node: str, parents: list[int]
 ) -> Candidate | None:
     """The answer in a reply, be it cut; the whole reply where it holds no marked answer."""
-    text = reply.text.strip()
+    if (read := asked.read(task["ordinal"], reply)) is None:
+        return None
+    reply, text = read, read.text.strip()
     if not text:
         return None
     try:

@@ -22,15 +22,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from anytime_graph import (
-    Budget,
-    Constraints,
-    Draft,
-    create_anytime_graph,
-    open_checkpoints,
-    prompts,
-)
-from anytime_graph.local import local_model
+from anytime_graph import Budget, Draft, create_anytime_graph, open_checkpoints
 from tests.bench_ranking import ranking
 from tests.server import Reply, Server, serving
 
@@ -185,41 +177,9 @@ def overspend() -> None:
     console.print(table)
 
 
-def told(questions: int = 12) -> None:
-    """Whether telling the embedded model what remains of its budget changes anything."""
-    rules = Constraints(sentences=2, words=(15, 30), include=("river", "stone"), forbid=("very",))
-    remaining = prompts._remaining
-    table = Table(
-        "prompt",
-        "mean best score",
-        "mean tokens per draft",
-        "drafts",
-        title=f"Told what remains, embedded model, {questions} questions, 1,500 tokens each",
-    )
-    for name, note in (("told", remaining), ("not told", lambda room, detail: "")):
-        prompts._remaining = note
-        scores, tokens, drafts = [], 0, 0
-        for seed in range(questions):
-            app = create_anytime_graph(
-                local_model(seed=1_000 * seed, max_tokens=120),
-                budget=Budget(tokens=1_500),
-                scorer=rules,
-                answer="whole",
-                strategy="best_of_n",
-            ).compile()
-            out = app.invoke({"messages": [("user", f"Describe place {seed}. {rules.describe()}")]})
-            scores.append(out["best"]["score"])
-            tokens += out["spent"]["output_tokens"]
-            drafts += out["spent"]["calls"]
-        table.add_row(name, f"{statistics.mean(scores):.3f}", f"{tokens / drafts:.1f}", str(drafts))
-    prompts._remaining = remaining
-    console.print(table)
-
-
 if __name__ == "__main__":
     overhead()
     ledger()
     imports()
     overspend()
     ranking()
-    told()

@@ -76,13 +76,13 @@ def score(question: str, answer: str) -> float:
     return zlib.crc32(answer.encode()) % 100 / 101
 
 
-def _model(url: str) -> ChatOpenAI:
+def model(url: str) -> ChatOpenAI:
     return ChatOpenAI(model="scripted", base_url=url, api_key="none", seed=0, max_retries=0)
 
 
 def compiled(store: Any, spec: Spec) -> Any:
     return create_anytime_graph(
-        _model(spec["url"]),
+        model(spec["url"]),
         budget=Budget(tokens=spec["tokens"]),
         scorer=score,
         strategy=spec["strategy"],
@@ -144,8 +144,8 @@ def _report(spec: Spec, end: Mapping[str, Any] | Exception) -> None:
 
 
 with suppress(APIConnectionError):  # what comes late in a process is there before the fork
-    create_anytime_graph(_model("http://127.0.0.1:9"), budget=Budget(tokens=9_999)).compile()
-    _model("http://127.0.0.1:9").invoke("")
+    create_anytime_graph(model("http://127.0.0.1:9"), budget=Budget(tokens=9_999)).compile()
+    model("http://127.0.0.1:9").invoke("")
 
 
 def command(words: list[str], folder: str, variables: dict[str, str]) -> None:

@@ -11,7 +11,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,22 +28,25 @@ class Reply:
     """text: what the model would say, or None to fill any limit. finish: None to derive it.
 
     usage: "true", "none" (omitted), or a dict that is sent in its place. reasoning: billed tokens
-    spent before the text. ignore_limit: serve the text, or for ever, whatever the limit says.
+    spent before the text. cached: of the prompt's tokens, as reported. ignore_limit: serve the text, or for ever, whatever the limit says.
     error: an HTTP status; "drop" (close before any byte), "break" (close in mid-stream), "junk"
     (bytes that are no JSON), "hang" (silence). pace: seconds a token takes. piece: words a chunk.
     word: what an endless text repeats, one token each. delta: the field of the stream that carries
-    the text: "content", "reasoning_content" or "tool".
+    the text: "content", "reasoning_content" or "tool". tools: calls that follow the text, as
+    (name, arguments); a word of the arguments is a token, and so is the name.
     """
 
     text: str | None = "fine"
     usage: str | dict[str, Any] = "true"
     reasoning: int = 0
+    cached: int = 0
     ignore_limit: bool = False
     error: int | str | None = None
     pace: float = 0.0
     piece: int = 1
     word: str = WORD
     delta: str = "content"
+    tools: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
 
 @dataclass
@@ -66,7 +69,7 @@ class Call:
 
     @property
     def text(self) -> str:
-        return "\n".join(_text(m["content"]) for m in self.request["messages"])
+        return "\n".join(said(m["content"]) for m in self.request["messages"])
 
 
 Script = Callable[[dict[str, Any], int], Reply]
@@ -102,9 +105,11 @@ def by_place(request: dict[str, Any], i: int) -> Reply:
     return Reply(text=f"so <answer>{request['seed'] * 7 % 10}</answer> it is")
 
 
-def prompt_tokens(messages: list[dict[str, Any]]) -> int:
+def prompt_tokens(messages: list[dict[str, Any]], tools: Sequence[Any] = ()) -> int:
     """This endpoint's tokenizer: words, punctuation marks, digits; 4 more for each message."""
-    text = " ".join(_text(m["content"]) for m in messages)
+    text = " ".join(said(m["content"]) for m in messages)
+    calls = [call["function"] for m in messages for call in m.get("tool_calls") or ()]
+    text += "".join(json.dumps(part) for part in (*calls, *tools))
     return len(re.findall(r"[^\W\d_]+|\d|[^\w\s]|_", text)) + 4 * len(messages) + 3
 
 
@@ -112,7 +117,7 @@ def words(text: str) -> list[str]:
     return re.findall(r"\S+\s*|\s+", text)
 
 
-def _text(content: Any) -> str:
+def said(content: Any) -> str:
     if isinstance(content, str):
         return content
     return " ".join(block.get("text", "") for block in content or [])
@@ -144,8 +149,9 @@ def serving() -> Iterator[Server]:
         def _serve(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             request = json.loads(body)
+            self.asked = request.get("model")
             with server.changed:
-                call = Call(request, prompt_tokens(request["messages"]))
+                call = Call(request, prompt_tokens(request["messages"], request.get("tools", ())))
                 index = len(server.calls)
                 server.calls.append(call)
                 server.changed.notify_all()
@@ -192,6 +198,13 @@ def serving() -> Iterator[Server]:
                         return self._drop()
                 if piece:
                     self._event(_delta("".join(piece), reply.delta))
+                for part in _called(reply, len(server.calls)) if finish == "stop" else ():
+                    finish = "tool_calls"
+                    if limit is not None and call.output >= limit:
+                        finish = "length"
+                        break
+                    call.output += 1
+                    self._event({"choices": [{"index": 0, "delta": {"tool_calls": [part]}}]})
                 if reply.error == "break":
                     return self._drop()
                 self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})
@@ -209,16 +222,28 @@ def serving() -> Iterator[Server]:
             served = list(islice(source, limit + 1))
             finish = "length" if len(served) > limit else "stop"
             call.output = min(len(served), limit)
-            call.reported = (call.prompt, call.output)
             time.sleep(reply.pace * call.output)
-            message = {"role": "assistant", "content": "".join(served[:limit])}
+            message: dict[str, Any] = {"role": "assistant", "content": "".join(served[:limit])}
+            for part in _called(reply, len(server.calls)) if finish == "stop" else ():
+                if call.output >= limit:
+                    finish = "length"
+                    break
+                call.output += 1
+                made = message.setdefault("tool_calls", [])
+                if "id" in part:
+                    made.append(part)
+                else:
+                    made[-1]["function"]["arguments"] += part["function"]["arguments"]
+            if "tool_calls" in message and finish == "stop":
+                finish = "tool_calls"
+            call.reported = (call.prompt, call.output)
             self._send(
                 200,
                 {
                     "id": "x",
                     "object": "chat.completion",
                     "created": 0,
-                    "model": "scripted",
+                    "model": self.asked,
                     "choices": [{"index": 0, "message": message, "finish_reason": finish}],
                     "usage": {
                         "prompt_tokens": call.prompt,
@@ -235,6 +260,7 @@ def serving() -> Iterator[Server]:
                 "prompt_tokens": call.prompt,
                 "completion_tokens": call.output,
                 "total_tokens": call.served,
+                "prompt_tokens_details": {"cached_tokens": reply.cached},
                 "completion_tokens_details": {"reasoning_tokens": reply.reasoning},
             }
             if isinstance(reply.usage, dict):
@@ -244,7 +270,7 @@ def serving() -> Iterator[Server]:
             self._event({"choices": [], "usage": usage})
 
         def _event(self, payload: dict[str, Any]) -> None:
-            base = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "scripted"}
+            base = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": self.asked}
             self.wfile.write(b"data: " + json.dumps(base | payload).encode() + b"\n\n")
 
         def _send(self, status: int, payload: dict[str, Any]) -> None:
@@ -293,6 +319,15 @@ def serving() -> Iterator[Server]:
 def _endless(word: str) -> Iterator[str]:
     while True:
         yield word
+
+
+def _called(reply: Reply, turn: int) -> Iterator[dict[str, Any]]:
+    """The parts of the tool calls, each a token."""
+    for i, (name, arguments) in enumerate(reply.tools):
+        begun = {"name": name, "arguments": ""}
+        yield {"index": i, "id": f"call_{turn}_{i}", "type": "function", "function": begun}
+        for word in words(json.dumps(arguments)):
+            yield {"index": i, "function": {"arguments": word}}
 
 
 def _delta(text: str, field: str) -> dict[str, Any]:

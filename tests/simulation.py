@@ -116,6 +116,8 @@ class SimulatedGate:
     def learn(self, known: Any, *_: Any, **__: Any) -> Any:
         return known
 
+    amounts = Gate.amounts
+
     def cap(self, paid: int | None) -> int | None:
         return paid
 
@@ -263,7 +265,7 @@ def setup(kind: Kind, strategy: str | Strategy, **options: Any) -> Setup:
 def simulate(rules: Setup, kind: Kind, seed: int, limits: Limits, until: float = math.inf) -> Run:
     """One question. until: tokens at which somebody stops it."""
     model, points = Model(kind, seed), [(0, 0.0)]
-    state = merged(fresh("q", 1, "t", limits), State(messages=[HumanMessage("Why?", id="q")]))
+    state = merged(fresh("q", {}, 1, "t", limits), State(messages=[HumanMessage("Why?", id="q")]))
     state["remaining_steps"] = cast(Any, 10_000)
     while state["spent"]["tokens"] < until:
         planned = plan(rules, state, stopped=False)

@@ -216,10 +216,12 @@ def test_a_rule_with_nothing_to_go_by_is_refused(
 # --- without a budget ---------------------------------------------------------------------------
 
 
-def test_an_open_budget_needs_an_end(server: Server) -> None:
-    app = create_anytime_graph(server.model(seed=0), budget=Budget(), scorer=digit).compile()
-    with pytest.raises(ValueError, match="open-ended"):
-        app.invoke(ASK)
+def test_without_a_budget_a_run_needs_an_end(server: Server) -> None:
+    app = create_anytime_graph(server.model(seed=0), scorer=digit).compile()
+    with pytest.raises(ValueError, match=r"until=Until\(...\)"):
+        app.invoke(ASK, context={"stop": threading.Event()})
+    with pytest.raises(ValueError, match=r"until=Until\(...\)"):
+        Budget()
     assert not server.calls
 
 
@@ -227,11 +229,7 @@ def test_an_open_budget_needs_an_end(server: Server) -> None:
 def test_an_open_run_goes_on_until_its_rule_holds(strategy: str, server: Server) -> None:
     digits(server, *([1] * 60), 9)
     app = create_anytime_graph(
-        server.model(seed=0),
-        budget=Budget(),
-        scorer=digit,
-        strategy=strategy,
-        until=Until(target=0.9),
+        server.model(seed=0), scorer=digit, strategy=strategy, until=Until(target=0.9)
     ).compile()
     out = app.invoke(ASK, {"recursion_limit": 2_000})
     assert out["stop_reason"] == "target"
@@ -249,7 +247,7 @@ def test_an_open_run_ends_at_the_event(server: Server) -> None:
     server.watch = watch
     digits(server, 3)
     app = create_anytime_graph(
-        server.model(seed=0), budget=Budget(), scorer=digit, strategy="adaptive"
+        server.model(seed=0), scorer=digit, strategy="adaptive", until=Until(target=0.9)
     ).compile()
     out = app.invoke(ASK, {"recursion_limit": 2_000}, context={"stop": stop})
     assert (out["stop_reason"], out["best"]["score"]) == ("interrupted", 0.3)
@@ -274,19 +272,21 @@ def test_stopped_at_any_moment_it_holds_what_a_quarter_of_the_spend_buys(strateg
 # --- profiles -----------------------------------------------------------------------------------
 
 
-def payoff(tries: int, score: float, spread: float, tokens: int) -> Any:
+def payoff(tries: int, score: float, spread: float, tokens: int, change: float = 0.0) -> Any:
     return {
         "tries": tries,
         "worth": tries * score,
         "squares": tries * (score**2 + spread**2),
+        "change": tries * change,
+        "changes": tries * (change**2 + spread**2),
         "tokens": tries * tokens,
         "cut": 0,
     }
 
 
-REFINES = {"draft": payoff(50, 0.35, 0.08, 400), "refine": payoff(50, 0.08, 0.06, 700)}
+REFINES = {"draft": payoff(50, 0.35, 0.08, 400), "refine": payoff(50, 0.6, 0.06, 700, 0.08)}
 """Learned where refinements pay."""
-DRAFTS = {"draft": payoff(50, 0.5, 0.15, 400), "refine": payoff(50, -0.15, 0.1, 700)}
+DRAFTS = {"draft": payoff(50, 0.5, 0.15, 400), "refine": payoff(50, 0.4, 0.1, 700, -0.15)}
 """Learned where they harm."""
 
 
@@ -322,9 +322,9 @@ def test_a_profile_is_learned_from_a_ledger_and_kept_in_a_file(
 
 
 @given(
-    field=st.sampled_from(["tries", "worth", "squares", "tokens", "cut"]),
+    field=st.sampled_from(sorted(REFINES["draft"])),
     value=st.sampled_from(
-        [math.nan, math.inf, -math.inf, -1, 10**30, 1e300, None, "9", [], {}, True]
+        [math.nan, math.inf, -math.inf, -51, 10**30, 1e300, None, "9", [], {}, True]
     ),
 )
 def test_a_profile_of_junk_is_refused(field: str, value: Any) -> None:

@@ -81,7 +81,7 @@ def covers(interval: Any, value: float) -> bool:
 
 def test_known_accuracy_is_covered(server: Server, tmp_path: Path) -> None:
     p = 0.8
-    found = audited(server, tmp_path / "a.db", right(p), n=14)
+    found = audited(server, tmp_path / "a.db", right(p), n=16)
     assert found.comparisons > 70
     assert found.calls == 2 * found.comparisons == 2 * found.sizes["decided"]
     both, neither = p * p, (1 - p) ** 2

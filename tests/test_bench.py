@@ -205,7 +205,7 @@ def test_modes_show_what_trajectories_on_other_questions_taught(
 ) -> None:
     server.script = thinking
     bench(*OWN, *MODEL, *PAPER, "--samples", "2", "--train", "2", "--out", "a", "--parallel", "2")
-    chains = [c for c in server.calls if "You have about 200 tokens" in c.text]
+    chains = [c for c in server.calls if "can be about 200 tokens" in c.text]
     kinds = Counter(
         (
             "Look at the map first" in c.text,
@@ -280,10 +280,10 @@ def varied(request: dict[str, Any], i: int) -> Reply:
     return Reply(f"{words} <answer>{dice.randint(0, 8) / 10}</answer>", pace=0.0005)
 
 
-def killed(server: Server, words: list[str], after: int, delay: float) -> int:
+def killed(server: Server, words: list[str], after: int, delay: float, **more: str) -> int:
     """Run the command in a process that is killed `delay` seconds after so many requests; its exit
     code."""
-    variables = {k: v for k, v in environment(server).items() if k.startswith("OPENAI")}
+    variables = {k: v for k, v in environment(server).items() if k.startswith("OPENAI")} | more
     process = forks.Process(target=command, args=(["bench", *words], os.getcwd(), variables))
     asked = itertools.count(1)
     timer = threading.Timer(delay, process.kill)
@@ -399,20 +399,25 @@ def test_a_call_that_fails_now_and_then_is_made_again(server: Server, bench: Ben
     assert records("b") == records("a")
 
 
-def test_ctrl_c_leaves_a_report_and_the_rest_for_later(server: Server, bench: Bench) -> None:
+@pytest.mark.parametrize("nth", [12, 16])
+def test_ctrl_c_leaves_a_report_and_the_rest_for_later(
+    nth: int, server: Server, bench: Bench
+) -> None:
+    """In the midst of a cell, and in its only call."""
     server.script = varied
     words = [*OWN, *MODEL, *KINDS["run"]]
     bench(*words, "--out", "undisturbed")
     asked = itertools.count(1)
 
     def watch(event: str, call: Call) -> None:
-        if event == "asked" and next(asked) == 12:
+        if event == "asked" and next(asked) == nth:
             os.kill(os.getpid(), signal.SIGINT)
 
     server.watch = watch
     done = bench(*words, "--out", "a", exit_code=130)
     server.watch = lambda event, call: None
     assert "it was interrupted" in done.stdout
+    assert all(row in records("undisturbed") for row in records("a"))
     assert 0 < len(records("a")) < len(records("undisturbed"))
     bench(*words, "--out", "a")
     assert tables("a") == tables("undisturbed")
@@ -563,6 +568,23 @@ def test_names_are_text_on_the_page(server: Server, bench: Bench, folder: Path) 
     assert "## jsonl:\\<img" in Path("a/report.md").read_text()
 
 
+@pytest.mark.parametrize("protocol", ["run", "paper"])
+def test_tasks_have_options_of_their_own_and_examples_are_turns(
+    protocol: str, server: Server, bench: Bench
+) -> None:
+    pytest.importorskip("reasoning_gym")
+    server.script = lambda request, i: Reply("3 + 4 = 7")
+    tasks = [f"reasoning_gym:{name}" for name in ("chain_sum?examples=2", "products?examples=1")]
+    strategy = "single" if protocol == "run" else "base"
+    size = ["--samples", "1", "--budgets", "100,600", "--strategy", strategy]
+    chosen = [word for task in tasks for word in ("--task", task)]
+    bench(*chosen, *MODEL, *size, "--protocol", protocol, "--out", "a")
+    roles = [[m["role"] for m in c.request["messages"]] for c in server.calls]
+    asked = {" ".join(role for role in told if role != "system") for told in roles}
+    assert {"user assistant user assistant user", "user assistant user"} <= asked
+    assert {r["task"] for r in records("a")} == {task.partition("?")[0] for task in tasks}
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
@@ -582,9 +604,15 @@ def test_names_are_text_on_the_page(server: Server, bench: Bench, folder: Path) 
         (["--baseline", "pdp", "--strategy", "single"], "--baseline 'pdp': one of the strategies"),
         (["--task-option", "difficulty"], "NAME=VALUE, as in difficulty=3"),
         (["--task-option", "speed=3"], "no option 'speed'"),
+        (["--task", "trip?cities"], "option 'cities': NAME=VALUE"),
+        (["--task", "trip?cities=2&speed=3"], "no option"),
         (["--train", "0"], "training=0"),
         (["--strategy", "pdp+memory", "--train", "5"], "has 4 questions beside the 4"),
         (["--task", "rivers"], "there is none of that name"),
+        (["--engine", "ray"], "the one needs the other"),
+        (["--ledger", "postgresql://h/d"], "the one needs the other"),
+        (["--engine", "ray", "--ledger", "a.db"], "a database that all workers reach"),
+        (["--engine", "ray", "--ledger", "postgresql://h/d", "--replay", "."], "asks no model"),
         (["--replay", "check.py"], "line 1: not a JSON object"),
         (["--replay", "q.jsonl"], "not a recording of benchmark calls"),
         (["--replay", "."], "there is no calls.jsonl in it"),

@@ -42,8 +42,9 @@ def test_blocks_are_of_known_kinds() -> None:
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_blocks_run(code: str, server: Server, tmp_path: Path) -> None:
     """As written; the names of OpenAI's models reach a scripted endpoint."""
+    city = '{"name": "Vienna", "inhabitants": 2000000}'
     server.script = lambda request, i: Reply(
-        text='<answer>{"name": "Vienna", "inhabitants": 2000000}</answer>'
+        text=city if "response_format" in request else f"<answer>{city}</answer>"
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
@@ -58,8 +59,17 @@ def test_python_blocks_run(code: str, server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block", blocks("console"))
-def test_console_blocks_run(block: str, server: Server, tmp_path: Path) -> None:
+def test_console_blocks_run(
+    block: str,
+    server: Server,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Commands of this package run; set-up commands are resolved, for they are what runs this."""
+    if "postgresql://" in block:
+        port = request.getfixturevalue("postgres").rpartition(":")[2].partition("/")[0]
+        monkeypatch.setenv("PGPORT", port)
     for line in block.splitlines():
         words = shlex.split(line, comments=True)
         if words[0] == "make":
@@ -92,7 +102,7 @@ def test_examples_run(example: Path, tmp_path: Path) -> None:
         timeout=100,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout or example.name == "served.py"
+    assert done.stdout or example.name in ("served.py", "fastapi_app.py")
 
 
 def test_the_drawn_graph_is_the_graph(server: Server) -> None:

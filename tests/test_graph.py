@@ -522,7 +522,7 @@ def test_answers_by_schema_by_function_and_whole(server: Server) -> None:
 def test_an_answer_is_forced_only_if_a_cut_reply_holds_none(server: Server, sync: bool) -> None:
     def script(request: dict[str, Any], i: int) -> Reply:
         if "Time is up" in request["messages"][-1]["content"]:
-            assert request["messages"][-2]["content"].endswith(("think", "and "))
+            assert request["messages"][-2]["content"].rstrip().endswith(("think", "and"))
             return Reply(text="<answer>forced</answer>")
         return Reply(text="think and " * 5_000)
 
@@ -545,11 +545,14 @@ def test_the_model_is_told_what_remains(server: Server) -> None:
         server.model(), budget=Budget(tokens=3_000), strategy="single"
     ).compile()
     app.invoke(ask())
-    assert "tokens left for this reply" in server.calls[0].text
+    first, *_, last = server.calls[0].request["messages"]
+    assert "(A reply can be about 2000 tokens long" in first["content"]
+    assert last["content"] == "Name a river."
 
 
 def test_prompts_are_stable_first(server: Server) -> None:
-    """Prompts of one kind differ only behind what they share: instructions, pairs, question."""
+    """The instructions of one kind of prompt are the same, but for their last line, which tells the
+    room in steps so wide that prompts of many sizes have it in common."""
     server.script = numbered
     app = create_anytime_graph(
         server.model(seed=0),
@@ -561,9 +564,10 @@ def test_prompts_are_stable_first(server: Server) -> None:
     heads = {
         c.request["messages"][0]["content"] for c in server.calls if len(c.request["messages"]) == 2
     }
-    full = [h for h in heads if "Think step by step" in h]
+    full = {h.partition("\n\n(A reply can be")[0] for h in heads if "Think step by step" in h}
     assert len(full) == 1
-    assert full[0].startswith("You know rivers.")
+    assert full.pop().startswith("You know rivers.")
+    assert len(heads) < len(server.calls) / 2
 
 
 def test_usd_needs_a_price_and_cached_input_is_charged_at_its_own(server: Server) -> None:

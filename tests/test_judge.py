@@ -341,6 +341,20 @@ def test_nothing_is_bought_that_could_not_be_compared(server: Server) -> None:
     assert comparing(server.calls[-1].request)
 
 
+def test_a_complete_answer_takes_the_place_of_one_that_was_cut_off(server: Server) -> None:
+    """Even where no comparison was paid for."""
+    replies = [None, "<answer>Elbe</answer>", "<answer>Oder</answer>"]
+    server.script = lambda request, i: Reply(text=replies[i])
+    app = create_anytime_graph(server.model(), budget=Budget(tokens=20_000), strategy=_three)
+    out = app.compile().invoke(ASK)
+    assert [c["complete"] for c in out["candidates"]] == [False, True, True]
+    assert out["best"]["answer"] == "Elbe"
+
+
+def _three(view: View) -> list[Move]:
+    return [Draft(share=0.1)] if len(view.candidates) < 3 else [Stop()]
+
+
 def test_lengths_and_flips_are_counted(server: Server) -> None:
     longer = ["quality 1", "quality 2 and much more to say about it"]
     out = judged(server, longer, lambda r: f"Yes.\nVerdict: {better(r)}")

@@ -249,7 +249,7 @@ def test_running_totals_in_every_chunk_are_not_added_up(server: Server) -> None:
 
     from anytime_graph.metering import _Meter, gate
 
-    meter = _Meter(gate(server.model(), None), {"slice": {}, "room": None}, None)  # type: ignore[typeddict-item]
+    meter = _Meter(gate(server.model(), None), {"slice": {}, "room": None, "move": {}}, None)  # type: ignore[typeddict-item]
     for n in (1, 2, 3):
         usage: Any = {"input_tokens": 50, "output_tokens": n, "total_tokens": 50 + n}
         meter._feed(AIMessageChunk("x", usage_metadata=usage))

@@ -331,7 +331,7 @@ def test_a_refinement_is_told_what_must_stay(server: Server) -> None:
     server.script = lambda r, i: Reply(text=f"A river {random.Random(r['seed']).random()}.")
     app = create_anytime_graph(
         server.model(seed=0),
-        budget=Budget(tokens=4_000),
+        budget=Budget(tokens=6_000),
         scorer=rules,
         answer="whole",
         strategy=pdp,

@@ -50,7 +50,7 @@ def test_the_score_is_the_satisfied_fraction_and_the_feedback_names_the_rest() -
     assert score.value == pytest.approx(1 / 5)
     assert score.feedback == (
         "The text must have 2 sentences; it must have 5 to 9 words; it must contain 'river'; "
-        "it must not contain 'very' (it has 1 sentences, it has 4 words)."
+        "it must not contain 'very' (it has 1 sentence, it has 4 words)."
     )
     assert check("", " ").value == 0.0
     assert check.describe() == (

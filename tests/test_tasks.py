@@ -339,6 +339,34 @@ def test_the_keys_of_basic_arithmetic_are_right_where_it_is_not_refused() -> Non
             load("reasoning_gym:basic_arithmetic", **options)
 
 
+@pytest.mark.parametrize("name", ["chain_sum", "products", "basic_arithmetic"])
+def test_solved_examples_show_the_working_and_never_the_question(name: str) -> None:
+    pytest.importorskip("reasoning_gym")
+    small = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1, "examples": 3}
+    task = load(f"reasoning_gym:{name}", count=200, **small)
+    for question in task.questions:
+        *turns, last = question.conversation
+        assert [turn.type for turn in turns] == ["human", "ai"] * 3
+        assert last.text == question.prompt
+        assert question.prompt not in [turn.text for turn in turns]
+        for example, told in question.examples:
+            working, _, answer = told.rpartition(" = ")
+            assert working in example
+            assert answer.lstrip("-").isdigit()
+    assert callable(task.answer)
+    assert [task.answer(r) for r in ("3 + 4 = 7", "7.", "no idea")] == ["7", "7", None]
+
+
+def test_examples_of_tasks_in_words_show_the_answer() -> None:
+    pytest.importorskip("reasoning_gym")
+    task = load("reasoning_gym:spell_backward", count=1, examples=2)
+    assert task.answer == "whole"
+    assert len(task.questions[0].examples) == 2
+    assert load("reasoning_gym:spell_backward", count=1).answer == "tags"
+    with pytest.raises(ValueError, match="examples=-1"):
+        load("reasoning_gym:chain_sum", examples=-1)
+
+
 def test_unknown_names_and_parameters_of_reasoning_gym(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("reasoning_gym")
     with pytest.raises(ValueError, match="reasoning_gym:sums: there is no such task; there are ab"):

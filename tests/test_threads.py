@@ -270,7 +270,7 @@ def test_resume_with_nothing_left_says_so(server: Server, command: Command, solv
     solve("rivers", "--calls", "2")
     done = command("resume", "rivers")
     assert (done.exit_code, done.stdout) == (0, "fine\n")
-    assert "nothing was left of its calls" in told(done)
+    assert "what is left of its calls pays for no further step" in told(done)
     assert len(server.calls) == 2
 
 
@@ -380,10 +380,10 @@ def test_resume_after_a_kill_with_more_budget(server: Server, command: Command) 
     server.script = slow(2)
     words = [*DOOMED, "--calls", "3", "--strategy", "best_of_n"]
     ended(server, "solve", *words, calls=3, by=signal.SIGKILL)
-    done = command("resume", "t", "--calls", "+2", "--json")
+    done = command("resume", "t", "--calls", "+4", "--json")
     out = json.loads(done.stdout)
-    assert (out["limits"], out["spent"]["calls"]) == ({"calls": 5}, 5)
-    assert len(server.calls) == 5
+    assert out["limits"] == {"calls": 7}
+    assert 3 < out["spent"]["calls"] == len(server.calls) <= 7
 
 
 def test_ctrl_c_and_resume(server: Server, command: Command) -> None:

@@ -12,6 +12,7 @@ import pytest
 from langgraph.store.memory import InMemoryStore
 
 from anytime_graph import Budget, Judge, WarmUp, create_anytime_graph, open_checkpoints, warm_up
+from anytime_graph.checkpoints import Checkpoints
 from anytime_graph.checkpoints.preferences import StoreMemory
 from tests.server import Reply, Server
 from tests.test_audit import drafted, quality, right, scripted
@@ -94,6 +95,12 @@ def test_a_store_is_filled_too(server: Server, tmp_path: Path) -> None:
     assert done.pairs == StoreMemory(store).forget(US) == 3
 
 
+def answered(store: Checkpoints, thread: str) -> int:
+    """How many answers of a thread's run are on the disk."""
+    runs = store.ledger.runs(thread)
+    return len(store.ledger.answers(runs[-1]["id"])) if runs else 0
+
+
 def test_a_kill_costs_nothing_twice(server: Server, tmp_path: Path) -> None:
     server.script = answering
     whole = warmed(server, tmp_path / "whole.db")
@@ -106,6 +113,9 @@ def test_a_kill_costs_nothing_twice(server: Server, tmp_path: Path) -> None:
             assert server.changed.wait_for(
                 lambda: server.open == 1 and len(server.calls) == 6, timeout=60
             )
+        with open_checkpoints(tmp_path / "a.db") as store:
+            while answered(store, whole.questions[1].thread) < 2:
+                assert process.poll() is None
         process.kill()
     server.settled()
     done = warmed(server, tmp_path / "a.db")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any, get_args
 import click
 
 from anytime_graph.benchmark.cells import Decide, Protocol
-from anytime_graph.benchmark.order import Order
+from anytime_graph.benchmark.order import Engine, Order
 from anytime_graph.checkpoints import LedgerError
 from anytime_graph.terminal import harmless
 
 _INTERRUPTED = 130
+_ADDRESS = re.compile(r"postgres(ql)?://.*")
+"""May hold a password; reports name the command."""
 
 
 class _Remembering(click.Command):
@@ -43,12 +46,13 @@ class _Numbers(click.ParamType[Any]):
     "tasks",
     multiple=True,
     required=True,
-    metavar="NAME[:FILE]",
+    metavar="NAME[:FILE][?OPTION=VALUE&...]",
     help="constraints, trip, natural_plan_trip:FILE, aime_2024, gpqa_diamond[:FILE], "
-    "reasoning_gym:NAME or jsonl:FILE. Repeatable.",
+    "reasoning_gym:NAME or jsonl:FILE; its options behind a question mark, as in "
+    "constraints?difficulty=3. Repeatable.",
 )
 @click.option(
-    "--task-option", multiple=True, metavar="NAME=VALUE", help="Such as difficulty=3. Repeatable."
+    "--task-option", multiple=True, metavar="NAME=VALUE", help="For all tasks. Repeatable."
 )
 @click.option("--model", help="openai:NAME, provider:NAME, local or local:FILE.gguf.")
 @click.option(
@@ -99,6 +103,14 @@ class _Numbers(click.ParamType[Any]):
     type=click.Path(exists=True, path_type=Path),
     help="Ask no model: answer from the calls of this benchmark directory, or of this file.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(get_args(Engine)),
+    default="local",
+    show_default=True,
+    help="ray: cells on the Ray cluster at RAY_ADDRESS, else on one of this machine's own.",
+)
+@click.option("--ledger", metavar="URL", help="For --engine ray: postgresql://USER@HOST/DATABASE.")
 @click.pass_context
 def bench(ctx: click.Context, /, **given: Any) -> None:
     """Measure strategies on a task at several budgets; report which of them to use.
@@ -114,7 +126,8 @@ def bench(ctx: click.Context, /, **given: Any) -> None:
     anytime-graph bench --task trip --protocol paper --budgets 64,128,256 --out trips
     anytime-graph bench --task constraints --strategy pdp --budgets 512,1024 --replay fox --out again
     """
-    command = shlex.join(["anytime-graph", "bench", *ctx.meta["words"]])
+    words = [_ADDRESS.sub("postgresql://...", word) for word in ctx.meta["words"]]
+    command = shlex.join(["anytime-graph", "bench", *words])
     try:
         order = Order(**given)
         done = order.run(command)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
-
-from langchain_core.rate_limiters import InMemoryRateLimiter
+from typing import Any, Literal, cast
 
 from anytime_graph import options as option
 from anytime_graph.benchmark import cells as plan
@@ -21,7 +19,9 @@ from anytime_graph.benchmark.recording import Facts, Recording
 from anytime_graph.benchmark.report import Made, markdown, page, parts, verdict
 from anytime_graph.benchmark.run import Run
 from anytime_graph.benchmark.session import Purse, Session
-from anytime_graph.benchmark.tape import facts_of
+from anytime_graph.benchmark.shared import Grants
+from anytime_graph.benchmark.spread import Spread, cluster
+from anytime_graph.benchmark.tape import facts_of, limited
 from anytime_graph.budget import Prices
 from anytime_graph.checkpoints import Ledger, open_checkpoints
 from anytime_graph.interrupt import interruptible
@@ -30,6 +30,7 @@ from anytime_graph.models import prices_of, resolve_model
 from anytime_graph.tasks import Question, Task, load
 
 CALLS, RECORDS, LEDGER = "calls.jsonl", "records.jsonl", "ledger.db"
+Engine = Literal["local", "ray"]
 _STRATEGIES: dict[Protocol, str] = {"run": "single,best_of_n,pdp", "paper": ",".join(MODES)}
 
 
@@ -86,6 +87,8 @@ class Order:
     rate: float | None
     price: str | None
     replay: Path | None
+    engine: Engine
+    ledger: str | None
 
     def __post_init__(self) -> None:
         for name in ("samples", "parallel"):
@@ -106,6 +109,14 @@ class Order:
                 f"--decide {self.decide}: in the paper's protocol nothing is chosen, for each "
                 "checkpoint has one answer"
             )
+        if (self.engine == "ray") != (self.ledger is not None):
+            raise ValueError("--engine ray and --ledger postgresql://...: the one needs the other")
+        if self.ledger and not self.ledger.startswith(("postgresql://", "postgres://")):
+            raise ValueError(
+                "--ledger: a database that all workers reach, as postgresql://HOST/NAME"
+            )
+        if self.replay and self.ledger:
+            raise ValueError(f"--replay {self.replay}: it asks no model; leave out --engine ray")
         if self.replay and self.replay.resolve() in (self.out.resolve(), self._calls.resolve()):
             raise ValueError(f"--replay {self.replay}: give another --out for what it comes to")
 
@@ -127,10 +138,15 @@ class Order:
             recording.prices = voice.prices
             records = Records(self.out / RECORDS)
             for part in planned:
-                part.settings = self._settings(part.settings.task, voice.name)
+                part.settings = replace(part.settings, model=voice.name)
                 part.cells = self._cells(part.settings, part.task)
-            with open_checkpoints(self.out / LEDGER) as store:
-                made = self._measured(planned, recording, records, voice, store.ledger, command)
+            with (
+                self._engine(recording) as grants,
+                open_checkpoints(self.out / LEDGER) as store,
+            ):
+                made = self._measured(
+                    planned, recording, records, voice, store.ledger, grants, command
+                )
         return self._reported(planned, records, made)
 
     def _planned(self, name: str) -> Part:
@@ -141,13 +157,14 @@ class Order:
         return Part(settings, made, cells, lambda: self._training(name, made))
 
     def _settings(self, task: str, model: str) -> Settings:
+        name, options = self._named(task)
         return Settings(
             protocol=self.protocol,
-            task=task,
+            task=name,
             model=model,
             budgets=self.budgets,
             decide=self.decide,
-            options=self._task_options(),
+            options=options,
             training=self.train,
             training_budget=self.train_budget or 0,
             trajectories=self.trajectories,
@@ -164,6 +181,7 @@ class Order:
         records: Records,
         voice: Voice,
         ledger: Ledger,
+        grants: Grants | None,
         command: str,
     ) -> Made:
         purse = Purse(recording, self.total_tokens, self.total_usd)
@@ -175,8 +193,9 @@ class Order:
         with interruptible() as stop, progress(todo, recording) as told:
             for part in planned:
                 protocol: type[Run | Paper] = Run if self.protocol == "run" else Paper
+                measure = protocol(part.task, ledger, voice.prices, stop)
                 session = Session(
-                    protocol(part.task, ledger, voice.prices, stop),
+                    Spread(measure, grants, voice.name, self._share) if grants else measure,
                     records,
                     recording,
                     purse,
@@ -232,25 +251,30 @@ class Order:
 
     # --- the questions
 
-    def _task_options(self) -> dict[str, Any]:
+    def _named(self, task: str) -> tuple[str, dict[str, Any]]:
+        """A task's name, and its options: those behind its question mark, and those of all."""
+        name, _, own = task.partition("?")
         found: dict[str, Any] = {}
-        for text in self.task_option:
-            name, equals, value = text.partition("=")
-            if not (name and equals):
-                raise ValueError(f"--task-option {text!r}: NAME=VALUE, as in difficulty=3")
+        for text in [*self.task_option, *filter(None, own.split("&"))]:
+            option, equals, value = text.partition("=")
+            if not (option and equals):
+                raise ValueError(
+                    f"--task {task!r}, option {text!r}: NAME=VALUE, as in difficulty=3"
+                )
             try:
-                found[name] = json.loads(value)
+                found[option] = json.loads(value)
             except ValueError:
-                found[name] = value
-        return found
+                found[option] = value
+        return name, found
 
-    def _loaded(self, name: str, count: int | None, **more: Any) -> Task:
-        return load(name, **{**self._task_options(), **({"count": count} if count else {}), **more})
+    def _loaded(self, task: str, count: int | None, **more: Any) -> Task:
+        name, options = self._named(task)
+        return load(name, **{**options, **({"count": count} if count else {}), **more})
 
     def _training(self, name: str, tested: Task) -> Sequence[Question]:
         """Questions that are not asked in the test. Raises ValueError if there are too few."""
         asked = {question.id for question in tested.questions}
-        seed = self._task_options().get("seed", 0) + 1
+        seed = self._named(name)[1].get("seed", 0) + 1
         try:
             pool = self._loaded(name, self.train + len(asked), seed=seed)
         except ValueError:  # there are not so many: all there are
@@ -278,20 +302,35 @@ class Order:
         finally:
             recording.close()
 
+    @contextmanager
+    def _engine(self, recording: Recording) -> Iterator[Grants | None]:
+        if self.ledger is not None:
+            with cluster(self.parallel), Grants.opened(self.ledger, recording) as grants:
+                yield grants
+        elif recording.shared and recording.live:
+            raise ValueError(
+                f"--out {self.out}: begun with --engine ray, whose calls are in its --ledger; give "
+                "both again"
+            )
+        else:
+            yield None
+
+    @property
+    def _share(self) -> float | None:
+        """Of the rate, what each of the cells side by side may use."""
+        return self.rate / self.parallel if self.rate is not None else None
+
     def _voice(self, recording: Recording) -> Voice:
         if self.replay is not None:
             return self._recorded(recording)
         name = self.model or option.default_model()
-        model = resolve_model(name)
+        model = limited(resolve_model(name), self.rate)
         prices = option.prices(self.price) or prices_of(model)
         if self.total_usd is not None and prices is None:
             raise ValueError(
                 f"--total-usd: the price of {name} is not known; give --price INPUT,OUTPUT, or "
                 "install anytime-graph[prices]"
             )
-        if self.rate is not None:
-            limiter = InMemoryRateLimiter(requests_per_second=self.rate / 60)
-            model = model.model_copy(update={"rate_limiter": limiter})
         facts = recording.introduce(name, facts_of(model, prices))
         return Voice(name, facts, gate(model, prices), prices)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from anytime_graph import prompts, tokens
 from anytime_graph.benchmark.cells import Cell, Record
@@ -67,7 +67,7 @@ class Paper:
     def ceiling(self, cell: Cell) -> tuple[float, float]:
         """The most that a cell can cost, in tokens and USD: a generous estimate, which `measure`
         keeps to. Chains with their examples, and every prefix once more as input."""
-        question = _bound([HumanMessage(cell.question.prompt)]) + _MARGIN
+        question = _bound(cell.question.conversation) + _MARGIN
         room, chains = cell.settings.room, cell.settings.trajectories if cell.prepares else 1
         chain = question + (_LESSONS if cell.lessons else 0) + cell.budgets[-1]
         answers = sum(question + _LOOSE * at + room for at in cell.budgets)
@@ -173,7 +173,9 @@ class _Work:
     # --- calls
 
     def _chain(self, lessons: Lessons, room: int) -> _Chain:
-        told = prompts.draft(self._question(), self.asked.protocol, lessons, 1.0, room)
+        told = prompts.draft(
+            self.cell.question.conversation, self.asked.protocol, lessons, 1.0, room
+        )
         call, reply = self._call(as_dict(Draft()), told, room)
         take = self.deck.heard[-1]
         shown = sum(piece is not None for piece in take.pieces)
@@ -194,7 +196,7 @@ class _Work:
         take = next(t for t in self.deck.heard if t.seed == self._seed(chain.call))
         prefix, how = cut(take, chain.generated, at, exact)
         self.how = how if how != "whole" else self.how
-        told: list[AnyMessage] = [HumanMessage(self.cell.question.prompt)]
+        told = self.cell.question.conversation
         if prefix.strip():
             told.append(AIMessage(prefix))
         told.append(HumanMessage(self.asked.protocol.conclude()))
@@ -213,14 +215,11 @@ class _Work:
         self, move: dict[str, Any], prompt: Sequence[BaseMessage], room: int
     ) -> tuple[Call, Reply]:
         call, reply = self.places.call(move, prompt, room)
-        check(self.deck, reply.interrupted)
+        check(self.deck)
         return call, reply
 
     def _seed(self, call: Call) -> int:
         return self.deck.seed + call["ordinal"]
-
-    def _question(self) -> list[BaseMessage]:
-        return [HumanMessage(self.cell.question.prompt)]
 
     # --- answers
 
@@ -248,5 +247,5 @@ def examples(memory: Lore, question: Question) -> list[Example]:
     return found[:_EXAMPLES]
 
 
-def _bound(messages: list[BaseMessage]) -> int:
+def _bound(messages: Sequence[BaseMessage]) -> int:
     return tokens.bound(tokens.shape(messages), tokens.uncalibrated())

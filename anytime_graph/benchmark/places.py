@@ -52,7 +52,7 @@ class Places:
     ) -> Iterator[Places]:
         """A new run on the thread; it is released at the end. Raises ThreadBusy."""
         asked: list[BaseMessage] = [HumanMessage(question)]
-        state = fresh(question, randbits(53), thread, {"tokens": tokens})
+        state = fresh(question, {}, randbits(53), thread, {"tokens": tokens})
         run = {
             "asked": asked_of(asked),
             "question": question,
@@ -98,6 +98,7 @@ class Places:
             run_id=self.state["run_id"],
             thread=self.state["thread"],
             plan=self.plan,
+            chosen={},
             question=self.run["question"],
             spent=self.spent,
             limits=self.state["limits"],

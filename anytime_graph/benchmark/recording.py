@@ -9,15 +9,17 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from uuid import uuid4
 
 from anytime_graph.benchmark.cells import append, lines
 from anytime_graph.budget import Prices
 
 FORM = "anytime-graph calls 1"
-_POLL = 0.1
+POLL = 0.1
 """Seconds between looks at whether to stop."""
 
 
@@ -64,56 +66,22 @@ class Bought:
         self.calls += calls
 
 
-class Recording:
-    """The takes of a file, and what they cost; safe for threads, and for one process at a time.
+class Takes:
+    """What was answered, and what it cost; safe for threads. Whoever keeps it beyond this process
+    does so in `_keep`.
 
-    file: appended to, unless `live` is False. prices: for what was bought. tells_ends: replies came
-    with a word on how they ended, or with usage; so one without either broke off.
+    prices: for what was bought. tells_ends: replies came with a word on how they ended, or with
+    usage; so one without either broke off.
     """
 
-    def __init__(self, file: Path, prices: Prices | None = None, live: bool = True) -> None:
-        self.file, self.prices, self.live = file, prices, live
+    def __init__(self, prices: Prices | None = None) -> None:
+        self.prices = prices
         self.bought = Bought()
-        self.facts: dict[str, Facts] = {}
         self.tells_ends = False
         self._takes: dict[str, Take] = {}
         self._asked: dict[str, tuple[float, float]] = {}
         self._answering: set[str] = set()
         self._changed = threading.Condition()
-        self._lock = _locked(file) if live else None
-        for row in lines(file) if live or file.is_file() else ():
-            self._read(row)
-
-    def close(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-
-    def _read(self, row: dict[str, Any]) -> None:
-        try:
-            if "model" in row:
-                self.facts[row["model"]] = Facts(**row["facts"])
-            elif "ask" in row:
-                self._charge(row["ask"], *row["reserved"])
-            elif "failed" in row:
-                self._settle(row["failed"], *row["cost"])
-            else:
-                self._take(Take(**row["take"]), *row["cost"])
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{self.file}: not a recording of benchmark calls") from None
-
-    def introduce(self, model: str, facts: Facts) -> Facts:
-        """What the model of this name is. Raises ValueError if it was another before."""
-        known = self.facts.get(model)
-        if known is not None and known != facts:
-            raise ValueError(
-                f"{self.file}: --model {model} was priced or set otherwise before; give another --out"
-            )
-        if known is None:
-            self.facts[model] = facts
-            append(self.file, {"form": FORM, "model": model, "facts": asdict(facts)})
-        return facts
-
-    # --- one call
 
     def claim(self, key: str, stop: threading.Event | None) -> Take | None:
         """The take, or None: then the caller is to make it, and nobody else does meanwhile."""
@@ -124,7 +92,7 @@ class Recording:
                 if key not in self._answering or (stop is not None and stop.is_set()):
                     self._answering.add(key)
                     return None
-                self._changed.wait(_POLL)
+                self._changed.wait(POLL)
 
     def release(self, key: str) -> None:
         with self._changed:
@@ -133,30 +101,32 @@ class Recording:
 
     def ask(self, key: str, tokens: float, usd: float) -> None:
         """Write the reservation, before the request leaves."""
-        with self._changed:
-            append(self.file, {"ask": key, "reserved": [tokens, usd]})
-            self._charge(key, tokens, usd)
+        self._keep({"ask": key, "reserved": [tokens, usd]})
 
     def answer(self, take: Take, tokens: float, usd: float) -> None:
-        with self._changed:
-            append(self.file, {"take": asdict(take), "cost": [tokens, usd]})
-            self._take(take, tokens, usd)
+        self._keep({"take": asdict(take), "cost": [tokens, usd]})
 
     def fail(self, key: str, tokens: float, usd: float) -> None:
         """The call failed; it may be made again."""
+        self._keep({"failed": key, "cost": [tokens, usd]})
+
+    def _keep(self, row: dict[str, Any]) -> None:
         with self._changed:
-            append(self.file, {"failed": key, "cost": [tokens, usd]})
-            self._settle(key, tokens, usd)
+            self._read(row)
 
-    def _charge(self, key: str, tokens: float, usd: float) -> None:
+    def _read(self, row: dict[str, Any]) -> None:
         """An earlier reservation of the same request that was never answered stays charged."""
-        self._asked[key] = (tokens, usd)
-        self.bought.add(tokens, usd, 1)
-
-    def _take(self, take: Take, tokens: float, usd: float) -> None:
-        self._settle(take.key, tokens, usd)
-        self._takes[take.key] = take
-        self.tells_ends |= bool(take.usage or take.finish)
+        if "ask" in row:
+            tokens, usd = row["reserved"]
+            self._asked[row["ask"]] = (tokens, usd)
+            self.bought.add(tokens, usd, 1)
+        elif "failed" in row:
+            self._settle(row["failed"], *row["cost"])
+        else:
+            take = Take(**row["take"])
+            self._settle(take.key, *row["cost"])
+            self._takes[take.key] = take
+            self.tells_ends |= bool(take.usage or take.finish)
 
     def _settle(self, key: str, tokens: float, usd: float) -> None:
         """What a call cost, instead of its reservation, if that is known."""
@@ -165,6 +135,70 @@ class Recording:
             self.bought.add(tokens, usd, 1)
         else:
             self.bought.add(tokens - held[0], usd - held[1])
+
+
+class Recording(Takes):
+    """The takes of a file; for one process at a time.
+
+    file: appended to, unless `live` is False. shared: what names the recording in a database, if
+    workers buy for it; rows: of that database, those that the file has.
+    """
+
+    def __init__(self, file: Path, prices: Prices | None = None, live: bool = True) -> None:
+        super().__init__(prices)
+        self.file, self.live = file, live
+        self.facts: dict[str, Facts] = {}
+        self.shared: str | None = None
+        self.rows: set[int] = set()
+        self._lock = _locked(file) if live else None
+        for row in lines(file) if live or file.is_file() else ():
+            try:
+                self._read(row)
+            except (KeyError, TypeError, ValueError):
+                raise ValueError(f"{file}: not a recording of benchmark calls") from None
+
+    def close(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def introduce(self, model: str, facts: Facts) -> Facts:
+        """What the model of this name is. Raises ValueError if it was another before."""
+        known = self.facts.get(model)
+        if known is not None and known != facts:
+            raise ValueError(
+                f"{self.file}: --model {model} was priced or set otherwise before; give another --out"
+            )
+        if known is None:
+            self._keep({"form": FORM, "model": model, "facts": asdict(facts)})
+        return facts
+
+    def share(self) -> str:
+        if self.shared is None:
+            self._keep({"shared": uuid4().hex})
+        return cast("str", self.shared)
+
+    def copy(self, rows: Mapping[int, dict[str, Any]]) -> None:
+        """Take in rows of the database, by their numbers there; those that are here count once."""
+        for number, row in rows.items():
+            if number not in self.rows:
+                self._keep({**row, "row": number})
+
+    def takes(self) -> list[Take]:
+        return list(self._takes.values())
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        with self._changed:
+            append(self.file, row)
+            self._read(row)
+
+    def _read(self, row: dict[str, Any]) -> None:
+        if "model" in row:
+            self.facts[row["model"]] = Facts(**row["facts"])
+        elif "shared" in row:
+            self.shared = row["shared"]
+        else:
+            super()._read(row)
+            self.rows.update([row["row"]] if "row" in row else ())
 
 
 def _locked(file: Path) -> int:

@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.store.memory import InMemoryStore
 
@@ -30,6 +29,10 @@ NAMESPACE: Namespace = ("benchmark",)
 
 class Unmeasured(RuntimeError):
     """A cell came to nothing for the provider's failures, or was interrupted; it may be run again."""
+
+
+class Lost(Unmeasured):
+    """Its worker died, which says nothing of the provider."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Run:
         reason, spent, judged, learned = "", nothing(), 0, None
         try:
             out: Any = graph.compile().invoke(
-                {"messages": [HumanMessage(cell.question.prompt)]},
+                {"messages": cell.question.conversation},
                 config,
                 context=Context(namespace=list(NAMESPACE), stop=self.stop),
             )
@@ -89,7 +92,7 @@ class Run:
             reason, spent = out["stop_reason"], out["spent"]
             judged = out["judging"]["spent"]["tokens"]
             learned = Learned(cell.question.prompt, out["pairs"], out["principles"])
-        check(deck, reason == "interrupted")
+        check(deck)
         curve = self._curve(cell.name, truth)
         record = record_of(
             cell,
@@ -126,12 +129,12 @@ class Run:
         return curve
 
 
-def check(deck: Deck, interrupted: bool) -> None:
-    """Whether what a cell came to is a measurement of anything but the provider's failures. Raises
-    Unmeasured or NotRecorded."""
+def check(deck: Deck) -> None:
+    """Whether what a cell came to is a measurement of anything but the provider's failures, or of a
+    stop, which can look like many things. Raises Unmeasured or NotRecorded."""
     if deck.missing:
         raise NotRecorded(f"not in the recording: {deck.missing[0]}")
-    if interrupted:
+    if deck.stop is not None and deck.stop.is_set():
         raise Unmeasured("interrupted")
     if deck.failures:
         raise Unmeasured(deck.failures[-1])

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from anytime_graph.benchmark.cells import Cell, Record, Records, preparations
 from anytime_graph.benchmark.recording import Facts, Recording
-from anytime_graph.benchmark.run import Learned, Lore, Unmeasured
+from anytime_graph.benchmark.run import Learned, Lore, Lost, Unmeasured
 from anytime_graph.benchmark.tape import Deck
 from anytime_graph.metering import Gate
 from anytime_graph.tasks import Question
@@ -145,9 +145,9 @@ class Session:
                 cell, deck = running.pop(future)
                 self.purse.release(deck)
                 failure = self._ended(cell, future, keep)
-                in_a_row = 0 if failure is None else in_a_row + 1
+                in_a_row = 0 if failure is None else in_a_row + (not isinstance(failure, Lost))
                 failed.extend([cell] if failure else [])
-                self.told(cell, failure)
+                self.told(cell, str(failure) if failure else None)
 
         def admitted(deck: Deck) -> bool:
             while True:
@@ -186,13 +186,13 @@ class Session:
         cell: Cell,
         future: Future[tuple[Record, Learned | None]],
         keep: Callable[[Cell, Learned | None], None],
-    ) -> str | None:
+    ) -> Unmeasured | None:
         """Take in what a cell came to; returns why it came to nothing, if so."""
         try:
             record, learned = future.result()
         except Unmeasured as failure:
             self.failures.append(f"{cell}: {failure}")
-            return str(failure)
+            return failure
         self.records.add(record)
         keep(cell, learned)
         return None

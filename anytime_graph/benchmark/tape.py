@@ -20,12 +20,14 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.runnables import Runnable, RunnableBinding
 from pydantic import ConfigDict
 
-from anytime_graph import tokens
-from anytime_graph.benchmark.recording import Bought, Facts, Recording, Take, heard
+from anytime_graph import providers, tokens
+from anytime_graph.benchmark.recording import Bought, Facts, Take, Takes, heard
 from anytime_graph.budget import Prices
+from anytime_graph.checkpoints import LedgerError
 from anytime_graph.metering import Gate, describe, gate, held_to
 from anytime_graph.nodes import critique
 
@@ -57,13 +59,21 @@ def _as_json(value: Any) -> dict[str, Any] | None:
         return None
 
 
+def limited(model: BaseChatModel, rate: float | None) -> BaseChatModel:
+    """The model with so many requests a minute, at most."""
+    if rate is None:
+        return model
+    limiter = InMemoryRateLimiter(requests_per_second=rate / 60)
+    return model.model_copy(update={"rate_limiter": limiter})
+
+
 @dataclass
 class Deck:
     """What a cell hears its model through. inner: the model to ask, None in a replay. ceiling: the
     most that the cell may buy, in tokens and USD. failures: calls that the provider failed.
     missing: what a replay did not find. heard: the takes so far."""
 
-    recording: Recording
+    recording: Takes
     facts: Facts
     inner: Gate | None
     cell: str
@@ -89,7 +99,16 @@ class Deck:
     def play(
         self, tape: Tape, messages: list[BaseMessage], options: dict[str, Any]
     ) -> Iterator[AIMessageChunk]:
-        key = _key(tape, messages, options)
+        """What cannot be written down is not asked, and the cell comes to nothing."""
+        try:
+            yield from self._heard(_key(tape, messages, options), tape, messages, options)
+        except (OSError, LedgerError) as error:
+            self.failures.append(describe(error))
+            raise
+
+    def _heard(
+        self, key: str, tape: Tape, messages: list[BaseMessage], options: dict[str, Any]
+    ) -> Iterator[AIMessageChunk]:
         take = self.recording.claim(key, self.stop)
         if take is None:
             try:
@@ -135,12 +154,13 @@ class Deck:
             self.recording.fail(key, *cost)
 
         try:
-            for chunk in self._asked(self.inner, tape).stream(messages, **options):
+            model, options = self._asked(self.inner, tape, options)
+            for chunk in model.stream(messages, **options):
                 if (piece := _piece(chunk)) is not None or not chunk.usage_metadata:
                     pieces.append(piece)
                 if chunk.usage_metadata:
                     usage.append(json.loads(json.dumps(chunk.usage_metadata)))
-                finish = chunk.response_metadata.get("finish_reason") or finish
+                finish = providers.finish(chunk.response_metadata) or finish
                 yield chunk
         except GeneratorExit:
             if self.stop is None or not self.stop.is_set():
@@ -148,7 +168,7 @@ class Deck:
             raise
         except Exception as error:
             self.failures.append(describe(error))
-            refused = isinstance(getattr(error, "status_code", None), int) and not pieces
+            refused = providers.status(error) is not None and not pieces
             fail((0.0, 0.0) if refused else held)
             raise
         if self.recording.tells_ends and not (usage or finish):
@@ -157,13 +177,16 @@ class Deck:
         else:
             record()
 
-    def _asked(self, inner: Gate, tape: Tape) -> BaseChatModel:
+    def _asked(
+        self, inner: Gate, tape: Tape, options: dict[str, Any]
+    ) -> tuple[BaseChatModel, dict[str, Any]]:
         update: dict[str, Any] = {}
-        if inner.cap_field is not None and tape.max_tokens is not None:
-            update[inner.cap_field] = tape.max_tokens
+        options = {**inner.kwargs, **options}
+        if tape.max_tokens is not None:
+            update, options = providers.fitted(inner.model, options, tape.max_tokens)
         if "seed" in type(inner.model).model_fields:
             update["seed"] = tape.seed
-        return inner.model.model_copy(update=update)
+        return inner.model.model_copy(update=update), options
 
     def _reserved(
         self, inner: Gate, tape: Tape, messages: list[BaseMessage]

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from anytime_graph.scoring import Score
-from anytime_graph.tasks.answers import final, is_number, same, tail
+from anytime_graph.tasks.answers import final, is_number, numeric, same, tail
 from anytime_graph.tasks.task import Lazy, Question, Task, whole
 
 EVALUATED = frozenset(
@@ -25,11 +25,18 @@ EVALUATED = frozenset(
     }
 )
 """Their graders run what a model wrote as code (`eval`, or sympy's parser, which uses it)."""
+_EXAMPLES = 1_000_003
+"""The seed of solved questions, far from those of questions that are asked."""
 
 
-def reasoning_gym(name: str, *, count: int = 50, seed: int = 0, **parameters: Any) -> Task:
+def reasoning_gym(
+    name: str, *, count: int = 50, seed: int = 0, examples: int = 0, **parameters: Any
+) -> Task:
     """A task of Reasoning Gym (Stojanovski et al. 2025, arXiv 2505.24760), by its name there.
     `parameters` are its own and set how hard it is: `min_terms`, `max_digits` and such.
+
+    examples: so many solved questions are shown before each, arithmetic with its working ("3 + 4 =
+    7"), and a reply is then the answer, without tags: small models follow examples, not instructions.
 
     A task whose key is a number, or that has no grader of its own, scores 0 or 1; others score what
     their grader gives to the final answer.
@@ -46,6 +53,7 @@ def reasoning_gym(name: str, *, count: int = 50, seed: int = 0, **parameters: An
             f"reasoning_gym:{name}: refused, about one in five of its keys is reversed"
         )
     whole("count", count, least=1)
+    whole("examples", examples, least=0)
     if name == "basic_arithmetic":
         parameters = _rightly_keyed(parameters)
     try:
@@ -57,16 +65,29 @@ def reasoning_gym(name: str, *, count: int = 50, seed: int = 0, **parameters: An
         raise ValueError(f"reasoning_gym:{name}: there is no such task; there are {some}, ...")
     try:
         made = gym.create_dataset(name, size=count, seed=seed, **parameters)
+        others = gym.create_dataset(name, size=2 * examples + 1, seed=_EXAMPLES, **parameters)
     except (TypeError, AssertionError) as error:
         raise ValueError(f"reasoning_gym:{name}: {error}") from None
+    solved = {others[at]["question"]: _solved(others[at]) for at in range(2 * examples)}
+    arithmetic = "expression" in others[0]["metadata"]
     own = type(made).score_answer is not gym.dataset.ProceduralDataset.score_answer
     return Task(
         f"reasoning_gym:{name}",
         f"{name.replace('_', ' ')}, from Reasoning Gym",
-        Lazy(partial(_question, made, own, seed), range(count)),
-        "tags",
+        Lazy(partial(_question, made, own, seed, solved, examples), range(count)),
+        "tags" if not examples else figure if arithmetic else "whole",
         "accuracy",
     )
+
+
+def figure(reply: str) -> str | None:
+    """The number that a reply gives as its answer, so that "3 + 4 = 7" and "7" are one answer."""
+    return None if (found := numeric(reply)) is None else str(found)
+
+
+def _solved(entry: dict[str, Any]) -> str:
+    expression = entry["metadata"].get("expression")
+    return f"{expression} = {entry['answer']}" if expression else str(entry["answer"])
 
 
 def _rightly_keyed(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -82,9 +103,13 @@ def _rightly_keyed(parameters: dict[str, Any]) -> dict[str, Any]:
     return {**chosen, "operators": list(chosen["operators"])}
 
 
-def _question(made: Any, own: bool, seed: int, at: int) -> Question:
+def _question(
+    made: Any, own: bool, seed: int, solved: dict[str, str], examples: int, at: int
+) -> Question:
     entry = made[at]
-    return Question(f"{seed}-{at}", entry["question"], partial(_score, made, own, entry))
+    shown = [(asked, told) for asked, told in solved.items() if asked != entry["question"]]
+    score = partial(_score, made, own, entry)
+    return Question(f"{seed}-{at}", entry["question"], score, shown[:examples])
 
 
 def _score(made: Any, own: bool, entry: dict[str, Any], question: str, answer: str) -> Score:

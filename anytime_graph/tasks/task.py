@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal, TypeVar, overload
 
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
+
 from anytime_graph.scoring import Extractor, Scorer
 
 T = TypeVar("T")
@@ -15,11 +17,21 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Question:
     """id: unique in its task, and the same in every run. scorer: (question, answer) -> Score; it
-    needs the answer only. Neither text nor key shows in the repr."""
+    needs the answer only. examples: solved questions, (question, answer), that are shown before it as
+    turns of the conversation. Neither texts nor key show in the repr."""
 
     id: str
     prompt: str = field(repr=False)
     scorer: Scorer = field(repr=False)
+    examples: Sequence[tuple[str, str]] = field(default=(), repr=False)
+
+    @property
+    def conversation(self) -> list[AnyMessage]:
+        """The examples, and the question as the last message."""
+        turns: list[AnyMessage] = []
+        for asked, told in self.examples:
+            turns += [HumanMessage(asked), AIMessage(told)]
+        return [*turns, HumanMessage(self.prompt)]
 
 
 @dataclass(frozen=True)

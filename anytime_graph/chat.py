@@ -1,0 +1,583 @@
+"""A chat model that reasons within a budget: the graph, wherever LangChain takes a chat model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import Context, copy_context
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self, cast
+from uuid import UUID
+
+from langchain_core.callbacks import (
+    AsyncCallbackManager,
+    AsyncCallbackManagerForLLMRun,
+    BaseCallbackHandler,
+    CallbackManager,
+    CallbackManagerForLLMRun,
+    adispatch_custom_event,
+    dispatch_custom_event,
+)
+from langchain_core.language_models import BaseChatModel, LangSmithParams, ModelProfile
+from langchain_core.language_models.base import LanguageModelInput
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    BaseMessageChunk,
+    UsageMetadata,
+    message_chunk_to_message,
+)
+from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableParallel, RunnableSequence
+from langchain_core.runnables.config import set_config_context
+from langchain_core.tools import BaseTool, StructuredTool
+from langchain_core.tracers import BaseTracer
+from langchain_core.utils.function_calling import convert_to_json_schema
+from langgraph.config import get_stream_writer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PrivateAttr,
+    SkipValidation,
+    field_validator,
+    model_validator,
+)
+
+from anytime_graph.budget import Budget, Prices, Spend
+from anytime_graph.graph import create_anytime_graph
+from anytime_graph.live import Improvement
+from anytime_graph.metering import Reply, describe, unbound
+from anytime_graph.models import resolve_model
+from anytime_graph.nodes.answers import asked
+from anytime_graph.scoring import Extractor, Judge, Scorer, Verdict
+from anytime_graph.strategies import Draft, Move, Stop, Strategy, View, resolve
+
+IMPROVEMENT = "anytime_improvement"
+"""Name of the custom event that tells of a better answer."""
+_STEPS = 10_000
+"""Graph steps of one invocation; its budget ends it long before."""
+_THINK = "Think hard about a question that stands for itself, and answer it."
+_NAMES = ("model_name", "model", "model_id")
+"""Fields of model classes that hold the model's name."""
+
+
+class ChatAnytime(BaseChatModel):
+    """A chat model that answers as well as another one can within a budget.
+
+    model: a chat model, "provider:name" or "local". budget: what each invocation may cost.
+    scorer, strategy, prices, width, judge: as in create_anytime_graph. answer: "whole" (the reply as
+    the model writes it), "tags" (it is asked to reason and to mark its answer), or a function from
+    reply to answer. temperature, max_tokens, stop: as chat models have them, for each call.
+
+    The reply is the best one, as its provider sent it; its `usage_metadata` is the total of all calls,
+    and `response_metadata["anytime"]` has `stop_reason`, `score` and `spent`. A reply that calls tools
+    is returned without more ado. A stream yields the answer once it stands; better and better ones
+    come as custom events named "anytime_improvement".
+
+    Raises ValueError for a bad argument, BudgetTooSmall (nothing was spent) and NoAnswer (no call
+    brought one) when invoked.
+    """
+
+    model: Any
+    budget: Budget
+    scorer: SkipValidation[Scorer | Judge | Literal["judge", "vote"] | None] = None
+    strategy: SkipValidation[str | Strategy] = "pdp"
+    answer: SkipValidation[str | Extractor] = "whole"
+    prices: Prices | None = None
+    width: int = 8
+    judge: SkipValidation[Judge | None] = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    stop: list[str] | None = None
+    disable_streaming: bool | Literal["tool_calling"] = True
+    """LangChain would stream without the run's callbacks: its inner calls would be in no trace."""
+
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True, extra="forbid", hide_input_in_errors=True
+    )
+    _form: _Form | None = PrivateAttr(None)
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _named(cls, model: Any) -> Any:
+        return resolve_model(model)
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        """Bad arguments fail here and not in the first invocation."""
+        if isinstance(self.answer, type):
+            raise ValueError(
+                f"answer={self.answer.__name__}: for answers of a type use with_structured_output"
+            )
+        self._graph(self.model, self.strategy, self.scorer, self.answer, self.prices)
+        return self
+
+    def _graph(
+        self, model: Any, strategy: Any, scorer: Any, answer: Any, prices: Prices | None
+    ) -> Any:
+        return create_anytime_graph(
+            model,
+            budget=self.budget,
+            scorer=scorer,
+            strategy=strategy,
+            answer=answer,
+            prices=prices,
+            width=self.width,
+            judge=self.judge,
+        ).compile(checkpointer=False)
+
+    # --- what it says of itself: it is the inner model's
+
+    @property
+    def _inner(self) -> BaseChatModel:
+        return cast(BaseChatModel, unbound(self.model)[0])
+
+    @property
+    def _llm_type(self) -> str:
+        return "anytime"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        own = ("budget", "scorer", "strategy", "answer", "prices", "width", "judge")
+        return {name: repr(getattr(self, name)) for name in own}
+
+    def _get_invocation_params(
+        self, stop: list[str] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        inner = self._inner._get_invocation_params(**self._options(stop, kwargs))
+        return {**inner, **super()._get_invocation_params(stop=stop, **kwargs)}
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        return self._inner._get_ls_params(**self._options(stop, kwargs))
+
+    def _resolve_model_profile(self) -> ModelProfile | None:
+        return self._inner.profile
+
+    def get_token_ids(self, text: str) -> list[int]:
+        return self._inner.get_token_ids(text)
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        return self._inner.get_num_tokens_from_messages(messages, tools)
+
+    # --- tools and structured output, in the inner model's way
+
+    def bind_tools(
+        self, tools: Sequence[Any], *, tool_choice: Any = None, **kwargs: Any
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """As the inner model binds them. A first reply that calls tools is returned as it is; if it
+        is an answer, it is improved on within the budget, and later replies that call tools are
+        dropped."""
+        if tool_choice is not None:
+            kwargs["tool_choice"] = tool_choice
+        return self._holding(self._inner.bind_tools(tools, **kwargs))
+
+    def with_structured_output(
+        self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any
+    ) -> Runnable[LanguageModelInput, Any]:
+        """As the inner model does it (`method` and all). A reply that does not parse, or lacks
+        required keys, is no candidate; scorers are given the parsed answer."""
+        chain = _sequence(self._inner.with_structured_output(schema, **kwargs))
+        parser = chain.steps[1] if len(chain.steps) == 2 else RunnableSequence(*chain.steps[1:])
+        required = convert_to_json_schema(schema).get("required", ())
+        form = _Form(parser, frozenset(required))
+        if include_raw:
+            chain = _sequence(
+                self._inner.with_structured_output(schema, include_raw=True, **kwargs)
+            )
+        head, *rest = chain.steps
+        if isinstance(head, RunnableParallel):
+            head = RunnableParallel({k: self._holding(v, form) for k, v in head.steps__.items()})
+        else:
+            head = self._holding(head, form)
+        return RunnableSequence(head, *rest)
+
+    def _holding(
+        self, bound: Runnable[Any, Any], form: _Form | None = None
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """This model in the place of the inner one, with what was bound to that."""
+        inner, kwargs = unbound(bound)
+        if not isinstance(inner, BaseChatModel):
+            raise NotImplementedError(
+                f"{type(self._inner).__name__} binds tools and schemas in a way of its own "
+                f"({type(bound).__name__}), which ChatAnytime cannot take over"
+            )
+        _, own = unbound(self.model)
+        copy = self.model_copy(update={"model": inner.bind(**own) if own else inner})
+        copy._form = form
+        return copy.bind(**kwargs)
+
+    def as_tool(
+        self,
+        args_schema: type[BaseModel] | None = None,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        arg_types: dict[str, type] | None = None,
+    ) -> BaseTool:
+        """A tool that puts a question to this model. (Runnable's own takes no chat model alone, for
+        what one can be asked is more than a tool's arguments; it does take chains with one.)"""
+        if args_schema is not None or arg_types is not None:
+            return super().as_tool(
+                args_schema, name=name, description=description, arg_types=arg_types
+            )
+
+        def think(question: str) -> str:
+            return str(self.invoke(question).text)
+
+        async def athink(question: str) -> str:
+            return str((await self.ainvoke(question)).text)
+
+        return StructuredTool.from_function(
+            think, athink, name=name or "think", description=description or _THINK
+        )
+
+    # --- answering
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        turn, app = self._turn(stop, kwargs)
+        config, writer = _config(turn, run_manager), _writer()
+
+        def answered() -> dict[str, Any]:
+            out: dict[str, Any] = {}
+            for mode, part in app.stream(_asked(messages), config, stream_mode=_MODES):
+                if mode == "values":
+                    out = part
+                elif not turn.calling:
+                    writer(part)
+                    if run_manager is not None:
+                        outer = _below(run_manager, run_manager.handlers)
+                        dispatch_custom_event(IMPROVEMENT, part, config=outer)
+            return out
+
+        with _apart(config) as context:
+            return _result(turn, context.run(answered))
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        turn, app = self._turn(stop, kwargs)
+        config, writer = _config(turn, run_manager), _writer()
+
+        async def answered() -> dict[str, Any]:
+            out: dict[str, Any] = {}
+            async for mode, part in app.astream(_asked(messages), config, stream_mode=_MODES):
+                if mode == "values":
+                    out = part
+                elif not turn.calling:
+                    writer(part)
+                    if run_manager is not None:
+                        outer = _below(run_manager, run_manager.handlers)
+                        await adispatch_custom_event(IMPROVEMENT, part, config=outer)
+            return out
+
+        with _apart(config) as context:
+            return _result(turn, await asyncio.create_task(answered(), context=context))
+
+    def stream(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[AIMessageChunk]:
+        """One chunk: the answer, when it stands. What was streamed could not be taken back."""
+        yield _chunk(self.invoke(input, config, stop=stop, **kwargs))
+
+    async def astream(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessageChunk]:
+        """One chunk: the answer, when it stands. What was streamed could not be taken back."""
+        yield _chunk(await self.ainvoke(input, config, stop=stop, **kwargs))
+
+    def _stream(self, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
+        """For `stream_events(version="v3")`, which gives it the run's callbacks."""
+        message = self._generate(*args, **kwargs).generations[0].message
+        yield ChatGenerationChunk(message=_chunk(cast(AIMessage, message)))
+
+    async def _astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[ChatGenerationChunk]:
+        message = (await self._agenerate(*args, **kwargs)).generations[0].message
+        yield ChatGenerationChunk(message=_chunk(cast(AIMessage, message)))
+
+    def _options(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """What each call is made with: bound to the model, set on this one, asked for now."""
+        own = {
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "stop": stop or self.stop or None,
+        }
+        set_here = {name: value for name, value in own.items() if value is not None}
+        return {**unbound(self.model)[1], **set_here, **kwargs}
+
+    def _turn(self, stop: list[str] | None, kwargs: dict[str, Any]) -> tuple[_Turn, Any]:
+        """An invocation's own graph, and what becomes of its replies."""
+        options = self._options(stop, kwargs)
+        inner, prices, name = self._inner, self.prices, options.get("model")
+        field = next((f for f in _NAMES if f in type(inner).model_fields), None)
+        if isinstance(name, str) and field is not None:  # another model: its own price and profile
+            del options["model"]
+            inner, prices = inner.model_copy(update={field: name, "profile": None}), None
+        judged = "vote" if self.strategy == "self_consistency" else "judge"
+        turn = _Turn(
+            form=self._form,
+            tools=bool(options.get("tools")) and self._form is None,
+            json=options.get("response_format") not in (None, {"type": "text"}),
+            scorer=self.scorer or judged,
+            strategy=resolve(self.strategy),
+        )
+        app = self._graph(
+            inner.bind(**options) if options else inner,
+            turn.moves,
+            turn.score if callable(self.scorer) else turn.scorer,
+            replace(asked("whole" if self._form else self.answer), read=turn.read),
+            prices,
+        )
+        return turn, app
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What a structured answer must be. parser: the inner model's own."""
+
+    parser: Runnable[Any, Any]
+    required: frozenset[str]
+
+    def parsed(self, message: AIMessage) -> Any:
+        """Raises ValueError, or what the parser raises, if the message is no such answer."""
+        answer = self.parser.invoke(message, {"callbacks": []})
+        if answer is None:
+            raise ValueError("nothing to parse")
+        if isinstance(answer, dict) and not self.required <= answer.keys():
+            raise ValueError(f"without {', '.join(sorted(self.required - answer.keys()))}")
+        return answer
+
+
+class _Turn(BaseCallbackHandler):
+    """One invocation: it hears the replies as messages, and says which are answers.
+
+    form: of structured answers. tools: a first reply may call them. json: an answer is JSON.
+    """
+
+    run_inline = True
+    raise_error = True
+
+    def __init__(
+        self, *, form: _Form | None, tools: bool, json: bool, scorer: Any, strategy: Strategy
+    ) -> None:
+        self.form, self.tools, self.json = form, tools, json
+        self.scorer, self.strategy = scorer, strategy
+        self.replies: dict[int, AIMessage] = {}
+        self.parsed: dict[str, Any] = {}
+        self.calling = False
+        self._answered = False
+        self._places: dict[UUID, int] = {}
+
+    # --- hearing
+
+    def on_chat_model_start(
+        self, serialized: Any, messages: Any, *, run_id: UUID, metadata: Any = None, **kwargs: Any
+    ) -> None:
+        self._places[run_id] = metadata["ordinal"]
+
+    def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
+        self._hear(response, run_id)
+
+    def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        """What arrived of a reply that was cut."""
+        if isinstance(response := kwargs.get("response"), LLMResult):
+            self._hear(response, run_id)
+
+    def _hear(self, response: LLMResult, run_id: UUID) -> None:
+        generation = next((g for part in response.generations for g in part), None)
+        if not isinstance(generation, ChatGeneration):
+            return
+        message = generation.message
+        if isinstance(message, BaseMessageChunk):
+            message = message_chunk_to_message(message)
+        if not isinstance(message, AIMessage):
+            return
+        if self.json and (found := _json(message.text)) is not None:
+            extra = {**message.additional_kwargs, "parsed": found}
+            message = message.model_copy(update={"additional_kwargs": extra})
+        self.replies[self._places[run_id]] = message
+
+    # --- judging
+
+    def read(self, ordinal: int, reply: Reply) -> Reply | None:
+        """The reply with what stands for an answer as its text, or None if it is no answer."""
+        message = self.replies.get(ordinal) if reply.ended == "stop" else None
+        if self.tools and reply.called:
+            if message is not None and not self._answered:
+                return self._call(reply, message)
+            reply.errors.append(f"reply {ordinal} calls tools: it is no answer")
+            return None
+        if self.form is None and not self.json:
+            self._answered = self._answered or bool(reply.text.strip())
+            return reply
+        if message is None:
+            reply.errors.append(f"reply {ordinal} ended before its answer did")
+            return None
+        try:
+            answer = self.form.parsed(message) if self.form else message.additional_kwargs["parsed"]
+        except Exception as error:  # the parser may be of the user's schema
+            reply.errors.append(f"reply {ordinal} is no such answer: {describe(error)}")
+            return None
+        self._answered = True
+        text = json.dumps(answer, default=_plain, sort_keys=True, ensure_ascii=False)
+        self.parsed[text] = answer
+        return replace(reply, text=text)
+
+    def _call(self, reply: Reply, message: AIMessage) -> Reply:
+        self.calling = True
+        calls = [*message.tool_calls, *message.invalid_tool_calls]
+        return replace(reply, text=json.dumps(calls, ensure_ascii=False))
+
+    def score(self, question: str, answer: str) -> Verdict | Awaitable[Verdict]:
+        if self.calling:
+            return 0.0
+        return cast(Scorer, self.scorer)(question, self.parsed.get(answer, answer))
+
+    def moves(self, view: View) -> Sequence[Move]:
+        """As the strategy says. With tools, first one draft alone, and no more if it calls them."""
+        if self.calling:
+            return [Stop("tool_calls")]
+        if self.tools and view.best is None:
+            return [Draft()]
+        return self.strategy(view)
+
+
+_Run = CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None
+_MODES = ["custom", "values"]
+
+
+def _asked(messages: Sequence[BaseMessage]) -> dict[str, Any]:
+    """Copies, for the graph gives messages ids; of two with the same id each stays."""
+    seen: set[str | None] = set()
+    copies = []
+    for message in messages:
+        id = None if message.id in seen else message.id
+        seen.add(id)
+        copies.append(message.model_copy(update={"id": id}))
+    return {"messages": copies}
+
+
+def _config(turn: _Turn, run_manager: _Run) -> RunnableConfig:
+    """The run's own config, whatever graph this model is called in. Tracers see it as child runs;
+    other handlers would take inner calls for the outer one's tokens and usage."""
+    tracers: list[BaseCallbackHandler] = []
+    if run_manager is not None:
+        tracers += [h for h in run_manager.inheritable_handlers if isinstance(h, BaseTracer)]
+    return {**_below(run_manager, [*tracers, turn]), "recursion_limit": _STEPS}
+
+
+def _below(run_manager: _Run, handlers: list[BaseCallbackHandler]) -> RunnableConfig:
+    """For what happens within a run of this model, heard by these handlers."""
+    if run_manager is None:
+        return RunnableConfig(callbacks=handlers)
+    is_async = isinstance(run_manager, AsyncCallbackManagerForLLMRun)
+    manager = (AsyncCallbackManager if is_async else CallbackManager)(
+        handlers,
+        handlers,
+        parent_run_id=run_manager.run_id,
+        inheritable_tags=run_manager.inheritable_tags,
+        inheritable_metadata=run_manager.inheritable_metadata,
+    )
+    return RunnableConfig(callbacks=manager)
+
+
+def _writer() -> Callable[[Improvement], None]:
+    """To the custom stream of the LangGraph node that this model is called in, if it is."""
+    try:
+        outer, writer = copy_context(), get_stream_writer()
+    except (RuntimeError, KeyError):
+        return lambda event: None
+    return lambda event: outer.run(writer, event)
+
+
+@contextmanager
+def _apart(config: RunnableConfig) -> Iterator[Context]:
+    """A context for the run inside: none of the graph's that this model is called in, nor of
+    handlers that are set for whole blocks of code, such as get_usage_metadata_callback's."""
+    with set_config_context(config) as context:
+        for variable, value in list(context.items()):
+            if isinstance(value, BaseCallbackHandler) and not isinstance(value, BaseTracer):
+                context.run(variable.set, None)
+        yield context
+
+
+def _result(turn: _Turn, out: Mapping[str, Any]) -> ChatResult:
+    best, spent = out["best"], out["spent"]
+    message = turn.replies.get(best["id"])
+    if turn.form is None and not turn.json and not turn.calling:
+        if message is None or message.text.strip() != best["text"]:
+            message = AIMessage(best["answer"])
+        elif best["answer"] != best["text"]:
+            message = message.model_copy(update={"content": best["answer"]})
+    assert message is not None, "an answer was read off a message"
+    told = {
+        "stop_reason": "tool_calls" if turn.calling else out["stop_reason"],
+        "score": None if turn.calling else best["score"],
+        "spent": spent,
+    }
+    own = {k: v for k, v in message.response_metadata.items() if k != "token_usage"}
+    update = {"usage_metadata": _usage(spent), "response_metadata": {**own, "anytime": told}}
+    return ChatResult(generations=[ChatGeneration(message=message.model_copy(update=update))])
+
+
+def _usage(spent: Spend) -> UsageMetadata:
+    usage = UsageMetadata(
+        input_tokens=spent["input_tokens"],
+        output_tokens=spent["output_tokens"],
+        total_tokens=spent["tokens"],
+    )
+    if spent["cached_tokens"]:
+        usage["input_token_details"] = InputTokenDetails(cache_read=spent["cached_tokens"])
+    if spent["reasoning_tokens"]:
+        usage["output_token_details"] = OutputTokenDetails(reasoning=spent["reasoning_tokens"])
+    return usage
+
+
+def _chunk(message: AIMessage) -> AIMessageChunk:
+    parts = message.model_dump(exclude={"type"})
+    return AIMessageChunk(**parts, chunk_position="last")
+
+
+def _sequence(chain: Runnable[Any, Any]) -> RunnableSequence[Any, Any]:
+    if isinstance(chain, RunnableSequence) and len(chain.steps) > 1:
+        return chain
+    raise NotImplementedError(
+        f"a {type(chain).__name__} for structured output, where a model and its parser are expected"
+    )
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """An instance of a schema, of either of pydantic's versions, as plain data."""
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value.dict()

@@ -1,0 +1,343 @@
+"""A budget for agents built with langchain's `create_agent`: a hard cap before each model call, and
+a reserve for one last call in which the agent sums up what it has.
+
+Needs the extra `agents`; `import anytime_graph` does not need langchain.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Annotated, Any, Literal, NotRequired, cast
+
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langgraph.errors import GraphBubbleUp
+from langgraph.runtime import Runtime
+from langgraph.types import Command, Overwrite
+from typing_extensions import TypedDict
+
+from anytime_graph.accounts import Account, Desk, Short, asked_for, at, caller, enter, opened
+from anytime_graph.budget import Budget, Limits, Prices, Spend, as_budget, nothing, total
+from anytime_graph.metered import metered
+from anytime_graph.metering import describe
+
+try:
+    from langchain.agents.middleware import (
+        AgentMiddleware,
+        AgentState,
+        ExtendedModelResponse,
+        ModelRequest,
+        ModelResponse,
+        ToolCallRequest,
+    )
+    from langchain.agents.middleware.types import OmitFromInput, PrivateStateAttr
+except ImportError:
+    raise ImportError(
+        "anytime_graph.middleware needs langchain; install anytime-graph[agents]"
+    ) from None
+
+__all__ = ["TokenBudgetMiddleware", "metered"]
+
+log = logging.getLogger(__name__)
+
+Request = ModelRequest[Any]
+Response = ModelResponse[Any]
+Result = ToolMessage | Command[Any]
+
+
+class _Run(TypedDict):
+    """question: what the user asked. growth: how far prompts exceeded their bounds, by model."""
+
+    question: BaseMessage | None
+    growth: dict[str, float]
+
+
+def _added(kept: Spend, more: Spend) -> Spend:
+    return total([kept, more])
+
+
+class BudgetState(AgentState[Any]):
+    """spent: what the run (or the thread) has cost so far, sub-agents and tools included.
+    stop_reason: None while it works; "done", or the dimension of the budget that ended it, or the
+    error that did."""
+
+    spent: NotRequired[Annotated[Spend, OmitFromInput, _added]]
+    stop_reason: NotRequired[Annotated[str | None, OmitFromInput]]
+    anytime_run: NotRequired[Annotated[_Run, PrivateStateAttr]]
+
+
+_OURS = ("spent", "stop_reason", "anytime_run")
+
+
+class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
+    """Holds an agent to a budget, and gets an answer out of it before the budget ends.
+
+    budget: what may be spent; the first dimension to run out ends the work. Seconds are those in
+        which model calls are active.
+    per: "run": the budget is for each invocation and its resumes; "thread": for all of a thread's
+        (needs a checkpointer).
+    reserve: what is kept for a last call, in which the model sums up without tools what it has: a
+        fraction of the budget, or a Budget. At least what its shortest prompt takes; 0: no such call.
+    prices: US dollars per million tokens of the agent's model; default: looked up by its name.
+
+    Put it first in `middleware=[...]`. Sub-agents, tools and middlewares that call a model of their
+    own draw on the budget if the model is `metered(model)`; docs/middleware.md tells more. The
+    agent's state has `spent` and `stop_reason`.
+
+    Raises ValueError for a bad argument; in a run BudgetTooSmall when not one call fits and nothing
+    was spent, and what the model's client raises as long as the model has said nothing.
+    """
+
+    state_schema = BudgetState
+
+    def __init__(
+        self,
+        budget: Budget,
+        *,
+        per: Literal["run", "thread"] = "run",
+        reserve: float | Budget = 0.2,
+        prices: Prices | None = None,
+    ) -> None:
+        super().__init__()
+        if per not in ("run", "thread"):
+            raise ValueError(f"per={per!r}: 'run' or 'thread' is needed")
+        if prices is not None and not isinstance(prices, Prices):
+            raise ValueError(f"prices={prices!r}: Prices(input=..., output=...) are needed")
+        self.budget = as_budget(budget)
+        self.per = per
+        self.prices = prices
+        self.share = _share(reserve, self.budget)
+
+    # --- the run's account
+
+    def before_agent(self, state: BudgetState, runtime: Runtime[Any]) -> dict[str, Any]:
+        """Begin a run: open its account."""
+        spent = nothing() if self.per == "run" else _spent(state)
+        asked = next((m for m in reversed(_messages(state)) if m.type == "human"), None)
+        run = _Run(question=asked, growth=_run(state)["growth"])
+        self._enter(spent, run)
+        return {"spent": Overwrite(spent), "stop_reason": None, "anytime_run": run}
+
+    def _account(self, state: Any) -> Account:
+        """The account of this invocation; of one that is resumed, as the checkpoint has it."""
+        if (account := opened()) is not None:
+            return account
+        return self._enter(_spent(state), _run(state))
+
+    def _enter(self, spent: Spend, run: _Run) -> Account:
+        account = Account(self.budget.limits(), spent, caller())
+        account.growth.update(run["growth"])
+        account.reserve = asked_for(self.share, account.limits)
+        return enter(account)
+
+    # --- the agent's calls
+
+    def wrap_model_call(
+        self, request: Request, handler: Callable[[Request], Response]
+    ) -> ExtendedModelResponse[Any]:
+        turn = _Turn(self, request)
+        for asked in turn.requests():
+            with at(turn.desk):
+                try:
+                    turn.take(handler(asked))
+                except Exception as error:
+                    turn.fail(error)
+        return turn.result()
+
+    async def awrap_model_call(
+        self, request: Request, handler: Callable[[Request], Awaitable[Response]]
+    ) -> ExtendedModelResponse[Any]:
+        turn = _Turn(self, request)
+        for asked in turn.requests():
+            with at(turn.desk):
+                try:
+                    turn.take(await handler(asked))
+                except Exception as error:
+                    turn.fail(error)
+        return turn.result()
+
+    # --- tools
+
+    def wrap_tool_call(
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Result]
+    ) -> Result:
+        with _working(self._account(request.state), request) as own:
+            try:
+                result = handler(request)
+            except Short as short:
+                result = _refused(request, short)
+        return cast(Result, _charged(result, own.close()))
+
+    async def awrap_tool_call(
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[Result]]
+    ) -> Result:
+        with _working(self._account(request.state), request) as own:
+            try:
+                result = await handler(request)
+            except Short as short:
+                result = _refused(request, short)
+        return cast(Result, _charged(result, own.close()))
+
+
+class _Metered(ModelRequest[Any]):
+    """A request whose model is metered, whichever an inner middleware puts in its place."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given | {"model": metered(given["model"])})
+
+
+class _Turn:
+    """One turn of the agent: an ordinary call and, where the budget or an error ends it, the last.
+
+    written: what the model wrote in a reply that was cut.
+    """
+
+    def __init__(self, middleware: TokenBudgetMiddleware, request: Request) -> None:
+        self.run, self.share = _run(request.state), middleware.share
+        model = metered(request.model, middleware.prices)
+        self.request = _Metered(**{**vars(request), "model": model})
+        self.account = middleware._account(request.state)
+        self.account.spent = _added(_spent(request.state), self.account.due)
+        self.desk = Desk(self.account, "agent", self.share, self.run["question"])
+        self.response: Response | None = None
+        self.reason: str | None = None
+        self.error: Exception | None = None
+        self.written: list[BaseMessage] = []
+
+    def requests(self) -> Iterator[Request]:
+        """The requests to make, until there is a response."""
+        yield self.request
+        short = self.error is None or isinstance(self.error, Short)
+        if self.response is None and self.share and (short or self._said() is not None):
+            self.desk = Desk(self.account, "last", question=self.run["question"])
+            messages = [*self.request.messages, *cast("list[Any]", self.written)]
+            yield self.request.override(messages=messages, tools=[], tool_choice=None)
+
+    def take(self, response: Response) -> None:
+        """Keep a response, unless it only says that its call failed or did not fit, or the budget
+        ended it."""
+        call = self.desk.latest
+        if call is None:  # an inner middleware answered itself
+            self.response = response
+            return
+        if (error := call.short or call.heard.error) is not None:
+            return self.fail(error)
+        if call.message.text.strip():
+            self.written = [AIMessage(call.message.text)]
+        if not call.unfinished or (self.desk.kind == "last" and self.written):
+            self.response = response
+        elif self.reason is None:
+            self.reason = "error: the reply broke off" if call.broke else self.account.scarcest()
+
+    def fail(self, error: Exception) -> None:
+        if isinstance(error, GraphBubbleUp):
+            raise error
+        if self.desk.latest is not None and self.desk.latest.short is not None:
+            error = self.desk.latest.short
+        if self.error is None or isinstance(self.error, Short):
+            self.error = error
+        if self.reason is None:
+            failed = f"error: {describe(error)}"
+            self.reason = error.dimension if isinstance(error, Short) else failed
+        log.debug("a call of the agent's: %s", self.reason)
+
+    def result(self) -> ExtendedModelResponse[Any]:
+        """The turn's messages, and what they cost. Without a response: the last text that the
+        model wrote in this run."""
+        response, reason = self.response, self.reason
+        if response is None:
+            said = self._said()
+            unspent = not self.account.due["calls"]
+            raised = self.error if unspent or not isinstance(self.error, Short) else None
+            if said is None and raised is not None:
+                raise raised
+            response = ModelResponse(result=[AIMessage(said or "")])
+        update: dict[str, Any] = {} if reason is None else {"jump_to": "end"}
+        if reason is None and _is_answer(response):
+            reason = "done"
+        run = _Run(**self.run | {"growth": dict(self.account.growth)})
+        update |= {"spent": self.account.collect(), "stop_reason": reason, "anytime_run": run}
+        return ExtendedModelResponse(response, Command(update=update))
+
+    def _said(self) -> str | None:
+        """What the model said last in this run; None if it said nothing, be it without words."""
+        said = None
+        for message in reversed([*self.request.messages, *self.written]):
+            if message.type == "human":
+                break
+            if message.type == "ai":
+                said = said or str(message.text).strip()
+        return said
+
+
+@contextmanager
+def _working(account: Account, request: ToolCallRequest) -> Iterator[Account]:
+    """A tool call under way, with a part of what is left for itself."""
+    said = next((m for m in reversed(_messages(request.state)) if m.type == "ai"), None)
+    parts = len(getattr(said, "tool_calls", ())) or 1
+    slice_: Limits = {}
+    for dimension, amount in account.left().items():
+        part = max(1, amount // parts) if dimension == "calls" else amount / parts
+        slice_[dimension] = amount if dimension == "seconds" else part
+    own = Account(slice_, parent=account, tool_call=request.tool_call["id"])
+    try:
+        with at(Desk(own, "tool")):
+            yield own
+    except BaseException:
+        account.owe(own.close())
+        raise
+
+
+def _refused(request: ToolCallRequest, short: Short) -> ToolMessage:
+    call = request.tool_call
+    return ToolMessage(
+        f"Not done: {short}", tool_call_id=call["id"], name=call["name"], status="error"
+    )
+
+
+def _charged(result: Any, spent: Spend) -> Any:
+    """A tool's result, and what it cost as an update of the agent's state. What a sub-agent's state
+    says of its own budget does not enter the agent's."""
+    cost = {"spent": spent} if spent["calls"] else {}
+    if isinstance(result, ToolMessage):
+        return Command(update={"messages": [result], **cost}) if cost else result
+    if isinstance(result, list):
+        return [*(_charged(part, nothing()) for part in result), Command(update=cost)]
+    if not isinstance(result, Command) or result.graph is not None:
+        return result
+    given = cast("Mapping[str, Any]", result.update or {})
+    kept = {key: value for key, value in given.items() if key not in _OURS}
+    return replace(result, update=kept | cost)
+
+
+def _spent(state: Any) -> Spend:
+    return cast(Spend, state.get("spent") or nothing())
+
+
+def _run(state: Any) -> _Run:
+    none = _Run(question=None, growth={})
+    return cast(_Run, state.get("anytime_run") or none)
+
+
+def _messages(state: Any) -> Sequence[BaseMessage]:
+    return cast("Sequence[BaseMessage]", state.get("messages", ()))
+
+
+def _is_answer(response: Response) -> bool:
+    calls = any(getattr(message, "tool_calls", None) for message in response.result)
+    return response.structured_response is not None or not calls
+
+
+def _share(reserve: Any, budget: Budget) -> float | Limits:
+    """The reserve as a fraction or as amounts; 0 if there is none."""
+    if isinstance(reserve, int | float) and not isinstance(reserve, bool):
+        if not 0 <= reserve < 1:
+            raise ValueError(f"reserve={reserve!r}: a fraction is from 0 to below 1")
+        return float(reserve)
+    amounts, limits = as_budget(reserve, "reserve").limits(), budget.limits()
+    for dimension, amount in amounts.items():
+        if amount > limits.get(dimension, 0):
+            raise ValueError(f"reserve {dimension}={amount:g}: the budget is {budget}")
+    return amounts if any(amounts.values()) else 0.0

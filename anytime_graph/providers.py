@@ -1,0 +1,254 @@
+"""What differs between the providers' chat model classes: where they take the output cap, how their
+own retries end, and where a reply, a report or an error says what.
+
+Facts are keyed by package, so that no provider's package is imported. docs/models.md shows what the
+tests see of them at the wire.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage
+from langchain_core.utils.function_calling import convert_to_openai_function
+
+CAP_FIELDS = ("max_tokens", "max_output_tokens", "num_predict")
+"""Names of the output cap across LangChain's model classes; the first a class has is used."""
+_CAPS = {*CAP_FIELDS, "max_completion_tokens", "max_new_tokens", "maxTokens"}
+_LOOSE = {"n", "candidate_count", "stream", "max_retries", "retries"}
+"""Options that multiply what a call buys, or hide its usage."""
+HOLDERS = ("model_kwargs", "extra_body", "generation_config")
+_REPLACING = {
+    "langchain_ollama": ("options",),
+    "langchain_aws": ("inferenceConfig", "inference_config"),
+}
+"""Call options that stand in for those among which the client sends the cap."""
+_QUIET = {"langchain_openrouter": {"retries": None}}
+"""Call options that end retries which the client settles in its constructor."""
+_BINDING = {"langchain_xai": {"use_responses_api": True, "store": False, "seed": None}}
+"""Fields that make the cap hold for hidden reasoning, unless the first was set: the cap of xAI's
+chat completions is on the visible output alone. (Its responses take no seed.)"""
+_THINKING = ("thinking", "additional_model_request_fields")
+_LEAST_THOUGHT = 1_024
+"""The smallest thinking budget that Anthropic takes."""
+_SAYS = ("reasoning", "thinking", "reasoning_content")
+_FINISHES = ("finish_reason", "stop_reason", "stopReason", "done_reason")
+FULL = ("length", "max_tokens", "MAX_TOKENS", "max_output_tokens", "model_length")
+"""Providers' words for a reply that ended at its cap."""
+
+
+_RESPONSES = (
+    "use_responses_api",
+    "reasoning",
+    "include",
+    "truncation",
+    "context_management",
+    "use_previous_response_id",
+)
+"""Fields that make langchain-openai use the Responses API, which takes a schema elsewhere."""
+
+
+# --- before a call
+
+
+def model_name(model: Any) -> str | None:
+    """The name by which the provider knows a chat model."""
+    names = (getattr(model, key, None) for key in ("model_name", "model", "model_id"))
+    return next((name for name in names if isinstance(name, str) and name), None)
+
+
+def cap_field(model: BaseChatModel) -> str | None:
+    """The field of a model's class that caps the output."""
+    return next((name for name in CAP_FIELDS if name in type(model).model_fields), None)
+
+
+def own_caps(model: BaseChatModel, bound: Mapping[str, Any]) -> list[int]:
+    """The output caps that a model and what is bound to it already have."""
+    values = [bound.get(name) for name in _CAPS] + [getattr(model, name, None) for name in _CAPS]
+    values.append((getattr(model, "profile", None) or {}).get("max_output_tokens"))
+    return [value for value in values if isinstance(value, int) and value > 0]
+
+
+def metered(model: BaseChatModel, bound: Mapping[str, Any]) -> tuple[BaseChatModel, dict[str, Any]]:
+    """A copy of the model, and of what is bound to it, that does not retry unseen, reports usage in
+    streams, makes one choice and has no cap beside `cap_field`. Raises ValueError if it cannot be
+    brought to that."""
+    _refuse(model, bound)
+    fields, field = type(model).model_fields, cap_field(model)
+    rivals = _CAPS - {field} if field else set()
+    update: dict[str, Any] = {name: None for name in rivals if name in fields}
+    binding = _facts(model, _BINDING)
+    if binding and getattr(model, next(iter(binding))) is None:
+        update |= binding
+    if "stream_usage" in fields:
+        update["stream_usage"] = True
+    if "n" in fields and getattr(model, "n", None) not in (None, 1):
+        update["n"] = 1
+    for name in HOLDERS:
+        if isinstance(held := getattr(model, name, None), dict):
+            update[name] = _uncapped(held)
+    if "max_retries" in fields:
+        update["max_retries"] = 0
+    copy = model.model_copy(update=update | clients(model, max_retries=0))
+    for name in [key for key in copy.__dict__ if key not in fields]:
+        if isinstance(getattr(type(copy), name, None), functools.cached_property):
+            del copy.__dict__[name]
+    return copy, _uncapped(bound) | _facts(model, _QUIET)
+
+
+def unparsed(model: BaseChatModel, bound: Mapping[str, Any]) -> dict[str, Any]:
+    """What is bound to the model, with a schema for the reply as a part of the body: named as such,
+    langchain-openai would parse the reply, lose its usage report, and fail on one that was cut."""
+    form = bound.get("response_format")
+    elsewhere = any(getattr(model, field, None) for field in _RESPONSES)
+    if form is None or elsewhere or "extra_body" not in type(model).model_fields:
+        return dict(bound)
+    if isinstance(form, type):
+        function = convert_to_openai_function(form, strict=True)
+        function["schema"] = function.pop("parameters")
+        form = {"type": "json_schema", "json_schema": function}
+    body = {**(getattr(model, "extra_body", None) or {}), **(bound.get("extra_body") or {})}
+    rest = {key: value for key, value in bound.items() if key != "response_format"}
+    return {**rest, "extra_body": {**body, "response_format": form}}
+
+
+def clients(model: BaseChatModel, **options: Any) -> dict[str, Any]:
+    """The HTTP clients that a model holds, with other options: SDKs in OpenAI's style offer
+    `with_options`, which shares the connections of the original. Some models hold no more than a
+    client's chat completions, which know their client."""
+    update: dict[str, Any] = {}
+    for field, name in (("root_client", "client"), ("root_async_client", "async_client")):
+        completions = getattr(model, name, None)
+        root: Any = getattr(model, field, None) or getattr(completions, "_client", None)
+        if hasattr(root, "with_options"):
+            root = root.with_options(**options)
+            update |= {field: root} if hasattr(model, field) else {}
+            update |= {name: root.chat.completions} if completions is not None else {}
+    return update
+
+
+def fitted(
+    model: BaseChatModel, bound: Mapping[str, Any], room: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of the model, and what is bound to it, for a call that may write `room` tokens."""
+    held = {name: value for name in _THINKING if (value := getattr(model, name, None))}
+    update = {name: _thinking_within(value, room) for name, value in held.items()}
+    if field := cap_field(model):
+        update[field] = room
+    own = {name: _thinking_within(bound[name], room) for name in _THINKING if name in bound}
+    return update, {**bound, **own}
+
+
+def _thinking_within(options: Any, room: int) -> Any:
+    """Options whose thinking budget is below the output cap, as Anthropic demands: where it is not,
+    half the cap, or no thinking if that is less than Anthropic takes."""
+    if not isinstance(options, dict):
+        return options
+    budget = options.get("budget_tokens")
+    if isinstance(budget, int) and budget >= room:
+        half = room // 2
+        return (
+            {**options, "budget_tokens": half} if half >= _LEAST_THOUGHT else {"type": "disabled"}
+        )
+    return {key: _thinking_within(value, room) for key, value in options.items()}
+
+
+def _facts(model: BaseChatModel, table: Mapping[str, Any]) -> Any:
+    """What a table says of a model's class, or of one that it derives from."""
+    packages = (base.__module__.partition(".")[0] for base in type(model).__mro__)
+    return next((table[package] for package in packages if package in table), {})
+
+
+def _uncapped(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Request options without those that would loosen the cap, at whatever depth they hide."""
+    return {
+        key: _uncapped(value) if key in HOLDERS and isinstance(value, dict) else value
+        for key, value in options.items()
+        if key not in _CAPS | _LOOSE
+    }
+
+
+def _refuse(model: BaseChatModel, bound: Mapping[str, Any]) -> None:
+    """Raise ValueError if the client would drop the cap, or retry out of our reach."""
+    name = type(model).__name__
+    for key in _facts(model, _REPLACING):
+        if key in bound:
+            raise ValueError(
+                f"model={name}: {key}= is bound to it and would take the place of the output cap; "
+                "give what it holds to the model's constructor"
+            )
+    config = getattr(getattr(getattr(model, "client", None), "meta", None), "config", None)
+    if config is not None and (config.retries or {}).get("total_max_attempts") != 1:
+        raise ValueError(
+            f"model={name}: its AWS client retries by itself, out of the budget's sight; construct "
+            "it with max_retries=0, or the client with Config(retries={'total_max_attempts': 1})"
+        )
+    own = getattr(model, "additional_model_request_fields", None) or {}
+    asked = {**own, **bound, **(bound.get("additional_model_request_fields") or {})}
+    nova = asked.get("reasoningConfig") or {"maxReasoningEffort": asked.get("reasoning_effort")}
+    if "nova" in (model_name(model) or "") and nova.get("maxReasoningEffort") == "high":
+        raise ValueError(
+            f"model={name}: {model_name(model)} takes no output cap at reasoning effort 'high'; "
+            "'medium' would do"
+        )
+
+
+# --- what comes back
+
+
+def reasoning(chunk: BaseMessage) -> str:
+    """Reasoning text that a provider shows beside the reply; it is billed as output."""
+    if isinstance(chunk.content, str):
+        return _said(chunk.additional_kwargs.get("reasoning_content"))
+    return "".join(
+        _said(block)
+        for block in chunk.content
+        if isinstance(block, dict) and block.get("type") in _SAYS
+    )
+
+
+def called(chunk: BaseMessage) -> str:
+    """The text of tool calls, which is billed as output."""
+    calls = getattr(chunk, "tool_call_chunks", None) or getattr(chunk, "tool_calls", None) or ()
+    return "".join(
+        f"{call.get('name') or ''}{args if isinstance(args, str) else json.dumps(args)}"
+        for call in calls
+        if (args := call.get("args")) is not None or call.get("name")
+    )
+
+
+def _said(part: Any) -> str:
+    """The words in a block of reasoning, however its provider nests them."""
+    if isinstance(part, dict):
+        part = [part[key] for key in (*_SAYS, "text") if key in part]
+    if isinstance(part, list):
+        return "".join(map(_said, part))
+    return part if isinstance(part, str) else ""
+
+
+def finish(metadata: Mapping[str, Any]) -> str | None:
+    """Why a reply ended, in its provider's own word."""
+    reasons = [metadata.get(key) for key in _FINISHES]
+    reasons.append((metadata.get("incomplete_details") or {}).get("reason"))
+    return next((reason for reason in reasons if isinstance(reason, str)), None)
+
+
+def status(error: BaseException | None) -> int | None:
+    """The HTTP status of an error, or of what caused it."""
+    while error is not None:
+        response: Any = getattr(error, "response", None)
+        metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+        for value in (
+            getattr(error, "status_code", None),
+            getattr(response, "status_code", None),
+            metadata.get("HTTPStatusCode"),
+            getattr(error, "code", None),
+        ):
+            if isinstance(value, int) and 400 <= value < 600:
+                return value
+        error = error.__cause__
+    return None
