@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
+from itertools import product
 from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
-from anytime_graph.state import Payoff
+from anytime_graph.state import Payoff, payoff
 
 if TYPE_CHECKING:
     from anytime_graph.strategies import View
 
+NONE = payoff(0.0, tries=0)
 KINDS = ("draft", "taught draft", "refine", "taught refine")
 """Of answers, as payoffs name them."""
 _MEAN, _SPREAD = 0.5, 0.25
@@ -26,13 +29,15 @@ _SHIFT = 0.15
 _CHANGE = 0.4
 """Standard deviation of what a refinement changes, times the score that it builds on and its gap to
 a perfect one: of an answer without merit a refinement is but a dearer draft."""
-_BETTER, _STEP = 0.4, 0.4
-"""Under a judge: the chance that a refinement is better than its parent, and by how much then."""
+_STEP = 0.4
+"""The same under a judge, in standard deviations between drafts: that at a score of 1/2."""
 _DEARER = {"draft": 1.0, "taught draft": 1.4, "refine": 1.5, "taught refine": 1.9, "compare": 1.5}
 """Tokens, relative to a draft, before they were seen."""
 _USUAL = 500.0
 """Tokens of a draft before one was seen."""
 _NORMAL = NormalDist()
+_SURES = [0.5 + (i + 0.5) / 20 for i in range(10)]
+_LEANS = [(i + 0.5) / 10 - 1 for i in range(20)]
 
 
 class Prospect(NamedTuple):
@@ -48,7 +53,7 @@ class Prospect(NamedTuple):
 
 
 def prospects(view: View) -> dict[str, Prospect]:
-    """Of each kind of move, by kind; "compare" under a judge."""
+    """Of each kind of answer."""
     gains = {"scorer": _scored, "judge": _judged, "vote": _voted}[view.decides](view)
     return {kind: Prospect(gain, tokens(view, kind)) for kind, gain in gains.items()}
 
@@ -70,17 +75,17 @@ def tokens(view: View, kind: str) -> float:
     return (cost + prior) / (told + 1)
 
 
-def rise(mean: float, spread: float, best: float) -> float:
-    """E[max(0, min(X, 1) - best)] of a normal X: the expected improvement (Mockus 1978; as the index
-    of Pandora's boxes in Weitzman 1979) of a score that ends at 1."""
+def rise(mean: float, spread: float, best: float, most: float = 1.0) -> float:
+    """E[max(0, min(X, most) - best)] of a normal X: the expected improvement (Mockus 1978; as the
+    index of Pandora's boxes in Weitzman 1979) of a score that ends at `most`."""
     if spread < 1e-9:
-        return max(0.0, min(mean, 1.0) - best)
+        return max(0.0, min(mean, most) - best)
 
     def beyond(x: float) -> float:
         z = (x - mean) / spread
         return spread * (_NORMAL.pdf(z) - z * _NORMAL.cdf(-z))
 
-    return max(0.0, beyond(best) - beyond(1.0))
+    return max(0.0, beyond(best) - (beyond(most) if most < math.inf else 0.0))
 
 
 def agreement(ballots: Mapping[str, int]) -> float:
@@ -153,37 +158,84 @@ def _sums(payoff: Payoff | None, kind: str) -> tuple[int, float, float]:
     return payoff["tries"], payoff["worth"], payoff["squares"]
 
 
-def accuracy(comparisons: int, flips: int) -> float:
-    """How often a call of the judge names the better answer, by how often its two orders agree:
-    they part with probability 2a(1 - a), and always if only the place counts. 1/2 for a judge that
-    parts as often as a coin; as if four comparisons had been seen before, one of them parted."""
-    parted = (1 + flips) / (4 + comparisons)
-    return (1 + math.sqrt(max(0.0, 1 - 2 * parted))) / 2
+@lru_cache(maxsize=512)
+def verdicts(agreed: int, firsts: int, seconds: int) -> tuple[float, float]:
+    """How often both orders of a comparison name the better answer, and how often the worse.
+
+    agreed, firsts, seconds: comparisons whose orders agreed, or both named the answer shown first,
+    or second. A call is taken to go by the place with probability |lean|, else by the answers, and
+    then to be right with probability a: so agreement tells little of a judge that errs by chance,
+    whose flips go either way, and much of one that only leans. Posterior means, from a even in
+    [1/2, 1] and lean in [-1, 1]. Errors that are the same in both orders go unseen.
+    """
+    found = []
+    for lean, sure in product(_LEANS, _SURES):
+        right, wrong = (1 - abs(lean)) * sure, (1 - abs(lean)) * (1 - sure)
+        tie = right * wrong
+        place = abs(lean) + tie
+        better, worse = right * (abs(lean) + right), wrong * (abs(lean) + wrong)
+        first, second = (place, tie) if lean > 0 else (tie, place)
+        told = ((agreed, better + worse), (firsts, first), (seconds, second))
+        found.append((sum(n * math.log(chance) for n, chance in told), better, worse))
+    most = max(likely for likely, *_ in found)
+    weights = [math.exp(likely - most) for likely, *_ in found]
+    right = sum(w * better for w, (_, better, _) in zip(weights, found, strict=True))
+    wrong = sum(w * worse for w, (_, _, worse) in zip(weights, found, strict=True))
+    return right / sum(weights), wrong / sum(weights)
+
+
+@lru_cache(maxsize=512)
+def _level(right: float, wrong: float, drafts: int) -> float:
+    """Where the incumbent stands after that many drafts were held against it, in expectation."""
+    level = 0.0
+    for _ in range(drafts):
+        ahead = rise(0.0, 1.0, level, math.inf)
+        level += right * ahead - wrong * (level + ahead)
+    return level
 
 
 def _judged(view: View) -> dict[str, float]:
-    """The incumbent is taken as the best of as many normal qualities as it was told from."""
-    told = view.judged["comparisons"] - view.judged["flips"]
-    sure = accuracy(view.judged["comparisons"], view.judged["flips"])
-    n = 1 + told * (2 * sure - 1)
-    level = _NORMAL.inv_cdf((n - 0.375) / (n + 0.25)) if n > 1 else 0.0
-    ahead = _NORMAL.pdf(level) - level * _NORMAL.cdf(-level)
-    right, wrong = sure**2, (1 - sure) ** 2
-    gain = right * ahead - wrong * (level + ahead)
+    """A comparison puts the better answer in the incumbent's place, or the worse, as often as the
+    judge is right, or wrong. What refinements are worth is told by how often they got there."""
+    judged, flips = view.judged, view.judged["flips"]
+    right, wrong = verdicts(
+        judged["comparisons"] - flips, judged["firsts"], flips - judged["firsts"]
+    )
 
     def won(kind: str, usual: float) -> float:
-        seen = view.payoffs.get(kind)
-        tries, worth = (seen["tries"], seen["worth"]) if seen else (0, 0.0)
-        return (worth + 2 * usual) / (tries + 2)
+        """How often answers of a kind took the best one's place; as if `usual` twice before."""
+        seen = view.payoffs.get(kind) or NONE
+        return (seen["worth"] + 2 * usual) / (seen["tries"] + 2)
 
-    chance = won("refine", _BETTER)
-    taught = won("taught refine", chance)
+    def stepped(taken: float, tries: int) -> float:
+        """Gain by a refinement: its change is taken as normal, of a mean that makes it better than
+        its parent as often as it took that one's place, the judge's errors allowed for."""
+        better = min(0.95, max(0.05, (taken - wrong) / max(1e-3, right - wrong)))
+        mean = _STEP * _NORMAL.inv_cdf(better)
+        ahead = rise(mean, _STEP * math.sqrt(1 + 1 / (tries + 1)), 0.0, math.inf)
+        return right * ahead - wrong * (ahead - mean)
+
+    refined = won("refine", (right + wrong) / 2)
+    retaught = won("taught refine", refined)
+    tried, tried_taught = (
+        (view.payoffs.get(kind) or NONE)["tries"] for kind in ("refine", "taught refine")
+    )
+    level = _level(right, wrong, max(0, judged["comparisons"] - tried - tried_taught))
+    level += tried * max(0.0, stepped(refined, tried))
+
+    def drawn(spread: float) -> tuple[float, float]:
+        """Gain by a draft, and how often it takes the place."""
+        ahead, better = rise(0.0, spread, level, math.inf), _NORMAL.cdf(-level / spread)
+        return right * ahead - wrong * (level + ahead), right * better + wrong * (1 - better)
+
+    bare, _ = drawn(1.0)
+    seen = view.payoffs.get("taught draft") or NONE
+    taught, often = drawn(math.hypot(1.0, _SHIFT / _SPREAD / math.sqrt(seen["tries"] + 1)))
     return {
-        "compare": gain,
-        "draft": gain,
-        "taught draft": gain * won("taught draft", 1 / (n + 1)) * (n + 1),
-        "refine": _STEP * (right * chance - wrong * (1 - chance)),
-        "taught refine": _STEP * (right * taught - wrong * (1 - taught)),
+        "draft": bare,
+        "taught draft": taught * won("taught draft", often) / often,
+        "refine": stepped(refined, tried),
+        "taught refine": stepped(retaught, tried_taught),
     }
 
 

@@ -91,12 +91,13 @@ class Outcome(TypedDict):
 
 class Judging(TypedDict):
     """The judge so far. spent: on comparisons, reasons and principles. comparisons: asked in both
-    orders; flips: of those, how many named the same place twice. longer, shorter: how often the
-    longer, the shorter answer was preferred."""
+    orders; flips: of those, how many named the same place twice; firsts: of these, the first shown.
+    longer, shorter: how often the longer, the shorter answer was preferred."""
 
     spent: Spend
     comparisons: int
     flips: int
+    firsts: int
     longer: int
     shorter: int
 
@@ -216,7 +217,7 @@ def fresh(question_id: str, chosen: Chosen, run_id: int, thread: str, limits: Li
         candidates=[],
         pairs=[],
         principles=[],
-        judging=Judging(spent=nothing(), comparisons=0, flips=0, longer=0, shorter=0),
+        judging=Judging(spent=nothing(), comparisons=0, flips=0, firsts=0, longer=0, shorter=0),
         payoffs={},
         examples=[],
         namespace=[],
@@ -432,15 +433,17 @@ def _judged(
         for m in matches
         if m.winner is not None
     ]
-    sides: dict[tuple[int, int], list[int | None]] = {}
+    sides: dict[tuple[int, int], dict[bool, int]] = {}
     for o in outcomes:
-        if o["move"]["kind"] == "critique" and "preferred" in o:
-            sides.setdefault((o["move"]["first"], o["move"]["second"]), []).append(o["preferred"])
-    flips = sum(len(s) == 2 and None not in s and s[0] != s[1] for s in sides.values())
+        if o["move"]["kind"] == "critique" and (named := o.get("preferred")) is not None:
+            pair = (o["move"]["first"], o["move"]["second"])
+            sides.setdefault(pair, {})[o["swapped"]] = named
+    flips = [s[False] == first for (first, _), s in sides.items() if len({*s.values()}) == 2]
     return Judging(
         spent=total([judging["spent"], *(o["spend"] for o in outcomes if judges(o["move"]))]),
         comparisons=judging["comparisons"] + len(matches),
-        flips=judging["flips"] + flips,
+        flips=judging["flips"] + len(flips),
+        firsts=judging["firsts"] + sum(flips),
         longer=judging["longer"] + sum(more > 0 for more in won),
         shorter=judging["shorter"] + sum(more < 0 for more in won),
     )

@@ -80,7 +80,6 @@ def outweighed(until: Until, view: View, moves: Sequence[Move]) -> Stop | None:
     if view.best is None or (until.min_gain is None and until.price is None):
         return None
     found = prospects(view)
-    found.pop("compare", None)
     asked = {_kind(move, view) for move in moves if isinstance(move, Draft | Refine)}
     next_ = [p for kind, p in found.items() if kind in asked] or list(found.values())
     if until.min_gain is not None:

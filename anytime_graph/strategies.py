@@ -113,6 +113,8 @@ _FIRST = 2_048
 """Tokens that the first draft may use at the least, if its length is not known from a profile."""
 _AT_ONCE = 4
 """Drafts side by side, at the most."""
+_TOO_LITTLE = 0.01
+"""Standard deviations between drafts that a comparison must promise, or the judge is left alone."""
 _STAKE = 0.125
 """The part of what is left that one step of several drafts may take."""
 
@@ -196,11 +198,12 @@ def adaptive(view: View) -> Sequence[Move]:
         return [Draft(share=_slice(view))] * _at_once(view, "draft")
     found = prospects(view)
     if view.decides == "judge":
-        if found["compare"].gain <= 0:
-            return [Stop("undecided", found["compare"].gain)]
+        most = max(p.gain for p in found.values())
+        if most < _TOO_LITTLE:
+            return [Stop("undecided", most)]
         if view.contests:
             return [Critique(*view.contests[0])]
-        checked = found.pop("compare").tokens
+        checked = tokens(view, "compare")
         found = {kind: p._replace(tokens=p.tokens + checked) for kind, p in found.items()}
     open_ = [kind for kind in found if view.pairs or not kind.startswith("taught")]
     kind = max(open_, key=lambda k: found[k].rate)

@@ -359,10 +359,10 @@ def test_lengths_and_flips_are_counted(server: Server) -> None:
     longer = ["quality 1", "quality 2 and much more to say about it"]
     out = judged(server, longer, lambda r: f"Yes.\nVerdict: {better(r)}")
     counts = {k: v for k, v in out["judging"].items() if k != "spent"}
-    assert counts == {"comparisons": 1, "flips": 0, "longer": 1, "shorter": 0}
+    assert counts == {"comparisons": 1, "flips": 0, "firsts": 0, "longer": 1, "shorter": 0}
     out = judged(server, longer, lambda r: "Always.\nVerdict: A")
     counts = {k: v for k, v in out["judging"].items() if k != "spent"}
-    assert counts == {"comparisons": 1, "flips": 1, "longer": 0, "shorter": 0}
+    assert counts == {"comparisons": 1, "flips": 1, "firsts": 1, "longer": 0, "shorter": 0}
 
 
 def test_text_of_a_candidate_can_not_close_its_fence(server: Server) -> None:
