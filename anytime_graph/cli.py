@@ -134,7 +134,9 @@ def resume(thread: str, db: str, as_json: bool, **options: Any) -> None:
         made, grant = option.parts(options), _grant(run, options)
         record = "usage" if run["question"] is None else "all"
         with threads.opened(db, record=record) as store:
-            made["budget"] = Budget(**(more(run["limits"], grant) if grant else run["limits"]))
+            made["budget"] = Budget(
+                **(more(run["limits"], grant, run["spent"]) if grant else run["limits"])
+            )
             app, config = _durable(store, made, options), _config(thread, options)
             given = _way_on(app.get_state(config), run, grant)
             space = option.space(options["namespace"])

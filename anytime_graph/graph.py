@@ -406,8 +406,7 @@ class _Run:
                 update |= State(thread=thread, run_id=randbits(53), parent_run=state["run_id"])
             if granted is not None:
                 grant = affordable(setup, as_budget(granted))
-                known = state["limits"] or {d: state["spent"][d] for d in grant.limits()}
-                update["limits"] = more(known, grant)
+                update["limits"] = more(state["limits"], grant, state["spent"])
                 update |= State(interrupted=False, failures=0, wait=0.0, concluded=None)
         now = merged(state, update)
         sends, plan_id = self._next(setup, state, now, config, asked, access)

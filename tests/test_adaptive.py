@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from langgraph.checkpoint.memory import InMemorySaver
 
 from anytime_graph import (
     Budget,
@@ -235,6 +236,23 @@ def test_an_open_run_goes_on_until_its_rule_holds(strategy: str, server: Server)
     assert out["stop_reason"] == "target"
     assert out["limits"] == {}
     assert all(call.limit is not None for call in server.calls)
+
+
+def test_an_open_run_thinks_on_for_what_it_is_given(server: Server) -> None:
+    digits(server, *([1] * 9), 9, 1)
+    app = create_anytime_graph(
+        server.model(seed=0), scorer=digit, strategy="best_of_n", until=Until(target=0.9)
+    ).compile(InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "t"}, "recursion_limit": 2_000}
+    first = app.invoke(ASK, config)
+    assert (first["stop_reason"], first["limits"]) == ("target", {})
+    app = create_anytime_graph(
+        server.model(seed=0), scorer=digit, strategy="best_of_n", until=Until(target=1.0)
+    ).compile(app.checkpointer)
+    more: Any = {"budget": Budget(calls=3)}
+    out = app.invoke(more, config)
+    assert out["stop_reason"] == "calls"
+    assert out["spent"]["calls"] == first["spent"]["calls"] + 3 == out["limits"]["calls"]
 
 
 def test_an_open_run_ends_at_the_event(server: Server) -> None:
