@@ -49,9 +49,9 @@ torture: setup postgres
 bench: setup
 	$(BIN)/python tests/bench.py
 
-# Adaptive against the fixed strategies, on a simulated model; about an hour of one core.
+# Adaptive against the fixed strategies, on a simulated model; about an hour of two cores.
 simulation: setup
-	$(BIN)/python -m tests.simulation
+	$(BIN)/python -m tests.simulation 2000 2 docs/results/simulation.md
 
 # The replies of the embedded model that tests/test_bench.py replays; due when prompts change.
 recording: setup
