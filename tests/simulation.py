@@ -342,7 +342,7 @@ def told(title: str, kinds: Iterable[str], budgets: Sequence[int], found: Found)
     """A grid as Markdown."""
     cells, fixed = list(product(kinds, budgets)), [n for n in NAMES if n != "adaptive"]
     runs = len(found[*cells[0], "adaptive"])
-    yield f"## {title}\n\n| strategy | mean over the grid | 95 % interval |\n|---|---|---|"
+    yield f"## {title}\n\n{runs:,} runs a cell.\n\n| strategy | mean over the grid | 95 % interval |\n|---|---|---|"
     for n in NAMES:
         means = [statistics.fmean(found[*c, n][i] for c in cells) for i in range(runs)]
         low, mean, high = bootstrap(means, resamples=500)
@@ -359,8 +359,8 @@ def told(title: str, kinds: Iterable[str], budgets: Sequence[int], found: Found)
         row = f"{k} | {b}x | {best} | {mean:.4f} | {ratio * mean:.4f} | {ratio:.3f} ± {half:.3f}"
         rows.append(f"| {row} |")
     below = [f"{name} ({ratio:.3f})" for ratio, name in sorted(ratios) if ratio < 0.95]
-    yield f"\nCells in which adaptive is below 0.95 of the best fixed strategy: {len(below)} of "
-    yield f"{len(cells)}{': ' if below else ''}{', '.join(below)}.\n"
+    yield f"\nCells in which adaptive is below 0.95 of the best fixed strategy, of {len(cells)}:"
+    yield f"{', '.join(below) or 'none'}.\n"
     yield "| question | budget | best fixed | its index | adaptive | ratio |"
     yield "|---|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
 
@@ -368,15 +368,14 @@ def told(title: str, kinds: Iterable[str], budgets: Sequence[int], found: Found)
 def report(found: Found, command: str) -> str:
     """docs/results/simulation.md."""
     budgets = sorted({b for _, b, _ in found})
-    runs = len(next(iter(found.values())))
     return "\n".join(
         [
             f"""# Adaptive against the fixed strategies, simulated
 
-The Anytime Index of the answer that would be returned, {runs:,} runs a cell with common random numbers,
-and 95 % intervals. Only the model's call is simulated: planner, strategies and fold are the real ones.
-1x is what pays for 19 of 20 drafts. The best fixed strategy of a cell is chosen by these same runs.
-self_consistency is best_of_n here: who decides belongs to the question. Made by
+The Anytime Index of the answer that would be returned, with common random numbers and 95 % intervals.
+Only the model's call is simulated: planner, strategies and fold are the real ones. 1x is what pays for
+19 of 20 drafts. The best fixed strategy of a cell is chosen by these same runs. self_consistency is
+best_of_n here: who decides belongs to the question. Made by
 
     {command}
 
