@@ -14,7 +14,7 @@ thread = {"configurable": {"thread_id": "fox"}}
 
 with open_checkpoints("fox.db") as store:
     app = create_anytime_graph(
-        "local", budget=Budget(tokens=3_000), scorer=rules, answer="whole", ledger=store.ledger
+        "local", budget=Budget(tokens=2_000), scorer=rules, answer="whole", ledger=store.ledger
     ).compile(checkpointer=store.saver)
 
     stop = threading.Event()  # a button, a client that leaves; `interruptible()` sets it at Ctrl-C
@@ -27,7 +27,7 @@ with open_checkpoints("fox.db") as store:
 
 with open_checkpoints("fox.db") as store:  # as if tomorrow
     app = create_anytime_graph(
-        "local", budget=Budget(tokens=3_000), scorer=rules, answer="whole", ledger=store.ledger
+        "local", budget=Budget(tokens=2_000), scorer=rules, answer="whole", ledger=store.ledger
     ).compile(checkpointer=store.saver)
     out = app.invoke({"budget": Budget(tokens=0)}, thread)  # what was left; more, to think longer
 
