@@ -14,7 +14,7 @@ from langgraph.types import StateSnapshot
 
 from anytime_graph import options as option
 from anytime_graph import teaching, terminal, threads
-from anytime_graph.benchmark.command import bench
+from anytime_graph.benchmark.command import advise, bench
 from anytime_graph.budget import DIMENSIONS, Budget, more
 from anytime_graph.checkpoints import Checkpoints, open_checkpoints
 from anytime_graph.checkpoints.export import line
@@ -38,7 +38,7 @@ def main() -> None:
     """
 
 
-for command in (*threads.COMMANDS, *teaching.COMMANDS, bench):
+for command in (*threads.COMMANDS, *teaching.COMMANDS, bench, advise):
     main.add_command(command)
 
 
