@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Literal
 
 from anytime_graph.benchmark.cells import PREPARATION, UNITS, Protocol, Record
-from anytime_graph.metrics import Interval, mean
+from anytime_graph.metrics import Interval, mean, wilson
 
 Verdict = Literal["enough", "likely", "unknown", "out of reach"]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A strategy at a budget. quality: with a Wilson interval that holds for all choices at once.
-    tokens, usd: what a question costs on average (of the paper's protocol: all its checkpoints)."""
+    """A strategy at a budget. quality: with an interval that holds for all choices at once; of
+    scores between 0 and 1 it is too wide, never too narrow, as none spread more than such that are 0
+    or 1. tokens, usd: what a question costs on average (of the paper's protocol: all its checkpoints)."""
 
     strategy: str
     budget: int
@@ -97,20 +96,10 @@ def _choices(records: Sequence[Record]) -> list[Choice]:
         Choice(
             strategy,
             budget,
-            _wilson(list(map(mean, by_question.values())), 0.05 / len(scores)),
+            wilson(sum(map(mean, by_question.values())), len(by_question), 1 - 0.05 / len(scores)),
             len(by_question),
             mean([r["spent"]["tokens"] for r in costs[strategy, budget]]),
             mean([r["spent"]["usd"] for r in costs[strategy, budget]]),
         )
         for (strategy, budget), by_question in scores.items()
     ]
-
-
-def _wilson(values: Sequence[float], error: float) -> Interval:
-    """Wilson's score interval (1927), which holds for few questions too; for scores between 0 and 1
-    it is too wide, never too narrow, as none spread more than such that are 0 or 1."""
-    n, p = len(values), mean(values)
-    z = NormalDist().inv_cdf(1 - error / 2)
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Interval(max(0.0, middle - half), p, min(1.0, middle + half))
