@@ -29,7 +29,14 @@ def record(strategy: str, budget: int, question: int, score: float, **other: Any
         "seed": 0,
         "budgets": [budget],
         "scores": [score],
+        "oracle": [score],
+        "curve": [],
         "spent": {"tokens": budget // 2, "usd": 0.0},
+        "judging": 0,
+        "answering": 0,
+        "unscored": 0,
+        "pairs": 0,
+        "stop_reason": "done",
         **other,
     }
     return cast(Record, given)
@@ -127,7 +134,11 @@ def test_the_command(tmp_path: Path) -> None:
     assert "Not known" in said("--quality", "0.8", exit_code=1)
     assert "a number above 0, up to 1" in said("--quality", "80", exit_code=2)
     assert "no records of task 'trip'" in said("--quality", "0.8", "--task", "trip", exit_code=2)
-    (tmp_path / "records.jsonl").write_text("junk\n")
-    assert "line 1: not a JSON object" in said("--quality", "0.8", exit_code=2)
-    (tmp_path / "records.jsonl").write_text('{"task": "trip"}\n')
-    assert "a record without 'strategy'" in said("--quality", "0.8", exit_code=2)
+    for junk in ("junk\n", '{"task": "trip"}\n', "[]\n"):
+        (tmp_path / "records.jsonl").write_text(junk)
+        assert "these are no records" in said("--quality", "0.8", exit_code=2)
+    (tmp_path / "records.jsonl").write_text(f'{rows}{{"torn": ')
+    assert "Use pdp" in said("--quality", "0.6", exit_code=0)
+    assert (tmp_path / "records.jsonl").read_text().endswith('"torn": '), "it may be being written"
+    (tmp_path / "records.jsonl").unlink()
+    assert "no records.jsonl" in said("--quality", "0.6", exit_code=2)

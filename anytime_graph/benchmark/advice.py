@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from anytime_graph.benchmark.cells import PREPARATION, UNITS, Protocol, Record
 from anytime_graph.metrics import Interval, mean, wilson
 
+_NEEDED = set(Record.__annotations__) - {"cut"}
 Verdict = Literal["enough", "likely", "unknown", "out of reach"]
 
 
@@ -72,6 +76,21 @@ def advise(records: Iterable[Record], quality: float) -> list[Advice]:
     return [Advice(*of, *_chosen(_choices(own), quality)) for of, own in groups.items()]
 
 
+def recorded(directory: Path) -> list[Record]:
+    """The records of a benchmark, which may still be writing. Raises ValueError for what are none."""
+    file = directory / "records.jsonl"
+    if not file.is_file():
+        raise ValueError(f"{directory}: no records.jsonl; name the --out directory of a benchmark")
+    whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")
+    try:
+        rows = [json.loads(row) for row in whole.splitlines()]
+    except ValueError:
+        rows = [None]
+    if not all(isinstance(row, dict) and row.keys() >= _NEEDED for row in rows):
+        raise ValueError(f"{file}: these are no records of a benchmark")
+    return rows
+
+
 def _chosen(choices: Sequence[Choice], quality: float) -> tuple[Verdict, Choice]:
     def cheapest(good: Sequence[Choice]) -> Choice:
         return min(good, key=lambda c: (c.budget, c.tokens))
@@ -96,10 +115,14 @@ def _choices(records: Sequence[Record]) -> list[Choice]:
         Choice(
             strategy,
             budget,
-            wilson(sum(map(mean, by_question.values())), len(by_question), 1 - 0.05 / len(scores)),
+            _interval(list(map(mean, by_question.values())), 1 - 0.05 / len(scores)),
             len(by_question),
             mean([r["spent"]["tokens"] for r in costs[strategy, budget]]),
             mean([r["spent"]["usd"] for r in costs[strategy, budget]]),
         )
         for (strategy, budget), by_question in scores.items()
     ]
+
+
+def _interval(values: Sequence[float], level: float) -> Interval:
+    return wilson(min(len(values), math.fsum(values)), len(values), level)

@@ -11,7 +11,8 @@ from typing import Any, get_args
 import click
 
 from anytime_graph.benchmark.advice import advise as advised
-from anytime_graph.benchmark.cells import Decide, Protocol, lines
+from anytime_graph.benchmark.advice import recorded
+from anytime_graph.benchmark.cells import Decide, Protocol
 from anytime_graph.benchmark.order import Engine, Order
 from anytime_graph.checkpoints import LedgerError
 from anytime_graph.terminal import harmless
@@ -159,11 +160,9 @@ def advise(directory: Path, quality: float, task: str | None) -> None:
     anytime-graph advise bench-run --quality 0.8
     """
     try:
-        found = advised(lines(directory / "records.jsonl"), quality)
+        found = advised(recorded(directory), quality)
     except ValueError as error:
         raise click.UsageError(harmless(str(error))) from None
-    except KeyError as error:
-        raise click.UsageError(f"{directory}: a record without {error}") from None
     found = [a for a in found if task in (None, a.task)]
     if not found:
         told = "" if task is None else f" of task {task!r}"
