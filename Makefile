@@ -46,8 +46,17 @@ torture: setup postgres
 		tests/test_promises.py tests/test_tokens.py tests/test_storage.py tests/test_crashes.py \
 		tests/test_fastapi.py tests/test_middleware.py
 
+ARITHMETIC = examples=3&min_terms=2&max_terms=2&min_digits=1
+# The second is the table of strategies on the embedded model, over ten minutes of one core; go on with
+# SAMPLES=20 to narrow its intervals, and only what is new is run.
 bench: setup
 	$(BIN)/python tests/bench.py
+	$(BIN)/anytime-graph bench --model local --samples $(or $(SAMPLES),6) --out build/strategies \
+		--task 'constraints?difficulty=1' \
+		--task 'reasoning_gym:chain_sum?$(ARITHMETIC)&max_digits=2' \
+		--task 'reasoning_gym:products?$(ARITHMETIC)&max_digits=2' \
+		--task 'reasoning_gym:basic_arithmetic?$(ARITHMETIC)&max_digits=1' \
+		--strategy single,best_of_n,self_consistency,self_refine,pdp --budgets 400,700,1200,2000
 
 # Adaptive against the fixed strategies, on a simulated model; about an hour of two cores.
 simulation: setup

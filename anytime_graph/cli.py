@@ -1,4 +1,4 @@
-"""The command line: `solve`, `resume`, `demo`, and what other files and benchmark/ add."""
+"""The command line: `solve`, `resume`, `demo`, and what threads.py, teaching.py and benchmark/ add."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.types import StateSnapshot
 
-from anytime_graph import advice, teaching, terminal, threads
 from anytime_graph import options as option
-from anytime_graph.benchmark.command import bench
+from anytime_graph import teaching, terminal, threads
+from anytime_graph.benchmark.command import advise, bench
 from anytime_graph.budget import DIMENSIONS, Budget, more
 from anytime_graph.checkpoints import Checkpoints, open_checkpoints
 from anytime_graph.checkpoints.export import line
@@ -38,7 +38,7 @@ def main() -> None:
     """
 
 
-for command in (*threads.COMMANDS, *teaching.COMMANDS, *advice.COMMANDS, bench):
+for command in (*threads.COMMANDS, *teaching.COMMANDS, bench, advise):
     main.add_command(command)
 
 

@@ -9,13 +9,16 @@ and believes it but half, so a wrong one is soon outgrown.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, cast
 
+from anytime_graph.budget import Spend, nothing
 from anytime_graph.prospects import KINDS
-from anytime_graph.state import Payoff, kind_of, paid, payoff
+from anytime_graph.state import Payoff, Point, kind_of, paid, payoff
 
 if TYPE_CHECKING:
     from anytime_graph.checkpoints import Ledger
@@ -25,6 +28,8 @@ Profile = Mapping[str, Payoff]
 _VERSION = 1
 _MOST = 10**12
 """Tries or tokens above which a number is taken for junk."""
+_CURVE = 16
+"""Drafts that the curve of a profile goes up to."""
 _LARGEST = 1_000_000
 """Bytes of a profile file, at the most."""
 
@@ -107,6 +112,24 @@ def _check(of: Any, where: str) -> None:
     for total, squares in (("worth", "squares"), ("change", "changes")):
         if of["cut"] > tries or of[squares] * tries < of[total] ** 2 - 1e-6 * tries:
             raise ValueError(f"{where}: the numbers cannot be of the same {tries} answers")
+
+
+def expected_best(learned: Profile) -> tuple[list[Point], int]:
+    """The best score of one draft, of two and so on, against the tokens that they take."""
+    if (drafts := learned.get("draft")) is None:
+        return [], 0
+    mean, tokens = (drafts[what] / drafts["tries"] for what in ("worth", "tokens"))
+    spread = math.sqrt(max(0.0, drafts["squares"] / drafts["tries"] - mean**2))
+    points = []
+    for n in range(1, _CURVE + 1):
+        middle = NormalDist().inv_cdf((n - 0.375) / (n + 0.25))  # of the largest of n (Blom 1958)
+        score = min(1.0, mean + spread * middle)
+        points.append(Point(candidate=n, score=score, spent=_tokens(round(n * tokens))))
+    return points, round(_CURVE * tokens)
+
+
+def _tokens(spent: int) -> Spend:
+    return {**nothing(), "tokens": spent}
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from langgraph.checkpoint.memory import InMemorySaver
@@ -28,9 +29,13 @@ from anytime_graph import (
     profile_of,
     save_profile,
 )
+from anytime_graph.cli import main
 from anytime_graph.metrics import wilson
+from anytime_graph.profiles import expected_best
 from anytime_graph.prospects import agreement, rise, verdicts
 from anytime_graph.ranking import both_orders
+from anytime_graph.state import paid
+from anytime_graph.state import payoff as one_answer
 from anytime_graph.strategies import STRATEGIES
 from tests.samples import FILE
 from tests.server import Reply, Server
@@ -395,6 +400,48 @@ def test_a_profile_helps_and_a_wrong_one_is_outgrown(name: str, right: Any, wron
     }
     assert index["right"] > index["none"]
     assert index["wrong"] > 0.85 * index["none"]
+
+
+def command(*words: str) -> Result:
+    return CliRunner().invoke(main, list(words), catch_exceptions=False)
+
+
+def test_the_profiles_of_a_ledger_are_shown_and_saved(server: Server, tmp_path: Path) -> None:
+    db, file = tmp_path / "a.db", tmp_path / "profiles.json"
+    server.script = lambda request, i: Reply(text=f"<answer>{2 + request['seed'] % 5}</answer>")
+    with open_checkpoints(db) as store:
+        app = create_anytime_graph(
+            server.model(seed=0),
+            budget=Budget(calls=8),
+            scorer=lambda question, answer: int(answer) / 10,
+            ledger=store.ledger,
+        ).compile(store.saver)
+        asked: Any = {"messages": [("user", "Why do rivers bend?")]}
+        for thread in ("rivers-1", "bikes-1", "bikes-2"):
+            app.invoke(asked, {"configurable": {"thread_id": thread}})
+    words = ["profile", "--db", str(db), "--task", "rivers", "--task", "bikes"]
+    shown = command(*words, "--save", str(file))
+    assert shown.exit_code == 0
+    assert "taught refine" in shown.stdout
+    assert shown.stdout.count("best score so far, against tokens spent") == 2
+    rows = json.loads(command(*words, "--json").stdout)
+    assert [row["task"] for row in rows] == ["rivers", "bikes"]
+    for row in rows:
+        assert load_profile(file, "scripted", row["task"]) == row["kinds"]
+    assert rows[1]["kinds"]["draft"]["tries"] == 2 * rows[0]["kinds"]["draft"]["tries"]
+    assert command("profile", "--db", str(db), "--model", "other").stderr.startswith("no answers")
+
+
+def test_the_curve_of_a_profile_rises_to_the_best_of_many() -> None:
+    drafts = paid(one_answer(0.2, tokens=100), one_answer(0.6, tokens=300))
+    points, tokens = expected_best({"draft": drafts})
+    heights = [point["score"] or 0.0 for point in points]
+    assert heights[0] == pytest.approx(0.4)
+    assert heights == sorted(heights)
+    assert 0.6 < heights[-1] <= 1.0
+    assert [point["spent"]["tokens"] for point in points][:2] == [200, 400]
+    assert tokens == 3_200
+    assert expected_best({}) == ([], 0)
 
 
 # --- theory -------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from anytime_graph.benchmark.figures import Figures, figures
 from anytime_graph.benchmark.paper import Paper
 from anytime_graph.benchmark.progress import progress
 from anytime_graph.benchmark.recording import Facts, Recording
-from anytime_graph.benchmark.report import Made, markdown, page, parts, verdict
+from anytime_graph.benchmark.report import Made, markdown, page, parts, summary, verdict
 from anytime_graph.benchmark.run import Run
 from anytime_graph.benchmark.session import Purse, Session
 from anytime_graph.benchmark.shared import Grants
@@ -228,8 +228,8 @@ class Order:
             for name, text in written:
                 (self.out / name).write_text(text, encoding="utf-8")
             for figured in found:
-                told += [f"{figured.task}: {sentence}" for sentence in verdict(figured)]
-            told += [str(self.out / name) for name, _ in written]
+                told += [f"\n{figured.task}", summary(figured), *verdict(figured)]
+            told += ["", *(str(self.out / name) for name, _ in written)]
         if made.ended is not None:
             told.append(made.unfinished())
         return Done(told, made.ended)

@@ -174,6 +174,16 @@ def verdict(f: Figures) -> list[str]:
     return told
 
 
+def summary(f: Figures) -> str:
+    """The qualities, for a terminal."""
+    grid = _qualities(f)
+    widths = [max(map(len, column)) for column in zip(grid.head, *grid.rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+        for row in (grid.head, *grid.rows)
+    )
+
+
 def _caption(f: Figures) -> str:
     return f"Mean quality of the answer returned against the budget, {f.task}, {f.model}"
 
