@@ -197,9 +197,14 @@ def _level(right: float, wrong: float, drafts: int) -> float:
 def _judged(view: View) -> dict[str, float]:
     """A comparison puts the better answer in the incumbent's place, or the worse, as often as the
     judge is right, or wrong. What refinements are worth is told by how often they got there."""
-    judged, flips = view.judged, view.judged["flips"]
-    right, wrong = verdicts(
-        judged["comparisons"] - flips, judged["firsts"], flips - judged["firsts"]
+    judged = view.judged
+    told = judged["agreed"] + judged["flips"]
+    decided = (1 + told) / (1 + judged["comparisons"])  # the others were ties, or came to nothing
+    right, wrong = (
+        decided * share
+        for share in verdicts(
+            judged["agreed"], judged["firsts"], judged["flips"] - judged["firsts"]
+        )
     )
 
     def won(kind: str, usual: float) -> float:

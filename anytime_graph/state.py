@@ -91,11 +91,13 @@ class Outcome(TypedDict):
 
 class Judging(TypedDict):
     """The judge so far. spent: on comparisons, reasons and principles. comparisons: asked in both
-    orders; flips: of those, how many named the same place twice; firsts: of these, the first shown.
+    orders; agreed: of those, how many named one answer twice; flips: how many the same place; firsts:
+    of these, the first shown.
     longer, shorter: how often the longer, the shorter answer was preferred."""
 
     spent: Spend
     comparisons: int
+    agreed: int
     flips: int
     firsts: int
     longer: int
@@ -217,7 +219,9 @@ def fresh(question_id: str, chosen: Chosen, run_id: int, thread: str, limits: Li
         candidates=[],
         pairs=[],
         principles=[],
-        judging=Judging(spent=nothing(), comparisons=0, flips=0, firsts=0, longer=0, shorter=0),
+        judging=Judging(
+            spent=nothing(), comparisons=0, agreed=0, flips=0, firsts=0, longer=0, shorter=0
+        ),
         payoffs={},
         examples=[],
         namespace=[],
@@ -442,6 +446,7 @@ def _judged(
     return Judging(
         spent=total([judging["spent"], *(o["spend"] for o in outcomes if judges(o["move"]))]),
         comparisons=judging["comparisons"] + len(matches),
+        agreed=judging["agreed"] + len(won),
         flips=judging["flips"] + len(flips),
         firsts=judging["firsts"] + sum(flips),
         longer=judging["longer"] + sum(more > 0 for more in won),

@@ -101,6 +101,19 @@ def test_adaptive_leaves_a_judge_that_names_a_place() -> None:
     assert all(run.state["spent"]["tokens"] < 100 * DRAFT for run in ended)
 
 
+def test_adaptive_leaves_a_judge_that_only_ties(server: Server) -> None:
+    server.script = lambda request, i: Reply(
+        text="Alike.\nVerdict: tie" if "Verdict" in str(request) else f"<answer>{i}</answer>"
+    )
+    app = create_anytime_graph(
+        server.model(seed=0), budget=Budget(tokens=400_000), strategy="adaptive", scorer="judge"
+    ).compile()
+    out = app.invoke(ASK, {"recursion_limit": 2_000})
+    assert out["stop_reason"] == "undecided"
+    assert out["judging"]["agreed"] == out["judging"]["flips"] == 0
+    assert out["spent"]["tokens"] < 100_000
+
+
 def test_adaptive_keeps_to_calls_and_dollars_too(server: Server) -> None:
     digits(server, 1, 3, 2, 4)
     for budget in (Budget(calls=6), Budget(usd=0.01), Budget(output_tokens=60)):
