@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -50,6 +53,11 @@ _RESPONSES = (
     "use_previous_response_id",
 )
 """Fields that make langchain-openai use the Responses API, which takes a schema elsewhere."""
+_CHOICES = {"langchain_openai": True}
+"""Clients that can ask for several choices, see `apart`, unless one of `_RAW` is set."""
+_RAW = (*_RESPONSES, "include_response_headers")
+_RESPONDS = re.compile(r"codex|^(gpt|o\d).*-(pro|sol)")
+"""Names of models that OpenAI serves by the Responses API alone."""
 
 
 # --- before a call
@@ -195,6 +203,58 @@ def _refuse(model: BaseChatModel, bound: Mapping[str, Any]) -> None:
             f"model={name}: {model_name(model)} takes no output cap at reasoning effort 'high'; "
             "'medium' would do"
         )
+
+
+def chooses(model: BaseChatModel, bound: Mapping[str, Any]) -> bool:
+    """Whether several replies may be asked for in one request: in OpenAI's chat completions, where
+    nothing shapes the reply, unless the user asks for one (n=1)."""
+    if not _facts(model, _CHOICES) or getattr(model, "n", 1) == 1 or bound:
+        return False
+    if any(getattr(model, field, None) for field in _RAW):
+        return False
+    if _RESPONDS.search(model_name(model) or ""):
+        return False
+    return getattr(model, "output_version", None) in (None, "v0")
+
+
+def apart(model: Any, n: int, tag: str) -> dict[str, Any]:
+    """The fields of the model for a request of n choices, whose streamed pieces tell by their id
+    which choice they belong to: langchain-openai drops a choice's index, and takes its delta's id
+    for that of the message."""
+
+    def create(**request: Any) -> Any:
+        return _told(model.client.create(**request), tag)
+
+    async def acreate(**request: Any) -> Any:
+        return _atold(await model.async_client.create(**request), tag)
+
+    return {
+        "n": n,
+        "client": SimpleNamespace(create=create),
+        "async_client": SimpleNamespace(create=acreate),
+    }
+
+
+@contextmanager
+def _told(stream: Any, tag: str) -> Iterator[Iterator[dict[str, Any]]]:
+    with stream as pieces:
+        yield (told for piece in pieces for told in _by_choice(piece, tag))
+
+
+@asynccontextmanager
+async def _atold(stream: Any, tag: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+    async with stream as pieces:
+        yield (told async for piece in pieces for told in _by_choice(piece, tag))
+
+
+def _by_choice(piece: Any, tag: str) -> Iterator[dict[str, Any]]:
+    """A piece of the stream for each choice that it brings words of; the usage with the last."""
+    whole = piece if isinstance(piece, dict) else piece.model_dump()
+    choices = whole.get("choices") or [{"index": 0, "delta": {}}]
+    for i, choice in enumerate(choices, 1):
+        delta = {**(choice.get("delta") or {}), "id": f"{tag}-{choice.get('index') or 0}"}
+        usage = whole.get("usage") if i == len(choices) else None
+        yield {**whole, "choices": [{**choice, "delta": delta}], "usage": usage}
 
 
 # --- what comes back

@@ -34,7 +34,9 @@ class Task(TypedDict):
 
     ordinal: its place among the calls of the question. step: the ordinal of its first sibling.
     slice: the most it may spend. spent, limits: the run's, when this was planned.
-    prompt_bound, room: the reservation, in input tokens and output tokens (None: not limited).
+    prompt_bound, room: the reservation, in input tokens and output tokens (None: not limited); of a
+    request for several choices, in all. The move's "choices" says how many, its "billed" how often
+    the prompt is reserved; that of one of them which it is ("choice"), counted from the request's.
     wait: seconds to hold back after a refusal. thread, plan: under which thread's lease and which of
     the hub's plans the ledger lets it reserve. gate: which of the gates it goes through, of the setup
     that was chosen. growth: for an agent's draft, see Calibration; the move's "agent" is True if it may
@@ -63,7 +65,7 @@ class Task(TypedDict):
 
 
 class Outcome(TypedDict):
-    """What a task brought back. refused: the provider finds fault with the request itself. lost: the
+    """What a task brought back. once: of a request for several choices, see Calibration. refused: the provider finds fault with the request itself. lost: the
     call was in flight when its process ended, or was not made at all; no fault of the provider's."""
 
     ordinal: int
@@ -87,6 +89,7 @@ class Outcome(TypedDict):
     preferred: NotRequired[int | None]
     why: NotRequired[str]
     principles: NotRequired[list[str]]
+    once: NotRequired[bool | None]
 
 
 class Judging(TypedDict):
@@ -256,6 +259,12 @@ def fold(state: State, width: int, decides: Decides, learn: Learn) -> State:
             calibrations[gate] = learn(
                 gate, known, outcome["shape"], outcome["reported"], base=base
             )
+        if (once := outcome.get("once")) is not None:
+            known = calibrations.get(outcome["gate"]) or uncalibrated()
+            calibrations[outcome["gate"]] = {
+                **known,
+                "once": once and known.get("once") is not False,
+            }
         if outcome["starved"]:
             least_room = max(least_room, 2 * (outcome["room"] or 0))
         elif not outcome["lost"] and (not outcome["failed"] or kind == "learn"):
@@ -448,7 +457,7 @@ def judges(move: Mapping[str, Any]) -> bool:
 
 def places(move: Mapping[str, Any]) -> int:
     """How many places in its run a move takes."""
-    return PLACES if "agent" in move else 1
+    return PLACES if "agent" in move else int(move.get("choices", 1))
 
 
 def _paid_off(
@@ -470,7 +479,7 @@ def _paid_off(
     for o in outcomes:
         move = o["move"]
         tried = move["kind"] in ("draft", "refine") and move.get("conclude") is None
-        if tried and o["spend"]["calls"]:
+        if tried and (o["spend"]["calls"] or "candidate" in o):
             score = o["candidate"]["score"] if "candidate" in o else None
             add(_kind(move["kind"], move["taught"]), 1, score or 0.0, o["spend"]["tokens"])
     before = state["best"]
