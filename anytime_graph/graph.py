@@ -530,6 +530,8 @@ class _Run:
 
     def _spoke(self, task: Task, config: RunnableConfig, access: Access | None) -> State:
         with self.lives[task["run_id"]].active(task) as before:
+            if self._needless(task):
+                return State(returned=[])
             task, inner = _in_time(task, before), _config(task, config)
             setup = self.setup(task["chosen"])
             if "agent" in task["move"]:
@@ -542,6 +544,12 @@ class _Run:
             with get_executor_for_config(config) as pool:  # choices are scored side by side
                 scored = pool.map(lambda each: self._outcome(setup, *each, access), several)
                 return State(returned=list(scored))
+
+    def _needless(self, task: Task) -> bool:
+        """An answer that was not asked for yet when a sibling's was perfect. What is in flight then
+        is let finish: cut off, it would be charged in full."""
+        answers = task["move"]["kind"] in ("draft", "refine") and bool(task["prompt"])
+        return answers and self.lives[task["run_id"]].perfect()
 
     def _outcome(self, setup: Setup, task: Task, reply: Reply, access: Access | None) -> Outcome:
         outcome = self._absorbed(setup, task, reply)
@@ -570,6 +578,8 @@ class _Run:
 
     async def _aspoke(self, task: Task, config: RunnableConfig, access: Access | None) -> State:
         with self.lives[task["run_id"]].active(task) as before:
+            if self._needless(task):
+                return State(returned=[])
             task, inner = _in_time(task, before), _config(task, config)
             setup = await self.asetup(task["chosen"])
             if "agent" in task["move"]:

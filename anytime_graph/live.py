@@ -60,6 +60,12 @@ class Live:
                 if not self._running:
                     self._active += time.monotonic() - self._since
 
+    def perfect(self) -> bool:
+        """Whether an answer of the running step has the highest score there is."""
+        with self._lock:
+            known = self._announced
+            return known is not None and (known["score"] or 0.0) >= 1.0
+
     def charge(self, spend: Spend) -> None:
         with self._lock:
             self._spent = total([self._spent, spend])

@@ -28,6 +28,7 @@ from langchain_core.messages import (
     message_to_dict,
 )
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
+from langchain_core.utils.utils import LC_ID_PREFIX
 
 from anytime_graph import providers, tokens
 from anytime_graph.budget import Budget, Limits, Prices, Spend, nothing
@@ -221,14 +222,16 @@ def choices(task: Task, reply: Reply) -> list[tuple[Task, Reply]]:
     cost."""
     if (n := task["move"].get("choices", 1)) == 1:
         return [(task, reply)]
-    move = {k: v for k, v in task["move"].items() if k not in ("choices", "billed")}
     room = None if task["room"] is None else task["room"] // n
     free: dict[str, Any] = {"spend": nothing(), "reported": None, "once": None, "others": []}
-    replies = [reply, *(replace(reply, **free, **other) for other in reply.others)]
-    first = task["ordinal"]
+    further = [replace(reply, **free, **other) for other in reply.others]
+    moves = [task["move"], *({**task["move"], "choices": 1},) * len(further)]
     return [
-        ({**task, "ordinal": first + i, "move": {**move, "choice": i}, "room": room}, each)
-        for i, each in enumerate(replies)
+        (
+            {**task, "ordinal": task["ordinal"] + i, "move": {**move, "choice": i}, "room": room},
+            each,
+        )
+        for i, (move, each) in enumerate(zip(moves, [reply, *further], strict=True))
     ]
 
 
@@ -307,7 +310,7 @@ def call(
     def pump() -> None:
         try:
             model, kwargs = meter.capped()
-            meter.drain(model.stream(task["prompt"], config, **kwargs))
+            meter.drain(model.stream(task["prompt"], meter.told(config), **kwargs))
         except Exception as error:
             meter.fail(error)
         finally:
@@ -349,7 +352,7 @@ async def acall(
     async def pump() -> None:
         try:
             model, kwargs = meter.capped()
-            await meter.adrain(model.astream(task["prompt"], config, **kwargs))
+            await meter.adrain(model.astream(task["prompt"], meter.told(config), **kwargs))
         except Exception as error:
             meter.fail(error)
 
@@ -391,7 +394,7 @@ class _Meter:
         self.clock = time.monotonic()
         self.seconds = task["slice"].get("seconds")
         self.choices = int(task["move"].get("choices", 1))
-        self.tag = uuid4().hex
+        self.run_id = uuid4()
         self.parts: dict[str | None, _Part] = {}
         self.once: bool | None = None
         self.text: list[str] = []
@@ -498,8 +501,13 @@ class _Meter:
             update |= providers.clients(self.gate.model, timeout=patience)
         model = self.gate.model.model_copy(update=update)
         if self.choices > 1:
-            model = model.model_copy(update=providers.apart(model, self.choices, self.tag))
+            id = f"{LC_ID_PREFIX}-{self.run_id}"
+            model = model.model_copy(update=providers.apart(model, self.choices, id))
         return model, bound
+
+    def told(self, config: RunnableConfig) -> RunnableConfig:
+        """The first of several choices is known by the id of the call's run."""
+        return {**config, "run_id": self.run_id} if self.choices > 1 else config
 
     def hold_back(self, seconds: float) -> bool:
         """Wait before a call that follows a refusal; False if time ran out or a stop came."""
@@ -587,7 +595,7 @@ class _Meter:
             self.silent += 1
         self.message_id = chunk.id or self.message_id
         self.finish = (finish := providers.finish(chunk.response_metadata)) or self.finish
-        if self.choices > 1 and (chunk.id or "").startswith(self.tag):
+        if self.choices > 1 and str(self.run_id) in (chunk.id or ""):
             part = self.parts.setdefault(chunk.id, _Part(chunk.id))
             part.text += text
             part.finish = finish or part.finish
@@ -678,9 +686,7 @@ class _Meter:
     def _arrived(self) -> list[_Part]:
         """The choices, in their order."""
         if self.choices > 1:
-            parts = sorted(
-                self.parts.values(), key=lambda p: int((p.id or "-0").rpartition("-")[2])
-            )
+            parts = sorted(self.parts.values(), key=lambda part: providers.index(part.id))
             return parts or [_Part(None)]
         return [_Part(self.message_id, "".join(self.text), self.finish)]
 

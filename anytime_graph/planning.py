@@ -175,7 +175,10 @@ def _plan(setup: Setup, state: State, stopped: bool) -> list[Task] | str:
 
 
 def _moves(setup: Setup, state: State, rest: Limits) -> list[Move]:
-    """What the strategy wants; without the judge, if its share does not pay for what it shall do."""
+    """What the strategy wants, or has wanted and not got; without the judge, if its share does not
+    pay for what it shall do."""
+    if owed := state.get("owed"):
+        return [Draft(**{name: move[name] for name in vars(Draft())}) for move in owed]
     moves = list(setup.strategy(view(setup, state)))
     calls = _calls(moves)
     asks = calls and all(judges(as_dict(move)) for move in calls)

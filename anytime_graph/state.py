@@ -35,8 +35,8 @@ class Task(TypedDict):
     ordinal: its place among the calls of the question. step: the ordinal of its first sibling.
     slice: the most it may spend. spent, limits: the run's, when this was planned.
     prompt_bound, room: the reservation, in input tokens and output tokens (None: not limited); of a
-    request for several choices, in all. The move's "choices" says how many, its "billed" how often
-    the prompt is reserved; that of one of them which it is ("choice"), counted from the request's.
+    request for several choices, in all. Its move says how many ("choices") and how often the prompt
+    is reserved ("billed"); that of one of them, which it is ("choice").
     wait: seconds to hold back after a refusal. thread, plan: under which thread's lease and which of
     the hub's plans the ledger lets it reserve. gate: which of the gates it goes through, of the setup
     that was chosen. growth: for an agent's draft, see Calibration; the move's "agent" is True if it may
@@ -153,7 +153,7 @@ class State(Output, Input, total=False):
     candidates, as [first, second, winner or None]. calibrations: by gate. examples: pairs that the
     memory recalled for this question, and the namespace it was asked in. unstructured: the judge's
     provider refused to hold verdicts to a schema. overhead: input tokens that an agent with tools adds
-    to the prompt of a draft. chosen: None where a branch may choose afresh."""
+    to the prompt of a draft. owed: moves that a request for several choices left undone. chosen: None where a branch may choose afresh."""
 
     returned: Annotated[list[Outcome], gather]
     question_id: str
@@ -174,6 +174,7 @@ class State(Output, Input, total=False):
     namespace: list[str]
     least_room: int
     overhead: int
+    owed: list[dict[str, Any]]
     failures: int
     wait: float
     interrupted: bool
@@ -225,6 +226,7 @@ def fresh(question_id: str, chosen: Chosen, run_id: int, thread: str, limits: Li
         unstructured=False,
         least_room=GOOD_ROOM,
         overhead=0,
+        owed=[],
         failures=0,
         wait=0.0,
         interrupted=False,
@@ -329,6 +331,7 @@ def fold(state: State, width: int, decides: Decides, learn: Learn) -> State:
         or any(o["refused"] and o["gate"] == STRUCTURED for o in outcomes),
         least_room=least_room,
         overhead=max([state["overhead"], *(o["move"].get("overhead", 0) for o in outcomes)]),
+        owed=_owed(outcomes),
         failures=failures,
         wait=max((o["retry_after"] for o in refused), default=0.0),
         interrupted=any(o["interrupted"] for o in outcomes),
@@ -456,8 +459,21 @@ def judges(move: Mapping[str, Any]) -> bool:
 
 
 def places(move: Mapping[str, Any]) -> int:
-    """How many places in its run a move takes."""
+    """How many places in its run a move takes; a choice, one."""
+    if "choice" in move:
+        return 1
     return PLACES if "agent" in move else int(move.get("choices", 1))
+
+
+def _owed(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """What is to be asked for one by one: the rest of several choices, where the provider makes
+    fewer, whatever is asked."""
+    owed = []
+    for o in outcomes:
+        if o.get("once") is False and not o["failed"]:
+            own = range(o["ordinal"], o["ordinal"] + o["move"]["choices"])
+            owed += [o["move"]] * (len(own) - sum(other["ordinal"] in own for other in outcomes))
+    return owed
 
 
 def _paid_off(
