@@ -549,7 +549,7 @@ class _Run:
         """An answer that was not asked for yet when a sibling's was perfect. What is in flight then
         is let finish: cut off, it would be charged in full."""
         answers = task["move"]["kind"] in ("draft", "refine") and bool(task["prompt"])
-        return answers and self.lives[task["run_id"]].perfect()
+        return answers and self.lives[task["run_id"]].perfect == task["plan"]
 
     def _outcome(self, setup: Setup, task: Task, reply: Reply, access: Access | None) -> Outcome:
         outcome = self._absorbed(setup, task, reply)
@@ -652,6 +652,8 @@ class _Run:
         live.charge(outcome["spend"])
         _noted(outcome["move"]["kind"], outcome.get("candidate"), outcome["spend"])
         if "candidate" in outcome:
+            if (outcome["candidate"]["score"] or 0.0) >= 1.0:
+                live.perfect = task["plan"]
             _announce(live.offer(outcome["candidate"], task["limits"]))
         return outcome
 

@@ -32,7 +32,10 @@ class Improvement(TypedDict):
 
 
 class Live:
+    """perfect: the hub's plan of which a task has brought an answer with the highest score."""
+
     def __init__(self) -> None:
+        self.perfect: str | None = None
         self._lock = threading.Lock()
         self._announced: Candidate | None = None
         self._spent = nothing()
@@ -59,12 +62,6 @@ class Live:
                 self._running -= 1
                 if not self._running:
                     self._active += time.monotonic() - self._since
-
-    def perfect(self) -> bool:
-        """Whether an answer of the running step has the highest score there is."""
-        with self._lock:
-            known = self._announced
-            return known is not None and (known["score"] or 0.0) >= 1.0
 
     def charge(self, spend: Spend) -> None:
         with self._lock:
