@@ -250,6 +250,8 @@ def serving() -> Iterator[Server]:
                     else:
                         call.output += 1
                         first += not i
+                        if reply.pace:
+                            time.sleep(reply.pace)
                         server.watch("word", call)
                     self._event({"choices": [told | {"index": i, "finish_reason": finish}]})
                     if reply.error == "break" and call.output >= 5:
