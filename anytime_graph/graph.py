@@ -530,7 +530,7 @@ class _Run:
 
     def _spoke(self, task: Task, config: RunnableConfig, access: Access | None) -> State:
         with self.lives[task["run_id"]].active(task) as before:
-            if self._needless(task):
+            if self._needless(task, config):
                 return State(returned=[])
             task, inner = _in_time(task, before), _config(task, config)
             setup = self.setup(task["chosen"])
@@ -542,14 +542,15 @@ class _Run:
             if len(several) == 1:
                 return State(returned=[self._outcome(setup, *several[0], access)])
             with get_executor_for_config(config) as pool:  # choices are scored side by side
-                scored = pool.map(lambda each: self._outcome(setup, *each, access), several)
-                return State(returned=list(scored))
+                scored = [pool.submit(self._outcome, setup, *each, access) for each in several]
+                return State(returned=[outcome.result() for outcome in scored])
 
-    def _needless(self, task: Task) -> bool:
-        """An answer that was not asked for yet when a sibling's was perfect. What is in flight then
-        is let finish: cut off, it would be charged in full."""
-        answers = task["move"]["kind"] in ("draft", "refine") and bool(task["prompt"])
-        return answers and self.lives[task["run_id"]].perfect == task["plan"]
+    def _needless(self, task: Task, config: RunnableConfig) -> bool:
+        """An answer that was not asked for yet when a sibling's was perfect, because the caller has
+        few run at once. What is in flight then is let finish: cut off, it would be charged in full."""
+        waited = config.get("max_concurrency") and task["move"]["kind"] in ("draft", "refine")
+        perfect = self.lives[task["run_id"]].perfect
+        return bool(waited and task["prompt"] and perfect == task["plan"])
 
     def _outcome(self, setup: Setup, task: Task, reply: Reply, access: Access | None) -> Outcome:
         outcome = self._absorbed(setup, task, reply)
@@ -578,7 +579,7 @@ class _Run:
 
     async def _aspoke(self, task: Task, config: RunnableConfig, access: Access | None) -> State:
         with self.lives[task["run_id"]].active(task) as before:
-            if self._needless(task):
+            if self._needless(task, config):
                 return State(returned=[])
             task, inner = _in_time(task, before), _config(task, config)
             setup = await self.asetup(task["chosen"])

@@ -141,7 +141,7 @@ def gate(model: Any, prices: Prices | None) -> Gate:
         extra=json.dumps(beside, default=str, ensure_ascii=False) if beside else "",
         count=_counter(model, name),
         prices=prices,
-        once=known if providers.chooses(model, kwargs) else False,
+        once=known if getattr(model, "n", 1) != 1 and providers.chooses(metered, kwargs) else False,
     )
 
 

@@ -207,13 +207,14 @@ def _refuse(model: BaseChatModel, bound: Mapping[str, Any]) -> None:
 
 
 def chooses(model: BaseChatModel, bound: Mapping[str, Any]) -> bool:
-    """Whether several replies may be asked for in one request: in OpenAI's chat completions, where
-    nothing shapes the reply, unless the user asks for one (n=1)."""
-    if not _facts(model, _CHOICES) or getattr(model, "n", 1) == 1 or bound:
+    """Whether a metered model can be asked for several replies in one request: by OpenAI's chat
+    completions, where nothing is bound that shapes a reply."""
+    if not _facts(model, _CHOICES) or bound:
         return False
     if any(getattr(model, field, None) for field in _RAW):
         return False
-    if model.disable_streaming or _RESPONDS.search(model_name(model) or ""):
+    whole = "streaming" in model.model_fields_set and not getattr(model, "streaming", True)
+    if whole or model.disable_streaming or _RESPONDS.search(model_name(model) or ""):
         return False
     return getattr(model, "output_version", None) in (None, "v0")
 

@@ -184,7 +184,8 @@ def test_a_provider_that_ignores_the_cap_is_cut(server: Server) -> None:
     "model",
     [
         lambda server: server.model(n=1),
-        lambda server: server.model(n=None, use_responses_api=False, disable_streaming=True),
+        lambda server: server.model(n=None, disable_streaming=True),
+        lambda server: server.model(n=None, streaming=False),
         lambda server: server.model(n=None, include_response_headers=True),
         lambda server: server.model(n=None).bind(stop=["@@"]),
     ],
