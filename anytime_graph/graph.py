@@ -21,6 +21,7 @@ from uuid import uuid4
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AnyMessage, RemoveMessage
 from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import get_executor_for_config
 from langgraph.config import get_stream_writer
 from langgraph.constants import TAG_NOSTREAM
 from langgraph.graph import END, START, StateGraph
@@ -55,6 +56,7 @@ from anytime_graph.metering import (
     Stop,
     acall,
     call,
+    choices,
     describe,
     gate,
     held_to,
@@ -543,20 +545,37 @@ class _Run:
 
     def _spoke(self, task: Task, config: RunnableConfig, access: Access | None) -> State:
         with self.lives[task["run_id"]].active(task) as before:
+            if self._needless(task, config):
+                return State(returned=[])
             task, inner = _in_time(task, before), _config(task, config)
             setup = self.setup(task["chosen"])
             if "agent" in task["move"]:
                 task, reply = agents_draft(*_drafting(setup, task), inner, _stop(), access)
             else:
                 reply = call(setup.gates[task["gate"]], task, inner, _stop(), access)
-            outcome = self._absorbed(setup, task, reply)
-            if (scorer := setup.scorer) and "candidate" in outcome:
-                try:
-                    if not _rated(task, reply, outcome, access):
-                        _rate(outcome, verdict_of(scorer, task["question"], self._subject(outcome)))
-                except Exception as error:
-                    _unrated(outcome, error)
-            _keep(task, reply, outcome, access)
+            several = choices(task, reply)
+            if len(several) == 1:
+                return State(returned=[self._outcome(setup, *several[0], access)])
+            with get_executor_for_config(config) as pool:  # choices are scored side by side
+                scored = [pool.submit(self._outcome, setup, *each, access) for each in several]
+                return State(returned=[outcome.result() for outcome in scored])
+
+    def _needless(self, task: Task, config: RunnableConfig) -> bool:
+        """An answer that was not asked for yet when a sibling's was perfect, because the caller has
+        few run at once. What is in flight then is let finish: cut off, it would be charged in full."""
+        waited = config.get("max_concurrency") and task["move"]["kind"] in ("draft", "refine")
+        perfect = self.lives[task["run_id"]].perfect
+        return bool(waited and task["prompt"] and perfect == task["plan"])
+
+    def _outcome(self, setup: Setup, task: Task, reply: Reply, access: Access | None) -> Outcome:
+        outcome = self._absorbed(setup, task, reply)
+        if (scorer := setup.scorer) and "candidate" in outcome:
+            try:
+                if not _rated(task, reply, outcome, access):
+                    _rate(outcome, verdict_of(scorer, task["question"], self._subject(outcome)))
+            except Exception as error:
+                _unrated(outcome, error)
+        _keep(task, reply, outcome, access)
         return self._returned(task, outcome, reply.recalled)
 
     async def aspoke(self, task: Task, config: RunnableConfig) -> State:
@@ -575,26 +594,33 @@ class _Run:
 
     async def _aspoke(self, task: Task, config: RunnableConfig, access: Access | None) -> State:
         with self.lives[task["run_id"]].active(task) as before:
+            if self._needless(task, config):
+                return State(returned=[])
             task, inner = _in_time(task, before), _config(task, config)
             setup = await self.asetup(task["chosen"])
             if "agent" in task["move"]:
-                made = agents_adraft(*_drafting(setup, task), inner, _stop(), access)
-                task, reply = await made
+                drafted = agents_adraft(*_drafting(setup, task), inner, _stop(), access)
+                task, reply = await drafted
             else:
                 reply = await acall(setup.gates[task["gate"]], task, inner, _stop(), access)
-            outcome = self._absorbed(setup, task, reply)
-            if (scorer := setup.scorer) and "candidate" in outcome:
-                try:
-                    if not (
-                        reply.recalled
-                        and await asyncio.to_thread(_rated, task, reply, outcome, access)
-                    ):
-                        verdict = _averdict(scorer, task["question"], self._subject(outcome))
-                        _rate(outcome, await verdict)
-                except Exception as error:
-                    _unrated(outcome, error)
-            if access is not None:
-                await asyncio.to_thread(_keep, task, reply, outcome, access)
+            made = (self._aoutcome(setup, *each, access) for each in choices(task, reply))
+            return State(returned=await asyncio.gather(*made))
+
+    async def _aoutcome(
+        self, setup: Setup, task: Task, reply: Reply, access: Access | None
+    ) -> Outcome:
+        outcome = self._absorbed(setup, task, reply)
+        if (scorer := setup.scorer) and "candidate" in outcome:
+            try:
+                if not (
+                    reply.recalled and await asyncio.to_thread(_rated, task, reply, outcome, access)
+                ):
+                    verdict = _averdict(scorer, task["question"], self._subject(outcome))
+                    _rate(outcome, await verdict)
+            except Exception as error:
+                _unrated(outcome, error)
+        if access is not None:
+            await asyncio.to_thread(_keep, task, reply, outcome, access)
         return self._returned(task, outcome, reply.recalled)
 
     def _absorbed(self, setup: Setup, task: Task, reply: Reply) -> Outcome:
@@ -617,6 +643,7 @@ class _Run:
             interrupted=reply.interrupted,
             retry_after=reply.retry_after,
             errors=reply.errors,
+            once=reply.once,
         )
         if task["move"]["kind"] == "critique":
             if (judgement := critique.absorb(task, reply)) is not None:
@@ -634,15 +661,17 @@ class _Run:
             outcome["candidate"] = candidate
         return outcome
 
-    def _returned(self, task: Task, outcome: Outcome, recalled: bool) -> State:
+    def _returned(self, task: Task, outcome: Outcome, recalled: bool) -> Outcome:
         if not recalled:
             outcome["ended"] = time.time()
         live = self.lives[task["run_id"]]
         live.charge(outcome["spend"])
         _noted(outcome["move"]["kind"], outcome.get("candidate"), outcome["spend"])
         if "candidate" in outcome:
+            if (outcome["candidate"]["score"] or 0.0) >= 1.0:
+                live.perfect = task["plan"]
             _announce(live.offer(outcome["candidate"], task["limits"]))
-        return State(returned=[outcome])
+        return outcome
 
     def _subject(self, outcome: Outcome) -> Any:
         """What the scorer is shown: the answer, or the instance of the schema that it fits."""

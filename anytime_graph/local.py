@@ -27,7 +27,8 @@ def embedded_file() -> Path | None:
 
 def local_model(path: str | Path | None = None, **options: Any) -> ChatOpenAI:
     """A chat model over a GGUF file, by default the embedded one. `options` go to ChatOpenAI
-    (temperature, seed, ...). One server per file and process; it ends with the process.
+    (temperature, seed, ...). One server per file and process; it ends with the process. It is asked
+    for one choice a request: of several, llama.cpp reports the tokens of one.
 
     Raises FileNotFoundError or ImportError that says what to install.
     """
@@ -39,7 +40,7 @@ def local_model(path: str | Path | None = None, **options: Any) -> ChatOpenAI:
     from langchain_openai import ChatOpenAI
     from pydantic import SecretStr
 
-    settings: dict[str, Any] = {"temperature": 0.8, **options}
+    settings: dict[str, Any] = {"temperature": 0.8, "n": 1, **options}
     address = _server(file.resolve()).listening_address
     return ChatOpenAI(
         model="local",

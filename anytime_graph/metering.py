@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, TypeGuard, cast
+from uuid import uuid4
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import (
@@ -27,6 +28,7 @@ from langchain_core.messages import (
     message_to_dict,
 )
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
+from langchain_core.utils.utils import LC_ID_PREFIX
 
 from anytime_graph import providers, tokens
 from anytime_graph.budget import Budget, Limits, Prices, Spend, nothing
@@ -59,6 +61,8 @@ class Gate:
     model: no hidden retries, usage reported in streams; its output is capped, or its stream is cut
     where its class has no field for a cap. kwargs: what was bound to it.
     ceiling: output tokens that the model never exceeds. extra: text that travels with each prompt.
+    once: whether a request for several choices is billed its prompt once: None if that is to be
+    found out, False also where such requests cannot be made.
     """
 
     model: BaseChatModel
@@ -68,6 +72,7 @@ class Gate:
     extra: str
     count: tokens.Counter | None
     prices: Prices | None
+    once: bool | None = False
 
     def shape(self, prompt: list[Any]) -> tokens.Shape:
         return tokens.shape(prompt, self.extra, self.count)
@@ -127,6 +132,7 @@ def gate(model: Any, prices: Prices | None) -> Gate:
     held = (getattr(metered, field, None) for field in providers.HOLDERS)
     beside = [part for part in (kwargs, *held) if part]
     name = providers.model_name(model) or type(model).__name__
+    known = True if _openais(model) else None
     return Gate(
         model=metered,
         kwargs=kwargs,
@@ -135,6 +141,7 @@ def gate(model: Any, prices: Prices | None) -> Gate:
         extra=json.dumps(beside, default=str, ensure_ascii=False) if beside else "",
         count=_counter(model, name),
         prices=prices,
+        once=known if getattr(model, "n", 1) != 1 and providers.chooses(metered, kwargs) else False,
     )
 
 
@@ -185,6 +192,8 @@ class Reply:
     provider's report, None if there was no believable one. lost: not made, or in flight when its
     process ended. refused: the provider finds fault with the request itself. recalled: not made now,
     but read from the ledger. called: it calls tools. message: in an agent's draft, the whole message.
+    others: of a request for several choices, what the further ones are (text, message_id, ended,
+    starved, failed, errors). once: see tokens.Calibration; None if this call does not tell.
     """
 
     text: str
@@ -204,6 +213,26 @@ class Reply:
     recalled: bool = False
     called: bool = False
     message: dict[str, Any] | None = None
+    others: list[dict[str, Any]] = field(default_factory=list)
+    once: bool | None = None
+
+
+def choices(task: Task, reply: Reply) -> list[tuple[Task, Reply]]:
+    """Each choice that a request brought, as if it were a call of its own; the first bears the
+    cost."""
+    if (n := task["move"].get("choices", 1)) == 1:
+        return [(task, reply)]
+    room = None if task["room"] is None else task["room"] // n
+    free: dict[str, Any] = {"spend": nothing(), "reported": None, "once": None, "others": []}
+    further = [replace(reply, **free, **other) for other in reply.others]
+    moves = [task["move"], *({**task["move"], "choices": 1},) * len(further)]
+    return [
+        (
+            {**task, "ordinal": task["ordinal"] + i, "move": {**move, "choice": i}, "room": room},
+            each,
+        )
+        for i, (move, each) in enumerate(zip(moves, [reply, *further], strict=True))
+    ]
 
 
 @dataclass
@@ -281,7 +310,7 @@ def call(
     def pump() -> None:
         try:
             model, kwargs = meter.capped()
-            meter.drain(model.stream(task["prompt"], config, **kwargs))
+            meter.drain(model.stream(task["prompt"], meter.told(config), **kwargs))
         except Exception as error:
             meter.fail(error)
         finally:
@@ -323,7 +352,7 @@ async def acall(
     async def pump() -> None:
         try:
             model, kwargs = meter.capped()
-            await meter.adrain(model.astream(task["prompt"], config, **kwargs))
+            await meter.adrain(model.astream(task["prompt"], meter.told(config), **kwargs))
         except Exception as error:
             meter.fail(error)
 
@@ -336,6 +365,15 @@ async def acall(
             work.cancel()
             await asyncio.wait({work}, timeout=1)
     return await asyncio.to_thread(meter.book) if access else meter.book()
+
+
+@dataclass
+class _Part:
+    """A choice, as far as it has arrived."""
+
+    id: str | None
+    text: str = ""
+    finish: str | None = None
 
 
 class _Meter:
@@ -355,6 +393,10 @@ class _Meter:
         self.started = time.time()
         self.clock = time.monotonic()
         self.seconds = task["slice"].get("seconds")
+        self.choices = int(task["move"].get("choices", 1))
+        self.run_id = uuid4()
+        self.parts: dict[str | None, _Part] = {}
+        self.once: bool | None = None
         self.text: list[str] = []
         self.thought: list[str] = []
         self.pieces = 0
@@ -400,6 +442,7 @@ class _Meter:
         self.made = self.lost = True
         self.cut = "in flight when its process ended; charged in full"
         self.text.append(entry.text)
+        self.parts[None] = _Part(None, entry.text)
         reply = self.settle()
         spend = reply.spend if self.task["room"] is None else entry.reserved
         seconds = max(0.0, entry.changed - entry.started)
@@ -437,7 +480,8 @@ class _Meter:
         return True
 
     def so_far(self) -> str:
-        return "".join(self.text)
+        """Of several choices, the first."""
+        return self._arrived()[0].text
 
     # --- while it runs
 
@@ -447,7 +491,7 @@ class _Meter:
         update: dict[str, Any] = {}
         bound = self.gate.kwargs
         if (room := self.task["room"]) is not None:
-            update, bound = providers.fitted(self.gate.model, bound, room)
+            update, bound = providers.fitted(self.gate.model, bound, room // self.choices)
         if isinstance(seed := getattr(self.gate.model, "seed", None), int):
             update["seed"] = seed + self.task["ordinal"]
         if self.seconds is not None:
@@ -455,7 +499,15 @@ class _Meter:
             patience = self.seconds + _GRACE
             patience = min(own, patience) if isinstance(own, int | float) else patience
             update |= providers.clients(self.gate.model, timeout=patience)
-        return self.gate.model.model_copy(update=update), bound
+        model = self.gate.model.model_copy(update=update)
+        if self.choices > 1:
+            id = f"{LC_ID_PREFIX}-{self.run_id}"
+            model = model.model_copy(update=providers.apart(model, self.choices, id))
+        return model, bound
+
+    def told(self, config: RunnableConfig) -> RunnableConfig:
+        """The first of several choices is known by the id of the call's run."""
+        return {**config, "run_id": self.run_id} if self.choices > 1 else config
 
     def hold_back(self, seconds: float) -> bool:
         """Wait before a call that follows a refusal; False if time ran out or a stop came."""
@@ -504,8 +556,9 @@ class _Meter:
                 await close()
 
     def fail(self, error: Exception) -> None:
+        done = [part for part in self._arrived() if part.finish is not None]
         if (
-            self.finish is not None
+            len(done) >= self.choices
             and self.cut is None
             and isinstance(error, TypeError | ValueError)
         ):
@@ -519,6 +572,8 @@ class _Meter:
                 self.kept.error = error
             status = providers.status(error)
             self.refused = status is not None and not _transient(status)
+            if self.choices > 1 and (self.refused or (status is None and not self.pieces)):
+                self.once = False
             log.debug("call %s failed", self.task["ordinal"], exc_info=error)
 
     def _feed(self, chunk: BaseMessage) -> bool:
@@ -539,7 +594,11 @@ class _Meter:
         elif not getattr(chunk, "usage_metadata", None):
             self.silent += 1
         self.message_id = chunk.id or self.message_id
-        self.finish = providers.finish(chunk.response_metadata) or self.finish
+        self.finish = (finish := providers.finish(chunk.response_metadata)) or self.finish
+        if self.choices > 1 and str(self.run_id) in (chunk.id or ""):
+            part = self.parts.setdefault(chunk.id, _Part(chunk.id))
+            part.text += text
+            part.finish = finish or part.finish
         self._add_usage(getattr(chunk, "usage_metadata", None))
         room = self.task["room"]
         if room is not None and self._exceeds(room):
@@ -551,7 +610,8 @@ class _Meter:
         """More came than the cap allows: by the pieces, which are tokens unless they are crumbs
         of tokens; by pieces whose text the client does not show; or, where pieces are bundles of
         tokens, by the text itself."""
-        if self.silent > _SLACK and self.pieces + self.silent > room + _SLACK:
+        slack = _SLACK * self.choices
+        if self.silent > slack and self.pieces + self.silent > room + slack:
             return True
         if self.typical > 3 * self.pieces and 0.8 * self.typical > room + _SLACK:
             return True
@@ -598,15 +658,46 @@ class _Meter:
         """Charge the call. After this nothing that still arrives counts."""
         if not self.ended and not self.failed and self.cut is None:
             self.cut = "cut"
-        text = "".join(self.text)
-        spend, reported = self._charge(text, "".join(self.thought))
+        spend, reported = self._charge("".join(self.text), "".join(self.thought))
         now = time.time()
         spend["seconds"] = max(0.0, now - self.started)
         full = self._full(spend, reported)
         ended = "error" if self.failed else "cut" if self.cut else "length" if full else "stop"
+        first, *others = [
+            self._choice(i, part, ended, spend) for i, part in enumerate(self._arrived())
+        ]
+        message = first.pop("message")
+        return Reply(
+            **first,
+            spend=spend,
+            reported=reported,
+            interrupted=self.interrupted,
+            retry_after=self.retry_after,
+            started=self.started,
+            ended_at=now,
+            lost=self.lost,
+            refused=self.refused,
+            called=self.called,
+            message=None if message is None else message_to_dict(message),
+            others=others,
+            once=self.once,
+        )
+
+    def _arrived(self) -> list[_Part]:
+        """The choices, in their order."""
+        if self.choices > 1:
+            parts = sorted(self.parts.values(), key=lambda part: providers.index(part.id))
+            return parts or [_Part(None)]
+        return [_Part(self.message_id, "".join(self.text), self.finish)]
+
+    def _choice(self, i: int, part: _Part, ended: str, spend: Spend) -> dict[str, Any]:
+        """What a choice comes to. ended: how the call did, which is how an unfinished one did."""
+        errors, text, failed = [] if i else list(self.errors), part.text, self.failed
+        if self.choices > 1 and part.finish is not None:
+            ended = "length" if part.finish in providers.FULL else "stop"
         starved = ended == "length" and not text.strip()
         if starved:
-            self.errors.append(
+            errors.append(
                 f"starved: {spend['output_tokens']} output tokens, "
                 f"{spend['reasoning_tokens']} of them reasoning, and no text"
             )
@@ -614,30 +705,20 @@ class _Meter:
         calls = self.called if message is None else bool(message.tool_calls)
         silent = not text.strip() and ended == "stop"
         if silent and not calls and self.heard is None:
-            self.failed = True
-            self.errors.append("the reply was empty")
-        if self.cut and (not text.strip() or self.cut not in ("stopped", "out of time")):
-            self.errors.append(self.cut)
-        return Reply(
-            text=text,
-            message_id=self.message_id,
-            ended=ended,
-            spend=spend,
-            reported=reported,
-            starved=starved,
-            failed=self.failed,
-            interrupted=self.interrupted,
-            retry_after=self.retry_after,
-            errors=[
-                f"{self.task['move']['kind']} {self.task['ordinal']}: {e}" for e in self.errors
-            ],
-            started=self.started,
-            ended_at=now,
-            lost=self.lost,
-            refused=self.refused,
-            called=self.called,
-            message=None if message is None else message_to_dict(message),
-        )
+            failed = True
+            errors.append("the reply was empty")
+        if self.cut and not i and (not text.strip() or self.cut not in ("stopped", "out of time")):
+            errors.append(self.cut)
+        place = f"{self.task['move']['kind']} {self.task['ordinal'] + i}"
+        return {
+            "text": text,
+            "message_id": part.id,
+            "ended": ended,
+            "starved": starved,
+            "failed": failed,
+            "errors": [f"{place}: {error}" for error in errors],
+            "message": message,
+        }
 
     def _message(self, text: str, ended: str) -> AIMessage | None:
         """For an agent, the reply as a message. Tool calls of one that was cut are not to be carried
@@ -660,11 +741,15 @@ class _Meter:
         if not self.made:
             return nothing(), None
         usage, reasoning = self.usage, 0
+        if self.choices > 1 and self.ended and len(self._arrived()) < self.choices:
+            self.once = False
         lie = None if not self.ended else self._disbelief(usage, text + thought)
         if self.ended and lie is None and usage is not None:
             paid, cached = usage["input"], min(max(0, usage["cached"]), usage["input"])
             made = max(usage["output"], usage["total"] - usage["input"])
             reasoning = min(max(0, usage["reasoning"]), made)
+            if self.choices > 1:
+                return self._charge_choices(paid, made, cached, reasoning, text + thought)
         else:
             room, seen = self.task["room"] or 0, text + thought
             most = tokens.upper(seen) if self.overran or not room else tokens.least(seen)
@@ -678,6 +763,36 @@ class _Meter:
         if self.ended and (excess := self._excess(spend)):
             self.errors.append(excess)
         return spend, spend["input_tokens"] if self.ended else None
+
+    def _charge_choices(
+        self, paid: int, made: int, cached: int, reasoning: int, seen: str
+    ) -> tuple[Spend, int | None]:
+        """By the report, unless it tells the tokens of one choice only: then by what came, with the
+        prompt once for each choice. Whether the prompt was billed once is certain only below what
+        it would be at the very least as often as there are choices."""
+        n, reported = self.choices, paid
+        if made < max(self.pieces, tokens.least(seen) // 2):
+            self.once = False
+            room = self.task["room"] or math.inf
+            least, made = made, max(self.pieces, int(min(room, tokens.upper(seen))))
+            paid = min(self.task["prompt_bound"], n * paid)
+            self.errors.append(
+                f"the provider reported {reported} + {least} tokens for {n} choices of at least "
+                f"{self.pieces}; charged {paid + made}, as far as they were seen"
+            )
+            return self._priced(paid, made, 0), reported
+        if self.once is None and paid < n * tokens.least(self._asked()):
+            self.once = True
+        elif self.once is None and paid > self.task["prompt_bound"] // self.task["move"]["billed"]:
+            self.once, reported = False, math.ceil(paid / n)
+        spend = self._priced(paid, made, cached)
+        spend["reasoning_tokens"] = reasoning
+        if excess := self._excess(spend):
+            self.errors.append(excess)
+        return spend, reported
+
+    def _asked(self) -> str:
+        return "\n".join(m.text for m in self.task["prompt"])
 
     def _priced(self, paid: int, made: int, cached: int) -> Spend:
         """What a call with so many input, output and cached input tokens costs."""
@@ -702,10 +817,9 @@ class _Meter:
             return "the provider reported no usage"
         if max(usage.values()) > _INCREDIBLE:
             return "the provider reported more tokens of usage than a call can have"
-        prompt = "\n".join(m.text for m in self.task["prompt"])
         for name, said, floor in (
-            ("input", usage["input"], tokens.least(prompt)),
-            ("output", usage["output"], tokens.least(text)),
+            ("input", usage["input"], tokens.least(self._asked())),
+            ("output", usage["output"], tokens.least(text) if self.choices == 1 else 0),
         ):
             if said < max(0, math.floor(floor / 2)) or (said <= 0 < floor):
                 return f"the provider reported {said} {name} tokens for a text of at least {floor}"
@@ -759,6 +873,9 @@ def _clean(text: str) -> str:
 
 def _counter(model: BaseChatModel, name: str) -> tokens.Counter | None:
     """tiktoken for OpenAI's own models at OpenAI's own address; others tokenize otherwise."""
+    return tokens.openai_counter(name) if _openais(model) else None
+
+
+def _openais(model: BaseChatModel) -> bool:
     root = getattr(model, "root_client", None)
-    host = getattr(getattr(root, "base_url", None), "host", "")
-    return tokens.openai_counter(name) if host == "api.openai.com" else None
+    return getattr(getattr(root, "base_url", None), "host", "") == "api.openai.com"

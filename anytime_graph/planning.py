@@ -214,7 +214,10 @@ def _enough(setup: Setup, state: State) -> Stop | None:
 
 
 def _moves(setup: Setup, state: State, rest: Limits) -> list[Move]:
-    """What the strategy wants; without the judge, if its share does not pay for what it shall do."""
+    """What the strategy wants, or has wanted and not got; without the judge, if its share does not
+    pay for what it shall do."""
+    if owed := state.get("owed"):
+        return [Draft(**{name: move[name] for name in vars(Draft())}) for move in owed]
     moves = list(setup.strategy(view(setup, state)))
     calls = _calls(moves)
     asks = calls and all(judges(as_dict(move)) for move in calls)
@@ -352,11 +355,11 @@ class _Slicer:
     ) -> list[Task]:
         calls = [
             (move, part / len(orders), swapped)
-            for move, part in planned
+            for move, part in self._together(planned)
             for orders in [_orders(move)]
             for swapped in orders
         ]
-        planned_moves = [self._as_dict(move) for move, *_ in calls]
+        planned_moves = [move for move, *_ in calls]
         agents = sum("agent" in move for move in planned_moves)
         most_calls = rest.get("calls", math.inf)
         if len(calls) + agents > most_calls and len(calls) > min(1, most_calls):
@@ -364,7 +367,7 @@ class _Slicer:
         judged = sum(judges(move) for move in planned_moves)
         tasks: list[Task] = []
         ordinal = self.state["ordinal"]
-        for move, (_, part, swapped) in zip(planned_moves, calls, strict=True):
+        for move, part, swapped in calls:
             slice_ = share(rest, part)
             if judges(move):
                 most = share(self._allowance(), 1 / judged)
@@ -377,6 +380,23 @@ class _Slicer:
             tasks.append(task)
             ordinal += places(move)
         return tasks
+
+    def _together(
+        self, planned: Sequence[tuple[Draft | Critique | Refine | Learn, float]]
+    ) -> list[tuple[dict[str, Any], float]]:
+        """The moves as data; equal drafts side by side as one request for several choices, where
+        those can be had. Until it is known that the prompt is billed once, it is reserved for each."""
+        once = _once(self.setup, self.state)
+        told: list[tuple[dict[str, Any], float]] = []
+        for i, (asked, part) in enumerate(planned):
+            move = self._as_dict(asked)
+            drafts = move["kind"] == "draft" and move["conclude"] is None and "agent" not in move
+            if i and drafts and once is not False and planned[i - 1][0] == asked:
+                move, before = told.pop()
+                n, part = move.get("choices", 1) + 1, min(1.0, before + part)
+                move = {**move, "choices": n, "billed": 1 if once else n}
+            told.append((move, part))
+        return told
 
     def _as_dict(self, move: Draft | Critique | Refine | Learn) -> dict[str, Any]:
         drafts = isinstance(move, Draft) and move.conclude is None
@@ -398,7 +418,10 @@ class _Slicer:
         if "agent" in move:
             move = {**move, "agent": least_room > MIN_ROOM, "overhead": overhead}
         within = move["kind"] in ("draft", "refine") and move.get("conclude") is None
-        allowance = _lessons_allowance(slice_, gate)
+        n, billed = move.get("choices", 1), move.get("billed", 1)
+        if n > billed:
+            least_room = min(least_room, self._snug(least_room))
+        allowance = _lessons_allowance(share(slice_, billed / n), gate)
         teaches = "pairs" in move and move.get("conclude") is None
         known = lessons(state, move, allowance) if teaches else Lessons()
         for detail in DETAILS:
@@ -408,7 +431,8 @@ class _Slicer:
             build = self._prompt(move, detail, swapped, allowance, name)
             shape = gate.shape(build(99_999))
             bound = gate.bound(shape, _known(state, name), within) + overhead
-            paid = output_room(slice_, bound, gate.prices)
+            paid = output_room(slice_, bound * billed, gate.prices)
+            paid = None if paid is None else paid // n
             usual = min(bound, _usual_reply(state) or bound)
             wanted = {1.0: usual, 0.0: 0}.get(detail, GOOD_ROOM)
             if paid is not None and paid < (least_room if judged else max(wanted, least_room)):
@@ -432,8 +456,8 @@ class _Slicer:
                 gate=name,
                 slice=slice_,
                 prompt=prompt,
-                prompt_bound=bound,
-                room=room,
+                prompt_bound=bound * billed,
+                room=None if room is None else room * n,
                 shape=gate.shape(prompt),
                 wait=min(state["wait"] * 2 ** max(0, state["failures"] - 1), 30.0),
                 run_id=state["run_id"],
@@ -446,6 +470,12 @@ class _Slicer:
                 growth=_known(state, name)["growth"],
             )
         return None
+
+    def _snug(self, comfort: int) -> int:
+        """Output tokens that do for one of several choices, once the length of replies is known."""
+        usual = _usual_reply(self.state)
+        starved = self.state["least_room"] > GOOD_ROOM
+        return max(MIN_ROOM, 2 * usual) if usual and not starved else comfort
 
     def _allowance(self) -> Limits:
         """What the judge may still spend."""
@@ -474,11 +504,16 @@ class _Slicer:
 def _usual_reply(state: State) -> int:
     """Output tokens that suffice for most drafts, by those so far; 0 before the first."""
     drafts = state["spent_by"].get("draft")
-    return (
-        math.ceil(1.25 * drafts["output_tokens"] / drafts["calls"])
-        if drafts and drafts["calls"]
-        else 0
-    )
+    if not (drafts and drafts["calls"]):
+        return 0
+    replies = max(drafts["calls"], state["made"].get("draft", 0))
+    return math.ceil(1.25 * drafts["output_tokens"] / replies)
+
+
+def _once(setup: Setup, state: State) -> bool | None:
+    """Whether a request for several choices is billed its prompt once, by its provider's reports or
+    by what is known of it; None if that is to be found out."""
+    return _known(state, OWN).get("once", setup.gates[OWN].once)
 
 
 def _known(state: State, gate: str) -> Calibration:
@@ -493,6 +528,7 @@ def _lessons_allowance(slice_: Limits, gate: Gate) -> int | None:
     return int(_LESSONS * min(paid)) if paid else None
 
 
-def _orders(move: Move) -> tuple[bool, ...]:
+def _orders(move: Mapping[str, Any]) -> tuple[bool, ...]:
     """A comparison is asked in both orders; anything else once."""
-    return (False, True) if isinstance(move, Critique) and move.second is not None else (False,)
+    compares = move["kind"] == "critique" and move["second"] is not None
+    return (False, True) if compares else (False,)

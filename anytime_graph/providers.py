@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -50,6 +53,12 @@ _RESPONSES = (
     "use_previous_response_id",
 )
 """Fields that make langchain-openai use the Responses API, which takes a schema elsewhere."""
+_CHOICES = {"langchain_openai": True}
+"""Clients that can ask for several choices, see `apart`, unless one of `_RAW` is set."""
+_RAW = (*_RESPONSES, "include_response_headers")
+_RESPONDS = re.compile(r"codex|^(gpt|o\d).*-(pro|sol)")
+"""Names of models that OpenAI serves by the Responses API alone."""
+_FURTHER = "-choice-"
 
 
 # --- before a call
@@ -195,6 +204,66 @@ def _refuse(model: BaseChatModel, bound: Mapping[str, Any]) -> None:
             f"model={name}: {model_name(model)} takes no output cap at reasoning effort 'high'; "
             "'medium' would do"
         )
+
+
+def chooses(model: BaseChatModel, bound: Mapping[str, Any]) -> bool:
+    """Whether a metered model can be asked for several replies in one request: by OpenAI's chat
+    completions, where nothing is bound that shapes a reply."""
+    if not _facts(model, _CHOICES) or bound:
+        return False
+    if any(getattr(model, field, None) for field in _RAW):
+        return False
+    whole = "streaming" in model.model_fields_set and not getattr(model, "streaming", True)
+    if whole or model.disable_streaming or _RESPONDS.search(model_name(model) or ""):
+        return False
+    return getattr(model, "output_version", None) in (None, "v0")
+
+
+def apart(model: Any, n: int, id: str) -> dict[str, Any]:
+    """The fields of the model for a request of n choices, whose streamed pieces tell by their id
+    which choice they belong to: langchain-openai drops a choice's index, and takes its delta's id
+    for that of the message."""
+
+    def create(**request: Any) -> Any:
+        return _told(model.client.create(**request), id)
+
+    async def acreate(**request: Any) -> Any:
+        return _atold(await model.async_client.create(**request), id)
+
+    return {
+        "n": n,
+        "client": SimpleNamespace(create=create),
+        "async_client": SimpleNamespace(create=acreate),
+    }
+
+
+def index(id: str | None) -> int:
+    """Which of several choices a message is, by its id."""
+    return int((id or "").partition(_FURTHER)[2] or 0)
+
+
+@contextmanager
+def _told(stream: Any, id: str) -> Iterator[Iterator[dict[str, Any]]]:
+    with stream as pieces:
+        yield (told for piece in pieces for told in _by_choice(piece, id))
+
+
+@asynccontextmanager
+async def _atold(stream: Any, id: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+    async with stream as pieces:
+        yield (told async for piece in pieces for told in _by_choice(piece, id))
+
+
+def _by_choice(piece: Any, id: str) -> Iterator[dict[str, Any]]:
+    """A piece of the stream for each choice that it brings words of; the usage with the last."""
+    whole = piece if isinstance(piece, dict) else piece.model_dump()
+    choices = whole.get("choices") or [{"index": 0, "delta": {}}]
+    for i, choice in enumerate(choices, 1):
+        n = choice.get("index")
+        further = f"{_FURTHER}{n}" if isinstance(n, int) and n > 0 else ""
+        delta = {**(choice.get("delta") or {}), "id": id + further}
+        usage = whole.get("usage") if i == len(choices) else None
+        yield {**whole, "choices": [{**choice, "delta": delta}], "usage": usage}
 
 
 # --- what comes back

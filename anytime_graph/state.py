@@ -34,7 +34,9 @@ class Task(TypedDict):
 
     ordinal: its place among the calls of the question. step: the ordinal of its first sibling.
     slice: the most it may spend. spent, limits: the run's, when this was planned.
-    prompt_bound, room: the reservation, in input tokens and output tokens (None: not limited).
+    prompt_bound, room: the reservation, in input tokens and output tokens (None: not limited); of a
+    request for several choices, in all. Its move says how many ("choices") and how often the prompt
+    is reserved ("billed"); that of one of them, which it is ("choice").
     wait: seconds to hold back after a refusal. thread, plan: under which thread's lease and which of
     the hub's plans the ledger lets it reserve. gate: which of the gates it goes through, of the setup
     that was chosen. growth: for an agent's draft, see Calibration; the move's "agent" is True if it may
@@ -63,7 +65,7 @@ class Task(TypedDict):
 
 
 class Outcome(TypedDict):
-    """What a task brought back. refused: the provider finds fault with the request itself. lost: the
+    """What a task brought back. once: of a request for several choices, see Calibration. refused: the provider finds fault with the request itself. lost: the
     call was in flight when its process ended, or was not made at all; no fault of the provider's."""
 
     ordinal: int
@@ -87,6 +89,7 @@ class Outcome(TypedDict):
     preferred: NotRequired[int | None]
     why: NotRequired[str]
     principles: NotRequired[list[str]]
+    once: NotRequired[bool | None]
 
 
 class Judging(TypedDict):
@@ -159,7 +162,7 @@ class State(Output, Input, total=False):
     candidates, as [first, second, winner or None]. calibrations: by gate. examples: pairs that the
     memory recalled for this question, and the namespace it was asked in. unstructured: the judge's
     provider refused to hold verdicts to a schema. overhead: input tokens that an agent with tools adds
-    to the prompt of a draft. chosen: None where a branch may choose afresh."""
+    to the prompt of a draft. owed: moves that a request for several choices left undone. chosen: None where a branch may choose afresh."""
 
     returned: Annotated[list[Outcome], gather]
     question_id: str
@@ -180,6 +183,7 @@ class State(Output, Input, total=False):
     namespace: list[str]
     least_room: int
     overhead: int
+    owed: list[dict[str, Any]]
     failures: int
     wait: float
     interrupted: bool
@@ -234,6 +238,7 @@ def fresh(question_id: str, chosen: Chosen, run_id: int, thread: str, limits: Li
         unstructured=False,
         least_room=GOOD_ROOM,
         overhead=0,
+        owed=[],
         failures=0,
         wait=0.0,
         interrupted=False,
@@ -268,6 +273,12 @@ def fold(state: State, width: int, decides: Decides, learn: Learn) -> State:
             calibrations[gate] = learn(
                 gate, known, outcome["shape"], outcome["reported"], base=base
             )
+        if (once := outcome.get("once")) is not None:
+            known = calibrations.get(outcome["gate"]) or uncalibrated()
+            calibrations[outcome["gate"]] = {
+                **known,
+                "once": once and known.get("once") is not False,
+            }
         if outcome["starved"]:
             least_room = max(least_room, 2 * (outcome["room"] or 0))
         elif not outcome["lost"] and (not outcome["failed"] or kind == "learn"):
@@ -332,6 +343,7 @@ def fold(state: State, width: int, decides: Decides, learn: Learn) -> State:
         or any(o["refused"] and o["gate"] == STRUCTURED for o in outcomes),
         least_room=least_room,
         overhead=max([state["overhead"], *(o["move"].get("overhead", 0) for o in outcomes)]),
+        owed=_owed(outcomes),
         failures=failures,
         wait=max((o["retry_after"] for o in refused), default=0.0),
         interrupted=any(o["interrupted"] for o in outcomes),
@@ -462,8 +474,21 @@ def judges(move: Mapping[str, Any]) -> bool:
 
 
 def places(move: Mapping[str, Any]) -> int:
-    """How many places in its run a move takes."""
-    return PLACES if "agent" in move else 1
+    """How many places in its run a move takes; a choice, one."""
+    if "choice" in move:
+        return 1
+    return PLACES if "agent" in move else int(move.get("choices", 1))
+
+
+def _owed(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """What is to be asked for one by one: the rest of several choices, where the provider makes
+    fewer, whatever is asked."""
+    owed = []
+    for o in outcomes:
+        if o.get("once") is False and not o["failed"]:
+            own = range(o["ordinal"], o["ordinal"] + o["move"]["choices"])
+            owed += [o["move"]] * (len(own) - sum(other["ordinal"] in own for other in outcomes))
+    return owed
 
 
 def _paid_off(
@@ -476,10 +501,11 @@ def _paid_off(
     for o in outcomes:
         move = o["move"]
         tried = move["kind"] in ("draft", "refine") and move.get("conclude") is None
-        if tried and o["spend"]["calls"]:
+        if tried and (o["spend"]["calls"] or "candidate" in o):
             score = (o["candidate"]["score"] or 0.0) if "candidate" in o else 0.0
             change = score - scores.get(move["of"], 0.0) if move["kind"] == "refine" else 0.0
-            cut = o["room"] is not None and o["spend"]["output_tokens"] >= o["room"]
+            alone = o["room"] is not None and "choice" not in move
+            cut = alone and o["spend"]["output_tokens"] >= (o["room"] or 0)
             kind, tokens = kind_of(move["kind"], move["taught"]), o["spend"]["tokens"]
             payoffs[kind] = paid(payoffs.get(kind), payoff(score, change, tokens, cut))
     before = state["best"]

@@ -14,6 +14,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from typing import NotRequired
 
 from langchain_core.messages import BaseMessage
 from typing_extensions import TypedDict
@@ -59,11 +60,13 @@ class Calibration(TypedDict):
 
     growth: how much larger than the bound a report was, at worst (1.0: never).
     shape, tokens: the last reported draft prompt, which later prompts of the question contain.
+    once: whether a request for several choices is billed its prompt once, and reported in full.
     """
 
     growth: float
     shape: Shape
     tokens: int
+    once: NotRequired[bool]
 
 
 def uncalibrated() -> Calibration:
@@ -135,8 +138,8 @@ def learn(
     upper = _upper(of, exact, _family(family, tools))
     growth = min(_MOST_GROWTH, max(known["growth"], reported / upper))
     if base:
-        return Calibration(growth=growth, shape=of, tokens=reported)
-    return Calibration(growth=growth, shape=known["shape"], tokens=known["tokens"])
+        return {**known, "growth": growth, "shape": of, "tokens": reported}
+    return {**known, "growth": growth}
 
 
 def upper(text: str) -> int:

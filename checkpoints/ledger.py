@@ -308,9 +308,9 @@ class Ledger(History):
         with self.store.reading() as execute:
             rows = execute(
                 "SELECT c.*, a.score, a.feedback FROM calls c "
-                "LEFT JOIN answers a ON a.run_id = c.run_id AND a.ordinal = c.ordinal "
-                "WHERE c.run_id = :run AND c.ordinal = :ordinal",
-                {"run": task["run_id"], "ordinal": task["ordinal"]},
+                "LEFT JOIN answers a ON a.run_id = c.run_id AND a.ordinal = :ordinal "
+                "WHERE c.run_id = :run AND c.ordinal = :call",
+                {"run": task["run_id"], "ordinal": task["ordinal"], "call": _call(task)},
             )
         if not rows:
             return None
@@ -376,7 +376,7 @@ class Ledger(History):
                     place,
                 )
             return
-        unkept = {"text"} if keeps else {"text", "message"}
+        unkept = {"text"} if keeps else {"text", "message", "others"}
         rest = {k: v for k, v in reply.items() if k not in unkept}
         columns = ", ".join(f"{name} = :{name}" for name in SPEND)
         with self._write() as execute:
@@ -401,16 +401,18 @@ class Ledger(History):
         fresh: its call was made just now, and its time includes the scoring."""
         keeps = self.record == "all"
         place = {"run": task["run_id"], "ordinal": task["ordinal"]}
+        call = _call(task)
         with self._write(durable=False) as execute:
             self.leases.renew(hold, execute)
             execute(
                 "INSERT INTO answers (run_id, call_id, ordinal, node, answer, score, feedback, "
                 "complete, parents, created) SELECT :run, id, :ordinal, :node, :answer, "
                 "CAST(:score AS double precision), :feedback, :complete, :parents, :now FROM calls "
-                "WHERE run_id = :run AND ordinal = :ordinal ON CONFLICT (run_id, ordinal) "
+                "WHERE run_id = :run AND ordinal = :call ON CONFLICT (run_id, ordinal) "
                 "DO UPDATE SET answer = :answer, score = :score, feedback = :feedback",
                 {
                     **place,
+                    "call": call,
                     "node": candidate["node"],
                     "answer": plain(candidate["answer"]) if keeps else None,
                     "score": candidate["score"],
@@ -429,8 +431,8 @@ class Ledger(History):
             )
             if fresh:
                 execute(
-                    "UPDATE calls SET changed = :now WHERE run_id = :run AND ordinal = :ordinal",
-                    {**place, "now": time.time()},
+                    "UPDATE calls SET changed = :now WHERE run_id = :run AND ordinal = :call",
+                    {"run": task["run_id"], "call": call, "now": time.time()},
                 )
 
     # --- while calls stream
@@ -489,6 +491,11 @@ class Ledger(History):
         except LedgerError as error:
             self.failure = str(error)
             raise
+
+
+def _call(task: Task) -> int:
+    """The place of the call that a task is, or is a choice of."""
+    return task["ordinal"] - int(task["move"].get("choice", 0))
 
 
 class Access(NamedTuple):

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from typing import Any
@@ -33,7 +33,9 @@ class Reply:
     (bytes that are no JSON), "hang" (silence). pace: seconds a token takes. piece: words a chunk.
     word: what an endless text repeats, one token each. delta: the field of the stream that carries
     the text: "content", "reasoning_content" or "tool". tools: calls that follow the text, as
-    (name, arguments); a word of the arguments is a token, and so is the name.
+    (name, arguments); a word of the arguments is a token, and so is the name. more: what the further
+    choices say of a request for several; without, it brings one. bills: the prompt "once" for all
+    choices, or for "each". tells: the usage of "all" choices, or as if there were "one".
     """
 
     text: str | None = "fine"
@@ -47,6 +49,9 @@ class Reply:
     word: str = WORD
     delta: str = "content"
     tools: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    more: list[str | None] = field(default_factory=list)
+    bills: str = "once"
+    tells: str = "all"
 
 
 @dataclass
@@ -96,8 +101,9 @@ class Server:
             assert self.changed.wait_for(lambda: self.open == 0, timeout=30)
         return self
 
-    def model(self, **options: Any) -> ChatOpenAI:
-        return ChatOpenAI(model="scripted", base_url=self.url, api_key="none", **options)
+    def model(self, n: int | None = 1, **options: Any) -> ChatOpenAI:
+        """n: None to let several drafts be asked for in one request."""
+        return ChatOpenAI(model="scripted", base_url=self.url, api_key="none", n=n, **options)
 
 
 def by_place(request: dict[str, Any], i: int) -> Reply:
@@ -166,6 +172,8 @@ def serving() -> Iterator[Server]:
                 self._raw(200, b"<html>it is not JSON</html>", "application/json")
             elif reply.error == "hang":
                 self._hang()
+            elif reply.more and request.get("n", 1) > 1:
+                self._stream_choices(request, call, reply)
             elif request.get("stream"):
                 self._stream(request, call, reply)
             else:
@@ -215,6 +223,45 @@ def serving() -> Iterator[Server]:
             except (BrokenPipeError, ConnectionResetError):
                 call.closed_early = True
                 raise
+
+        def _stream_choices(self, request: dict[str, Any], call: Call, reply: Reply) -> None:
+            """Several choices, word by word in turn."""
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.send_header("connection", "close")
+            self.end_headers()
+            self.close_connection = True
+            texts = [reply.text, *reply.more][: request["n"]]
+            limit = None if reply.ignore_limit else call.limit
+            prompt, first = call.prompt, 0
+            call.prompt *= len(texts) if reply.bills == "each" else 1
+            under_way = {
+                i: enumerate(_endless(reply.word) if text is None else words(text))
+                for i, text in enumerate(texts)
+            }
+            while under_way:
+                for i, source in list(under_way.items()):
+                    made, word = next(source, (0, None))
+                    finish = "stop" if word is None else "length" if made == limit else None
+                    told = _delta("" if word is None else word, "content")["choices"][0]
+                    if finish:
+                        del under_way[i]
+                        told["delta"] = {}
+                    else:
+                        call.output += 1
+                        first += not i
+                        if reply.pace:
+                            time.sleep(reply.pace)
+                        server.watch("word", call)
+                    self._event({"choices": [told | {"index": i, "finish_reason": finish}]})
+                    if reply.error == "break" and call.output >= 5:
+                        return self._drop()
+            if reply.tells == "one":
+                usage = {"prompt_tokens": prompt, "completion_tokens": first}
+                reply = replace(reply, usage=usage | {"total_tokens": prompt + first})
+            self._usage(call, reply)
+            self.wfile.write(b"data: [DONE]\n\n")
+            server.watch("ended", call)
 
         def _whole(self, call: Call, reply: Reply) -> None:
             limit = 4_096 if call.limit is None or reply.ignore_limit else call.limit

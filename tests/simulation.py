@@ -130,7 +130,7 @@ class SimulatedGate:
     """Counts tokens as it is told: a candidate's text says how long it is, in brackets; of what
     lessons quote of it, 75 tokens."""
 
-    name, prices = "simulated", None
+    name, prices, once = "simulated", None, False
 
     def shape(self, prompt: Sequence[Any]) -> list[float]:
         size = 0.0

@@ -60,15 +60,20 @@ class Course(NamedTuple):
 
 
 def talk(n: int) -> Script:
-    """Replies by their place in the n-th conversation; some are cut by the cap on them."""
+    """Replies by their place in the n-th conversation; some are cut by the cap on them. In every
+    other conversation a request for several choices brings them."""
 
     def reply(request: dict[str, Any], i: int) -> Reply:
         dice = random.Random(f"{n} {request['seed']}")
-        before, after = dice.randint(0, 20), dice.randint(0, 20)
-        answer = f"<answer>bend {dice.randint(0, 999)}</answer>"
-        return Reply(f"{'so ' * before}{answer} {'thus ' * after}", pace=0.0005)
+        text, *more = [_said(dice) for _ in range((request.get("n") or 1) if n % 2 else 1)]
+        return Reply(text, more=list(more), pace=0.0005)
 
     return reply
+
+
+def _said(dice: random.Random) -> str:
+    before, after = dice.randint(0, 20), dice.randint(0, 20)
+    return f"{'so ' * before}<answer>bend {dice.randint(0, 999)}</answer> {'thus ' * after}"
 
 
 def born(*specs: Spec) -> ForkServerProcess:

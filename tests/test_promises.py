@@ -43,6 +43,7 @@ replies = st.builds(
     reasoning=st.sampled_from([0, 0, 0, 20, 400]),
     error=st.sampled_from([None] * 8 + [400, 429, 500, "drop", "break", "junk"]),
     piece=st.sampled_from([1, 1, 4]),
+    more=st.sampled_from([[], ["so <answer>4</answer> it is", "", "some words " * 30, None]]),
 )
 scripts = st.lists(replies, min_size=1, max_size=12)
 budgets = st.one_of(
@@ -114,7 +115,7 @@ def outcome(
     server.calls.clear()
     server.script = follow(script)
     app = create_anytime_graph(
-        server.model(seed=0, profile={"structured_output": helped}),
+        server.model(n=None, seed=0, profile={"structured_output": helped}),
         budget=budget,
         memory=remembering() if helped else None,
         strategy=strategy,
