@@ -65,8 +65,8 @@ class Task(TypedDict):
 
 
 class Outcome(TypedDict):
-    """What a task brought back. once: of a request for several choices, see Calibration. refused: the provider finds fault with the request itself. lost: the
-    call was in flight when its process ended, or was not made at all; no fault of the provider's."""
+    """What a task brought back. once: of a request for several choices, see Calibration. refused:
+    the provider finds fault with the request itself. lost: the call was in flight when its process ended, or was not made at all; no fault of the provider's."""
 
     ordinal: int
     move: dict[str, Any]
@@ -153,7 +153,8 @@ class State(Output, Input, total=False):
     candidates, as [first, second, winner or None]. calibrations: by gate. examples: pairs that the
     memory recalled for this question, and the namespace it was asked in. unstructured: the judge's
     provider refused to hold verdicts to a schema. overhead: input tokens that an agent with tools adds
-    to the prompt of a draft. owed: moves that a request for several choices left undone. chosen: None where a branch may choose afresh."""
+    to the prompt of a draft. owed: moves that a request for several choices left undone. chosen:
+    None where a branch may choose afresh."""
 
     returned: Annotated[list[Outcome], gather]
     question_id: str
