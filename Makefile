@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup postgres demo test lint torture bench recording clean
+.PHONY: setup postgres demo test lint torture bench simulation recording clean
 
 setup: $(VENV)/.ready
 
@@ -57,6 +57,10 @@ bench: setup
 		--task 'reasoning_gym:products?$(ARITHMETIC)&max_digits=2' \
 		--task 'reasoning_gym:basic_arithmetic?$(ARITHMETIC)&max_digits=1' \
 		--strategy single,best_of_n,self_consistency,self_refine,pdp --budgets 400,700,1200,2000
+
+# Adaptive against the fixed strategies, on a simulated model; about an hour of two cores.
+simulation: setup
+	$(BIN)/python -m tests.simulation 2000 2 docs/results/simulation.md
 
 # The replies of the embedded model that tests/test_bench.py replays; due when prompts change.
 recording: setup

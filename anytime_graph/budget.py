@@ -48,7 +48,10 @@ class Budget:
             if name in _WHOLE and value != int(value):
                 raise ValueError(f"{name}={value!r}: a whole number is needed")
         if not self.limits():
-            raise ValueError(f"Budget(): set at least one of {', '.join(DIMENSIONS)}")
+            raise ValueError(
+                f"Budget(): set at least one of {', '.join(DIMENSIONS)}; a run without a budget is one "
+                "to which none is given, of a graph that is told until=Until(...)"
+            )
 
     def limits(self) -> Limits:
         """The dimensions that are set."""
@@ -134,10 +137,13 @@ def left(limits: Limits, spent: Spend) -> Limits:
     return {d: max(0, limit - amounts[d]) for d, limit in limits.items()}
 
 
-def more(limits: Limits, extra: Budget) -> Limits:
+def more(limits: Limits, extra: Budget, spent: Spend) -> Limits:
     """Limits grown by `extra`. A dimension that was not limited stays so, as does one that
-    only `extra` names: to think on is never to be allowed less."""
+    only `extra` names: to think on is never to be allowed less. A run that had no limit at all
+    goes on for `extra`."""
     grant = extra.limits()
+    if not limits:
+        return {d: amount + cast("Mapping[str, float]", spent)[d] for d, amount in grant.items()}
     return {d: limit + grant.get(d, 0) for d, limit in limits.items()}
 
 

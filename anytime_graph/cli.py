@@ -14,7 +14,7 @@ from langgraph.types import StateSnapshot
 
 from anytime_graph import options as option
 from anytime_graph import teaching, terminal, threads
-from anytime_graph.benchmark.command import bench
+from anytime_graph.benchmark.command import advise, bench
 from anytime_graph.budget import DIMENSIONS, Budget, more
 from anytime_graph.checkpoints import Checkpoints, open_checkpoints
 from anytime_graph.checkpoints.export import line
@@ -38,7 +38,7 @@ def main() -> None:
     """
 
 
-for command in (*threads.COMMANDS, *teaching.COMMANDS, bench):
+for command in (*threads.COMMANDS, *teaching.COMMANDS, bench, advise):
     main.add_command(command)
 
 
@@ -134,7 +134,9 @@ def resume(thread: str, db: str, as_json: bool, **options: Any) -> None:
         made, grant = option.parts(options), _grant(run, options)
         record = "usage" if run["question"] is None else "all"
         with threads.opened(db, record=record) as store:
-            made["budget"] = Budget(**(more(run["limits"], grant) if grant else run["limits"]))
+            made["budget"] = Budget(
+                **(more(run["limits"], grant, run["spent"]) if grant else run["limits"])
+            )
             app, config = _durable(store, made, options), _config(thread, options)
             given = _way_on(app.get_state(config), run, grant)
             space = option.space(options["namespace"])

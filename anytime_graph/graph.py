@@ -67,6 +67,7 @@ from anytime_graph.nodes import critique, draft, finish, learn, refine
 from anytime_graph.nodes.answers import Asked, asked
 from anytime_graph.pairs import Candidate
 from anytime_graph.planning import Setup, plan
+from anytime_graph.profiles import checked
 from anytime_graph.scoring import (
     BadScore,
     Extractor,
@@ -88,6 +89,7 @@ from anytime_graph.state import (
     Input,
     Outcome,
     Output,
+    Payoff,
     State,
     Task,
     asked_of,
@@ -98,6 +100,7 @@ from anytime_graph.state import (
     once,
     question_of,
 )
+from anytime_graph.stopping import Until
 from anytime_graph.strategies import Strategy
 from anytime_graph.strategies import resolve as resolve_strategy
 from anytime_graph.tokens import Calibration, uncalibrated
@@ -136,6 +139,8 @@ def create_anytime_graph(
     ledger: Ledger | None = None,
     memory: Ledger | BaseStore | Memory | None = None,
     judge: Judge | None = None,
+    until: Until | None = None,
+    profile: Mapping[str, Payoff] | None = None,
     drafter: Drafter | None = None,
 ) -> StateGraph[State, Context, Input, Output]:
     """Turn a chat model into an anytime reasoner. Returns an uncompiled graph.
@@ -143,12 +148,13 @@ def create_anytime_graph(
     model: a chat model, "provider:name", "local" (the embedded model) or "local:FILE.gguf"; or
         several of these by name, of which the context chooses one. The first is the default; the
         others are made when they are first chosen.
-    budget: what one question may cost, unless input or context say otherwise.
+    budget: what one question may cost, unless input or context say otherwise. Without one, a run is
+        open-ended if `until` says when it ends: on a schedule of doubled budgets.
     scorer: (question, answer) -> score in [0, 1], "judge" (the model compares its own answers,
         each pair in both orders; a Judge is short for "judge" and judge=) or "vote" (agreement).
         Default: "vote" for the strategy "self_consistency", else "judge".
-    strategy: single, best_of_n, self_consistency, self_refine, pdp_positive, pdp, leap, or a
-        function from View to moves.
+    strategy: single, best_of_n, self_consistency, self_refine, pdp_positive, pdp, leap, adaptive,
+        or a function from View to moves.
     answer: how answers are found in replies: "tags" (<answer> blocks are asked for), "whole",
         a function from reply to answer, or a pydantic model.
     prices: US dollars per million tokens; default: looked up by the model's name when a budget
@@ -164,6 +170,8 @@ def create_anytime_graph(
     drafter: has drafts made by an agent: a function from a chat model to a Runnable that takes and
         returns {"messages": [...]}, such as `lambda model: create_agent(model, tools)`. It is called
         for each draft, with `model` metered: its calls are paid from that draft's slice.
+    until: when to stop before the budget does.
+    profile: what drafts and refinements brought on earlier questions; see profiles.
 
     The compiled graph takes {"messages": [...], "budget": Budget(...)} and returns `messages`
     (with the answer last), `best`, `spent`, `stop_reason`, `curve` and more (see Output). A new
@@ -196,21 +204,27 @@ def create_anytime_graph(
         raise ValueError(f"model={model!r}: name at least one model, as in {{'small': ...}}")
     if models is not None and prices is not None:
         raise ValueError("prices: they cannot hold for several models; leave them to be looked up")
-    heard = judge or Judge()
+    heard, learned = judge or Judge(), checked(profile or {})
 
     def setup(chosen: Chosen) -> Setup:
         rules = chosen.get("strategy", strategy)
         chat_model = resolve_model(_named(models, model, chosen))
         usual: Decides = "vote" if rules == "self_consistency" else "judge"
-        decides = usual if scorer is None else scorer
+        by = usual if scorer is None else scorer
+        decides: Decides = by if isinstance(by, str) else "scorer"
+        known = prices or prices_of(chat_model)
+        if until is not None:
+            until.check(decides, known)
         return Setup(
-            gates=_gates(chat_model, prices or prices_of(chat_model), heard),
+            gates=_gates(chat_model, known, heard),
             asked=question_asked,
             strategy=resolve_strategy(rules),
-            decides=decides if isinstance(decides, str) else "scorer",
-            scorer=None if isinstance(decides, str) else decides,
+            decides=decides,
+            scorer=None if isinstance(by, str) else by,
             judge=heard,
             width=width,
+            until=until,
+            profile=learned,
             drafter=drafter,
         )
 
@@ -393,7 +407,8 @@ class _Run:
             if thread != state["thread"]:  # a copy of another thread's state
                 update |= State(thread=thread, run_id=randbits(53), parent_run=state["run_id"])
             if granted is not None:
-                update["limits"] = more(state["limits"], affordable(setup, as_budget(granted)))
+                grant = affordable(setup, as_budget(granted))
+                update["limits"] = more(state["limits"], grant, state["spent"])
                 update |= State(interrupted=False, failures=0, wait=0.0, concluded=None)
         now = merged(state, update)
         sends, plan_id = self._next(setup, state, now, config, asked, access)
@@ -502,16 +517,16 @@ class _Run:
             if state["best"] is None:
                 raise
             log.warning("the strategy failed: %s", describe(error))
-            planned = f"strategy: {describe(error)}"
-        if not isinstance(planned, str):
+            return self._finish(state, f"strategy: {describe(error)}")
+        if isinstance(planned, list):
             return [Send(task["move"]["kind"], task) for task in planned]
-        return self._finish(state, planned)
+        return self._finish(state, planned.reason, planned.estimate)
 
-    def _finish(self, state: State, reason: str) -> list[Send]:
+    def _finish(self, state: State, reason: str, estimate: float | None = None) -> list[Send]:
         final = {k: state[k] for k in ("best", "answer_id", "run_id")}
         if all(m.id != state["answer_id"] for m in state["messages"]):
             final["answer_id"] = None
-        return [Send("finish", {**final, "stop_reason": reason})]
+        return [Send("finish", {**final, "stop_reason": reason, "stop_estimate": estimate})]
 
     def finish(self, state: State) -> dict[str, Any]:
         self.lives.forget(state["run_id"])
@@ -671,9 +686,12 @@ class _Run:
         granted = granted if granted is not None else _context().get("budget")
         budget = self.budget if granted is None else as_budget(granted)
         if budget is None:
+            if setup.until is not None:
+                return {}
             raise ValueError(
                 "budget: none given; pass budget=Budget(tokens=8_000) to create_anytime_graph, "
-                "or put one into the input or the context"
+                "put one into the input or the context, or say with until=Until(...) when to stop "
+                "without one"
             )
         return affordable(setup, budget).limits()
 

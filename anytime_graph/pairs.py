@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import takewhile
 from typing import Literal
 
@@ -89,24 +90,28 @@ def scored_pairs(candidates: Sequence[Candidate], known: Sequence[Pair], most: i
     """The widest gaps in score, beside the pairs known before: no answer stands in two pairs, nor
     do two that were made from one parent, or are nearly the same, make a pair."""
     scored = [c for c in candidates if c["score"] is not None]
-    found = [
-        ((b["score"] or 0.0) - (w["score"] or 0.0), b, w)
-        for b in scored
-        for w in scored
-        if (b["score"] or 0.0) > (w["score"] or 0.0) and _telling(b, w)
-    ]
     made = {(p["chosen_id"], p["rejected_id"]) for p in known}
     options: list[tuple[float, Pair | tuple[Candidate, Candidate]]] = [
         *((p["gap"], p) for p in known),
-        *((gap, (b, w)) for gap, b, w in found if (b["id"], w["id"]) not in made),
+        *(
+            (gap, (b, w))
+            for b in scored
+            for w in scored
+            if (gap := (b["score"] or 0.0) - (w["score"] or 0.0)) > 0
+            and (b["id"], w["id"]) not in made
+        ),
     ]
     kept: list[Pair] = []
     shown: set[str] = set()
     for gap, option in sorted(options, key=lambda o: -o[0]):
-        pair = option if isinstance(option, dict) else _scored(*option, gap)
-        sides = {normal(pair["chosen"]), normal(pair["rejected"])}
-        if not sides & shown and len(kept) < most:
-            kept.append(pair)
+        if len(kept) == most:
+            break
+        if isinstance(option, dict):
+            sides = {normal(option["chosen"]), normal(option["rejected"])}
+        else:
+            sides = {normal(c["answer"]) for c in option}
+        if not sides & shown and (isinstance(option, dict) or _telling(*option)):
+            kept.append(option if isinstance(option, dict) else _scored(*option, gap))
             shown |= sides
     return kept
 
@@ -166,8 +171,14 @@ def _pair(
 def _telling(one: Candidate, other: Candidate) -> bool:
     if set(one["parents"]) & set(other["parents"]):
         return False
-    words, others = (Counter(_WORDS.findall(c["text"].lower())) for c in (one, other))
+    words, others = _counted(one["text"]), _counted(other["text"])
     return (words & others).total() < _ALIKE * (words | others).total()
+
+
+@lru_cache(maxsize=64)
+def _counted(text: str) -> Counter[str]:
+    """Each answer is held against all others, step after step."""
+    return Counter(_WORDS.findall(text.lower()))
 
 
 def _sentences(text: str) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from anytime_graph import prompts
@@ -35,6 +35,7 @@ from anytime_graph.state import (
     REVIEW,
     STRUCTURED,
     Decides,
+    Payoff,
     State,
     Task,
     contests,
@@ -42,6 +43,7 @@ from anytime_graph.state import (
     places,
     question_of,
 )
+from anytime_graph.stopping import Until, outweighed, reached
 from anytime_graph.strategies import (
     Critique,
     Draft,
@@ -63,6 +65,9 @@ _VERDICT = 256
 """Output tokens of a judgement, at most, unless its model was seen to need more."""
 _PATIENCE = 3
 """Steps in a row that may fail as a whole before the run gives up."""
+_OPENING, _ROUND, _DOUBLINGS = 4_096, 8, 64
+"""Without a budget: output tokens of the first horizon; drafts that one must still pay for, lest they
+be cut for nothing; how often it is doubled at the most."""
 _STEPS = 3
 """Graph steps that another round takes: the calls, the fold, the finish."""
 
@@ -79,6 +84,8 @@ class Setup:
     scorer: Scorer | None
     judge: Judge
     width: int
+    profile: Mapping[str, Payoff] = field(default_factory=dict)
+    until: Until | None = None
     drafter: Drafter | None = None
 
     def learn(
@@ -95,20 +102,41 @@ class Setup:
         return STRUCTURED if held and not state["unstructured"] else PLAIN
 
 
-def plan(setup: Setup, state: State, stopped: bool) -> list[Task] | str:
+def plan(setup: Setup, state: State, stopped: bool) -> list[Task] | Stop:
     """The tasks of the next step, or why the run ends.
 
     Raises BudgetTooSmall before anything was spent, if not one draft can be paid for; NoAnswer
     if the run ends without one.
     """
-    planned = _plan(setup, state, stopped)
-    if isinstance(planned, str) and state["best"] is None:
-        if not state["spent"]["calls"] and planned in DIMENSIONS:
+    planned = (_plan if state["limits"] else _open_ended)(setup, state, stopped)
+    if isinstance(planned, Stop) and state["best"] is None:
+        if not state["spent"]["calls"] and planned.reason in DIMENSIONS:
             raise BudgetTooSmall(state["limits"], least(setup, state))
         raise NoAnswer(
-            state["errors"] or [f"stopped before the first reply ({planned})"], state["spent"]
+            state["errors"] or [f"stopped before the first reply ({planned.reason})"],
+            state["spent"],
         )
     return planned
+
+
+def _open_ended(setup: Setup, state: State, stopped: bool) -> list[Task] | Stop:
+    """Without a budget: as within one that is doubled whenever it is used up, so that whoever stops
+    the run has no less than a run with a quarter of its spend for a known budget (Russell &
+    Zilberstein 1991)."""
+    need = least(setup, {**state, "limits": {"tokens": 0}})
+    drafts = state["payoffs"].get("draft")
+    used_up = state["spent"]["tokens"] + (
+        _ROUND * drafts["tokens"] / drafts["tries"] if drafts else 0
+    )
+    for doubled in range(_DOUBLINGS):
+        horizon: Limits = {"tokens": (need["tokens"] + _OPENING) * 2**doubled}
+        if horizon["tokens"] > used_up:
+            planned = _plan(setup, {**state, "limits": horizon}, stopped)
+            if not isinstance(planned, Stop):
+                return [{**task, "limits": {}} for task in planned]
+            if planned.reason not in ("tokens", "judge"):
+                return planned
+    return Stop("tokens")
 
 
 def least(setup: Setup, state: State) -> Limits:
@@ -131,6 +159,9 @@ def view(setup: Setup, state: State, judging: bool = True) -> View:
         pairs=state["pairs"],
         principles=state["principles"],
         payoffs=state["payoffs"],
+        profile=setup.profile,
+        ballots=state["ballots"],
+        judged=state["judging"],
         contests=contests(state) if judging and setup.decides == "judge" else [],
         judging=judging,
         compared=[(first, second) for first, second, _ in state["matches"]],
@@ -141,37 +172,45 @@ def view(setup: Setup, state: State, judging: bool = True) -> View:
     )
 
 
-def _plan(setup: Setup, state: State, stopped: bool) -> list[Task] | str:
-    best = state["best"]
+def _plan(setup: Setup, state: State, stopped: bool) -> list[Task] | Stop:
     if stopped or state["interrupted"]:
-        return "interrupted"
+        return Stop("interrupted")
     if state["remaining_steps"] <= _STEPS:
-        return "steps"
+        return Stop("steps")
     if state["failures"] >= _PATIENCE:
-        return "errors"
-    perfect = best is not None and best["score"] is not None and best["score"] >= 1.0
-    if perfect and not _compares(setup, state):
-        return "perfect"
+        return Stop("errors")
+    if (enough := _enough(setup, state)) and not _compares(setup, state):
+        return enough
     rest = left(state["limits"], state["spent"])
     for dimension in ("seconds", *DIMENSIONS):  # a call cut by the clock uses up its tokens too
         if rest.get(dimension, 1) <= 0:
-            return dimension
+            return Stop(dimension)
     need = _last_call_need(setup, state)
     scarce = any(rest[d] < 2 * need[d] for d in need if d in rest)
     if scarce and (last := _last_call(setup, state, rest)):
         return last
     moves = _moves(setup, state, rest)
     if not moves or isinstance(moves[0], Stop):
-        reason = str(moves[0].reason) if moves and isinstance(moves[0], Stop) else "done"
-        return _last_call(setup, state, rest) or reason
+        stop = moves[0] if moves and isinstance(moves[0], Stop) else Stop()
+        return _last_call(setup, state, rest) or replace(stop, reason=str(stop.reason))
+    if setup.until and (stop_now := outweighed(setup.until, view(setup, state), moves)):
+        return _last_call(setup, state, rest) or stop_now
     slicer = _Slicer(setup, state, _calls(moves))
     open_ = rest if setup.decides != "judge" else _comparable(setup, state, rest, slicer.moves)
     return (
         slicer.tasks(_reserved(need, open_))
         or _last_call(setup, state, rest)
         or slicer.tasks(open_)
-        or _short_of(setup, state, open_)
+        or Stop(_short_of(setup, state, open_))
     )
+
+
+def _enough(setup: Setup, state: State) -> Stop | None:
+    """Whether the answer in hand is perfect, or good enough for the caller."""
+    best = state["best"]
+    if best is not None and best["score"] is not None and best["score"] >= 1.0:
+        return Stop("perfect", best["score"])
+    return reached(setup.until, view(setup, state)) if setup.until else None
 
 
 def _moves(setup: Setup, state: State, rest: Limits) -> list[Move]:

@@ -94,24 +94,32 @@ class Outcome(TypedDict):
 
 class Judging(TypedDict):
     """The judge so far. spent: on comparisons, reasons and principles. comparisons: asked in both
-    orders; flips: of those, how many named the same place twice. longer, shorter: how often the
-    longer, the shorter answer was preferred."""
+    orders; agreed: of those, how many named one answer twice; flips: how many the same place; firsts:
+    of these, the first shown.
+    longer, shorter: how often the longer, the shorter answer was preferred."""
 
     spent: Spend
     comparisons: int
+    agreed: int
     flips: int
+    firsts: int
     longer: int
     shorter: int
 
 
 class Payoff(TypedDict):
-    """What a kind of answer has brought. tries: answers asked for. worth: sum of their scores;
-    under a judge, how many became the best. squares: sum of the squares. tokens: what they cost."""
+    """What a kind of answer has brought. tries: answers asked for. worth: sum of their scores; under
+    a judge, how many became the best. change: sum of how far refinements score above what they
+    refine. squares, changes: sums of the squares of both. tokens: what they cost. cut: how many used
+    up their slice."""
 
     tries: int
     worth: float
     squares: float
+    change: float
+    changes: float
     tokens: int
+    cut: int
 
 
 class Point(TypedDict):
@@ -137,6 +145,7 @@ class Output(TypedDict, total=False):
     best: Candidate | None
     spent: Spend
     stop_reason: str | None
+    stop_estimate: float | None
     curve: list[Point]
     candidates: list[Candidate]
     pairs: list[Pair]
@@ -210,11 +219,14 @@ def fresh(question_id: str, chosen: Chosen, run_id: int, thread: str, limits: Li
         spent=nothing(),
         spent_by={},
         stop_reason=None,
+        stop_estimate=None,
         curve=[],
         candidates=[],
         pairs=[],
         principles=[],
-        judging=Judging(spent=nothing(), comparisons=0, flips=0, longer=0, shorter=0),
+        judging=Judging(
+            spent=nothing(), comparisons=0, agreed=0, flips=0, firsts=0, longer=0, shorter=0
+        ),
         payoffs={},
         examples=[],
         namespace=[],
@@ -438,15 +450,18 @@ def _judged(
         for m in matches
         if m.winner is not None
     ]
-    sides: dict[tuple[int, int], list[int | None]] = {}
+    sides: dict[tuple[int, int], dict[bool, int]] = {}
     for o in outcomes:
-        if o["move"]["kind"] == "critique" and "preferred" in o:
-            sides.setdefault((o["move"]["first"], o["move"]["second"]), []).append(o["preferred"])
-    flips = sum(len(s) == 2 and None not in s and s[0] != s[1] for s in sides.values())
+        if o["move"]["kind"] == "critique" and (named := o.get("preferred")) is not None:
+            pair = (o["move"]["first"], o["move"]["second"])
+            sides.setdefault(pair, {})[o["swapped"]] = named
+    flips = [s[False] == first for (first, _), s in sides.items() if len({*s.values()}) == 2]
     return Judging(
         spent=total([judging["spent"], *(o["spend"] for o in outcomes if judges(o["move"]))]),
         comparisons=judging["comparisons"] + len(matches),
-        flips=judging["flips"] + flips,
+        agreed=judging["agreed"] + len(won),
+        flips=judging["flips"] + len(flips),
+        firsts=judging["firsts"] + sum(flips),
         longer=judging["longer"] + sum(more > 0 for more in won),
         shorter=judging["shorter"] + sum(more < 0 for more in won),
     )
@@ -483,33 +498,53 @@ def _paid_off(
     """Payoffs with this step's, by kind. Under a judge an answer pays off when it takes the best
     one's place, which is a step after it came."""
     payoffs = dict(state["payoffs"])
-
-    def add(kind: str, tries: int, worth: float, tokens: int) -> None:
-        known = payoffs.get(kind, Payoff(tries=0, worth=0.0, squares=0.0, tokens=0))
-        payoffs[kind] = Payoff(
-            tries=known["tries"] + tries,
-            worth=known["worth"] + worth,
-            squares=known["squares"] + worth**2,
-            tokens=known["tokens"] + tokens,
-        )
-
+    scores = {c["id"]: c["score"] or 0.0 for c in state["candidates"]}
     for o in outcomes:
         move = o["move"]
         tried = move["kind"] in ("draft", "refine") and move.get("conclude") is None
         if tried and (o["spend"]["calls"] or "candidate" in o):
-            score = o["candidate"]["score"] if "candidate" in o else None
-            add(_kind(move["kind"], move["taught"]), 1, score or 0.0, o["spend"]["tokens"])
+            score = (o["candidate"]["score"] or 0.0) if "candidate" in o else 0.0
+            change = score - scores.get(move["of"], 0.0) if move["kind"] == "refine" else 0.0
+            cut = o["room"] is not None and o["spend"]["output_tokens"] >= o["room"]
+            if "choice" in move:  # the first bears the cost of all
+                cut = "candidate" in o and not o["candidate"]["complete"]
+            kind, tokens = kind_of(move["kind"], move["taught"]), o["spend"]["tokens"]
+            payoffs[kind] = paid(payoffs.get(kind), payoff(score, change, tokens, cut))
     before = state["best"]
     risen = best is not None and before is not None and best["id"] != before["id"]
     if best is not None and risen and best["score"] is None and best["node"] != "conclude":
-        add(_kind(best["node"], best["taught"]), 0, 1.0, 0)
+        kind = kind_of(best["node"], best["taught"])
+        payoffs[kind] = paid(payoffs.get(kind), payoff(1.0, tries=0))
     return payoffs
 
 
-def _kind(node: str, taught: bool) -> str:
-    """As payoffs tell kinds of answers apart: "refine", "draft", and "taught" for drafts whose prompt
+def payoff(
+    worth: float, change: float = 0.0, tokens: int = 0, cut: bool = False, tries: int = 1
+) -> Payoff:
+    """Of one answer."""
+    return Payoff(
+        tries=tries,
+        worth=worth,
+        squares=worth**2,
+        change=change,
+        changes=change**2,
+        tokens=tokens,
+        cut=int(cut),
+    )
+
+
+def paid(known: Payoff | None, more: Payoff) -> Payoff:
+    """Both together."""
+    if known is None:
+        return more
+    added = cast("Mapping[str, float]", more)
+    return cast("Payoff", {k: v + added[k] for k, v in cast("dict[str, float]", known).items()})
+
+
+def kind_of(node: str, taught: bool) -> str:
+    """As payoffs tell kinds of answers apart: "draft" and "refine", or these "taught", whose prompt
     showed lessons."""
-    return "taught" if node == "draft" and taught else node
+    return f"taught {node}" if taught else node
 
 
 def _reviewed(candidates: list[Candidate], outcomes: Sequence[Outcome]) -> list[Candidate]:

@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 from anytime_graph.budget import Limits, Spend
 from anytime_graph.pairs import Candidate, Pair, Shown
-from anytime_graph.state import Payoff
+from anytime_graph.prospects import prospects, tokens
+from anytime_graph.state import Judging, Payoff, paid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +68,10 @@ class Learn:
 
 @dataclass(frozen=True)
 class Stop:
-    """End the run. reason: becomes its `stop_reason`."""
+    """End the run. reason, estimate: become its `stop_reason` and `stop_estimate`."""
 
     reason: str = "done"
+    estimate: float | None = None
 
 
 Move = Draft | Critique | Refine | Learn | Stop
@@ -83,8 +85,9 @@ class View:
     contests: pairs of ids whose comparison would tell most about who is best (empty unless the judge
     decides). compared: pairs of ids that were compared, whoever decides. judging: whether the judge
     can still be asked, for its share of the budget is bounded. principles: what was learned from the
-    pairs. payoffs: what drafts and refinements have brought. made: moves that brought a reply, by
-    kind. spent, left: amounts by dimension; `left` has the limited ones only.
+    pairs. payoffs: what drafts and refinements have brought, profile: on earlier questions. ballots:
+    votes by answer. judged: the judge so far. made: moves that brought a reply, by kind. spent, left:
+    amounts by dimension; `left` has the limited ones only.
     """
 
     candidates: Sequence[Candidate]
@@ -95,6 +98,9 @@ class View:
     compared: Sequence[tuple[int, int]] = ()
     principles: Sequence[str]
     payoffs: Mapping[str, Payoff]
+    profile: Mapping[str, Payoff]
+    ballots: Mapping[str, int]
+    judged: Judging
     decides: Literal["scorer", "judge", "vote"]
     made: Mapping[str, int]
     spent: Spend
@@ -102,6 +108,15 @@ class View:
 
 
 Strategy = Callable[[View], Sequence[Move]]
+
+_FIRST = 2_048
+"""Tokens that the first draft may use at the least, if its length is not known from a profile."""
+_AT_ONCE = 4
+"""Drafts side by side, at the most."""
+_TOO_LITTLE = 0.01
+"""Standard deviations between drafts that a comparison must promise, or the judge is left alone."""
+_STAKE = 0.125
+"""The part of what is left that one step of several drafts may take."""
 
 
 def single(view: View) -> list[Move]:
@@ -149,12 +164,13 @@ def pdp(view: View, n: int = 4, shown: Shown = "both") -> list[Move]:
         return reasons
     moves: dict[str, Move] = {
         "refine": Refine(view.best["id"], pairs=shown, memory=shown, share=0.25),
-        "taught": Draft(pairs=shown, memory=shown, share=0.25),
+        "taught draft": Draft(pairs=shown, memory=shown, share=0.25),
         "draft": Draft(memory=None, share=0.25),
     }
-    if not view.payoffs.keys() >= {"refine", "taught"}:
-        return [moves["refine"], moves["taught"]]
-    return [moves[_paying(view, view.best["score"])]] * 2
+    payoffs = _refinements_alike(view.payoffs)
+    if not payoffs.keys() >= {"refine", "taught draft"}:
+        return [moves["refine"], moves["taught draft"]]
+    return [moves[_paying(payoffs, view.best["score"])]] * 2
 
 
 pdp_positive: Strategy = partial(pdp, shown="chosen")
@@ -173,6 +189,31 @@ def leap(view: View, n: int = 4) -> list[Move]:
     return [Draft(pairs="principles", memory="principles", share=0.25)] * 2
 
 
+def adaptive(view: View) -> Sequence[Move]:
+    """The move with the largest expected gain per token: a bare draft, one taught by pairs, a
+    refinement, bare or taught, a comparison, or an end where the judge cannot tell answers apart."""
+    if view.best is None:
+        return [Draft(share=_slice(view))]
+    if view.decides == "vote":
+        return [Draft(share=_slice(view))] * _at_once(view, "draft")
+    found = prospects(view)
+    if view.decides == "judge":
+        most = max(p.gain for p in found.values())
+        if most < _TOO_LITTLE:
+            return [Stop("undecided", most)]
+        if view.contests:
+            return [Critique(*view.contests[0])]
+        checked = tokens(view, "compare")
+        found = {kind: p._replace(tokens=p.tokens + checked) for kind, p in found.items()}
+    open_ = [kind for kind in found if view.pairs or not kind.startswith("taught")]
+    kind = max(open_, key=lambda k: found[k].rate)
+    pairs: Shown = "both" if kind.startswith("taught") else None
+    if kind.endswith("refine"):
+        return [Refine(view.best["id"], pairs=pairs, memory=pairs, share=_slice(view))]
+    n = 1 if view.decides == "judge" else _at_once(view, kind)
+    return [Draft(pairs=pairs, memory=pairs or "chosen", share=_slice(view))] * n
+
+
 STRATEGIES: dict[str, Strategy] = {
     "single": single,
     "best_of_n": best_of_n,
@@ -181,6 +222,7 @@ STRATEGIES: dict[str, Strategy] = {
     "pdp_positive": pdp_positive,
     "pdp": pdp,
     "leap": leap,
+    "adaptive": adaptive,
 }
 
 
@@ -211,24 +253,66 @@ def _reasons(view: View) -> list[Move]:
     ]
 
 
-def _paying(view: View, best: float | None) -> str:
+def _refinements_alike(payoffs: Mapping[str, Payoff]) -> dict[str, Payoff]:
+    """Whether or not there were pairs to show to them."""
+    alike: dict[str, Payoff] = {}
+    for kind, of in payoffs.items():
+        kind = "refine" if kind == "taught refine" else kind
+        alike[kind] = paid(alike.get(kind), of)
+    return alike
+
+
+def _paying(payoffs: Mapping[str, Payoff], best: float | None) -> str:
     """The kind of answer with the largest expected rise of the best score per token, its scores
     taken as normal; each kind's mean is drawn towards that of all by one try. Under a judge, the kind
     that became the best most often per token."""
-    tries = sum(p["tries"] for p in view.payoffs.values())
-    mean = (sum(p["worth"] for p in view.payoffs.values()) or 1.0) / tries
-    spread = sum(p["squares"] for p in view.payoffs.values()) / tries - mean**2
+    tries = sum(p["tries"] for p in payoffs.values())
+    mean = (sum(p["worth"] for p in payoffs.values()) or 1.0) / tries
+    spread = sum(p["squares"] for p in payoffs.values()) / tries - mean**2
     scores = NormalDist(0.0, max(0.05, math.sqrt(max(0.0, spread))))
 
     def rate(kind: str) -> float:
-        of = view.payoffs[kind]
+        of = payoffs[kind]
         usual = (of["worth"] + mean) / (of["tries"] + 1)
         if best is not None:
             above = usual - best
             usual = above * scores.cdf(above) + scores.stdev**2 * scores.pdf(above)
         return usual * of["tries"] / max(1, of["tokens"])
 
-    return max(view.payoffs, key=rate)
+    return max(payoffs, key=rate)
+
+
+def _slice(view: View) -> float:
+    """A reply may be four times as long as usual: a slice costs nothing that is not written. Where
+    slices are used up whatever they are, an eighth."""
+    left = _left(view)
+    drafts = view.payoffs.get("draft")
+    if drafts is None:
+        usual = 4 * tokens(view, "draft") if "draft" in view.profile else _FIRST
+        return min(1.0, max(0.25, usual / left))
+    if 2 * drafts["cut"] > drafts["tries"] and view.best and view.best["complete"]:
+        return min(1.0, max(0.125, drafts["tokens"] / drafts["tries"] / left))
+    return min(1.0, max(0.25, 4 * tokens(view, "draft") / left))
+
+
+def _at_once(view: View, kind: str) -> int:
+    """Drafts that together take a small part of what is left, and no more than were seen so far."""
+    seen = view.payoffs[kind]["tries"] if kind in view.payoffs else 0
+    return int(max(1, min(_AT_ONCE, seen, _STAKE * _left(view) / tokens(view, kind))))
+
+
+def _left(view: View) -> float:
+    """Tokens that are left, as far as what is limited tells."""
+    spent, usual = view.spent, tokens(view, "draft")
+    made = max(1, spent["tokens"])
+    worth = {
+        "tokens": 1.0,
+        "output_tokens": made / max(1, spent["output_tokens"]),
+        "usd": made / spent["usd"] if spent["usd"] else 0.0,
+        "calls": usual,
+    }
+    told = [amount * worth[d] for d, amount in view.left.items() if worth.get(d)]
+    return max(1.0, min(told, default=usual / _STAKE * _AT_ONCE))
 
 
 def as_dict(move: Draft | Critique | Refine | Learn) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from anytime_graph.audit import Audit
 from anytime_graph.budget import DIMENSIONS, Limits, Spend, nothing
 from anytime_graph.live import improvement
 from anytime_graph.metrics import Interval
+from anytime_graph.profiles import Profile
 from anytime_graph.state import Output, Point, Task
 from anytime_graph.warmup import WarmUp
 
@@ -300,6 +301,21 @@ def curve(points: list[Point], tokens: int) -> str:
 
 
 # --- the ledger
+
+
+def profiled(model: str, task: str, learned: Profile) -> None:
+    """What kinds of answers brought, as a table."""
+    title("profile", f"{model}, {task or 'all threads'}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("kind")
+    for name in ("answers", "score", "change", "tokens each", "cut"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for kind, of in learned.items():
+        n = of["tries"]
+        changed = f"{of['change'] / n:+.2f}" if kind.endswith("refine") else ""
+        each = f"{of['tokens'] / n:,.0f}"
+        table.add_row(kind, str(n), f"{of['worth'] / n:.2f}", changed, each, f"{of['cut'] / n:.0%}")
+    Console().print(table)
 
 
 def listing(threads: list[dict[str, Any]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -21,6 +21,7 @@ from anytime_graph.checkpoints import (
     open_checkpoints,
 )
 from anytime_graph.checkpoints.export import FORMS, Row, line, public
+from anytime_graph.profiles import Profile, expected_best, profile_of, save_profile
 from anytime_graph.state import judges
 
 INTERRUPTED = 130
@@ -262,4 +263,59 @@ def rm(thread: str, db: str, yes: bool) -> None:
     click.echo(f"deleted {thread!r}")
 
 
-COMMANDS = (threads, show, best, export, plot, rm)
+@click.command()
+@options.database
+@click.option("--model", help="Only runs of this model.")
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    metavar="PREFIX",
+    help="A kind of task: threads whose names begin so. Repeatable. [default: all threads as one]",
+)
+@click.option(
+    "--save",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Put them into this file, for load_profile, beside those that it holds of others.",
+)
+@as_json_option
+def profile(
+    db: str, model: str | None, tasks: Sequence[str], save: Path | None, as_json: bool
+) -> None:
+    """Show what drafts and refinements brought, by model and kind of task.
+
+    Only runs that a scorer rated count. The curve is the expected best of so many drafts, their
+    scores taken as normal.
+
+    \b
+    anytime-graph profile --task rivers --task bikes --save profiles.json
+    """
+    with told(as_json), opened(db) as store:
+        found = _profiles(store.ledger, model, tasks or [""])
+        if save is not None:
+            for (name, task), learned in found.items():
+                save_profile(save, learned, name, task)
+    if as_json:
+        rows = [{"model": m, "task": t, "kinds": kinds} for (m, t), kinds in found.items()]
+        click.echo(line(rows))
+        return
+    if not found:
+        click.echo("no answers that a scorer rated", err=True)
+    for (name, task), learned in found.items():
+        terminal.profiled(name, task, learned)
+        click.echo(terminal.curve(*expected_best(learned)) + "\n")
+
+
+def _profiles(
+    ledger: Ledger, model: str | None, tasks: Iterable[str]
+) -> dict[tuple[str, str], Profile]:
+    names = {run["model"] for row in ledger.threads() for run in ledger.runs(row["thread"])}
+    return {
+        (name, task): learned
+        for name in sorted(names if model is None else {model})
+        for task in tasks
+        if (learned := profile_of(ledger, name, task))
+    }
+
+
+COMMANDS = (threads, show, best, export, plot, profile, rm)

@@ -10,7 +10,7 @@ from typing import Any
 
 from anytime_graph import Budget, Constraints, create_anytime_graph, open_checkpoints
 
-DAY, STEP, NIGHT = 400, 1_000, 3_000  # tokens: for each question, each step, the whole night
+DAY, STEP, NIGHT = 300, 700, 2_100  # tokens: for each question, each step, the whole night
 DAWN = time.time() + 60
 rules = Constraints(sentences=2, words=(15, 30), include=("water",), forbid=("very",))
 questions = [f"Describe {what}. {rules.describe()}" for what in ("a river", "a lake", "the sea")]

@@ -27,8 +27,10 @@ def asked(state: Pipeline, node: str, request: str, part: float) -> Command[Any]
     return Command(goto=Send(node, {"messages": messages, "budget": left.fraction(part).limits()}))
 
 
-notes = Constraints(words=(8, 30), include=("fox",))
-text = Constraints(sentences=2, words=(15, 40), include=("fox", "river"))
+notes = Constraints(words=(8, 30), include=("fox",), forbid=("must", "contain"))
+text = Constraints(
+    sentences=2, words=(15, 40), include=("fox", "river"), forbid=("must", "contain", "text")
+)
 graph = StateGraph(Pipeline)
 graph.add_node("research", create_anytime_graph("local", scorer=notes, answer="whole").compile())
 graph.add_node("write", create_anytime_graph("local", scorer=text, answer="whole").compile())

@@ -26,4 +26,5 @@ def answer(state: State) -> dict[str, Any]:
         "messages": messages,
         "answer_id": message.id,
         "stop_reason": state["stop_reason"],
+        "stop_estimate": state["stop_estimate"],
     }

@@ -25,6 +25,16 @@ settings.register_profile(
 settings.load_profile("anytime")
 
 
+TOGETHER = ("test_ray", "test_served", "test_preferences", "test_tokens")
+"""Files whose tests share something dear to set up, and so a process."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture
 def server() -> Iterator[Server]:
     with serving() as server:

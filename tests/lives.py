@@ -9,7 +9,9 @@ import asyncio
 import importlib
 import json
 import os
+import runpy
 import traceback
+import warnings
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -155,3 +157,17 @@ def command(words: list[str], folder: str, variables: dict[str, str]) -> None:
     os.chdir(folder)
     os.environ.update(variables)
     main(words)
+
+
+def program(code: str | list[str], folder: str, variables: dict[str, str]) -> None:
+    """Run a program, or the command line with these words, its output in files in the folder."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    if isinstance(code, list):
+        command(code, folder, variables)
+    os.chdir(folder)
+    os.environ.update(variables)
+    warnings.simplefilter("error")
+    with open("program.py", "w") as file:
+        file.write(code)
+    runpy.run_path("program.py", run_name="__main__")

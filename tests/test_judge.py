@@ -355,14 +355,18 @@ def _three(view: View) -> list[Move]:
     return [Draft(share=0.1)] if len(view.candidates) < 3 else [Stop()]
 
 
+def lengths(longer: int, shorter: int) -> dict[str, int]:
+    return {"longer": longer, "shorter": shorter}
+
+
 def test_lengths_and_flips_are_counted(server: Server) -> None:
     longer = ["quality 1", "quality 2 and much more to say about it"]
     out = judged(server, longer, lambda r: f"Yes.\nVerdict: {better(r)}")
     counts = {k: v for k, v in out["judging"].items() if k != "spent"}
-    assert counts == {"comparisons": 1, "flips": 0, "longer": 1, "shorter": 0}
+    assert counts == {"comparisons": 1, "agreed": 1, "flips": 0, "firsts": 0} | lengths(1, 0)
     out = judged(server, longer, lambda r: "Always.\nVerdict: A")
     counts = {k: v for k, v in out["judging"].items() if k != "spent"}
-    assert counts == {"comparisons": 1, "flips": 1, "longer": 0, "shorter": 0}
+    assert counts == {"comparisons": 1, "agreed": 0, "flips": 1, "firsts": 1} | lengths(0, 0)
 
 
 def test_text_of_a_candidate_can_not_close_its_fence(server: Server) -> None:

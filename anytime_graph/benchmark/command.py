@@ -1,4 +1,4 @@
-"""`anytime-graph bench`: from one command to a report."""
+"""`anytime-graph bench`: from one command to a report; `advise`: what a quality takes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any, get_args
 
 import click
 
+from anytime_graph.benchmark.advice import advise as advised
+from anytime_graph.benchmark.advice import recorded
 from anytime_graph.benchmark.cells import Decide, Protocol
 from anytime_graph.benchmark.order import Engine, Order
 from anytime_graph.checkpoints import LedgerError
@@ -138,4 +140,34 @@ def bench(ctx: click.Context, /, **given: Any) -> None:
     if done.ended == "interrupted":
         sys.exit(_INTERRUPTED)
     if done.ended is not None:
+        sys.exit(1)
+
+
+@click.command()
+@click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--quality", type=float, required=True, help="The mean score you need, up to 1.")
+@click.option("--task", help="Of several, this one, without its options.")
+def advise(directory: Path, quality: float, task: str | None) -> None:
+    """What a quality takes: the smallest budget and the strategy that reach it.
+
+    From the records of `anytime-graph bench` in DIRECTORY, for each task and model there. The
+    intervals hold for all strategies and budgets at once. Nothing is extrapolated: what was not
+    measured is not known.
+
+    Exit code 1: nothing measured reaches it, or the questions are too few to tell.
+
+    \b
+    anytime-graph advise bench-run --quality 0.8
+    """
+    try:
+        found = advised(recorded(directory), quality)
+    except ValueError as error:
+        raise click.UsageError(harmless(str(error))) from None
+    found = [a for a in found if task in (None, a.task)]
+    if not found:
+        told = "" if task is None else f" of task {task!r}"
+        raise click.UsageError(f"{directory}: there are no records{told}")
+    for a in found:
+        click.echo(harmless(f"{a.task}, {a.model}, the {a.decide} decides: {a.told(quality)}"))
+    if any(a.verdict in ("unknown", "out of reach") for a in found):
         sys.exit(1)
