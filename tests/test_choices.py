@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
 
-from anytime_graph import Budget, BudgetTooSmall, NoAnswer, create_anytime_graph, open_checkpoints
+from anytime_graph import (
+    Budget,
+    BudgetTooSmall,
+    NoAnswer,
+    Until,
+    create_anytime_graph,
+    open_checkpoints,
+)
 from anytime_graph.state import asked_of
 from anytime_graph.strategies import Draft, Move, Stop, View, best_of_n
 from tests import bench_choices
@@ -316,18 +323,23 @@ def test_numbers_alone_are_kept_where_that_is_asked(server: Server, tmp_path: Pa
 # --- not asked for any more
 
 
-def test_no_draft_is_begun_after_a_perfect_one(server: Server) -> None:
-    """Where they run one after another; those in flight end, and are booked as they were billed."""
+@pytest.mark.parametrize(("until", "why"), [(None, "perfect"), (Until(target=0.5), "target")])
+def test_no_draft_is_begun_after_one_that_will_do(
+    server: Server, until: Until | None, why: str
+) -> None:
+    """Where they run one after another; what was begun is booked as it was billed."""
     server.script = making()
+    enough = 1.0 if until is None else 0.6
     out = run(
         server,
         model=server.model(),
-        scorer=lambda q, a: float(a == "1"),
+        scorer=lambda q, a: enough if a == "1" else 0.0,
+        until=until,
         budget=Budget(calls=8),
         config={"max_concurrency": 1},
     )
     assert len(server.calls) == out["spent"]["calls"] == 2
-    assert out["stop_reason"] == "perfect"
+    assert out["stop_reason"] == why
     assert out["spent"]["tokens"] == server.served
 
 
