@@ -561,11 +561,11 @@ class _Run:
                 return State(returned=[outcome.result() for outcome in scored])
 
     def _needless(self, task: Task, config: RunnableConfig) -> bool:
-        """An answer that was not asked for yet when a sibling's was perfect, because the caller has
-        few run at once. What is in flight then is let finish: cut off, it would be charged in full."""
+        """An answer that was not asked for yet when a sibling's reached the target, because the caller
+        has few run at once. What is in flight is let finish: cut off, it would be charged in full."""
         waited = config.get("max_concurrency") and task["move"]["kind"] in ("draft", "refine")
-        perfect = self.lives[task["run_id"]].perfect
-        return bool(waited and task["prompt"] and perfect == task["plan"])
+        reached = self.lives[task["run_id"]].reached
+        return bool(waited and task["prompt"] and reached == task["plan"])
 
     def _outcome(self, setup: Setup, task: Task, reply: Reply, access: Access | None) -> Outcome:
         outcome = self._absorbed(setup, task, reply)
@@ -668,8 +668,10 @@ class _Run:
         live.charge(outcome["spend"])
         _noted(outcome["move"]["kind"], outcome.get("candidate"), outcome["spend"])
         if "candidate" in outcome:
-            if (outcome["candidate"]["score"] or 0.0) >= 1.0:
-                live.perfect = task["plan"]
+            until = self.setup(task["chosen"]).until
+            enough = until.target if until and until.target is not None else 1.0
+            if (outcome["candidate"]["score"] or 0.0) >= enough:
+                live.reached = task["plan"]
             _announce(live.offer(outcome["candidate"], task["limits"]))
         return outcome
 

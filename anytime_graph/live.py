@@ -32,10 +32,10 @@ class Improvement(TypedDict):
 
 
 class Live:
-    """perfect: the hub's plan of which a task has brought an answer with the highest score."""
+    """reached: the hub's plan of which a task has brought an answer that will do."""
 
     def __init__(self) -> None:
-        self.perfect: str | None = None
+        self.reached: str | None = None
         self._lock = threading.Lock()
         self._announced: Candidate | None = None
         self._spent = nothing()

@@ -65,8 +65,8 @@ class Task(TypedDict):
 
 
 class Outcome(TypedDict):
-    """What a task brought back. once: of a request for several choices, see Calibration. refused: the provider finds fault with the request itself. lost: the
-    call was in flight when its process ended, or was not made at all; no fault of the provider's."""
+    """What a task brought back. once: of a request for several choices, see Calibration. refused:
+    the provider finds fault with the request itself. lost: the call was in flight when its process ended, or was not made at all; no fault of the provider's."""
 
     ordinal: int
     move: dict[str, Any]
@@ -162,7 +162,8 @@ class State(Output, Input, total=False):
     candidates, as [first, second, winner or None]. calibrations: by gate. examples: pairs that the
     memory recalled for this question, and the namespace it was asked in. unstructured: the judge's
     provider refused to hold verdicts to a schema. overhead: input tokens that an agent with tools adds
-    to the prompt of a draft. owed: moves that a request for several choices left undone. chosen: None where a branch may choose afresh."""
+    to the prompt of a draft. owed: moves that a request for several choices left undone. chosen:
+    None where a branch may choose afresh."""
 
     returned: Annotated[list[Outcome], gather]
     question_id: str
@@ -504,8 +505,9 @@ def _paid_off(
         if tried and (o["spend"]["calls"] or "candidate" in o):
             score = (o["candidate"]["score"] or 0.0) if "candidate" in o else 0.0
             change = score - scores.get(move["of"], 0.0) if move["kind"] == "refine" else 0.0
-            alone = o["room"] is not None and "choice" not in move
-            cut = alone and o["spend"]["output_tokens"] >= (o["room"] or 0)
+            cut = o["room"] is not None and o["spend"]["output_tokens"] >= o["room"]
+            if "choice" in move:  # the first bears the cost of all
+                cut = "candidate" in o and not o["candidate"]["complete"]
             kind, tokens = kind_of(move["kind"], move["taught"]), o["spend"]["tokens"]
             payoffs[kind] = paid(payoffs.get(kind), payoff(score, change, tokens, cut))
     before = state["best"]

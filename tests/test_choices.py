@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
 
-from anytime_graph import Budget, BudgetTooSmall, NoAnswer, create_anytime_graph, open_checkpoints
+from anytime_graph import (
+    Budget,
+    BudgetTooSmall,
+    NoAnswer,
+    Until,
+    create_anytime_graph,
+    open_checkpoints,
+)
 from anytime_graph.state import asked_of
 from anytime_graph.strategies import Draft, Move, Stop, View, best_of_n
 from tests import bench_choices
@@ -316,18 +323,23 @@ def test_numbers_alone_are_kept_where_that_is_asked(server: Server, tmp_path: Pa
 # --- not asked for any more
 
 
-def test_no_draft_is_begun_after_a_perfect_one(server: Server) -> None:
-    """Where they run one after another; those in flight end, and are booked as they were billed."""
+@pytest.mark.parametrize(("until", "why"), [(None, "perfect"), (Until(target=0.5), "target")])
+def test_no_draft_is_begun_after_one_that_will_do(
+    server: Server, until: Until | None, why: str
+) -> None:
+    """Where they run one after another; what was begun is booked as it was billed."""
     server.script = making()
+    enough = 1.0 if until is None else 0.6
     out = run(
         server,
         model=server.model(),
-        scorer=lambda q, a: float(a == "1"),
+        scorer=lambda q, a: enough if a == "1" else 0.0,
+        until=until,
         budget=Budget(calls=8),
         config={"max_concurrency": 1},
     )
     assert len(server.calls) == out["spent"]["calls"] == 2
-    assert out["stop_reason"] == "perfect"
+    assert out["stop_reason"] == why
     assert out["spent"]["tokens"] == server.served
 
 
@@ -336,6 +348,7 @@ def test_no_draft_is_begun_after_a_perfect_one(server: Server) -> None:
 texts = st.one_of(
     st.integers(0, 60).map(lambda n: "some words " * n), st.sampled_from(SAID), st.none()
 )
+said: Any = st.one_of(st.lists(texts, min_size=9, max_size=9), st.just([None] * 9))
 usages: Any = st.sampled_from(
     ["true"] * 4 + ["none", {"prompt_tokens": -1, "completion_tokens": 0}, {"prompt_tokens": "x"}]
 )
@@ -352,9 +365,7 @@ usages: Any = st.sampled_from(
     makes=st.sampled_from([1, 2, 9]),
     bills=st.sampled_from(["once", "each"]),
     tells=st.sampled_from(["all", "all", "one"]),
-    scripts=st.lists(
-        st.tuples(st.lists(texts, min_size=9, max_size=9), usages), min_size=3, max_size=3
-    ),
+    scripts=st.lists(st.tuples(said, usages), min_size=3, max_size=3),
     kind=st.sampled_from(["vote", "judge", "scorer"]),
     error=st.sampled_from([None, None, None, 400, 500, "drop", "break", "junk"]),
 )
@@ -369,8 +380,8 @@ def test_no_budget_is_overspent_whatever_a_provider_makes_of_a_request(
     error: int | str | None,
 ) -> None:
     def script(request: dict[str, Any], i: int) -> Reply:
-        said, usage = scripts[i % len(scripts)]
-        text, *more = said[: min(makes, request.get("n") or 1)]
+        each, usage = scripts[i % len(scripts)]
+        text, *more = each[: min(makes, request.get("n") or 1)]
         failing = error if i == 1 else None
         return Reply(text=text, more=more, usage=usage, error=failing, bills=bills, tells=tells)
 
@@ -401,8 +412,8 @@ def test_no_budget_is_overspent_whatever_a_provider_makes_of_a_request(
             assert limit is None or served <= spent[dimension] <= limit
         if all(c.reported for c in server.calls):
             assert spent["tokens"] == server.served
-        said = any(text is None or text.strip() for texts, _ in scripts[:1] for text in texts[:1])
-        assert best is not None or not (said and server.calls[0].output)
+        first = scripts[0][0][0]
+        assert best is not None or (first is not None and not first.strip())
 
 
 # --- the measure
