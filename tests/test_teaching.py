@@ -210,10 +210,9 @@ def test_forget_asks_before_it_forgets_all(command: Command) -> None:
 def test_show_tells_the_part_of_the_judge_and_of_the_cache(
     server: Server, command: Command
 ) -> None:
-    usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
-    cached = {**usage, "prompt_tokens_details": {"cached_tokens": 50}}
-
     def script(request: dict[str, Any], i: int) -> Reply:
+        usage = {"prompt_tokens": 100, "completion_tokens": 20 * request.get("n", 1)}
+        cached = {**usage, "prompt_tokens_details": {"cached_tokens": 50}}
         return Reply(text=honest(request, i).text, usage=cached)
 
     server.script = script
@@ -225,9 +224,9 @@ def test_show_tells_the_part_of_the_judge_and_of_the_cache(
     assert all("Be strict." in c.text for c in judged)
     assert out["judging"]["tokens"] == 120 * len(judged) > 0
     assert out["options"]["rubric"] == "Be strict."
-    share = f"{len(judged) / len(server.calls):.0%}"
+    share = out["judging"]["tokens"] / out["spent"]["tokens"]
     assert (
-        f"{share} of the tokens by the judge, 50% of the input cached"
+        f"{share:.0%} of the tokens by the judge, 50% of the input cached"
         in command("show", "t").stdout
     )
 
