@@ -47,11 +47,11 @@ torture: setup postgres
 		tests/test_fastapi.py tests/test_middleware.py
 
 ARITHMETIC = examples=3&min_terms=2&max_terms=2&min_digits=1
-# The second is the table of strategies on the embedded model, over ten minutes of one core; go on with
+# The second is the table of strategies on the embedded model, some minutes of one core; go on with
 # SAMPLES=20 to narrow its intervals, and only what is new is run.
 bench: setup
 	$(BIN)/python tests/bench.py
-	$(BIN)/anytime-graph bench --model local --samples $(or $(SAMPLES),6) --out build/strategies \
+	$(BIN)/anytime-graph bench --model local --samples $(or $(SAMPLES),5) --out build/strategies \
 		--task 'constraints?difficulty=1' \
 		--task 'reasoning_gym:chain_sum?$(ARITHMETIC)&max_digits=2' \
 		--task 'reasoning_gym:products?$(ARITHMETIC)&max_digits=2' \
