@@ -351,6 +351,26 @@ def test_a_complete_answer_takes_the_place_of_one_that_was_cut_off(server: Serve
     assert out["best"]["answer"] == "Elbe"
 
 
+def test_one_that_won_a_comparison_keeps_its_place_though_it_was_cut_off(server: Server) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if comparing(request):
+            return Reply(text="Verdict: " + ("A" if "second" in sides(request)[0] else "B"))
+        drafts = [Reply(text=None, word="first"), Reply(text=None, word="second")]
+        return drafts[i] if i < 2 else Reply(text="<answer>Oder</answer>")
+
+    def compare_the_cut(view: View) -> list[Move]:
+        if len(view.candidates) == 2 and not view.made.get("critique"):
+            return [Critique(0, 1)]
+        return _three(view)
+
+    server.script = script
+    app = create_anytime_graph(
+        server.model(), budget=Budget(tokens=20_000), strategy=compare_the_cut
+    )
+    out = app.compile().invoke(ASK)
+    assert (out["best"]["node"], out["best"]["parents"]) == ("conclude", [1]), "its own answer"
+
+
 def _three(view: View) -> list[Move]:
     return [Draft(share=0.1)] if len(view.candidates) < 3 else [Stop()]
 
