@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from anytime_graph import prompts
+from anytime_graph import prompts, scoring
 from anytime_graph.budget import (
     DIMENSIONS,
     BudgetTooSmall,
@@ -164,6 +164,7 @@ def view(setup: Setup, state: State, judging: bool = True) -> View:
         judged=state["judging"],
         contests=contests(state) if judging and setup.decides == "judge" else [],
         judging=judging,
+        whole=setup.asked.extract is scoring.whole,
         compared=[(first, second) for first, second, _ in state["matches"]],
         decides=setup.decides,
         made=state["made"],
@@ -433,7 +434,7 @@ class _Slicer:
             bound = gate.bound(shape, _known(state, name), within) + overhead
             paid = output_room(slice_, bound * billed, gate.prices)
             paid = None if paid is None else paid // n
-            usual = min(bound, _usual_reply(state) or bound)
+            usual = min(bound, _usual_reply(self.setup, state) or bound)
             wanted = {1.0: usual, 0.0: 0}.get(detail, GOOD_ROOM)
             if paid is not None and paid < (least_room if judged else max(wanted, least_room)):
                 continue
@@ -473,7 +474,7 @@ class _Slicer:
 
     def _snug(self, comfort: int) -> int:
         """Output tokens that do for one of several choices, once the length of replies is known."""
-        usual = _usual_reply(self.state)
+        usual = _usual_reply(self.setup, self.state)
         starved = self.state["least_room"] > GOOD_ROOM
         return max(MIN_ROOM, 2 * usual) if usual and not starved else comfort
 
@@ -501,13 +502,15 @@ class _Slicer:
         return lambda _: list(critique.prompt(state, asked, move, detail, swapped, rubric, held))
 
 
-def _usual_reply(state: State) -> int:
-    """Output tokens that suffice for most drafts, by those so far; 0 before the first."""
-    drafts = state["spent_by"].get("draft")
-    if not (drafts and drafts["calls"]):
-        return 0
-    replies = max(drafts["calls"], state["made"].get("draft", 0))
-    return math.ceil(1.25 * drafts["output_tokens"] / replies)
+def _usual_reply(setup: Setup, state: State) -> int:
+    """Output tokens that suffice for most drafts, by those so far; before the first, by the profile;
+    0 without one."""
+    drafts, known = state["spent_by"].get("draft"), setup.profile.get("draft")
+    if drafts and drafts["calls"]:
+        replies = max(drafts["calls"], state["made"].get("draft", 0))
+        return math.ceil(1.25 * drafts["output_tokens"] / replies)
+    ended = known["tries"] - known["cut"] if known else 0
+    return math.ceil(1.25 * known["whole"] / ended) if known and ended else 0
 
 
 def _once(setup: Setup, state: State) -> bool | None:

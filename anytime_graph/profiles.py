@@ -53,7 +53,8 @@ def profile_of(ledger: Ledger, model: str | None = None, threads: str = "") -> d
             score = scores.get(call["ordinal"], 0.0)
             change = score - scores[move["of"]] if call["kind"] == "refine" else 0.0
             kind, cut = kind_of(call["kind"], bool(move.get("taught"))), call["ended"] == "length"
-            found[kind] = paid(found.get(kind), payoff(score, change, call["tokens"], cut))
+            one = payoff(score, change, call["tokens"], call["output_tokens"], cut)
+            found[kind] = paid(found.get(kind), one)
     return found
 
 
@@ -97,7 +98,7 @@ def _check(of: Any, where: str) -> None:
     names = Payoff.__required_keys__
     if not isinstance(of, Mapping) or of.keys() != names:
         raise ValueError(f"{where}: an object with {', '.join(sorted(names))} is needed")
-    for name in ("tries", "tokens", "cut"):
+    for name in ("tries", "tokens", "written", "cut", "whole"):
         value = of[name]
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST:
             raise ValueError(f"{where}: {name}={value!r:.60} is no count from 0 to {_MOST:,}")
@@ -109,9 +110,10 @@ def _check(of: Any, where: str) -> None:
             raise ValueError(
                 f"{where}: {name}={value!r:.60} is no sum over {tries} scores in [0, 1]"
             )
-    for total, squares in (("worth", "squares"), ("change", "changes")):
-        if of["cut"] > tries or of[squares] * tries < of[total] ** 2 - 1e-6 * tries:
-            raise ValueError(f"{where}: the numbers cannot be of the same {tries} answers")
+    sums = (("worth", "squares"), ("change", "changes"))
+    short = any(of[squares] * tries < of[total] ** 2 - 1e-6 * tries for total, squares in sums)
+    if short or of["cut"] > tries or not of["whole"] <= of["written"] <= of["tokens"]:
+        raise ValueError(f"{where}: the numbers cannot be of the same {tries} answers")
 
 
 def expected_best(learned: Profile) -> tuple[list[Point], int]:

@@ -110,8 +110,9 @@ class Judging(TypedDict):
 class Payoff(TypedDict):
     """What a kind of answer has brought. tries: answers asked for. worth: sum of their scores; under
     a judge, how many became the best. change: sum of how far refinements score above what they
-    refine. squares, changes: sums of the squares of both. tokens: what they cost. cut: how many used
-    up their slice."""
+    refine. squares, changes: sums of the squares of both. tokens: what they cost; written: those that
+    depend on the reply, its own, or all that an agent used. cut: how many used up their slice. whole:
+    what the others have written."""
 
     tries: int
     worth: float
@@ -119,7 +120,9 @@ class Payoff(TypedDict):
     change: float
     changes: float
     tokens: int
+    written: int
     cut: int
+    whole: int
 
 
 class Point(TypedDict):
@@ -499,17 +502,21 @@ def _paid_off(
     one's place, which is a step after it came."""
     payoffs = dict(state["payoffs"])
     scores = {c["id"]: c["score"] or 0.0 for c in state["candidates"]}
+    each = 0
     for o in outcomes:
         move = o["move"]
         tried = move["kind"] in ("draft", "refine") and move.get("conclude") is None
         if tried and (o["spend"]["calls"] or "candidate" in o):
             score = (o["candidate"]["score"] or 0.0) if "candidate" in o else 0.0
             change = score - scores.get(move["of"], 0.0) if move["kind"] == "refine" else 0.0
-            cut = o["room"] is not None and o["spend"]["output_tokens"] >= o["room"]
+            written = o["spend"]["output_tokens"]
+            cut = o["room"] is not None and written >= o["room"]
             if "choice" in move:  # the first bears the cost of all
-                cut = "candidate" in o and not o["candidate"]["complete"]
+                each = each if move["choice"] else written // move["choices"]
+                cut, written = "candidate" in o and not o["candidate"]["complete"], each
             kind, tokens = kind_of(move["kind"], move["taught"]), o["spend"]["tokens"]
-            payoffs[kind] = paid(payoffs.get(kind), payoff(score, change, tokens, cut))
+            one = payoff(score, change, tokens, tokens if "agent" in move else written, cut)
+            payoffs[kind] = paid(payoffs.get(kind), one)
     before = state["best"]
     risen = best is not None and before is not None and best["id"] != before["id"]
     if best is not None and risen and best["score"] is None and best["node"] != "conclude":
@@ -519,7 +526,12 @@ def _paid_off(
 
 
 def payoff(
-    worth: float, change: float = 0.0, tokens: int = 0, cut: bool = False, tries: int = 1
+    worth: float,
+    change: float = 0.0,
+    tokens: int = 0,
+    written: int = 0,
+    cut: bool = False,
+    tries: int = 1,
 ) -> Payoff:
     """Of one answer."""
     return Payoff(
@@ -529,7 +541,9 @@ def payoff(
         change=change,
         changes=change**2,
         tokens=tokens,
+        written=written,
         cut=int(cut),
+        whole=0 if cut else written,
     )
 
 

@@ -84,8 +84,8 @@ class View:
     candidates: those the state keeps, oldest first. best: the incumbent. pairs: most telling first.
     contests: pairs of ids whose comparison would tell most about who is best (empty unless the judge
     decides). compared: pairs of ids that were compared, whoever decides. judging: whether the judge
-    can still be asked, for its share of the budget is bounded. principles: what was learned from the
-    pairs. payoffs: what drafts and refinements have brought, profile: on earlier questions. ballots:
+    can still be asked, for its share of the budget is bounded. whole: whether a reply as it stands, be
+    it cut, is an answer. principles: what was learned from the pairs. payoffs: what drafts and refinements have brought, profile: on earlier questions. ballots:
     votes by answer. judged: the judge so far. made: moves that brought a reply, by kind. spent, left:
     amounts by dimension; `left` has the limited ones only.
     """
@@ -95,6 +95,7 @@ class View:
     pairs: Sequence[Pair]
     contests: Sequence[tuple[int, int]]
     judging: bool
+    whole: bool
     compared: Sequence[tuple[int, int]] = ()
     principles: Sequence[str]
     payoffs: Mapping[str, Payoff]
@@ -109,8 +110,11 @@ class View:
 
 Strategy = Callable[[View], Sequence[Move]]
 
-_FIRST = 2_048
+_FIRST = 768
 """Tokens that the first draft may use at the least, if its length is not known from a profile."""
+_LONGER = 1.5
+"""Beyond the mean length of replies, times that length, that one may go on; twice that as long as
+only one is known."""
 _AT_ONCE = 4
 """Drafts side by side, at the most."""
 _TOO_LITTLE = 0.01
@@ -193,9 +197,10 @@ def adaptive(view: View) -> Sequence[Move]:
     """The move with the largest expected gain per token: a bare draft, one taught by pairs, a
     refinement, bare or taught, a comparison, or an end where the judge cannot tell answers apart."""
     if view.best is None:
-        return [Draft(share=_slice(view))]
+        few = view.whole and "draft" not in view.profile and _left(view) < 2 * _FIRST
+        return [Draft(share=0.25)] * 2 if few else [Draft(share=_slice(view, "draft"))]
     if view.decides == "vote":
-        return [Draft(share=_slice(view))] * _at_once(view, "draft")
+        return [Draft(share=_slice(view, "draft"))] * _at_once(view, "draft")
     found = prospects(view)
     if view.decides == "judge":
         most = max(p.gain for p in found.values())
@@ -209,9 +214,9 @@ def adaptive(view: View) -> Sequence[Move]:
     kind = max(open_, key=lambda k: found[k].rate)
     pairs: Shown = "both" if kind.startswith("taught") else None
     if kind.endswith("refine"):
-        return [Refine(view.best["id"], pairs=pairs, memory=pairs, share=_slice(view))]
+        return [Refine(view.best["id"], pairs=pairs, memory=pairs, share=_slice(view, kind))]
     n = 1 if view.decides == "judge" else _at_once(view, kind)
-    return [Draft(pairs=pairs, memory=pairs or "chosen", share=_slice(view))] * n
+    return [Draft(pairs=pairs, memory=pairs or "chosen", share=_slice(view, kind))] * n
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -282,17 +287,27 @@ def _paying(payoffs: Mapping[str, Payoff], best: float | None) -> str:
     return max(payoffs, key=rate)
 
 
-def _slice(view: View) -> float:
-    """A reply may be four times as long as usual: a slice costs nothing that is not written. Where
-    slices are used up whatever they are, an eighth."""
+def _slice(view: View, kind: str) -> float:
+    """A reply may be several times as long as those that came to their end: what is not written costs
+    nothing, but one that runs on is not worth all that is left. Where most slices are used up, they
+    grow, unless they bring answers all the same: then they stay as they are, or, of texts that have
+    no end, become shorter, for more of them."""
     left = _left(view)
     drafts = view.payoffs.get("draft")
     if drafts is None:
         usual = 4 * tokens(view, "draft") if "draft" in view.profile else _FIRST
         return min(1.0, max(0.25, usual / left))
-    if 2 * drafts["cut"] > drafts["tries"] and view.best and view.best["complete"]:
-        return min(1.0, max(0.125, drafts["tokens"] / drafts["tries"] / left))
-    return min(1.0, max(0.25, 4 * tokens(view, "draft") / left))
+    if 2 * drafts["cut"] > drafts["tries"] and (
+        view.whole or (view.best and view.best["complete"])
+    ):
+        usual = drafts["tokens"] / drafts["tries"]
+        return min(1.0, max(0.125, (usual / 2 if view.whole else usual) / left))
+    if ended := drafts["tries"] - drafts["cut"]:
+        seen = view.payoffs.get(kind)
+        prompt = (seen["tokens"] - seen["written"]) / seen["tries"] if seen else tokens(view, kind)
+        room = (1 + _LONGER * (1 + 1 / ended)) * drafts["whole"] / ended
+        return min(1.0, (prompt + room) / left)
+    return min(1.0, max(0.25, 2 * tokens(view, "draft") / left))
 
 
 def _at_once(view: View, kind: str) -> int:

@@ -3,7 +3,7 @@
 Everything but the model is real: the budget edge plans and slices, strategies choose from its view,
 the fold keeps the books. Only the call is simulated: how long a reply is, how good, what a judge
 says of it. `python -m tests.simulation [RUNS [PROCESSES [BUDGETS...]]] [FILE]` prints the whole table
-and writes it to the file.
+and writes it to the file; held-out kinds get a quarter of the runs.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class Kind:
     """draft: the quality of a whole draft, by chance and the question's difficulty. refine: of a
     refinement, by chance and the quality it builds on. taught: what lessons add to a draft.
     accuracy: of a call of the judge; lean: chance that it names the first shown whatever it is.
-    answers: under a vote, chances of the answers, the right one first."""
+    answers: under a vote, chances of the answers, the right one first. rambling: chance that a draft
+    goes on and on."""
 
     decides: Decides
     draft: Callable[[Random, float], float]
@@ -81,6 +82,7 @@ class Kind:
     accuracy: float = 0.5
     lean: float = 0.0
     answers: Sequence[float] = ()
+    rambling: float = 0.0
 
 
 KINDS = {
@@ -90,6 +92,7 @@ KINDS = {
     "refinable": Kind("scorer", normal(0.35, 0.08), moved(0.08, 0.06)),
     "refinement harmful": Kind("scorer", normal(0.5, 0.15), moved(-0.15, 0.1), taught=-0.1),
     "teachable": Kind("scorer", normal(0.35, 0.12), moved(0.0, 0.05), taught=0.25),
+    "rambling": Kind("scorer", normal(0.5, 0.15), rambling=0.15),
     "vote": Kind("vote", normal(0.5, 0.1), answers=(0.42, 0.18, 0.14, 0.12, 0.08, 0.06)),
     "judge useless": Kind("judge", normal(0.5, 0.15), lean=0.5),
     "judge good": Kind("judge", normal(0.5, 0.15), moved(0.03, 0.08), accuracy=0.92),
@@ -175,6 +178,8 @@ class Model:
         self.made[what] += 1
         usual = {"critique": 45, "learn": 45, "draft!": 20}.get(what, REPLY)
         wanted = max(5, int(rng.lognormvariate(math.log(usual), 0.2)))
+        if what == "draft" and self.kind.rambling and rng.random() < self.kind.rambling:
+            wanted *= 20
         written = wanted if task["room"] is None else min(wanted, task["room"])
         outcome = _outcome(task, written)
         if move["kind"] in ("draft", "refine"):
@@ -332,9 +337,13 @@ Found = dict[tuple[str, int, str], list[float]]
 
 def measured(runs: int, processes: int, budgets: Sequence[int]) -> Found:
     asked_for = product(reversed(KINDS | HELD_OUT), sorted(budgets, reverse=True), NAMES)
-    tasks = [(*of, runs) for of in asked_for]
+    tasks = [(k, b, s, runs if k in KINDS else max(2, runs // 4)) for k, b, s in asked_for]
+    found = []
     with get_context("spawn").Pool(processes) as pool:
-        found = pool.map(cell, tasks, chunksize=1)
+        for indices in pool.imap(cell, tasks):
+            found.append(indices)
+            print(f"\r{len(found)} of {len(tasks)} cells", end="", file=sys.stderr)
+    print(file=sys.stderr)
     return {(k, b, s): indices for (k, b, s, _), indices in zip(tasks, found, strict=True)}
 
 

@@ -92,6 +92,29 @@ def test_adaptive_does_what_pays(kind: str, mostly: str) -> None:
     assert made.most_common(1)[0][0] == mostly
 
 
+@pytest.mark.parametrize("answer", ["tags", "whole"])
+def test_replies_that_run_on_do_not_take_the_budget(server: Server, answer: str) -> None:
+    """Every other reply fills whatever it is given."""
+    short = "so it goes, " * 10 + "and <answer>3</answer> it is"
+    server.script = lambda request, i: Reply(text=short if i % 2 else None)
+    out = (
+        create_anytime_graph(
+            server.model(),
+            budget=Budget(tokens=4_000),
+            scorer=lambda question, answer: 0.3 if "3" in answer else 0.0,
+            strategy="adaptive",
+            answer=answer,
+        )
+        .compile()
+        .invoke(ASK)
+    )
+    limits = [c.limit for c in server.settled().calls]
+    assert max(limits) < 1_600
+    assert sum(limits[2:]) / len(limits[2:]) < 300
+    assert len(limits) > 12
+    assert out["best"]["score"] == 0.3
+
+
 def test_adaptive_leaves_a_judge_that_names_a_place() -> None:
     kind = Kind("judge", normal(0.5, 0.15), lean=1.0)
     ended = [
@@ -316,7 +339,9 @@ def payoff(tries: int, score: float, spread: float, tokens: int, change: float =
         "change": tries * change,
         "changes": tries * (change**2 + spread**2),
         "tokens": tries * tokens,
+        "written": tries * tokens // 2,
         "cut": 0,
+        "whole": tries * tokens // 2,
     }
 
 
@@ -345,6 +370,7 @@ def test_a_profile_is_learned_from_a_ledger_and_kept_in_a_file(
     assert learned.keys() >= {"draft", "taught draft", "taught refine"}
     assert sum(p["tries"] for p in learned.values()) == len(answers)
     assert sum(p["tokens"] for p in learned.values()) == sum(c.served for c in answers)
+    assert sum(p["written"] for p in learned.values()) == sum(c.output for c in answers)
     assert learned["draft"]["worth"] >= 1.5
     assert out["best"]["score"] == 0.7
     file = tmp_path / "profiles.json"
