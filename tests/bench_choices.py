@@ -22,6 +22,8 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from anytime_graph import Budget, create_anytime_graph
+from anytime_graph.profiles import Profile
+from anytime_graph.state import payoff
 from tests.server import Reply, Server, serving
 
 BUDGETS = (200, 400, 800, 1_600)
@@ -39,12 +41,13 @@ QUESTION = (
 @dataclass(frozen=True)
 class Case:
     """How drafts are asked for and billed. reply: options of the server's replies. makes: choices
-    that it makes of several. model: over the server."""
+    that it makes of several. model: over the server. profile: what is known of earlier drafts."""
 
     name: str
     model: Callable[[Server], BaseChatModel]
     reply: dict[str, Any]
     makes: int = 128
+    profile: Profile | None = None
 
 
 def _any(server: Server) -> BaseChatModel:
@@ -55,12 +58,15 @@ def _openais(server: Server) -> BaseChatModel:
     """At OpenAI's address, for which the server is a proxy."""
     proxy = server.url.removesuffix("/v1")
     address = "http://api.openai.com/v1"
-    return ChatOpenAI(model="scripted", base_url=address, openai_proxy=proxy, api_key="none")  # type: ignore[arg-type]
+    return ChatOpenAI(model="gpt-4.1-mini", base_url=address, openai_proxy=proxy, api_key="none")  # type: ignore[arg-type]
 
+
+USUAL = {"draft": payoff(P, tokens=131, written=6)}
 
 CASES = (
     Case("separate calls", lambda server: server.model(n=1), {}),
     Case("prompt billed once, as by OpenAI", _openais, {}),
+    Case("the same, with a profile", _openais, {}, profile=USUAL),
     Case("prompt billed once, found out", _any, {}),
     Case("prompt billed for each choice", _any, {"bills": "each"}),
     Case("one choice reported", _any, {"tells": "one"}),
@@ -92,7 +98,11 @@ def measured(server: Server, case: Case, budget: int, questions: int) -> Outcome
     """The n-th draft for a question says the same in every case: common random numbers."""
     outcome = Outcome()
     app = create_anytime_graph(
-        case.model(server), strategy="self_consistency", answer=_digit, budget=Budget(tokens=budget)
+        case.model(server),
+        strategy="self_consistency",
+        answer=_digit,
+        budget=Budget(tokens=budget),
+        profile=case.profile,
     ).compile()
     for question in range(questions):
         draws = random.Random(question)

@@ -437,3 +437,9 @@ def test_a_vote_by_several_choices_is_far_above_one_by_separate_calls(server: Se
         assert openais.answers > 2.5 * separate.answers
         assert openais.accuracy > separate.accuracy + gain
         assert (each.votes, each.right) >= (separate.votes, separate.right)
+    unknown, known = (
+        of(name, 260) for name in ("prompt billed once, as by OpenAI", "the same, with a profile")
+    )
+    assert unknown.votes == 16
+    assert known.votes == 4 * 16
+    assert known.accuracy > unknown.accuracy
