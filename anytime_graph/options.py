@@ -93,7 +93,9 @@ _answer = click.option(
     help="How the answer is found in a reply: in <answer> tags, or the reply as a whole.",
 )
 _price = click.option(
-    "--price", metavar="INPUT,OUTPUT", help="US dollars per million input and output tokens."
+    "--price",
+    metavar="INPUT,OUTPUT[,CACHED]",
+    help="US dollars per million tokens of input, output and cached input.",
 )
 _checking = _all(
     click.option(
@@ -249,7 +251,9 @@ def prices(price: str | None) -> Prices | None:
     if price is None:
         return None
     try:
-        paid, made = (float(part) for part in price.split(","))
+        paid, made, *cached = (float(part) for part in price.split(","))
+        if len(cached) > 1:
+            raise ValueError
     except ValueError:
-        raise ValueError(f"--price {price!r}: two numbers, as in 0.40,1.60") from None
-    return Prices(input=paid, output=made)
+        raise ValueError(f"--price {price!r}: two numbers, as in 0.40,1.60, or three") from None
+    return Prices(input=paid, output=made, cached_input=cached[0] if cached else None)

@@ -10,6 +10,7 @@ import random
 import re
 import shutil
 import signal
+import statistics
 import threading
 import zlib
 from collections import Counter
@@ -421,6 +422,43 @@ def test_ctrl_c_leaves_a_report_and_the_rest_for_later(
     assert 0 < len(records("a")) < len(records("undisturbed"))
     bench(*words, "--out", "a")
     assert tables("a") == tables("undisturbed")
+
+
+@pytest.mark.parametrize("price", [None, "2,2,0.2"])
+def test_strategies_are_compared_at_equal_cost(
+    price: str | None, server: Server, bench: Bench
+) -> None:
+    """Of a draft's prompt nothing is cached, of a refinement's nearly all of it."""
+    server.script = lambda request, i: Reply(
+        f"<answer>{min(1 + place(request), 9) / 10}</answer>", cached=60 * (place(request) > 0)
+    )
+    words = ["--strategy", "best_of_n,single,self_refine", "--budgets", "500,1500,2500"]
+    words += ["--samples", "2", *(["--price", price] if price else [])]
+    bench(*OWN, *MODEL, *words, "--out", "a")
+
+    def means(strategy: str, of: Callable[[dict[str, Any]], float]) -> list[float]:
+        own = [r for r in records("a") if r["strategy"] == strategy]
+        return [
+            statistics.fmean(of(r) for r in own if r["budgets"] == [b]) for b in (500, 1_500, 2_500)
+        ]
+
+    def cost(record: dict[str, Any]) -> float:
+        spent = record["spent"]
+        return spent["usd"] * 5e5 if price else spent["tokens"] - 0.9 * spent["cached_tokens"]
+
+    theirs, own = means("best_of_n", cost), means("self_refine", cost)
+    scores = means("self_refine", lambda r: r["scores"][0])
+    assert row("a", "At equal cost", "best_of_n") == row("a", "Quality", "best_of_n")
+    assert own[0] < theirs[1] < own[2]
+    i = 0 if theirs[1] < own[1] else 1
+    part = (theirs[1] - own[i]) / (own[i + 1] - own[i])
+    reached = scores[i] + part * (scores[i + 1] - scores[i])
+    assert scores[i] < reached < scores[i + 1]
+    assert float(row("a", "At equal cost", "self_refine")[1]) == pytest.approx(reached, abs=6e-4)
+    report = Path("a/report.md").read_text()
+    told = next(r for r in report.partition("At equal cost")[2].splitlines() if "single" in r)
+    assert (told.count("too dear"), told.count("or more")) == (1, 2)
+    assert ("USD |" in report.partition("At equal cost")[2]) == bool(price)
 
 
 def test_one_directory_is_one_processs_at_a_time(server: Server, bench: Bench) -> None:

@@ -98,7 +98,9 @@ class _Numbers(click.ParamType[Any]):
 @click.option("--parallel", default=1, show_default=True, help="Cells side by side.")
 @click.option("--rate", type=float, help="Requests per minute, at most.")
 @click.option(
-    "--price", metavar="INPUT,OUTPUT", help="US dollars per million input and output tokens."
+    "--price",
+    metavar="INPUT,OUTPUT[,CACHED]",
+    help="US dollars per million tokens of input, output and cached input.",
 )
 @click.option(
     "--replay",

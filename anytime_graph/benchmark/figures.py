@@ -7,7 +7,7 @@ questions.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -30,6 +30,8 @@ from anytime_graph.metrics import (
 Rows = Sequence[Sequence[float]]
 """For each question, a quality for each budget."""
 _RESAMPLES = 1_000
+_CACHED = 0.1
+"""What a cached input token counts as, where no prices are known."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ class Figures:
 
     returned, oracle: by strategy; oracle is the best answer so far, picked per question and seed by
     one who knows the true quality. left_out: questions that lack a cell, and are in no comparison.
-    unscored: answers that the scorer failed on. estimated: some prefixes were cut by an estimate.
+    charged: by strategy, what a cell cost on average at each budget, in USD, or, if it is not `priced`,
+    in tokens of which cached input counts a tenth. unscored: answers that the scorer failed on.
+    estimated: some prefixes were cut by an estimate.
     """
 
     task: str
@@ -76,6 +80,8 @@ class Figures:
     returned: dict[str, Rows]
     oracle: dict[str, Rows]
     costs: dict[str, Cost]
+    charged: dict[str, Sequence[float]]
+    priced: bool
     baseline: str
     unscored: int
     estimated: bool
@@ -107,6 +113,20 @@ class Figures:
                 self.budgets, means, q_max=self.q_max, origin=self.origin, oracle=of == "paper"
             ),
         )
+
+    def for_the_cost(self, strategy: str, at: int) -> tuple[Interval, bool] | None:
+        """The quality that a strategy reaches for what the baseline costs at a budget, between its
+        own budgets by interpolation; and whether its largest budget costs less than that. None if
+        its smallest costs more."""
+        cost, own = self.charged[self.baseline][at], self.charged[strategy]
+        paid = [i for i, charge in enumerate(own) if charge <= cost]
+        if not paid:
+            return None
+        i = paid[-1]
+        part = (cost - own[i]) / (own[i + 1] - own[i]) if i + 1 < len(own) else 0.0
+        rows = [(*row, row[-1]) for row in self.returned[strategy]]
+        reached = [row[i] + part * (row[i + 1] - row[i]) for row in rows]
+        return bootstrap(reached), i + 1 == len(own) and own[i] < cost
 
     def gain(self, strategy: str) -> Interval:
         """Quality gained for each 1,000 tokens from the smallest budget to the largest."""
@@ -173,6 +193,8 @@ def figures(
     have = [of[cell.name] for cell in cells if cell.name in of]
     prepared = [record for record in records if record["strategy"] == PREPARATION]
     groups = {name: [r for r in have if r["strategy"] == name] for name in strategies}
+    compared = {name: [r for r in own if r["question"] in whole] for name, own in groups.items()}
+    priced = any(r["spent"]["usd"] for r in have)
     return Figures(
         task=settings.task,
         protocol=settings.protocol,
@@ -190,6 +212,8 @@ def figures(
         costs={
             name: _cost(group) for name, group in {**groups, PREPARATION: prepared}.items() if group
         },
+        charged=_charged(compared, settings.budgets, priced) if settings.protocol == "run" else {},
+        priced=priced,
         baseline=baseline,
         unscored=sum(record["unscored"] for record in have),
         estimated=any(record.get("cut") == "estimate" for record in have),
@@ -215,6 +239,20 @@ def _cost(records: Sequence[Record]) -> Cost:
         sum(record["answering"] for record in records),
         sum(record["pairs"] for record in records),
     )
+
+
+def _charged(
+    groups: Mapping[str, Sequence[Record]], budgets: Sequence[int], priced: bool
+) -> dict[str, Sequence[float]]:
+    """By strategy, the mean cost of a run at each budget."""
+
+    def cost(s: Spend) -> float:
+        return s["usd"] if priced else s["tokens"] - (1 - _CACHED) * s["cached_tokens"]
+
+    return {
+        name: [mean([cost(r["spent"]) for r in own if r["budgets"] == [b]]) for b in budgets]
+        for name, own in groups.items()
+    }
 
 
 def _mean(rows: Iterable[Sequence[float]]) -> list[float]:

@@ -104,6 +104,8 @@ def _task(figures: Figures) -> list[Part]:
         told += [Heading("How early quality comes", 3), _indices(figures)]
         told.append(Text(_index_terms(figures)))
     told += [Heading("What it cost", 3), _costs(figures), Text(_COSTS[figures.protocol])]
+    if figures.charged and len(figures.strategies) > 1:
+        told += [Heading("At equal cost", 3), _for_the_cost(figures), Text(_equal_terms(figures))]
     return told
 
 
@@ -255,6 +257,27 @@ def _costs(f: Figures) -> Grid:
     part = "forced answers" if f.protocol == "paper" else "judge"
     head = ["strategy", "cells", "calls", "tokens", "input", "output", "cached", part, "USD"]
     return Grid(head, rows)
+
+
+def _for_the_cost(f: Figures) -> Grid:
+    at = range(len(f.budgets))
+    costs = f.charged[f.baseline]
+    head = ["strategy", *(f"{c:.6f} USD" if f.priced else f"{c:,.0f}" for c in costs)]
+    return Grid(
+        head, [[name, *(_reached(f.for_the_cost(name, i)) for i in at)] for name in f.strategies]
+    )
+
+
+def _reached(found: tuple[Interval, bool] | None) -> str:
+    return "too dear" if found is None else _told(found[0]) + " or more" * found[1]
+
+
+def _equal_terms(f: Figures) -> str:
+    unit = "US dollars" if f.priced else "tokens, of which cached input counts a tenth"
+    return (
+        f"What each gives for what {f.baseline} costs a question at each budget, in {unit}; between "
+        'two budgets by interpolation. "Or more": its largest budget costs less than that.'
+    )
 
 
 def _share(part: float, whole: float) -> str:
