@@ -22,7 +22,7 @@ from typing import Any, Literal
 from anytime_graph.budget import Limits, Spend
 from anytime_graph.pairs import Candidate, Pair, Shown
 from anytime_graph.prospects import prospects, tokens
-from anytime_graph.state import Judging, Payoff, paid
+from anytime_graph.state import GOOD_ROOM, Judging, Payoff, paid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +115,8 @@ _FIRST = 768
 _LONGER = 1.5
 """Beyond the mean length of replies, times that length, that one may go on; twice that as long as
 only one is known."""
+_BOUND = 1.25
+"""Times what a prompt comes to, that is held for it before it is sent."""
 _AT_ONCE = 4
 """Drafts side by side, at the most."""
 _TOO_LITTLE = 0.01
@@ -291,23 +293,23 @@ def _slice(view: View, kind: str) -> float:
     """A reply may be several times as long as those that came to their end: what is not written costs
     nothing, but one that runs on is not worth all that is left. Where most slices are used up, they
     grow, unless they bring answers all the same: then they stay as they are, or, of texts that have
-    no end, become shorter, for more of them."""
-    left = _left(view)
-    drafts = view.payoffs.get("draft")
+    no end, become shorter, for more of them. What would pay for no other draft is given as well."""
+    left, drafts = _left(view), view.payoffs.get("draft")
     if drafts is None:
         usual = 4 * tokens(view, "draft") if "draft" in view.profile else _FIRST
         return min(1.0, max(0.25, usual / left))
-    if 2 * drafts["cut"] > drafts["tries"] and (
-        view.whole or (view.best and view.best["complete"])
-    ):
-        usual = drafts["tokens"] / drafts["tries"]
-        return min(1.0, max(0.125, (usual / 2 if view.whole else usual) / left))
-    if ended := drafts["tries"] - drafts["cut"]:
-        seen = view.payoffs.get(kind)
-        prompt = (seen["tokens"] - seen["written"]) / seen["tries"] if seen else tokens(view, kind)
+    tries, ended = drafts["tries"], drafts["tries"] - drafts["cut"]
+    written, prompt = drafts["written"] / tries, (drafts["tokens"] - drafts["written"]) / tries
+    if ended < drafts["cut"] and (view.whole or (view.best and view.best["complete"])):
+        room = written / 2 if view.whole else written
+    elif ended:
         room = (1 + _LONGER * (1 + 1 / ended)) * drafts["whole"] / ended
-        return min(1.0, (prompt + room) / left)
-    return min(1.0, max(0.25, 2 * tokens(view, "draft") / left))
+    else:
+        room = max(2 * written, left / 4)
+    seen = view.payoffs.get(kind)
+    own = (seen["tokens"] - seen["written"]) / seen["tries"] if seen else tokens(view, kind)
+    slice_ = _BOUND * own + max(GOOD_ROOM, room)
+    return 1.0 if left - slice_ < _BOUND * prompt + GOOD_ROOM else slice_ / left
 
 
 def _at_once(view: View, kind: str) -> int:

@@ -3,7 +3,7 @@
 Everything but the model is real: the budget edge plans and slices, strategies choose from its view,
 the fold keeps the books. Only the call is simulated: how long a reply is, how good, what a judge
 says of it. `python -m tests.simulation [RUNS [PROCESSES [BUDGETS...]]] [FILE]` prints the whole table
-and writes it to the file; held-out kinds get a quarter of the runs.
+and writes it to the file; held-out kinds get an eighth of the runs.
 """
 
 from __future__ import annotations
@@ -337,7 +337,7 @@ Found = dict[tuple[str, int, str], list[float]]
 
 def measured(runs: int, processes: int, budgets: Sequence[int]) -> Found:
     asked_for = product(reversed(KINDS | HELD_OUT), sorted(budgets, reverse=True), NAMES)
-    tasks = [(k, b, s, runs if k in KINDS else max(2, runs // 4)) for k, b, s in asked_for]
+    tasks = [(k, b, s, runs if k in KINDS else max(2, runs // 8)) for k, b, s in asked_for]
     found = []
     with get_context("spawn").Pool(processes) as pool:
         for indices in pool.imap(cell, tasks):
