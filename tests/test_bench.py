@@ -134,7 +134,7 @@ def test_returned_and_oracle_are_told_apart(server: Server, bench: Bench) -> Non
     bench(*OWN, *MODEL, *words, "--decide", "vote", "--out", "a")
     assert row("a", "Quality", "single") == ["0.900", "0.900"]
     assert row("a", "Quality", "best_of_n") == ["0.200", "0.200"]
-    assert row("a", "Difference", "best_of_n") == ["-0.700", "-0.700"]
+    assert row("a", "Difference", "best_of_n") == ["-0.700", "-0.700", "-0.700"]
     assert row("a", "How early", "best_of_n")[:3] == ["0.200", "0.200", "0.900"]
     assert all(r["oracle"] == [0.9] for r in records("a"))
 

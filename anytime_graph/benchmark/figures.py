@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Literal
+from typing import Any, Literal
 
 from anytime_graph.benchmark.cells import PREPARATION, UNITS, Cell, Protocol, Record
 from anytime_graph.budget import Spend, total
@@ -103,15 +103,28 @@ class Figures:
         ours, theirs = self.returned[strategy], self.returned[self.baseline]
         return paired([row[at] for row in ours], [row[at] for row in theirs])
 
+    def index_difference(self, strategy: str) -> Difference:
+        """The same of the index of what was returned. Needs two budgets."""
+        ours, theirs = (
+            [
+                anytime_index(self.budgets, row, **self._terms, oracle=False)
+                for row in self.returned[s]
+            ]
+            for s in (strategy, self.baseline)
+        )
+        return paired(ours, theirs)
+
+    @property
+    def _terms(self) -> dict[str, Any]:
+        return {"q_max": self.q_max, "origin": self.origin}
+
     def index(self, strategy: str, of: str) -> Interval:
         """The Anytime Index of what was `returned`; the `paper`'s, whose best so far is taken on the
         mean curve; or that of the `oracle`. Needs two budgets."""
         rows = self.oracle[strategy] if of == "oracle" else self.returned[strategy]
         return _interval(
             rows,
-            lambda means: anytime_index(
-                self.budgets, means, q_max=self.q_max, origin=self.origin, oracle=of == "paper"
-            ),
+            lambda means: anytime_index(self.budgets, means, **self._terms, oracle=of == "paper"),
         )
 
     def for_the_cost(self, strategy: str, at: int) -> tuple[Interval, bool] | None:

@@ -204,10 +204,13 @@ def _differences(f: Figures) -> Grid:
         if name == f.baseline:
             continue
         found = [f.difference(name, at) for at in range(len(f.budgets))]
+        if len(f.budgets) > 1:
+            found.append(f.index_difference(name))
         rows.append(
             [name, *(f"{d.mean:+.3f}\n[{d.low:+.3f}, {d.high:+.3f}]\np={d.p:.3f}" for d in found)]
         )
-    return Grid(["strategy", *(f"{b:,}" for b in f.budgets)], rows)
+    index = ["index, returned"] * (len(f.budgets) > 1)
+    return Grid(["strategy", *(f"{b:,}" for b in f.budgets), *index], rows)
 
 
 def _indices(f: Figures) -> Grid:
