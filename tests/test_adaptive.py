@@ -383,6 +383,13 @@ def test_a_profile_is_learned_from_a_ledger_and_kept_in_a_file(
     create_anytime_graph(server.model(), profile=load_profile(file, "scripted", "rivers"))
 
 
+def test_a_profile_whose_numbers_do_not_agree_is_refused() -> None:
+    good = REFINES["draft"]
+    for bad in ({"whole": good["written"] + 1}, {"written": good["tokens"] + 1}, {"cut": 51}):
+        with pytest.raises(ValueError, match="cannot be of the same 50 answers"):
+            create_anytime_graph("local", profile={"draft": {**good, **bad}})
+
+
 @given(
     field=st.sampled_from(sorted(REFINES["draft"])),
     value=st.sampled_from(

@@ -16,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
+from langgraph.checkpoint.memory import InMemorySaver
 
 from anytime_graph import (
     Budget,
@@ -66,6 +67,19 @@ def run(server: Server, sync: bool = True, config: Any = None, **options: Any) -
     out = app.invoke(ASK, config) if sync else asyncio.run(app.ainvoke(ASK, config))
     server.settled()
     return out
+
+
+def test_what_several_drafts_have_written_is_shared_among_them(server: Server) -> None:
+    """Which of them wrote how much is not reported. The first is cut."""
+    server.script = lambda request, i: Reply(text=None, more=SAID[1:4])
+    app = graph(server, budget=Budget(calls=1, output_tokens=400)).compile(InMemorySaver())
+    thread: Any = {"configurable": {"thread_id": "t"}}
+    app.invoke(ASK, thread)
+    drafts = app.get_state(thread).values["payoffs"]["draft"]
+    written = server.settled().calls[0].output
+    assert asked(server) == [4]
+    assert (drafts["tries"], drafts["cut"], drafts["written"]) == (4, 1, written // 4 * 4)
+    assert drafts["whole"] == 3 * (written // 4)
 
 
 @pytest.mark.parametrize("sync", [True, False])
