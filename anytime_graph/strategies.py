@@ -82,12 +82,13 @@ class View:
     """What a strategy may know.
 
     candidates: those the state keeps, oldest first. best: the incumbent. pairs: most telling first.
-    contests: pairs of ids whose comparison would tell most about who is best (empty unless the judge
-    decides). compared: pairs of ids that were compared, whoever decides. judging: whether the judge
-    can still be asked, for its share of the budget is bounded. whole: whether a reply as it stands, be
-    it cut, is an answer. principles: what was learned from the pairs. payoffs: what drafts and refinements have brought, profile: on earlier questions. ballots:
-    votes by answer. judged: the judge so far. made: moves that brought a reply, by kind. spent, left:
-    amounts by dimension; `left` has the limited ones only.
+    contests: pairs of ids whose comparison would tell most about who is best (empty unless the
+    judge decides). compared: pairs of ids that were compared, whoever decides. judging: whether the
+    judge can still be asked, for its share of the budget is bounded. whole: whether a reply as it
+    stands, be it cut, is an answer. principles: what was learned from the pairs. payoffs: what
+    drafts and refinements have brought, profile: on earlier questions. ballots: votes by answer.
+    judged: the judge so far. made: moves that brought a reply, by kind. spent, left: amounts by
+    dimension; `left` has the limited ones only.
     """
 
     candidates: Sequence[Candidate]
