@@ -368,7 +368,7 @@ usages: Any = st.sampled_from(
 )
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(
     budget=st.one_of(
         st.integers(300, 3_000).map(lambda n: Budget(tokens=n)),
