@@ -136,10 +136,10 @@ def pipeline(url: str, tokens: int, ledger: Any = None) -> StateGraph[Any, Any, 
     outer = composed([("research", research), ("write", write)], [0.7, 1.0], parallel=False)
     graph = StateGraph(Pipeline, output_schema=Result)
     graph.add_node("all", lambda state: {"budget": {"tokens": tokens}})
-    graph.add_node("shared", outer)
+    graph.add_node("halves", outer)
     graph.add_edge(START, "all")
-    graph.add_edge("all", "shared")
-    graph.add_edge("shared", END)
+    graph.add_edge("all", "halves")
+    graph.add_edge("halves", END)
     return graph
 
 

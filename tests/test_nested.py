@@ -311,7 +311,7 @@ def said(call: Call) -> str:
 def rows(spec: Spec, where: str = "1 = 1") -> list[dict[str, Any]]:
     sql = f"SELECT c.*, r.thread FROM calls c JOIN runs r ON r.id = c.run_id WHERE {where}"
     found = ledger(spec["target"], sql)
-    return [{**row, "path": row["thread"].split("#")[0].partition("/shared/")[2]} for row in found]
+    return [{**row, "path": row["thread"].split("#")[0].partition("/halves/")[2]} for row in found]
 
 
 # --- drafts by agents ---------------------------------------------------------------------------
