@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +220,7 @@ def put_to_sleep(pid: int, path: str) -> None:
     """Stop a process at an instant at which it does not hold the file's write lock."""
     while True:
         os.kill(pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, pid, os.WSTOPPED)
         try:
             with closing(sqlite3.connect(path, timeout=1, isolation_level=None)) as db:
                 db.execute("BEGIN IMMEDIATE")
@@ -249,7 +250,11 @@ with open_checkpoints(sys.argv[2]) as store:
     server.script = slowly
     path = str(tmp_path / "anytime.db")
     command = [sys.executable, "-c", program, server.url, path]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as sleeper:
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as sleeper,
+        ExitStack() as at_last,
+    ):
+        at_last.callback(sleeper.kill)
         with server.changed:
             assert server.changed.wait_for(lambda: len(server.calls) >= 6, 60)
         put_to_sleep(sleeper.pid, path)
