@@ -66,8 +66,8 @@ _VERDICT = 256
 _PATIENCE = 3
 """Steps in a row that may fail as a whole before the run gives up."""
 _OPENING, _ROUND, _DOUBLINGS = 4_096, 8, 64
-"""Without a budget: output tokens of the first horizon; drafts that one must still pay for, lest they
-be cut for nothing; how often it is doubled at the most."""
+"""Without a budget: output tokens of the first horizon; drafts that one should still pay for, lest
+they be cut for nothing; how often it is doubled at the most."""
 _STEPS = 3
 """Graph steps that another round takes: the calls, the fold, the finish."""
 
@@ -122,12 +122,12 @@ def plan(setup: Setup, state: State, stopped: bool) -> list[Task] | Stop:
 def _open_ended(setup: Setup, state: State, stopped: bool) -> list[Task] | Stop:
     """Without a budget: as within one that is doubled whenever it is used up, so that whoever stops
     the run has no less than a run with a quarter of its spend for a known budget (Russell &
-    Zilberstein 1991)."""
+    Zilberstein 1991). A horizon is at most four times what was spent, however long the drafts are:
+    an endless one must not stake the run."""
     need = least(setup, {**state, "limits": {"tokens": 0}})
-    drafts = state["payoffs"].get("draft")
-    used_up = state["spent"]["tokens"] + (
-        _ROUND * drafts["tokens"] / drafts["tries"] if drafts else 0
-    )
+    drafts, spent = state["payoffs"].get("draft"), state["spent"]["tokens"]
+    longing = _ROUND * drafts["tokens"] / drafts["tries"] if drafts else 0
+    used_up = spent + min(longing, spent)
     for doubled in range(_DOUBLINGS):
         horizon: Limits = {"tokens": (need["tokens"] + _OPENING) * 2**doubled}
         if horizon["tokens"] > used_up:

@@ -306,6 +306,8 @@ def simulate(rules: Setup, kind: Kind, seed: int, limits: Limits, until: float =
         planned = plan(rules, state, stopped=False)
         if isinstance(planned, Stop):
             return Run(points, state, planned.reason)
+        staked = sum(task["prompt_bound"] + (task["room"] or math.inf) for task in planned)
+        assert limits or staked <= max(5_000, 3 * state["spent"]["tokens"])
         replies = [model.reply(task) for task in planned]
         before, spent = state, state["spent"]["tokens"]
         state = merged(state, fold({**state, "returned": replies}, 8, kind.decides, rules.learn))

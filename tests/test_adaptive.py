@@ -328,6 +328,49 @@ def test_stopped_at_any_moment_it_holds_what_a_quarter_of_the_spend_buys(strateg
         assert statistics.fmean(gaps) >= -2 * error - 0.01, name
 
 
+@pytest.mark.parametrize("strategy", ["single", "adaptive", "best_of_n", "self_refine", "pdp"])
+def test_an_open_run_stakes_no_more_than_three_times_what_it_spent(
+    strategy: str, server: Server
+) -> None:
+    """Nor does it stand still: with replies that fill any limit, the limits grow."""
+    stop, staked = threading.Event(), list[tuple[int, int]]()
+
+    def watch(event: str, call: Any) -> None:
+        spent = sum(c.served for c in server.calls if c.output)
+        if event == "asked":
+            staked.append((call.prompt + call.limit, spent))
+        if spent > 30_000:
+            stop.set()
+
+    server.watch = watch
+    server.script = lambda request, i: Reply(text=None, piece=1_000)
+    app = create_anytime_graph(
+        server.model(seed=0), scorer=lambda q, a: 0.1, strategy=strategy, until=Until(target=0.9)
+    ).compile()
+    out = app.invoke(ASK, {"recursion_limit": 2_000}, context={"stop": stop})
+    assert out["stop_reason"] == "interrupted"
+    assert all(stake <= max(5_000, 3 * spent) for stake, spent in staked)
+    assert max(staked)[0] >= 4 * staked[0][0]
+
+
+@pytest.mark.parametrize("strategy", ["adaptive", "best_of_n"])
+def test_an_open_run_cuts_no_draft_at_the_end_of_a_horizon(strategy: str, server: Server) -> None:
+    stop = threading.Event()
+
+    def watch(event: str, call: Any) -> None:
+        if len(server.calls) > 30:
+            stop.set()
+
+    server.watch = watch
+    server.script = lambda request, i: Reply(text="so " * 600 + "<answer>1</answer>", piece=100)
+    app = create_anytime_graph(
+        server.model(seed=0), scorer=digit, strategy=strategy, until=Until(target=0.9)
+    ).compile()
+    out = app.invoke(ASK, {"recursion_limit": 2_000}, context={"stop": stop})
+    assert out["stop_reason"] == "interrupted"
+    assert all(c.output < c.limit for c in server.calls)
+
+
 # --- profiles -----------------------------------------------------------------------------------
 
 
