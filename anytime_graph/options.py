@@ -92,7 +92,7 @@ _answer = click.option(
     type=click.Choice(["tags", "whole"]),
     help="How the answer is found in a reply: in <answer> tags, or the reply as a whole.",
 )
-_price = click.option(
+price = click.option(
     "--price",
     metavar="INPUT,OUTPUT[,CACHED]",
     help="US dollars per million tokens of input, output and cached input.",
@@ -118,10 +118,10 @@ _judging = _all(
 namespace = click.option(
     "--namespace", metavar="A/B", help="Whose preference pairs, such as TENANT/USER."
 )
-making = _all(_model, _strategy, _answer, _checking, _judging, _price)
+making = _all(_model, _strategy, _answer, _checking, _judging, price)
 """What a graph is made of."""
-warming = _all(_model, _strategy, _answer, _checking, _judging, _price, namespace)
-auditing = _all(_model, _answer, _checking, _judging, _price)
+warming = _all(_model, _strategy, _answer, _checking, _judging, price, namespace)
+auditing = _all(_model, _answer, _checking, _judging, price)
 remembering = _all(
     click.option(
         "--memory",

@@ -374,6 +374,15 @@ def test_an_agent_that_runs_out_is_told_to_answer_and_its_tools_stay_unused(serv
     assert len(out["candidates"]) > 1
 
 
+def test_adaptive_gives_an_agents_drafts_room_for_all_their_turns(server: Server) -> None:
+    server.script = using_tools(6)
+    app = thinker(server, budget=Budget(tokens=20_000), drafter=agent, strategy="adaptive")
+    out = app.invoke(ASK)
+    hurried = [c for c in server.calls if "Time is up" in c.text]
+    assert len(out["candidates"]) > 4
+    assert not hurried
+
+
 def test_what_an_agent_calls_although_told_to_answer_is_not_carried_out(server: Server) -> None:
     used: list[str] = []
 

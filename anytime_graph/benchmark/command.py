@@ -15,6 +15,7 @@ from anytime_graph.benchmark.advice import recorded
 from anytime_graph.benchmark.cells import Decide, Protocol
 from anytime_graph.benchmark.order import Engine, Order
 from anytime_graph.checkpoints import LedgerError
+from anytime_graph.options import price
 from anytime_graph.terminal import harmless
 
 _INTERRUPTED = 130
@@ -97,11 +98,7 @@ class _Numbers(click.ParamType[Any]):
 @click.option("--total-usd", type=float, help="US dollars that all of it may cost, ever, in --out.")
 @click.option("--parallel", default=1, show_default=True, help="Cells side by side.")
 @click.option("--rate", type=float, help="Requests per minute, at most.")
-@click.option(
-    "--price",
-    metavar="INPUT,OUTPUT[,CACHED]",
-    help="US dollars per million tokens of input, output and cached input.",
-)
+@price
 @click.option(
     "--replay",
     type=click.Path(exists=True, path_type=Path),
