@@ -122,12 +122,12 @@ def plan(setup: Setup, state: State, stopped: bool) -> list[Task] | Stop:
 def _open_ended(setup: Setup, state: State, stopped: bool) -> list[Task] | Stop:
     """Without a budget: as within one that is doubled whenever it is used up, so that whoever stops
     the run has no less than a run with a quarter of its spend for a known budget (Russell &
-    Zilberstein 1991). A horizon is at most four times what was spent, however long the drafts are:
-    an endless one must not stake the run."""
+    Zilberstein 1991). The first one apart, a horizon that pays for a move is at most four times
+    what was spent, however long the drafts are: an endless one must not stake the run."""
     need = least(setup, {**state, "limits": {"tokens": 0}})
     drafts, spent = state["payoffs"].get("draft"), state["spent"]["tokens"]
-    longing = _ROUND * drafts["tokens"] / drafts["tries"] if drafts else 0
-    used_up = spent + min(longing, spent)
+    ahead = _ROUND * drafts["tokens"] / drafts["tries"] if drafts else 0
+    used_up = spent + min(ahead, spent)
     for doubled in range(_DOUBLINGS):
         horizon: Limits = {"tokens": (need["tokens"] + _OPENING) * 2**doubled}
         if horizon["tokens"] > used_up:
