@@ -26,7 +26,7 @@ _MEAN, _SPREAD = 0.5, 0.25
 """Of the scores of drafts, before any was seen; as if from one draft."""
 _SHIFT = 0.15
 """Standard deviation, among questions, of what lessons change in a draft's score."""
-_CHANGE = 0.4
+CHANGE = 0.4
 """Standard deviation of what a refinement changes, times the score that it builds on and its gap to
 a perfect one: of an answer without merit a refinement is but a dearer draft."""
 _STEP = 0.4
@@ -138,7 +138,7 @@ def _rises(view: View, profile: Mapping[str, Payoff]) -> dict[str, float]:
     record = (1 - best) / (tries + 1)
     seen, taught, _ = pooled("taught draft", mean, 0.0)
     wider = math.hypot(spread, _SHIFT / math.sqrt(seen + 1))
-    _, change, square = pooled("refine", 0.0, (_CHANGE * best * (1 - best)) ** 2)
+    _, change, square = pooled("refine", 0.0, (CHANGE * best * (1 - best)) ** 2)
     change_spread = math.sqrt(max(0.0, square - change**2))
     _, retaught, _ = pooled("taught refine", change, 0.0)
     return {

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from statistics import NormalDist
 from typing import Any, Literal
 
 from anytime_graph.budget import Limits, Spend
 from anytime_graph.pairs import Candidate, Pair, Shown
-from anytime_graph.prospects import prospects, tokens
+from anytime_graph.prospects import CHANGE, NONE, Prospect, prospects, rise, tokens
 from anytime_graph.state import GOOD_ROOM, Judging, Payoff, paid
 
 
@@ -122,6 +121,8 @@ _AT_ONCE = 4
 """Drafts side by side, at the most."""
 _TOO_LITTLE = 0.01
 """Standard deviations between drafts that a comparison must promise, or the judge is left alone."""
+_SPREAD = 0.05
+"""Of scores, at the least, for a few drafts that are alike prove little."""
 _STAKE = 0.125
 """The part of what is left that one step of several drafts may take."""
 
@@ -133,10 +134,8 @@ def single(view: View) -> list[Move]:
 
 def best_of_n(view: View, n: int = 4) -> list[Move]:
     """Drafts, n at a time, as many as the budget buys; the scorer or the judge picks."""
-    if comparisons := _comparisons(view):
-        return comparisons
     part = 0.5 if view.decides == "judge" else 1.0
-    return [Draft(share=part / n)] * n
+    return _comparisons(view) or [Draft(share=part / n)] * n
 
 
 def self_consistency(view: View, n: int = 4) -> list[Move]:
@@ -161,23 +160,28 @@ def self_refine(view: View) -> list[Move]:
 
 def pdp(view: View, n: int = 4, shown: Shown = "both") -> list[Move]:
     """Preference Data Prompting (Zhang et al. 2026, arXiv 2601.11038): n drafts at equal slices,
-    pairs synthesized from them, then rounds with the pairs in context: one refinement and one fresh
-    draft, then two of whatever pays most per token by what was seen so far, be it a bare draft."""
-    if view.best is None:
-        return [Draft(memory=shown, share=0.5 / n)] * n
+    pairs synthesized from them, then whatever promises the largest rise per token by what was seen so
+    far: a fresh draft or a refinement with the pairs in context, or a bare draft."""
     if comparisons := _comparisons(view):
         return comparisons
+    if (missing := n - view.made.get("draft", 0)) > 0 or view.best is None:
+        return _opening(view, max(1, missing), shown)
     if shown == "both" and view.judging and (reasons := _reasons(view)):
         return reasons
+    of, view = view.best["id"], _refinements_alike(view)
+    found, part = _own_prospects(view), partial(_ample, view)
     moves: dict[str, Move] = {
-        "refine": Refine(view.best["id"], pairs=shown, memory=shown, share=0.25),
-        "taught draft": Draft(pairs=shown, memory=shown, share=0.25),
-        "draft": Draft(memory=None, share=0.25),
+        "taught draft": Draft(pairs=shown, memory=shown, share=part("taught draft")),
+        "taught refine": Refine(of, pairs=shown, memory=shown, share=part("taught refine")),
+        "draft": Draft(memory=None, share=part("draft")),
     }
-    payoffs = _refinements_alike(view.payoffs)
-    if not payoffs.keys() >= {"refine", "taught draft"}:
-        return [moves["refine"], moves["taught draft"]]
-    return [moves[_paying(payoffs, view.best["score"])]] * 2
+    if not view.pairs:
+        del moves["taught draft"]
+    cheap = _STAKE * _left(view)
+    untried = [k for k in moves if k not in view.payoffs]
+    due = [k for k in untried if k == "taught draft" or found[k].tokens <= cheap]
+    kind = due[0] if due else max(moves, key=lambda k: found[k].rate)
+    return [moves[kind]] * (1 if view.decides == "judge" else _at_once(view, kind))
 
 
 pdp_positive: Strategy = partial(pdp, shown="chosen")
@@ -187,13 +191,14 @@ pdp_positive: Strategy = partial(pdp, shown="chosen")
 def leap(view: View, n: int = 4) -> list[Move]:
     """LEAP (Zhang et al. 2024, arXiv 2402.05403): n drafts, a few short principles learned from
     where they went wrong, then drafts with the principles in context."""
-    if view.best is None:
-        return [Draft(memory="principles", share=0.5 / n)] * n
     if comparisons := _comparisons(view):
         return comparisons
+    if (missing := n - view.made.get("draft", 0)) > 0 or view.best is None:
+        return _opening(view, max(1, missing), "principles")
     if view.pairs and view.judging and not view.made.get("learn"):
         return [Learn(share=0.25)]
-    return [Draft(pairs="principles", memory="principles", share=0.25)] * 2
+    part = _ample(view, "taught draft")
+    return [Draft(pairs="principles", memory="principles", share=part)] * 2
 
 
 def adaptive(view: View) -> Sequence[Move]:
@@ -245,6 +250,14 @@ def resolve(strategy: str | Strategy) -> Strategy:
         ) from None
 
 
+def _opening(view: View, n: int, memory: Shown) -> list[Move]:
+    """Drafts for half of what is left; for up to all of it, if a judge need not be paid and half would
+    cut them."""
+    most = 0.5 if view.decides == "judge" else 1.0
+    part = min(most, max(0.5, n * _enough(view) / _left(view)))
+    return [Draft(memory=memory, share=part / n)] * n
+
+
 def _comparisons(view: View) -> list[Move]:
     return [Critique(first, second, share=0.3) for first, second in view.contests]
 
@@ -261,33 +274,43 @@ def _reasons(view: View) -> list[Move]:
     ]
 
 
-def _refinements_alike(payoffs: Mapping[str, Payoff]) -> dict[str, Payoff]:
+def _refinements_alike(view: View) -> View:
     """Whether or not there were pairs to show to them."""
-    alike: dict[str, Payoff] = {}
-    for kind, of in payoffs.items():
-        kind = "refine" if kind == "taught refine" else kind
-        alike[kind] = paid(alike.get(kind), of)
-    return alike
+    seen = view.payoffs
+    one, other = seen.get("refine"), seen.get("taught refine")
+    both = paid(one, other) if other else one
+    alike = {"refine": both, "taught refine": both} if both else {}
+    return replace(view, payoffs={**seen, **alike})
 
 
-def _paying(payoffs: Mapping[str, Payoff], best: float | None) -> str:
-    """The kind of answer with the largest expected rise of the best score per token, its scores
-    taken as normal; each kind's mean is drawn towards that of all by one try. Under a judge, the kind
-    that became the best most often per token."""
-    tries = sum(p["tries"] for p in payoffs.values())
-    mean = (sum(p["worth"] for p in payoffs.values()) or 1.0) / tries
-    spread = sum(p["squares"] for p in payoffs.values()) / tries - mean**2
-    scores = NormalDist(0.0, max(0.05, math.sqrt(max(0.0, spread))))
+def _own_prospects(view: View) -> dict[str, Prospect]:
+    """Under a scorer, by the run's own answers alone. Scores of drafts are taken as normal, each kind's
+    mean drawn towards that of both by one try; and so is what refinements change, its spread drawn
+    towards what is usual."""
+    found = prospects(view)
+    kinds = [kind for kind in ("draft", "taught draft") if kind in view.payoffs]
+    if view.decides != "scorer" or view.best is None or not kinds:
+        return found
+    best = view.best["score"] or 0.0
+    tries, worth, squares = (
+        sum(view.payoffs[kind][of] for kind in kinds) for of in ("tries", "worth", "squares")
+    )
+    mean = worth / tries
+    spread = max(_SPREAD, math.sqrt(max(0.0, squares / tries - mean**2)))
+    gains = {}
+    for kind in kinds:
+        of = view.payoffs[kind]
+        gains[kind] = rise((of["worth"] + mean) / (of["tries"] + 1), spread, best)
+    of = view.payoffs.get("taught refine", NONE)
+    n, usual = of["tries"], CHANGE * best * (1 - best)
+    changed = (usual + math.sqrt(max(0.0, n * of["changes"] - of["change"] ** 2))) / (n + 1)
+    gains["taught refine"] = rise(best + of["change"] / (n + 1), changed, best)
+    return found | {kind: found[kind]._replace(gain=gain) for kind, gain in gains.items()}
 
-    def rate(kind: str) -> float:
-        of = payoffs[kind]
-        usual = (of["worth"] + mean) / (of["tries"] + 1)
-        if best is not None:
-            above = usual - best
-            usual = above * scores.cdf(above) + scores.stdev**2 * scores.pdf(above)
-        return usual * of["tries"] / max(1, of["tokens"])
 
-    return max(payoffs, key=rate)
+def _ample(view: View, kind: str) -> float:
+    """A quarter of what is left, or more where a reply with its lessons would be cut."""
+    return max(0.25, _slice(view, kind))
 
 
 def _slice(view: View, kind: str) -> float:
@@ -297,8 +320,7 @@ def _slice(view: View, kind: str) -> float:
     no end, become shorter, for more of them. What would pay for no other draft is given as well."""
     left, drafts = _left(view), view.payoffs.get("draft")
     if drafts is None:
-        usual = 4 * tokens(view, "draft") if "draft" in view.profile else _FIRST
-        return min(1.0, max(0.25, usual / left))
+        return min(1.0, max(0.25, _enough(view) / left))
     tries, ended = drafts["tries"], drafts["tries"] - drafts["cut"]
     written, prompt = drafts["written"] / tries, (drafts["tokens"] - drafts["written"]) / tries
     if ended < drafts["cut"] and (view.whole or (view.best and view.best["complete"])):
@@ -311,6 +333,11 @@ def _slice(view: View, kind: str) -> float:
     own = (seen["tokens"] - seen["written"]) / seen["tries"] if seen else tokens(view, kind)
     slice_ = _BOUND * own + max(GOOD_ROOM, room)
     return 1.0 if left - slice_ < _BOUND * prompt + GOOD_ROOM else slice_ / left
+
+
+def _enough(view: View) -> float:
+    """Tokens for a first draft, its length known from a profile or not at all."""
+    return 4 * tokens(view, "draft") if "draft" in view.profile else _FIRST
 
 
 def _at_once(view: View, kind: str) -> int:

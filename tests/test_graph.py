@@ -440,7 +440,12 @@ def test_self_consistency_returns_what_most_drafts_agree_on(server: Server) -> N
 
 
 def test_pdp_shows_both_sides_of_a_pair_and_pdp_positive_only_winners(server: Server) -> None:
-    server.script = numbered
+    def learning(request: dict[str, Any], i: int) -> Reply:
+        taught = "Better: " in request["messages"][0]["content"]
+        more = 5 + request["seed"] % 8 if taught else request["seed"] % 4
+        return Reply(text=f"<answer>{'long ' * (1 + more)}river</answer>")
+
+    server.script = learning
     for strategy in ("pdp", "pdp_positive"):
         server.calls.clear()
         app = create_anytime_graph(

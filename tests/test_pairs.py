@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 from typing import Any, get_args
 
@@ -291,7 +290,7 @@ def test_what_pays_more_gets_the_tokens(server: Server, paying: str) -> None:
         return Reply(text=f"<answer>{WORDS[i % 12]} {request['seed'] if grows else 1}</answer>")
 
     server.script = script
-    scorer = lambda q, a: Score(quality(q, a), "more")  # noqa: E731
+    scorer = lambda q, a: Score(min(1.0, int(a.split()[-1]) / 60), "more")  # noqa: E731
     app = create_anytime_graph(server.model(seed=0), budget=Budget(tokens=9_000), scorer=scorer)
     out = app.compile().invoke(ASK)
     other = "draft" if paying == "refine" else "refine"
@@ -326,9 +325,43 @@ def test_under_a_judge_what_takes_the_best_ones_place_gets_the_tokens(
     assert more > 2 * less > 0
 
 
+def test_a_refinement_that_copies_the_best_is_worth_nothing(server: Server) -> None:
+    """Its score is the highest there is, but it changes nothing."""
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        said = [m["content"] for m in request["messages"] if m["role"] == "assistant"]
+        worth = 10 + 2 * request["seed"] + request["seed"] % 2
+        return Reply(text=said[0] if said else f"<answer>{WORDS[i % 12]} {worth}</answer>")
+
+    server.script = script
+    app = create_anytime_graph(server.model(seed=0), budget=Budget(tokens=9_000), scorer=quality)
+    out = app.compile().invoke(ASK)
+    assert out["spent_by"]["draft"]["calls"] > 4 * out["spent_by"]["refine"]["calls"] > 0
+
+
+@pytest.mark.parametrize("strategy", ["pdp", "pdp_positive", "leap"])
+def test_pairs_are_learned_from_drafts_that_were_not_cut(server: Server, strategy: str) -> None:
+    """Half of the budget would pay for a part of each of the first four, all of it for the whole."""
+    length = 150
+    server.script = lambda r, i: Reply(
+        text=f"{(WORDS[i % 12] + ' ') * length}<answer>{10 + i * 7 % 40}</answer>"
+    )
+    app = create_anytime_graph(
+        server.model(seed=0),
+        budget=Budget(tokens=1_700),
+        scorer=lambda q, a: Score(quality(q, a), "more"),
+        strategy=strategy,
+    )
+    out = app.compile().invoke(ASK)
+    drafts = [c for c in server.calls if not learning(c.request)][:4]
+    assert all(call.output > length for call in drafts)
+    assert any("Better:" in c.text or learning(c.request) for c in server.calls[4:])
+    assert out["spent"]["tokens"] <= 1_700
+
+
 def test_a_refinement_is_told_what_must_stay(server: Server) -> None:
     rules = Constraints(include=("river", "stone"), words=(3, 4))
-    server.script = lambda r, i: Reply(text=f"A river {random.Random(r['seed']).random()}.")
+    server.script = lambda r, i: Reply(text=f"A river {'abcdefgh'[r['seed'] % 8]}.")
     app = create_anytime_graph(
         server.model(seed=0),
         budget=Budget(tokens=6_000),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -131,16 +132,41 @@ def test_a_kill_costs_nothing_twice(server: Server, tmp_path: Path) -> None:
     assert all('Better: "quality' in shown for shown in asking(server, tmp_path / "a.db"))
 
 
-def test_a_warm_up_that_is_stopped_goes_on(server: Server, tmp_path: Path) -> None:
-    class Soon:
-        def is_set(self) -> bool:
-            return len(server.calls) >= 6
-
+def test_a_warm_up_that_is_stopped_between_questions_goes_on(
+    server: Server, tmp_path: Path
+) -> None:
     server.script = answering
-    done = warmed(server, tmp_path / "a.db", stop=Soon())
-    assert done.left == 1
+    stop = threading.Event()
+
+    def told(done: int, of: int) -> None:
+        if done == 2:
+            stop.set()
+
+    done = warmed(server, tmp_path / "a.db", stop=stop, progress=told)
+    assert (done.left, done.spent["calls"], len(server.calls)) == (1, 6, 6)
     done = warmed(server, tmp_path / "a.db")
     assert (done.left, done.spent["calls"], len(server.calls)) == (0, 9, 9)
+
+
+def test_a_warm_up_that_is_stopped_before_a_reply_asks_that_question_anew(
+    server: Server, tmp_path: Path
+) -> None:
+    stop = threading.Event()
+
+    def hanging(request: dict[str, Any], i: int) -> Reply:
+        if i == 5:
+            stop.set()
+        return Reply(error="hang") if i >= 3 else answering(request, i)
+
+    server.script = hanging
+    done = warmed(server, tmp_path / "a.db", stop=stop)
+    assert done.left == 1
+    assert (done.questions[1].score, done.questions[1].spent["calls"]) == (None, 3)
+    assert done.questions[1].error
+    server.script = answering
+    done = warmed(server, tmp_path / "a.db")
+    assert (done.left, done.spent["calls"], len(server.settled().calls)) == (0, 12, 12)
+    assert not any(q.error for q in done.questions)
 
 
 def test_a_question_without_an_answer_is_asked_anew(server: Server, tmp_path: Path) -> None:
