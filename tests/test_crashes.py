@@ -30,7 +30,7 @@ from tests.lives import Spec, arun, compiled, live
 from tests.server import Call, Reply, Script, Server, serving
 
 STRATEGIES = ("pdp", "self_refine", "best_of_n")
-INSTANTS = 200 if torture else 6
+INSTANTS = 200 if torture else 5
 LONGEST = 60
 """Seconds for what must end."""
 PROMPT = 10

@@ -71,7 +71,8 @@ class TestBooks:
     def test_state_ledger_and_provider_agree(
         self, served: Server, store: Checkpoints, target: str
     ) -> None:
-        out = graph(served, store).compile(checkpointer=store.saver).invoke(ASK, ON)
+        app = graph(served, store, budget=Budget(tokens=1_500))
+        out = app.compile(checkpointer=store.saver).invoke(ASK, ON)
         (run,) = store.ledger.runs("rivers")
         assert run["spent"]["tokens"] == out["spent"]["tokens"] == served.settled().served
         assert run["spent"]["calls"] == out["spent"]["calls"] == len(served.calls)
@@ -303,14 +304,15 @@ class TestResuming:
         app = graph(served, store).compile(checkpointer=store.saver)
         out = app.invoke(ASK, ON)
         states = list(app.get_state_history(ON))
-        middle = next(s for s in states if s.values.get("ordinal") == 6)
+        middle = next(s for s in states if s.values.get("ordinal") == 4)
         calls = len(served.settled().calls)
         other = graph(served, store, strategy="best_of_n").compile(checkpointer=store.saver)
-        forked = other.invoke(None, fork(other, middle.config, Budget(tokens=500)))
+        forked = other.invoke(None, fork(other, middle.config, Budget(tokens=800)))
         trunk, branch = store.ledger.runs("rivers")
         own = sum(c.served for c in served.settled().calls[calls:])
+        assert own > 0
         assert branch["parent_id"] == trunk["id"]
-        assert branch["spent"]["tokens"] == forked["spent"]["tokens"] <= 500
+        assert branch["spent"]["tokens"] == forked["spent"]["tokens"] <= 800
         assert branch["inherited"]["tokens"] + own == forked["spent"]["tokens"]
         assert trunk["spent"]["tokens"] == out["spent"]["tokens"]
         assert forked["best"]["score"] == max(

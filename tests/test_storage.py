@@ -147,7 +147,7 @@ def test_a_file_that_goes_bad_under_a_run_costs_no_answer(server: Server, tmp_pa
 
     server.script = script
     with open_checkpoints(path) as store:
-        app = graph(server, store).compile(checkpointer=store.saver)
+        app = graph(server, store, budget=Budget(tokens=1_500)).compile(checkpointer=store.saver)
         out = app.invoke(ASK, ON)
         spent = server.settled().served
         assert out["best"]["score"] == 0.9

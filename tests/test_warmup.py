@@ -165,7 +165,7 @@ def test_a_warm_up_that_is_stopped_before_a_reply_asks_that_question_anew(
     assert done.questions[1].error
     server.script = answering
     done = warmed(server, tmp_path / "a.db")
-    assert (done.left, done.spent["calls"], len(server.settled().calls)) == (0, 12, 12)
+    assert (done.left, done.spent["calls"], len(server.calls)) == (0, 12, 12)
     assert not any(q.error for q in done.questions)
 
 
