@@ -359,6 +359,21 @@ def test_pairs_are_learned_from_drafts_that_were_not_cut(server: Server, strateg
     assert out["spent"]["tokens"] <= 1_700
 
 
+def test_a_refinement_that_would_take_much_of_what_is_left_is_not_tried(server: Server) -> None:
+    """Where drafts promise more: a refinement of .90 cannot rise far, and costs twice as much."""
+    server.script = lambda r, i: Reply(
+        text=f"{(WORDS[i % 12] + ' ') * 150}<answer>{(5, 90)[i % 2]}</answer>"
+    )
+    app = create_anytime_graph(
+        server.model(seed=0),
+        budget=Budget(tokens=2_500),
+        scorer=lambda q, a: Score(quality(q, a), "more"),
+    )
+    out = app.compile().invoke(ASK)
+    assert any("Better:" in c.text for c in server.calls)
+    assert out["spent_by"].keys() == {"draft"}
+
+
 def test_a_refinement_is_told_what_must_stay(server: Server) -> None:
     rules = Constraints(include=("river", "stone"), words=(3, 4))
     server.script = lambda r, i: Reply(text=f"A river {'abcdefgh'[r['seed'] % 8]}.")
