@@ -135,7 +135,7 @@ def single(view: View) -> list[Move]:
 def best_of_n(view: View, n: int = 4) -> list[Move]:
     """Drafts, n at a time, as many as the budget buys; the scorer or the judge picks."""
     part = 0.5 if view.decides == "judge" else 1.0
-    return _comparisons(view) or [Draft(share=part / n)] * n
+    return _comparisons(view) or _drafts(view, n, "chosen", part / n)
 
 
 def self_consistency(view: View, n: int = 4) -> list[Move]:
@@ -175,10 +175,13 @@ def pdp(view: View, n: int = 4, shown: Shown = "both") -> list[Move]:
         "taught refine": Refine(of, pairs=shown, memory=shown, share=part("taught refine")),
         "draft": Draft(memory=None, share=part("draft")),
     }
-    if not view.pairs:
+    tried = set(view.payoffs)
+    if not view.pairs and "taught draft" not in tried:
         del moves["taught draft"]
+    if view.pairs and view.made["draft"] <= n:  # what earlier questions taught may have been tried
+        tried.discard("taught draft")
     cheap = _STAKE * _left(view)
-    untried = [k for k in moves if k not in view.payoffs]
+    untried = [k for k in moves if k not in tried]
     due = [k for k in untried if k == "taught draft" or found[k].tokens <= cheap]
     kind = due[0] if due else max(moves, key=lambda k: found[k].rate)
     return [moves[kind]] * (1 if view.decides == "judge" else _at_once(view, kind))
@@ -206,9 +209,9 @@ def adaptive(view: View) -> Sequence[Move]:
     refinement, bare or taught, a comparison, or an end where the judge cannot tell answers apart."""
     if view.best is None:
         few = view.whole and "draft" not in view.profile and _left(view) < 2 * _FIRST
-        return [Draft(share=0.25)] * 2 if few else [Draft(share=_slice(view, "draft"))]
+        return _drafts(view, 2, "chosen", 0.25) if few else [Draft(share=_slice(view, "draft"))]
     if view.decides == "vote":
-        return [Draft(share=_slice(view, "draft"))] * _at_once(view, "draft")
+        return _drafts(view, _at_once(view, "draft"), "chosen", _slice(view, "draft"))
     found = prospects(view)
     if view.decides == "judge":
         most = max(p.gain for p in found.values())
@@ -218,13 +221,14 @@ def adaptive(view: View) -> Sequence[Move]:
             return [Critique(*view.contests[0])]
         checked = tokens(view, "compare")
         found = {kind: p._replace(tokens=p.tokens + checked) for kind, p in found.items()}
-    open_ = [kind for kind in found if view.pairs or not kind.startswith("taught")]
+    lessons = view.pairs or "taught draft" in view.payoffs
+    open_ = [kind for kind in found if lessons or not kind.startswith("taught")]
     kind = max(open_, key=lambda k: found[k].rate)
     pairs: Shown = "both" if kind.startswith("taught") else None
     if kind.endswith("refine"):
         return [Refine(view.best["id"], pairs=pairs, memory=pairs, share=_slice(view, kind))]
     n = 1 if view.decides == "judge" else _at_once(view, kind)
-    return [Draft(pairs=pairs, memory=pairs or "chosen", share=_slice(view, kind))] * n
+    return [Draft(pairs=pairs, memory=pairs, share=_slice(view, kind))] * n
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -255,7 +259,17 @@ def _opening(view: View, n: int, memory: Shown) -> list[Move]:
     cut them."""
     most = 0.5 if view.decides == "judge" else 1.0
     part = min(most, max(0.5, n * _enough(view) / _left(view)))
-    return [Draft(memory=memory, share=part / n)] * n
+    return _drafts(view, n, memory, part / n)
+
+
+def _drafts(view: View, n: int, memory: Shown, share: float) -> list[Move]:
+    """Every other one is shown what the memory recalled, until scores tell which of them pay."""
+    bare, shown = Draft(memory=None, share=share), Draft(memory=memory, share=share)
+    if view.decides == "scorer" and {"draft", "taught draft"} <= view.payoffs.keys():
+        found = _own_prospects(view)
+        return [shown if found["taught draft"].rate > found["draft"].rate else bare] * n
+    made = view.made.get("draft", 0)
+    return [bare if (made + i) % 2 else shown for i in range(n)]
 
 
 def _comparisons(view: View) -> list[Move]:

@@ -56,8 +56,13 @@ def asked(
     return asyncio.run(app.ainvoke(given, context=context))
 
 
+def told(server: Server) -> list[str]:
+    """Prompts that showed what earlier questions taught."""
+    return [c.text for c in server.calls if "earlier questions" in c.text]
+
+
 @pytest.mark.parametrize("sync", [True, False], ids=["sync", "async"])
-def test_the_first_draft_shows_pairs_of_a_like_question(
+def test_the_first_drafts_show_pairs_of_a_like_question(
     server: Server, memory: dict[str, Any], sync: bool
 ) -> None:
     server.script = numbered
@@ -65,7 +70,8 @@ def test_the_first_draft_shows_pairs_of_a_like_question(
     assert not any("earlier questions" in c.text for c in server.calls)
     server.calls.clear()
     out = asked(server, LIKE, sync, **memory)
-    shown = server.calls[0].text
+    shown, another, *_ = told(server)
+    assert shown == another
     assert f'Question: "{FIRST}"' in shown
     assert 'Better: "<answer>verse' in shown
     assert first["pairs"][0]["better"][:15] in shown
@@ -91,9 +97,50 @@ def test_a_strategy_shows_what_it_shows_of_its_own(
     asked(server, FIRST, memory=store, strategy="leap")
     server.calls.clear()
     asked(server, LIKE, memory=store, strategy=strategy)
-    shown = server.calls[0].text
+    shown = told(server)[0]
     assert {side for side in ("Better", "Worse", "Why") if f"{side}: " in shown} == sides
     assert ("- Be late." in shown) == (strategy == "leap")
+
+
+@pytest.mark.parametrize("tokens", [700, 1_200, 6_000], ids=["tight", "less tight", "ample"])
+@pytest.mark.parametrize("strategy", ["best_of_n", "pdp", "leap"])
+def test_at_most_half_of_the_first_drafts_are_shown_what_was_recalled(
+    server: Server, strategy: str, tokens: int
+) -> None:
+    """However many of them a slice's lessons leave room for at once."""
+    store = InMemoryStore()
+    server.script = numbered
+    asked(server, FIRST, memory=store, strategy="leap")
+    server.calls.clear()
+    asked(server, LIKE, memory=store, strategy=strategy, budget=Budget(tokens=tokens, calls=4))
+    assert 1 <= len(told(server)) <= (len(server.calls) + 1) // 2
+
+
+@pytest.mark.parametrize("worth", [0.0, 0.9], ids=["harm", "help"])
+@pytest.mark.parametrize("strategy", ["best_of_n", "pdp", "adaptive"])
+def test_a_run_goes_on_with_what_it_recalled_only_where_that_pays(
+    server: Server, strategy: str, worth: float
+) -> None:
+    store = InMemoryStore()
+    server.script = numbered
+    asked(server, FIRST, memory=store)
+    server.calls.clear()
+
+    def moved(request: dict[str, Any], i: int) -> Reply:
+        prompt = "".join(m["content"] for m in request["messages"])
+        score = worth if "earlier questions" in prompt else 0.4
+        return Reply(
+            text=f"<answer>{'verse ' * 20}{100 * score + request['seed'] % 5:.0f}</answer>"
+        )
+
+    server.script = moved
+    asked(server, LIKE, memory=store, strategy=strategy, budget=Budget(tokens=6_000, calls=20))
+    asking = [c for c in server.calls if "Think step by step" in c.text]
+    recalled = len(told(server))
+    if worth:
+        assert recalled > len(asking) / 2
+    else:
+        assert 1 <= recalled <= 3 < len(asking) / 3
 
 
 @settings(max_examples=15)
