@@ -165,6 +165,7 @@ def view(setup: Setup, state: State, judging: bool = True) -> View:
         contests=contests(state) if judging and setup.decides == "judge" else [],
         judging=judging,
         whole=setup.asked.extract is scoring.whole,
+        recalled=bool(state["examples"]),
         compared=[(first, second) for first, second, _ in state["matches"]],
         decides=setup.decides,
         made=state["made"],

@@ -84,10 +84,11 @@ class View:
     contests: pairs of ids whose comparison would tell most about who is best (empty unless the
     judge decides). compared: pairs of ids that were compared, whoever decides. judging: whether the
     judge can still be asked, for its share of the budget is bounded. whole: whether a reply as it
-    stands, be it cut, is an answer. principles: what was learned from the pairs. payoffs: what
-    drafts and refinements have brought, profile: on earlier questions. ballots: votes by answer.
-    judged: the judge so far. made: moves that brought a reply, by kind. spent, left: amounts by
-    dimension; `left` has the limited ones only.
+    stands, be it cut, is an answer. recalled: whether the memory had pairs of earlier questions.
+    principles: what was learned from the pairs. payoffs: what drafts and refinements have brought,
+    profile: on earlier questions. ballots: votes by answer. judged: the judge so far. made: moves
+    that brought a reply, by kind. spent, left: amounts by dimension; `left` has the limited ones
+    only.
     """
 
     candidates: Sequence[Candidate]
@@ -96,6 +97,7 @@ class View:
     contests: Sequence[tuple[int, int]]
     judging: bool
     whole: bool
+    recalled: bool = False
     compared: Sequence[tuple[int, int]] = ()
     principles: Sequence[str]
     payoffs: Mapping[str, Payoff]
@@ -175,9 +177,9 @@ def pdp(view: View, n: int = 4, shown: Shown = "both") -> list[Move]:
         "taught refine": Refine(of, pairs=shown, memory=shown, share=part("taught refine")),
         "draft": Draft(memory=None, share=part("draft")),
     }
-    tried = set(view.payoffs)
-    if not view.pairs and "taught draft" not in tried:
+    if not view.pairs and not view.recalled:
         del moves["taught draft"]
+    tried = set(view.payoffs)
     if view.pairs and view.made["draft"] <= n:  # what earlier questions taught may have been tried
         tried.discard("taught draft")
     cheap = _STAKE * _left(view)
@@ -221,7 +223,7 @@ def adaptive(view: View) -> Sequence[Move]:
             return [Critique(*view.contests[0])]
         checked = tokens(view, "compare")
         found = {kind: p._replace(tokens=p.tokens + checked) for kind, p in found.items()}
-    lessons = view.pairs or "taught draft" in view.payoffs
+    lessons = view.pairs or view.recalled
     open_ = [kind for kind in found if lessons or not kind.startswith("taught")]
     kind = max(open_, key=lambda k: found[k].rate)
     pairs: Shown = "both" if kind.startswith("taught") else None
@@ -263,13 +265,17 @@ def _opening(view: View, n: int, memory: Shown) -> list[Move]:
 
 
 def _drafts(view: View, n: int, memory: Shown, share: float) -> list[Move]:
-    """Every other one is shown what the memory recalled, until scores tell which of them pay."""
-    bare, shown = Draft(memory=None, share=share), Draft(memory=memory, share=share)
-    if view.decides == "scorer" and {"draft", "taught draft"} <= view.payoffs.keys():
+    """Half of them are shown what the memory recalled, until scores tell which of them pay."""
+    shown, bare = Draft(memory=memory, share=share), Draft(memory=None, share=share)
+    taught, others = (view.payoffs.get(k, NONE)["tries"] for k in ("taught draft", "draft"))
+    if not view.recalled:
+        return [bare] * n
+    if view.decides == "scorer" and taught and others:
         found = _own_prospects(view)
         return [shown if found["taught draft"].rate > found["draft"].rate else bare] * n
-    made = view.made.get("draft", 0)
-    return [bare if (made + i) % 2 else shown for i in range(n)]
+    due = min(n, max(0, math.ceil((n + taught + others) / 2) - taught))
+    first, then = [shown] * due, [bare] * (n - due)
+    return [*first, *then] if taught <= others else [*then, *first]
 
 
 def _comparisons(view: View) -> list[Move]:
