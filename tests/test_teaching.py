@@ -139,7 +139,7 @@ def test_what_a_warm_up_taught_is_shown_to_solve(server: Server, command: Comman
         done = command("solve", "Why do rivers meander?", *words, *FRESH, "--calls", "2")
         assert done.exit_code == 0, done.output
         asked = [c for c in server.calls[before:] if not comparing(c.request)]
-        assert all(('Better: "quality' in c.text) is shown for c in asked)
+        assert any('Better: "quality' in c.text for c in asked) is shown
     run = json.loads(command("show", "acme/ann", "--json").stdout)["runs"][0]
     assert run["options"]["memory"] is True
     assert run["options"]["namespace"] == "acme/ann"
