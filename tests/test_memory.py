@@ -195,7 +195,7 @@ def test_a_killed_run_is_remembered_by_the_ledger(server: Server, tmp_path: Path
             asked(server, FIRST, scorer=dies, **both)
         server.calls.clear()
         asked(server, LIKE, **both)
-    assert f'Question: "{FIRST}"' in server.calls[0].text
+    assert f'Question: "{FIRST}"' in told(server)[0]
 
 
 def test_what_cannot_remember_is_refused(server: Server, tmp_path: Path) -> None:
