@@ -19,6 +19,7 @@ from tests.server import Reply, Server, serving
 FIRST = "Write a poem about the river Rhine in autumn."
 LIKE = "In autumn, write me a short poem about the river Rhine."
 OTHER = "How many legs has a beetle?"
+OWN = "Earlier attempts at this question"
 
 
 def numbered(request: dict[str, Any], i: int) -> Reply:
@@ -141,6 +142,26 @@ def test_a_run_goes_on_with_what_it_recalled_only_where_that_pays(
         assert recalled > len(asking) / 2
     else:
         assert 1 <= recalled <= 3 < len(asking) / 3
+
+
+def test_pdp_tries_its_own_pairs_even_where_those_recalled_did_harm(server: Server) -> None:
+    store = InMemoryStore()
+    server.script = numbered
+    asked(server, FIRST, memory=store)
+    server.calls.clear()
+
+    def harmed(request: dict[str, Any], i: int) -> Reply:
+        prompt = "".join(m["content"] for m in request["messages"])
+        score = 0 if "earlier questions" in prompt else 40 + request["seed"] % 5
+        return Reply(text=f"<answer>{'verse ' * 20}{score}</answer>")
+
+    server.script = harmed
+    asked(server, LIKE, memory=store, budget=Budget(tokens=6_000, calls=20))
+    asking = [c.text for c in server.calls if "Think step by step" in c.text]
+    drafts = [text for text in asking if "Improve on your answer" not in text]
+    opening, then = drafts[:4], drafts[4]
+    assert not any(OWN in text for text in opening)
+    assert OWN in then
 
 
 @settings(max_examples=15)
