@@ -35,6 +35,8 @@ _UNITS = {
     "seconds": "seconds",
 }
 _SPEAKERS = {"ai": "YOU", "human": "USER", "tool": "TOOL"}
+_OTHERS = _SPEAKERS | {"ai": "ASSISTANT", "system": "SYSTEM"}
+"""The same, as told to one who did not take part."""
 _CONCLUDE = "Time is up. Give your final answer now, as <answer>...</answer> and nothing else."
 _IMPROVE = (
     "Improve on your answer. Keep what is right in it, mend what is wrong, and reply with the "
@@ -155,6 +157,26 @@ class Lessons:
         return ["\n".join(_sides(pair, self.shown, length)) for pair in self.pairs[:_PAIRS]]
 
 
+@dataclass(frozen=True)
+class Question:
+    """What a judge is told of a question. beside: what else was said in the conversation, oldest
+    first: by the system, in earlier turns, by tools."""
+
+    text: str
+    beside: Sequence[BaseMessage] = ()
+
+    def parts(self, length: int, detail: float) -> list[tuple[str, str]]:
+        """To be fenced; the question in at most `length` characters, the rest in half as many as an
+        answer, and left out where there is no room for it."""
+        told = ((_OTHERS.get(m.type, "MATERIAL"), said(m)) for m in self.beside)
+        beside = "\n".join(f"{who}: {text}" for who, text in told if text)
+        room = int(4_000 * detail)
+        return [
+            *([("CONVERSATION", clip(beside, room))] if beside and room else []),
+            ("QUESTION", clip(self.text, length)),
+        ]
+
+
 def _sides(pair: Pair | Example, shown: Shown, length: int) -> list[str]:
     better = f"Better: {_quoted(pair['better'], length)}"
     if shown == "chosen":
@@ -217,13 +239,18 @@ def refine(
 
 
 def compare(
-    question: str, first: str, second: str, detail: float, rubric: str | None, structured: bool
+    question: Question,
+    first: str,
+    second: str,
+    detail: float,
+    rubric: str | None,
+    structured: bool,
 ) -> list[AnyMessage]:
     """first is shown as A, second as B. rubric: the user's, before all else. structured: the
     verdict is asked for as JSON."""
     length = int(8_000 * detail) or 500
     parts = (
-        ("QUESTION", clip(question, 4_000)),
+        *question.parts(4_000, detail),
         ("ANSWER A", clip(first, length)),
         ("ANSWER B", clip(second, length)),
     )
@@ -233,25 +260,25 @@ def compare(
     return [SystemMessage(rules), HumanMessage(fenced(parts))]
 
 
-def explain(question: str, better: str, worse: str, detail: float) -> list[AnyMessage]:
+def explain(question: Question, better: str, worse: str, detail: float) -> list[AnyMessage]:
     parts = (
-        ("QUESTION", clip(question, int(2_000 * detail) or 500)),
+        *question.parts(int(2_000 * detail) or 500, detail / 2),
         ("BETTER ANSWER", better),
         ("WORSE ANSWER", worse),
     )
     return [SystemMessage(_EXPLAIN), HumanMessage(fenced(parts))]
 
 
-def principles(question: str, pairs: Sequence[Pair], detail: float) -> list[AnyMessage]:
-    parts = [("QUESTION", clip(question, int(2_000 * detail) or 500))]
+def principles(question: Question, pairs: Sequence[Pair], detail: float) -> list[AnyMessage]:
+    parts = question.parts(int(2_000 * detail) or 500, detail / 2)
     for pair in pairs[: max(1, round(3 * detail))]:
         parts += [("BETTER", pair["better"]), ("WORSE", pair["worse"]), ("WHY", pair["why"])]
     return [SystemMessage(_PRINCIPLE), HumanMessage(fenced(parts))]
 
 
-def review(question: str, answer: str, detail: float) -> list[AnyMessage]:
+def review(question: Question, answer: str, detail: float) -> list[AnyMessage]:
     length = int(8_000 * detail) or 500
-    parts = (("QUESTION", clip(question, 4_000)), ("ANSWER", clip(answer, length)))
+    parts = (*question.parts(4_000, detail), ("ANSWER", clip(answer, length)))
     return [SystemMessage(_REVIEW), HumanMessage(fenced(parts))]
 
 
