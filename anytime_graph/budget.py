@@ -163,17 +163,24 @@ def share(of: Limits, fraction: float) -> Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Prices:
-    """US dollars per million tokens. Cached input costs `cached_input`, or `input` if not given."""
+    """US dollars per million tokens. Input that was read from a provider's cache costs
+    `cached_input`, and what was written to one `cache_write`; `input` where they are not given."""
 
     input: float
     output: float
     cached_input: float | None = None
+    cache_write: float | None = None
 
     def __post_init__(self) -> None:
         if self.cached_input is not None and self.cached_input > self.input:
             raise ValueError(
                 f"prices.cached_input={self.cached_input!r}: dearer than input={self.input!r}; "
                 "state the dearer one as input"
+            )
+        if self.cache_write is not None and self.cache_write < self.input:
+            raise ValueError(
+                f"prices.cache_write={self.cache_write!r}: cheaper than input={self.input!r}; leave "
+                "it out, and what is written to a cache costs as much as other input"
             )
         for f in fields(self):
             value = getattr(self, f.name)
@@ -182,10 +189,19 @@ class Prices:
                     f"prices.{f.name}={value!r}: dollars per million tokens, 0 or more"
                 )
 
-    def usd(self, input_tokens: float, output_tokens: float, cached_tokens: float = 0) -> float:
+    def usd(
+        self, input_tokens: float, output_tokens: float, read: float = 0, written: float = 0
+    ) -> float:
+        """What a call costs. read, written: those of the input tokens that a provider's cache
+        gave, or took in."""
         cached = self.input if self.cached_input is None else self.cached_input
-        fresh = input_tokens - cached_tokens
-        return (fresh * self.input + cached_tokens * cached + output_tokens * self.output) / 1e6
+        paid = input_tokens * self.input + output_tokens * self.output
+        dearer = written * ((self.cache_write or self.input) - self.input)
+        return (paid - read * (self.input - cached) + dearer) / 1e6
+
+    def most(self, input_tokens: float, output_tokens: float) -> float:
+        """What a call may cost: nobody knows beforehand what goes to a cache."""
+        return self.usd(input_tokens, output_tokens, written=input_tokens)
 
 
 def output_room(slice_: Limits, prompt: int, prices: Prices | None) -> int | None:
@@ -197,7 +213,7 @@ def output_room(slice_: Limits, prompt: int, prices: Prices | None) -> int | Non
     if "output_tokens" in slice_:
         rooms.append(slice_["output_tokens"])
     if "usd" in slice_ and prices is not None:
-        money = slice_["usd"] - prices.usd(prompt, 0)
+        money = slice_["usd"] - prices.most(prompt, 0)
         if prices.output > 0:
             rooms.append(money * 1e6 / prices.output)
         elif money < 0:

@@ -294,7 +294,7 @@ class _Draft:
 
     def _reserved(self, task: Task) -> Limits:
         bound, room, prices = task["prompt_bound"], task["room"] or 0, self.gate.prices
-        usd = prices.usd(bound, room) if prices else 0.0
+        usd = prices.most(bound, room) if prices else 0.0
         return {"tokens": bound + room, "output_tokens": room, "usd": usd, "calls": 1}
 
     def _total(self, abandoned: Sequence[Task]) -> Spend:

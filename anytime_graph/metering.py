@@ -40,6 +40,10 @@ log = logging.getLogger(__name__)
 _SHAPING = {"tools", "tool_choice", "parallel_tool_calls", "response_format", "stop"}
 """Request options that shape an answer."""
 _SLACK = 16
+_USAGE = ("input", "output", "total", "reasoning", "cached", "written")
+_WRITTEN = ("cache_creation", "ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
+"""Details of a report that tell what input was written to a cache; LangChain fills the first or the
+others."""
 _INCREDIBLE = 10**9
 """Tokens that no call can have used."""
 _POLL = 0.05
@@ -98,7 +102,7 @@ class Gate:
         return {
             "tokens": prompt + room,
             "output_tokens": room,
-            "usd": self.prices.usd(prompt, room) if self.prices else 0.0,
+            "usd": self.prices.most(prompt, room) if self.prices else 0.0,
             "calls": 1,
             "seconds": 0.001,
         }
@@ -467,7 +471,8 @@ class _Meter:
     def reserve(self) -> bool:
         """Write the reservation; False if the call must not be made."""
         if self.access is not None:
-            full = self._priced(self.task["prompt_bound"], self.task["room"] or 0, 0)
+            bound = self.task["prompt_bound"]
+            full = self._priced(bound, self.task["room"] or 0, 0, bound)
             try:
                 self.lost = not self.access.ledger.reserve(
                     self.access.hold, self.task, full, self.gate.name, self.so_far
@@ -624,7 +629,7 @@ class _Meter:
     def _add_usage(self, usage: Mapping[str, Any] | None) -> None:
         if not usage:
             return
-        have = self.usage or {"input": 0, "output": 0, "total": 0, "reasoning": 0, "cached": 0}
+        have = self.usage or dict.fromkeys(_USAGE, 0)
         inputs, outputs = usage.get("input_token_details"), usage.get("output_token_details")
         try:
             more = {
@@ -633,6 +638,7 @@ class _Meter:
                 "total": int(usage.get("total_tokens") or 0),
                 "reasoning": int((outputs or {}).get("reasoning") or 0),
                 "cached": int((inputs or {}).get("cache_read") or 0),
+                "written": sum(int((inputs or {}).get(k) or 0) for k in _WRITTEN),
             }
         except (TypeError, ValueError):
             self.usage_error = True
@@ -746,16 +752,18 @@ class _Meter:
         lie = None if not self.ended else self._disbelief(usage, text + thought)
         if self.ended and lie is None and usage is not None:
             paid, cached = usage["input"], min(max(0, usage["cached"]), usage["input"])
+            written = min(max(0, usage["written"]), paid - cached)
             made = max(usage["output"], usage["total"] - usage["input"])
             reasoning = min(max(0, usage["reasoning"]), made)
             if self.choices > 1:
-                return self._charge_choices(paid, made, cached, reasoning, text + thought)
+                return self._charge_choices(paid, made, cached, written, reasoning, text + thought)
         else:
             room, seen = self.task["room"] or 0, text + thought
             most = tokens.upper(seen) if self.overran or not room else tokens.least(seen)
             paid, cached = self.task["prompt_bound"], 0
+            written = paid
             made = max(room, most, self.silent if self.overran else 0)
-        spend = self._priced(paid, made, cached)
+        spend = self._priced(paid, made, cached, written)
         spend["reasoning_tokens"] = reasoning
         if lie is not None:
             self.errors.append(f"{lie}; charged {spend['tokens']} tokens, the whole reservation")
@@ -765,7 +773,7 @@ class _Meter:
         return spend, spend["input_tokens"] if self.ended else None
 
     def _charge_choices(
-        self, paid: int, made: int, cached: int, reasoning: int, seen: str
+        self, paid: int, made: int, cached: int, written: int, reasoning: int, seen: str
     ) -> tuple[Spend, int | None]:
         """By the report, unless it tells the tokens of one choice only: then by what came, with the
         prompt once for each choice. Whether the prompt was billed once is certain only below what
@@ -780,12 +788,12 @@ class _Meter:
                 f"the provider reported {reported} + {least} tokens for {n} choices of at least "
                 f"{self.pieces}; charged {paid + made}, as far as they were seen"
             )
-            return self._priced(paid, made, 0), reported
+            return self._priced(paid, made, 0, paid), reported
         if self.once is None and paid < n * tokens.least(self._asked()):
             self.once = True
         elif self.once is None and paid > self.task["prompt_bound"] // self.task["move"]["billed"]:
             self.once, reported = False, math.ceil(paid / n)
-        spend = self._priced(paid, made, cached)
+        spend = self._priced(paid, made, cached, written)
         spend["reasoning_tokens"] = reasoning
         if excess := self._excess(spend):
             self.errors.append(excess)
@@ -794,8 +802,9 @@ class _Meter:
     def _asked(self) -> str:
         return "\n".join(m.text for m in self.task["prompt"])
 
-    def _priced(self, paid: int, made: int, cached: int) -> Spend:
-        """What a call with so many input, output and cached input tokens costs."""
+    def _priced(self, paid: int, made: int, cached: int, written: int) -> Spend:
+        """What a call costs with so many tokens of input and output, and of input that a cache gave
+        or took in."""
         prices = self.gate.prices
         return Spend(
             tokens=paid + made,
@@ -803,7 +812,7 @@ class _Meter:
             output_tokens=made,
             reasoning_tokens=0,
             cached_tokens=cached,
-            usd=prices.usd(paid, made, cached) if prices else 0.0,
+            usd=prices.usd(paid, made, cached, written) if prices else 0.0,
             calls=1,
             seconds=0.0,
         )

@@ -62,12 +62,14 @@ def prices_of(model: BaseChatModel | Any) -> Prices | None:
         try:
             fresh = dollars(scale, input_tokens=scale)
             cached = dollars(scale, input_tokens=scale, cache_read_tokens=scale)
+            written = dollars(scale, input_tokens=scale, cache_write_tokens=scale)
             both = dollars(scale, input_tokens=scale, output_tokens=scale)
         except LookupError:
             return None
-        prices.append((fresh, both - fresh, cached))
+        prices.append((fresh, both - fresh, cached, written))
     return Prices(
         input=max(p[0] for p in prices),
         output=max(p[1] for p in prices),
         cached_input=max(p[2] for p in prices),
+        cache_write=max(p[3] for p in prices),
     )

@@ -269,7 +269,7 @@ def _without(setup: Setup, rest: Limits, tasks: Sequence[Task]) -> Limits:
     need: Limits = {
         "tokens": bound + room,
         "output_tokens": room,
-        "usd": prices.usd(bound, room) if prices else 0.0,
+        "usd": prices.most(bound, room) if prices else 0.0,
         "calls": len(tasks),
     }
     return {d: max(0, amount - need.get(d, 0)) for d, amount in rest.items()}

@@ -604,7 +604,11 @@ def test_list_prices_are_looked_up_by_name() -> None:
     prices = prices_of(ChatOpenAI(model="gpt-4.1-mini", api_key="none"))
     assert prices is not None
     assert 0 < (prices.cached_input or 0) < prices.input < prices.output
+    assert prices.cache_write == prices.input
     assert prices_of(ChatOpenAI(model="no-such-model", api_key="none")) is None
+    dearer = prices_of(ChatOpenAI(model="claude-sonnet-4-5", api_key="none"))
+    assert dearer is not None
+    assert dearer.input < (dearer.cache_write or 0)
 
 
 @pytest.mark.parametrize(

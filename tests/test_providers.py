@@ -23,9 +23,11 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from langchain_core.language_models import BaseChatModel
 
-from anytime_graph import Budget, NoAnswer, create_anytime_graph
+from anytime_graph import Budget, NoAnswer, Prices, create_anytime_graph
 from anytime_graph.models import resolve_model
 
 pytestmark = [  # of google-genai with aiohttp, in its own code
@@ -42,12 +44,13 @@ TEXT: Text = ["so ", "<answer>7</answer>", " it is"]
 
 
 class Usage(NamedTuple):
-    """What is billed: input with cached, output with reasoning."""
+    """What is billed: input with what a cache gave and took in, output with reasoning."""
 
     input: int = 91
     cached: int = 11
     output: int = CAP
     reasoning: int = 23
+    written: int = 0
 
 
 # --- the wire formats: the events of a streamed reply, and how they are sent
@@ -121,9 +124,9 @@ def responses(request: Json, text: Text, used: Usage) -> list[Json]:
 
 def anthropic(request: Json, text: Text, used: Usage) -> list[Json]:
     usage = {
-        "input_tokens": used.input - used.cached,
+        "input_tokens": used.input - used.cached - used.written,
         "cache_read_input_tokens": used.cached,
-        "cache_creation_input_tokens": 0,
+        "cache_creation_input_tokens": used.written,
     }
     thought = {"output_tokens_details": {"thinking_tokens": used.reasoning}}
     message = {"id": "m", "type": "message", "role": "assistant", "model": "m", "content": []}
@@ -182,8 +185,9 @@ def ollama(request: Json, text: Text, used: Usage) -> list[Json]:
 
 def bedrock(request: Json, text: Text, used: Usage) -> list[Json]:
     usage = {
-        "inputTokens": used.input - used.cached,
+        "inputTokens": used.input - used.cached - used.written,
         "cacheReadInputTokens": used.cached,
+        "cacheWriteInputTokens": used.written,
         "outputTokens": used.output,
         "totalTokens": used.input + used.output,
     }
@@ -344,7 +348,7 @@ PROVIDERS = [
         anthropic,
         sse_named,
         {"reasoning_effort": "low"},
-        "a thinking budget is kept below the cap; writing to the prompt cache is priced as input",
+        "a thinking budget is kept below the cap; a one-hour cache's price must be given (`cache_write=`)",
     ),
     Provider(
         "Google",
@@ -457,11 +461,11 @@ class Wire:
     fail: int | str | None = None
     requests: list[Json] = field(default_factory=list)
 
-    def ask(self, model: Any, sync: bool = True, cap: int = CAP) -> Json:
+    def ask(self, model: Any, sync: bool = True, cap: int = CAP, **more: Any) -> Json:
         """One budgeted call; what it spent, or NoAnswer."""
         self.requests.clear()
-        budget = Budget(output_tokens=cap, calls=1)
-        app = create_anytime_graph(model, budget=budget, strategy="single").compile()
+        options = {"budget": Budget(output_tokens=cap, calls=1), **more}
+        app = create_anytime_graph(model, strategy="single", **options).compile()
         out: Json = app.invoke(QUESTION) if sync else asyncio.run(app.ainvoke(QUESTION))
         return out
 
@@ -478,7 +482,10 @@ def speaking() -> Iterator[Wire]:
             if wire.fail == "drop":
                 return self.connection.shutdown(socket.SHUT_RDWR)
             status, kind, provider = 200, "text/event-stream", wire.provider
-            if isinstance(wire.fail, int):
+            if wire.fail == "torn":
+                events = provider.events(request, wire.text, wire.used)
+                sent, kind = provider.send(events[:3]), KINDS.get(provider.send, kind)
+            elif isinstance(wire.fail, int):
                 status, kind = wire.fail, "application/json"
                 body = json.dumps({"error": {"message": "no", "code": status, "status": "NO"}})
                 sent = body.encode()
@@ -615,6 +622,39 @@ def test_the_request_carries_the_cap_and_the_books_hold_the_report(
         "reasoning_tokens": told.get("reasoning", 0),
         "calls": 1,
     }
+
+
+@pytest.mark.parametrize("name", ["Anthropic", "AWS Bedrock"])
+def test_what_is_written_to_a_cache_costs_what_that_costs(wire: Wire, name: str) -> None:
+    wire.provider, wire.used = NAMED[name], Usage(written=40)
+    prices = Prices(input=3.0, output=15.0, cached_input=0.3, cache_write=3.75)
+    out = wire.ask(wire.provider.model(wire.url), budget=Budget(usd=0.1, calls=1), prices=prices)
+    assert out["errors"] == []
+    fresh = wire.used.input - wire.used.cached - 40
+    cost = fresh * 3 + wire.used.cached * 0.3 + 40 * 3.75 + wire.used.output * 15
+    assert out["spent"]["usd"] == pytest.approx(cost / 1e6)
+
+
+@pytest.mark.parametrize("name", ["Anthropic", "AWS Bedrock"])
+def test_a_call_holds_what_it_would_cost_to_write_all_of_its_prompt(wire: Wire, name: str) -> None:
+    """Whether it is, only the reply tells: one that is lost is charged in full."""
+    wire.provider, wire.fail = NAMED[name], "torn"
+    prices = Prices(input=3.0, output=15.0, cache_write=6.0)
+    out = wire.ask(wire.provider.model(wire.url), budget=Budget(usd=0.1, calls=1), prices=prices)
+    spent, [request] = out["spent"], wire.requests
+    cap = max(value for value in leaves(request).values() if isinstance(value, int))
+    whole = (spent["input_tokens"] * 6 + cap * 15) / 1e6
+    assert spent["usd"] == pytest.approx(whole)
+    assert 0.09 < whole <= 0.1
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.floats(0, 1), st.floats(0, 1))
+def test_no_split_of_the_input_is_dearer_than_what_is_held(
+    paid: int, made: int, read: float, written: float
+) -> None:
+    prices = Prices(input=3.0, output=15.0, cached_input=0.3, cache_write=3.75)
+    taken = int(written * (paid - int(read * paid)))
+    assert prices.usd(paid, made, int(read * paid), taken) <= prices.most(paid, made) + 1e-12
 
 
 @every

@@ -194,7 +194,7 @@ class Deck:
         """The most that the call can cost: by its own bound, and as the cell keeps to its ceiling."""
         bound = inner.bound(inner.shape(messages), tokens.uncalibrated())
         room = tape.max_tokens or 0
-        usd = inner.prices.usd(bound, room) if inner.prices else 0.0
+        usd = inner.prices.most(bound, room) if inner.prices else 0.0
         with self._counting:
             left = (self.ceiling[0] - self.bought.tokens, self.ceiling[1] - self.bought.usd)
             held = (min(bound + room, max(0, left[0])), min(usd, max(0.0, left[1])))
