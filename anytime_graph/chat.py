@@ -47,6 +47,7 @@ from pydantic import (
     model_validator,
 )
 
+from anytime_graph import providers
 from anytime_graph.budget import Budget, Prices, Spend
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.live import Improvement
@@ -61,8 +62,6 @@ IMPROVEMENT = "anytime_improvement"
 _STEPS = 10_000
 """Graph steps of one invocation; its budget ends it long before."""
 _THINK = "Think hard about a question that stands for itself, and answer it."
-_NAMES = ("model_name", "model", "model_id")
-"""Fields of model classes that hold the model's name."""
 
 
 class ChatAnytime(BaseChatModel):
@@ -334,7 +333,7 @@ class ChatAnytime(BaseChatModel):
         """An invocation's own graph, and what becomes of its replies."""
         options = self._options(stop, kwargs)
         inner, prices, name = self._inner, self.prices, options.get("model")
-        field = next((f for f in _NAMES if f in type(inner).model_fields), None)
+        field = providers.name_field(inner)
         if isinstance(name, str) and field is not None:  # another model: its own price and profile
             del options["model"]
             inner, prices = inner.model_copy(update={field: name, "profile": None}), None

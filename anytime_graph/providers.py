@@ -21,6 +21,7 @@ from langchain_core.utils.function_calling import convert_to_openai_function
 
 CAP_FIELDS = ("max_tokens", "max_output_tokens", "num_predict")
 """Names of the output cap across LangChain's model classes; the first a class has is used."""
+_NAMES = ("model_name", "model", "model_id")
 _CAPS = {*CAP_FIELDS, "max_completion_tokens", "max_new_tokens", "maxTokens"}
 _LOOSE = {"n", "candidate_count", "stream", "max_retries", "retries"}
 """Options that multiply what a call buys, or hide its usage."""
@@ -66,8 +67,13 @@ _FURTHER = "-choice-"
 
 def model_name(model: Any) -> str | None:
     """The name by which the provider knows a chat model."""
-    names = (getattr(model, key, None) for key in ("model_name", "model", "model_id"))
+    names = (getattr(model, field, None) for field in _NAMES)
     return next((name for name in names if isinstance(name, str) and name), None)
+
+
+def name_field(model: BaseChatModel) -> str | None:
+    """The field of a model's class that holds that name."""
+    return next((field for field in _NAMES if field in type(model).model_fields), None)
 
 
 def cap_field(model: BaseChatModel) -> str | None:
