@@ -488,6 +488,15 @@ def test_one_directory_is_one_processs_at_a_time(server: Server, bench: Bench) -
     assert "another benchmark is running there" in refused[0]
 
 
+def test_a_directory_that_cannot_be_locked_is_refused(folder: Path, server: Server) -> None:
+    (folder / "a" / "calls.lock").mkdir(parents=True)
+    words = ["--task", "constraints", "--model", "openai:scripted", "--strategy", "single"]
+    done = CliRunner().invoke(main, ["bench", *words, "--budgets", "600", "--out", "a"])
+    assert done.exit_code == 2
+    assert "a: it cannot be locked: unable to open" in told(done)
+    assert not server.calls
+
+
 # --- replays
 
 

@@ -46,6 +46,16 @@ def test_help_teaches() -> None:
     assert "exit code 130" in " ".join(command(None, "solve", "--help").stdout.split())
 
 
+def test_the_command_line_needs_no_module_that_windows_lacks() -> None:
+    """A process in which they cannot be imported."""
+    code = (
+        "import sys\n"
+        "sys.modules |= dict.fromkeys(['fcntl', 'grp', 'pwd', 'resource', 'termios'])\n"
+        "import anytime_graph.cli"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("source", ["argument", "file", "stdin"])
 def test_the_question_comes_from_an_argument_a_file_or_stdin(
     server: Server, source: str, tmp_path: Path

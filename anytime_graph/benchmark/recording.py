@@ -6,10 +6,10 @@ with its reservation, before it is; and what came. So it is as private as the re
 
 from __future__ import annotations
 
-import fcntl
-import os
+import sqlite3
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -159,7 +159,7 @@ class Recording(Takes):
 
     def close(self) -> None:
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.close()
 
     def introduce(self, model: str, facts: Facts) -> Facts:
         """What the model of this name is. Raises ValueError if it was another before."""
@@ -201,15 +201,22 @@ class Recording(Takes):
             self.rows.update([row["row"]] if "row" in row else ())
 
 
-def _locked(file: Path) -> int:
-    """A hold on the file for as long as this process lives. Raises ValueError if another has it."""
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+def _locked(file: Path) -> sqlite3.Connection:
+    """A hold on the file for as long as this process lives, by an empty database beside it: SQLite
+    has locks for every system. Raises ValueError if another has it, or if none can be had there."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise ValueError(f"{file.parent}: another benchmark is running there") from None
-    return descriptor
+        with ExitStack() as failed:
+            hold = sqlite3.connect(
+                file.with_suffix(".lock"), timeout=0, isolation_level=None, check_same_thread=False
+            )
+            failed.callback(hold.close)
+            hold.execute("BEGIN EXCLUSIVE")
+            failed.pop_all()
+    except sqlite3.OperationalError as error:
+        taken = error.sqlite_errorcode == sqlite3.SQLITE_BUSY
+        why = "another benchmark is running there" if taken else f"it cannot be locked: {error}"
+        raise ValueError(f"{file.parent}: {why}") from None
+    return hold
 
 
 def heard(take: Take) -> list[str]:
