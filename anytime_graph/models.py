@@ -71,5 +71,5 @@ def prices_of(model: BaseChatModel | Any) -> Prices | None:
         input=max(p[0] for p in prices),
         output=max(p[1] for p in prices),
         cached_input=max(p[2] for p in prices),
-        cache_write=max(p[3] for p in prices),
+        cache_write=max(max(p[0], p[3]) for p in prices),
     )

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -609,6 +610,16 @@ def test_list_prices_are_looked_up_by_name() -> None:
     dearer = prices_of(ChatOpenAI(model="claude-sonnet-4-5", api_key="none"))
     assert dearer is not None
     assert dearer.input < (dearer.cache_write or 0)
+
+
+def test_the_prices_of_all_listed_models_can_be_held_to() -> None:
+    from genai_prices.data_snapshot import get_snapshot
+
+    from anytime_graph.models import prices_of
+
+    for name in {model.id for provider in get_snapshot().providers for model in provider.models}:
+        prices = prices_of(SimpleNamespace(model_name=name))
+        assert prices is None or prices.most(1_000, 10) >= prices.usd(1_000, 10, read=500)
 
 
 @pytest.mark.parametrize(
