@@ -21,6 +21,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from anytime_graph import Budget, ThreadBusy, open_checkpoints
 from anytime_graph.checkpoints import Checkpoints
+from anytime_graph.checkpoints.sqlite import SqliteStore
 from tests.server import Reply, Server, by_place
 from tests.test_ledger import ASK, ON, graph, sql
 
@@ -199,11 +200,12 @@ def test_ctrl_c_while_the_file_is_locked_leaves_no_transaction(
         app.invoke(ASK, ON)
         other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         other.execute("BEGIN IMMEDIATE")
+        asker, waiting = threading.get_ident(), SqliteStore.transaction.__wrapped__.__code__
 
         def interrupt() -> None:
-            time.sleep(0.3)
+            while sys._current_frames()[asker].f_code is not waiting:
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.3)
             other.execute("COMMIT")
 
         thread = threading.Thread(target=interrupt)
