@@ -195,9 +195,9 @@ class Prices:
         """What a call costs. read, written: those of the input tokens that a provider's cache
         gave, or took in."""
         cached = self.input if self.cached_input is None else self.cached_input
-        paid = input_tokens * self.input + output_tokens * self.output
-        dearer = written * ((self.cache_write or self.input) - self.input)
-        return (paid - read * (self.input - cached) + dearer) / 1e6
+        write = self.input if self.cache_write is None else self.cache_write
+        taken = (input_tokens - read - written) * self.input + read * cached + written * write
+        return (taken + output_tokens * self.output) / 1e6
 
     def most(self, input_tokens: float, output_tokens: float) -> float:
         """What a call may cost: nobody knows beforehand what goes to a cache."""

@@ -158,11 +158,11 @@ class Lessons:
 
 
 @dataclass(frozen=True)
-class Question:
+class Case:
     """What a judge is told of a question. beside: what else was said in the conversation, oldest
     first: by the system, in earlier turns, by tools."""
 
-    text: str
+    question: str
     beside: Sequence[BaseMessage] = ()
 
     def parts(self, length: int, detail: float) -> list[tuple[str, str]]:
@@ -173,7 +173,7 @@ class Question:
         room = int(4_000 * detail)
         return [
             *([("CONVERSATION", clip(beside, room))] if beside and room else []),
-            ("QUESTION", clip(self.text, length)),
+            ("QUESTION", clip(self.question, length)),
         ]
 
 
@@ -239,7 +239,7 @@ def refine(
 
 
 def compare(
-    question: Question,
+    case: Case,
     first: str,
     second: str,
     detail: float,
@@ -250,7 +250,7 @@ def compare(
     verdict is asked for as JSON."""
     length = int(8_000 * detail) or 500
     parts = (
-        *question.parts(4_000, detail),
+        *case.parts(4_000, detail),
         ("ANSWER A", clip(first, length)),
         ("ANSWER B", clip(second, length)),
     )
@@ -260,25 +260,25 @@ def compare(
     return [SystemMessage(rules), HumanMessage(fenced(parts))]
 
 
-def explain(question: Question, better: str, worse: str, detail: float) -> list[AnyMessage]:
+def explain(case: Case, better: str, worse: str, detail: float) -> list[AnyMessage]:
     parts = (
-        *question.parts(int(2_000 * detail) or 500, detail / 2),
+        *case.parts(int(2_000 * detail) or 500, detail / 2),
         ("BETTER ANSWER", better),
         ("WORSE ANSWER", worse),
     )
     return [SystemMessage(_EXPLAIN), HumanMessage(fenced(parts))]
 
 
-def principles(question: Question, pairs: Sequence[Pair], detail: float) -> list[AnyMessage]:
-    parts = question.parts(int(2_000 * detail) or 500, detail / 2)
+def principles(case: Case, pairs: Sequence[Pair], detail: float) -> list[AnyMessage]:
+    parts = case.parts(int(2_000 * detail) or 500, detail / 2)
     for pair in pairs[: max(1, round(3 * detail))]:
         parts += [("BETTER", pair["better"]), ("WORSE", pair["worse"]), ("WHY", pair["why"])]
     return [SystemMessage(_PRINCIPLE), HumanMessage(fenced(parts))]
 
 
-def review(question: Question, answer: str, detail: float) -> list[AnyMessage]:
+def review(case: Case, answer: str, detail: float) -> list[AnyMessage]:
     length = int(8_000 * detail) or 500
-    parts = (*question.parts(4_000, detail), ("ANSWER", clip(answer, length)))
+    parts = (*case.parts(4_000, detail), ("ANSWER", clip(answer, length)))
     return [SystemMessage(_REVIEW), HumanMessage(fenced(parts))]
 
 

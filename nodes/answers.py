@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from anytime_graph import scoring
 from anytime_graph.metering import Reply, describe
 from anytime_graph.pairs import Candidate
-from anytime_graph.prompts import Lessons, Protocol, Question
+from anytime_graph.prompts import Case, Lessons, Protocol
 from anytime_graph.state import State, Task, question_of
 
 
@@ -31,10 +31,9 @@ class Asked:
         return [m for m in state["messages"] if m.id != state["answer_id"]]
 
     @staticmethod
-    def question(state: State) -> Question:
+    def case(state: State) -> Case:
         question = question_of(state["messages"])
-        beside = [m for m in Asked.conversation(state) if m is not question]
-        return Question(question.text, beside)
+        return Case(question.text, [m for m in Asked.conversation(state) if m is not question])
 
 
 def asked(answer: str | scoring.Extractor | type[BaseModel] | Asked) -> Asked:

@@ -51,13 +51,13 @@ def prompt(
     structured: bool,
 ) -> Sequence[AnyMessage]:
     answers = {c["id"]: shown(c, detail) for c in state["candidates"]}
-    question = asked.question(state)
+    case = asked.case(state)
     if move["second"] is None:
-        return prompts.review(question, answers[move["first"]], detail)
+        return prompts.review(case, answers[move["first"]], detail)
     first, second = answers[move["first"]], answers[move["second"]]
     if swapped:
         first, second = second, first
-    return prompts.compare(question, first, second, detail, rubric, structured)
+    return prompts.compare(case, first, second, detail, rubric, structured)
 
 
 def absorb(task: Task, reply: Reply) -> Judgement | None:

@@ -17,12 +17,12 @@ _RULE = re.compile(r"\s*(?:[-*\u2022]|\d+[.)])\s+(.+)")
 
 
 def prompt(state: State, asked: Asked, move: dict[str, Any], detail: float) -> Sequence[AnyMessage]:
-    question = asked.question(state)
+    case = asked.case(state)
     if move["chosen"] is None:
-        return prompts.principles(question, state["pairs"], detail)
+        return prompts.principles(case, state["pairs"], detail)
     ids = (move["chosen"], move["rejected"])
     pair = next(p for p in state["pairs"] if (p["chosen_id"], p["rejected_id"]) == ids)
-    return prompts.explain(question, pair["better"], pair["worse"], detail)
+    return prompts.explain(case, pair["better"], pair["worse"], detail)
 
 
 def absorb(task: Task, reply: Reply) -> str | list[str]:

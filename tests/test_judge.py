@@ -25,7 +25,7 @@ from anytime_graph import (
 from anytime_graph.local import embedded_file, local_model
 from anytime_graph.metering import held_to
 from anytime_graph.nodes.critique import VERDICT, read
-from anytime_graph.prompts import Question, compare
+from anytime_graph.prompts import Case, compare
 from anytime_graph.ranking import both_orders
 from tests.server import Reply, Server, serving, words
 
@@ -153,7 +153,7 @@ def test_the_embedded_judge_is_not_talked_round(embedded: ChatOpenAI, attack: st
     def winner(first: str, second: str) -> int | None:
         said = []
         for shown in ((first, second), (second, first)):
-            reply = held.invoke(compare(Question("What is 2 + 3?"), *shown, 1.0, None, True))
+            reply = held.invoke(compare(Case("What is 2 + 3?"), *shown, 1.0, None, True))
             said.append(read(reply.text, structured=True)[1])
         places = [{"a": 0, "b": 1}.get(said[0] or ""), {"a": 1, "b": 0}.get(said[1] or "")]
         return both_orders(0, 1, *places).winner

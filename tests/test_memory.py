@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from langgraph.store.memory import InMemoryStore
 
 from anytime_graph import Budget, Score, create_anytime_graph, open_checkpoints
-from tests.server import Reply, Server, serving
+from tests.server import Reply, Script, Server, serving
 
 FIRST = "Write a poem about the river Rhine in autumn."
 LIKE = "In autumn, write me a short poem about the river Rhine."
@@ -55,6 +55,26 @@ def asked(
     if sync:
         return app.invoke(given, context=context)
     return asyncio.run(app.ainvoke(given, context=context))
+
+
+def taught(server: Server, **more: Any) -> InMemoryStore:
+    """A memory that an earlier question has taught."""
+    store = InMemoryStore()
+    server.script = numbered
+    asked(server, FIRST, memory=store, **more)
+    server.calls.clear()
+    return store
+
+
+def scoring(recalled: int) -> Script:
+    """Answers whose score says whether their prompt showed what earlier questions taught."""
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        prompt = "".join(m["content"] for m in request["messages"])
+        score = (recalled if "earlier questions" in prompt else 40) + request["seed"] % 5
+        return Reply(text=f"<answer>{'verse ' * 20}{score}</answer>")
+
+    return script
 
 
 def told(server: Server) -> list[str]:
@@ -109,32 +129,18 @@ def test_at_most_half_of_the_first_drafts_are_shown_what_was_recalled(
     server: Server, strategy: str, tokens: int
 ) -> None:
     """However many of them a slice's lessons leave room for at once."""
-    store = InMemoryStore()
-    server.script = numbered
-    asked(server, FIRST, memory=store, strategy="leap")
-    server.calls.clear()
+    store = taught(server, strategy="leap")
     asked(server, LIKE, memory=store, strategy=strategy, budget=Budget(tokens=tokens, calls=4))
     assert 1 <= len(told(server)) <= (len(server.calls) + 1) // 2
 
 
-@pytest.mark.parametrize("worth", [0.0, 0.9], ids=["harm", "help"])
+@pytest.mark.parametrize("worth", [0, 90], ids=["harm", "help"])
 @pytest.mark.parametrize("strategy", ["best_of_n", "pdp", "adaptive"])
 def test_a_run_goes_on_with_what_it_recalled_only_where_that_pays(
-    server: Server, strategy: str, worth: float
+    server: Server, strategy: str, worth: int
 ) -> None:
-    store = InMemoryStore()
-    server.script = numbered
-    asked(server, FIRST, memory=store)
-    server.calls.clear()
-
-    def moved(request: dict[str, Any], i: int) -> Reply:
-        prompt = "".join(m["content"] for m in request["messages"])
-        score = worth if "earlier questions" in prompt else 0.4
-        return Reply(
-            text=f"<answer>{'verse ' * 20}{100 * score + request['seed'] % 5:.0f}</answer>"
-        )
-
-    server.script = moved
+    store = taught(server)
+    server.script = scoring(recalled=worth)
     asked(server, LIKE, memory=store, strategy=strategy, budget=Budget(tokens=6_000, calls=20))
     asking = [c for c in server.calls if "Think step by step" in c.text]
     recalled = len(told(server))
@@ -145,17 +151,8 @@ def test_a_run_goes_on_with_what_it_recalled_only_where_that_pays(
 
 
 def test_pdp_tries_its_own_pairs_even_where_those_recalled_did_harm(server: Server) -> None:
-    store = InMemoryStore()
-    server.script = numbered
-    asked(server, FIRST, memory=store)
-    server.calls.clear()
-
-    def harmed(request: dict[str, Any], i: int) -> Reply:
-        prompt = "".join(m["content"] for m in request["messages"])
-        score = 0 if "earlier questions" in prompt else 40 + request["seed"] % 5
-        return Reply(text=f"<answer>{'verse ' * 20}{score}</answer>")
-
-    server.script = harmed
+    store = taught(server)
+    server.script = scoring(recalled=0)
     asked(server, LIKE, memory=store, budget=Budget(tokens=6_000, calls=20))
     asking = [c.text for c in server.calls if "Think step by step" in c.text]
     drafts = [text for text in asking if "Improve on your answer" not in text]

@@ -148,7 +148,7 @@ class _Work:
         pairs = scored_pairs(candidates, [], _PAIRS)
         rules: list[str] = []
         if self.cell.strategy == "leap" and pairs:
-            told = prompts.principles(prompts.Question(question.prompt), pairs, 1.0)
+            told = prompts.principles(prompts.Case(question.prompt), pairs, 1.0)
             call, reply = self._call(as_dict(Learn()), told, _RULES)
             found = learn.absorb(call, reply)
             rules = found if isinstance(found, list) else []
