@@ -139,6 +139,38 @@ def test_returned_and_oracle_are_told_apart(server: Server, bench: Bench) -> Non
     assert all(r["oracle"] == [0.9] for r in records("a"))
 
 
+def test_what_single_calls_brought_adds_up(server: Server, bench: Bench) -> None:
+    values = (0.1, 0.2, 0.3, 0.2, 0.5, 0.4, 0.6)
+    server.script = answers(*values)
+    words = ["--strategy", "best_of_n", "--budgets", "400,3000", "--samples", "2", "--out", "a"]
+    bench(*OWN, *MODEL, *words)
+    rich = [r for r in records("a") if r["budgets"] == [3000]]
+    behind = [r["spent"]["calls"] - 4 for r in rich]
+    assert min(behind) > 3
+    assert [r["brought"]["draft"]["calls"] for r in rich] == behind
+    for r, n in zip(rich, behind, strict=True):
+        assert list(r["brought"]) == ["draft"]
+        assert r["brought"]["draft"]["rise"] == pytest.approx(0.3), "from .3 to .6, in two steps"
+        assert r["brought"]["draft"]["better"] == 2
+        assert r["brought"]["draft"]["scores"] == pytest.approx(0.5 + 0.4 + 0.6 * (n - 2))
+    calls, tokens = sum(behind), sum(r["brought"]["draft"]["tokens"] for r in rich)
+    share, rise = f"{4 / calls:.1%}", f"{1_000 * 0.6 / tokens:.3f}"
+    mean = f"{sum(r['brought']['draft']['scores'] for r in rich) / calls:.3f}"
+    told = [str(calls), mean, share, f"{tokens / calls:,.0f}", rise]
+    assert row("a", "What single calls brought", "best_of_n: draft") == told
+
+
+def test_what_single_calls_brought_is_told_by_kind(server: Server, bench: Bench) -> None:
+    server.script = varied
+    words = ["--strategy", "pdp,leap,self_refine", "--budgets", "4000", "--samples", "4"]
+    bench(*OWN, *MODEL, *words, "--out", "a")
+    for r in records("a"):
+        assert sum(of["calls"] for of in r["brought"].values()) == max(0, r["spent"]["calls"] - 4)
+    kinds = {kind for r in records("a") for kind in r["brought"]}
+    assert {"taught draft", "taught refine", "refine", "learn"} <= kinds
+    assert row("a", "What single calls brought", "leap: learn")[1:3] == ["-", "-"]
+
+
 def test_a_budget_that_pays_for_nothing_scores_nothing(server: Server, bench: Bench) -> None:
     server.script = answers(0.5)
     bench(

@@ -13,7 +13,7 @@ from typing import Literal
 from anytime_graph.benchmark.cells import PREPARATION, UNITS, Protocol, Record
 from anytime_graph.metrics import Interval, mean, wilson
 
-_NEEDED = set(Record.__annotations__) - {"cut"}
+_NEEDED = set(Record.__annotations__) - {"brought", "cut"}
 Verdict = Literal["enough", "likely", "unknown", "out of reach"]
 
 

@@ -26,6 +26,8 @@ PREPARATION = "(preparation)"
 """The strategy of cells that make the preference data which others are shown."""
 MODES = ("base", "leap", "pdp_positive", "pdp")
 """The paper's: one chain of thought; with principles, with winners, with pairs in its prompt."""
+OPENING = 4
+"""Calls that most strategies begin with, all drafts; only behind them do they part."""
 UNITS: dict[Protocol, str] = {"run": "tokens", "paper": "generated tokens"}
 
 
@@ -108,6 +110,21 @@ class Cell:
         return f"{self.strategy} at {budgets}, question {self.question.id}, seed {self.seed}"
 
 
+class Brought(TypedDict):
+    """What calls of a kind brought. scores: sum of the true scores of their answers. better: answers
+    above all before them in their run; rise: by how much, in sum. tokens: what the calls cost."""
+
+    calls: int
+    scores: float
+    better: int
+    rise: float
+    tokens: int
+
+
+def nought() -> Brought:
+    return Brought(calls=0, scores=0.0, better=0, rise=0.0, tokens=0)
+
+
 class Record(TypedDict):
     """What a cell came to; no text of a question or an answer.
 
@@ -115,7 +132,8 @@ class Record(TypedDict):
     best true score of all answers up to there. curve: in `run`, (tokens spent, score held, best
     score so far) whenever one of the two scores changed. answering: tokens for forced answers.
     judging: tokens for the judge. unscored: answers that the scorer failed on, which count 0. pairs: preference pairs
-    that were made of it. cut: how prefixes were cut ("pieces", "tokenizer", "estimate").
+    that were made of it. brought: in `run`, by kind of call, behind the first OPENING. cut: how
+    prefixes were cut ("pieces", "tokenizer", "estimate").
     spent: as the cell was charged, whoever paid for a reply first.
     """
 
@@ -137,6 +155,7 @@ class Record(TypedDict):
     unscored: int
     pairs: int
     stop_reason: str
+    brought: NotRequired[dict[str, Brought]]
     cut: NotRequired[str]
 
 

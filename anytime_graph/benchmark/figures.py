@@ -13,7 +13,15 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any, Literal
 
-from anytime_graph.benchmark.cells import PREPARATION, UNITS, Cell, Protocol, Record
+from anytime_graph.benchmark.cells import (
+    PREPARATION,
+    UNITS,
+    Brought,
+    Cell,
+    Protocol,
+    Record,
+    nought,
+)
 from anytime_graph.budget import Spend, total
 from anytime_graph.metrics import (
     Difference,
@@ -61,6 +69,8 @@ class Figures:
 
     returned, oracle: by strategy; oracle is the best answer so far, picked per question and seed by
     one who knows the true quality. left_out: questions that lack a cell, and are in no comparison.
+    brought: by strategy and kind of call, for each question, what such calls brought at the largest
+    budget, behind the opening; empty where records do not tell.
     charged: by strategy, what a cell cost on average at each budget, in USD, or, if it is not `priced`,
     in tokens of which cached input counts a tenth. unscored: answers that the scorer failed on.
     estimated: some prefixes were cut by an estimate.
@@ -81,6 +91,7 @@ class Figures:
     oracle: dict[str, Rows]
     costs: dict[str, Cost]
     charged: dict[str, Sequence[float]]
+    brought: dict[str, dict[str, Sequence[Brought]]]
     priced: bool
     baseline: str
     unscored: int
@@ -140,6 +151,11 @@ class Figures:
         rows = [(*row, row[-1]) for row in self.returned[strategy]]
         reached = [row[i] + part * (row[i + 1] - row[i]) for row in rows]
         return bootstrap(reached), i + 1 == len(own) and own[i] < cost
+
+    def rises(self, strategy: str, kind: str) -> Interval:
+        """By how much calls of a kind raised the best score so far, for each 1,000 tokens of them."""
+        rows = [(of["rise"], of["tokens"]) for of in self.brought[strategy][kind]]
+        return _interval(rows, lambda means: 1_000 * means[0] / max(1e-9, means[1]))
 
     def gain(self, strategy: str) -> Interval:
         """Quality gained for each 1,000 tokens from the smallest budget to the largest."""
@@ -226,6 +242,9 @@ def figures(
             name: _cost(group) for name, group in {**groups, PREPARATION: prepared}.items() if group
         },
         charged=_charged(compared, settings.budgets, priced) if settings.protocol == "run" else {},
+        brought={
+            name: _brought(own, settings.budgets[-1], whole) for name, own in compared.items()
+        },
         priced=priced,
         baseline=baseline,
         unscored=sum(record["unscored"] for record in have),
@@ -252,6 +271,19 @@ def _cost(records: Sequence[Record]) -> Cost:
         sum(record["answering"] for record in records),
         sum(record["pairs"] for record in records),
     )
+
+
+def _brought(
+    records: Sequence[Record], budget: int, questions: Sequence[str]
+) -> dict[str, Sequence[Brought]]:
+    """By kind of call, the sums over seeds for each question."""
+    found: dict[str, dict[str, Brought]] = {}
+    for record in records:
+        for kind, new in record.get("brought", {}).items() if record["budgets"] == [budget] else ():
+            of = found.setdefault(kind, {q: nought() for q in questions})[record["question"]]
+            for name in of:
+                of[name] += new[name]  # type: ignore[literal-required]
+    return {kind: list(of.values()) for kind, of in found.items()}
 
 
 def _charged(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from anytime_graph.benchmark.cells import PREPARATION
+from anytime_graph.benchmark.cells import OPENING, PREPARATION
 from anytime_graph.benchmark.chart import chart
 from anytime_graph.benchmark.figures import Figures
 from anytime_graph.benchmark.recording import Bought
@@ -17,6 +17,8 @@ from anytime_graph.metrics import Interval
 
 _ENOUGH = 0.95
 """The share of the highest quality that counts as nearly as good."""
+_SILENT = ("learn", "critique")
+"""Kinds of calls that bring no answer."""
 _FEW = 20
 """Questions below which bootstrap intervals are too narrow."""
 
@@ -103,6 +105,9 @@ def _task(figures: Figures) -> list[Part]:
     if len(figures.budgets) > 1:
         told += [Heading("How early quality comes", 3), _indices(figures)]
         told.append(Text(_index_terms(figures)))
+    if any(figures.brought.values()):
+        told += [Heading("What single calls brought", 3), _brought(figures)]
+        told.append(Text(_brought_terms(figures)))
     told += [Heading("What it cost", 3), _costs(figures), Text(_COSTS[figures.protocol])]
     if figures.charged and len(figures.strategies) > 1:
         told += [Heading("At equal cost", 3), _for_the_cost(figures), Text(_equal_terms(figures))]
@@ -260,6 +265,37 @@ def _costs(f: Figures) -> Grid:
     part = "forced answers" if f.protocol == "paper" else "judge"
     head = ["strategy", "cells", "calls", "tokens", "input", "output", "cached", part, "USD"]
     return Grid(head, rows)
+
+
+def _brought(f: Figures) -> Grid:
+    rows = []
+    for name, kinds in f.brought.items():
+        for kind, of in kinds.items():
+            calls, scores, better, tokens = (
+                sum(one[what] for one in of) for what in ("calls", "scores", "better", "tokens")
+            )
+            answers = kind not in _SILENT
+            rows.append(
+                [
+                    f"{name}: {kind}",
+                    f"{calls:,}",
+                    f"{scores / calls:.3f}" if answers else "-",
+                    _share(better, calls) if answers else "-",
+                    f"{tokens / calls:,.0f}",
+                    _told(f.rises(name, kind)) if answers else "-",
+                ]
+            )
+    head = ["strategy: asked for", "calls", "mean score", "better than the best so far"]
+    return Grid([*head, "tokens each", "rise for 1,000 tokens"], rows)
+
+
+def _brought_terms(f: Figures) -> str:
+    return (
+        f"At {f.budgets[-1]:,} {f.unit}, calls behind the first {OPENING} of a run, which are drafts "
+        "that most strategies have in common. Taught: with preference pairs or principles in the prompt, of this "
+        "question or of earlier ones. The rise is that of the best true score so far. Strategies choose "
+        "what to ask for by what they have seen, so kinds were asked for in different states of a run."
+    )
 
 
 def _for_the_cost(f: Figures) -> Grid:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Collection, Mapping, Sequence
@@ -11,7 +12,15 @@ from typing import Any, cast
 from langchain_core.runnables import RunnableConfig
 from langgraph.store.memory import InMemoryStore
 
-from anytime_graph.benchmark.cells import MEMORY, PREPARATION, Cell, Record
+from anytime_graph.benchmark.cells import (
+    MEMORY,
+    OPENING,
+    PREPARATION,
+    Brought,
+    Cell,
+    Record,
+    nought,
+)
 from anytime_graph.benchmark.tape import Deck, NotRecorded
 from anytime_graph.budget import Budget, BudgetTooSmall, NoAnswer, Prices, nothing
 from anytime_graph.checkpoints import Ledger
@@ -20,6 +29,7 @@ from anytime_graph.graph import Context, create_anytime_graph
 from anytime_graph.metering import describe
 from anytime_graph.pairs import Example, Pair
 from anytime_graph.scoring import Score, as_score
+from anytime_graph.state import kind_of
 from anytime_graph.tasks import Question, Task
 
 log = logging.getLogger(__name__)
@@ -93,7 +103,7 @@ class Run:
             judged = out["judging"]["spent"]["tokens"]
             learned = Learned(cell.question.prompt, out["pairs"], out["principles"])
         check(deck)
-        curve = self._curve(cell.name, truth)
+        curve, kinds = self._course(cell.name, truth)
         record = record_of(
             cell,
             deck,
@@ -105,13 +115,17 @@ class Run:
             unscored=truth.unscored,
             pairs=len(learned.pairs) if learned else 0,
             stop_reason=reason,
+            brought=kinds,
         )
         return record, learned
 
-    def _curve(self, thread: str, truth: Truth) -> list[tuple[int, float, float]]:
+    def _course(
+        self, thread: str, truth: Truth
+    ) -> tuple[list[tuple[int, float, float]], dict[str, Brought]]:
+        """The curve of the thread's last run, and what its calls brought."""
         runs = self.ledger.runs(thread)
         if not runs:
-            return []
+            return [], {}
         answers = self.ledger.answers(runs[-1]["id"])
         scores = {a["ordinal"]: truth.of(a["answer"]) for a in answers}
         arrived = [(a["tokens"], "any", scores[a["ordinal"]]) for a in answers]
@@ -126,7 +140,28 @@ class Run:
                 curve.pop()
             if not curve or curve[-1][1:] != (held, best):
                 curve.append((tokens, held, best))
-        return curve
+        return curve, brought(self.ledger.calls(runs[-1]["id"]), scores)
+
+
+def brought(calls: Sequence[Mapping[str, Any]], scores: Mapping[int, float]) -> dict[str, Brought]:
+    """By kind, what the calls of a run brought behind the first OPENING. calls: rows of the ledger, as
+    planned; scores: of the answers, by ordinal."""
+    found: dict[str, Brought] = {}
+    best = 0.0
+    for n, call in enumerate(calls):
+        score = scores.get(call["ordinal"], 0.0)
+        if n >= OPENING:
+            move = json.loads(call["task"])["move"]
+            forced = move.get("conclude") is not None
+            kind = "forced answer" if forced else kind_of(call["kind"], move.get("taught", False))
+            of = found.setdefault(kind, nought())
+            of["calls"] += 1
+            of["scores"] += score
+            of["better"] += score > best
+            of["rise"] += max(0.0, score - best)
+            of["tokens"] += call["tokens"]
+        best = max(best, score)
+    return found
 
 
 def check(deck: Deck) -> None:
