@@ -185,7 +185,8 @@ def pdp(view: View, n: int = 4, shown: Shown = "both") -> list[Move]:
     cheap = _STAKE * _left(view)
     untried = [k for k in moves if k not in tried]
     due = [k for k in untried if k == "taught draft" or found[k].tokens <= cheap]
-    kind = due[0] if due else max(moves, key=lambda k: found[k].rate)
+    known = [k for k in moves if k in tried or k == "draft"]
+    kind = due[0] if due else max(known, key=lambda k: found[k].rate)
     return [moves[kind]] * (1 if view.decides == "judge" else _at_once(view, kind))
 
 

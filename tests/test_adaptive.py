@@ -401,7 +401,7 @@ def test_a_profile_is_learned_from_a_ledger_and_kept_in_a_file(
     with open_checkpoints(tmp_path / "a.db") as store:
         app = create_anytime_graph(
             server.model(seed=0),
-            budget=Budget(calls=8),
+            budget=Budget(calls=32),
             scorer=digit,
             strategy="pdp",
             ledger=store.ledger,
@@ -501,7 +501,7 @@ def test_the_profiles_of_a_ledger_are_shown_and_saved(server: Server, tmp_path: 
     with open_checkpoints(db) as store:
         app = create_anytime_graph(
             server.model(seed=0),
-            budget=Budget(calls=8),
+            budget=Budget(calls=32),
             scorer=lambda question, answer: int(answer) / 10,
             ledger=store.ledger,
         ).compile(store.saver)

@@ -359,10 +359,14 @@ def test_pairs_are_learned_from_drafts_that_were_not_cut(server: Server, strateg
     assert out["spent"]["tokens"] <= 1_700
 
 
-def test_a_refinement_that_would_take_much_of_what_is_left_is_not_tried(server: Server) -> None:
-    """Where drafts promise more: a refinement of .90 cannot rise far, and costs twice as much."""
+@pytest.mark.parametrize("worth", [(5, 90), (50, 50)])
+def test_a_refinement_that_would_take_much_of_what_is_left_is_not_tried(
+    server: Server, worth: tuple[int, int]
+) -> None:
+    """Where drafts promise more, as a refinement of .90 cannot rise far; and where they are all the
+    same, so that nothing but a guess speaks for it. Either costs several drafts."""
     server.script = lambda r, i: Reply(
-        text=f"{(WORDS[i % 12] + ' ') * 150}<answer>{(5, 90)[i % 2]}</answer>"
+        text=f"{(WORDS[i % 12] + ' ') * 150}<answer>{worth[i % 2]}</answer>"
     )
     app = create_anytime_graph(
         server.model(seed=0),
@@ -370,8 +374,9 @@ def test_a_refinement_that_would_take_much_of_what_is_left_is_not_tried(server: 
         scorer=lambda q, a: Score(quality(q, a), "more"),
     )
     out = app.compile().invoke(ASK)
-    assert any("Better:" in c.text for c in server.calls)
+    assert any("Better:" in c.text for c in server.calls) == (worth[0] != worth[1])
     assert out["spent_by"].keys() == {"draft"}
+    assert out["spent_by"]["draft"]["calls"] > 4
 
 
 def test_a_refinement_is_told_what_must_stay(server: Server) -> None:
