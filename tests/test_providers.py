@@ -715,7 +715,7 @@ def test_a_thinking_budget_is_kept_below_the_cap(wire: Wire, name: str, bound: b
     options: Json = {"thinking": thought}
     if name == "AWS Bedrock":
         options = {"additional_model_request_fields": options}
-    older = "us.anthropic.claude-opus-4-5" if name == "AWS Bedrock" else "claude-opus-4-5"
+    older = "us.anthropic.claude-opus-4-5" if name == "AWS Bedrock" else "claude-haiku-4-5"
     model: Any = wire.provider.model(wire.url, model=older, **({} if bound else options))
     for cap, sent in {
         5_000: thought,
