@@ -139,7 +139,7 @@ def parting(one: str, other: str, length: int = _EXCERPT) -> tuple[str, str]:
 
 
 def _scored(better: Candidate, worse: Candidate, gap: float) -> Pair:
-    notes = [("Worse", worse["feedback"]), ("Better, but", better["feedback"])]
+    notes = [("Better, but", better["feedback"]), ("Worse", worse["feedback"])]
     told = " ".join(f"{side}: {note}" for side, note in notes if note)
     why = told or f"scored {better['score']:.2f} against {worse['score']:.2f}"
     return _pair(better, worse, why, bool(told), "scorer", gap)

@@ -116,7 +116,7 @@ _FIRST = 768
 """Tokens that the first draft may use at the least, if its length is not known from a profile."""
 _LONGER = 1.5
 """Beyond the mean length of replies, times that length, that one may go on; twice that as long as
-only one is known."""
+only one is known; half as long where a reply that is cut is an answer all the same."""
 _BOUND = 1.25
 """Times what a prompt comes to, that is held for it before it is sent."""
 _AT_ONCE = 4
@@ -306,8 +306,8 @@ def _refinements_alike(view: View) -> View:
 
 def _own_prospects(view: View) -> dict[str, Prospect]:
     """Under a scorer, by the run's own answers alone. Scores of drafts are taken as normal, each kind's
-    mean drawn towards that of both by one try; and so is what refinements change, its spread drawn
-    towards what is usual."""
+    mean drawn by one try towards that of all, and of taught ones to half way from there to the best,
+    which they were shown; and so is what refinements change, its spread drawn towards what is usual."""
     found = prospects(view)
     kinds = [kind for kind in ("draft", "taught draft") if kind in view.payoffs]
     if view.decides != "scorer" or view.best is None or not kinds:
@@ -319,9 +319,10 @@ def _own_prospects(view: View) -> dict[str, Prospect]:
     mean = worth / tries
     spread = max(_SPREAD, math.sqrt(max(0.0, squares / tries - mean**2)))
     gains = {}
+    priors = {"draft": mean, "taught draft": (mean + best) / 2}
     for kind in kinds:
         of = view.payoffs[kind]
-        gains[kind] = rise((of["worth"] + mean) / (of["tries"] + 1), spread, best)
+        gains[kind] = rise((of["worth"] + priors[kind]) / (of["tries"] + 1), spread, best)
     of = view.payoffs.get("taught refine", NONE)
     n, usual = of["tries"], CHANGE * best * (1 - best)
     changed = (usual + math.sqrt(max(0.0, n * of["changes"] - of["change"] ** 2))) / (n + 1)
@@ -347,7 +348,8 @@ def _slice(view: View, kind: str) -> float:
     if ended < drafts["cut"] and (view.whole or (view.best and view.best["complete"])):
         room = written / 2 if view.whole else written
     elif ended:
-        room = (1 + _LONGER * (1 + 1 / ended)) * drafts["whole"] / ended
+        longer = _LONGER / 2 if view.whole else _LONGER
+        room = (1 + longer * (1 + 1 / ended)) * drafts["whole"] / ended
     else:
         room = max(2 * written, left / 4)
     seen = view.payoffs.get(kind)

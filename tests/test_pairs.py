@@ -173,6 +173,27 @@ def test_lessons_keep_to_their_allowance(
     assert bool(free) == bool(of_others or own)
 
 
+@given(st.integers(160, 600), st.sampled_from(["both", "chosen"]), st.integers(100, 400))
+def test_a_pair_is_shown_shorter_rather_than_not_at_all(
+    allowance: int, shown: Shown, length: int
+) -> None:
+    long = pair(*(" ".join([word] * length) for word in ("bridge", "fish", "water")))
+    told = Lessons(pairs=[long], shown=shown, allowance=allowance).text(1.0)
+    more = Lessons(pairs=[long], shown=shown, allowance=2 * allowance).text(1.0)
+    assert "Better: " in told
+    assert ("Why: " in told) == (shown == "both")
+    assert tokens.upper(told) <= allowance
+    assert len(told) <= len(more)
+
+
+def test_winners_alone_are_shown_by_the_one_that_beats_the_others() -> None:
+    pairs = [pair("first", "x"), pair("second", "y")]
+    told = Lessons(pairs=pairs, shown="chosen").text(1.0)
+    assert '"first"' in told
+    assert "second" not in told
+    assert '"second"' in Lessons(pairs=pairs, shown="both").text(1.0)
+
+
 def pair(better: str, worse: str, why: str = "it has more") -> Pair:
     return Pair(
         chosen=better,
@@ -377,6 +398,53 @@ def test_a_refinement_that_would_take_much_of_what_is_left_is_not_tried(
     assert any("Better:" in c.text for c in server.calls) == (worth[0] != worth[1])
     assert out["spent_by"].keys() == {"draft"}
     assert out["spent_by"]["draft"]["calls"] > 4
+
+
+@pytest.mark.parametrize("strategy", ["pdp", "pdp_positive"])
+def test_a_draft_that_is_to_be_taught_is_sent_with_a_lesson(server: Server, strategy: str) -> None:
+    """Though excerpts in full, and what a scorer says at length, would not fit its slice."""
+    server.script = lambda r, i: Reply(text=f"{(WORDS[i % 12] + ' ') * 80}{10 + i * 7 % 40}")
+    app = create_anytime_graph(
+        server.model(seed=0),
+        budget=Budget(tokens=1_500),
+        scorer=lambda q, a: Score(int(a.split()[-1]) / 100, "It must be longer. " * 20),
+        strategy=strategy,
+        answer="whole",
+    )
+    app.compile().invoke(ASK)
+    assert "Better:" in server.calls[4].text
+
+
+def test_one_taught_draft_that_is_no_better_does_not_decide(server: Server) -> None:
+    """It was shown the best answer, so the next may still be near it."""
+    worth = [0, 20, 40, 60, 25]
+    server.script = lambda r, i: Reply(
+        text=f"{(WORDS[i % 12] + ' ') * 80}{worth[i] if i < len(worth) else 25}"
+    )
+    app = create_anytime_graph(
+        server.model(seed=0),
+        budget=Budget(tokens=2_000),
+        scorer=lambda q, a: Score(int(a.split()[-1]) / 100, "more"),
+        strategy="pdp_positive",
+        answer="whole",
+    )
+    app.compile().invoke(ASK)
+    assert ["Better:" in c.text for c in server.calls[:6]] == [False] * 4 + [True] * 2
+
+
+@pytest.mark.parametrize("answer", ["whole", "tags"])
+def test_a_text_that_is_an_answer_when_cut_is_given_less_room(server: Server, answer: str) -> None:
+    server.script = lambda r, i: Reply(text=f"{'word ' * 60}<answer>{10 + i % 4}</answer>")
+    app = create_anytime_graph(
+        server.model(seed=0),
+        budget=Budget(tokens=1_000),
+        scorer=lambda q, a: Score(int(re.findall(r"\d+", a)[-1]) / 100, "more"),
+        strategy="pdp_positive",
+        answer=answer,
+    )
+    app.compile().invoke(ASK)
+    call = server.calls[4]
+    assert (call.request["max_completion_tokens"] < 2.5 * call.output) == (answer == "whole")
 
 
 def test_a_refinement_is_told_what_must_stay(server: Server) -> None:
