@@ -127,19 +127,23 @@ class Lessons:
 
     def any(self) -> bool:
         """Whether there is anything to show."""
-        own = self.principles if self.shown == "principles" else self.pairs
-        return bool((self.memory and self.examples) or (self.shown and own))
+        return bool((self.memory and self.examples) or self._own())
 
     def text(self, detail: float) -> str:
         """The examples first, for they stay the same for all prompts of a question; in at most
         half of the allowance if there are pairs to show too. Whole items only, with excerpts as
         long as let one in."""
         room = math.inf if self.allowance is None else self.allowance * detail
-        most = room / 2 if self.shown and self._learned(1) else room
+        most = room / 2 if self._own() else room
         told = _fitting(most, _OF_OTHERS.get(self.memory or ""), self._remembered)
         rest = room - (tokens.upper(told) if told else 0)
         own = _fitting(rest, _OF_THIS.get(self.shown or ""), self._learned)
         return "\n\n".join(part for part in (told, own) if part)
+
+    def _own(self) -> Sequence[Pair] | Sequence[str]:
+        if self.shown is None:
+            return ()
+        return self.principles if self.shown == "principles" else self.pairs
 
     def _remembered(self, length: int) -> list[str]:
         if self.memory == "principles":
@@ -195,7 +199,7 @@ def _sides(pair: Pair | Example, shown: Shown, length: int) -> list[str]:
 
 
 def _quoted(text: str, length: int) -> str:
-    told = text if len(text) <= length else f"{text[: max(0, length - 4)]} ..."
+    told = text if len(text) <= length else f"{text[: length - 4]} ..."
     return json.dumps(told, ensure_ascii=False)
 
 
