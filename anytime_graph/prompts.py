@@ -54,7 +54,7 @@ _OF_THIS = {
     "principles": "Learned from earlier attempts at this question:",
 }
 _EXAMPLES, _PAIRS, _PRINCIPLES = 3, 2, 5
-"""How many of each a prompt shows at the most; of winners alone the first, which beats the others."""
+"""How many of each a prompt shows at the most; of winners alone the most telling one."""
 _LENGTHS = (300, 200, 130, 80)
 """Characters that a side of a pair, a reason or a principle is shown in."""
 _JUDGE = (
@@ -152,7 +152,7 @@ class Lessons:
         return [
             "\n".join(
                 [
-                    f"Question: {_quoted(clip(e['question'], length), length)}",
+                    f"Question: {_quoted(clip(e['question'], length))}",
                     *_sides(e, self.memory, length),
                 ]
             )
@@ -188,19 +188,22 @@ class Case:
 
 def _sides(pair: Pair | Example, shown: Shown, length: int) -> list[str]:
     """The reason says what the worse one got wrong, so that of its text a taste will do."""
-    better = f"Better: {_quoted(pair['better'], length)}"
+    better = f"Better: {_quoted(_head(pair['better'], length))}"
     if shown == "chosen":
         return [better]
     return [
         better,
-        f"Worse: {_quoted(pair['worse'], length // 3)}",
-        f"Why: {_quoted(pair['why'], length)}",
+        f"Worse: {_quoted(_head(pair['worse'], length // 3))}",
+        f"Why: {_quoted(_head(pair['why'], length))}",
     ]
 
 
-def _quoted(text: str, length: int) -> str:
-    told = text if len(text) <= length else f"{text[: length - 4]} ..."
-    return json.dumps(told, ensure_ascii=False)
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _head(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 4]} ..."
 
 
 def _fitting(room: float, head: str | None, items: Callable[[int], Sequence[str]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import pytest
@@ -16,7 +17,7 @@ from anytime_graph.pairs import Candidate, Example, Pair, Shown, parting, scored
 from anytime_graph.prompts import Lessons, Protocol, draft
 from anytime_graph.scoring import normal
 from anytime_graph.strategies import pdp
-from tests.server import Reply, Server
+from tests.server import Call, Reply, Server
 
 ASK = {"messages": [("user", "Name a river.")]}
 WORDS = [
@@ -186,7 +187,7 @@ def test_a_pair_is_shown_shorter_rather_than_not_at_all(
     assert len(told) <= len(more)
 
 
-def test_winners_alone_are_shown_by_the_one_that_beats_the_others() -> None:
+def test_winners_alone_are_shown_by_the_most_telling_pair() -> None:
     pairs = [pair("first", "x"), pair("second", "y")]
     told = Lessons(pairs=pairs, shown="chosen").text(1.0)
     assert '"first"' in told
@@ -400,51 +401,44 @@ def test_a_refinement_that_would_take_much_of_what_is_left_is_not_tried(
     assert out["spent_by"]["draft"]["calls"] > 4
 
 
+def calls_of(
+    server: Server, tokens: int, text: str, worth: Sequence[int], feedback: str, **options: Any
+) -> list[Call]:
+    """Of a run whose replies end in what they are worth, of 100, and then in the last of those."""
+    server.script = lambda r, i: Reply(
+        text=f"{text or (WORDS[i % 12] + ' ') * 80}<answer>{worth[min(i, len(worth) - 1)]}</answer>"
+    )
+    app = create_anytime_graph(
+        server.model(seed=0),
+        budget=Budget(tokens=tokens),
+        scorer=lambda q, a: Score(int(re.findall(r"\d+", a)[-1]) / 100, feedback),
+        **options,
+    )
+    app.compile().invoke(ASK)
+    return server.calls
+
+
 @pytest.mark.parametrize("strategy", ["pdp", "pdp_positive"])
 def test_a_draft_that_is_to_be_taught_is_sent_with_a_lesson(server: Server, strategy: str) -> None:
     """Though excerpts in full, and what a scorer says at length, would not fit its slice."""
-    server.script = lambda r, i: Reply(text=f"{(WORDS[i % 12] + ' ') * 80}{10 + i * 7 % 40}")
-    app = create_anytime_graph(
-        server.model(seed=0),
-        budget=Budget(tokens=1_500),
-        scorer=lambda q, a: Score(int(a.split()[-1]) / 100, "It must be longer. " * 20),
-        strategy=strategy,
-        answer="whole",
-    )
-    app.compile().invoke(ASK)
-    assert "Better:" in server.calls[4].text
+    worth, told = [10, 17, 24, 31], "It must be longer. " * 20
+    calls = calls_of(server, 1_500, "", worth, told, strategy=strategy, answer="whole")
+    assert "Better:" in calls[4].text
 
 
 def test_one_taught_draft_that_is_no_better_does_not_decide(server: Server) -> None:
     """It was shown the best answer, so the next may still be near it."""
     worth = [0, 20, 40, 60, 25]
-    server.script = lambda r, i: Reply(
-        text=f"{(WORDS[i % 12] + ' ') * 80}{worth[i] if i < len(worth) else 25}"
-    )
-    app = create_anytime_graph(
-        server.model(seed=0),
-        budget=Budget(tokens=2_000),
-        scorer=lambda q, a: Score(int(a.split()[-1]) / 100, "more"),
-        strategy="pdp_positive",
-        answer="whole",
-    )
-    app.compile().invoke(ASK)
-    assert ["Better:" in c.text for c in server.calls[:6]] == [False] * 4 + [True] * 2
+    calls = calls_of(server, 2_000, "", worth, "more", strategy="pdp_positive", answer="whole")
+    assert ["Better:" in call.text for call in calls[:6]] == [False] * 4 + [True] * 2
 
 
 @pytest.mark.parametrize("answer", ["whole", "tags"])
 def test_a_text_that_is_an_answer_when_cut_is_given_less_room(server: Server, answer: str) -> None:
-    server.script = lambda r, i: Reply(text=f"{'word ' * 60}<answer>{10 + i % 4}</answer>")
-    app = create_anytime_graph(
-        server.model(seed=0),
-        budget=Budget(tokens=1_000),
-        scorer=lambda q, a: Score(int(re.findall(r"\d+", a)[-1]) / 100, "more"),
-        strategy="pdp_positive",
-        answer=answer,
-    )
-    app.compile().invoke(ASK)
-    call = server.calls[4]
-    assert (call.request["max_completion_tokens"] < 2.5 * call.output) == (answer == "whole")
+    worth, text = [10, 11, 12, 13, 10], "word " * 60
+    calls = calls_of(server, 1_000, text, worth, "more", strategy="pdp_positive", answer=answer)
+    given = calls[4].request["max_completion_tokens"]
+    assert (given < 2.5 * calls[4].output) == (answer == "whole")
 
 
 def test_a_refinement_is_told_what_must_stay(server: Server) -> None:
