@@ -1,5 +1,11 @@
 """Anytime reasoning for LangGraph: give a chat model a budget, get the best answer within it."""
 
+from pathlib import Path as _Path
+
+# In a checkout nodes/ and checkpoints/ stand beside this folder, in a wheel within it.
+if not (_Path(__file__).parent / "nodes").is_dir():
+    __path__.append(str(_Path(__file__).parents[1]))
+
 from anytime_graph.budget import Budget, BudgetTooSmall, NoAnswer, Prices, Spend, add_spend
 from anytime_graph.checkpoints import LedgerError, ThreadBusy, open_checkpoints
 from anytime_graph.graph import Context, afork, create_anytime_graph, fork
