@@ -14,6 +14,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NotRequired
 
 from langchain_core.messages import BaseMessage
@@ -71,6 +72,32 @@ class Calibration(TypedDict):
 
 def uncalibrated() -> Calibration:
     return Calibration(growth=1.0, shape=[], tokens=0)
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """What is known of a model's tokenizer. count: its exact count, where there is one. family: the
+    model's name. tools: the model is given tools. extra: text that travels with each prompt."""
+
+    count: Counter | None = None
+    family: str = ""
+    tools: bool = False
+    extra: str = ""
+
+    def shape(self, prompt: Sequence[BaseMessage]) -> Shape:
+        return shape(prompt, self.extra, self.count)
+
+    def bound(self, of: Shape, known: Calibration, within: bool = False) -> int:
+        """See the function `bound`."""
+        exact = self.count is not None
+        return bound(of, known, exact=exact, family=self.family, tools=self.tools, within=within)
+
+    def learn(self, known: Calibration, of: Shape, reported: int, base: bool) -> Calibration:
+        """See the function `learn`."""
+        exact = self.count is not None
+        return learn(
+            known, of, reported, exact=exact, family=self.family, tools=self.tools, base=base
+        )
 
 
 def shape(messages: Sequence[BaseMessage], extra: str = "", count: Counter | None = None) -> Shape:

@@ -1,0 +1,138 @@
+"""What a call costs: by the provider's report where it can be believed, else its whole reservation.
+
+Pure: a request, what arrived of its reply and how it ended go in; a bill comes out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from anytime_graph import tokens
+from anytime_graph.budget import Spend
+from anytime_graph.metering.meter import Meter
+from anytime_graph.metering.request import Request
+from anytime_graph.metering.streamed import StreamedReply, Usage
+
+_INCREDIBLE = 10**9
+"""Tokens that no call can have used."""
+
+
+@dataclass
+class Bill:
+    """spend: what the call is charged. reported, billed_once: see Receipt. errors: what is wrong
+    with the provider's report."""
+
+    spend: Spend
+    reported: int | None = None
+    billed_once: bool | None = None
+    errors: list[str] = field(default_factory=list)
+
+
+def bill(
+    meter: Meter, request: Request, streamed: StreamedReply, ended: bool, overran: bool
+) -> Bill:
+    """The bill of a call that was made. ended: its stream came to its end. overran: it was cut
+    because the provider ignored its cap."""
+    if not ended:
+        return Bill(_unreported(meter, request, streamed, overran))
+    usage = streamed.usage
+    if (lie := _disbelief(request, streamed)) is not None or usage is None:
+        spend = _unreported(meter, request, streamed, overran)
+        error = f"{lie}; charged {spend['tokens']} tokens, the whole reservation"
+        return Bill(spend, billed_once=_fewer(request, streamed), errors=[error])
+    billed = _choices if request.n > 1 else _one
+    found = billed(meter, request, streamed, usage)
+    if excess := _excess(request, found.spend):
+        found.errors.append(excess)
+    return found
+
+
+def _one(meter: Meter, request: Request, streamed: StreamedReply, usage: Usage) -> Bill:
+    return Bill(_reported(meter, usage), usage.input)
+
+
+def _reported(meter: Meter, usage: Usage) -> Spend:
+    made = max(usage.output, usage.total - usage.input)
+    cached = min(max(0, usage.cached), usage.input)
+    written = min(max(0, usage.written), usage.input - cached)
+    spend = meter.priced(usage.input, made, cached, written)
+    return {**spend, "reasoning_tokens": min(max(0, usage.reasoning), made)}
+
+
+def _unreported(
+    meter: Meter, request: Request, streamed: StreamedReply, overran: bool
+) -> Spend:
+    """The whole reservation; more, where more was seen to arrive."""
+    room, seen = request.max_output or 0, streamed.seen
+    least = tokens.upper(seen) if overran or not room else tokens.least(seen)
+    made = max(room, least, streamed.unseen_chunks if overran else 0)
+    return meter.priced(request.max_input, made, written=request.max_input)
+
+
+def _choices(meter: Meter, request: Request, streamed: StreamedReply, usage: Usage) -> Bill:
+    """Several choices: by the report, unless it tells the tokens of one choice only; then by what
+    came, with the prompt once for each choice.
+
+    Billed once for sure if the input is less than n times the prompt's least: a prompt of 100 to 130
+    tokens and 3 choices that reports 130 was billed once, for three times it are 300 at least. Billed
+    for each for sure if the input exceeds the most that the prompt can be: 390 is more than 130.
+    """
+    n, spend = request.n, _reported(meter, usage)
+    paid, made = spend["input_tokens"], spend["output_tokens"]
+    once = _fewer(request, streamed)
+    if made < max(streamed.pieces, tokens.least(streamed.seen) // 2):
+        most = min(request.max_output or math.inf, tokens.upper(streamed.seen))
+        seen = meter.priced(
+            min(request.max_input, n * paid),
+            max(streamed.pieces, int(most)),
+            written=min(request.max_input, n * paid),
+        )
+        error = (
+            f"the provider reported {paid} + {made} tokens for {n} choices of at least "
+            f"{streamed.pieces}; charged {seen['tokens']}, as far as they were seen"
+        )
+        return Bill(seen, paid, False, [error])
+    if once is None and paid < n * tokens.least(request.text):
+        return Bill(spend, paid, True)
+    if once is None and paid > request.max_input // request.prompt_copies:
+        return Bill(spend, math.ceil(paid / n), False)
+    return Bill(spend, paid, once)
+
+
+def _fewer(request: Request, streamed: StreamedReply) -> bool | None:
+    """False where a provider made fewer choices than were asked for."""
+    return False if len(streamed.choices()) < request.n else None
+
+
+def _disbelief(request: Request, streamed: StreamedReply) -> str | None:
+    """Why a report cannot be true: absent, not numbers, or below half of what the texts are
+    at the very least."""
+    usage = streamed.usage
+    if streamed.unreadable:
+        return "the end of the reply, with its usage report, could not be read"
+    if usage is None:
+        return "the provider reported no usage"
+    if max(vars(usage).values()) > _INCREDIBLE:
+        return "the provider reported more tokens of usage than a call can have"
+    for name, reported, least in (
+        ("input", usage.input, tokens.least(request.text)),
+        ("output", usage.output, tokens.least(streamed.seen) if request.n == 1 else 0),
+    ):
+        if reported < max(0, math.floor(least / 2)) or (reported <= 0 < least):
+            return (
+                f"the provider reported {reported} {name} tokens for a text of at least {least}"
+            )
+    return None
+
+
+def _excess(request: Request, spend: Spend) -> str | None:
+    """A report above the reservation is booked as it stands, and noted."""
+    over_input = spend["input_tokens"] - request.max_input
+    over_output = spend["output_tokens"] - (request.max_output or math.inf)
+    if over_input <= 0 and over_output <= 0:
+        return None
+    return (
+        f"the provider reported {spend['input_tokens']} + {spend['output_tokens']} tokens; "
+        f"reserved were {request.max_input} + {request.max_output}"
+    )

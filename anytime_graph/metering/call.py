@@ -1,0 +1,405 @@
+"""The one way to a chat model: every call is bounded before it is made, cut if it exceeds its bound,
+and charged by what the provider reports or, failing that, by its whole reservation.
+
+Nothing else in this package calls a chat model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+from uuid import uuid4
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableConfig
+from langchain_core.utils.utils import LC_ID_PREFIX
+
+from anytime_graph import providers
+from anytime_graph.interrupt import StopSignal
+from anytime_graph.metering.bill import Bill, bill
+from anytime_graph.metering.meter import Meter
+from anytime_graph.metering.request import (
+    Entry,
+    Journal,
+    JournalError,
+    Receipt,
+    Reply,
+    Request,
+    receipt,
+)
+from anytime_graph.metering.streamed import Choice, StreamedReply
+
+log = logging.getLogger(__name__)
+
+_POLL = 0.05
+_GRACE = 5.0
+"""Seconds after its deadline at which an abandoned connection gives up by itself."""
+
+
+def call(
+    meter: Meter,
+    request: Request,
+    config: RunnableConfig,
+    stop: StopSignal | None = None,
+    journal: Journal | None = None,
+) -> Reply:
+    """Make the call; where it has a time limit or may be stopped, in a thread of its own, so that
+    a silent server cannot hold it. With a journal it is reserved there before and settled after;
+    what stands at its place already is not called again."""
+    if (earlier := recalled(meter, request, journal)) is not None:
+        return earlier
+    under_way = _Call(meter, request, stop)
+    done = threading.Event()
+
+    def pump() -> None:
+        try:
+            model, bound = under_way.capped()
+            under_way.drain(model.stream(request.prompt, under_way.config(config), **bound))
+        except Exception as error:
+            under_way.fail(error)
+        finally:
+            done.set()
+
+    try:
+        if not under_way.hold_back() or not under_way.reserve(journal):
+            return under_way.settle()
+        if under_way.patience() is None:
+            pump()
+            return _booked(under_way.settle(), request, journal)
+        run = contextvars.copy_context().run
+        threading.Thread(target=run, args=(pump,), daemon=True, name="metered-call").start()
+        while not done.wait(under_way.patience()) and not under_way.over():
+            pass
+    except KeyboardInterrupt:
+        under_way.interrupt()
+    return _booked(under_way.settle(), request, journal)
+
+
+async def acall(
+    meter: Meter,
+    request: Request,
+    config: RunnableConfig,
+    stop: StopSignal | None = None,
+    journal: Journal | None = None,
+) -> Reply:
+    """The same, on the event loop. Cancelling it closes the connection."""
+    if journal is not None:
+        earlier = await asyncio.to_thread(recalled, meter, request, journal)
+        if earlier is not None:
+            return earlier
+    under_way = _Call(meter, request, stop)
+    until = time.monotonic() + request.wait
+    while not under_way.over() and (rest := until - time.monotonic()) > 0:
+        await asyncio.sleep(min(rest, _POLL))
+    if under_way.cut or not (
+        await asyncio.to_thread(under_way.reserve, journal) if journal else under_way.reserve(None)
+    ):
+        return under_way.settle()
+
+    async def pump() -> None:
+        try:
+            model, bound = under_way.capped()
+            await under_way.adrain(
+                model.astream(request.prompt, under_way.config(config), **bound)
+            )
+        except Exception as error:
+            under_way.fail(error)
+
+    work = asyncio.create_task(pump())
+    try:
+        while not work.done() and not under_way.over():
+            await asyncio.wait({work}, timeout=under_way.patience())
+    finally:
+        if not work.done():
+            work.cancel()
+            await asyncio.wait({work}, timeout=1)
+    reply = under_way.settle()
+    return await asyncio.to_thread(_booked, reply, request, journal) if journal else reply
+
+
+def recalled(meter: Meter, request: Request, journal: Journal | None) -> Reply | None:
+    """The reply that was settled at this place; or, where a process ended while the call was in
+    flight, what had arrived of it, charged in full."""
+    if journal is None:
+        return None
+    try:
+        entry = journal.recall(request.place)
+    except JournalError as error:
+        return _unmade(request, error)
+    if entry is None:
+        return None
+    if entry.reply is not None:
+        known = entry.reply.receipt
+        ended_at = max(known["ended_at"], entry.changed)
+        kept: Receipt = {
+            **known,
+            "interrupted": False,
+            "retry_after": 0.0,
+            "recalled": True,
+            "ended_at": ended_at,
+        }
+        return replace(entry.reply, receipt=kept)
+    return _booked(_in_flight(meter, request, entry), request, journal)
+
+
+def _in_flight(meter: Meter, request: Request, entry: Entry) -> Reply:
+    """A call that was in flight when its process ended: charged in full, with what had arrived."""
+    call = _Call(meter, request, None)
+    call.made = call.lost = True
+    call.cut = "in flight when its process ended; charged in full"
+    call.streamed.feed(AIMessage(entry.text))
+    reply = call.settle()
+    spend = reply.receipt["spend"] if request.max_output is None else entry.reserved
+    times: Receipt = {
+        **reply.receipt,
+        "spend": {**spend, "seconds": max(0.0, entry.changed - entry.started)},
+        "started": entry.started,
+        "ended_at": entry.changed,
+        "recalled": True,
+    }
+    return replace(reply, text=entry.text, receipt=times, chunks=())
+
+
+def _unmade(request: Request, error: JournalError) -> Reply:
+    now = time.time()
+    unmade = receipt(ended="error", started=now, ended_at=now)
+    cause = f"{request.kind} {request.place.ordinal}: not made: {error}"
+    return Reply(
+        "", AIMessage(""), {**unmade, "failed": True, "lost": True, "errors": [cause]}
+    )
+
+
+def _booked(reply: Reply, request: Request, journal: Journal | None) -> Reply:
+    """Write the reply into the journal. One that is paid for is not lost with the journal."""
+    if journal is None:
+        return reply
+    try:
+        journal.settle(request.place, reply)
+    except JournalError as error:
+        return reply.noted(str(error))
+    return reply
+
+
+class _Call:
+    """One call under way: when to begin, when to end, and what it came to."""
+
+    def __init__(self, meter: Meter, request: Request, stop: StopSignal | None) -> None:
+        self.meter, self.request, self.stop = meter, request, stop
+        self.started = time.time()
+        self.clock = time.monotonic()
+        self.run_id = uuid4()
+        self.streamed = StreamedReply(request.n, request.max_output, str(self.run_id))
+        self.cut: str | None = None
+        self.made = self.lost = self.overran = self.ended = self.interrupted = False
+        self.failed = self.refused = False
+        self.billed_once: bool | None = None
+        self.error: Exception | None = None
+        self.errors: list[str] = []
+        self.retry_after = 0.0
+
+    # --- before it
+
+    def hold_back(self) -> bool:
+        """Wait before a call that follows a refusal; False if time ran out or a stop came."""
+        until = time.monotonic() + self.request.wait
+        while not self.over() and (rest := until - time.monotonic()) > 0:
+            time.sleep(min(rest, _POLL))
+        return self.cut is None
+
+    def reserve(self, journal: Journal | None) -> bool:
+        """Write the reservation; False if the call must not be made."""
+        if journal is not None:
+            amounts = self.meter.reservation(self.request.max_input, self.request.max_output)
+            try:
+                self.lost = not journal.reserve(
+                    self.request, amounts, self.meter.name, self.so_far
+                )
+            except JournalError as error:
+                self.failed = self.lost = True
+                self.errors.append(f"not made: {error}")
+            if self.lost:
+                return False
+        self.made = True
+        return True
+
+    def so_far(self) -> str:
+        """Of several choices, the first."""
+        return self.streamed.choices()[0].text
+
+    def capped(self) -> tuple[BaseChatModel, Mapping[str, Any]]:
+        """The model with this call's output cap and, where it takes one, its time limit; and what is
+        bound to it."""
+        update: dict[str, Any] = {}
+        model, bound, request = self.meter.model, self.meter.bound, self.request
+        if request.max_output is not None:
+            update, bound = providers.fitted(model, bound, request.max_output // request.n)
+        if isinstance(seed := getattr(model, "seed", None), int):
+            update["seed"] = seed + request.place.ordinal
+        if request.seconds is not None:
+            own = getattr(model, "request_timeout", None)
+            patience = request.seconds + _GRACE
+            patience = min(own, patience) if isinstance(own, int | float) else patience
+            update |= providers.clients(model, timeout=patience)
+        model = model.model_copy(update=update)
+        if request.n > 1:
+            id = f"{LC_ID_PREFIX}-{self.run_id}"
+            model = model.model_copy(update=providers.apart(model, request.n, id))
+        return model, bound
+
+    def config(self, config: RunnableConfig) -> RunnableConfig:
+        """The first of several choices is known by the id of the call's run."""
+        return {**config, "run_id": self.run_id} if self.request.n > 1 else config
+
+    # --- while it runs
+
+    def patience(self) -> float | None:
+        """Seconds until something may have to be decided although nothing arrives."""
+        seconds = self.request.seconds
+        rest = None if seconds is None else seconds - (time.monotonic() - self.clock)
+        if self.stop is not None:
+            rest = _POLL if rest is None else min(rest, _POLL)
+        return None if rest is None else max(0.0, rest)
+
+    def over(self) -> bool:
+        """Whether the call must end now, whatever has arrived."""
+        if self.cut is None:
+            seconds = self.request.seconds
+            if self.stop is not None and self.stop.is_set():
+                self.interrupt()
+            elif seconds is not None and time.monotonic() - self.clock >= seconds:
+                self.cut = "out of time"
+        return self.cut is not None
+
+    def interrupt(self) -> None:
+        self.cut, self.interrupted = "stopped", True
+
+    def drain(self, stream: Iterator[Any]) -> None:
+        try:
+            for chunk in stream:
+                if self._feed(chunk):
+                    return
+            self.ended = True
+        finally:
+            if close := getattr(stream, "close", None):
+                close()
+
+    async def adrain(self, stream: AsyncIterator[Any]) -> None:
+        try:
+            async for chunk in stream:
+                if self._feed(chunk):
+                    return
+            self.ended = True
+        finally:
+            if close := getattr(stream, "aclose", None):
+                await close()
+
+    def _feed(self, chunk: Any) -> bool:
+        """Take in a piece of the reply; True to cut the stream."""
+        if self.over():
+            return True
+        if self.streamed.feed(chunk):
+            self.cut = f"the provider ignored the limit of {self.request.max_output} output tokens"
+            self.overran = True
+        return self.cut is not None
+
+    def fail(self, error: Exception) -> None:
+        if self.cut is not None:
+            return
+        whole = self.streamed.ended_choices() >= self.request.n
+        if whole and isinstance(error, TypeError | ValueError):
+            # The reply is whole; what follows it, the usage report, could not be read.
+            self.streamed.unreadable = self.ended = True
+            return
+        self.failed, self.error = True, error
+        self.errors.append(providers.describe(error))
+        self.retry_after = providers.retry_after(error)
+        status = providers.status(error)
+        self.refused = status is not None and not providers.transient(status)
+        silent = status is None and not self.streamed.pieces
+        if self.request.n > 1 and (self.refused or silent):
+            self.billed_once = False
+        log.debug("call %s failed", self.request.place.ordinal, exc_info=error)
+
+    # --- when it has ended
+
+    def settle(self) -> Reply:
+        """What the call came to. After this nothing that still arrives counts."""
+        if not self.ended and not self.failed and self.cut is None:
+            self.cut = "cut"
+        now, streamed = time.time(), self.streamed
+        ended_at = receipt(ended="", started=self.started, ended_at=now)
+        charged = Bill(ended_at["spend"])
+        if self.made:
+            charged = bill(self.meter, self.request, streamed, self.ended, self.overran)
+        self.errors += charged.errors
+        spend = {**charged.spend, "seconds": max(0.0, now - self.started)}
+        full = self._full(charged)
+        ended = "error" if self.failed else "cut" if self.cut else "length" if full else "stop"
+        known: Receipt = {
+            **ended_at,
+            "ended": ended,
+            "interrupted": self.interrupted,
+            "retry_after": self.retry_after,
+            "lost": self.lost,
+            "refused": self.refused,
+        }
+        first, *others = (
+            self._choice(i, part, known, spend) for i, part in enumerate(streamed.choices())
+        )
+        once = self.billed_once if charged.billed_once is None else charged.billed_once
+        paid: Receipt = {
+            **first.receipt,
+            "spend": spend,
+            "reported": charged.reported,
+            "billed_once": once,
+        }
+        return replace(
+            first,
+            receipt=paid,
+            others=tuple(others),
+            chunks=tuple(streamed.chunks),
+            error=self.error,
+        )
+
+    def _choice(self, i: int, part: Choice, of: Receipt, spend: Mapping[str, Any]) -> Reply:
+        """What a choice comes to. of: the call's receipt, which an unfinished choice shares."""
+        errors, ended, failed = [] if i else list(self.errors), of["ended"], self.failed
+        if self.request.n > 1 and part.finish is not None:
+            ended = "length" if part.finish in providers.FULL else "stop"
+        empty = not part.text.strip()
+        starved = ended == "length" and empty
+        if starved:
+            errors.append(
+                f"starved: {spend['output_tokens']} output tokens, "
+                f"{spend['reasoning_tokens']} of them reasoning, and no text"
+            )
+        message = self.streamed.message(part, ended == "stop")
+        called = self.streamed.called or bool(message.tool_calls)
+        if empty and ended == "stop" and not called:
+            failed = True
+            errors.append("the reply was empty")
+        if self.cut and not i and (empty or self.cut not in ("stopped", "out of time")):
+            errors.append(self.cut)
+        name = f"{self.request.kind} {self.request.place.ordinal + i}"
+        own: Receipt = {
+            **of,
+            "ended": ended,
+            "starved": starved,
+            "failed": failed,
+            "errors": [f"{name}: {error}" for error in errors],
+        }
+        return Reply(part.text, message, own, called)
+
+    def _full(self, charged: Bill) -> bool:
+        """The reply used up its cap, by its provider's word or, without one, by its report."""
+        finish, cap = self.streamed.finish, self.request.max_output
+        if finish is not None or charged.reported is None:
+            return finish in providers.FULL
+        return cap is not None and charged.spend["output_tokens"] >= cap

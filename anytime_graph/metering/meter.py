@@ -1,0 +1,148 @@
+"""A chat model made ready for metering: what of it can be capped, counted and priced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables import Runnable, RunnableBinding
+
+from anytime_graph import providers, tokens
+from anytime_graph.budget import Budget, Prices, Spend, nothing
+from anytime_graph.tokens import Calibration, Shape, Tokenizer
+
+_SHAPING = {"tools", "tool_choice", "parallel_tool_calls", "response_format", "stop"}
+"""Request options that shape an answer."""
+
+
+@dataclass(frozen=True)
+class Meter:
+    """A chat model made ready for metering.
+
+    model: it does not retry unseen and reports usage in streams; its output is capped, or its stream
+        is cut where its class has no field for a cap. bound: what was bound to it.
+    ceiling: output tokens that the model never exceeds. name: the provider's name for it.
+    billed_once: whether a request for several choices is billed its prompt once; None if that is
+        to be found out, False also where such requests cannot be made.
+    """
+
+    model: BaseChatModel
+    bound: Mapping[str, Any]
+    ceiling: int | None
+    name: str
+    tokenizer: Tokenizer
+    prices: Prices | None
+    billed_once: bool | None = False
+
+    def cap(self, paid: int | None) -> int | None:
+        """The output cap of a call: what is paid for, within what the model can write."""
+        return min((cap for cap in (paid, self.ceiling) if cap is not None), default=None)
+
+    def max_input(self, prompt: list[Any], known: Calibration) -> tuple[Shape, int]:
+        """A prompt's shape, and the most input tokens that it can be billed."""
+        shape = self.tokenizer.shape(prompt)
+        return shape, self.tokenizer.bound(shape, known)
+
+    def reservation(self, max_input: int, max_output: int | None) -> Spend:
+        """The most that a call can cost: its prompt at the dearest price, its output at the cap."""
+        return self.priced(max_input, max_output or 0, written=max_input)
+
+    def priced(self, paid: int, made: int, cached: int = 0, written: int = 0) -> Spend:
+        """What one call costs. paid: input tokens, of which the provider's cache gave `cached` and
+        took in `written`. made: output tokens."""
+        usd = self.prices.usd(paid, made, cached, written) if self.prices else 0.0
+        tally = {"input_tokens": paid, "output_tokens": made, "cached_tokens": cached}
+        return cast(Spend, {**nothing(), **tally, "tokens": paid + made, "usd": usd, "calls": 1})
+
+
+def meter(model: Any, prices: Prices | None) -> Meter:
+    """Prepare a model. Raises ValueError if it is no chat model, or if nothing could hold its
+    output to a budget."""
+    model, bound = unbound(model)
+    if not isinstance(model, BaseChatModel):
+        raise ValueError(
+            f"model={type(model).__name__}: pass a LangChain chat model, or a string such as "
+            "'openai:gpt-4.1-mini' or 'local'"
+        )
+    if isinstance(getattr(model, "budget", None), Budget):
+        raise ValueError(
+            f"model={type(model).__name__}: it makes calls of its own, within its own budget; pass "
+            "the model inside it"
+        )
+    streams = (
+        type(model)._stream is not BaseChatModel._stream
+        or type(model)._astream is not BaseChatModel._astream
+    )
+    if providers.cap_field(model) is None and not streams:
+        raise ValueError(
+            f"model={type(model).__name__}: it neither streams nor has a field to cap its output "
+            f"({', '.join(providers.CAP_FIELDS)}), so no budget can hold it"
+        )
+    own = providers.own_caps(model, bound)
+    metered, bound = providers.metered(model, providers.unparsed(model, bound))
+    held = (getattr(metered, field, None) for field in providers.HOLDERS)
+    beside = [part for part in (bound, *held) if part]
+    name = providers.model_name(model) or type(model).__name__
+    by_openai = _served_by_openai(model)
+    several = getattr(model, "n", 1) != 1 and providers.chooses(metered, bound)
+    return Meter(
+        model=metered,
+        bound=bound,
+        ceiling=min(own, default=None),
+        name=name,
+        tokenizer=Tokenizer(
+            count=tokens.openai_counter(name) if by_openai else None,
+            family=name,
+            tools=bool(bound.get("tools")),
+            extra=json.dumps(beside, default=str, ensure_ascii=False) if beside else "",
+        ),
+        prices=prices,
+        billed_once=(True if by_openai else None) if several else False,
+    )
+
+
+def unbound(model: Any) -> tuple[Any, dict[str, Any]]:
+    """The model inside its bindings, and what is bound to it."""
+    bound: dict[str, Any] = {}
+    while isinstance(model, RunnableBinding):
+        bound = {**model.kwargs, **bound}
+        model = model.bound
+    return model, bound
+
+
+def without_tools(model: Any) -> Any:
+    """The model without what shapes its answers, such as tools: for judgements and reviews, which
+    are no answers. The same object if nothing does."""
+    bare, bound = unbound(model)
+    kept = {key: value for key, value in bound.items() if key not in _SHAPING}
+    if len(kept) == len(bound):
+        return model
+    return bare.bind(**kept) if kept else bare
+
+
+def with_json_schema(model: Any, schema: Mapping[str, Any]) -> Runnable[Any, Any] | None:
+    """The model bound so that its replies are JSON for the schema; None where its profile does not
+    say that its provider can do that."""
+    model, bound = unbound(model)
+    if not (getattr(model, "profile", None) or {}).get("structured_output"):
+        return None
+    try:
+        chain = model.with_structured_output(dict(schema), method="json_schema")
+    except (NotImplementedError, TypeError, ValueError):  # its class has no such method
+        return None
+    head = getattr(chain, "first", None)
+    if not isinstance(head, RunnableBinding) or "tools" in head.kwargs:
+        return None
+    if (form := head.kwargs.get("response_format")) is not None:
+        options = providers.unparsed(model, {**bound, "response_format": form})
+        return cast(BaseChatModel, model).bind(**options)
+    return head.bind(**bound)
+
+
+def _served_by_openai(model: BaseChatModel) -> bool:
+    """At OpenAI's own address: tiktoken counts for its models, others tokenize otherwise."""
+    root = getattr(model, "root_client", None)
+    return getattr(getattr(root, "base_url", None), "host", "") == "api.openai.com"

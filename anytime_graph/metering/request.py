@@ -1,0 +1,162 @@
+"""What a call needs and what it brings: a request goes in, a reply comes out, a journal records both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+from langchain_core.messages import AIMessage, BaseMessage
+from typing_extensions import TypedDict
+
+from anytime_graph.budget import Spend, nothing
+
+
+class Place(NamedTuple):
+    """Where a call stands: its run, and its ordinal among the calls of that run."""
+
+    run_id: int
+    ordinal: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """All that a call needs.
+
+    max_input, max_output: its reservation in tokens, for all of its choices together; None: the
+        output is not limited.
+    seconds: the call is cut after this time. wait: seconds to hold back before it.
+    n: choices asked for. prompt_copies: how many of them the prompt is reserved for; 1 once the
+        provider is known to bill the prompt of such a request once.
+    place: where the journal records it; its ordinal is added to the model's seed.
+    kind: what its errors call it.
+    """
+
+    prompt: Sequence[BaseMessage]
+    max_input: int
+    max_output: int | None
+    seconds: float | None = None
+    wait: float = 0.0
+    n: int = 1
+    prompt_copies: int = 1
+    place: Place = Place(0, 0)
+    kind: str = "call"
+
+    @property
+    def text(self) -> str:
+        """The prompt's texts, for bounds from below."""
+        return "\n".join(message.text for message in self.prompt)
+
+
+class Receipt(TypedDict):
+    """What a call came to, as plain data.
+
+    ended: by itself ("stop"), at the cap ("length"), cut by us ("cut"), or by a failure ("error").
+    spend: what it is charged. reported: input tokens by the provider's report, None without a
+        believable one. billed_once: whether a request for several choices was billed its prompt
+        once; None if this call does not tell.
+    starved: it used up its cap before any text came. failed: it brought no answer. refused: the
+        provider finds fault with the request itself. lost: it was not made, or was in flight when
+        its process ended. interrupted: the caller stopped it. recalled: it was not made now, but
+        read from the journal.
+    retry_after: seconds to wait before the next call. started, ended_at: Unix time.
+    """
+
+    ended: str
+    spend: Spend
+    reported: int | None
+    billed_once: bool | None
+    starved: bool
+    failed: bool
+    refused: bool
+    lost: bool
+    interrupted: bool
+    recalled: bool
+    retry_after: float
+    errors: list[str]
+    started: float
+    ended_at: float
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a call brought.
+
+    text: what arrived, cut or whole. message: the same as a message; it has only those tool calls
+        whose arguments arrived whole. called: the model called tools, whole or not.
+    others: the further choices of a request for several; the first bears the cost of all.
+    chunks: the stream as it arrived. error: what the client raised.
+    """
+
+    text: str
+    message: AIMessage
+    receipt: Receipt
+    called: bool = False
+    others: tuple[Reply, ...] = ()
+    chunks: Sequence[BaseMessage] = ()
+    error: Exception | None = None
+
+    @property
+    def whole(self) -> bool:
+        """It came to its own end."""
+        return self.receipt["ended"] == "stop"
+
+    def noted(self, *errors: str) -> Reply:
+        """The reply with these errors added."""
+        receipt = self.receipt
+        return replace(self, receipt={**receipt, "errors": [*receipt["errors"], *errors]})
+
+
+def receipt(*, ended: str, started: float, ended_at: float) -> Receipt:
+    """The receipt of a call that cost nothing and went well, to be filled in."""
+    return Receipt(
+        ended=ended,
+        spend=nothing(),
+        reported=None,
+        billed_once=None,
+        starved=False,
+        failed=False,
+        refused=False,
+        lost=False,
+        interrupted=False,
+        recalled=False,
+        retry_after=0.0,
+        errors=[],
+        started=started,
+        ended_at=ended_at,
+    )
+
+
+class JournalError(RuntimeError):
+    """The journal cannot be read or written. The message says what and how."""
+
+
+class Entry(NamedTuple):
+    """What a journal holds at a place. reply: what was settled; None if the call was in flight when
+    its process ended. text: what had arrived by then. reserved: what that call is charged. started,
+    changed: Unix times between which it is known to have been under way."""
+
+    reply: Reply | None
+    text: str
+    reserved: Spend
+    started: float
+    changed: float
+
+
+class Journal(Protocol):
+    """Where a call is written down before it is made, and after."""
+
+    def recall(self, place: Place) -> Entry | None:
+        """What stands there, if a call was reserved there before. Raises JournalError."""
+        ...
+
+    def reserve(
+        self, request: Request, amounts: Spend, model: str, so_far: Callable[[], str]
+    ) -> bool:
+        """Write the reservation, durably, before the request leaves; False if the call must not be
+        made. so_far: the reply as far as it has arrived. Raises JournalError."""
+        ...
+
+    def settle(self, place: Place, reply: Reply) -> None:
+        """Write what the call brought and cost. Raises JournalError."""
+        ...
