@@ -12,6 +12,11 @@ from typing_extensions import TypedDict
 DIMENSIONS = ("tokens", "output_tokens", "usd", "calls", "seconds")
 _WHOLE = ("tokens", "output_tokens", "calls")
 
+MIN_ROOM = 16
+"""Output tokens below which a call is not worth its prompt."""
+GOOD_ROOM = 64
+"""Output tokens that a fan-out leaves to each of its calls, or it is made smaller."""
+
 Limits = dict[str, float]
 """Amounts by dimension; a dimension that is absent is not limited."""
 

@@ -21,8 +21,8 @@ from anytime_graph.checkpoints.export import line
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import interruptible
 from anytime_graph.local import local_model
+from anytime_graph.run.state import Output
 from anytime_graph.scoring import Constraints
-from anytime_graph.state import Output
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -7,6 +7,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Protocol
+
+
+class StopSignal(Protocol):
+    """What a caller sets to end a run early; a threading.Event is one."""
+
+    def is_set(self) -> bool: ...
 
 
 @contextmanager

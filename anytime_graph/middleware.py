@@ -20,8 +20,8 @@ from typing_extensions import TypedDict
 
 from anytime_graph.accounts import Account, Desk, Short, asked_for, at, caller, enter, opened
 from anytime_graph.budget import Budget, Limits, Prices, Spend, as_budget, nothing, total
-from anytime_graph.metered import metered
 from anytime_graph.metering import describe
+from anytime_graph.metering.metered import metered
 
 try:
     from langchain.agents.middleware import (

@@ -9,7 +9,7 @@ from html import escape
 from typing import Any, cast
 
 from anytime_graph.checkpoints import Ledger
-from anytime_graph.live import improvement
+from anytime_graph.run.announcements import improvement
 from anytime_graph.terminal import harmless
 
 _WIDTH, _HEIGHT, _EDGE = 480, 120, 8

@@ -12,8 +12,8 @@ import click
 
 from anytime_graph.budget import DIMENSIONS, Prices
 from anytime_graph.local import embedded_file
+from anytime_graph.planning.strategies import STRATEGIES
 from anytime_graph.scoring import Constraints, Judge, Scorer, scorer_in
-from anytime_graph.strategies import STRATEGIES
 
 _CONSTRAINTS = ("sentences", "words", "include", "forbid", "starts_with", "ends_with", "matches")
 _JUDGE = ("judge", "rubric")

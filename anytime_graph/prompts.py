@@ -18,7 +18,7 @@ from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMes
 from pydantic import BaseModel
 
 from anytime_graph import tokens
-from anytime_graph.pairs import Example, Pair, Shown
+from anytime_graph.run.pairs import Example, Pair, Shown
 
 DETAILS = (1.0, 0.5, 0.25, 0.0)
 

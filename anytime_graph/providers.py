@@ -60,6 +60,7 @@ _RAW = (*_RESPONSES, "include_response_headers")
 _RESPONDS = re.compile(r"codex|^(gpt|o\d).*-(pro|sol)")
 """Names of models that OpenAI serves by the Responses API alone."""
 _FURTHER = "-choice-"
+_LONGEST_WAIT = 30.0
 
 
 # --- before a call
@@ -327,3 +328,37 @@ def status(error: BaseException | None) -> int | None:
                 return value
         error = error.__cause__
     return None
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line that holds no prompt, reply or key: providers echo them in messages."""
+    parts = [type(error).__name__]
+    http, code = status(error), getattr(error, "code", None)
+    if http is not None:
+        parts.append(f"HTTP {http}")
+    if isinstance(code, str) and re.fullmatch(r"[a-z][a-z_]{2,40}", code):
+        parts.append(code)
+    return " ".join(parts)
+
+
+def retry_after(error: Exception) -> float:
+    """Seconds to hold back before the next call: as the server asks, else half a second if it is
+    overloaded or gone; 0 if the request itself was at fault."""
+    headers: Any = getattr(getattr(error, "response", None), "headers", None)
+    try:
+        return min(_LONGEST_WAIT, max(0.0, float(headers["retry-after"])))
+    except (KeyError, TypeError, ValueError):
+        http = status(error)
+        if http is None:
+            return 0.0 if isinstance(error, ValueError | TypeError) else 0.5
+        return 0.5 if transient(http) else 0.0
+
+
+def transient(status: int) -> bool:
+    """An HTTP status that says nothing against the request itself."""
+    return status in (408, 409, 429) or status >= 500
+
+
+def clean(text: str) -> str:
+    """Text without lone surrogates, which no later request could carry."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -27,10 +27,10 @@ from rich.text import Text
 
 from anytime_graph.audit import Audit
 from anytime_graph.budget import DIMENSIONS, Limits, Spend, nothing
-from anytime_graph.live import improvement
 from anytime_graph.metrics import Interval
-from anytime_graph.profiles import Profile
-from anytime_graph.state import Output, Point, Task
+from anytime_graph.planning.profiles import Profile
+from anytime_graph.run.announcements import improvement
+from anytime_graph.run.state import Output, Point, Task
 from anytime_graph.warmup import WarmUp
 
 _WIDTH, _HEIGHT = 56, 8

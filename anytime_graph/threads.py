@@ -21,8 +21,8 @@ from anytime_graph.checkpoints import (
     open_checkpoints,
 )
 from anytime_graph.checkpoints.export import FORMS, Row, line, public
-from anytime_graph.profiles import Profile, expected_best, profile_of, save_profile
-from anytime_graph.state import judges
+from anytime_graph.planning.profiles import Profile, expected_best, profile_of, save_profile
+from anytime_graph.run.state import judges
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""

@@ -1,8 +1,8 @@
 """Checkpoints and ledger over one SQLite file or one PostgreSQL database."""
 
 from anytime_graph.checkpoints.leases import ThreadBusy
-from anytime_graph.checkpoints.ledger import Access, Ledger
+from anytime_graph.checkpoints.ledger import Ledger
 from anytime_graph.checkpoints.opening import Checkpoints, open_checkpoints
 from anytime_graph.checkpoints.schema import LedgerError
 
-__all__ = ["Access", "Checkpoints", "Ledger", "LedgerError", "ThreadBusy", "open_checkpoints"]
+__all__ = ["Checkpoints", "Ledger", "LedgerError", "ThreadBusy", "open_checkpoints"]

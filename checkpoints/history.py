@@ -10,7 +10,7 @@ from anytime_graph.budget import Spend, nothing, total
 from anytime_graph.checkpoints.leases import may_live
 from anytime_graph.checkpoints.schema import SPEND
 from anytime_graph.checkpoints.store import Store
-from anytime_graph.state import union
+from anytime_graph.run.fold import union
 
 _JSON = (
     "options",

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
 from anytime_graph.budget import DIMENSIONS, Spend, nothing
@@ -24,8 +23,12 @@ from anytime_graph.checkpoints.leases import LEASE, Hold, Leases, ThreadBusy
 from anytime_graph.checkpoints.likeness import keys as keys_of
 from anytime_graph.checkpoints.schema import SPEND, LedgerError
 from anytime_graph.checkpoints.store import Execute, Store, plain
-from anytime_graph.pairs import Candidate, Pair
-from anytime_graph.state import Point, State, Task
+from anytime_graph.metering.request import Place, Request
+from anytime_graph.run.calls import PlannedCall, Receipt
+from anytime_graph.run.pairs import Candidate, Pair
+from anytime_graph.run.state import Point, State
+from anytime_graph.run.upgrade import call_from
+from anytime_graph.scoring import Score
 
 log = logging.getLogger(__name__)
 
@@ -35,16 +38,13 @@ _ROOTS = 4_096
 _RECENT = 60.0
 """Seconds after its last node for which a thread counts as one that ran here."""
 _REASONS = (*DIMENSIONS, "perfect", "judge", "done", "satisfied", "errors", "steps", "interrupted")
-_PLANNED = ("ordinal", "step", "move", "swapped", "gate", "slice", "prompt_bound", "room", "shape")
 _OF_RUNS = ("memory", "curve", "pairs", "answers", "calls")
 
 
-@dataclass(frozen=True)
-class Entry:
+class Row(NamedTuple):
     """What stands at a place. reply: what was settled, None if the call was in flight when its
     process ended. text: what arrived; kept: whether texts are. reserved: what it was charged.
-    started, changed: from when to when it is known to have been under way. verdict: score and
-    feedback, if it was scored."""
+    started, changed: from when to when it is known to have been under way."""
 
     reply: dict[str, Any] | None
     text: str
@@ -52,7 +52,6 @@ class Entry:
     reserved: Spend
     started: float
     changed: float
-    verdict: tuple[float, str | None] | None
 
 
 class Ledger(History):
@@ -71,7 +70,7 @@ class Ledger(History):
         self.leases = Leases(store)
         self.failure: str | None = None
         self._seen: dict[str, float] = {}
-        self._streaming: dict[tuple[int, int], Callable[[], str]] = {}
+        self._streaming: dict[Place, Callable[[], str]] = {}
         self._closed = threading.Event()
         self._beating: threading.Thread | None = None
 
@@ -143,7 +142,7 @@ class Ledger(History):
             )
         return rows[0]["id"] if rows else None
 
-    def unknown(self, run_id: int, ordinal: int) -> list[dict[str, Any]]:
+    def unknown(self, run_id: int, ordinal: int) -> list[PlannedCall]:
         """The calls of the first step at or after `ordinal`: what a state that stands there has
         not seen."""
         with self.store.reading() as execute:
@@ -153,14 +152,14 @@ class Ledger(History):
                 "ORDER BY ordinal",
                 {"run": run_id, "ordinal": ordinal},
             )
-        tasks = [json.loads(row["task"]) for row in rows]
-        first: dict[int, dict[str, Any]] = {}
-        for task in tasks:  # the calls of an agent's draft are one task
-            ordinal = task["move"].get("within", task["ordinal"])
-            first.setdefault(ordinal, {**task, "ordinal": ordinal})
+        first: dict[int, PlannedCall] = {}
+        for call in (call_from(json.loads(row["task"])) for row in rows):
+            # The calls of an agent's draft are one draft.
+            ordinal = call["agent_call"]["draft"] if "agent_call" in call else call["ordinal"]
+            first.setdefault(ordinal, {**call, "ordinal": ordinal})
         return list(first.values())
 
-    def within(self, run_id: int, first: int, places: int) -> list[dict[str, Any]]:
+    def within(self, run_id: int, first: int, places: int) -> list[PlannedCall]:
         """The calls at these places of the run, by place: those of an agent's draft."""
         with self.store.reading() as execute:
             rows = execute(
@@ -168,7 +167,7 @@ class Ledger(History):
                 "ordinal < :end ORDER BY ordinal",
                 {"run": run_id, "first": first, "end": first + places},
             )
-        return [json.loads(row["task"]) for row in rows]
+        return [call_from(json.loads(row["task"])) for row in rows]
 
     def save(
         self,
@@ -303,37 +302,51 @@ class Ledger(History):
 
     # --- the spokes' side
 
-    def recall(self, task: Task) -> Entry | None:
-        """What stands at the task's place."""
+    def recall(self, place: Place) -> Row | None:
+        """What stands at the place."""
         with self.store.reading() as execute:
             rows = execute(
-                "SELECT c.*, a.score, a.feedback FROM calls c "
-                "LEFT JOIN answers a ON a.run_id = c.run_id AND a.ordinal = :ordinal "
-                "WHERE c.run_id = :run AND c.ordinal = :call",
-                {"run": task["run_id"], "ordinal": task["ordinal"], "call": _call(task)},
+                "SELECT * FROM calls WHERE run_id = :run AND ordinal = :ordinal",
+                {"run": place.run_id, "ordinal": place.ordinal},
             )
         if not rows:
             return None
-        row = rows[0]
+        (row,) = rows
         known = nothing() | {name: row[name] for name in SPEND} | {"calls": 1}
-        return Entry(
+        return Row(
             reply=json.loads(row["reply"]) if row["reply"] else None,
             text=row["text"] or "",
             kept=row["request"] is not None,
             reserved=cast(Spend, known),
             started=row["started"],
             changed=row["changed"],
-            verdict=None if row["score"] is None else (row["score"], row["feedback"]),
         )
 
+    def score(self, run_id: int, ordinal: int) -> Score | None:
+        """What the answer there scored, if it was scored."""
+        with self.store.reading() as execute:
+            rows = execute(
+                "SELECT score, feedback FROM answers WHERE run_id = :run AND ordinal = :ordinal "
+                "AND score IS NOT NULL",
+                {"run": run_id, "ordinal": ordinal},
+            )
+        return Score(rows[0]["score"], rows[0]["feedback"]) if rows else None
+
     def reserve(
-        self, hold: Hold, task: Task, spend: Spend, model: str, so_far: Callable[[], str]
+        self,
+        hold: Hold,
+        call: PlannedCall,
+        plan: str,
+        request: Request,
+        amounts: Spend,
+        model: str,
+        so_far: Callable[[], str],
     ) -> bool:
-        """Write the reservation, durably, before the request leaves. False if the run was planned
-        anew meanwhile: then the call must not be made. so_far: the reply as far as it has come."""
-        request = [{"role": m.type, "content": m.content} for m in task["prompt"]]
-        asked = json.dumps([model, task["room"], request], default=str)
-        place = {"run": task["run_id"], "ordinal": task["ordinal"]}
+        """Write the reservation, durably, before the request leaves. False if the run has another
+        plan by now: then the call must not be made. so_far: the reply as far as it has come."""
+        prompt = [{"role": m.type, "content": m.content} for m in request.prompt]
+        digest = json.dumps([model, request.max_output, prompt], default=str)
+        place = request.place
         with self._write() as execute:
             self.leases.renew(hold, execute)
             made = execute(
@@ -346,38 +359,39 @@ class Ledger(History):
                 "FROM runs WHERE id = :run AND plan = :plan "
                 "ON CONFLICT (run_id, ordinal) DO NOTHING RETURNING id",
                 {
-                    **place,
-                    **spend,
-                    "step": task["step"],
-                    "kind": task["move"]["kind"],
-                    "hash": hashlib.sha256(asked.encode(errors="replace")).hexdigest(),
-                    "request": json.dumps(request, default=str) if self.record == "all" else None,
-                    "bound": task["prompt_bound"],
-                    "room": task["room"],
-                    "plan": task["plan"],
+                    **amounts,
+                    "run": place.run_id,
+                    "ordinal": place.ordinal,
+                    "step": call["step"],
+                    "kind": call["move"]["kind"],
+                    "hash": hashlib.sha256(digest.encode(errors="replace")).hexdigest(),
+                    "request": json.dumps(prompt, default=str) if self.record == "all" else None,
+                    "bound": request.max_input,
+                    "room": request.max_output,
+                    "plan": plan,
                     "now": time.time(),
-                    "task": json.dumps({key: task[key] for key in _PLANNED}),  # type: ignore[literal-required]
+                    "task": json.dumps(call),
                 },
             )
         if made:
-            self._streaming[task["run_id"], task["ordinal"]] = so_far
+            self._streaming[place] = so_far
         return bool(made)
 
-    def settle(self, task: Task, reply: Mapping[str, Any], abandoned: bool = False) -> None:
-        """Write what the call brought and cost. A call that was not made has no place to settle."""
-        self._streaming.pop((task["run_id"], task["ordinal"]), None)
-        place = {"run": task["run_id"], "ordinal": task["ordinal"]}
-        keeps, spend = self.record == "all", reply["spend"]
+    def settle(self, place: Place, receipt: Receipt, text: str, reply: Mapping[str, Any]) -> None:
+        """Write what the call brought and cost. One that cost nothing has no place to settle.
+        reply: it as JSON, but for its text."""
+        self._streaming.pop(place, None)
+        where = {"run": place.run_id, "ordinal": place.ordinal}
+        keeps, spend = self.record == "all", receipt["spend"]
         if not spend["calls"]:
             with self._write() as execute:
                 execute(
                     "DELETE FROM calls WHERE run_id = :run AND ordinal = :ordinal AND "
                     "state = 'reserved'",
-                    place,
+                    where,
                 )
             return
-        unkept = {"text"} if keeps else {"text", "message", "others"}
-        rest = {k: v for k, v in reply.items() if k not in unkept}
+        unkept = {} if keeps else {"message": None, "others": []}
         columns = ", ".join(f"{name} = :{name}" for name in SPEND)
         with self._write() as execute:
             execute(
@@ -385,23 +399,25 @@ class Ledger(History):
                 f"reply = :reply, changed = :now, {columns} "
                 "WHERE run_id = :run AND ordinal = :ordinal AND state = 'reserved'",
                 {
-                    **place,
-                    "state": "abandoned" if abandoned else "settled",
-                    "text": plain(reply["text"]) if keeps else None,
-                    "ended": reply["ended"],
-                    "errors": json.dumps(reply["errors"]),
-                    "reply": json.dumps(rest, default=str),
+                    **where,
+                    "state": "abandoned" if receipt["lost"] else "settled",
+                    "text": plain(text) if keeps else None,
+                    "ended": receipt["ended"],
+                    "errors": json.dumps(receipt["errors"]),
+                    "reply": json.dumps({**reply, **unkept}, default=str),
                     "now": time.time(),
                     **spend,
                 },
             )
 
-    def keep(self, hold: Hold, task: Task, candidate: Candidate, fresh: bool) -> None:
+    def keep(
+        self, hold: Hold, call: Place, ordinal: int, candidate: Candidate, fresh: bool
+    ) -> None:
         """Append an answer; under a scorer it is the best at once if its score is the highest.
-        fresh: its call was made just now, and its time includes the scoring."""
+        call: where its call stands. fresh: that was made just now, and its time includes the
+        scoring."""
         keeps = self.record == "all"
-        place = {"run": task["run_id"], "ordinal": task["ordinal"]}
-        call = _call(task)
+        place = {"run": call.run_id, "ordinal": ordinal}
         with self._write(durable=False) as execute:
             self.leases.renew(hold, execute)
             execute(
@@ -412,7 +428,7 @@ class Ledger(History):
                 "DO UPDATE SET answer = :answer, score = :score, feedback = :feedback",
                 {
                     **place,
-                    "call": call,
+                    "call": call.ordinal,
                     "node": candidate["node"],
                     "answer": plain(candidate["answer"]) if keeps else None,
                     "score": candidate["score"],
@@ -432,7 +448,7 @@ class Ledger(History):
             if fresh:
                 execute(
                     "UPDATE calls SET changed = :now WHERE run_id = :run AND ordinal = :call",
-                    {"run": task["run_id"], "call": call, "now": time.time()},
+                    {"run": call.run_id, "call": call.ordinal, "now": time.time()},
                 )
 
     # --- while calls stream
@@ -491,15 +507,3 @@ class Ledger(History):
         except LedgerError as error:
             self.failure = str(error)
             raise
-
-
-def _call(task: Task) -> int:
-    """The place of the call that a task is, or is a choice of."""
-    return task["ordinal"] - int(task["move"].get("choice", 0))
-
-
-class Access(NamedTuple):
-    """A node's way to the ledger while it works."""
-
-    ledger: Ledger
-    hold: Hold

@@ -6,8 +6,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-VERSION = 3
-"""1: the tables. 2: full-text search and the views. 3: the memory of preferences."""
+from anytime_graph.metering.request import JournalError
+
+VERSION = 4
+"""1: the tables. 2: full-text search and the views. 3: the memory of preferences. 4: planned calls and
+replies in the form of run.calls; older ones are read by run.upgrade."""
 
 SPEND = {
     "tokens": int,
@@ -166,7 +169,7 @@ VIEWS = {
 INDEXES = {"runs": ("thread", "started"), "answers": ("call_id",)}
 
 
-class LedgerError(RuntimeError):
+class LedgerError(JournalError):
     """The ledger cannot be opened, read or written. The message says what and how."""
 
 

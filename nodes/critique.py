@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 from langchain_core.messages import AnyMessage
 
 from anytime_graph import prompts
-from anytime_graph.metering import Reply
-from anytime_graph.nodes.answers import Asked, shown
-from anytime_graph.state import STRUCTURED, State, Task
+from anytime_graph.metering.request import Reply
+from anytime_graph.nodes.answering import shown
+from anytime_graph.planning.answers import case
+from anytime_graph.run.calls import STRUCTURED, CritiqueMove, PlannedCall
+from anytime_graph.run.state import State
 
 _VERDICT = re.compile(r"[\W_]*verdict\s*:[\W_]*(a|b|tie|good|improve)[\W_]*", re.IGNORECASE)
 
@@ -42,35 +44,27 @@ class Judgement(NamedTuple):
 
 
 def prompt(
-    state: State,
-    asked: Asked,
-    move: dict[str, Any],
-    detail: float,
-    swapped: bool,
-    rubric: str | None,
-    structured: bool,
+    state: State, move: CritiqueMove, detail: float, rubric: str | None, structured: bool
 ) -> Sequence[AnyMessage]:
     answers = {c["id"]: shown(c, detail) for c in state["candidates"]}
-    case = asked.case(state)
     if move["second"] is None:
-        return prompts.review(case, answers[move["first"]], detail)
+        return prompts.review(case(state), answers[move["first"]], detail)
     first, second = answers[move["first"]], answers[move["second"]]
-    if swapped:
+    if move["swapped"]:
         first, second = second, first
-    return prompts.compare(case, first, second, detail, rubric, structured)
+    return prompts.compare(case(state), first, second, detail, rubric, structured)
 
 
-def absorb(task: Task, reply: Reply) -> Judgement | None:
+def absorb(call: PlannedCall, move: CritiqueMove, reply: Reply) -> Judgement | None:
     """A reply that was cut may end in a quotation: it is no verdict."""
-    move, whole = task["move"], reply.ended == "stop"
-    why, verdict = read(reply.text, structured=task["gate"] == STRUCTURED)
-    verdict = verdict if whole else None
+    why, verdict = read(reply.text, structured=call["role"] == STRUCTURED)
+    verdict = verdict if reply.whole else None
     if not reply.text.strip():
         return None
     if move["second"] is None:
         return Judgement(move["first"] if verdict == "good" else None, why)
     sides = [move["first"], move["second"]]
-    if task["swapped"]:
+    if move["swapped"]:
         sides.reverse()
     return Judgement(dict(zip("ab", sides, strict=True)).get(verdict or ""), why)
 
@@ -80,11 +74,11 @@ def read(text: str, structured: bool = False) -> tuple[str, str | None]:
     VERDICT, or it is none. Else only a last line that is a verdict and nothing else counts."""
     if structured:
         try:
-            told = json.loads(text)
-            verdict = _VERDICTS[told["verdict"]]
+            judgement = json.loads(text)
+            verdict = _VERDICTS[judgement["verdict"]]
         except (ValueError, KeyError, TypeError, RecursionError):
             return "", None
-        return _short(str(told.get("reason", ""))), verdict
+        return _short(str(judgement.get("reason", ""))), verdict
     lines = text.strip().splitlines() or [""]
     match = _VERDICT.fullmatch(lines[-1].strip())
     return _short(" ".join(lines[:-1] if match else lines)), match and match[1].lower()

@@ -6,7 +6,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, AnyMessage, RemoveMessage
 
-from anytime_graph.state import State
+from anytime_graph.run.state import State
 
 
 def answer(state: State) -> dict[str, Any]:

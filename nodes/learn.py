@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from langchain_core.messages import AnyMessage
 
 from anytime_graph import prompts
-from anytime_graph.metering import Reply
-from anytime_graph.nodes.answers import Asked
-from anytime_graph.state import State, Task
+from anytime_graph.metering.request import Reply
+from anytime_graph.planning.answers import case
+from anytime_graph.run.calls import LearnMove
+from anytime_graph.run.state import State
 
 _RULE = re.compile(r"\s*(?:[-*\u2022]|\d+[.)])\s+(.+)")
 
 
-def prompt(state: State, asked: Asked, move: dict[str, Any], detail: float) -> Sequence[AnyMessage]:
-    case = asked.case(state)
+def prompt(state: State, move: LearnMove, detail: float) -> Sequence[AnyMessage]:
     if move["chosen"] is None:
-        return prompts.principles(case, state["pairs"], detail)
+        return prompts.principles(case(state), state["pairs"], detail)
     ids = (move["chosen"], move["rejected"])
     pair = next(p for p in state["pairs"] if (p["chosen_id"], p["rejected_id"]) == ids)
-    return prompts.explain(case, pair["better"], pair["worse"], detail)
+    return prompts.explain(case(state), pair["better"], pair["worse"], detail)
 
 
-def absorb(task: Task, reply: Reply) -> str | list[str]:
+def absorb(move: LearnMove, reply: Reply) -> str | list[str]:
     """Why a pair's chosen answer is better, in a sentence, or the principles; empty if the reply
     has none."""
-    if task["move"]["chosen"] is not None:
+    if move["chosen"] is not None:
         sentence = re.split(r"(?<=[.!?])\s", " ".join(reply.text.split()), maxsplit=1)[0]
         return prompts.clip(sentence, 300)
     rules = (match[1] for line in reply.text.splitlines() if (match := _RULE.fullmatch(line)))

@@ -22,8 +22,8 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from anytime_graph import Budget, create_anytime_graph
-from anytime_graph.profiles import Profile
-from anytime_graph.state import payoff
+from anytime_graph.planning.profiles import Profile
+from anytime_graph.run.state import payoff
 from tests.server import Reply, Server, serving
 
 BUDGETS = (200, 400, 800, 1_600)

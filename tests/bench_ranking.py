@@ -17,7 +17,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from anytime_graph.ranking import Match, both_orders, champion, next_match
+from anytime_graph.run.ranking import Match, both_orders, champion, next_match
 
 SIZE = 8
 STEEP = {0.6: 0.37, 0.75: 1.18, 0.9: 3.75}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from anytime_graph import Budget, BudgetTooSmall, NoAnswer, Prices, View, create_anytime_graph
-from anytime_graph.strategies import STRATEGIES
+from anytime_graph.planning.strategies import STRATEGIES
 from tests.server import Reply, Server
 
 QUESTION = {"messages": [("user", "Name a river and say where it runs.")]}

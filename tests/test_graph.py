@@ -34,7 +34,7 @@ from anytime_graph import (
     View,
     create_anytime_graph,
 )
-from anytime_graph.strategies import STRATEGIES, best_of_n
+from anytime_graph.planning.strategies import STRATEGIES, best_of_n
 from tests.server import Reply, Server
 
 both = pytest.mark.parametrize("sync", [True, False], ids=["sync", "async"])

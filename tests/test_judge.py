@@ -26,7 +26,7 @@ from anytime_graph.local import embedded_file, local_model
 from anytime_graph.metering import held_to
 from anytime_graph.nodes.critique import VERDICT, read
 from anytime_graph.prompts import Case, compare
-from anytime_graph.ranking import both_orders
+from anytime_graph.run.ranking import both_orders
 from tests.server import Reply, Server, serving, words
 
 ASK = {"messages": [("user", "Name a river.")]}

@@ -9,7 +9,7 @@ import pytest
 
 from anytime_graph import Budget, Constraints, create_anytime_graph
 from anytime_graph.local import embedded_file, local_model
-from anytime_graph.strategies import best_of_n
+from anytime_graph.planning.strategies import best_of_n
 
 RULES = Constraints(sentences=2, words=(15, 30), include=("river", "stone"), forbid=("very",))
 QUESTION = {"messages": [("user", f"Describe a valley. {RULES.describe()}")]}

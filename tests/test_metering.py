@@ -50,7 +50,7 @@ def test_a_server_that_fills_any_limit_serves_no_more_than_the_budget(
 def test_parallel_drafts_are_neither_over_nor_starved(server: Server, sync: bool) -> None:
     from functools import partial
 
-    from anytime_graph.strategies import best_of_n
+    from anytime_graph.planning.strategies import best_of_n
 
     server.script = filling()
     strategy = partial(best_of_n, n=8)

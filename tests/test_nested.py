@@ -32,7 +32,7 @@ from anytime_graph import (
     open_checkpoints,
 )
 from anytime_graph.budget import nothing
-from anytime_graph.state import PLACES
+from anytime_graph.run.state import PLACES
 from tests.conftest import torture
 from tests.lives import Spec
 from tests.pipelines import App, Handed, agent, composed, life, score, using_tools

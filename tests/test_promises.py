@@ -14,8 +14,8 @@ from langgraph.store.memory import InMemoryStore
 
 from anytime_graph import Budget, BudgetTooSmall, NoAnswer, Prices, Score, create_anytime_graph
 from anytime_graph.checkpoints.preferences import memory_of
-from anytime_graph.pairs import Pair
-from anytime_graph.strategies import STRATEGIES
+from anytime_graph.run.pairs import Pair
+from anytime_graph.planning.strategies import STRATEGIES
 from tests.server import Reply, Server, serving
 
 PRICES = Prices(input=2.0, output=8.0, cached_input=0.5)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anytime_graph.ranking import (
+from anytime_graph.run.ranking import (
     MEETINGS,
     PRIOR,
     Match,

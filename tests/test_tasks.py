@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from anytime_graph import Score
-from anytime_graph.nodes.answers import asked
+from anytime_graph.nodes.answering import asked
 from anytime_graph.scoring import Constraints, as_score
 from anytime_graph.tasks import TASKS, Task, aime, gpqa, gym, load, writing
 from anytime_graph.tasks.task import Question

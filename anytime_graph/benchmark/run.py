@@ -27,9 +27,9 @@ from anytime_graph.checkpoints import Ledger
 from anytime_graph.checkpoints.preferences import Namespace, memory_of
 from anytime_graph.graph import Context, create_anytime_graph
 from anytime_graph.metering import describe
-from anytime_graph.pairs import Example, Pair
+from anytime_graph.run.pairs import Example, Pair
+from anytime_graph.run.state import kind_of
 from anytime_graph.scoring import Score, as_score
-from anytime_graph.state import kind_of
 from anytime_graph.tasks import Question, Task
 
 log = logging.getLogger(__name__)

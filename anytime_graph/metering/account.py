@@ -109,11 +109,14 @@ class Account:
                 account._book(held, held, active if account is self else held["calls"])
             return {**self.spent, "seconds": 0.0}
 
-    def book(self, spend: Spend) -> None:
-        """Add what was spent before this account was opened, or elsewhere."""
-        with self.lock:
-            for account in self.chain:
-                account.spent = total([account.spent, {**spend, "seconds": 0.0}])
+    def known(self, meter: Meter) -> Calibration:
+        """How far prompts to this model are known to exceed their bounds."""
+        return {**uncalibrated(), "growth": self.growth.get(meter.name, 1.0)}
+
+    def learn(self, meter: Meter, shape: Shape, reported: int) -> None:
+        """Take in the provider's report of a prompt."""
+        learned = meter.tokenizer.learn(self.known(meter), shape, reported, base=False)
+        self.growth[meter.name] = learned["growth"]
 
     def mark(self, message: BaseMessage) -> None:
         """Note in a reply what the tool calls that it was made in have spent: if they are interrupted,
@@ -199,8 +202,3 @@ def planned(
         max_output=meter.cap(room),
         seconds=rest.get("seconds"),
     )
-
-
-def grown(growth: float) -> Calibration:
-    """A calibration that knows only how far prompts exceeded their bounds."""
-    return {**uncalibrated(), "growth": growth}

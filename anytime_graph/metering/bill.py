@@ -60,9 +60,7 @@ def _reported(meter: Meter, usage: Usage) -> Spend:
     return {**spend, "reasoning_tokens": min(max(0, usage.reasoning), made)}
 
 
-def _unreported(
-    meter: Meter, request: Request, streamed: StreamedReply, overran: bool
-) -> Spend:
+def _unreported(meter: Meter, request: Request, streamed: StreamedReply, overran: bool) -> Spend:
     """The whole reservation; more, where more was seen to arrive."""
     room, seen = request.max_output or 0, streamed.seen
     least = tokens.upper(seen) if overran or not room else tokens.least(seen)
@@ -120,9 +118,7 @@ def _disbelief(request: Request, streamed: StreamedReply) -> str | None:
         ("output", usage.output, tokens.least(streamed.seen) if request.n == 1 else 0),
     ):
         if reported < max(0, math.floor(least / 2)) or (reported <= 0 < least):
-            return (
-                f"the provider reported {reported} {name} tokens for a text of at least {least}"
-            )
+            return f"the provider reported {reported} {name} tokens for a text of at least {least}"
     return None
 
 

@@ -29,12 +29,11 @@ from anytime_graph.metering.request import (
     Entry,
     Journal,
     JournalError,
-    Receipt,
     Reply,
     Request,
-    receipt,
 )
 from anytime_graph.metering.streamed import Choice, StreamedReply
+from anytime_graph.run.calls import Receipt, receipt
 
 log = logging.getLogger(__name__)
 
@@ -106,9 +105,7 @@ async def acall(
     async def pump() -> None:
         try:
             model, bound = under_way.capped()
-            await under_way.adrain(
-                model.astream(request.prompt, under_way.config(config), **bound)
-            )
+            await under_way.adrain(model.astream(request.prompt, under_way.config(config), **bound))
         except Exception as error:
             under_way.fail(error)
 
@@ -169,10 +166,12 @@ def _in_flight(meter: Meter, request: Request, entry: Entry) -> Reply:
 
 def _unmade(request: Request, error: JournalError) -> Reply:
     now = time.time()
-    unmade = receipt(ended="error", started=now, ended_at=now)
+    unmade = receipt(now, now)
     cause = f"{request.kind} {request.place.ordinal}: not made: {error}"
     return Reply(
-        "", AIMessage(""), {**unmade, "failed": True, "lost": True, "errors": [cause]}
+        "",
+        AIMessage(""),
+        {**unmade, "ended": "error", "failed": True, "lost": True, "errors": [cause]},
     )
 
 
@@ -218,9 +217,7 @@ class _Call:
         if journal is not None:
             amounts = self.meter.reservation(self.request.max_input, self.request.max_output)
             try:
-                self.lost = not journal.reserve(
-                    self.request, amounts, self.meter.name, self.so_far
-                )
+                self.lost = not journal.reserve(self.request, amounts, self.meter.name, self.so_far)
             except JournalError as error:
                 self.failed = self.lost = True
                 self.errors.append(f"not made: {error}")
@@ -334,8 +331,8 @@ class _Call:
         if not self.ended and not self.failed and self.cut is None:
             self.cut = "cut"
         now, streamed = time.time(), self.streamed
-        ended_at = receipt(ended="", started=self.started, ended_at=now)
-        charged = Bill(ended_at["spend"])
+        free = receipt(self.started, now)
+        charged = Bill(free["spend"])
         if self.made:
             charged = bill(self.meter, self.request, streamed, self.ended, self.overran)
         self.errors += charged.errors
@@ -343,7 +340,7 @@ class _Call:
         full = self._full(charged)
         ended = "error" if self.failed else "cut" if self.cut else "length" if full else "stop"
         known: Receipt = {
-            **ended_at,
+            **free,
             "ended": ended,
             "interrupted": self.interrupted,
             "retry_after": self.retry_after,

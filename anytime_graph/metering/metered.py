@@ -25,7 +25,7 @@ from langgraph.runtime import get_runtime
 from anytime_graph import prompts
 from anytime_graph.budget import GOOD_ROOM, MIN_ROOM, Limits, Prices, Spend, output_room
 from anytime_graph.interrupt import StopSignal
-from anytime_graph.metering.account import Account, Short, grown, planned
+from anytime_graph.metering.account import Account, Short, planned
 from anytime_graph.metering.call import acall, call
 from anytime_graph.metering.meter import Meter, meter
 from anytime_graph.metering.request import Journal, Reply, Request
@@ -51,6 +51,7 @@ class Reservation:
 
     meter: Meter
     shape: Shape = field(default_factory=list)
+    place: int = 0
     request: Request | None = None
     short: Short | None = None
     message: AIMessage = field(default_factory=lambda: AIMessage(""))
@@ -69,6 +70,12 @@ class Payer(Protocol):
     """Who pays for the calls of metered models, and how they are recorded and stopped."""
 
     stop: StopSignal | None
+
+    def prepare(
+        self, model: BaseChatModel, options: Mapping[str, Any], prices: Prices | None
+    ) -> Meter:
+        """The model made ready, with the options of a call."""
+        ...
 
     def reserve(self, ready: Meter, prompt: Sequence[BaseMessage]) -> Reservation:
         """Reserve a call. Raises if it does not fit and its caller is to be told so."""
@@ -102,6 +109,7 @@ def metered(model: str | BaseChatModel, prices: Prices | None = None) -> BaseCha
     plain = _plain(resolved)
     charged = _as_class(plain, _metered_class(type(plain)))
     vars(charged)[_PRICES] = prices or vars(resolved).get(_PRICES)
+    vars(charged)[_PAYER] = vars(resolved).get(_PAYER)
     return charged
 
 
@@ -157,7 +165,7 @@ def _generate(
     if payer is None:
         return plain.generate(messages, stop, callbacks, **options)
     config, options = _split(callbacks, stop, options)
-    ready = _meter(payer, plain, options, vars(self)[_PRICES])
+    ready = payer.prepare(plain, options, vars(self)[_PRICES])
     replies = []
     for prompt in messages:
         with _reserved(payer, ready, prompt) as (reserved, replied):
@@ -179,7 +187,7 @@ async def _agenerate(
     if payer is None:
         return await plain.agenerate(messages, stop, callbacks, **options)
     config, options = _split(callbacks, stop, options)
-    ready = _meter(payer, plain, options, vars(self)[_PRICES])
+    ready = payer.prepare(plain, options, vars(self)[_PRICES])
     replies = []
     for prompt in messages:
         with _reserved(payer, ready, prompt) as (reserved, replied):
@@ -192,12 +200,6 @@ async def _agenerate(
 
 def _payer_of(model: BaseChatModel) -> Payer | None:
     return vars(model).get(_PAYER) or current_payer()
-
-
-def _meter(
-    payer: Payer, model: BaseChatModel, options: Mapping[str, Any], prices: Prices | None
-) -> Meter:
-    return meter(model.bind(**options), prices or prices_of(model))
 
 
 @contextmanager
@@ -252,19 +254,25 @@ class AgentPayer:
     latest: Reservation | None = None
     stop: StopSignal | None = None
 
-    def journal(self, reserved: Reservation) -> Journal | None:
-        return None
-
-    def reserve(self, ready: Meter, prompt: Sequence[BaseMessage]) -> Reservation:
-        """Raises Short in a tool; elsewhere, where that would be retried or end the run, a call that
-        does not fit has no request. Raises ValueError for a model without a price under a budget
-        in USD."""
+    def prepare(
+        self, model: BaseChatModel, options: Mapping[str, Any], prices: Prices | None
+    ) -> Meter:
+        """Raises ValueError for a model without a price under a budget in USD."""
+        ready = meter(model.bind(**options), prices or prices_of(model))
         if ready.prices is None and "usd" in self.account.limits:
             raise ValueError(
                 f"budget usd: the price of {ready.name!r} is not known; pass "
                 "prices=Prices(input=..., output=...) in dollars per million tokens, or install "
                 "anytime-graph[prices]"
             )
+        return ready
+
+    def journal(self, reserved: Reservation) -> Journal | None:
+        return None
+
+    def reserve(self, ready: Meter, prompt: Sequence[BaseMessage]) -> Reservation:
+        """Raises Short in a tool; elsewhere, where that would be retried or end the run, a call that
+        does not fit has no request."""
         self.account.recall(prompt)
         with self.account.lock:
             try:
@@ -284,7 +292,9 @@ class AgentPayer:
         """Raises what the client raised."""
         account, ready, request = self.account, reserved.meter, reserved.request
         assert request is not None
-        account.settle(reserved.amounts, reserved.amounts if reply is None else reply.receipt["spend"])
+        account.settle(
+            reserved.amounts, reserved.amounts if reply is None else reply.receipt["spend"]
+        )
         if reply is None:
             return
         if reply.receipt["interrupted"]:
@@ -301,13 +311,10 @@ class AgentPayer:
         empty = not message.text.strip()
         reserved.unfinished = not message.tool_calls and (cut or reserved.broke or empty)
         if (reported := reply.receipt["reported"]) is not None:
-            known = grown(account.growth.get(ready.name, 1.0))
-            learned = ready.tokenizer.learn(known, reserved.shape, reported, base=False)
-            account.growth[ready.name] = learned["growth"]
+            account.learn(ready, reserved.shape, reported)
 
     def _planned(self, ready: Meter, prompt: Sequence[BaseMessage]) -> Reservation:
         account, last = self.account, self.kind == "last"
-        known = grown(account.growth.get(ready.name, 1.0))
         if self.kind == "agent":
             account.reserve = self._reserve(ready, prompt)
         rest = account.left(last)
@@ -318,7 +325,7 @@ class AgentPayer:
             messages = prompts.told(prompt, rest)
         least = MIN_ROOM if last else GOOD_ROOM
         shape, request = planned(
-            ready, messages, rest, known, min_output=least, half=not last
+            ready, messages, rest, account.known(ready), min_output=least, half=not last
         )
         return Reservation(ready, shape, request)
 
@@ -328,12 +335,9 @@ class AgentPayer:
         asked = last_call_reserve(self.share, self.account.limits)
         if not asked:
             return {}
-        bare = replace(
-            ready, bound={}, tokenizer=replace(ready.tokenizer, tools=False, extra="")
-        )
-        known = grown(self.account.growth.get(ready.name, 1.0))
+        bare = replace(ready, bound={}, tokenizer=replace(ready.tokenizer, tools=False, extra=""))
         shortest = prompts.sum_up(prompt, 0, False, self.question)
-        _, max_input = bare.max_input(list(shortest), known)
+        _, max_input = bare.max_input(list(shortest), self.account.known(bare))
         need = cast("Mapping[str, float]", bare.reservation(max_input, GOOD_ROOM))
         return {d: max(need[d], asked.get(d, 0)) for d in self.account.limits}
 
@@ -341,12 +345,11 @@ class AgentPayer:
         self, ready: Meter, prompt: Sequence[BaseMessage], rest: Limits
     ) -> Sequence[BaseMessage]:
         """The last prompt, with as much of the material as leaves a quarter to the reply."""
-        known = grown(self.account.growth.get(ready.name, 1.0))
         wanted = max(GOOD_ROOM, (output_room(rest, 0, ready.prices) or 0) // 4)
         full = allowance = sum(len(prompts.said(m)) for m in prompt)
         while allowance > _LEAST_MATERIAL:
             fitting = prompts.sum_up(prompt, allowance, 4 * allowance >= full, self.question)
-            _, max_input = ready.max_input(list(fitting), known)
+            _, max_input = ready.max_input(list(fitting), self.account.known(ready))
             room = output_room(rest, max_input, ready.prices)
             if room is None or room >= wanted:
                 return fitting
@@ -383,9 +386,7 @@ def paying_from(payer: Payer) -> Iterator[None]:
 def current_payer() -> Payer | None:
     """Who pays here: the innermost payer around, or, in a node of an agent below that, the agent."""
     around, account = _PAYING.get(), current_account()
-    if account is None or (
-        isinstance(around, AgentPayer) and account in around.account.chain
-    ):
+    if account is None or (isinstance(around, AgentPayer) and account in around.account.chain):
         return around
     return AgentPayer(account, "middleware")
 

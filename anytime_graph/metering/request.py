@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 from langchain_core.messages import AIMessage, BaseMessage
-from typing_extensions import TypedDict
 
-from anytime_graph.budget import Spend, nothing
+from anytime_graph.budget import Spend
+from anytime_graph.run.calls import Receipt
 
 
 class Place(NamedTuple):
@@ -17,6 +17,10 @@ class Place(NamedTuple):
 
     run_id: int
     ordinal: int
+
+
+NOWHERE = Place(0, 0)
+"""Of a call that no journal records."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,43 +43,13 @@ class Request:
     wait: float = 0.0
     n: int = 1
     prompt_copies: int = 1
-    place: Place = Place(0, 0)
+    place: Place = NOWHERE
     kind: str = "call"
 
     @property
     def text(self) -> str:
         """The prompt's texts, for bounds from below."""
         return "\n".join(message.text for message in self.prompt)
-
-
-class Receipt(TypedDict):
-    """What a call came to, as plain data.
-
-    ended: by itself ("stop"), at the cap ("length"), cut by us ("cut"), or by a failure ("error").
-    spend: what it is charged. reported: input tokens by the provider's report, None without a
-        believable one. billed_once: whether a request for several choices was billed its prompt
-        once; None if this call does not tell.
-    starved: it used up its cap before any text came. failed: it brought no answer. refused: the
-        provider finds fault with the request itself. lost: it was not made, or was in flight when
-        its process ended. interrupted: the caller stopped it. recalled: it was not made now, but
-        read from the journal.
-    retry_after: seconds to wait before the next call. started, ended_at: Unix time.
-    """
-
-    ended: str
-    spend: Spend
-    reported: int | None
-    billed_once: bool | None
-    starved: bool
-    failed: bool
-    refused: bool
-    lost: bool
-    interrupted: bool
-    recalled: bool
-    retry_after: float
-    errors: list[str]
-    started: float
-    ended_at: float
 
 
 @dataclass(frozen=True)
@@ -105,26 +79,6 @@ class Reply:
         """The reply with these errors added."""
         receipt = self.receipt
         return replace(self, receipt={**receipt, "errors": [*receipt["errors"], *errors]})
-
-
-def receipt(*, ended: str, started: float, ended_at: float) -> Receipt:
-    """The receipt of a call that cost nothing and went well, to be filled in."""
-    return Receipt(
-        ended=ended,
-        spend=nothing(),
-        reported=None,
-        billed_once=None,
-        starved=False,
-        failed=False,
-        refused=False,
-        lost=False,
-        interrupted=False,
-        recalled=False,
-        retry_after=0.0,
-        errors=[],
-        started=started,
-        ended_at=ended_at,
-    )
 
 
 class JournalError(RuntimeError):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 from anytime_graph.budget import Limits, Spend
-from anytime_graph.pairs import Candidate, Pair, Shown
-from anytime_graph.state import Judging, Payoff
+from anytime_graph.run.calls import CritiqueMove, DraftMove, LearnMove, PlannedMove, RefineMove
+from anytime_graph.run.pairs import Candidate, Pair, Shown
+from anytime_graph.run.state import Decides, Judging, Payoff
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class View:
     profile: Mapping[str, Payoff]
     ballots: Mapping[str, int]
     judged: Judging
-    decides: Literal["scorer", "judge", "vote"]
+    decides: Decides
     made: Mapping[str, int]
     spent: Spend
     left: Limits
@@ -100,6 +100,49 @@ class View:
 Strategy = Callable[[View], Sequence[Move]]
 
 
-def as_dict(move: Draft | Critique | Refine | Learn) -> dict[str, Any]:
-    """A move as plain data, for the state."""
-    return {"kind": type(move).__name__.lower(), **vars(move)}
+def planned_move(
+    move: Draft | Critique | Refine | Learn, with_pairs: bool = False, swapped: bool = False
+) -> PlannedMove:
+    """A move as plain data, for the state. with_pairs: of a draft or a refinement, its prompt shows
+    preference pairs. swapped: of a comparison, the second candidate is shown first."""
+    match move:
+        case Draft():
+            return DraftMove(
+                kind="draft",
+                pairs=move.pairs,
+                memory=move.memory,
+                share=move.share,
+                conclude=move.conclude,
+                with_pairs=with_pairs,
+            )
+        case Refine():
+            return RefineMove(
+                kind="refine",
+                of=move.of,
+                pairs=move.pairs,
+                memory=move.memory,
+                share=move.share,
+                with_pairs=with_pairs,
+            )
+        case Critique():
+            return CritiqueMove(
+                kind="critique",
+                first=move.first,
+                second=move.second,
+                share=move.share,
+                swapped=swapped,
+            )
+        case Learn():
+            return LearnMove(
+                kind="learn", chosen=move.chosen, rejected=move.rejected, share=move.share
+            )
+
+
+def draft_again(move: DraftMove) -> Draft:
+    """The move that a planned draft was made from."""
+    return Draft(
+        pairs=move["pairs"],
+        memory=move["memory"],
+        share=move["share"],
+        conclude=move["conclude"],
+    )

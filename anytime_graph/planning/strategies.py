@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from anytime_graph.moves import Critique, Draft, Learn, Move, Refine, Stop, Strategy, View
-from anytime_graph.pairs import Shown
-from anytime_graph.prospects import CHANGE, NONE, Prospect, prospects, rise, tokens
-from anytime_graph.state import GOOD_ROOM, paid
+from anytime_graph.budget import GOOD_ROOM
+from anytime_graph.planning.moves import Critique, Draft, Learn, Move, Refine, Stop, Strategy, View
+from anytime_graph.planning.prospects import CHANGE, NONE, Prospect, prospects, rise, tokens
+from anytime_graph.run.pairs import Shown
+from anytime_graph.run.state import paid
 
 _FIRST = 768
 """Tokens that the first draft may use at the least, if its length is not known from a profile."""

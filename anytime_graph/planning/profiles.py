@@ -17,8 +17,9 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, cast
 
 from anytime_graph.budget import Spend, nothing
-from anytime_graph.prospects import KINDS
-from anytime_graph.state import Payoff, Point, kind_of, paid, payoff
+from anytime_graph.planning.prospects import KINDS
+from anytime_graph.run.state import Payoff, Point, paid, payoff
+from anytime_graph.run.upgrade import call_from
 
 if TYPE_CHECKING:
     from anytime_graph.checkpoints import Ledger
@@ -44,15 +45,13 @@ def profile_of(ledger: Ledger, model: str | None = None, threads: str = "") -> d
             continue
         scores = {a["ordinal"]: a["score"] or 0.0 for a in ledger.answers(run["id"])}
         for call in ledger.calls(run["id"]):
-            planned = json.loads(call["task"])
-            move = planned["move"]
-            if call["kind"] not in ("draft", "refine") or move.get("conclude") is not None:
-                continue
-            if call["state"] != "settled" or move.get("of") not in {None, *scores}:
+            move = call_from(json.loads(call["task"]))["move"]
+            of = move["of"] if move["kind"] == "refine" else None
+            if not answers(move) or call["state"] != "settled" or of not in {None, *scores}:
                 continue
             score = scores.get(call["ordinal"], 0.0)
-            change = score - scores[move["of"]] if call["kind"] == "refine" else 0.0
-            kind, cut = kind_of(call["kind"], bool(move.get("taught"))), call["ended"] == "length"
+            change = 0.0 if of is None else score - scores[of]
+            kind, cut = kind_of(move), call["ended"] == "length"
             one = payoff(score, change, call["tokens"], call["output_tokens"], cut)
             found[kind] = paid(found.get(kind), one)
     return found

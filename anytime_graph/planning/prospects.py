@@ -14,8 +14,8 @@ from itertools import product
 from statistics import NormalDist
 from typing import NamedTuple
 
-from anytime_graph.moves import View
-from anytime_graph.state import Payoff, payoff
+from anytime_graph.planning.moves import View
+from anytime_graph.run.state import Payoff, payoff
 
 NONE = payoff(0.0, tries=0)
 KINDS = ("draft", "taught draft", "refine", "taught refine")

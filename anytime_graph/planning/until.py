@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from anytime_graph.budget import Prices
-from anytime_graph.moves import Draft, Move, Refine, Stop, View
-from anytime_graph.prospects import Prospect, agreement, prospects
-from anytime_graph.state import kind_of
+from anytime_graph.planning.moves import Draft, Move, Refine, Stop, View
+from anytime_graph.planning.prospects import Prospect, agreement, prospects
+from anytime_graph.run.calls import kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,4 +99,4 @@ def outweighed(until: Until, view: View, moves: Sequence[Move]) -> Stop | None:
 
 
 def _kind(move: Draft | Refine, view: View) -> str:
-    return kind_of(type(move).__name__.lower(), bool(move.pairs and view.pairs))
+    return kind(type(move).__name__.lower(), bool(move.pairs and view.pairs))

@@ -6,16 +6,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cachetools import LRUCache
+from langgraph.config import get_stream_writer
+from langsmith import get_current_run_tree
 from typing_extensions import TypedDict
 
 from anytime_graph.budget import Limits, Spend, left, nothing, total
-from anytime_graph.pairs import Candidate
-from anytime_graph.state import Task
+from anytime_graph.run.pairs import Candidate
 
 _MOST = 4_096
 
@@ -45,11 +46,12 @@ class Live:
         self._active = 0.0
 
     @contextmanager
-    def active(self, task: Task) -> Iterator[float]:
-        """While a task runs. Yields the seconds its step has been active before."""
+    def active(self, step: int, spent: Spend) -> Iterator[float]:
+        """While a call of this step runs. Yields the seconds the step has been active before.
+        spent: by the run before it."""
         with self._lock:
-            if task["step"] != self._step:
-                self._step, self._active, self._spent = task["step"], 0.0, task["spent"]
+            if step != self._step:
+                self._step, self._active, self._spent = step, 0.0, spent
             now = time.monotonic()
             if not self._running:
                 self._since = now
@@ -92,15 +94,11 @@ class Lives:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._by_run: OrderedDict[int, Live] = OrderedDict()
+        self._by_run: LRUCache[int, Live] = LRUCache(_MOST)
 
     def __getitem__(self, run_id: int) -> Live:
         with self._lock:
-            live = self._by_run.setdefault(run_id, Live())
-            self._by_run.move_to_end(run_id)
-            while len(self._by_run) > _MOST:
-                self._by_run.popitem(last=False)
-            return live
+            return self._by_run.setdefault(run_id, Live())
 
     def forget(self, run_id: int) -> None:
         with self._lock:
@@ -122,3 +120,18 @@ def improvement(event: Any) -> Improvement | None:
     """The event, if it is one of ours: other nodes of an app may write custom events too."""
     ours = isinstance(event, dict) and event.keys() == Improvement.__annotations__.keys()
     return event if ours else None
+
+
+def announce(event: Improvement | None) -> None:
+    """Write the event, if there is one, to the graph's custom stream."""
+    if event is not None:
+        get_stream_writer()(event)
+
+
+def note(node: str, candidate: Candidate | None, spend: Spend) -> None:
+    """Score and spend as metadata of the node's run in LangSmith, and so in what it exports."""
+    run = get_current_run_tree()
+    if run is not None and run.name == node:
+        score = None if candidate is None else candidate["score"]
+        scored = {} if score is None else {"score": score}
+        run.add_metadata({**scored, "tokens": spend["tokens"], "usd": spend["usd"]})

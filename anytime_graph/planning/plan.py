@@ -1,51 +1,60 @@
 """The budget edge: what to do next, and how much of what is left each move may spend.
 
-Pure: state in, tasks or a stop reason out. Slices never add up to more than what is left, and
-every task carries the reservation that its call will be held to.
+Pure: state in, planned calls or a stop reason out. Slices never add up to more than what is left, and
+every call carries the reservation that it will be held to.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import NamedTuple, cast
+
+from langchain_core.messages import AnyMessage
 
 from anytime_graph import prompts, scoring
 from anytime_graph.budget import (
     DIMENSIONS,
+    GOOD_ROOM,
+    MIN_ROOM,
     BudgetTooSmall,
     Limits,
     NoAnswer,
     left,
     output_room,
     share,
+    total,
 )
-from anytime_graph.drafters import Drafter
-from anytime_graph.metering import Gate
-from anytime_graph.moves import Critique, Draft, Learn, Move, Refine, Stop, Strategy, View, as_dict
-from anytime_graph.nodes import critique, draft, learn, refine
-from anytime_graph.nodes.answers import Asked, lessons
+from anytime_graph.metering.meter import Meter
+from anytime_graph.planning.answers import conversation, pair_context
+from anytime_graph.planning.moves import (
+    Critique,
+    Draft,
+    Learn,
+    Move,
+    Refine,
+    Stop,
+    View,
+    draft_again,
+    planned_move,
+)
+from anytime_graph.planning.setup import Setup
+from anytime_graph.planning.until import outweighed, reached
 from anytime_graph.prompts import DETAILS, Lessons
-from anytime_graph.scoring import Judge, Scorer
-from anytime_graph.state import (
-    GOOD_ROOM,
-    MIN_ROOM,
+from anytime_graph.run.calls import (
     OWN,
-    PLAIN,
-    REVIEW,
     STRUCTURED,
-    Decides,
-    Payoff,
-    State,
-    Task,
-    contests,
+    AgentDraft,
+    PlannedCall,
+    PlannedMove,
+    Role,
     judges,
     places,
-    question_of,
 )
-from anytime_graph.stopping import Until, outweighed, reached
-from anytime_graph.tokens import Calibration, Shape, uncalibrated
+from anytime_graph.run.fold import contests
+from anytime_graph.run.state import State
+from anytime_graph.tokens import Calibration, uncalibrated
 
 _RESERVE = 0.2
 """The largest part of what is left that is held back for a last call that forces an answer."""
@@ -62,38 +71,19 @@ _STEPS = 3
 """Graph steps that another round takes: the calls, the fold, the finish."""
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What a graph was built with. gates: the model's own; the judge's; the judge's held to a
-    schema, where its provider can. drafter: makes the agent that drafts, if one does."""
+class Planned(NamedTuple):
+    """A call and its prompt."""
 
-    gates: Mapping[str, Gate]
-    asked: Asked
-    strategy: Strategy
-    decides: Decides
-    scorer: Scorer | None
-    judge: Judge
-    width: int
-    profile: Mapping[str, Payoff] = field(default_factory=dict)
-    until: Until | None = None
-    drafter: Drafter | None = None
-
-    def learn(
-        self, gate: str, known: Calibration, shape: Shape, reported: int, base: bool
-    ) -> Calibration:
-        """Correct a gate's calibration by what its provider reported."""
-        return self.gates[gate].learn(known, shape, reported, base)
-
-    def gate(self, move: Mapping[str, Any], state: State) -> str:
-        """Which gate a call goes through."""
-        if not judges(move):
-            return REVIEW if move["kind"] == "critique" and REVIEW in self.gates else OWN
-        held = move["kind"] == "critique" and STRUCTURED in self.gates
-        return STRUCTURED if held and not state["unstructured"] else PLAIN
+    call: PlannedCall
+    prompt: list[AnyMessage]
 
 
-def plan(setup: Setup, state: State, stopped: bool) -> list[Task] | Stop:
-    """The tasks of the next step, or why the run ends.
+Asked = Draft | Critique | Refine | Learn
+"""Moves that make calls."""
+
+
+def plan(setup: Setup, state: State, stopped: bool) -> list[Planned] | Stop:
+    """The calls of the next step, or why the run ends.
 
     Raises BudgetTooSmall before anything was spent, if not one draft can be paid for; NoAnswer
     if the run ends without one.
@@ -109,7 +99,7 @@ def plan(setup: Setup, state: State, stopped: bool) -> list[Task] | Stop:
     return planned
 
 
-def _open_ended(setup: Setup, state: State, stopped: bool) -> list[Task] | Stop:
+def _open_ended(setup: Setup, state: State, stopped: bool) -> list[Planned] | Stop:
     """Without a budget: as within one that is doubled whenever it is used up, so that whoever stops
     the run has no less than a run with a quarter of its spend for a known budget (Russell &
     Zilberstein 1991). The first one apart, a horizon that pays for a move is at most four times
@@ -123,7 +113,7 @@ def _open_ended(setup: Setup, state: State, stopped: bool) -> list[Task] | Stop:
         if horizon["tokens"] > used_up:
             planned = _plan(setup, {**state, "limits": horizon}, stopped)
             if not isinstance(planned, Stop):
-                return [{**task, "limits": {}} for task in planned]
+                return planned
             if planned.reason not in ("tokens", "judge"):
                 return planned
     return Stop("tokens")
@@ -131,14 +121,16 @@ def _open_ended(setup: Setup, state: State, stopped: bool) -> list[Task] | Stop:
 
 def least(setup: Setup, state: State) -> Limits:
     """The smallest budget that pays for one draft, in the dimensions of the run's own."""
-    prompt = draft.prompt(state, setup.asked, as_dict(Draft()), 0.0, None)
-    gate = setup.gates[OWN]
-    bound = gate.bound(gate.shape(list(prompt)), _known(state, OWN)) + state["overhead"]
-    amounts = gate.amounts(bound, MIN_ROOM)
-    return {
-        d: max(amounts[d], limit) if limit >= amounts[d] else amounts[d]
-        for d, limit in state["limits"].items()
-    }
+    own, prompt = setup.meters[OWN], setup.ask(state, planned_move(Draft()), 0.0)
+    _, bound = own.max_input(prompt, _known(state, OWN))
+    need = _need(own, bound + state["overhead"], MIN_ROOM)
+    return {d: max(need[d], limit) for d, limit in state["limits"].items()}
+
+
+def _need(meter: Meter, max_input: int, max_output: int) -> Limits:
+    """What a call takes of each dimension, of time an instant at the least."""
+    amounts = cast("Mapping[str, float]", meter.reservation(max_input, max_output))
+    return {d: amounts[d] or 0.001 if d == "seconds" else amounts[d] for d in DIMENSIONS}
 
 
 def view(setup: Setup, state: State, judging: bool = True) -> View:
@@ -154,7 +146,7 @@ def view(setup: Setup, state: State, judging: bool = True) -> View:
         judged=state["judging"],
         contests=contests(state) if judging and setup.decides == "judge" else [],
         judging=judging,
-        whole=setup.asked.extract is scoring.whole,
+        whole=setup.answers.extract is scoring.whole,
         recalled=bool(state["examples"]),
         compared=[(first, second) for first, second, _ in state["matches"]],
         decides=setup.decides,
@@ -164,7 +156,7 @@ def view(setup: Setup, state: State, judging: bool = True) -> View:
     )
 
 
-def _plan(setup: Setup, state: State, stopped: bool) -> list[Task] | Stop:
+def _plan(setup: Setup, state: State, stopped: bool) -> list[Planned] | Stop:
     if stopped or state["interrupted"]:
         return Stop("interrupted")
     if state["remaining_steps"] <= _STEPS:
@@ -190,9 +182,9 @@ def _plan(setup: Setup, state: State, stopped: bool) -> list[Task] | Stop:
     slicer = _Slicer(setup, state, _calls(moves))
     open_ = rest if setup.decides != "judge" else _comparable(setup, state, rest, slicer.moves)
     return (
-        slicer.tasks(_reserved(need, open_))
+        slicer.calls(_reserved(need, open_))
         or _last_call(setup, state, rest)
-        or slicer.tasks(open_)
+        or slicer.calls(open_)
         or Stop(_short_of(setup, state, open_))
     )
 
@@ -209,11 +201,11 @@ def _moves(setup: Setup, state: State, rest: Limits) -> list[Move]:
     """What the strategy wants, or has wanted and not got; without the judge, if its share does not
     pay for what it shall do."""
     if owed := state.get("owed"):
-        return [Draft(**{name: move[name] for name in vars(Draft())}) for move in owed]
+        return [draft_again(move) for move in owed if move["kind"] == "draft"]
     moves = list(setup.strategy(view(setup, state)))
     calls = _calls(moves)
-    asks = calls and all(judges(as_dict(move)) for move in calls)
-    if asks and not _Slicer(setup, state, calls).tasks(rest):
+    asks = calls and all(judges(planned_move(move)) for move in calls)
+    if asks and not _Slicer(setup, state, calls).calls(rest):
         return list(setup.strategy(view(setup, state, judging=False)))
     return moves
 
@@ -225,44 +217,36 @@ def _compares(setup: Setup, state: State) -> bool:
     return bool(moves) and all(isinstance(m, Critique) and m.second is not None for m in moves)
 
 
-def _calls(moves: Sequence[Move]) -> list[Draft | Critique | Refine | Learn]:
+def _calls(moves: Sequence[Move]) -> list[Asked]:
     return [move for move in moves if not isinstance(move, Stop)]
 
 
-def _comparable(
-    setup: Setup, state: State, rest: Limits, moves: Sequence[Draft | Critique | Refine | Learn]
-) -> Limits:
+def _comparable(setup: Setup, state: State, rest: Limits, moves: Sequence[Asked]) -> Limits:
     """What is left for these moves under a judge. An answer that could not be compared any more
     would be paid for in vain: so the next comparison is held back from other moves, and nothing is
     left for them if it cannot be paid for."""
     best = state["best"]
     if best is None and rest.get("calls", 0) >= 4:
         return {**rest, "calls": rest["calls"] - 2}
-    if best is None or not best["complete"] or any(judges(as_dict(m)) for m in moves):
+    if best is None or not best["complete"] or any(judges(planned_move(m)) for m in moves):
         return rest
     compared = _comparison(setup, state, rest)
     return _without(setup, rest, compared) if compared else dict.fromkeys(rest, 0)
 
 
-def _comparison(setup: Setup, state: State, rest: Limits) -> list[Task]:
+def _comparison(setup: Setup, state: State, rest: Limits) -> list[Planned]:
     """The next comparison, as far as it can be told by now."""
     assert state["best"] is not None
     best = state["best"]["id"]
     pair = next(iter(contests(state, 1)), (best, best))
-    return _Slicer(setup, state, [Critique(*pair)]).tasks(rest)
+    return _Slicer(setup, state, [Critique(*pair)]).calls(rest)
 
 
-def _without(setup: Setup, rest: Limits, tasks: Sequence[Task]) -> Limits:
+def _without(setup: Setup, rest: Limits, compared: Sequence[Planned]) -> Limits:
     """What these comparisons leave for others, if their replies are short."""
-    prices = setup.gates[tasks[0]["gate"]].prices
-    bound, room = sum(t["prompt_bound"] for t in tasks), GOOD_ROOM * len(tasks)
-    need: Limits = {
-        "tokens": bound + room,
-        "output_tokens": room,
-        "usd": prices.most(bound, room) if prices else 0.0,
-        "calls": len(tasks),
-    }
-    return {d: max(0, amount - need.get(d, 0)) for d, amount in rest.items()}
+    judge = setup.meters[compared[0].call["role"]]
+    spends = (judge.reservation(p.call["max_input"], GOOD_ROOM) for p in compared)
+    return left(rest, total(spends))
 
 
 def _short_of(setup: Setup, state: State, rest: Limits) -> str:
@@ -281,25 +265,25 @@ def _answerless(setup: Setup, state: State) -> bool:
     """The best reply so far was cut before it held an answer, and none was forced from it yet."""
     best = state["best"]
     complete = best is not None and (best["complete"] or state["concluded"] == best["id"])
-    return not complete and setup.asked.protocol.kind != "whole"
+    return not complete and setup.answers.protocol.kind != "whole"
 
 
-def _last_call(setup: Setup, state: State, rest: Limits) -> list[Task]:
+def _last_call(setup: Setup, state: State, rest: Limits) -> list[Planned]:
     """One short call that forces an answer out of the best reply."""
     best = state["best"]
     if best is None or not _answerless(setup, state):
         return []
-    return _Slicer(setup, state, [Draft(conclude=best["id"])]).tasks(rest)
+    return _Slicer(setup, state, [Draft(conclude=best["id"])]).calls(rest)
 
 
 def _last_call_need(setup: Setup, state: State) -> Limits:
     """What that call takes at the least; nothing once there is an answer."""
     if not _answerless(setup, state):
         return {}
-    conversation = setup.asked.conversation(state)
-    prompt = prompts.conclude(conversation, setup.asked.protocol, "word " * 40, 0.0)
-    gate = setup.gates[OWN]
-    return gate.amounts(gate.bound(gate.shape(prompt), _known(state, OWN)), GOOD_ROOM)
+    own, before = setup.meters[OWN], conversation(state)
+    prompt = prompts.conclude(before, setup.answers.protocol, "word " * 40, 0.0)
+    _, bound = own.max_input(list(prompt), _known(state, OWN))
+    return _need(own, bound, GOOD_ROOM)
 
 
 def _reserved(need: Limits, rest: Limits) -> Limits:
@@ -312,158 +296,158 @@ def _reserved(need: Limits, rest: Limits) -> Limits:
 
 
 @dataclass(frozen=True)
+class _Ordered:
+    """A call before its slice is filled: `n` times the same move, for `part` of what is left."""
+
+    move: Asked
+    part: float
+    n: int = 1
+    prompt_copies: int = 1
+    swapped: bool = False
+
+
+@dataclass(frozen=True)
 class _Slicer:
     """Cuts what is left into slices for as many of the moves as it pays for."""
 
     setup: Setup
     state: State
-    moves: Sequence[Draft | Critique | Refine | Learn]
+    moves: Sequence[Asked]
 
-    def tasks(self, rest: Limits) -> list[Task]:
+    def calls(self, rest: Limits) -> list[Planned]:
         """Rather fewer moves than such without the lessons that they are to show."""
         comfort = max(GOOD_ROOM, self.state["least_room"])
-        for taught in (True, False):
+        for with_pairs in (True, False):
             for n in range(len(self.moves), 0, -1):
-                if tasks := self._first(n, rest, comfort, taught):
-                    return tasks
+                if calls := self._first(n, rest, comfort, with_pairs):
+                    return calls
         for move in self.moves:
-            for room in (comfort, MIN_ROOM):
-                if tasks := self._sliced([(move, 1.0)], rest, room):
-                    return tasks
+            for min_output in (comfort, MIN_ROOM):
+                if calls := self._sliced([_Ordered(move, 1.0)], rest, min_output):
+                    return calls
         return []
 
-    def _first(self, n: int, rest: Limits, room: int, taught: bool) -> list[Task]:
+    def _first(self, n: int, rest: Limits, min_output: int, with_pairs: bool) -> list[Planned]:
         """The first n moves at their shares; at larger ones if there are fewer than was asked."""
         grow = len(self.moves) / n
-        shares = [min(1 / n, (m.share or 1 / len(self.moves)) * grow) for m in self.moves[:n]]
-        return self._sliced(list(zip(self.moves[:n], shares, strict=True)), rest, room, taught)
+        ordered = [
+            _Ordered(m, min(1 / n, (m.share or 1 / len(self.moves)) * grow)) for m in self.moves[:n]
+        ]
+        return self._sliced(ordered, rest, min_output, with_pairs)
 
     def _sliced(
         self,
-        planned: Sequence[tuple[Draft | Critique | Refine | Learn, float]],
+        ordered: Sequence[_Ordered],
         rest: Limits,
-        room: int,
-        taught: bool = False,
-    ) -> list[Task]:
-        calls = [
-            (move, part / len(orders), swapped)
-            for move, part in self._together(planned)
-            for orders in [_orders(move)]
-            for swapped in orders
-        ]
-        planned_moves = [move for move, *_ in calls]
-        agents = sum("agent" in move for move in planned_moves)
+        min_output: int,
+        with_pairs: bool = False,
+    ) -> list[Planned]:
+        calls = [each for one in self._together(ordered) for each in _both_orders(one)]
+        agents = sum(self._by_agent(one.move) for one in calls)
         most_calls = rest.get("calls", math.inf)
         if len(calls) + agents > most_calls and len(calls) > min(1, most_calls):
             return []
-        judged = sum(judges(move) for move in planned_moves)
-        tasks: list[Task] = []
+        judged = sum(judges(planned_move(one.move)) for one in calls)
+        planned: list[Planned] = []
         ordinal = self.state["ordinal"]
-        for move, part, swapped in calls:
-            slice_ = share(rest, part)
-            if judges(move):
+        for one in calls:
+            slice_ = share(rest, one.part)
+            if judges(planned_move(one.move)):
                 most = share(self._allowance(), 1 / judged)
                 slice_ = {d: min(amount, most.get(d, amount)) for d, amount in slice_.items()}
-            if "agent" in move and "calls" in rest:
-                slice_["calls"] += math.floor((rest["calls"] - len(calls)) * part)
-            task = self._task(ordinal, move, slice_, swapped, room, taught)
-            if task is None:
+            if self._by_agent(one.move) and "calls" in rest:
+                slice_["calls"] += math.floor((rest["calls"] - len(calls)) * one.part)
+            call = self._planned(ordinal, one, slice_, min_output, with_pairs)
+            if call is None:
                 return []
-            tasks.append(task)
-            ordinal += places(move)
-        return tasks
+            planned.append(call)
+            ordinal += places(call.call)
+        return planned
 
-    def _together(
-        self, planned: Sequence[tuple[Draft | Critique | Refine | Learn, float]]
-    ) -> list[tuple[dict[str, Any], float]]:
-        """The moves as data; equal drafts side by side as one request for several choices, where
-        those can be had. Until it is known that the prompt is billed once, it is reserved for each."""
-        once = _once(self.setup, self.state)
-        told: list[tuple[dict[str, Any], float]] = []
-        for i, (asked, part) in enumerate(planned):
-            move = self._as_dict(asked)
-            drafts = move["kind"] == "draft" and move["conclude"] is None and "agent" not in move
-            if i and drafts and once is not False and planned[i - 1][0] == asked:
-                move, before = told.pop()
-                n, part = move.get("choices", 1) + 1, min(1.0, before + part)
-                move = {**move, "choices": n, "billed": 1 if once else n}
-            told.append((move, part))
-        return told
+    def _together(self, ordered: Sequence[_Ordered]) -> list[_Ordered]:
+        """Equal drafts side by side as one request for several choices, where those can be had.
+        Until it is known that the prompt is billed once, it is reserved for each."""
+        once = _billed_once(self.setup, self.state)
+        found: list[_Ordered] = []
+        for one in ordered:
+            drafts = isinstance(one.move, Draft) and one.move.conclude is None
+            several = drafts and once is not False and not self._by_agent(one.move)
+            if several and found and found[-1].move == one.move:
+                before = found.pop()
+                n, part = before.n + 1, min(1.0, before.part + one.part)
+                one = replace(before, part=part, n=n, prompt_copies=1 if once else n)
+            found.append(one)
+        return found
 
-    def _as_dict(self, move: Draft | Critique | Refine | Learn) -> dict[str, Any]:
-        drafts = isinstance(move, Draft) and move.conclude is None
-        return as_dict(move) | ({"agent": True} if drafts and self.setup.drafter else {})
+    def _by_agent(self, move: Asked) -> bool:
+        fresh = isinstance(move, Draft) and move.conclude is None
+        return fresh and self.setup.drafter is not None
 
-    def _task(
-        self,
-        ordinal: int,
-        move: dict[str, Any],
-        slice_: Limits,
-        swapped: bool,
-        least_room: int,
-        taught: bool,
-    ) -> Task | None:
+    def _planned(
+        self, ordinal: int, one: _Ordered, slice_: Limits, min_output: int, with_pairs: bool
+    ) -> Planned | None:
         """The call in full: the most detailed prompt that leaves room enough for the reply."""
-        state, name = self.state, self.setup.gate(move, self.state)
-        gate, judged = self.setup.gates[name], judges(move)
-        overhead = state["overhead"] if "agent" in move else 0
-        if "agent" in move:
-            move = {**move, "agent": least_room > MIN_ROOM, "overhead": overhead}
-        within = move["kind"] in ("draft", "refine") and move.get("conclude") is None
-        n, billed = move.get("choices", 1), move.get("billed", 1)
-        if n > billed:
-            least_room = min(least_room, self._snug(least_room))
-        allowance = _lessons_allowance(share(slice_, billed / n), gate)
-        teaches = "pairs" in move and move.get("conclude") is None
-        known = lessons(state, move, allowance) if teaches else Lessons()
+        state, move = self.state, planned_move(one.move, swapped=one.swapped)
+        role, judged, by_agent = (
+            self.setup.role(move, state),
+            judges(move),
+            self._by_agent(one.move),
+        )
+        meter, known = self.setup.meters[role], _known(state, role)
+        overhead = state["overhead"] if by_agent else 0
+        may_return = by_agent and min_output > MIN_ROOM
+        answering = isinstance(one.move, Refine) or (
+            isinstance(one.move, Draft) and one.move.conclude is None
+        )
+        n, copies = one.n, one.prompt_copies
+        if n > copies:
+            min_output = min(min_output, self._choice_room(min_output))
+        allowance = _lessons_allowance(share(slice_, copies / n), meter)
+        lessons = Lessons()
+        if answering and move["kind"] in ("draft", "refine"):
+            lessons = pair_context(state, move, allowance)
         for detail in DETAILS:
-            shown = bool(detail and known.text(detail))
-            if taught and known.any() and not shown:
+            shown = bool(detail and lessons.text(detail))
+            if with_pairs and lessons.any() and not shown:
                 continue
-            build = self._prompt(move, detail, swapped, allowance, name)
-            shape = gate.shape(build(99_999))
-            bound = gate.bound(shape, _known(state, name), within) + overhead
-            paid = output_room(slice_, bound * billed, gate.prices)
+            prompt = self._prompt(move, role, detail, 99_999, allowance)
+            shape = meter.tokenizer.shape(prompt)
+            bound = meter.tokenizer.bound(shape, known, answering) + overhead
+            paid = output_room(slice_, bound * copies, meter.prices)
             paid = None if paid is None else paid // n
             usual = min(bound, _usual_reply(self.setup, state) or bound)
             wanted = {1.0: usual, 0.0: 0}.get(detail, GOOD_ROOM)
-            if paid is not None and paid < (least_room if judged else max(wanted, least_room)):
+            if paid is not None and paid < (min_output if judged else max(wanted, min_output)):
                 continue
-            if move.get("agent") and overhead:
-                tools_room = output_room(share(slice_, 0.5), bound, gate.prices)
+            if may_return and overhead:
+                tools_room = output_room(share(slice_, 0.5), bound, meter.prices)
                 if tools_room is not None and tools_room < GOOD_ROOM:
                     continue
             if judged:
                 most = max(_VERDICT, 2 * state["least_room"])
                 paid = most if paid is None else min(paid, most)
-            room = gate.cap(paid)
-            prompt = build(room)
-            if "pairs" in move:
-                move = {**move, "taught": shown}
-            return Task(
+            cap = meter.cap(paid)
+            prompt = self._prompt(move, role, detail, cap, allowance)
+            call = PlannedCall(
                 ordinal=ordinal,
                 step=state["ordinal"],
-                move=move,
-                swapped=swapped,
-                gate=name,
+                move=planned_move(one.move, shown, one.swapped),
+                role=role,
                 slice=slice_,
-                prompt=prompt,
-                prompt_bound=bound * billed,
-                room=None if room is None else room * n,
-                shape=gate.shape(prompt),
-                wait=min(state["wait"] * 2 ** max(0, state["failures"] - 1), 30.0),
-                run_id=state["run_id"],
-                thread=state["thread"],
-                plan="",
-                chosen={},
-                question=question_of(state["messages"]).text,
-                spent=state["spent"],
-                limits=state["limits"],
-                growth=_known(state, name)["growth"],
+                max_input=bound * copies,
+                max_output=None if cap is None else cap * n,
+                shape=meter.tokenizer.shape(prompt),
+                n=n,
+                prompt_copies=copies,
             )
+            if by_agent:
+                call["agent"] = AgentDraft(
+                    may_return=may_return, overhead=overhead, growth=known["growth"]
+                )
+            return Planned(call, prompt)
         return None
 
-    def _snug(self, comfort: int) -> int:
+    def _choice_room(self, comfort: int) -> int:
         """Output tokens that do for one of several choices, once the length of replies is known."""
         usual = _usual_reply(self.setup, self.state)
         starved = self.state["least_room"] > GOOD_ROOM
@@ -477,20 +461,21 @@ class _Slicer:
 
     def _prompt(
         self,
-        move: dict[str, Any],
+        move: PlannedMove,
+        role: Role,
         detail: float,
-        swapped: bool,
+        max_output: int | None,
         allowance: int | None,
-        gate: str,
-    ) -> Any:
-        state, asked = self.state, self.setup.asked
-        if move["kind"] in ("draft", "refine"):
-            node = draft if move["kind"] == "draft" else refine
-            return lambda room: list(node.prompt(state, asked, move, detail, room, allowance))
-        if move["kind"] == "learn":
-            return lambda _: list(learn.prompt(state, asked, move, detail))
-        rubric, held = self.setup.judge.rubric, gate == STRUCTURED
-        return lambda _: list(critique.prompt(state, asked, move, detail, swapped, rubric, held))
+    ) -> list[AnyMessage]:
+        held = role == STRUCTURED
+        return self.setup.ask(self.state, move, detail, max_output, allowance, held)
+
+
+def _both_orders(one: _Ordered) -> list[_Ordered]:
+    """A comparison is asked in both orders; anything else once."""
+    if not (isinstance(one.move, Critique) and one.move.second is not None):
+        return [one]
+    return [replace(one, part=one.part / 2, swapped=swapped) for swapped in (False, True)]
 
 
 def _usual_reply(setup: Setup, state: State) -> int:
@@ -504,25 +489,19 @@ def _usual_reply(setup: Setup, state: State) -> int:
     return math.ceil(1.25 * known["whole"] / ended) if known and ended else 0
 
 
-def _once(setup: Setup, state: State) -> bool | None:
+def _billed_once(setup: Setup, state: State) -> bool | None:
     """Whether a request for several choices is billed its prompt once, by its provider's reports or
     by what is known of it; None if that is to be found out."""
-    return _known(state, OWN).get("once", setup.gates[OWN].once)
+    return _known(state, OWN).get("once", setup.meters[OWN].billed_once)
 
 
-def _known(state: State, gate: str) -> Calibration:
-    return state["calibrations"].get(gate) or uncalibrated()
+def _known(state: State, role: str) -> Calibration:
+    return state["calibrations"].get(role) or uncalibrated()
 
 
-def _lessons_allowance(slice_: Limits, gate: Gate) -> int | None:
+def _lessons_allowance(slice_: Limits, meter: Meter) -> int | None:
     """Input tokens of a slice that preference pairs may take."""
     paid = [slice_["tokens"]] if "tokens" in slice_ else []
-    if "usd" in slice_ and gate.prices and gate.prices.input:
-        paid.append(slice_["usd"] * 1e6 / gate.prices.input)
+    if "usd" in slice_ and meter.prices and meter.prices.input:
+        paid.append(slice_["usd"] * 1e6 / meter.prices.input)
     return int(_LESSONS * min(paid)) if paid else None
-
-
-def _orders(move: Mapping[str, Any]) -> tuple[bool, ...]:
-    """A comparison is asked in both orders; anything else once."""
-    compares = move["kind"] == "critique" and move["second"] is not None
-    return (False, True) if compares else (False,)

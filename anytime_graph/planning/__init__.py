@@ -1,0 +1,1 @@
+"""What to do next, at what cost, and why a run ends."""

@@ -1,0 +1,72 @@
+"""How an answer is asked for and found in a reply, and what a prompt shows of preference pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from langchain_core.messages import BaseMessage
+from pydantic import BaseModel
+
+from anytime_graph import scoring
+from anytime_graph.metering.request import Reply
+from anytime_graph.prompts import Case, Lessons, Protocol
+from anytime_graph.run.calls import DraftMove, RefineMove
+from anytime_graph.run.state import State, question_of
+
+
+def _as_it_is(ordinal: int, reply: Reply) -> Reply:
+    return reply
+
+
+@dataclass(frozen=True)
+class AnswerFormat:
+    """How answers are asked for and found. read: makes of the reply at a place the text to look in,
+    where there is more to it than its text; None if it is no answer."""
+
+    protocol: Protocol
+    extract: scoring.Extractor
+    read: Callable[[int, Reply], Reply | None] = _as_it_is
+
+
+def answer_format(
+    answer: str | scoring.Extractor | type[BaseModel] | AnswerFormat,
+) -> AnswerFormat:
+    """Read the `answer=` argument. Raises ValueError if it is none of the three."""
+    if isinstance(answer, AnswerFormat):
+        return answer
+    if answer == "tags":
+        return AnswerFormat(Protocol("tags"), scoring.tagged)
+    if answer == "whole":
+        return AnswerFormat(Protocol("whole"), scoring.whole)
+    if isinstance(answer, type) and issubclass(answer, BaseModel):
+        return AnswerFormat(Protocol("json", answer), partial(scoring.parsed, answer))
+    if callable(answer) and not isinstance(answer, type):
+        return AnswerFormat(Protocol("whole"), answer)
+    raise ValueError(
+        f"answer={answer!r}: 'tags', 'whole', a function from reply to answer, or a pydantic model"
+    )
+
+
+def conversation(state: State) -> Sequence[BaseMessage]:
+    """The messages without an earlier answer to the question."""
+    return [m for m in state["messages"] if m.id != state["answer_id"]]
+
+
+def case(state: State) -> Case:
+    """The question and what it rests on, as a judge is shown them."""
+    question = question_of(state["messages"])
+    return Case(question.text, [m for m in conversation(state) if m is not question])
+
+
+def pair_context(state: State, move: DraftMove | RefineMove, allowance: int | None) -> Lessons:
+    """What the move wants shown of the pairs, of this question and of earlier ones."""
+    return Lessons(
+        examples=state["examples"],
+        pairs=state["pairs"],
+        principles=state["principles"],
+        memory=move["memory"],
+        shown=move["pairs"],
+        allowance=allowance,
+    )

@@ -1,0 +1,77 @@
+"""What an invocation says beside its input: the context, and who is running which thread."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, cast
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.runtime import get_runtime
+from typing_extensions import TypedDict
+
+from anytime_graph.budget import Budget
+from anytime_graph.interrupt import StopSignal
+from anytime_graph.run.calls import Chosen
+
+Invocation = tuple[Hashable, str]
+
+
+class Context(TypedDict, total=False):
+    """What may be set for each invocation, or kept with an assistant: all but `stop` is JSON.
+
+    budget: for questions asked in it, unless the input names one; a Budget or its dimensions.
+    model: for questions asked in it, by its name among those the graph was built with.
+    strategy: for questions asked in it, by name.
+    namespace: whose preference pairs the memory recalls and remembers, such as [tenant, user];
+        default: those of the empty namespace.
+    stop: an object with `is_set()`, such as a threading.Event; once set, calls in flight are cut
+    and the best answer so far is returned.
+    """
+
+    budget: Budget | dict[str, float] | None
+    model: str | None
+    strategy: str | None
+    namespace: Any
+    stop: Any
+
+
+def context() -> Context:
+    """The context of the invocation that this node belongs to."""
+    given = get_runtime(Context).context
+    return given if isinstance(given, dict) else {}  # a parent graph's context may be its own
+
+
+def chosen() -> Chosen:
+    """What the context chooses, as plain data. Raises ValueError for what is no name."""
+    given, names = context(), Chosen()
+    for key in ("model", "strategy"):
+        if (name := given.get(key)) is not None:
+            if not isinstance(name, str):
+                raise ValueError(f"context {key}={name!r}: its name is needed")
+            names[key] = name
+    return names
+
+
+def stop_signal() -> StopSignal | None:
+    return cast("StopSignal | None", context().get("stop"))
+
+
+def invocation(config: RunnableConfig) -> Invocation:
+    """What all nodes of one invocation of this graph share, and no two invocations."""
+    spaces = str((config.get("configurable") or {}).get("checkpoint_ns") or "")
+    return get_runtime().control, spaces.rpartition("|")[0]
+
+
+def root(config: RunnableConfig) -> str | None:
+    """LangGraph's id of the thread."""
+    thread_id = (config.get("configurable") or {}).get("thread_id")
+    return None if thread_id is None else str(thread_id)
+
+
+def thread_of(config: RunnableConfig, digest: str) -> str | None:
+    """The ledger's name for a thread: LangGraph's; within a parent graph with the node's path and
+    the question, for there several may run at once. None without a thread id."""
+    top = root(config)
+    spaces = str((config.get("configurable") or {}).get("checkpoint_ns") or "").split("|")[:-1]
+    path = "/".join(space.partition(":")[0] for space in spaces)
+    return f"{top}/{path}#{digest[:12]}" if top and path else top

@@ -1,0 +1,392 @@
+"""How replies change a run: one pure function that folds the outcomes of a step into its state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from anytime_graph.budget import nothing, total
+from anytime_graph.run.calls import (
+    STRUCTURED,
+    Outcome,
+    PlannedMove,
+    answers,
+    concluded,
+    judges,
+    kind,
+    kind_of,
+    places,
+)
+from anytime_graph.run.pairs import Candidate, Pair, explained, judged_pair, scored_pairs
+from anytime_graph.run.ranking import Match, both_orders, champion, next_match, strengths
+from anytime_graph.run.state import Decides, Judging, Payoff, Point, State, paid, payoff
+from anytime_graph.scoring import normal
+from anytime_graph.tokens import Calibration, Tokenizer, uncalibrated
+
+_KEPT = 64
+"""Errors, ballots and curve points kept in the state."""
+
+
+def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, Tokenizer]) -> State:
+    """The state after the replies in `returned`. Pure; order of arrival does not matter.
+    tokenizers: by role, to correct the calibrations."""
+    outcomes = sorted(state.get("returned", []), key=lambda o: o["call"]["ordinal"])
+    if not outcomes:
+        return State()
+    spent, spent_by, made = state["spent"], dict(state["spent_by"]), dict(state["made"])
+    least_room, seconds = state["least_room"], spent["seconds"]
+    candidates = list(state["candidates"])
+    for outcome in outcomes:
+        call, came = outcome["call"], outcome["receipt"]
+        node = call["move"]["kind"]
+        spent = total([spent, came["spend"]])
+        spent_by[node] = total([spent_by.get(node, nothing()), came["spend"]])
+        if came["starved"]:
+            least_room = max(least_room, 2 * (call["max_output"] or 0))
+        elif not came["lost"] and (not came["failed"] or node == "learn"):
+            made[node] = made.get(node, 0) + 1
+        if "candidate" in outcome:
+            candidates.append({**outcome["candidate"], "spent": spent})
+    times = ((o["receipt"]["started"], o["receipt"]["ended_at"]) for o in outcomes)
+    spent["seconds"] = seconds + union(times)
+
+    best, pairs, ballots = state["best"], _reasoned(state["pairs"], outcomes), state["ballots"]
+    matches = [Match(*match) for match in state["matches"]]
+    new_matches: list[Match] = []
+    candidates = _reviewed(candidates, outcomes)
+    if decides != "judge":
+        new_matches, _ = _compared(candidates, outcomes)
+        matches += new_matches
+    if decides == "scorer":
+        best = max(candidates, key=_by_score, default=None)
+        pairs = scored_pairs(candidates, pairs, width)
+    elif decides == "vote":
+        new = [c for c in candidates if c["id"] >= state["ordinal"]]
+        best, candidates, ballots = _voted(best, candidates, new, dict(ballots))
+    else:
+        best = _standing(best, candidates, matches)
+        new_matches, found = _compared(candidates, outcomes)
+        matches += new_matches
+        if best is not None and new_matches:
+            held = champion(matches, best["id"], since=len(matches) - len(new_matches))
+            best = next(c for c in candidates if c["id"] == held)
+        pairs = [*found, *pairs][:width]
+        best, candidates, matches = _concluded(best, candidates, matches)
+    if best is not None:
+        best = next(c for c in [*candidates, best] if c["id"] == best["id"])
+    arrived = [c for c in candidates if c["id"] >= state["ordinal"]] if decides == "scorer" else []
+    curve = _risen(state["curve"], [*arrived, *([best] if best else [])])
+    forced = [of for o in outcomes if (of := concluded(o["call"]["move"])) is not None]
+    receipts = [o["receipt"] for o in outcomes]
+    fruitless = all(o["receipt"]["failed"] and "candidate" not in o for o in outcomes)
+    idle = all(came["lost"] for came in receipts)
+    failures = state["failures"] if idle else state["failures"] + 1 if fruitless else 0
+    kept = _trimmed(candidates, best, width, decides, matches)
+    ids = {c["id"] for c in kept}
+    return State(
+        best=best,
+        spent=spent,
+        spent_by=spent_by,
+        made=made,
+        concluded=forced[-1] if forced else state["concluded"],
+        candidates=kept,
+        matches=[list(m) for m in matches if {m.first, m.second} <= ids][-_KEPT:],
+        pairs=pairs,
+        principles=next(
+            (o["principles"] for o in outcomes if o.get("principles")), state["principles"]
+        ),
+        judging=_judged(state["judging"], outcomes, candidates, new_matches),
+        payoffs=_paid_off(state, best, outcomes),
+        ballots=ballots,
+        curve=curve,
+        errors=[*state["errors"], *(e for came in receipts for e in came["errors"])][-_KEPT:],
+        ordinal=max(o["call"]["ordinal"] + places(o["call"]) for o in outcomes),
+        calibrations=_calibrated(state["calibrations"], outcomes, tokenizers),
+        unstructured=state["unstructured"]
+        or any(o["receipt"]["refused"] and o["call"]["role"] == STRUCTURED for o in outcomes),
+        least_room=least_room,
+        overhead=max(
+            [
+                state["overhead"],
+                *(o["call"]["agent"]["overhead"] for o in outcomes if "agent" in o["call"]),
+            ]
+        ),
+        owed=_owed(outcomes),
+        failures=failures,
+        wait=max((came["retry_after"] for came in receipts if came["failed"]), default=0.0),
+        interrupted=any(came["interrupted"] for came in receipts),
+    )
+
+
+def _calibrated(
+    calibrations: Mapping[str, Calibration],
+    outcomes: Sequence[Outcome],
+    tokenizers: Mapping[str, Tokenizer],
+) -> dict[str, Calibration]:
+    """The calibrations, corrected by what the providers reported."""
+    found = dict(calibrations)
+    for outcome in outcomes:
+        call, came, role = outcome["call"], outcome["receipt"], outcome["call"]["role"]
+        known = found.get(role) or uncalibrated()
+        if came["reported"] is not None:
+            bare = kind_of(call["move"]) == "draft" and "agent" not in call
+            known = tokenizers[role].learn(known, call["shape"], came["reported"], base=bare)
+            found[role] = known
+        if (once := came["billed_once"]) is not None:
+            found[role] = {**known, "once": once and known.get("once") is not False}
+    return found
+
+
+def contests(state: State, most: int = 2) -> list[tuple[int, int]]:
+    """The comparisons that tell most about who is best, of the incumbent with others: each
+    other answer is asked about once."""
+    best = state["best"]
+    if best is None:
+        return []
+    distinct = {normal(c["answer"]): c["id"] for c in [*state["candidates"], best] if not c["lost"]}
+    known = [Match(*match) for match in state["matches"]]
+    found: list[tuple[int, int]] = []
+    while len(found) < most and (
+        pair := next_match(distinct.values(), known, best["id"], doubt=0.0)
+    ):
+        if pair in found:
+            break
+        found.append(pair)
+        known.append(Match(*pair, None))
+    return found
+
+
+def _by_score(c: Candidate) -> tuple[float, bool, int]:
+    return (-1.0 if c["score"] is None else c["score"], c["complete"], -c["id"])
+
+
+def _standing(
+    best: Candidate | None, candidates: Sequence[Candidate], matches: Sequence[Match]
+) -> Candidate | None:
+    """The incumbent before new comparisons: the first answer, but one that was cut off gives way to
+    the first complete one, unless it won its place in a comparison."""
+    if best is not None and (
+        best["complete"] or any(best["id"] in (m.first, m.second) for m in matches)
+    ):
+        return best
+    whole = [c for c in candidates if c["complete"] and c["node"] != "conclude"]
+    return min(whole or ([best] if best else candidates), key=lambda c: c["id"], default=None)
+
+
+def _reasoned(pairs: Sequence[Pair], outcomes: Sequence[Outcome]) -> list[Pair]:
+    """The pairs with the reasons that the judge was asked for."""
+    reasons = {}
+    for o in outcomes:
+        move = o["call"]["move"]
+        if move["kind"] == "learn" and not o["receipt"]["lost"]:
+            reasons[move["chosen"], move["rejected"]] = o.get("why", "")
+    return [
+        explained(p, reasons[ids]) if (ids := (p["chosen_id"], p["rejected_id"])) in reasons else p
+        for p in pairs
+    ]
+
+
+def _judged(
+    judging: Judging,
+    outcomes: Sequence[Outcome],
+    candidates: Sequence[Candidate],
+    matches: Sequence[Match],
+) -> Judging:
+    lengths = {c["id"]: len(c["answer"]) for c in candidates}
+    won = [
+        lengths[m.winner] - lengths[m.first + m.second - m.winner]
+        for m in matches
+        if m.winner is not None
+    ]
+    sides: dict[tuple[int, int], dict[bool, int]] = {}
+    for o in outcomes:
+        move = o["call"]["move"]
+        named = o.get("preferred")
+        if move["kind"] == "critique" and move["second"] is not None and named is not None:
+            sides.setdefault((move["first"], move["second"]), {})[move["swapped"]] = named
+    paid_to_judge = (o["receipt"]["spend"] for o in outcomes if judges(o["call"]["move"]))
+    flips = [s[False] == first for (first, _), s in sides.items() if len({*s.values()}) == 2]
+    return Judging(
+        spent=total([judging["spent"], *paid_to_judge]),
+        comparisons=judging["comparisons"] + len(matches),
+        agreed=judging["agreed"] + len(won),
+        flips=judging["flips"] + len(flips),
+        firsts=judging["firsts"] + sum(flips),
+        longer=judging["longer"] + sum(more > 0 for more in won),
+        shorter=judging["shorter"] + sum(more < 0 for more in won),
+    )
+
+
+def _owed(outcomes: Sequence[Outcome]) -> list[PlannedMove]:
+    """What is to be asked for one by one: the rest of several choices, where the provider makes
+    fewer than were asked for."""
+    owed = []
+    for o in outcomes:
+        if o["receipt"]["billed_once"] is False and not o["receipt"]["failed"]:
+            first, n = o["call"]["ordinal"], o["call"]["n"]
+            came = sum(first <= other["call"]["ordinal"] < first + n for other in outcomes)
+            owed += [o["call"]["move"]] * (n - came)
+    return owed
+
+
+def _paid_off(
+    state: State, best: Candidate | None, outcomes: Sequence[Outcome]
+) -> dict[str, Payoff]:
+    """Payoffs with this step's, by kind. Under a judge an answer pays off when it takes the best
+    one's place, which is a step after it came."""
+    payoffs = dict(state["payoffs"])
+    scores = {c["id"]: c["score"] or 0.0 for c in state["candidates"]}
+    each = 0
+    for o in outcomes:
+        call, spend = o["call"], o["receipt"]["spend"]
+        move, cap = call["move"], call["max_output"]
+        if answers(move) and (spend["calls"] or "candidate" in o):
+            score = (o["candidate"]["score"] or 0.0) if "candidate" in o else 0.0
+            change = score - scores.get(move["of"], 0.0) if move["kind"] == "refine" else 0.0
+            written = spend["output_tokens"]
+            cut = cap is not None and written >= cap
+            if "choice" in call:  # the first bears the cost of all
+                each = each if call["choice"] else written // call["n"]
+                cut, written = "candidate" in o and not o["candidate"]["complete"], each
+            used = spend["tokens"] if "agent" in call else written
+            one = payoff(score, change, spend["tokens"], used, cut)
+            payoffs[kind_of(move)] = paid(payoffs.get(kind_of(move)), one)
+    before = state["best"]
+    risen = best is not None and before is not None and best["id"] != before["id"]
+    if best is not None and risen and best["score"] is None and best["node"] != "conclude":
+        named = kind(best["node"], best["taught"])
+        payoffs[named] = paid(payoffs.get(named), payoff(1.0, tries=0))
+    return payoffs
+
+
+def _reviewed(candidates: list[Candidate], outcomes: Sequence[Outcome]) -> list[Candidate]:
+    """Reviews (critiques of one candidate) become its feedback."""
+    notes = {}
+    for o in outcomes:
+        move = o["call"]["move"]
+        if move["kind"] == "critique" and move["second"] is None and "why" in o:
+            notes[move["first"]] = o
+    return [
+        {
+            **c,
+            "feedback": notes[c["id"]]["why"],
+            "satisfied": notes[c["id"]]["preferred"] == c["id"],
+        }
+        if c["id"] in notes
+        else c
+        for c in candidates
+    ]
+
+
+def _compared(
+    candidates: Sequence[Candidate], outcomes: Sequence[Outcome]
+) -> tuple[list[Match], list[Pair]]:
+    """The step's comparisons, both orders of each in one: a preference counts only if it survives
+    the swap, and makes a pair."""
+    asked: dict[tuple[int, int], dict[bool, Outcome]] = {}
+    for o in outcomes:
+        move = o["call"]["move"]
+        if move["kind"] == "critique" and move["second"] is not None and not o["receipt"]["lost"]:
+            asked.setdefault((move["first"], move["second"]), {})[move["swapped"]] = o
+    by_id = {c["id"]: c for c in candidates}
+    matches, pairs = [], []
+    for (first, second), orders in asked.items():
+        if first == second or len(orders) < 2 or not {first, second} <= by_id.keys():
+            continue
+        one, other = (orders[order].get("preferred") for order in (False, True))
+        matches.append(match := both_orders(first, second, one, other))
+        if match.winner is not None:
+            loser = second if match.winner == first else first
+            reasons = (orders[order].get("why") for order in (False, True))
+            why = next(filter(None, reasons), "")
+            pairs.append(judged_pair(by_id[match.winner], by_id[loser], why))
+    return matches, pairs
+
+
+def _concluded(
+    best: Candidate | None, candidates: list[Candidate], matches: list[Match]
+) -> tuple[Candidate | None, list[Candidate], list[Match]]:
+    """An answer forced out of the incumbent's cut reasoning is the incumbent's own answer, and
+    its comparisons are its own."""
+    if best is None or best["complete"]:
+        return best, candidates, matches
+    old = best["id"]
+    mine = (c for c in candidates if c["node"] == "conclude" and c["parents"] == [old])
+    own = next((c for c in mine if c["complete"]), None)
+    if own is None:
+        return best, candidates, matches
+    new = own["id"]
+
+    def named(i: int) -> int:
+        return new if i == old else i
+
+    inherited = [
+        Match(named(m.first), named(m.second), None if m.winner is None else named(m.winner))
+        for m in matches
+    ]
+    return own, [{**c, "lost": True} if c["id"] == old else c for c in candidates], inherited
+
+
+def _voted(
+    best: Candidate | None,
+    candidates: list[Candidate],
+    new: Sequence[Candidate],
+    ballots: dict[str, int],
+) -> tuple[Candidate | None, list[Candidate], dict[str, int]]:
+    for c in new:
+        if c["complete"]:
+            ballots[normal(c["answer"])] = ballots.get(normal(c["answer"]), 0) + 1
+    if len(ballots) > _KEPT:
+        ballots = dict(sorted(ballots.items(), key=lambda kv: -kv[1])[:_KEPT])
+    counted: list[Candidate] = [
+        {**c, "votes": ballots.get(normal(c["answer"]), 0) if c["complete"] else 0}
+        for c in candidates
+    ]
+    if best is not None:
+        held = ballots.get(normal(best["answer"]), 0) if best["complete"] else 0
+        best = {**best, "votes": held}
+    leader = max(counted, key=lambda c: (c["votes"], c["complete"], -c["id"]), default=None)
+    if best is None or (
+        leader and (leader["votes"], leader["complete"]) > (best["votes"], best["complete"])
+    ):
+        best = leader
+    return best, counted, ballots
+
+
+def _trimmed(
+    candidates: Sequence[Candidate],
+    best: Candidate | None,
+    width: int,
+    decides: Decides,
+    matches: Sequence[Match],
+) -> list[Candidate]:
+    """At most `width`: the incumbent, then the better ones (scorer), or those that the judge has
+    not met, the stronger and the newer ones."""
+    if len(candidates) <= width:
+        return sorted(candidates, key=lambda c: c["id"])
+    level = strengths((c["id"] for c in candidates), matches) if decides == "judge" else {}
+    met = {i for match in matches for i in match[:2]} if decides == "judge" else set()
+
+    def worth(c: Candidate) -> tuple[bool, bool, bool, float, int]:
+        score = -1.0 if c["score"] is None or decides != "scorer" else c["score"]
+        held = best is not None and c["id"] == best["id"]
+        return (held, not c["lost"], c["id"] not in met, level.get(c["id"], score), c["id"])
+
+    return sorted(sorted(candidates, key=worth, reverse=True)[:width], key=lambda c: c["id"])
+
+
+def _risen(curve: list[Point], incumbents: Sequence[Candidate]) -> list[Point]:
+    """The curve with a point for each new incumbent, thinned in the middle if it grows long."""
+    for c in incumbents:
+        risen = not curve or (c["score"] or 0.0) > (curve[-1]["score"] or 0.0) or c["score"] is None
+        if risen and (not curve or curve[-1]["candidate"] != c["id"]):
+            curve = [*curve, Point(candidate=c["id"], score=c["score"], spent=c["spent"])]
+    return curve if len(curve) <= _KEPT else [*curve[: _KEPT // 2], *curve[_KEPT // 2 + 1 :]]
+
+
+def union(spans: Iterable[tuple[float, float]]) -> float:
+    """Length of the union of time spans: parallel calls share their seconds."""
+    length, until = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        length += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return length

@@ -1,0 +1,238 @@
+"""The state of a run, as plain data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, cast
+
+from langchain_core.messages import AnyMessage, BaseMessage
+from langgraph.channels import EphemeralValue
+from langgraph.graph.message import add_messages
+from langgraph.managed import RemainingSteps
+from typing_extensions import TypedDict
+
+from anytime_graph.budget import GOOD_ROOM, Budget, Limits, Spend, nothing
+from anytime_graph.run.calls import Chosen, Outcome, PlannedMove
+from anytime_graph.run.pairs import Candidate, Example, Pair
+from anytime_graph.tokens import Calibration
+
+Decides = Literal["scorer", "judge", "vote"]
+
+
+class Judging(TypedDict):
+    """The judge so far. spent: on comparisons, reasons and principles. comparisons: asked in both
+    orders; agreed: of those, how many named one answer twice; flips: how many the same place; firsts:
+    of these, the first shown.
+    longer, shorter: how often the longer, the shorter answer was preferred."""
+
+    spent: Spend
+    comparisons: int
+    agreed: int
+    flips: int
+    firsts: int
+    longer: int
+    shorter: int
+
+
+class Payoff(TypedDict):
+    """What a kind of answer has brought. tries: answers asked for. worth: sum of their scores; under
+    a judge, how many became the best. change: sum of how far refinements score above what they
+    refine. squares, changes: sums of the squares of both. tokens: what they cost; written: those that
+    depend on the reply, its own, or all that an agent used. cut: how many used up their slice. whole:
+    what the others have written."""
+
+    tries: int
+    worth: float
+    squares: float
+    change: float
+    changes: float
+    tokens: int
+    written: int
+    cut: int
+    whole: int
+
+
+class Point(TypedDict):
+    """A point of the quality-against-spend curve: a new incumbent."""
+
+    candidate: int
+    score: float | None
+    spent: Spend
+
+
+def gather(kept: list[Outcome], new: list[Outcome] | None) -> list[Outcome]:
+    """Collects what the tasks of a step return; None empties it."""
+    return [] if new is None else [*kept, *new]
+
+
+class Input(TypedDict, total=False):
+    messages: Annotated[list[AnyMessage], add_messages]
+    budget: Annotated[Budget | dict[str, Any] | None, EphemeralValue]
+
+
+class Output(TypedDict, total=False):
+    messages: Annotated[list[AnyMessage], add_messages]
+    best: Candidate | None
+    spent: Spend
+    stop_reason: str | None
+    stop_estimate: float | None
+    curve: list[Point]
+    candidates: list[Candidate]
+    pairs: list[Pair]
+    principles: list[str]
+    judging: Judging
+    spent_by: dict[str, Spend]
+    errors: list[str]
+    limits: Limits
+
+
+class State(Output, Input, total=False):
+    """budget: what the caller grants with this input; gone once counted into `limits`.
+    returned: replies of the step, emptied by the fold. matches: the judge's comparisons among the
+    candidates, as [first, second, winner or None]. calibrations: by gate. examples: pairs that the
+    memory recalled for this question, and the namespace it was asked in. unstructured: the judge's
+    provider refused to hold verdicts to a schema. overhead: input tokens that an agent with tools adds
+    to the prompt of a draft. owed: moves that a request for several choices left undone. chosen:
+    None where a branch may choose afresh."""
+
+    returned: Annotated[list[Outcome], gather]
+    question_id: str
+    chosen: Chosen | None
+    run_id: int
+    parent_run: int | None
+    thread: str
+    answer_id: str | None
+    concluded: int | None
+    ordinal: int
+    made: dict[str, int]
+    ballots: dict[str, int]
+    matches: list[Any]
+    payoffs: dict[str, Payoff]
+    calibrations: dict[str, Calibration]
+    unstructured: bool
+    examples: list[Example]
+    namespace: list[str]
+    least_room: int
+    overhead: int
+    owed: list[PlannedMove]
+    failures: int
+    wait: float
+    interrupted: bool
+    remaining_steps: RemainingSteps
+
+
+def fresh(question_id: str, chosen: Chosen, run_id: int, thread: str, limits: Limits) -> State:
+    """A run that has not begun."""
+    return State(
+        question_id=question_id,
+        chosen=chosen,
+        run_id=run_id,
+        parent_run=None,
+        thread=thread,
+        concluded=None,
+        limits=limits,
+        answer_id=None,
+        best=None,
+        spent=nothing(),
+        spent_by={},
+        stop_reason=None,
+        stop_estimate=None,
+        curve=[],
+        candidates=[],
+        pairs=[],
+        principles=[],
+        judging=Judging(
+            spent=nothing(), comparisons=0, agreed=0, flips=0, firsts=0, longer=0, shorter=0
+        ),
+        payoffs={},
+        examples=[],
+        namespace=[],
+        errors=[],
+        ordinal=0,
+        made={},
+        ballots={},
+        matches=[],
+        calibrations={},
+        unstructured=False,
+        least_room=GOOD_ROOM,
+        overhead=0,
+        owed=[],
+        failures=0,
+        wait=0.0,
+        interrupted=False,
+    )
+
+
+def payoff(
+    worth: float,
+    change: float = 0.0,
+    tokens: int = 0,
+    written: int = 0,
+    cut: bool = False,
+    tries: int = 1,
+) -> Payoff:
+    """Of one answer."""
+    return Payoff(
+        tries=tries,
+        worth=worth,
+        squares=worth**2,
+        change=change,
+        changes=change**2,
+        tokens=tokens,
+        written=written,
+        cut=int(cut),
+        whole=0 if cut else written,
+    )
+
+
+def paid(known: Payoff | None, more: Payoff) -> Payoff:
+    """Both together."""
+    if known is None:
+        return more
+    added = cast("Mapping[str, float]", more)
+    return cast("Payoff", {k: v + added[k] for k, v in cast("dict[str, float]", known).items()})
+
+
+def question_of(messages: Sequence[BaseMessage]) -> BaseMessage:
+    """The last user message."""
+    for message in reversed(messages):
+        if message.type == "human":
+            return message
+    raise ValueError("messages: a user message is needed, as in {'messages': [('user', question)]}")
+
+
+def without_repeats(messages: Sequence[BaseMessage]) -> tuple[list[BaseMessage], list[str]]:
+    """The messages without repetitions of an unanswered question, as a program leaves that asks it
+    again after a crash; and the ids of those left out."""
+    kept: list[BaseMessage] = []
+    dropped = []
+    for message in messages:
+        if (
+            kept
+            and message.type == kept[-1].type == "human"
+            and message.content == kept[-1].content
+        ):
+            dropped.append(str(kept.pop().id))
+        kept.append(message)
+    return kept, dropped
+
+
+def conversation_of(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
+    """What was said up to the question, as role and content."""
+    roles = {"human": "user", "ai": "assistant"}
+    last = max(i for i, m in enumerate(messages) if m.type == "human")
+    return [{"role": roles.get(m.type, m.type), "content": m.content} for m in messages[: last + 1]]
+
+
+def conversation_digest(messages: Sequence[BaseMessage]) -> str:
+    """What a question is known by after its message ids are lost: a digest of the conversation
+    up to it."""
+    text = json.dumps(conversation_of(messages), default=str, sort_keys=True)
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()
+
+
+def merged(state: Mapping[str, Any], update: State) -> State:
+    """The state with an update applied, for reading on within a node."""
+    return cast("State", {**state, **update})

@@ -1,0 +1,121 @@
+"""The journal of a run's calls: each is written into the ledger before it is made, and after.
+
+A call's place is its run and its ordinal there. Its reservation is durable before the request leaves;
+at one place no second request is ever made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+from langchain_core.messages import AIMessage, message_to_dict, messages_from_dict
+
+from anytime_graph.budget import Spend
+from anytime_graph.checkpoints.leases import Hold
+from anytime_graph.checkpoints.ledger import Ledger, Row
+from anytime_graph.metering.request import Entry, Place, Reply, Request
+from anytime_graph.run.calls import PlannedCall, Receipt, RunInfo
+from anytime_graph.run.pairs import Candidate
+from anytime_graph.run.upgrade import call_from, receipt_from
+from anytime_graph.scoring import Score
+
+_UNKEPT = "the reply was paid for, but replies are not kept"
+
+
+class RunJournal(NamedTuple):
+    """A node's way to the ledger while it holds the thread."""
+
+    ledger: Ledger
+    hold: Hold
+
+    def of(self, call: PlannedCall, run: RunInfo) -> CallJournal:
+        """The journal of one planned call."""
+        return CallJournal(self.ledger, self.hold, call, run)
+
+    def keep(self, call: PlannedCall, run_id: int, candidate: Candidate, fresh: bool) -> None:
+        """Append an answer. fresh: its call was made just now, and its time includes the scoring.
+        Raises JournalError."""
+        self.ledger.keep(self.hold, _place(call, run_id), call["ordinal"], candidate, fresh)
+
+    def score(self, call: PlannedCall, run_id: int) -> Score | None:
+        """What the answer at the call's place scored before. Raises JournalError."""
+        return self.ledger.score(run_id, call["ordinal"])
+
+
+@dataclass(frozen=True)
+class CallJournal:
+    """The journal of one planned call, as metering needs it; see metering.request.Journal."""
+
+    ledger: Ledger
+    hold: Hold
+    call: PlannedCall
+    run: RunInfo
+
+    def recall(self, place: Place) -> Entry | None:
+        row = self.ledger.recall(place)
+        return None if row is None else _entry(row)
+
+    def reserve(
+        self, request: Request, amounts: Spend, model: str, so_far: Callable[[], str]
+    ) -> bool:
+        """False if the run was planned again meanwhile."""
+        plan = self.run["plan"]
+        return self.ledger.reserve(self.hold, self.call, plan, request, amounts, model, so_far)
+
+    def settle(self, place: Place, reply: Reply) -> None:
+        """An agent's reply is kept as a message, for the agent may be given it again."""
+        kept = _stored(reply, whole="agent_call" in self.call)
+        self.ledger.settle(place, reply.receipt, reply.text, kept)
+
+
+def planned_call(row: Mapping[str, Any]) -> PlannedCall:
+    """What a row of the ledger's calls was planned as."""
+    return call_from(json.loads(row["task"]))
+
+
+def _place(call: PlannedCall, run_id: int) -> Place:
+    """The place of the call that this is, or is a choice of."""
+    return Place(run_id, call["ordinal"] - call.get("choice", 0))
+
+
+def _entry(row: Row) -> Entry:
+    reply = None
+    if row.reply is not None:
+        reply = _restored(row.reply, row.text)
+        if not row.kept and not row.text:
+            reply = reply.noted(_UNKEPT)
+    return Entry(reply, row.text, row.reserved, row.started, row.changed)
+
+
+def _stored(reply: Reply, whole: bool) -> dict[str, Any]:
+    """A reply as JSON, but for its text."""
+    return {
+        "receipt": reply.receipt,
+        "message_id": reply.message.id,
+        "message": message_to_dict(reply.message) if whole else None,
+        "called": reply.called,
+        "others": [{**_stored(other, whole), "text": other.text} for other in reply.others],
+    }
+
+
+def _restored(stored: Mapping[str, Any], text: str) -> Reply:
+    """The reply that was stored, by this version or an earlier one."""
+    receipt: Receipt = receipt_from(stored)
+    if stored.get("message") is not None:
+        (message,) = messages_from_dict([stored["message"]])
+    else:
+        message = AIMessage(text, id=stored.get("message_id"))
+    others = []
+    for other in stored.get("others") or ():
+        shared = {**stored, **other, "others": []}
+        others.append(_restored(shared, other.get("text", "")))
+    return Reply(
+        text,
+        cast(AIMessage, message),
+        receipt,
+        called=bool(stored.get("called")),
+        others=tuple(others),
+    )

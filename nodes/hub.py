@@ -1,0 +1,313 @@
+"""The hub: folds what came back, plans what comes next, and sends it out over the budget edge."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Hashable
+from secrets import randbits
+from typing import Any, cast
+from uuid import uuid4
+
+from cachetools import LRUCache
+from langchain_core.messages import AnyMessage, RemoveMessage
+from langchain_core.runnables import RunnableConfig
+from langgraph.store.base import BaseStore
+from langgraph.types import Command, Send
+
+from anytime_graph.budget import Budget, BudgetTooSmall, Limits, NoAnswer, as_budget, more
+from anytime_graph.checkpoints import Ledger, LedgerError
+from anytime_graph.checkpoints.journal import RunJournal
+from anytime_graph.checkpoints.leases import Hold
+from anytime_graph.checkpoints.preferences import Memory, encoded, memory_of
+from anytime_graph.nodes import finish
+from anytime_graph.planning.plan import plan
+from anytime_graph.planning.setup import Setup, Setups, affordable
+from anytime_graph.providers import describe
+from anytime_graph.run.announcements import Lives, announce, note
+from anytime_graph.run.calls import OWN, Assignment, RunInfo
+from anytime_graph.run.context import (
+    Invocation,
+    chosen,
+    context,
+    invocation,
+    root,
+    stop_signal,
+    thread_of,
+)
+from anytime_graph.run.fold import fold
+from anytime_graph.run.state import (
+    State,
+    conversation_digest,
+    conversation_of,
+    fresh,
+    merged,
+    question_of,
+    without_repeats,
+)
+from anytime_graph.run.upgrade import outcome_from
+from anytime_graph.tokens import Calibration, uncalibrated
+
+log = logging.getLogger(__name__)
+
+_INSTANCES = 4_096
+"""Threads whose instances within one invocation are kept in mind."""
+_LONGEST_WAIT = 30.0
+"""Seconds to hold back after refusals, at most."""
+
+
+class Hub:
+    """The nodes `budget` and `finish` of one graph."""
+
+    def __init__(
+        self,
+        setups: Setups,
+        lives: Lives,
+        budget: Budget | None,
+        ledger: Ledger | None,
+        memory: Ledger | BaseStore | Memory | None,
+        strategy: str,
+    ) -> None:
+        self.setups, self.lives, self.budget, self.ledger = setups, lives, budget, ledger
+        self.memory = None if memory is None else memory_of(memory)
+        self.remembers = memory is not None and memory is ledger
+        self.strategy = strategy
+        self._instances: LRUCache[tuple[Hashable, str], list[str]] = LRUCache(_INSTANCES)
+        self._counting = threading.Lock()
+
+    def budget_node(self, state: State, config: RunnableConfig) -> Command[Any]:
+        """Fold what came back; begin a new question; take in a budget to think on with; then go
+        over the budget edge. An error here leaves the state as it was, so that the step can be
+        run again."""
+        messages, repeated = without_repeats(state["messages"])
+        state = merged(state, State(messages=cast("list[AnyMessage]", messages)))
+        question, asked_by = question_of(messages), conversation_digest(messages)
+        short = hashlib.sha256(question.text.encode(errors="replace")).hexdigest()[:16]
+        question_id = f"{question.id}:{short}"
+        kept = state["thread"] if question_id == state.get("question_id") else None
+        thread = thread_of(config, asked_by) or kept or uuid4().hex
+        if self.ledger is None:
+            update, sends = self._turn(state, config, question_id, asked_by, thread, None)
+        else:
+            hold = self._entered(config, thread, kept, state.get("budget"))
+            try:
+                journal = RunJournal(self.ledger, hold)
+                update, sends = self._turn(
+                    state, config, question_id, asked_by, hold.thread, journal
+                )
+            except Exception:
+                self.ledger.release(hold)
+                raise
+            finally:
+                self.ledger.leave(hold, root(config))
+        if repeated:
+            update["messages"] = cast("list[AnyMessage]", [RemoveMessage(id) for id in repeated])
+        return Command(update={**update, "returned": None}, goto=sends)
+
+    def _entered(self, config: RunnableConfig, thread: str, kept: str | None, granted: Any) -> Hold:
+        """The hold of this invocation. Where a parent graph asks the same question of several
+        instances of this graph, each has a thread of its own: told apart by their budgets, so that
+        none resumes the run of one that was given more, and else numbered."""
+        assert self.ledger is not None
+        here = invocation(config)
+        if kept is not None and "#" in thread and kept.startswith(thread):
+            thread = kept
+        elif "#" in thread and kept is None:
+            amounts = {} if granted is None else as_budget(granted).limits()
+            share = "".join(f"/{d}={amount!r}" for d, amount in amounts.items())
+            thread = self._instance(thread + share, here)
+        return self.ledger.enter(thread, root(config), here)
+
+    def _instance(self, thread: str, here: Invocation) -> str:
+        """The thread, numbered if another instance in the same invocation has it."""
+        with self._counting:
+            space = self._instances.setdefault((here[0], thread), [])
+            if here[1] not in space:
+                space.append(here[1])
+            n = space.index(here[1])
+        return f"{thread}.{n + 1}" if n else thread
+
+    def _turn(
+        self,
+        state: State,
+        config: RunnableConfig,
+        question_id: str,
+        digest: str,
+        thread: str,
+        journal: RunJournal | None,
+    ) -> tuple[State, list[Send]]:
+        granted, choice = state.get("budget"), state.get("chosen")
+        if question_id != state.get("question_id"):
+            begun = journal.ledger.find(thread, digest) if journal else None
+            choice = chosen()
+            setup = self.setups[choice]
+            run_id, limits = begun or randbits(53), self._limits(setup, granted)
+            update = fresh(question_id, choice, run_id, thread, limits)
+            update["calibrations"] = grown(state.get("calibrations", {}))
+            update |= self._recalled(question_of(state["messages"]).text, update["run_id"])
+        else:
+            choice = chosen() if choice is None else choice
+            setup = self.setups[choice]
+            came = [outcome_from(outcome) for outcome in state.get("returned", [])]
+            update = fold(
+                merged(state, State(returned=came)), setup.width, setup.decides, setup.tokenizers
+            )
+            update["chosen"] = choice
+            if thread != state["thread"]:  # a copy of another thread's state
+                update |= State(thread=thread, run_id=randbits(53), parent_run=state["run_id"])
+            if granted is not None:
+                grant = affordable(setup, as_budget(granted))
+                update["limits"] = more(state["limits"], grant, state["spent"])
+                update |= State(interrupted=False, failures=0, wait=0.0, concluded=None)
+        now = merged(state, update)
+        sends = self._next(setup, state, now, config, digest, journal)
+        if any(send.node == "finish" for send in sends):
+            update["errors"] = now["errors"] + self._remembered(now)
+        note("budget", now["best"], now["spent"])
+        if (best := now["best"]) is not None:
+            live = self.lives[now["run_id"]]
+            announce(live.settle(best, now["spent"], now["limits"]))
+        return update, sends
+
+    def _next(
+        self,
+        setup: Setup,
+        state: State,
+        now: State,
+        config: RunnableConfig,
+        digest: str,
+        journal: RunJournal | None,
+    ) -> list[Send]:
+        """What to do next, written to the ledger before it is done: first, what the ledger knows
+        and the state does not; else what the budget edge says."""
+        run = _run_info(now, uuid4().hex)
+        if journal is None:
+            return self._edge(setup, now, run)
+        ledger, hold = journal
+        record = self._record(setup, now, config, digest)
+        try:
+            sends = _recorded(now, ledger, run) or self._edge(setup, now, run)
+            stop = sends[0].arg["stop_reason"] if sends[0].node == "finish" else None
+            ledger.save(hold, record, state, now, run["plan"], stop)
+        except NoAnswer:
+            ledger.save(hold, record, state, now, run["plan"], "errors")
+            raise
+        except LedgerError as error:
+            if now["best"] is None:
+                raise
+            log.warning("%s", error)
+            ledger.release(hold)
+            return self._finish(now, f"ledger: {error}")
+        return sends
+
+    def _record(
+        self, setup: Setup, now: State, config: RunnableConfig, digest: str
+    ) -> dict[str, Any]:
+        return {
+            "asked": digest,
+            "question": question_of(now["messages"]).text,
+            "conversation": conversation_of(now["messages"]),
+            "model": setup.meters[OWN].name,
+            "strategy": (now["chosen"] or {}).get("strategy", self.strategy),
+            "decides": setup.decides,
+            "namespace": encoded(tuple(now["namespace"])) if self.remembers else "",
+            "options": (config.get("metadata") or {}).get("anytime_options"),
+        }
+
+    def _recalled(self, question: str, run_id: int) -> State:
+        """What the memory has for a new question. A memory that fails costs its pairs, not the
+        run; a bad namespace is an error before anything is spent."""
+        if self.memory is None:
+            return State()
+        namespace = context().get("namespace") or ()
+        encoded(namespace)
+        try:
+            examples = self.memory.recall(tuple(namespace), question, besides=[run_id])
+        except Exception as error:
+            log.warning("the memory failed: %s", describe(error))
+            return State(namespace=list(namespace), errors=[f"memory: {describe(error)}"])
+        return State(namespace=list(namespace), examples=examples)
+
+    def _remembered(self, state: State) -> list[str]:
+        """Remember the question's pairs, unless the ledger has done so; what went wrong."""
+        if self.memory is None or self.remembers or not state["pairs"]:
+            return []
+        namespace, question = tuple(state["namespace"]), question_of(state["messages"]).text
+        learned = (state["pairs"], state["principles"], state["run_id"])
+        try:
+            self.memory.learn(namespace, question, *learned)
+        except Exception as error:
+            log.warning("the memory failed: %s", describe(error))
+            return [f"memory: {describe(error)}"]
+        return []
+
+    def _edge(self, setup: Setup, state: State, run: RunInfo) -> list[Send]:
+        """The budget edge: calls with their slices, or the finish with its reason."""
+        stop = stop_signal()
+        try:
+            planned = plan(setup, state, stop is not None and stop.is_set())
+        except (BudgetTooSmall, NoAnswer):
+            raise
+        except Exception as error:  # a strategy of the user's: the answer in hand is not lost
+            if state["best"] is None:
+                raise
+            log.warning("the strategy failed: %s", describe(error))
+            return self._finish(state, f"strategy: {describe(error)}")
+        if isinstance(planned, list):
+            wait = min(state["wait"] * 2 ** max(0, state["failures"] - 1), _LONGEST_WAIT)
+            return [
+                Send(call["move"]["kind"], Assignment(call=call, prompt=prompt, wait=wait, run=run))
+                for call, prompt in planned
+            ]
+        return self._finish(state, planned.reason, planned.estimate)
+
+    def _finish(self, state: State, reason: str, estimate: float | None = None) -> list[Send]:
+        final = {k: state[k] for k in ("best", "answer_id", "run_id")}
+        if all(m.id != state["answer_id"] for m in state["messages"]):
+            final["answer_id"] = None
+        return [Send("finish", {**final, "stop_reason": reason, "stop_estimate": estimate})]
+
+    def finish(self, state: State) -> dict[str, Any]:
+        self.lives.forget(state["run_id"])
+        return finish.answer(state)
+
+    def _limits(self, setup: Setup, granted: Budget | dict[str, Any] | None) -> Limits:
+        granted = granted if granted is not None else context().get("budget")
+        budget = self.budget if granted is None else as_budget(granted)
+        if budget is None:
+            if setup.until is not None:
+                return {}
+            raise ValueError(
+                "budget: none given; pass budget=Budget(tokens=8_000) to create_anytime_graph, "
+                "put one into the input or the context, or say with until=Until(...) when to stop "
+                "without one"
+            )
+        return affordable(setup, budget).limits()
+
+
+def _run_info(state: State, plan: str) -> RunInfo:
+    return RunInfo(
+        run_id=state["run_id"],
+        thread=state["thread"],
+        plan=plan,
+        chosen=state["chosen"] or {},
+        question=question_of(state["messages"]).text,
+        spent=state["spent"],
+        limits=state["limits"],
+    )
+
+
+def _recorded(state: State, ledger: Ledger, run: RunInfo) -> list[Send]:
+    """Calls that the ledger holds and a crash kept from the state."""
+    return [
+        Send(call["move"]["kind"], Assignment(call=call, prompt=None, wait=0.0, run=run))
+        for call in ledger.unknown(state["run_id"], state["ordinal"])
+    ]
+
+
+def grown(calibrations: dict[str, Calibration]) -> dict[str, Calibration]:
+    """What calibrations hold for another prompt, or from another model: how far bounds missed."""
+    return {
+        name: {**uncalibrated(), "growth": known["growth"]} for name, known in calibrations.items()
+    }

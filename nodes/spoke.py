@@ -1,0 +1,332 @@
+"""A spoke: makes one metered call, reads its reply, has the answer scored, and brings it back."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import Awaitable
+from dataclasses import replace
+from typing import Any, cast
+
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import get_executor_for_config
+from langgraph.constants import TAG_NOSTREAM
+from pydantic import BaseModel
+
+from anytime_graph.checkpoints import Ledger, LedgerError
+from anytime_graph.checkpoints.journal import RunJournal
+from anytime_graph.checkpoints.leases import Hold
+from anytime_graph.metering.call import acall, call
+from anytime_graph.metering.request import Place, Reply, Request
+from anytime_graph.nodes import agent, critique, learn
+from anytime_graph.nodes.answering import candidate
+from anytime_graph.planning.setup import Setup, Setups
+from anytime_graph.providers import describe
+from anytime_graph.run.announcements import Lives, announce, note
+from anytime_graph.run.calls import Assignment, Outcome, PlannedCall, concluded
+from anytime_graph.run.context import invocation, root, stop_signal
+from anytime_graph.run.pairs import Candidate
+from anytime_graph.run.state import State
+from anytime_graph.run.upgrade import assignment_from
+from anytime_graph.scoring import BadScore, Scorer, Verdict, as_score, is_async, verdict_of
+
+log = logging.getLogger(__name__)
+
+SPOKES = ("draft", "critique", "refine", "learn")
+
+
+class Spoke(Runnable[Assignment, State]):
+    """A spoke as LangGraph takes a node that is both sync and async."""
+
+    def __init__(
+        self,
+        setups: Setups,
+        lives: Lives,
+        schema: type[BaseModel] | None,
+        ledger: Ledger | None,
+    ) -> None:
+        self.setups, self.lives, self.schema, self.ledger = setups, lives, schema, ledger
+
+    # --- sync
+
+    def invoke(
+        self, input: Assignment, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> State:
+        assigned, config = assignment_from(input), config or {}
+        if self.ledger is None:
+            return self._made(assigned, config, None)
+        thread, top = assigned["run"]["thread"], root(config)
+        hold = self.ledger.enter(thread, top, invocation(config))
+        try:
+            return self._made(assigned, config, RunJournal(self.ledger, hold))
+        finally:
+            self.ledger.leave(hold, top)
+
+    def _made(
+        self, assigned: Assignment, config: RunnableConfig, journal: RunJournal | None
+    ) -> State:
+        run, planned = assigned["run"], assigned["call"]
+        with self.lives[run["run_id"]].active(planned["step"], run["spent"]) as before:
+            if self._needless(assigned, config):
+                return State(returned=[])
+            assigned, inner = _in_time(assigned, before), _config(planned, config)
+            planned, setup = assigned["call"], self.setups[run["chosen"]]
+            if "agent" in planned:
+                planned, reply = agent.draft(setup, assigned, inner, stop_signal(), journal)
+            else:
+                written = journal.of(planned, run) if journal else None
+                meter = setup.meters[planned["role"]]
+                reply = call(meter, _request(assigned), inner, stop_signal(), written)
+            several = _by_choice(planned, reply)
+            if len(several) == 1:
+                return State(returned=[self._outcome(setup, assigned, *several[0], journal)])
+            with get_executor_for_config(config) as pool:  # choices are scored side by side
+                scored = [
+                    pool.submit(self._outcome, setup, assigned, *each, journal) for each in several
+                ]
+                return State(returned=[outcome.result() for outcome in scored])
+
+    def _outcome(
+        self,
+        setup: Setup,
+        assigned: Assignment,
+        planned: PlannedCall,
+        reply: Reply,
+        journal: RunJournal | None,
+    ) -> Outcome:
+        outcome, run = _absorbed(setup, assigned, planned, reply), assigned["run"]
+        if (scorer := setup.scorer) and "candidate" in outcome:
+            try:
+                if not _scored_before(outcome, run["run_id"], journal):
+                    verdict = verdict_of(scorer, run["question"], self._subject(outcome))
+                    _rate(outcome, verdict)
+            except Exception as error:
+                _unrated(outcome, error)
+        _keep(outcome, run["run_id"], journal)
+        return self._returned(setup, assigned, outcome)
+
+    # --- async
+
+    async def ainvoke(
+        self, input: Assignment, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> State:
+        assigned, config = assignment_from(input), config or {}
+        if self.ledger is None:
+            return await self._amade(assigned, config, None)
+        thread, top, ledger, broken = assigned["run"]["thread"], root(config), self.ledger, True
+        entering = asyncio.to_thread(ledger.enter, thread, top, invocation(config))
+        hold = await _held(ledger, entering, top)
+        try:
+            state = await self._amade(assigned, config, RunJournal(ledger, hold))
+            broken = False
+        finally:
+            ledger.leave(hold, top, broken)
+        return state
+
+    async def _amade(
+        self, assigned: Assignment, config: RunnableConfig, journal: RunJournal | None
+    ) -> State:
+        run, planned = assigned["run"], assigned["call"]
+        with self.lives[run["run_id"]].active(planned["step"], run["spent"]) as before:
+            if self._needless(assigned, config):
+                return State(returned=[])
+            assigned, inner = _in_time(assigned, before), _config(planned, config)
+            planned, setup = assigned["call"], await self.setups.get(run["chosen"])
+            if "agent" in planned:
+                planned, reply = await agent.adraft(setup, assigned, inner, stop_signal(), journal)
+            else:
+                written = journal.of(planned, run) if journal else None
+                meter = setup.meters[planned["role"]]
+                reply = await acall(meter, _request(assigned), inner, stop_signal(), written)
+            several = _by_choice(planned, reply)
+            made = (self._aoutcome(setup, assigned, *each, journal) for each in several)
+            return State(returned=await asyncio.gather(*made))
+
+    async def _aoutcome(
+        self,
+        setup: Setup,
+        assigned: Assignment,
+        planned: PlannedCall,
+        reply: Reply,
+        journal: RunJournal | None,
+    ) -> Outcome:
+        outcome, run = _absorbed(setup, assigned, planned, reply), assigned["run"]
+        if (scorer := setup.scorer) and "candidate" in outcome:
+            try:
+                if not (
+                    reply.receipt["recalled"]
+                    and await asyncio.to_thread(_scored_before, outcome, run["run_id"], journal)
+                ):
+                    verdict = _averdict(scorer, run["question"], self._subject(outcome))
+                    _rate(outcome, await verdict)
+            except Exception as error:
+                _unrated(outcome, error)
+        if journal is not None:
+            await asyncio.to_thread(_keep, outcome, run["run_id"], journal)
+        return self._returned(setup, assigned, outcome)
+
+    # --- both
+
+    def _needless(self, assigned: Assignment, config: RunnableConfig) -> bool:
+        """An answer that was not asked for yet when a sibling's reached the target, because the caller
+        has few run at once. What is in flight is let finish: cut off, it would be charged in full."""
+        run, kind = assigned["run"], assigned["call"]["move"]["kind"]
+        waited = config.get("max_concurrency") and kind in ("draft", "refine")
+        reached = self.lives[run["run_id"]].reached
+        return bool(waited and assigned["prompt"] is not None and reached == run["plan"])
+
+    def _subject(self, outcome: Outcome) -> Any:
+        """What the scorer is shown: the answer, or the instance of the schema that it fits."""
+        answer = outcome["candidate"]["answer"]
+        if self.schema is None or not outcome["candidate"]["complete"]:
+            return answer
+        return self.schema.model_validate_json(answer)
+
+    def _returned(self, setup: Setup, assigned: Assignment, outcome: Outcome) -> Outcome:
+        """Tell of the outcome as it leaves; the time of its scoring counts."""
+        came, run = outcome["receipt"], assigned["run"]
+        if not came["recalled"]:
+            came["ended_at"] = time.time()
+        live = self.lives[run["run_id"]]
+        live.charge(came["spend"])
+        note(outcome["call"]["move"]["kind"], outcome.get("candidate"), came["spend"])
+        if "candidate" in outcome:
+            target = setup.until.target if setup.until else None
+            if (outcome["candidate"]["score"] or 0.0) >= (1.0 if target is None else target):
+                live.reached = run["plan"]
+            announce(live.offer(outcome["candidate"], run["limits"]))
+        return outcome
+
+
+def _request(assigned: Assignment) -> Request:
+    planned = assigned["call"]
+    return Request(
+        prompt=assigned["prompt"] or [],
+        max_input=planned["max_input"],
+        max_output=planned["max_output"],
+        seconds=planned["slice"].get("seconds"),
+        wait=assigned["wait"],
+        n=planned["n"],
+        prompt_copies=planned["prompt_copies"],
+        place=Place(assigned["run"]["run_id"], planned["ordinal"]),
+        kind=planned["move"]["kind"],
+    )
+
+
+def _in_time(assigned: Assignment, before: float) -> Assignment:
+    """The assignment with the time that its siblings, run before it, have left it."""
+    planned = assigned["call"]
+    if "seconds" not in planned["slice"] or not before:
+        return assigned
+    rest = max(0.0, planned["slice"]["seconds"] - before)
+    return {**assigned, "call": {**planned, "slice": {**planned["slice"], "seconds": rest}}}
+
+
+def _config(planned: PlannedCall, config: RunnableConfig) -> RunnableConfig:
+    """How the call shows in traces. Drafts and refinements stream their tokens; those of judgements,
+    reviews and forced answers would only confuse a reader."""
+    kind = planned["move"]["kind"]
+    inner = kind in ("critique", "learn") or concluded(planned["move"]) is not None
+    tags = [*(config.get("tags") or []), kind, *([TAG_NOSTREAM] if inner else [])]
+    metadata = {**(config.get("metadata") or {}), "ordinal": planned["ordinal"]}
+    return {**config, "run_name": kind, "tags": tags, "metadata": metadata}
+
+
+def _by_choice(planned: PlannedCall, reply: Reply) -> list[tuple[PlannedCall, Reply]]:
+    """Each choice that a request brought, as if it were a call of its own; the first bears the
+    cost."""
+    if (n := planned["n"]) == 1:
+        return [(planned, reply)]
+    cap = planned["max_output"]
+    own = None if cap is None else cap // n
+    found: list[tuple[PlannedCall, Reply]] = []
+    for i, each in enumerate((replace(reply, others=()), *reply.others)):
+        choice: PlannedCall = {
+            **planned,
+            "ordinal": planned["ordinal"] + i,
+            "max_output": own,
+            "choice": i,
+        }
+        found.append((choice, each))
+    return found
+
+
+def _absorbed(setup: Setup, assigned: Assignment, planned: PlannedCall, reply: Reply) -> Outcome:
+    """What the reply means, by the kind of its move."""
+    move, outcome = planned["move"], Outcome(call=planned, receipt=reply.receipt)
+    if move["kind"] == "critique":
+        if (judgement := critique.absorb(planned, move, reply)) is not None:
+            outcome["preferred"], outcome["why"] = judgement
+    elif move["kind"] == "learn":
+        learned = learn.absorb(move, reply)
+        if isinstance(learned, str):
+            outcome["why"] = learned
+        else:
+            outcome["principles"] = learned
+    elif found := candidate(planned, reply, setup.answers, assigned["run"]["spent"]):
+        outcome["candidate"] = found
+    return outcome
+
+
+async def _held(ledger: Ledger, entering: Awaitable[Hold], top: str | None) -> Hold:
+    """Wait to enter; if cancelled meanwhile, leave as soon as it was entered."""
+    future = asyncio.ensure_future(entering)
+
+    def undo(entered: asyncio.Future[Hold]) -> None:
+        if not entered.cancelled() and entered.exception() is None:
+            ledger.leave(entered.result(), top, broken=True)
+
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        future.add_done_callback(undo)
+        raise
+
+
+def _scored_before(outcome: Outcome, run_id: int, journal: RunJournal | None) -> bool:
+    """Whether the answer got its score before a crash; then it has it again."""
+    if journal is None or not outcome["receipt"]["recalled"]:
+        return False
+    score = journal.score(outcome["call"], run_id)
+    if score is None:
+        return False
+    _rate(outcome, score)
+    return True
+
+
+def _keep(outcome: Outcome, run_id: int, journal: RunJournal | None) -> None:
+    if journal is None or "candidate" not in outcome:
+        return
+    recalled = outcome["receipt"]["recalled"]
+    try:
+        journal.keep(outcome["call"], run_id, outcome["candidate"], fresh=not recalled)
+    except LedgerError as error:
+        outcome["receipt"]["errors"].append(str(error))
+
+
+async def _averdict(scorer: Scorer, question: str, subject: Any) -> Verdict:
+    if is_async(scorer):
+        return await cast(Awaitable[Verdict], scorer(question, subject))
+    verdict = await asyncio.to_thread(scorer, question, subject)
+    return await verdict if inspect.isawaitable(verdict) else verdict
+
+
+def _rate(outcome: Outcome, verdict: Verdict) -> None:
+    score = as_score(verdict)
+    rated: Candidate = {
+        **outcome["candidate"],
+        "score": score.value,
+        "feedback": score.feedback,
+        "right": score.right,
+    }
+    outcome["candidate"] = rated
+
+
+def _unrated(outcome: Outcome, error: Exception) -> None:
+    """A scorer that fails costs this score, not the run."""
+    what = str(error) if isinstance(error, BadScore) else describe(error)
+    ordinal = outcome["call"]["ordinal"]
+    outcome["receipt"]["errors"].append(f"scorer on candidate {ordinal}: {what}")
+    log.debug("scorer failed", exc_info=error)
