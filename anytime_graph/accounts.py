@@ -34,8 +34,8 @@ from anytime_graph.budget import (
 )
 from anytime_graph.metering import Gate, Heard, Reply, gate, reports_its_end
 from anytime_graph.models import prices_of
+from anytime_graph.models.tokens import Calibration, Shape, uncalibrated
 from anytime_graph.state import GOOD_ROOM, MIN_ROOM, OWN, Task
-from anytime_graph.tokens import Calibration, Shape, uncalibrated
 
 _LEAST_MATERIAL = 40
 """Characters of earlier material below which a last call shows none."""

@@ -47,12 +47,11 @@ from pydantic import (
     model_validator,
 )
 
-from anytime_graph import providers
 from anytime_graph.budget import Budget, Prices, Spend
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.live import Improvement
 from anytime_graph.metering import Reply, describe, unbound
-from anytime_graph.models import resolve_model
+from anytime_graph.models import providers, resolve_model
 from anytime_graph.nodes.answers import asked
 from anytime_graph.scoring import Extractor, Judge, Scorer, Verdict
 from anytime_graph.strategies import Draft, Move, Stop, Strategy, View, resolve

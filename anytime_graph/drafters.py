@@ -32,8 +32,8 @@ from pydantic import BaseModel, PrivateAttr
 from anytime_graph.budget import Limits, Spend, nothing, output_room, share, total
 from anytime_graph.checkpoints import Access
 from anytime_graph.metering import Gate, Reply, Stop, acall, call, describe, gate, recalled
+from anytime_graph.models.tokens import Calibration, Shape, uncalibrated
 from anytime_graph.state import GOOD_ROOM, MIN_ROOM, PLACES, Task
-from anytime_graph.tokens import Calibration, Shape, uncalibrated
 
 Drafter = Callable[[BaseChatModel], Runnable[Any, Any]]
 """From a metered chat model to what drafts with it. That is given {"messages": [...]} and returns

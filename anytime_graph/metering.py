@@ -30,9 +30,9 @@ from langchain_core.messages import (
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langchain_core.utils.utils import LC_ID_PREFIX
 
-from anytime_graph import providers, tokens
 from anytime_graph.budget import Budget, Limits, Prices, Spend, nothing
 from anytime_graph.checkpoints import Access, LedgerError
+from anytime_graph.models import providers, tokens
 from anytime_graph.state import Task
 
 log = logging.getLogger(__name__)

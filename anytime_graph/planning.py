@@ -23,6 +23,7 @@ from anytime_graph.budget import (
 )
 from anytime_graph.drafters import Drafter
 from anytime_graph.metering import Gate
+from anytime_graph.models.tokens import Calibration, Shape, uncalibrated
 from anytime_graph.nodes import critique, draft, learn, refine
 from anytime_graph.nodes.answers import Asked, lessons
 from anytime_graph.prompts import DETAILS, Lessons
@@ -55,7 +56,6 @@ from anytime_graph.strategies import (
     View,
     as_dict,
 )
-from anytime_graph.tokens import Calibration, Shape, uncalibrated
 
 _RESERVE = 0.2
 """The largest part of what is left that is held back for a last call that forces an answer."""

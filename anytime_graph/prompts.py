@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage
 from pydantic import BaseModel
 
-from anytime_graph import tokens
+from anytime_graph.models import tokens
 from anytime_graph.pairs import Example, Pair, Shown
 
 DETAILS = (1.0, 0.5, 0.25, 0.0)

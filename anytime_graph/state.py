@@ -14,10 +14,10 @@ from langgraph.managed import RemainingSteps
 from typing_extensions import TypedDict
 
 from anytime_graph.budget import Budget, Limits, Spend, nothing, total
+from anytime_graph.models.tokens import Calibration, Shape, uncalibrated
 from anytime_graph.pairs import Candidate, Example, Pair, explained, judged_pair, scored_pairs
 from anytime_graph.ranking import Match, both_orders, champion, next_match, strengths
 from anytime_graph.scoring import normal
-from anytime_graph.tokens import Calibration, Shape, uncalibrated
 
 Decides = Literal["scorer", "judge", "vote"]
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage
 
-from anytime_graph import Budget, Constraints, Judge, Score, create_anytime_graph, tokens
+from anytime_graph import Budget, Constraints, Judge, Score, create_anytime_graph
 from anytime_graph.budget import nothing
+from anytime_graph.models import tokens
 from anytime_graph.pairs import Candidate, Example, Pair, Shown, parting, scored_pairs
 from anytime_graph.prompts import Lessons, Protocol, draft
 from anytime_graph.scoring import normal

@@ -18,7 +18,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
-from anytime_graph import prompts, tokens
+from anytime_graph import prompts
 from anytime_graph.benchmark.cells import Cell, Record
 from anytime_graph.benchmark.cut import cut, tokenizer
 from anytime_graph.benchmark.places import Places, TooDear
@@ -27,6 +27,7 @@ from anytime_graph.benchmark.tape import Deck
 from anytime_graph.budget import Prices
 from anytime_graph.checkpoints import Ledger
 from anytime_graph.metering import Reply, gate
+from anytime_graph.models import tokens
 from anytime_graph.nodes import learn
 from anytime_graph.nodes.answers import Asked, asked, candidate
 from anytime_graph.pairs import Candidate, Example, Shown, scored_pairs

@@ -7,7 +7,7 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 
 from anytime_graph.budget import Prices
-from anytime_graph.providers import model_name
+from anytime_graph.models.providers import model_name
 
 
 def resolve_model(model: Any) -> Any:
