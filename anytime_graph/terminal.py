@@ -3,7 +3,6 @@ story. What a model wrote is shown, never obeyed: no markup, no escape sequences
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,23 +30,11 @@ from anytime_graph.live import improvement
 from anytime_graph.metrics import Interval
 from anytime_graph.profiles import Profile
 from anytime_graph.state import Output, Point, Task
+from anytime_graph.text import clipped, harmless
 from anytime_graph.warmup import WarmUp
 
 _WIDTH, _HEIGHT = 56, 8
 _CLIP = 300
-_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def harmless(text: str) -> str:
-    """The text with what a terminal would obey (escapes, reversals) replaced by U+FFFD."""
-    return _OBEYED.sub("\ufffd", text.replace("\r\n", "\n"))
-
-
-def clipped(text: str, most: int) -> str:
-    """The text on one line, harmless, cut to `most` columns."""
-    line = Text(harmless(" ".join(text.split())))
-    line.truncate(most, overflow="ellipsis")
-    return line.plain
 
 
 def say(text: str) -> None:

@@ -23,6 +23,7 @@ from anytime_graph.checkpoints import (
 from anytime_graph.checkpoints.export import FORMS, Row, line, public
 from anytime_graph.profiles import Profile, expected_best, profile_of, save_profile
 from anytime_graph.state import judges
+from anytime_graph.text import clipped, harmless
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -54,7 +55,7 @@ def told(as_json: bool) -> Iterator[None]:
     except NoAnswer as error:
         if as_json:
             click.echo(line({"answer": None, "errors": error.causes, "spent": error.spent}))
-        raise click.ClickException(terminal.harmless(str(error))) from None
+        raise click.ClickException(harmless(str(error))) from None
     except ThreadBusy as error:
         raise click.ClickException(str(error)) from None
 
@@ -256,7 +257,7 @@ def rm(thread: str, db: str, yes: bool) -> None:
         if _running(store.ledger, thread):
             raise click.ClickException(f"thread {thread!r} is being run; stop that first")
         if not yes:
-            last = terminal.clipped(runs[-1]["question"] or "(not kept)", 60)
+            last = clipped(runs[-1]["question"] or "(not kept)", 60)
             click.confirm(f"Delete {thread!r} ({len(runs)} asked, the last: {last})?", abort=True)
         store.ledger.forget(thread)
         store.saver.delete_thread(thread)

@@ -13,6 +13,7 @@ from anytime_graph import prompts
 from anytime_graph.metering import Reply
 from anytime_graph.nodes.answers import Asked, shown
 from anytime_graph.state import STRUCTURED, State, Task
+from anytime_graph.text import clip
 
 _VERDICT = re.compile(r"[\W_]*verdict\s*:[\W_]*(a|b|tie|good|improve)[\W_]*", re.IGNORECASE)
 
@@ -91,4 +92,4 @@ def read(text: str, structured: bool = False) -> tuple[str, str | None]:
 
 
 def _short(reason: str) -> str:
-    return prompts.clip(" ".join(reason.split()), 300)
+    return clip(" ".join(reason.split()), 300)

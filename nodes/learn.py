@@ -12,6 +12,7 @@ from anytime_graph import prompts
 from anytime_graph.metering import Reply
 from anytime_graph.nodes.answers import Asked
 from anytime_graph.state import State, Task
+from anytime_graph.text import clip
 
 _RULE = re.compile(r"\s*(?:[-*\u2022]|\d+[.)])\s+(.+)")
 
@@ -30,6 +31,6 @@ def absorb(task: Task, reply: Reply) -> str | list[str]:
     has none."""
     if task["move"]["chosen"] is not None:
         sentence = re.split(r"(?<=[.!?])\s", " ".join(reply.text.split()), maxsplit=1)[0]
-        return prompts.clip(sentence, 300)
+        return clip(sentence, 300)
     rules = (match[1] for line in reply.text.splitlines() if (match := _RULE.fullmatch(line)))
-    return [prompts.clip(rule.strip(), 200) for rule in rules][:5]
+    return [clip(rule.strip(), 200) for rule in rules][:5]

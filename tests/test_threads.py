@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from anytime_graph import Budget, create_anytime_graph, open_checkpoints
 from anytime_graph.cli import main
-from anytime_graph.terminal import clipped, harmless
+from anytime_graph.text import clipped, harmless
 from tests.server import Reply, Server
 from tests.test_cli import COMMAND, environment
 

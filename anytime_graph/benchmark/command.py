@@ -16,7 +16,7 @@ from anytime_graph.benchmark.cells import Decide, Protocol
 from anytime_graph.benchmark.order import Engine, Order
 from anytime_graph.checkpoints import LedgerError
 from anytime_graph.options import price
-from anytime_graph.terminal import harmless
+from anytime_graph.text import harmless
 
 _INTERRUPTED = 130
 _ADDRESS = re.compile(r"postgres(ql)?://.*")
