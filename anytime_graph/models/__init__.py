@@ -1,5 +1,5 @@
 """Which model, how its provider behaves, how many tokens."""
 
-from anytime_graph.models.resolve import prices_of, resolve_model
+from anytime_graph.models.resolve import default_model, prices_of, resolve_model
 
-__all__ = ["prices_of", "resolve_model"]
+__all__ = ["default_model", "prices_of", "resolve_model"]
