@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from anytime_graph.terminal import curve
+from anytime_graph.cli.display import curve
 from tests.server import Reply, Server
 
 COMMAND = [sys.executable, "-W", "error", "-m", "anytime_graph"]

@@ -14,9 +14,9 @@ from anytime_graph.benchmark.advice import advise as advised
 from anytime_graph.benchmark.advice import recorded
 from anytime_graph.benchmark.cells import Decide, Protocol
 from anytime_graph.benchmark.order import Engine, Order
-from anytime_graph.benchmark.progress import progress
 from anytime_graph.checkpoints import LedgerError
-from anytime_graph.options import price, prices
+from anytime_graph.cli.bench_progress import progress
+from anytime_graph.cli.options import price, prices
 from anytime_graph.text import harmless
 
 _INTERRUPTED = 130

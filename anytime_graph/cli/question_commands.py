@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from anytime_graph import options as option
-from anytime_graph import terminal, threads
 from anytime_graph.audit import audit as audit_ledger
 from anytime_graph.audit import audit_questions
 from anytime_graph.budget import DIMENSIONS, Budget
 from anytime_graph.checkpoints import open_checkpoints
 from anytime_graph.checkpoints.export import line
 from anytime_graph.checkpoints.preferences import LedgerMemory
+from anytime_graph.cli import display, ledger_commands
+from anytime_graph.cli import options as option
 from anytime_graph.interrupt import interruptible
 from anytime_graph.models import default_model
 from anytime_graph.scoring import Constraints
@@ -34,7 +34,7 @@ _AGAIN = "interrupted; the same command goes on, and pays for nothing twice"
 )
 @option.auditing
 @option.budgeted(8_000)
-@threads.as_json_option
+@ledger_commands.as_json_option
 def audit(
     thread: str | None, db: str, questions: str | None, as_json: bool, **options: Any
 ) -> None:
@@ -61,12 +61,12 @@ def audit(
     elif thread is not None:
         raise click.UsageError("give a THREAD, or --questions, not both")
     quiet = as_json or not sys.stderr.isatty()
-    with threads.told(as_json):
+    with ledger_commands.told(as_json):
         rates = option.scorer(options)
         if questions is None:
-            with threads.opened(db) as store:
+            with ledger_commands.opened(db) as store:
                 if thread is not None:
-                    threads.runs_of(store.ledger, thread)
+                    ledger_commands.runs_of(store.ledger, thread)
                 found = audit_ledger(store.ledger, thread, rates)
             stopped = False
         else:
@@ -75,7 +75,7 @@ def audit(
             with (
                 open_checkpoints(db) as store,
                 interruptible() as stop,
-                terminal.progress("questions", quiet) as progress,
+                display.progress("questions", quiet) as progress,
             ):
                 found = audit_questions(
                     option.questions(questions, rates),
@@ -94,10 +94,10 @@ def audit(
     if as_json:
         click.echo(line(found.as_dict()))
     else:
-        terminal.audited(found)
+        display.audited(found)
     if stopped:
         click.echo(_AGAIN, err=True)
-        sys.exit(threads.INTERRUPTED)
+        sys.exit(ledger_commands.INTERRUPTED)
 
 
 @click.command("warm-up")
@@ -105,7 +105,7 @@ def audit(
 @option.database
 @option.warming
 @option.budgeted(4_000)
-@threads.as_json_option
+@ledger_commands.as_json_option
 def warm_up(file: str, db: str, as_json: bool, **options: Any) -> None:
     """Fill the memory of --db with preference pairs, from the example questions in FILE.
 
@@ -122,7 +122,7 @@ def warm_up(file: str, db: str, as_json: bool, **options: Any) -> None:
     anytime-graph solve "Describe a fox." --db anytime.db --thread fox --memory --namespace acme/ann
     """
     quiet = as_json or not sys.stderr.isatty()
-    with threads.told(as_json):
+    with ledger_commands.told(as_json):
         options["strategy"] = options["strategy"] or "best_of_n"
         options["model"] = options["model"] or default_model()
         made = option.parts(options)
@@ -130,7 +130,7 @@ def warm_up(file: str, db: str, as_json: bool, **options: Any) -> None:
         with (
             open_checkpoints(db) as store,
             interruptible() as stop,
-            terminal.progress("questions", quiet) as progress,
+            display.progress("questions", quiet) as progress,
         ):
             done = fill(
                 asked,
@@ -146,10 +146,10 @@ def warm_up(file: str, db: str, as_json: bool, **options: Any) -> None:
         told = {"pairs": done.pairs, "left": done.left, "spent": done.spent}
         click.echo(line({**told, "questions": [vars(q) for q in done.questions]}))
     else:
-        terminal.warmed(done)
+        display.warmed(done)
     if stop.is_set():
         click.echo(_AGAIN, err=True)
-        sys.exit(threads.INTERRUPTED)
+        sys.exit(ledger_commands.INTERRUPTED)
 
 
 @click.command()
@@ -175,7 +175,7 @@ def forget(
     anytime-graph forget --namespace acme/ann --keep 100
     anytime-graph forget --namespace acme/ann --yes
     """
-    with threads.told(False), threads.opened(db) as store:
+    with ledger_commands.told(False), ledger_commands.opened(db) as store:
         space = None if namespace is None else tuple(option.space(namespace))
         if older_than is None and not keep and not yes:
             of = "every namespace" if namespace is None else f"{namespace!r}"

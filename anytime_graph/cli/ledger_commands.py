@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 
-from anytime_graph import options, terminal
 from anytime_graph.budget import BudgetTooSmall, NoAnswer
 from anytime_graph.checkpoints import (
     Checkpoints,
@@ -21,6 +20,7 @@ from anytime_graph.checkpoints import (
     open_checkpoints,
 )
 from anytime_graph.checkpoints.export import FORMS, Row, line, public
+from anytime_graph.cli import display, options
 from anytime_graph.profiles import Profile, expected_best, profile_of, save_profile
 from anytime_graph.state import judges
 from anytime_graph.text import clipped, harmless
@@ -94,7 +94,7 @@ def threads(db: str, search: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(line(rows))
     elif rows:
-        terminal.listing(rows)
+        display.listing(rows)
     else:
         click.echo("no threads" if search is None else f"no thread speaks of {search!r}", err=True)
 
@@ -123,7 +123,7 @@ def show(thread: str, db: str, as_json: bool) -> None:
     if as_json:
         click.echo(line({"thread": thread, "running": running, "runs": runs}))
     else:
-        terminal.story(thread, runs, running)
+        display.story(thread, runs, running)
 
 
 def _running(ledger: Ledger, thread: str) -> bool:
@@ -160,7 +160,7 @@ def best(thread: str, db: str) -> None:
         raise click.ClickException(f"thread {thread!r}: its last question has no answer yet")
     if found["answer"] is None:
         raise click.ClickException(f'thread {thread!r}: answers were not kept (record="usage")')
-    terminal.say(found["answer"])
+    display.say(found["answer"])
 
 
 @click.command()
@@ -228,7 +228,7 @@ def plot(thread: str, db: str, output: Path) -> None:
     \b
     anytime-graph plot rivers -o curve.png
     """
-    from anytime_graph.plots import plot as draw
+    from anytime_graph.cli.plot import plot as draw
 
     with opened(db) as store:
         run = runs_of(store.ledger, thread)[-1]
@@ -303,8 +303,8 @@ def profile(
     if not found:
         click.echo("no answers that a scorer rated", err=True)
     for (name, task), learned in found.items():
-        terminal.profiled(name, task, learned)
-        click.echo(terminal.curve(*expected_best(learned)) + "\n")
+        display.profiled(name, task, learned)
+        click.echo(display.curve(*expected_best(learned)) + "\n")
 
 
 def _profiles(
