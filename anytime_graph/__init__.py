@@ -14,7 +14,7 @@ from anytime_graph.profiles import load_profile, profile_of, save_profile
 from anytime_graph.scoring import Constraints, Judge, Score
 from anytime_graph.stopping import Until
 from anytime_graph.strategies import Critique, Draft, Learn, Move, Refine, Stop, View
-from anytime_graph.warmup import Warmed, WarmUp, warm_up
+from anytime_graph.warm_up import Warmed, WarmUp, warm_up
 
 __all__ = [
     "Budget",

@@ -16,6 +16,7 @@ from itertools import combinations
 from statistics import NormalDist
 from typing import Any, NamedTuple, cast
 
+from anytime_graph.batch import Progress, asked, checked, named, thread_name
 from anytime_graph.budget import Budget, Prices, Spend, nothing, total
 from anytime_graph.checkpoints import Checkpoints, Ledger
 from anytime_graph.graph import create_anytime_graph
@@ -24,7 +25,6 @@ from anytime_graph.metering import describe
 from anytime_graph.metrics import Interval, wilson
 from anytime_graph.nodes.critique import read
 from anytime_graph.scoring import BadScore, Judge, Scorer, as_score, normal, verdict_of
-from anytime_graph.series import Progress, asked, checked, named, thread_name
 from anytime_graph.state import STRUCTURED
 from anytime_graph.strategies import Critique, Draft, Move, Stop, View
 

@@ -31,7 +31,7 @@ from anytime_graph.metrics import Interval
 from anytime_graph.profiles import Profile
 from anytime_graph.state import Output, Point, Task
 from anytime_graph.text import clipped, harmless
-from anytime_graph.warmup import WarmUp
+from anytime_graph.warm_up import WarmUp
 
 _WIDTH, _HEIGHT = 56, 8
 _CLIP = 300

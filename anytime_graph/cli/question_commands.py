@@ -18,7 +18,7 @@ from anytime_graph.cli import options as option
 from anytime_graph.interrupt import interruptible
 from anytime_graph.models import default_model
 from anytime_graph.scoring import Constraints
-from anytime_graph.warmup import warm_up as fill
+from anytime_graph.warm_up import warm_up as fill
 
 _FRESH = ("model", "answer", "judge", "rubric", "price", *DIMENSIONS)
 _AGAIN = "interrupted; the same command goes on, and pays for nothing twice"

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from langgraph.store.base import BaseStore
 
+from anytime_graph.batch import Progress, asked, checked, thread_name
 from anytime_graph.budget import Budget, Prices, Spend, total
 from anytime_graph.checkpoints import Checkpoints, Ledger
 from anytime_graph.checkpoints.preferences import Memory, Namespace, encoded, memory_of
@@ -15,7 +16,6 @@ from anytime_graph.graph import create_anytime_graph
 from anytime_graph.metering import Stop
 from anytime_graph.pairs import Example, Pair
 from anytime_graph.scoring import Judge, Scorer
-from anytime_graph.series import Progress, asked, checked, thread_name
 from anytime_graph.strategies import Strategy
 
 
