@@ -18,11 +18,11 @@ from anytime_graph.checkpoints.export import line
 from anytime_graph.cli import display, ledger_commands, question_commands
 from anytime_graph.cli import options as option
 from anytime_graph.cli.bench_commands import advise, bench
+from anytime_graph.constraints import Constraints
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import interruptible
 from anytime_graph.local import local_model
 from anytime_graph.models import default_model
-from anytime_graph.scoring import Constraints
 from anytime_graph.state import Output
 
 

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import click
 
 from anytime_graph.budget import DIMENSIONS, Prices
-from anytime_graph.scoring import Constraints, Judge, Scorer, scorer_in
+from anytime_graph.constraints import Constraints
+from anytime_graph.scoring import Judge, Scorer, scorer_in
 from anytime_graph.strategies import STRATEGIES
 
 _CONSTRAINTS = ("sentences", "words", "include", "forbid", "starts_with", "ends_with", "matches")

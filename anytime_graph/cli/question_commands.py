@@ -15,9 +15,9 @@ from anytime_graph.checkpoints.export import line
 from anytime_graph.checkpoints.preferences import LedgerMemory
 from anytime_graph.cli import display, ledger_commands
 from anytime_graph.cli import options as option
+from anytime_graph.constraints import Constraints
 from anytime_graph.interrupt import interruptible
 from anytime_graph.models import default_model
-from anytime_graph.scoring import Constraints
 from anytime_graph.warm_up import warm_up as fill
 
 _FRESH = ("model", "answer", "judge", "rubric", "price", *DIMENSIONS)
