@@ -45,7 +45,7 @@ from anytime_graph.budget import (
 )
 from anytime_graph.checkpoints import Access, Ledger, LedgerError
 from anytime_graph.checkpoints.leases import Hold
-from anytime_graph.checkpoints.preferences import Memory, encoded, memory_of
+from anytime_graph.checkpoints.memory import Memory, encoded, memory_of
 from anytime_graph.drafters import Drafter
 from anytime_graph.drafters import adraft as agents_adraft
 from anytime_graph.drafters import draft as agents_draft

@@ -11,7 +11,7 @@ from langgraph.store.base import BaseStore
 from anytime_graph.batch import Progress, asked, checked, thread_name
 from anytime_graph.budget import Budget, Prices, Spend, total
 from anytime_graph.checkpoints import Checkpoints, Ledger
-from anytime_graph.checkpoints.preferences import Memory, Namespace, encoded, memory_of
+from anytime_graph.checkpoints.memory import Memory, Namespace, encoded, memory_of
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.metering import Stop
 from anytime_graph.pairs import Example, Pair

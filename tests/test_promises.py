@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from langgraph.store.memory import InMemoryStore
 
 from anytime_graph import Budget, BudgetTooSmall, NoAnswer, Prices, Score, create_anytime_graph
-from anytime_graph.checkpoints.preferences import memory_of
+from anytime_graph.checkpoints.memory import memory_of
 from anytime_graph.pairs import Pair
 from anytime_graph.strategies import STRATEGIES
 from tests.server import Reply, Server, serving

@@ -12,7 +12,7 @@ from anytime_graph.audit import audit_questions
 from anytime_graph.budget import DIMENSIONS, Budget
 from anytime_graph.checkpoints import open_checkpoints
 from anytime_graph.checkpoints.export import line
-from anytime_graph.checkpoints.preferences import LedgerMemory
+from anytime_graph.checkpoints.memory import LedgerMemory
 from anytime_graph.cli import display, ledger_commands
 from anytime_graph.cli import options as option
 from anytime_graph.constraints import Constraints
