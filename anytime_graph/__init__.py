@@ -8,13 +8,14 @@ if not (_Path(__file__).parent / "nodes").is_dir():
 
 from anytime_graph.budget import Budget, BudgetTooSmall, NoAnswer, Prices, Spend, add_spend
 from anytime_graph.checkpoints import LedgerError, ThreadBusy, open_checkpoints
+from anytime_graph.constraints import Constraints
 from anytime_graph.graph import Context, afork, create_anytime_graph, fork
 from anytime_graph.interrupt import interruptible
 from anytime_graph.planning.moves import Critique, Draft, Learn, Move, Refine, Stop, View
 from anytime_graph.planning.profiles import load_profile, profile_of, save_profile
 from anytime_graph.planning.until import Until
-from anytime_graph.scoring import Constraints, Judge, Score
-from anytime_graph.warmup import Warmed, WarmUp, warm_up
+from anytime_graph.scoring import Judge, Score
+from anytime_graph.warm_up import Warmed, WarmUp, warm_up
 
 __all__ = [
     "Budget",

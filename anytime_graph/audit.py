@@ -16,17 +16,18 @@ from itertools import combinations
 from statistics import NormalDist
 from typing import Any, NamedTuple, cast
 
+from anytime_graph.batch import Progress, asked, checked, named, thread_name
 from anytime_graph.budget import Budget, Prices, Spend, nothing, total
 from anytime_graph.checkpoints import Checkpoints, Ledger
 from anytime_graph.graph import create_anytime_graph
-from anytime_graph.metering import Stop as Stopped
-from anytime_graph.metering import describe
+from anytime_graph.interrupt import StopSignal
 from anytime_graph.metrics import Interval, wilson
+from anytime_graph.models.providers import describe
 from anytime_graph.nodes.critique import read
 from anytime_graph.planning.moves import Critique, Draft, Move, Stop, View
-from anytime_graph.run.state import STRUCTURED
+from anytime_graph.run.calls import STRUCTURED
+from anytime_graph.run.upgrade import call_from
 from anytime_graph.scoring import BadScore, Judge, Scorer, as_score, normal, verdict_of
-from anytime_graph.series import Progress, asked, checked, named, thread_name
 
 _DRAFTS = 4
 _DRAFTING = 0.4
@@ -111,7 +112,7 @@ def audit_questions(
     answer: Any = "tags",
     prices: Prices | None = None,
     progress: Progress | None = None,
-    stop: Stopped | None = None,
+    stop: StopSignal | None = None,
 ) -> Audit:
     """Have a model answer questions and a judge compare the answers, and audit that.
 
@@ -206,11 +207,11 @@ def _audited(
     asked_about: dict[tuple[int, int, int, int], dict[bool, dict[str, Any]]] = defaultdict(dict)
     questions: dict[int, str | None] = {}
     for call in critiques:
-        task = json.loads(call["task"])
-        first, second = task["move"]["first"], task["move"]["second"]
-        if second is not None:
-            place = (call["run_id"], call["step"], first, second)
-            asked_about[place][task["swapped"]] = {**call, "gate": task["gate"]}
+        planned = call_from(json.loads(call["task"]))
+        move = planned["move"]
+        if move["kind"] == "critique" and move["second"] is not None:
+            place = (call["run_id"], call["step"], move["first"], move["second"])
+            asked_about[place][move["swapped"]] = {**call, "role": planned["role"]}
             questions[call["run_id"]] = call["question"]
     errors: list[str] = []
     answers = {
@@ -279,7 +280,7 @@ def _said(call: Mapping[str, Any] | None, swapped: bool) -> int | None:
     """What a call named, as in _Compared.said; as the graph itself reads it."""
     if call is None or call["state"] != "settled" or call["ended"] != "stop":
         return None
-    _, told = read(call["text"] or "", structured=call["gate"] == STRUCTURED)
+    _, told = read(call["text"] or "", structured=call["role"] == STRUCTURED)
     place = {"a": 1, "b": -1, "tie": 0}.get(told or "")
     return -place if place is not None and swapped else place
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from contextvars import Context, copy_context
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, cast
-from uuid import UUID
 
 from langchain_core.callbacks import (
     AsyncCallbackManager,
@@ -26,12 +25,10 @@ from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
     BaseMessage,
-    BaseMessageChunk,
     UsageMetadata,
-    message_chunk_to_message,
 )
 from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableParallel, RunnableSequence
 from langchain_core.runnables.config import set_config_context
 from langchain_core.tools import BaseTool, StructuredTool
@@ -47,12 +44,13 @@ from pydantic import (
     model_validator,
 )
 
-from anytime_graph import providers
 from anytime_graph.budget import Budget, Prices, Spend
 from anytime_graph.graph import create_anytime_graph
-from anytime_graph.metering import Reply, describe, unbound
-from anytime_graph.models import resolve_model
-from anytime_graph.nodes.answering import asked
+from anytime_graph.metering.meter import unbound
+from anytime_graph.metering.request import Reply
+from anytime_graph.models import providers, resolve_model
+from anytime_graph.models.providers import describe
+from anytime_graph.planning.answers import answer_format
 from anytime_graph.planning.moves import Draft, Move, Stop, Strategy, View
 from anytime_graph.planning.strategies import resolve
 from anytime_graph.run.announcements import Improvement
@@ -247,7 +245,7 @@ class ChatAnytime(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         turn, app = self._turn(stop, kwargs)
-        config, writer = _config(turn, run_manager), _writer()
+        config, writer = _config(run_manager), _writer()
 
         def answered() -> dict[str, Any]:
             out: dict[str, Any] = {}
@@ -272,7 +270,7 @@ class ChatAnytime(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         turn, app = self._turn(stop, kwargs)
-        config, writer = _config(turn, run_manager), _writer()
+        config, writer = _config(run_manager), _writer()
 
         async def answered() -> dict[str, Any]:
             out: dict[str, Any] = {}
@@ -350,7 +348,7 @@ class ChatAnytime(BaseChatModel):
             inner.bind(**options) if options else inner,
             turn.moves,
             turn.score if callable(self.scorer) else turn.scorer,
-            replace(asked("whole" if self._form else self.answer), read=turn.read),
+            replace(answer_format("whole" if self._form else self.answer), read=turn.read),
             prices,
         )
         return turn, app
@@ -373,75 +371,44 @@ class _Form:
         return answer
 
 
-class _Turn(BaseCallbackHandler):
-    """One invocation: it hears the replies as messages, and says which are answers.
+class _Turn:
+    """One invocation: which replies are answers, and the messages that they came as.
 
     form: of structured answers. tools: a first reply may call them. json: an answer is JSON.
     """
-
-    run_inline = True
-    raise_error = True
 
     def __init__(
         self, *, form: _Form | None, tools: bool, json: bool, scorer: Any, strategy: Strategy
     ) -> None:
         self.form, self.tools, self.json = form, tools, json
         self.scorer, self.strategy = scorer, strategy
-        self.replies: dict[int, AIMessage] = {}
+        self.messages: dict[int, AIMessage] = {}
         self.parsed: dict[str, Any] = {}
         self.calling = False
         self._answered = False
-        self._places: dict[UUID, int] = {}
-
-    # --- hearing
-
-    def on_chat_model_start(
-        self, serialized: Any, messages: Any, *, run_id: UUID, metadata: Any = None, **kwargs: Any
-    ) -> None:
-        self._places[run_id] = metadata["ordinal"]
-
-    def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
-        self._hear(response, run_id)
-
-    def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        """What arrived of a reply that was cut."""
-        if isinstance(response := kwargs.get("response"), LLMResult):
-            self._hear(response, run_id)
-
-    def _hear(self, response: LLMResult, run_id: UUID) -> None:
-        generation = next((g for part in response.generations for g in part), None)
-        if not isinstance(generation, ChatGeneration):
-            return
-        message = generation.message
-        if isinstance(message, BaseMessageChunk):
-            message = message_chunk_to_message(message)
-        if not isinstance(message, AIMessage):
-            return
-        if self.json and (found := _json(message.text)) is not None:
-            extra = {**message.additional_kwargs, "parsed": found}
-            message = message.model_copy(update={"additional_kwargs": extra})
-        self.replies[self._places[run_id]] = message
-
-    # --- judging
 
     def read(self, ordinal: int, reply: Reply) -> Reply | None:
         """The reply with what stands for an answer as its text, or None if it is no answer."""
-        message = self.replies.get(ordinal) if reply.ended == "stop" else None
+        errors, message = reply.receipt["errors"], reply.message
+        if self.json and (found := _json(message.text)) is not None:
+            extra = {**message.additional_kwargs, "parsed": found}
+            message = message.model_copy(update={"additional_kwargs": extra})
+        self.messages[ordinal] = message
         if self.tools and reply.called:
-            if message is not None and not self._answered:
+            if reply.whole and not self._answered:
                 return self._call(reply, message)
-            reply.errors.append(f"reply {ordinal} calls tools: it is no answer")
+            errors.append(f"reply {ordinal} calls tools: it is no answer")
             return None
         if self.form is None and not self.json:
             self._answered = self._answered or bool(reply.text.strip())
             return reply
-        if message is None:
-            reply.errors.append(f"reply {ordinal} ended before its answer did")
+        if not reply.whole:
+            errors.append(f"reply {ordinal} ended before its answer did")
             return None
         try:
             answer = self.form.parsed(message) if self.form else message.additional_kwargs["parsed"]
         except Exception as error:  # the parser may be of the user's schema
-            reply.errors.append(f"reply {ordinal} is no such answer: {describe(error)}")
+            errors.append(f"reply {ordinal} is no such answer: {describe(error)}")
             return None
         self._answered = True
         text = json.dumps(answer, default=_plain, sort_keys=True, ensure_ascii=False)
@@ -482,13 +449,13 @@ def _asked(messages: Sequence[BaseMessage]) -> dict[str, Any]:
     return {"messages": copies}
 
 
-def _config(turn: _Turn, run_manager: _Run) -> RunnableConfig:
+def _config(run_manager: _Run) -> RunnableConfig:
     """The run's own config, whatever graph this model is called in. Tracers see it as child runs;
     other handlers would take inner calls for the outer one's tokens and usage."""
     tracers: list[BaseCallbackHandler] = []
     if run_manager is not None:
         tracers += [h for h in run_manager.inheritable_handlers if isinstance(h, BaseTracer)]
-    return {**_below(run_manager, [*tracers, turn]), "recursion_limit": _STEPS}
+    return {**_below(run_manager, tracers), "recursion_limit": _STEPS}
 
 
 def _below(run_manager: _Run, handlers: list[BaseCallbackHandler]) -> RunnableConfig:
@@ -528,7 +495,7 @@ def _apart(config: RunnableConfig) -> Iterator[Context]:
 
 def _result(turn: _Turn, out: Mapping[str, Any]) -> ChatResult:
     best, spent = out["best"], out["spent"]
-    message = turn.replies.get(best["id"])
+    message = turn.messages.get(best["id"])
     if turn.form is None and not turn.json and not turn.calling:
         if message is None or message.text.strip() != best["text"]:
             message = AIMessage(best["answer"])

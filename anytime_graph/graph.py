@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from anytime_graph.budget import Budget, Prices, as_budget
 from anytime_graph.checkpoints import Ledger
-from anytime_graph.checkpoints.preferences import Memory
+from anytime_graph.checkpoints.memory import Memory
 from anytime_graph.models import prices_of, resolve_model
 from anytime_graph.nodes.asking import Asking
 from anytime_graph.nodes.critique import VERDICT

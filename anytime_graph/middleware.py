@@ -18,10 +18,18 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command, Overwrite
 from typing_extensions import TypedDict
 
-from anytime_graph.accounts import Account, Desk, Short, asked_for, at, caller, enter, opened
 from anytime_graph.budget import Budget, Limits, Prices, Spend, as_budget, nothing, total
-from anytime_graph.metering import describe
-from anytime_graph.metering.metered import metered
+from anytime_graph.metering.account import Account, Short
+from anytime_graph.metering.metered import (
+    AgentPayer,
+    calling_account,
+    current_account,
+    last_call_reserve,
+    metered,
+    open_account,
+    paying_from,
+)
+from anytime_graph.models.providers import describe
 
 try:
     from langchain.agents.middleware import (
@@ -122,15 +130,15 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
 
     def _account(self, state: Any) -> Account:
         """The account of this invocation; of one that is resumed, as the checkpoint has it."""
-        if (account := opened()) is not None:
+        if (account := current_account()) is not None:
             return account
         return self._enter(_spent(state), _run(state))
 
     def _enter(self, spent: Spend, run: _Run) -> Account:
-        account = Account(self.budget.limits(), spent, caller())
+        account = Account(self.budget.limits(), spent, calling_account())
         account.growth.update(run["growth"])
-        account.reserve = asked_for(self.share, account.limits)
-        return enter(account)
+        account.reserve = last_call_reserve(self.share, account.limits)
+        return open_account(account)
 
     # --- the agent's calls
 
@@ -139,7 +147,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
     ) -> ExtendedModelResponse[Any]:
         turn = _Turn(self, request)
         for asked in turn.requests():
-            with at(turn.desk):
+            with paying_from(turn.payer):
                 try:
                     turn.take(handler(asked))
                 except Exception as error:
@@ -151,7 +159,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
     ) -> ExtendedModelResponse[Any]:
         turn = _Turn(self, request)
         for asked in turn.requests():
-            with at(turn.desk):
+            with paying_from(turn.payer):
                 try:
                     turn.take(await handler(asked))
                 except Exception as error:
@@ -200,7 +208,7 @@ class _Turn:
         self.request = _Metered(**{**vars(request), "model": model})
         self.account = middleware._account(request.state)
         self.account.spent = _added(_spent(request.state), self.account.due)
-        self.desk = Desk(self.account, "agent", self.share, self.run["question"])
+        self.payer = AgentPayer(self.account, "agent", self.share, self.run["question"])
         self.response: Response | None = None
         self.reason: str | None = None
         self.error: Exception | None = None
@@ -211,22 +219,22 @@ class _Turn:
         yield self.request
         short = self.error is None or isinstance(self.error, Short)
         if self.response is None and self.share and (short or self._said() is not None):
-            self.desk = Desk(self.account, "last", question=self.run["question"])
+            self.payer = AgentPayer(self.account, "last", question=self.run["question"])
             messages = [*self.request.messages, *cast("list[Any]", self.written)]
             yield self.request.override(messages=messages, tools=[], tool_choice=None)
 
     def take(self, response: Response) -> None:
         """Keep a response, unless it only says that its call failed or did not fit, or the budget
         ended it."""
-        call = self.desk.latest
+        call = self.payer.latest
         if call is None:  # an inner middleware answered itself
             self.response = response
             return
-        if (error := call.short or call.heard.error) is not None:
+        if (error := call.short or call.error) is not None:
             return self.fail(error)
         if call.message.text.strip():
             self.written = [AIMessage(call.message.text)]
-        if not call.unfinished or (self.desk.kind == "last" and self.written):
+        if not call.unfinished or (self.payer.kind == "last" and self.written):
             self.response = response
         elif self.reason is None:
             self.reason = "error: the reply broke off" if call.broke else self.account.scarcest()
@@ -234,8 +242,8 @@ class _Turn:
     def fail(self, error: Exception) -> None:
         if isinstance(error, GraphBubbleUp):
             raise error
-        if self.desk.latest is not None and self.desk.latest.short is not None:
-            error = self.desk.latest.short
+        if self.payer.latest is not None and self.payer.latest.short is not None:
+            error = self.payer.latest.short
         if self.error is None or isinstance(self.error, Short):
             self.error = error
         if self.reason is None:
@@ -283,7 +291,7 @@ def _working(account: Account, request: ToolCallRequest) -> Iterator[Account]:
         slice_[dimension] = amount if dimension == "seconds" else part
     own = Account(slice_, parent=account, tool_call=request.tool_call["id"])
     try:
-        with at(Desk(own, "tool")):
+        with paying_from(AgentPayer(own, "tool")):
             yield own
     except BaseException:
         account.owe(own.close())

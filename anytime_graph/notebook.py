@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from anytime_graph.checkpoints import Ledger
 from anytime_graph.run.announcements import improvement
-from anytime_graph.terminal import harmless
+from anytime_graph.text import harmless
 
 _WIDTH, _HEIGHT, _EDGE = 480, 120, 8
 

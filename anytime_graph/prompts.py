@@ -17,8 +17,9 @@ from typing import Any, Literal, cast
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage
 from pydantic import BaseModel
 
-from anytime_graph import tokens
+from anytime_graph.models import tokens
 from anytime_graph.run.pairs import Example, Pair, Shown
+from anytime_graph.text import clip, fenced, head_of
 
 DETAILS = (1.0, 0.5, 0.25, 0.0)
 
@@ -188,22 +189,18 @@ class Case:
 
 def _sides(pair: Pair | Example, shown: Shown, length: int) -> list[str]:
     """The reason says what the worse one got wrong, so that of its text a taste will do."""
-    better = f"Better: {_quoted(_head(pair['better'], length))}"
+    better = f"Better: {_quoted(head_of(pair['better'], length))}"
     if shown == "chosen":
         return [better]
     return [
         better,
-        f"Worse: {_quoted(_head(pair['worse'], length // 3))}",
-        f"Why: {_quoted(_head(pair['why'], length))}",
+        f"Worse: {_quoted(head_of(pair['worse'], length // 3))}",
+        f"Why: {_quoted(head_of(pair['why'], length))}",
     ]
 
 
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
-
-
-def _head(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 4]} ..."
 
 
 def _fitting(room: float, head: str | None, items: Callable[[int], Sequence[str]]) -> str:
@@ -355,22 +352,6 @@ def _followed(content: Any, text: str) -> Any:
     if isinstance(content, str):
         return f"{content}\n\n{text}" if content else text
     return [*content, {"type": "text", "text": text}]
-
-
-def fenced(parts: Sequence[tuple[str, str]]) -> str:
-    """Texts between fences that none of them contains, so that none can close its own."""
-    fence = "====="
-    while any(fence in text for _, text in parts):
-        fence += "="
-    return "\n".join(f"{fence} {name}\n{text}\n{fence} END" for name, text in parts)
-
-
-def clip(text: str, length: int) -> str:
-    """The text, or its head and tail around a mark if it is longer than `length` characters."""
-    if len(text) <= length:
-        return text
-    half = max(1, (length - 5) // 2)
-    return f"{text[:half]} ... {text[-half:]}"
 
 
 def _opening(

@@ -30,8 +30,9 @@ from anytime_graph.metering.call import recalled
 from anytime_graph.metering.meter import Meter, meter
 from anytime_graph.metering.metered import Reservation, paid_by, paying_from
 from anytime_graph.metering.request import Place, Reply, Request
+from anytime_graph.models.providers import describe
+from anytime_graph.models.tokens import Shape
 from anytime_graph.planning.setup import Drafter, Setup
-from anytime_graph.providers import describe
 from anytime_graph.run.calls import (
     PLACES,
     AgentCall,
@@ -41,7 +42,6 @@ from anytime_graph.run.calls import (
     Receipt,
     receipt,
 )
-from anytime_graph.tokens import Shape
 
 
 class DraftError(RuntimeError):

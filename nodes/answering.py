@@ -5,8 +5,8 @@ from __future__ import annotations
 from anytime_graph import scoring
 from anytime_graph.budget import Spend
 from anytime_graph.metering.request import Reply
+from anytime_graph.models.providers import describe
 from anytime_graph.planning.answers import AnswerFormat
-from anytime_graph.providers import describe
 from anytime_graph.run.calls import PlannedCall
 from anytime_graph.run.pairs import Candidate
 

@@ -15,6 +15,7 @@ from anytime_graph.nodes.answering import shown
 from anytime_graph.planning.answers import case
 from anytime_graph.run.calls import STRUCTURED, CritiqueMove, PlannedCall
 from anytime_graph.run.state import State
+from anytime_graph.text import clip
 
 _VERDICT = re.compile(r"[\W_]*verdict\s*:[\W_]*(a|b|tie|good|improve)[\W_]*", re.IGNORECASE)
 
@@ -85,4 +86,4 @@ def read(text: str, structured: bool = False) -> tuple[str, str | None]:
 
 
 def _short(reason: str) -> str:
-    return prompts.clip(" ".join(reason.split()), 300)
+    return clip(" ".join(reason.split()), 300)

@@ -20,11 +20,12 @@ from anytime_graph.budget import Budget, BudgetTooSmall, Limits, NoAnswer, as_bu
 from anytime_graph.checkpoints import Ledger, LedgerError
 from anytime_graph.checkpoints.journal import RunJournal
 from anytime_graph.checkpoints.leases import Hold
-from anytime_graph.checkpoints.preferences import Memory, encoded, memory_of
+from anytime_graph.checkpoints.memory import Memory, encoded, memory_of
+from anytime_graph.models.providers import describe
+from anytime_graph.models.tokens import Calibration, uncalibrated
 from anytime_graph.nodes import finish
 from anytime_graph.planning.plan import plan
 from anytime_graph.planning.setup import Setup, Setups, affordable
-from anytime_graph.providers import describe
 from anytime_graph.run.announcements import Lives, announce, note
 from anytime_graph.run.calls import OWN, Assignment, RunInfo
 from anytime_graph.run.context import (
@@ -47,7 +48,6 @@ from anytime_graph.run.state import (
     without_repeats,
 )
 from anytime_graph.run.upgrade import outcome_from
-from anytime_graph.tokens import Calibration, uncalibrated
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from anytime_graph.metering.request import Reply
 from anytime_graph.planning.answers import case
 from anytime_graph.run.calls import LearnMove
 from anytime_graph.run.state import State
+from anytime_graph.text import clip
 
 _RULE = re.compile(r"\s*(?:[-*\u2022]|\d+[.)])\s+(.+)")
 
@@ -29,6 +30,6 @@ def absorb(move: LearnMove, reply: Reply) -> str | list[str]:
     has none."""
     if move["chosen"] is not None:
         sentence = re.split(r"(?<=[.!?])\s", " ".join(reply.text.split()), maxsplit=1)[0]
-        return prompts.clip(sentence, 300)
+        return clip(sentence, 300)
     rules = (match[1] for line in reply.text.splitlines() if (match := _RULE.fullmatch(line)))
-    return [prompts.clip(rule.strip(), 200) for rule in rules][:5]
+    return [clip(rule.strip(), 200) for rule in rules][:5]

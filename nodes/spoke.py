@@ -20,10 +20,10 @@ from anytime_graph.checkpoints.journal import RunJournal
 from anytime_graph.checkpoints.leases import Hold
 from anytime_graph.metering.call import acall, call
 from anytime_graph.metering.request import Place, Reply, Request
+from anytime_graph.models.providers import describe
 from anytime_graph.nodes import agent, critique, learn
 from anytime_graph.nodes.answering import candidate
 from anytime_graph.planning.setup import Setup, Setups
-from anytime_graph.providers import describe
 from anytime_graph.run.announcements import Lives, announce, note
 from anytime_graph.run.calls import Assignment, Outcome, PlannedCall, concluded
 from anytime_graph.run.context import invocation, root, stop_signal

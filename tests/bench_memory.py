@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from anytime_graph import open_checkpoints
 from anytime_graph.checkpoints.likeness import keys
-from anytime_graph.checkpoints.preferences import Memory, encoded, memory_of
+from anytime_graph.checkpoints.memory import Memory, encoded, memory_of
 from tests.paraphrases import generate
 from tests.postgres import fresh, programs, running
 

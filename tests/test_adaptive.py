@@ -33,10 +33,10 @@ from anytime_graph.cli import main
 from anytime_graph.metrics import wilson
 from anytime_graph.planning.profiles import expected_best
 from anytime_graph.planning.prospects import agreement, rise, verdicts
+from anytime_graph.planning.strategies import STRATEGIES
 from anytime_graph.run.ranking import both_orders
 from anytime_graph.run.state import paid
 from anytime_graph.run.state import payoff as one_answer
-from anytime_graph.planning.strategies import STRATEGIES
 from tests.samples import FILE
 from tests.server import Reply, Server
 from tests.simulation import DRAFT, KINDS, Kind, cell, normal, setup, simulate

@@ -22,7 +22,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from anytime_graph.benchmark.cells import Records, append, lines
-from anytime_graph.benchmark.cut import cut
+from anytime_graph.benchmark.paper import cut
 from anytime_graph.benchmark.recording import Take
 from anytime_graph.cli import main
 from anytime_graph.metrics import anytime_index, gain_per_token

@@ -27,8 +27,8 @@ from anytime_graph import (
     open_checkpoints,
 )
 from anytime_graph.planning.moves import Draft, Move, Stop, View
-from anytime_graph.run.state import asked_of
 from anytime_graph.planning.strategies import best_of_n
+from anytime_graph.run.state import asked_of
 from tests import bench_choices
 from tests.server import Call, Reply, Server, serving
 

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage
 
-from anytime_graph import Budget, Constraints, Judge, Score, create_anytime_graph, tokens
+from anytime_graph import Budget, Constraints, Judge, Score, create_anytime_graph
 from anytime_graph.budget import nothing
-from anytime_graph.run.pairs import Candidate, Example, Pair, Shown, parting, scored_pairs
-from anytime_graph.prompts import Lessons, Protocol, draft
-from anytime_graph.scoring import normal
+from anytime_graph.models import tokens
 from anytime_graph.planning.strategies import pdp
+from anytime_graph.prompts import Lessons, Protocol, draft
+from anytime_graph.run.pairs import Candidate, Example, Pair, Shown, parting, scored_pairs
+from anytime_graph.scoring import normal
 from tests.server import Call, Reply, Server
 
 ASK = {"messages": [("user", "Name a river.")]}

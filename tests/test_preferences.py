@@ -20,10 +20,10 @@ from langgraph.store.memory import InMemoryStore
 from langgraph.store.sqlite import SqliteStore
 
 from anytime_graph import open_checkpoints
-from anytime_graph.checkpoints import Checkpoints, preferences
+from anytime_graph.checkpoints import Checkpoints, memory
 from anytime_graph.checkpoints.ledger import Ledger
 from anytime_graph.checkpoints.likeness import keys
-from anytime_graph.checkpoints.preferences import Example, Memory, Namespace, encoded, memory_of
+from anytime_graph.checkpoints.memory import Example, Memory, Namespace, encoded, memory_of
 from anytime_graph.checkpoints.store import plain
 from anytime_graph.run.state import Pair
 from tests.conftest import torture
@@ -72,7 +72,7 @@ class Remembered:
         """A run ends, `age` seconds ago; returns its id."""
         run_id = run_id or next(run_ids)
         known = [pair(p) if isinstance(p, str) else p for p in pairs]
-        with patch.object(preferences, "time", SimpleNamespace(time=lambda: time.time() - age)):
+        with patch.object(memory, "time", SimpleNamespace(time=lambda: time.time() - age)):
             if self.ledger:
                 plant(self.ledger, run_id, namespace, question, known, principles, age)
             self.memory.learn(namespace, question, known, list(principles), run_id)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from langgraph.store.memory import InMemoryStore
 
 from anytime_graph import Budget, BudgetTooSmall, NoAnswer, Prices, Score, create_anytime_graph
-from anytime_graph.checkpoints.preferences import memory_of
-from anytime_graph.run.pairs import Pair
+from anytime_graph.checkpoints.memory import memory_of
 from anytime_graph.planning.strategies import STRATEGIES
+from anytime_graph.run.pairs import Pair
 from tests.server import Reply, Server, serving
 
 PRICES = Prices(input=2.0, output=8.0, cached_input=0.5)

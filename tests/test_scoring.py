@@ -9,8 +9,8 @@ from pydantic import BaseModel
 
 from anytime_graph import Constraints, Score
 from anytime_graph.nodes import critique
-from anytime_graph.prompts import clip, fenced
 from anytime_graph.scoring import BadScore, as_score, normal, parsed, tagged
+from anytime_graph.text import clip, fenced
 
 
 class Fox(BaseModel):

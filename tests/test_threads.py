@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from anytime_graph import Budget, create_anytime_graph, open_checkpoints
 from anytime_graph.cli import main
-from anytime_graph.terminal import clipped, harmless
+from anytime_graph.text import clipped, harmless
 from tests.server import Reply, Server
 from tests.test_cli import COMMAND, environment
 
@@ -177,10 +177,10 @@ def test_harmless_text_reads_the_same() -> None:
 def test_a_terminal_gets_a_harmless_answer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from anytime_graph import terminal
+    from anytime_graph.cli import display
 
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    terminal.say("a\x1b[2Jb")
+    display.say("a\x1b[2Jb")
     assert capsys.readouterr().out == "a�[2Jb\n"
 
 

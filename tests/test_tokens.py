@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI
 
-from anytime_graph import tokens
 from anytime_graph.local import embedded_file, local_model
+from anytime_graph.models import tokens
 
 PROSE = (
     "The river rose in the night and by morning the lower field lay under a sheet of brown water. "

@@ -14,7 +14,7 @@ from langgraph.store.memory import InMemoryStore
 
 from anytime_graph import Budget, Judge, WarmUp, create_anytime_graph, open_checkpoints, warm_up
 from anytime_graph.checkpoints import Checkpoints
-from anytime_graph.checkpoints.preferences import StoreMemory
+from anytime_graph.checkpoints.memory import StoreMemory
 from tests.server import Reply, Server
 from tests.test_audit import drafted, quality, right, scripted
 from tests.test_cli import environment

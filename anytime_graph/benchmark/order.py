@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from anytime_graph import options as option
 from anytime_graph.benchmark import cells as plan
 from anytime_graph.benchmark.cells import MODES, Cell, Decide, Protocol, Records, Settings
 from anytime_graph.benchmark.figures import Figures, figures
 from anytime_graph.benchmark.paper import Paper
-from anytime_graph.benchmark.progress import progress
 from anytime_graph.benchmark.recording import Facts, Recording
 from anytime_graph.benchmark.report import Made, markdown, page, parts, summary, verdict
 from anytime_graph.benchmark.run import Run
@@ -26,11 +24,13 @@ from anytime_graph.budget import Prices
 from anytime_graph.checkpoints import Ledger, open_checkpoints
 from anytime_graph.interrupt import interruptible
 from anytime_graph.metering import Gate, gate
-from anytime_graph.models import prices_of, resolve_model
+from anytime_graph.models import default_model, prices_of, resolve_model
 from anytime_graph.tasks import Question, Task, load
 
 CALLS, RECORDS, LEDGER = "calls.jsonl", "records.jsonl", "ledger.db"
 Engine = Literal["local", "ray"]
+Progress = Callable[[int, Recording], AbstractContextManager[Callable[[Cell, str | None], None]]]
+"""Of a number of cells and a recording: shows each cell that ends, with its failure if it failed."""
 _STRATEGIES: dict[Protocol, str] = {"run": "single,best_of_n,pdp", "paper": ",".join(MODES)}
 
 
@@ -85,7 +85,7 @@ class Order:
     total_usd: float | None
     parallel: int
     rate: float | None
-    price: str | None
+    price: Prices | None
     replay: Path | None
     engine: Engine
     ledger: str | None
@@ -130,7 +130,7 @@ class Order:
 
     # --- the whole
 
-    def run(self, command: str) -> Done:
+    def run(self, command: str, progress: Progress) -> Done:
         planned = [self._planned(name) for name in self.tasks]
         self.out.mkdir(parents=True, exist_ok=True)
         with self._recording() as recording:
@@ -145,7 +145,7 @@ class Order:
                 open_checkpoints(self.out / LEDGER) as store,
             ):
                 made = self._measured(
-                    planned, recording, records, voice, store.ledger, grants, command
+                    planned, recording, records, voice, store.ledger, grants, command, progress
                 )
         return self._reported(planned, records, made)
 
@@ -183,6 +183,7 @@ class Order:
         ledger: Ledger,
         grants: Grants | None,
         command: str,
+        progress: Progress,
     ) -> Made:
         purse = Purse(recording, self.total_tokens, self.total_usd)
         if voice.inner is None:
@@ -323,9 +324,9 @@ class Order:
     def _voice(self, recording: Recording) -> Voice:
         if self.replay is not None:
             return self._recorded(recording)
-        name = self.model or option.default_model()
+        name = self.model or default_model()
         model = limited(resolve_model(name), self.rate)
-        prices = option.prices(self.price) or prices_of(model)
+        prices = self.price or prices_of(model)
         if self.total_usd is not None and prices is None:
             raise ValueError(
                 f"--total-usd: the price of {name} is not known; give --price INPUT,OUTPUT, or "

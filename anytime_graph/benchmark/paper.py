@@ -14,19 +14,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal, NamedTuple, Protocol
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
-from anytime_graph import prompts, tokens
+from anytime_graph import prompts
 from anytime_graph.benchmark.cells import Cell, Record
-from anytime_graph.benchmark.cut import cut, tokenizer
 from anytime_graph.benchmark.places import Places, TooDear
+from anytime_graph.benchmark.recording import Take, heard
 from anytime_graph.benchmark.run import NAMESPACE, Learned, Lore, Truth, check, dearest, record_of
 from anytime_graph.benchmark.tape import Deck
 from anytime_graph.budget import Prices
 from anytime_graph.checkpoints import Ledger
 from anytime_graph.metering import Reply, gate
+from anytime_graph.models import tokens
 from anytime_graph.nodes import learn
 from anytime_graph.nodes.answering import Asked, asked, candidate
 from anytime_graph.planning.moves import Draft, Learn, as_dict
@@ -52,6 +53,9 @@ _MARGIN = 250
 _LOOSE = 2
 """Tokens, by the upper bound, that a generated token of a prefix may be as input."""
 _TAG = re.compile(r"</?answer>", re.IGNORECASE)
+How = Literal["whole", "pieces", "tokenizer", "estimate"]
+_ENDS = 2
+"""Tokens that a provider may bill and not show, such as the one that ends a reply."""
 
 
 @dataclass(frozen=True)
@@ -249,3 +253,49 @@ def examples(memory: Lore, question: Question) -> list[Example]:
 
 def _bound(messages: Sequence[BaseMessage]) -> int:
     return tokens.bound(tokens.shape(messages), tokens.uncalibrated())
+
+
+# --- cutting a reply at a token
+
+
+class Prefix(NamedTuple):
+    """What stands before a cut, and how it was found."""
+
+    text: str
+    how: How
+
+
+class Tokenizer(Protocol):
+    """tiktoken's encodings are such."""
+
+    def encode(self, text: str, *, disallowed_special: tuple[()]) -> list[int]: ...
+
+    def decode(self, tokens: list[int]) -> str: ...
+
+
+def tokenizer(model: str) -> Tokenizer | None:
+    """OpenAI's for the model of this name; None if it is not known, or not to be had."""
+    import tiktoken
+
+    try:
+        return tiktoken.encoding_for_model(model)
+    except Exception:  # an unknown model is a KeyError; offline it is the network library's own
+        return None
+
+
+def cut(take: Take, generated: int, at: int, exact: Tokenizer | None = None) -> Prefix:
+    """The first `at` of the `generated` tokens of a reply.
+
+    By the pieces of its stream, if there were as many as tokens; else by the tokenizer, if there is
+    one; else at the same share of its characters, which is an estimate.
+    """
+    pieces = heard(take)
+    text = "".join(pieces)
+    if at >= generated:
+        return Prefix(text, "whole")
+    if abs(generated - len(pieces)) <= _ENDS:
+        return Prefix("".join(pieces[:at]), "pieces")
+    if exact is not None:
+        told = exact.decode(exact.encode(text, disallowed_special=())[:at])
+        return Prefix(told.rstrip("\ufffd"), "tokenizer")
+    return Prefix(text[: round(len(text) * at / generated)], "estimate")

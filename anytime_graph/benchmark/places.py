@@ -15,9 +15,9 @@ from langchain_core.messages import AnyMessage, BaseMessage, HumanMessage
 from anytime_graph.budget import Spend, nothing, total
 from anytime_graph.checkpoints import Access, Ledger
 from anytime_graph.metering import Gate, Reply, call
+from anytime_graph.models.tokens import uncalibrated
 from anytime_graph.run.pairs import Candidate
 from anytime_graph.run.state import OWN, State, Task, asked_of, conversation_of, fresh
-from anytime_graph.tokens import uncalibrated
 
 
 class TooDear(ValueError):

@@ -24,9 +24,9 @@ from anytime_graph.benchmark.cells import (
 from anytime_graph.benchmark.tape import Deck, NotRecorded
 from anytime_graph.budget import Budget, BudgetTooSmall, NoAnswer, Prices, nothing
 from anytime_graph.checkpoints import Ledger
-from anytime_graph.checkpoints.preferences import Namespace, memory_of
+from anytime_graph.checkpoints.memory import Namespace, memory_of
 from anytime_graph.graph import Context, create_anytime_graph
-from anytime_graph.metering import describe
+from anytime_graph.models.providers import describe
 from anytime_graph.run.pairs import Example, Pair
 from anytime_graph.run.state import kind_of
 from anytime_graph.scoring import Score, as_score

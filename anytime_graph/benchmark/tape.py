@@ -24,11 +24,11 @@ from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.runnables import Runnable, RunnableBinding
 from pydantic import ConfigDict
 
-from anytime_graph import providers, tokens
 from anytime_graph.benchmark.recording import Bought, Facts, Take, Takes, heard
 from anytime_graph.budget import Prices
 from anytime_graph.checkpoints import LedgerError
 from anytime_graph.metering import Gate, describe, gate, held_to
+from anytime_graph.models import providers, tokens
 from anytime_graph.nodes import critique
 
 _OPENAI = "api.openai.com"

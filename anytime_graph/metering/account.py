@@ -24,7 +24,7 @@ from langchain_core.messages import BaseMessage
 from anytime_graph.budget import BudgetTooSmall, Limits, Spend, left, nothing, output_room, total
 from anytime_graph.metering.meter import Meter
 from anytime_graph.metering.request import Request
-from anytime_graph.tokens import Calibration, Shape, uncalibrated
+from anytime_graph.models.tokens import Calibration, Shape, uncalibrated
 
 _MARK = "anytime_spent"
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from anytime_graph import tokens
 from anytime_graph.budget import Spend
 from anytime_graph.metering.meter import Meter
 from anytime_graph.metering.request import Request
 from anytime_graph.metering.streamed import StreamedReply, Usage
+from anytime_graph.models import tokens
 
 _INCREDIBLE = 10**9
 """Tokens that no call can have used."""

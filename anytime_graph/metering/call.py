@@ -21,7 +21,6 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.utils.utils import LC_ID_PREFIX
 
-from anytime_graph import providers
 from anytime_graph.interrupt import StopSignal
 from anytime_graph.metering.bill import Bill, bill
 from anytime_graph.metering.meter import Meter
@@ -33,6 +32,7 @@ from anytime_graph.metering.request import (
     Request,
 )
 from anytime_graph.metering.streamed import Choice, StreamedReply
+from anytime_graph.models import providers
 from anytime_graph.run.calls import Receipt, receipt
 
 log = logging.getLogger(__name__)

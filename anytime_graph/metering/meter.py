@@ -10,9 +10,9 @@ from typing import Any, cast
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable, RunnableBinding
 
-from anytime_graph import providers, tokens
 from anytime_graph.budget import Budget, Prices, Spend, nothing
-from anytime_graph.tokens import Calibration, Shape, Tokenizer
+from anytime_graph.models import providers, tokens
+from anytime_graph.models.tokens import Calibration, Shape, Tokenizer
 
 _SHAPING = {"tools", "tool_choice", "parallel_tool_calls", "response_format", "stop"}
 """Request options that shape an answer."""

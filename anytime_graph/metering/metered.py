@@ -31,7 +31,7 @@ from anytime_graph.metering.meter import Meter, meter
 from anytime_graph.metering.request import Journal, Reply, Request
 from anytime_graph.metering.streamed import reports_its_end
 from anytime_graph.models import prices_of, resolve_model
-from anytime_graph.tokens import Shape
+from anytime_graph.models.tokens import Shape
 
 _LEAST_MATERIAL = 40
 """Characters of earlier material below which a last call shows none."""

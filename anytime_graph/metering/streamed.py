@@ -14,7 +14,7 @@ from langchain_core.messages import (
     message_chunk_to_message,
 )
 
-from anytime_graph import providers, tokens
+from anytime_graph.models import providers, tokens
 
 SLACK = 16
 """Tokens beyond its cap at which a stream is cut; for each choice."""

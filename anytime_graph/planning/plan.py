@@ -27,6 +27,7 @@ from anytime_graph.budget import (
     total,
 )
 from anytime_graph.metering.meter import Meter
+from anytime_graph.models.tokens import Calibration, uncalibrated
 from anytime_graph.planning.answers import conversation, pair_context
 from anytime_graph.planning.moves import (
     Critique,
@@ -54,7 +55,6 @@ from anytime_graph.run.calls import (
 )
 from anytime_graph.run.fold import contests
 from anytime_graph.run.state import State
-from anytime_graph.tokens import Calibration, uncalibrated
 
 _RESERVE = 0.2
 """The largest part of what is left that is held back for a last call that forces an answer."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from anytime_graph.budget import Spend, nothing
 from anytime_graph.planning.prospects import KINDS
+from anytime_graph.run.calls import answers, kind_of
 from anytime_graph.run.state import Payoff, Point, paid, payoff
 from anytime_graph.run.upgrade import call_from
 

@@ -15,6 +15,7 @@ from langchain_core.runnables import Runnable
 from anytime_graph.budget import Budget, Prices
 from anytime_graph.metering.meter import Meter, meter, with_json_schema, without_tools
 from anytime_graph.models import prices_of, resolve_model
+from anytime_graph.models.tokens import Tokenizer
 from anytime_graph.planning.answers import AnswerFormat
 from anytime_graph.planning.moves import Strategy
 from anytime_graph.planning.until import Until
@@ -30,7 +31,6 @@ from anytime_graph.run.calls import (
 )
 from anytime_graph.run.state import Decides, Payoff, State
 from anytime_graph.scoring import Judge, Scorer
-from anytime_graph.tokens import Tokenizer
 
 Drafter = Callable[[BaseChatModel], Runnable[Any, Any]]
 """From a metered chat model to what drafts with it. That is given {"messages": [...]} and returns

@@ -90,7 +90,7 @@ class Live:
 
 
 class Lives:
-    """The running questions of a graph, by run id; the oldest are forgotten first."""
+    """The running questions of a graph, by run id; those not used for longest are forgotten first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -11,8 +11,8 @@ from langchain_core.messages import AnyMessage
 from typing_extensions import TypedDict
 
 from anytime_graph.budget import Limits, Spend, nothing
+from anytime_graph.models.tokens import Shape
 from anytime_graph.run.pairs import Candidate, Shown
-from anytime_graph.tokens import Shape
 
 OWN, REVIEW, PLAIN, STRUCTURED = "own", "review", "judge", "structured"
 """Which of the meters a call goes through. The model's own, and for reviews without the tools and the

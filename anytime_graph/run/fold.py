@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from anytime_graph.budget import nothing, total
+from anytime_graph.models.tokens import Calibration, Tokenizer, uncalibrated
 from anytime_graph.run.calls import (
     STRUCTURED,
     Outcome,
@@ -20,7 +21,6 @@ from anytime_graph.run.pairs import Candidate, Pair, explained, judged_pair, sco
 from anytime_graph.run.ranking import Match, both_orders, champion, next_match, strengths
 from anytime_graph.run.state import Decides, Judging, Payoff, Point, State, paid, payoff
 from anytime_graph.scoring import normal
-from anytime_graph.tokens import Calibration, Tokenizer, uncalibrated
 
 _KEPT = 64
 """Errors, ballots and curve points kept in the state."""

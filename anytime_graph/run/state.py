@@ -14,9 +14,9 @@ from langgraph.managed import RemainingSteps
 from typing_extensions import TypedDict
 
 from anytime_graph.budget import GOOD_ROOM, Budget, Limits, Spend, nothing
+from anytime_graph.models.tokens import Calibration
 from anytime_graph.run.calls import Chosen, Outcome, PlannedMove
 from anytime_graph.run.pairs import Candidate, Example, Pair
-from anytime_graph.tokens import Calibration
 
 Decides = Literal["scorer", "judge", "vote"]
 

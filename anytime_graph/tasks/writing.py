@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from random import Random
 
-from anytime_graph.scoring import Constraints
+from anytime_graph.constraints import Constraints
 from anytime_graph.tasks.task import Question, Task, generated, whole
 
 _SUBJECTS = (  # noqa: SIM905 - a list of words reads better as text

@@ -8,15 +8,15 @@ from typing import Any, Literal
 
 from langgraph.store.base import BaseStore
 
+from anytime_graph.batch import Progress, asked, checked, thread_name
 from anytime_graph.budget import Budget, Prices, Spend, total
 from anytime_graph.checkpoints import Checkpoints, Ledger
-from anytime_graph.checkpoints.preferences import Memory, Namespace, encoded, memory_of
+from anytime_graph.checkpoints.memory import Memory, Namespace, encoded, memory_of
 from anytime_graph.graph import create_anytime_graph
-from anytime_graph.metering import Stop
+from anytime_graph.interrupt import StopSignal
 from anytime_graph.planning.moves import Strategy
 from anytime_graph.run.pairs import Example, Pair
 from anytime_graph.scoring import Judge, Scorer
-from anytime_graph.series import Progress, asked, checked, thread_name
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def warm_up(
     prices: Prices | None = None,
     judge: Judge | None = None,
     progress: Progress | None = None,
-    stop: Stop | None = None,
+    stop: StopSignal | None = None,
 ) -> WarmUp:
     """Answer example questions and remember which answers were better, for later questions.
 

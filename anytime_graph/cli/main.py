@@ -1,4 +1,4 @@
-"""The command line: `solve`, `resume`, `demo`, and what threads.py, teaching.py and benchmark/ add."""
+"""The command line: `solve`, `resume`, `demo`, and what the other modules here add."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.types import StateSnapshot
 
-from anytime_graph import options as option
-from anytime_graph import teaching, terminal, threads
-from anytime_graph.benchmark.command import advise, bench
 from anytime_graph.budget import DIMENSIONS, Budget, more
 from anytime_graph.checkpoints import Checkpoints, open_checkpoints
 from anytime_graph.checkpoints.export import line
+from anytime_graph.cli import display, ledger_commands, question_commands
+from anytime_graph.cli import options as option
+from anytime_graph.cli.bench_commands import advise, bench
+from anytime_graph.constraints import Constraints
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import interruptible
 from anytime_graph.local import local_model
+from anytime_graph.models import default_model
 from anytime_graph.run.state import Output
-from anytime_graph.scoring import Constraints
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -38,7 +39,7 @@ def main() -> None:
     """
 
 
-for command in (*threads.COMMANDS, *teaching.COMMANDS, bench, advise):
+for command in (*ledger_commands.COMMANDS, *question_commands.COMMANDS, bench, advise):
     main.add_command(command)
 
 
@@ -56,7 +57,7 @@ for command in (*threads.COMMANDS, *teaching.COMMANDS, bench, advise):
     help="Keep the run in a SQLite file or in postgresql://USER@HOST/DATABASE. Needs --thread.",
 )
 @click.option("--thread", help="Conversation to begin or continue in --db.")
-@threads.as_json_option
+@ledger_commands.as_json_option
 def solve(
     question: str | None,
     file: str | None,
@@ -85,9 +86,9 @@ def solve(
         raise click.UsageError("--db and --thread go together")
     if db is None and (options["memory"] or options["namespace"]):
         raise click.UsageError("--memory is the memory of a --db; name one, and a --thread")
-    with threads.told(as_json):
+    with ledger_commands.told(as_json):
         text = _question(question, file)
-        options["model"] = options["model"] or option.default_model()
+        options["model"] = options["model"] or default_model()
         made = option.parts(options)
         if isinstance(rules := made["scorer"], Constraints):
             text = f"{text}\n\n{rules.describe()}"
@@ -110,7 +111,7 @@ def solve(
 @option.grant
 @option.making
 @option.remembering
-@threads.as_json_option
+@ledger_commands.as_json_option
 def resume(thread: str, db: str, as_json: bool, **options: Any) -> None:
     """Go on with THREAD: after a crash, after Ctrl-C, or to think on with more budget.
 
@@ -122,9 +123,9 @@ def resume(thread: str, db: str, as_json: bool, **options: Any) -> None:
     anytime-graph resume rivers
     anytime-graph resume rivers --tokens +2000
     """
-    with threads.told(as_json):
-        with threads.opened(db) as store:
-            run = threads.runs_of(store.ledger, thread)[-1]
+    with ledger_commands.told(as_json):
+        with ledger_commands.opened(db) as store:
+            run = ledger_commands.runs_of(store.ledger, thread)[-1]
         options |= option.restored(run["options"] or {}, options)
         if options["model"] is None:
             raise ValueError(
@@ -133,7 +134,7 @@ def resume(thread: str, db: str, as_json: bool, **options: Any) -> None:
             )
         made, grant = option.parts(options), _grant(run, options)
         record = "usage" if run["question"] is None else "all"
-        with threads.opened(db, record=record) as store:
+        with ledger_commands.opened(db, record=record) as store:
             made["budget"] = Budget(
                 **(more(run["limits"], grant, run["spent"]) if grant else run["limits"])
             )
@@ -169,16 +170,16 @@ def demo(tokens: int, seed: int | None, model: str | None) -> None:
     """Watch a small real model improve its own text until the budget ends."""
     seed = random.randrange(10**6) if seed is None else seed  # noqa: S311 - a seed, not a secret
     question = f"{DEMO_QUESTION} {DEMO.describe()}"
-    with threads.told(False):
+    with ledger_commands.told(False):
         chat_model = model or local_model(seed=seed, max_tokens=120)
         graph = create_anytime_graph(
             chat_model, budget=Budget(tokens=tokens), scorer=DEMO, answer="whole"
         )
-        terminal.title(f"Budget: {tokens} tokens, seed {seed}", question)
+        display.title(f"Budget: {tokens} tokens, seed {seed}", question)
         out = _watched(graph.compile(), {"messages": [HumanMessage(question)]}, {}, False, [])
-    terminal.result(out)
+    display.result(out)
     if out["stop_reason"] == "interrupted":
-        sys.exit(threads.INTERRUPTED)
+        sys.exit(ledger_commands.INTERRUPTED)
 
 
 def _question(question: str | None, file: str | None) -> str:
@@ -256,17 +257,17 @@ def _watched(
             context={"stop": stop, "namespace": namespace},
             stream_mode=["custom", "tasks", "values"],
         )
-        return terminal.watch(events, quiet=quiet)
+        return display.watch(events, quiet=quiet)
 
 
 def _deliver(out: Output, as_json: bool) -> None:
     if as_json:
         click.echo(line(_report(out)))
     else:
-        terminal.ended(out, quiet=not sys.stderr.isatty())
-        terminal.say(out["best"]["answer"] if out["best"] else "")
+        display.ended(out, quiet=not sys.stderr.isatty())
+        display.say(out["best"]["answer"] if out["best"] else "")
     if out["stop_reason"] == "interrupted":
-        sys.exit(threads.INTERRUPTED)
+        sys.exit(ledger_commands.INTERRUPTED)
 
 
 def _report(out: Output) -> dict[str, Any]:

@@ -3,7 +3,6 @@ story. What a model wrote is shown, never obeyed: no markup, no escape sequences
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,24 +29,13 @@ from anytime_graph.budget import DIMENSIONS, Limits, Spend, nothing
 from anytime_graph.metrics import Interval
 from anytime_graph.planning.profiles import Profile
 from anytime_graph.run.announcements import improvement
-from anytime_graph.run.state import Output, Point, Task
-from anytime_graph.warmup import WarmUp
+from anytime_graph.run.calls import PlannedCall
+from anytime_graph.run.state import Output, Point
+from anytime_graph.text import clipped, harmless
+from anytime_graph.warm_up import WarmUp
 
 _WIDTH, _HEIGHT = 56, 8
 _CLIP = 300
-_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def harmless(text: str) -> str:
-    """The text with what a terminal would obey (escapes, reversals) replaced by U+FFFD."""
-    return _OBEYED.sub("\ufffd", text.replace("\r\n", "\n"))
-
-
-def clipped(text: str, most: int) -> str:
-    """The text on one line, harmless, cut to `most` columns."""
-    line = Text(harmless(" ".join(text.split())))
-    line.truncate(most, overflow="ellipsis")
-    return line.plain
 
 
 def say(text: str) -> None:
@@ -65,7 +53,7 @@ def watch(events: Iterable[Any], quiet: bool = False) -> Output:
     budget and each improving answer on standard error, unless quiet."""
     console = Console(stderr=True, quiet=quiet)
     out: Any = {}
-    running: dict[str, Task] = {}
+    running: dict[str, PlannedCall] = {}
     spent, limits = nothing(), cast(Limits, {})
     began = time.monotonic()
     with _display(console) as show:
@@ -74,9 +62,9 @@ def watch(events: Iterable[Any], quiet: bool = False) -> Output:
                 out = event
                 spent, limits = event.get("spent", spent), event.get("limits", limits)
             elif (
-                mode == "tasks" and isinstance(task := event.get("input"), dict) and "slice" in task
+                mode == "tasks" and isinstance(sent := event.get("input"), dict) and "call" in sent
             ):
-                running[event["id"]] = cast(Task, task)
+                running[event["id"]] = sent["call"]
             elif mode == "tasks" and "input" not in event:
                 running.pop(event["id"], None)
             elif mode == "custom" and (better := improvement(event)) is not None:
@@ -96,13 +84,13 @@ def watch(events: Iterable[Any], quiet: bool = False) -> Output:
 def _display(console: Console) -> Iterator[Any]:
     with Live(console=console, refresh_per_second=8, transient=True) as live:
 
-        def show(spent: Spend, limits: Limits, running: Iterable[Task]) -> None:
+        def show(spent: Spend, limits: Limits, running: Iterable[PlannedCall]) -> None:
             live.update(_bars(spent, limits, list(running)))
 
         yield show
 
 
-def _bars(spent: Spend, limits: Limits, running: list[Task]) -> Group:
+def _bars(spent: Spend, limits: Limits, running: list[PlannedCall]) -> Group:
     """One bar for each limited dimension: spent, reserved by calls in flight, left."""
     rows = []
     for dimension in (d for d in DIMENSIONS if d in limits):
@@ -120,16 +108,16 @@ def _bars(spent: Spend, limits: Limits, running: list[Task]) -> Group:
     return Group(*rows)
 
 
-def _reserved(running: list[Task], dimension: str) -> float:
+def _reserved(running: list[PlannedCall], dimension: str) -> float:
     if dimension == "calls":
         return float(len(running))
     if dimension == "seconds":
         return 0.0
     if dimension == "output_tokens":
-        return float(sum(t["room"] or 0 for t in running))
+        return float(sum(call["max_output"] or 0 for call in running))
     if dimension == "usd":
-        return sum(t["slice"]["usd"] for t in running)
-    return float(sum(t["prompt_bound"] + (t["room"] or 0) for t in running))
+        return sum(call["slice"]["usd"] for call in running)
+    return float(sum(call["max_input"] + (call["max_output"] or 0) for call in running))
 
 
 @contextmanager

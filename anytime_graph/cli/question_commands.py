@@ -7,17 +7,18 @@ from typing import Any
 
 import click
 
-from anytime_graph import options as option
-from anytime_graph import terminal, threads
 from anytime_graph.audit import audit as audit_ledger
 from anytime_graph.audit import audit_questions
 from anytime_graph.budget import DIMENSIONS, Budget
 from anytime_graph.checkpoints import open_checkpoints
 from anytime_graph.checkpoints.export import line
-from anytime_graph.checkpoints.preferences import LedgerMemory
+from anytime_graph.checkpoints.memory import LedgerMemory
+from anytime_graph.cli import display, ledger_commands
+from anytime_graph.cli import options as option
+from anytime_graph.constraints import Constraints
 from anytime_graph.interrupt import interruptible
-from anytime_graph.scoring import Constraints
-from anytime_graph.warmup import warm_up as fill
+from anytime_graph.models import default_model
+from anytime_graph.warm_up import warm_up as fill
 
 _FRESH = ("model", "answer", "judge", "rubric", "price", *DIMENSIONS)
 _AGAIN = "interrupted; the same command goes on, and pays for nothing twice"
@@ -33,7 +34,7 @@ _AGAIN = "interrupted; the same command goes on, and pays for nothing twice"
 )
 @option.auditing
 @option.budgeted(8_000)
-@threads.as_json_option
+@ledger_commands.as_json_option
 def audit(
     thread: str | None, db: str, questions: str | None, as_json: bool, **options: Any
 ) -> None:
@@ -60,12 +61,12 @@ def audit(
     elif thread is not None:
         raise click.UsageError("give a THREAD, or --questions, not both")
     quiet = as_json or not sys.stderr.isatty()
-    with threads.told(as_json):
+    with ledger_commands.told(as_json):
         rates = option.scorer(options)
         if questions is None:
-            with threads.opened(db) as store:
+            with ledger_commands.opened(db) as store:
                 if thread is not None:
-                    threads.runs_of(store.ledger, thread)
+                    ledger_commands.runs_of(store.ledger, thread)
                 found = audit_ledger(store.ledger, thread, rates)
             stopped = False
         else:
@@ -74,11 +75,11 @@ def audit(
             with (
                 open_checkpoints(db) as store,
                 interruptible() as stop,
-                terminal.progress("questions", quiet) as progress,
+                display.progress("questions", quiet) as progress,
             ):
                 found = audit_questions(
                     option.questions(questions, rates),
-                    options["model"] or option.default_model(),
+                    options["model"] or default_model(),
                     rates,
                     Budget(**(option.amounts(options) or {"tokens": 8_000})),
                     store,
@@ -93,10 +94,10 @@ def audit(
     if as_json:
         click.echo(line(found.as_dict()))
     else:
-        terminal.audited(found)
+        display.audited(found)
     if stopped:
         click.echo(_AGAIN, err=True)
-        sys.exit(threads.INTERRUPTED)
+        sys.exit(ledger_commands.INTERRUPTED)
 
 
 @click.command("warm-up")
@@ -104,7 +105,7 @@ def audit(
 @option.database
 @option.warming
 @option.budgeted(4_000)
-@threads.as_json_option
+@ledger_commands.as_json_option
 def warm_up(file: str, db: str, as_json: bool, **options: Any) -> None:
     """Fill the memory of --db with preference pairs, from the example questions in FILE.
 
@@ -121,15 +122,15 @@ def warm_up(file: str, db: str, as_json: bool, **options: Any) -> None:
     anytime-graph solve "Describe a fox." --db anytime.db --thread fox --memory --namespace acme/ann
     """
     quiet = as_json or not sys.stderr.isatty()
-    with threads.told(as_json):
+    with ledger_commands.told(as_json):
         options["strategy"] = options["strategy"] or "best_of_n"
-        options["model"] = options["model"] or option.default_model()
+        options["model"] = options["model"] or default_model()
         made = option.parts(options)
         asked = option.questions(file, made["scorer"])
         with (
             open_checkpoints(db) as store,
             interruptible() as stop,
-            terminal.progress("questions", quiet) as progress,
+            display.progress("questions", quiet) as progress,
         ):
             done = fill(
                 asked,
@@ -145,10 +146,10 @@ def warm_up(file: str, db: str, as_json: bool, **options: Any) -> None:
         told = {"pairs": done.pairs, "left": done.left, "spent": done.spent}
         click.echo(line({**told, "questions": [vars(q) for q in done.questions]}))
     else:
-        terminal.warmed(done)
+        display.warmed(done)
     if stop.is_set():
         click.echo(_AGAIN, err=True)
-        sys.exit(threads.INTERRUPTED)
+        sys.exit(ledger_commands.INTERRUPTED)
 
 
 @click.command()
@@ -174,7 +175,7 @@ def forget(
     anytime-graph forget --namespace acme/ann --keep 100
     anytime-graph forget --namespace acme/ann --yes
     """
-    with threads.told(False), threads.opened(db) as store:
+    with ledger_commands.told(False), ledger_commands.opened(db) as store:
         space = None if namespace is None else tuple(option.space(namespace))
         if older_than is None and not keep and not yes:
             of = "every namespace" if namespace is None else f"{namespace!r}"

@@ -15,8 +15,9 @@ from anytime_graph.benchmark.advice import recorded
 from anytime_graph.benchmark.cells import Decide, Protocol
 from anytime_graph.benchmark.order import Engine, Order
 from anytime_graph.checkpoints import LedgerError
-from anytime_graph.options import price
-from anytime_graph.terminal import harmless
+from anytime_graph.cli.bench_progress import progress
+from anytime_graph.cli.options import price, prices
+from anytime_graph.text import harmless
 
 _INTERRUPTED = 130
 _ADDRESS = re.compile(r"postgres(ql)?://.*")
@@ -130,8 +131,8 @@ def bench(ctx: click.Context, /, **given: Any) -> None:
     words = [_ADDRESS.sub("postgresql://...", word) for word in ctx.meta["words"]]
     command = shlex.join(["anytime-graph", "bench", *words])
     try:
-        order = Order(**given)
-        done = order.run(command)
+        order = Order(**given | {"price": prices(given["price"])})
+        done = order.run(command, progress)
     except (ValueError, LedgerError, ImportError, OSError) as error:
         raise click.UsageError(harmless(str(error))) from None
     for sentence in done.told:

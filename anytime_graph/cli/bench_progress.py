@@ -17,7 +17,7 @@ from rich.progress import (
 
 from anytime_graph.benchmark.cells import Cell
 from anytime_graph.benchmark.recording import Recording
-from anytime_graph.terminal import harmless
+from anytime_graph.text import harmless
 
 
 @contextmanager

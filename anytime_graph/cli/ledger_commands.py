@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -11,7 +10,6 @@ from typing import Any
 
 import click
 
-from anytime_graph import options, terminal
 from anytime_graph.budget import BudgetTooSmall, NoAnswer
 from anytime_graph.checkpoints import (
     Checkpoints,
@@ -21,8 +19,11 @@ from anytime_graph.checkpoints import (
     open_checkpoints,
 )
 from anytime_graph.checkpoints.export import FORMS, Row, line, public
+from anytime_graph.checkpoints.journal import planned_call
+from anytime_graph.cli import display, options
 from anytime_graph.planning.profiles import Profile, expected_best, profile_of, save_profile
-from anytime_graph.run.state import judges
+from anytime_graph.run.calls import judges
+from anytime_graph.text import clipped, harmless
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -54,7 +55,7 @@ def told(as_json: bool) -> Iterator[None]:
     except NoAnswer as error:
         if as_json:
             click.echo(line({"answer": None, "errors": error.causes, "spent": error.spent}))
-        raise click.ClickException(terminal.harmless(str(error))) from None
+        raise click.ClickException(harmless(str(error))) from None
     except ThreadBusy as error:
         raise click.ClickException(str(error)) from None
 
@@ -93,7 +94,7 @@ def threads(db: str, search: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(line(rows))
     elif rows:
-        terminal.listing(rows)
+        display.listing(rows)
     else:
         click.echo("no threads" if search is None else f"no thread speaks of {search!r}", err=True)
 
@@ -122,7 +123,7 @@ def show(thread: str, db: str, as_json: bool) -> None:
     if as_json:
         click.echo(line({"thread": thread, "running": running, "runs": runs}))
     else:
-        terminal.story(thread, runs, running)
+        display.story(thread, runs, running)
 
 
 def _running(ledger: Ledger, thread: str) -> bool:
@@ -131,7 +132,7 @@ def _running(ledger: Ledger, thread: str) -> bool:
 
 def _whole(ledger: Ledger, run: dict[str, Any]) -> dict[str, Any]:
     calls = ledger.calls(run["id"])
-    judging = [call for call in calls if judges(json.loads(call["task"])["move"])]
+    judging = [call for call in calls if judges(planned_call(call)["move"])]
     return {
         **public(run),
         "judging": {name: sum(call[name] for call in judging) for name in ("tokens", "usd")},
@@ -159,7 +160,7 @@ def best(thread: str, db: str) -> None:
         raise click.ClickException(f"thread {thread!r}: its last question has no answer yet")
     if found["answer"] is None:
         raise click.ClickException(f'thread {thread!r}: answers were not kept (record="usage")')
-    terminal.say(found["answer"])
+    display.say(found["answer"])
 
 
 @click.command()
@@ -227,7 +228,7 @@ def plot(thread: str, db: str, output: Path) -> None:
     \b
     anytime-graph plot rivers -o curve.png
     """
-    from anytime_graph.plots import plot as draw
+    from anytime_graph.cli.plot import plot as draw
 
     with opened(db) as store:
         run = runs_of(store.ledger, thread)[-1]
@@ -256,7 +257,7 @@ def rm(thread: str, db: str, yes: bool) -> None:
         if _running(store.ledger, thread):
             raise click.ClickException(f"thread {thread!r} is being run; stop that first")
         if not yes:
-            last = terminal.clipped(runs[-1]["question"] or "(not kept)", 60)
+            last = clipped(runs[-1]["question"] or "(not kept)", 60)
             click.confirm(f"Delete {thread!r} ({len(runs)} asked, the last: {last})?", abort=True)
         store.ledger.forget(thread)
         store.saver.delete_thread(thread)
@@ -302,8 +303,8 @@ def profile(
     if not found:
         click.echo("no answers that a scorer rated", err=True)
     for (name, task), learned in found.items():
-        terminal.profiled(name, task, learned)
-        click.echo(terminal.curve(*expected_best(learned)) + "\n")
+        display.profiled(name, task, learned)
+        click.echo(display.curve(*expected_best(learned)) + "\n")
 
 
 def _profiles(

@@ -20,8 +20,8 @@ from langgraph.store.base import BaseStore, SearchItem
 from anytime_graph.checkpoints import likeness
 from anytime_graph.checkpoints.ledger import Ledger
 from anytime_graph.checkpoints.store import plain
-from anytime_graph.prompts import clip
 from anytime_graph.run.pairs import Example, Pair
+from anytime_graph.text import clip
 
 Namespace = tuple[str, ...]
 

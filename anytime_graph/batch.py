@@ -14,7 +14,8 @@ from langchain_core.runnables import RunnableConfig
 from anytime_graph.budget import Budget, NoAnswer
 from anytime_graph.checkpoints import Ledger
 from anytime_graph.graph import Context
-from anytime_graph.metering import Stop, gate
+from anytime_graph.interrupt import StopSignal
+from anytime_graph.metering.meter import meter
 from anytime_graph.models import resolve_model
 
 Progress = Callable[[int, int], None]
@@ -38,7 +39,7 @@ def checked(questions: Iterable[str]) -> list[str]:
 
 def named(model: Any) -> str:
     """What a model is known by in the name of a thread."""
-    return model if isinstance(model, str) else gate(resolve_model(model), None).name
+    return model if isinstance(model, str) else meter(resolve_model(model), None).name
 
 
 def thread_name(kind: str, *parts: Any) -> str:
@@ -53,7 +54,7 @@ def asked(
     threads: Sequence[tuple[str, str]],
     budget: Budget,
     context: Context,
-    stop: Stop | None,
+    stop: StopSignal | None,
     progress: Progress | None,
 ) -> Iterator[tuple[str, str, str | None]]:
     """Ask each (thread, question) that is not over; yields (thread, question, error or None) until

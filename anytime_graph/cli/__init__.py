@@ -1,0 +1,5 @@
+"""The command line, `anytime-graph`."""
+
+from anytime_graph.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,138 @@
+"""Checkable writing constraints, as a scorer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from pydantic import BaseModel, ValidationError
+
+from anytime_graph.scoring import Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constraints:
+    """Scores a text by the fraction of the stated constraints that it meets; the feedback names
+    the ones it does not. Counts are (least, most) pairs, or one number for exactly that many.
+
+    matches: a regular expression that must be found. json: a pydantic model that the whole
+    text must parse as.
+    """
+
+    sentences: int | tuple[int, int] | None = None
+    words: int | tuple[int, int] | None = None
+    include: tuple[str, ...] = ()
+    forbid: tuple[str, ...] = ()
+    starts_with: str | None = None
+    ends_with: str | None = None
+    matches: str | None = None
+    json: type[BaseModel] | None = None
+    _checks: tuple[tuple[str, Callable[[str], bool]], ...] = field(
+        init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("include", "forbid"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, (value,))
+            elif not all(isinstance(item, str) and item for item in value):
+                raise ValueError(f"{name}={value!r}: a tuple of non-empty strings is needed")
+            else:
+                object.__setattr__(self, name, tuple(value))
+        object.__setattr__(self, "_checks", tuple(self._build()))
+        if not self._checks:
+            raise ValueError("Constraints(): state at least one constraint")
+
+    def _build(self) -> list[tuple[str, Callable[[str], bool]]]:
+        checks: list[tuple[str, Callable[[str], bool]]] = []
+        for name, count in (("sentences", count_sentences), ("words", count_words)):
+            if (wanted := getattr(self, name)) is not None:
+                low, high = _range(name, wanted)
+                amount = str(low) if low == high else f"{low} to {high}"
+                checks.append((f"have {amount} {name}", _between(count, low, high)))
+        for word in self.include:
+            checks.append((f"contain {word!r}", partial(_contains, word)))
+        for word in self.forbid:
+            checks.append((f"not contain {word!r}", partial(_lacks, word)))
+        if (start := self.starts_with) is not None:
+            checks.append((f"start with {start!r}", lambda t: t.lower().startswith(start.lower())))
+        if (end := self.ends_with) is not None:
+            checks.append((f"end with {end!r}", lambda t: t.lower().endswith(end.lower())))
+        if self.matches is not None:
+            try:
+                pattern = re.compile(self.matches)
+            except re.error as error:
+                raise ValueError(f"matches={self.matches!r}: {error}") from None
+            checks.append((f"match {self.matches!r}", lambda t: bool(pattern.search(t))))
+        if (schema := self.json) is not None:
+            checks.append((f"be JSON for {schema.__name__}", lambda t: _fits(schema, t)))
+        return checks
+
+    def describe(self) -> str:
+        """The constraints as an instruction to put into a question."""
+        rules = [rule for rule, _ in self._checks if "contain " not in rule]
+        for verb, parts in (("contain", self.include), ("not contain", self.forbid)):
+            if parts:
+                rules.append(f"{verb} " + ", ".join(map(repr, parts)))
+        return "The text must " + "; ".join(rules) + "."
+
+    def __call__(self, question: str, answer: str | BaseModel) -> Score:
+        text = answer.model_dump_json() if isinstance(answer, BaseModel) else answer.strip()
+        failed = [rule for rule, holds in self._checks if not holds(text)] if text else None
+        if failed is None:
+            return Score(0.0, "The text is empty.")
+        value = 1 - len(failed) / len(self._checks)
+        if not failed:
+            return Score(1.0)
+        found = [
+            f"it has {(n := count(text))} {name.removesuffix('s') if n == 1 else name}"
+            for name, count in (("sentences", count_sentences), ("words", count_words))
+            if any(rule.endswith(name) for rule in failed)
+        ]
+        known = f" ({', '.join(found)})" if found else ""
+        held = [rule for rule, _ in self._checks if rule not in failed]
+        return Score(
+            value,
+            "The text must " + "; it must ".join(failed) + known + ".",
+            f"It does already: {'; '.join(held)}." if held else None,
+        )
+
+
+def count_words(text: str) -> int:
+    return len(re.findall(r"\w+(?:['’-]\w+)*", text))
+
+
+def count_sentences(text: str) -> int:
+    return len([s for s in re.split(r"[.!?…]+(?=\s|$)|\n{2,}", text) if re.search(r"\w", s)])
+
+
+def _range(name: str, wanted: int | tuple[int, int]) -> tuple[int, int]:
+    low, high = (
+        wanted if isinstance(wanted, tuple | list) and len(wanted) == 2 else (wanted, wanted)
+    )
+    if not (isinstance(low, int) and isinstance(high, int) and 0 <= low <= high):
+        raise ValueError(f"{name}={wanted!r}: a number, or (least, most)")
+    return low, high
+
+
+def _between(count: Callable[[str], int], low: int, high: int) -> Callable[[str], bool]:
+    return lambda text: low <= count(text) <= high
+
+
+def _lacks(part: str, text: str) -> bool:
+    return not _contains(part, text)
+
+
+def _contains(part: str, text: str) -> bool:
+    edges = (r"\b" if part[0].isalnum() else "", r"\b" if part[-1].isalnum() else "")
+    return re.search(edges[0] + re.escape(part) + edges[1], text, re.IGNORECASE) is not None
+
+
+def _fits(schema: type[BaseModel], text: str) -> bool:
+    try:
+        schema.model_validate_json(text)
+    except ValidationError:
+        return False
+    return True

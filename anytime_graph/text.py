@@ -1,0 +1,43 @@
+"""Texts made harmless, shorter, or quoted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from rich.text import Text
+
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def harmless(text: str) -> str:
+    """The text with what a terminal would obey (escapes, reversals) replaced by U+FFFD."""
+    return _OBEYED.sub("\ufffd", text.replace("\r\n", "\n"))
+
+
+def clipped(text: str, most: int) -> str:
+    """The text on one line, harmless, cut to `most` columns."""
+    line = Text(harmless(" ".join(text.split())))
+    line.truncate(most, overflow="ellipsis")
+    return line.plain
+
+
+def clip(text: str, length: int) -> str:
+    """The text, or its head and tail around a mark if it is longer than `length` characters."""
+    if len(text) <= length:
+        return text
+    half = max(1, (length - 5) // 2)
+    return f"{text[:half]} ... {text[-half:]}"
+
+
+def head_of(text: str, length: int) -> str:
+    """The text, or its head before a mark if it is longer than `length` characters."""
+    return text if len(text) <= length else f"{text[: length - 4]} ..."
+
+
+def fenced(parts: Sequence[tuple[str, str]]) -> str:
+    """Texts between fences that none of them contains, so that none can close its own."""
+    fence = "====="
+    while any(fence in text for _, text in parts):
+        fence += "="
+    return "\n".join(f"{fence} {name}\n{text}\n{fence} END" for name, text in parts)
