@@ -37,6 +37,8 @@ from anytime_graph.run.context import Context
 from anytime_graph.run.state import Decides, Input, Output, Payoff, State
 from anytime_graph.scoring import Extractor, Judge, Scorer
 
+__all__ = ["Context", "afork", "create_anytime_graph", "fork"]
+
 
 def create_anytime_graph(
     model: str | BaseChatModel | Runnable[Any, Any] | Mapping[str, Any],

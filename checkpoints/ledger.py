@@ -71,10 +71,8 @@ class Ledger(History):
         self.record = record
         self.leases = Leases(store)
         self.failure: str | None = None
-        self._seen: dict[str, float] = {}
         self._streaming: dict[Place, Callable[[], str]] = {}
         self._seen: LRUCache[str, float] = LRUCache(_ROOTS)
-        self._streaming: dict[tuple[int, int], Callable[[], str]] = {}
         self._closed = threading.Event()
         self._beating: threading.Thread | None = None
 
@@ -395,7 +393,7 @@ class Ledger(History):
                     where,
                 )
             return
-        unkept = {} if keeps else {"message": None, "others": []}
+        unkept: dict[str, Any] = {} if keeps else {"message": None, "others": []}
         columns = ", ".join(f"{name} = :{name}" for name in SPEND)
         with self._write() as execute:
             execute(

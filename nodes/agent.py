@@ -106,7 +106,7 @@ class DraftPayer:
             journal,
         )
         self.meter = setup.meters[self.call["role"]]
-        self.stop: StopSignal = self
+        self.stop: StopSignal | None = self
         self._drafter: Drafter = setup.drafter
         self._last_words = setup.answers.protocol.conclude()
         self._agent: AgentDraft = self.call["agent"]

@@ -110,7 +110,7 @@ class Cell:
         return f"{self.strategy} at {budgets}, question {self.question.id}, seed {self.seed}"
 
 
-class Brought(TypedDict):
+class CallGains(TypedDict):
     """What calls of a kind brought. scores: sum of the true scores of their answers. better: answers
     above all before them in their run; rise: by how much, in sum. tokens: what the calls cost."""
 
@@ -121,8 +121,8 @@ class Brought(TypedDict):
     tokens: int
 
 
-def nought() -> Brought:
-    return Brought(calls=0, scores=0.0, better=0, rise=0.0, tokens=0)
+def nought() -> CallGains:
+    return CallGains(calls=0, scores=0.0, better=0, rise=0.0, tokens=0)
 
 
 class Record(TypedDict):
@@ -155,7 +155,7 @@ class Record(TypedDict):
     unscored: int
     pairs: int
     stop_reason: str
-    brought: NotRequired[dict[str, Brought]]
+    brought: NotRequired[dict[str, CallGains]]
     cut: NotRequired[str]
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from anytime_graph.benchmark.cells import (
     PREPARATION,
     UNITS,
-    Brought,
+    CallGains,
     Cell,
     Protocol,
     Record,
@@ -91,7 +91,7 @@ class Figures:
     oracle: dict[str, Rows]
     costs: dict[str, Cost]
     charged: dict[str, Sequence[float]]
-    brought: dict[str, dict[str, Sequence[Brought]]]
+    brought: dict[str, dict[str, Sequence[CallGains]]]
     priced: bool
     baseline: str
     unscored: int
@@ -275,9 +275,9 @@ def _cost(records: Sequence[Record]) -> Cost:
 
 def _brought(
     records: Sequence[Record], budget: int, questions: Sequence[str]
-) -> dict[str, Sequence[Brought]]:
+) -> dict[str, Sequence[CallGains]]:
     """By kind of call, the sums over seeds for each question."""
-    found: dict[str, dict[str, Brought]] = {}
+    found: dict[str, dict[str, CallGains]] = {}
     for record in records:
         for kind, new in record.get("brought", {}).items() if record["budgets"] == [budget] else ():
             of = found.setdefault(kind, {q: nought() for q in questions})[record["question"]]

@@ -12,18 +12,19 @@ from typing import Any, Literal, cast
 from anytime_graph.benchmark import cells as plan
 from anytime_graph.benchmark.cells import MODES, Cell, Decide, Protocol, Records, Settings
 from anytime_graph.benchmark.figures import Figures, figures
-from anytime_graph.benchmark.paper import Paper
+from anytime_graph.benchmark.paper import PaperProtocol
 from anytime_graph.benchmark.recording import Facts, Recording
 from anytime_graph.benchmark.report import Made, markdown, page, parts, summary, verdict
-from anytime_graph.benchmark.run import Run
-from anytime_graph.benchmark.session import Purse, Session
+from anytime_graph.benchmark.run import RunProtocol
+from anytime_graph.benchmark.session import Session
 from anytime_graph.benchmark.shared import Grants
 from anytime_graph.benchmark.spread import Spread, cluster
 from anytime_graph.benchmark.tape import facts_of, limited
-from anytime_graph.budget import Prices
+from anytime_graph.budget import Prices, Spend, nothing
 from anytime_graph.checkpoints import Ledger, open_checkpoints
 from anytime_graph.interrupt import interruptible
-from anytime_graph.metering import Gate, gate
+from anytime_graph.metering.account import Account
+from anytime_graph.metering.meter import Meter, meter
 from anytime_graph.models import default_model, prices_of, resolve_model
 from anytime_graph.tasks import Question, Task, load
 
@@ -36,17 +37,17 @@ _STRATEGIES: dict[Protocol, str] = {"run": "single,best_of_n,pdp", "paper": ",".
 
 @dataclass(frozen=True)
 class Done:
-    told: Sequence[str]
+    lines: Sequence[str]
     ended: str | None
 
 
 @dataclass(frozen=True)
-class Voice:
-    """The model that a benchmark hears: what it is, and the gate to it; None in a replay."""
+class ModelUnderTest:
+    """The model that a benchmark hears: what it is, and it metered; None in a replay."""
 
     name: str
     facts: Facts
-    inner: Gate | None
+    inner: Meter | None
     prices: Prices | None
 
 
@@ -134,18 +135,18 @@ class Order:
         planned = [self._planned(name) for name in self.tasks]
         self.out.mkdir(parents=True, exist_ok=True)
         with self._recording() as recording:
-            voice = self._voice(recording)
-            recording.prices = voice.prices
+            heard = self._heard(recording)
+            recording.prices = heard.prices
             records = Records(self.out / RECORDS)
             for part in planned:
-                part.settings = replace(part.settings, model=voice.name)
+                part.settings = replace(part.settings, model=heard.name)
                 part.cells = self._cells(part.settings, part.task)
             with (
                 self._engine(recording) as grants,
                 open_checkpoints(self.out / LEDGER) as store,
             ):
                 made = self._measured(
-                    planned, recording, records, voice, store.ledger, grants, command, progress
+                    planned, recording, records, heard, store.ledger, grants, command, progress
                 )
         return self._reported(planned, records, made)
 
@@ -179,32 +180,37 @@ class Order:
         planned: Sequence[Part],
         recording: Recording,
         records: Records,
-        voice: Voice,
+        heard: ModelUnderTest,
         ledger: Ledger,
         grants: Grants | None,
         command: str,
         progress: Progress,
     ) -> Made:
-        purse = Purse(recording, self.total_tokens, self.total_usd)
-        if voice.inner is None:
-            purse = Purse(recording)
+        most = {"tokens": self.total_tokens, "usd": self.total_usd} if heard.inner else {}
+        bought: Spend = {**nothing(), "tokens": int(recording.bought.tokens)}
+        total = Account(
+            {d: amount for d, amount in most.items() if amount is not None},
+            {**bought, "usd": recording.bought.usd},
+        )
         failures: list[str] = []
         ended: str | None = None
         todo = sum(c.name not in records for part in planned for c in part.cells)
-        with interruptible() as stop, progress(todo, recording) as told:
+        with interruptible() as stop, progress(todo, recording) as report:
             for part in planned:
-                protocol: type[Run | Paper] = Run if self.protocol == "run" else Paper
-                measure = protocol(part.task, ledger, voice.prices, stop)
+                protocol: type[RunProtocol | PaperProtocol] = (
+                    RunProtocol if self.protocol == "run" else PaperProtocol
+                )
+                measure = protocol(part.task, ledger, heard.prices, stop)
                 session = Session(
-                    Spread(measure, grants, voice.name, self._share) if grants else measure,
+                    Spread(measure, grants, heard.name, self._share) if grants else measure,
                     records,
                     recording,
-                    purse,
-                    voice.facts,
-                    voice.inner,
+                    total,
+                    heard.facts,
+                    heard.inner,
                     self.parallel,
                     stop,
-                    told,
+                    report,
                     failures,
                 )
                 session.run(part.cells, part.training)
@@ -213,27 +219,27 @@ class Order:
                     break
         if ended is None and any(c.name not in records for p in planned for c in p.cells):
             ended = "failures"
-        return Made(command, recording.bought, ended, failures, voice.inner is None)
+        return Made(command, recording.bought, ended, failures, heard.inner is None)
 
     def _reported(self, planned: Sequence[Part], records: Records, made: Made) -> Done:
         found: list[Figures] = []
-        told = []
+        lines = []
         for part in planned:
             try:
                 found.append(self._figures(part, records))
             except ValueError as error:
-                told.append(str(error))
+                lines.append(str(error))
         if found:
             content = parts(found, made)
             written = (("report.md", markdown(content)), ("report.html", page(content)))
             for name, text in written:
                 (self.out / name).write_text(text, encoding="utf-8")
             for figured in found:
-                told += [f"\n{figured.task}", summary(figured), *verdict(figured)]
-            told += ["", *(str(self.out / name) for name, _ in written)]
+                lines += [f"\n{figured.task}", summary(figured), *verdict(figured)]
+            lines += ["", *(str(self.out / name) for name, _ in written)]
         if made.ended is not None:
-            told.append(made.unfinished())
-        return Done(told, made.ended)
+            lines.append(made.unfinished())
+        return Done(lines, made.ended)
 
     def _figures(self, part: Part, records: Records) -> Figures:
         names = [cell.name for cell in part.cells]
@@ -321,7 +327,7 @@ class Order:
         """Of the rate, what each of the cells side by side may use."""
         return self.rate / self.parallel if self.rate is not None else None
 
-    def _voice(self, recording: Recording) -> Voice:
+    def _heard(self, recording: Recording) -> ModelUnderTest:
         if self.replay is not None:
             return self._recorded(recording)
         name = self.model or default_model()
@@ -333,9 +339,9 @@ class Order:
                 "install anytime-graph[prices]"
             )
         facts = recording.introduce(name, facts_of(model, prices))
-        return Voice(name, facts, gate(model, prices), prices)
+        return ModelUnderTest(name, facts, meter(model, prices), prices)
 
-    def _recorded(self, recording: Recording) -> Voice:
+    def _recorded(self, recording: Recording) -> ModelUnderTest:
         names = list(recording.facts)
         name = self.model or (names[0] if len(names) == 1 else "")
         if name not in recording.facts:
@@ -344,4 +350,4 @@ class Order:
             )
         facts = recording.facts[name]
         known = cast("Mapping[str, Any] | None", facts.prices)
-        return Voice(name, facts, None, Prices(**known) if known else None)
+        return ModelUnderTest(name, facts, None, Prices(**known) if known else None)

@@ -21,19 +21,29 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from anytime_graph import prompts
 from anytime_graph.benchmark.cells import Cell, Record
 from anytime_graph.benchmark.places import Places, TooDear
-from anytime_graph.benchmark.recording import Take, heard
-from anytime_graph.benchmark.run import NAMESPACE, Learned, Lore, Truth, check, dearest, record_of
-from anytime_graph.benchmark.tape import Deck
+from anytime_graph.benchmark.recording import RecordedReply, heard
+from anytime_graph.benchmark.run import (
+    NAMESPACE,
+    FixedMemory,
+    Learned,
+    SafeScorer,
+    check,
+    dearest,
+    record_of,
+)
+from anytime_graph.benchmark.tape import CellModel
 from anytime_graph.budget import Prices
 from anytime_graph.checkpoints import Ledger
-from anytime_graph.metering import Reply, gate
+from anytime_graph.metering.meter import meter
+from anytime_graph.metering.request import Reply
 from anytime_graph.models import tokens
 from anytime_graph.nodes import learn
-from anytime_graph.nodes.answering import Asked, asked, candidate
-from anytime_graph.planning.moves import Draft, Learn, as_dict
+from anytime_graph.nodes.answering import candidate
+from anytime_graph.planning.answers import AnswerFormat, answer_format
+from anytime_graph.planning.moves import Draft, Learn, planned_move
 from anytime_graph.prompts import Lessons
+from anytime_graph.run.calls import PlannedCall, PlannedMove
 from anytime_graph.run.pairs import Candidate, Example, Shown, scored_pairs
-from anytime_graph.run.state import Task as Call
 from anytime_graph.tasks import Question, Task
 
 _SHOWN: dict[str, Shown] = {
@@ -59,9 +69,9 @@ _ENDS = 2
 
 
 @dataclass(frozen=True)
-class Paper:
+class PaperProtocol:
     """Measures cells of the paper's protocol. Each is a thread of the ledger, and each of its calls
-    goes through the gate."""
+    is metered."""
 
     task: Task
     ledger: Ledger
@@ -79,25 +89,27 @@ class Paper:
         most = chains * (chain + answers) + (question + _LESSONS + _RULES if learning else 0)
         return most, most * dearest(self.prices) / 1e6
 
-    def measure(self, cell: Cell, deck: Deck, memory: Lore | None) -> tuple[Record, Learned | None]:
+    def measure(
+        self, cell: Cell, model: CellModel, memory: FixedMemory | None
+    ) -> tuple[Record, Learned | None]:
         """Make the chain, cut it, have each prefix answered. Raises Unmeasured, or NotRecorded in a
         replay that misses a call."""
         protocol = self.task.answer if callable(self.task.answer) else "tags"
-        with self._places(cell, deck) as places:
-            work = _Work(cell, deck, places, asked(protocol), Truth(cell.question))
+        with self._places(cell, model) as places:
+            work = _Work(cell, model, places, answer_format(protocol), SafeScorer(cell.question))
             return work.prepare() if cell.prepares else (work.measure(memory), None)
 
     @contextmanager
-    def _places(self, cell: Cell, deck: Deck) -> Iterator[Places]:
+    def _places(self, cell: Cell, model: CellModel) -> Iterator[Places]:
         self.ledger.forget(cell.name)
-        ready = gate(deck.model(), self.prices)
+        ready = meter(model.model(), self.prices)
         with Places.opened(
             self.ledger,
             ready,
             thread=cell.name,
             strategy=cell.strategy,
             question=cell.question.prompt,
-            tokens=deck.ceiling[0],
+            tokens=model.account.limits["tokens"],
             stop=self.stop,
         ) as places:
             yield places
@@ -107,7 +119,7 @@ class Paper:
 class _Chain:
     """A chain of thought. generated: its tokens, as the provider counts them."""
 
-    call: Call
+    call: PlannedCall
     reply: Reply
     generated: int
 
@@ -117,15 +129,15 @@ class _Work:
     """One cell under way."""
 
     cell: Cell
-    deck: Deck
+    model: CellModel
     places: Places
-    asked: Asked
-    truth: Truth
+    answers: AnswerFormat
+    truth: SafeScorer
     answering: int = 0
     how: str = "whole"
     dear: bool = False
 
-    def measure(self, memory: Lore | None) -> Record:
+    def measure(self, memory: FixedMemory | None) -> Record:
         shown = _SHOWN[self.cell.strategy]
         lessons = Lessons(
             examples=examples(memory, self.cell.question) if memory and shown else (),
@@ -152,9 +164,11 @@ class _Work:
         pairs = scored_pairs(candidates, [], _PAIRS)
         rules: list[str] = []
         if self.cell.strategy == "leap" and pairs:
-            told = prompts.principles(prompts.Case(question.prompt), pairs, 1.0)
-            call, reply = self._call(as_dict(Learn()), told, _RULES)
-            found = learn.absorb(call, reply)
+            move = planned_move(Learn())
+            assert move["kind"] == "learn"
+            prompt = prompts.principles(prompts.Case(question.prompt), pairs, 1.0)
+            _, reply = self._call(move, prompt, _RULES)
+            found = learn.absorb(move, reply)
             rules = found if isinstance(found, list) else []
         self.places.close("done")
         best = max((c["score"] or 0.0 for c in candidates), default=0.0)
@@ -164,86 +178,88 @@ class _Work:
     def _record(self, scores: Sequence[float], chain: _Chain) -> Record:
         return record_of(
             self.cell,
-            self.deck,
+            self.model,
             scores=list(scores),
             oracle=list(accumulate(scores, max)),
             spent=self.places.spent,
             answering=self.answering,
             unscored=self.truth.unscored,
-            stop_reason="too dear" if self.dear else chain.reply.ended,
+            stop_reason="too dear" if self.dear else chain.reply.receipt["ended"],
             cut=self.how,
         )
 
     # --- calls
 
     def _chain(self, lessons: Lessons, room: int) -> _Chain:
-        told = prompts.draft(
-            self.cell.question.conversation, self.asked.protocol, lessons, 1.0, room
+        prompt = prompts.draft(
+            self.cell.question.conversation, self.answers.protocol, lessons, 1.0, room
         )
-        call, reply = self._call(as_dict(Draft()), told, room)
-        take = self.deck.heard[-1]
+        call, reply = self._call(planned_move(Draft()), prompt, room)
+        take = self.model.heard[-1]
         shown = sum(piece is not None for piece in take.pieces)
-        hidden = reply.spend["reasoning_tokens"]
+        hidden = reply.receipt["spend"]["reasoning_tokens"]
         if hidden and not any(isinstance(piece, list) for piece in take.pieces):
             raise ValueError(
-                f"--protocol paper: {self.deck.facts.name} hides its reasoning ({hidden} tokens), "
+                f"--protocol paper: {self.model.facts.name} hides its reasoning ({hidden} tokens), "
                 "so its chains cannot be cut; --protocol run measures it"
             )
-        known = reply.reported is not None and not take.cut
+        known = reply.receipt["reported"] is not None and not take.cut
         self._kept(call, reply, reply.text)
-        return _Chain(call, reply, reply.spend["output_tokens"] if known else shown)
+        return _Chain(call, reply, reply.receipt["spend"]["output_tokens"] if known else shown)
 
     def _answer(self, chain: _Chain, at: int) -> str:
         """The answer that is forced from the first `at` tokens; it sees nothing after them."""
-        counted = self.deck.facts.counted
-        exact = tokenizer(self.deck.facts.name) if counted else None
-        take = next(t for t in self.deck.heard if t.seed == self._seed(chain.call))
+        counted = self.model.facts.counted
+        exact = tokenizer(self.model.facts.name) if counted else None
+        take = next(t for t in self.model.heard if t.seed == self._seed(chain.call))
         prefix, how = cut(take, chain.generated, at, exact)
         self.how = how if how != "whole" else self.how
-        told = self.cell.question.conversation
+        prompt = self.cell.question.conversation
         if prefix.strip():
-            told.append(AIMessage(prefix))
-        told.append(HumanMessage(self.asked.protocol.conclude()))
+            prompt.append(AIMessage(prefix))
+        prompt.append(HumanMessage(self.answers.protocol.conclude()))
         room = self.cell.settings.room
         try:
-            call, reply = self._call(as_dict(Draft(conclude=chain.call["ordinal"])), told, room)
+            call, reply = self._call(
+                planned_move(Draft(conclude=chain.call["ordinal"])), prompt, room
+            )
         except TooDear:
             self.dear = True
             return ""
-        self.answering += reply.spend["tokens"]
-        found = self.asked.extract(reply.text) or _TAG.sub("", reply.text).strip()
+        self.answering += reply.receipt["spend"]["tokens"]
+        found = self.answers.extract(reply.text) or _TAG.sub("", reply.text).strip()
         self._kept(call, reply, found)
         return found
 
     def _call(
-        self, move: dict[str, Any], prompt: Sequence[BaseMessage], room: int
-    ) -> tuple[Call, Reply]:
+        self, move: PlannedMove, prompt: Sequence[BaseMessage], room: int
+    ) -> tuple[PlannedCall, Reply]:
         call, reply = self.places.call(move, prompt, room)
-        check(self.deck)
+        check(self.model)
         return call, reply
 
-    def _seed(self, call: Call) -> int:
-        return self.deck.seed + call["ordinal"]
+    def _seed(self, call: PlannedCall) -> int:
+        return self.model.seed + call["ordinal"]
 
     # --- answers
 
-    def _kept(self, call: Call, reply: Reply, answer: str) -> None:
+    def _kept(self, call: PlannedCall, reply: Reply, answer: str) -> None:
         """The answer goes into the ledger, for whoever wants to read it there."""
-        found = candidate(call, reply, self.asked, "draft", [])
+        found = candidate(call, reply, self.answers, self.places.spent)
         if found is not None:
             self.places.keep(call, {**found, "answer": answer})
 
     def _scored(self, chain: _Chain, answer: str) -> list[Candidate]:
         """The trajectory with its score, as pairs are made from; none if it is empty."""
         score = self.truth.verdict(answer)
-        found = candidate(chain.call, chain.reply, self.asked, "draft", [])
+        found = candidate(chain.call, chain.reply, self.answers, self.places.spent)
         if found is None:
             return []
         judged: Any = {"score": score.value, "feedback": score.feedback, "right": score.right}
         return [{**found, "answer": answer, **judged}]
 
 
-def examples(memory: Lore, question: Question) -> list[Example]:
+def examples(memory: FixedMemory, question: Question) -> list[Example]:
     """Of the questions most like this one; of the others where those are too few."""
     found = list(memory.recall(NAMESPACE, question.prompt, _EXAMPLES))
     for one in memory.learned:
@@ -283,7 +299,7 @@ def tokenizer(model: str) -> Tokenizer | None:
         return None
 
 
-def cut(take: Take, generated: int, at: int, exact: Tokenizer | None = None) -> Prefix:
+def cut(take: RecordedReply, generated: int, at: int, exact: Tokenizer | None = None) -> Prefix:
     """The first `at` of the `generated` tokens of a reply.
 
     By the pieces of its stream, if there were as many as tokens; else by the tokenizer, if there is
@@ -296,6 +312,6 @@ def cut(take: Take, generated: int, at: int, exact: Tokenizer | None = None) -> 
     if abs(generated - len(pieces)) <= _ENDS:
         return Prefix("".join(pieces[:at]), "pieces")
     if exact is not None:
-        told = exact.decode(exact.encode(text, disallowed_special=())[:at])
-        return Prefix(told.rstrip("\ufffd"), "tokenizer")
+        start = exact.decode(exact.encode(text, disallowed_special=())[:at])
+        return Prefix(start.rstrip("\ufffd"), "tokenizer")
     return Prefix(text[: round(len(text) * at / generated)], "estimate")

@@ -5,19 +5,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from secrets import randbits
-from typing import Any, cast
+from typing import Any
 from uuid import uuid4
 
-from langchain_core.messages import AnyMessage, BaseMessage, HumanMessage
+from langchain_core.messages import BaseMessage, HumanMessage
 
-from anytime_graph.budget import Spend, nothing, total
-from anytime_graph.checkpoints import Access, Ledger
-from anytime_graph.metering import Gate, Reply, call
+from anytime_graph.budget import Spend, nothing
+from anytime_graph.checkpoints import Ledger
+from anytime_graph.checkpoints.journal import RunJournal
+from anytime_graph.metering.account import Account
+from anytime_graph.metering.call import call
+from anytime_graph.metering.meter import Meter
+from anytime_graph.metering.request import Place, Reply, Request
 from anytime_graph.models.tokens import uncalibrated
+from anytime_graph.run.calls import OWN, PlannedCall, PlannedMove, RunInfo
 from anytime_graph.run.pairs import Candidate
-from anytime_graph.run.state import OWN, State, Task, asked_of, conversation_of, fresh
+from anytime_graph.run.state import State, conversation_digest, conversation_of, fresh
 
 
 class TooDear(ValueError):
@@ -26,23 +31,23 @@ class TooDear(ValueError):
 
 @dataclass
 class Places:
-    """The calls of one thread, within `tokens` for all of them."""
+    """The calls of one thread, paid from one account."""
 
-    gate: Gate
-    access: Access
+    meter: Meter
+    journal: RunJournal
     state: State
-    plan: str
-    run: dict[str, Any]
+    run: RunInfo
+    record: dict[str, Any]
     stop: threading.Event | None
-    tokens: float
-    spends: list[Spend] = field(default_factory=list)
+    account: Account
+    ordinal: int = 0
 
     @classmethod
     @contextmanager
     def opened(
         cls,
         ledger: Ledger,
-        ready: Gate,
+        ready: Meter,
         *,
         thread: str,
         strategy: str,
@@ -53,8 +58,8 @@ class Places:
         """A new run on the thread; it is released at the end. Raises ThreadBusy."""
         asked: list[BaseMessage] = [HumanMessage(question)]
         state = fresh(question, {}, randbits(53), thread, {"tokens": tokens})
-        run = {
-            "asked": asked_of(asked),
+        record = {
+            "asked": conversation_digest(asked),
             "question": question,
             "conversation": conversation_of(asked),
             "model": ready.name,
@@ -62,61 +67,72 @@ class Places:
             "decides": "scorer",
             "options": None,
         }
+        run = RunInfo(
+            run_id=state["run_id"],
+            thread=thread,
+            plan=uuid4().hex,
+            chosen={},
+            question=question,
+            spent=nothing(),
+            limits=state["limits"],
+        )
         hold = ledger.enter(thread, None, object())
         try:
-            places = cls(ready, Access(ledger, hold), state, uuid4().hex, run, stop, tokens)
-            ledger.save(hold, run, State(), state, places.plan, None)
-            yield places
+            journal, account = RunJournal(ledger, hold), Account(state["limits"])
+            ledger.save(hold, record, State(), state, run["plan"], None)
+            yield cls(ready, journal, state, run, record, stop, account)
         finally:
             ledger.leave(hold, None)
             ledger.release(hold)
 
     def call(
-        self, move: dict[str, Any], prompt: Sequence[BaseMessage], room: int
-    ) -> tuple[Task, Reply]:
+        self, move: PlannedMove, prompt: Sequence[BaseMessage], max_output: int
+    ) -> tuple[PlannedCall, Reply]:
         """Make the next call. Raises TooDear, before it is made, if it may exceed the rest."""
-        ordinal, messages = len(self.spends), cast("list[AnyMessage]", list(prompt))
-        shape = self.gate.shape(messages)
-        bound = self.gate.bound(shape, uncalibrated())
-        if self.spent["tokens"] + bound + room > self.tokens:
+        ordinal, self.ordinal = self.ordinal, self.ordinal + 1
+        shape, max_input = self.meter.max_input(list(prompt), uncalibrated())
+        cap = self.meter.cap(max_output)
+        amounts, rest = self.meter.reservation(max_input, max_output), self.account.left()
+        if amounts["tokens"] > rest["tokens"]:
             raise TooDear(
-                f"call {ordinal}: {bound} + {room} tokens do not fit the {self.tokens:.0f} that its "
-                "cell may cost"
+                f"call {ordinal}: {max_input} + {max_output} tokens do not fit the "
+                f"{rest['tokens']:.0f} that are left of what its cell may cost"
             )
-        task = Task(
+        place = Place(self.run["run_id"], ordinal)
+        planned = PlannedCall(
             ordinal=ordinal,
             step=ordinal,
             move=move,
-            swapped=False,
-            gate=OWN,
-            slice={},
-            prompt=messages,
-            prompt_bound=bound,
-            room=self.gate.cap(room),
+            role=OWN,
+            slice=rest,
+            max_input=max_input,
+            max_output=cap,
             shape=shape,
-            wait=0.0,
-            run_id=self.state["run_id"],
-            thread=self.state["thread"],
-            plan=self.plan,
-            chosen={},
-            question=self.run["question"],
-            spent=self.spent,
-            limits=self.state["limits"],
+            n=1,
+            prompt_copies=1,
         )
-        told: Any = {"run_name": move["kind"], "metadata": {"ordinal": ordinal}}
-        reply = call(self.gate, task, told, self.stop, self.access)
-        self.spends.append(reply.spend)
-        return task, reply
+        request = Request(
+            prompt=prompt,
+            max_input=max_input,
+            max_output=cap,
+            place=place,
+            kind=move["kind"],
+        )
+        config: Any = {"run_name": move["kind"], "metadata": {"ordinal": ordinal}}
+        self.account.hold(amounts)
+        journal = self.journal.of(planned, self.run)
+        reply = call(self.meter, request, config, self.stop, journal)
+        self.account.settle(amounts, reply.receipt["spend"])
+        return planned, reply
 
-    def keep(self, task: Task, candidate: Candidate) -> None:
-        self.access.ledger.keep(self.access.hold, task, candidate, fresh=True)
+    def keep(self, planned: PlannedCall, candidate: Candidate) -> None:
+        self.journal.keep(planned, self.run["run_id"], candidate, fresh=True)
 
     def close(self, reason: str) -> None:
         """The run is over, for this reason."""
-        self.access.ledger.save(
-            self.access.hold, self.run, self.state, self.state, self.plan, reason
-        )
+        ledger, hold = self.journal
+        ledger.save(hold, self.record, self.state, self.state, self.run["plan"], reason)
 
     @property
     def spent(self) -> Spend:
-        return total(self.spends) if self.spends else nothing()
+        return self.account.spent

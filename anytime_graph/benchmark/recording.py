@@ -1,6 +1,6 @@
 """What a benchmark's model has answered, kept in a file of JSON Lines.
 
-The file holds what the model is, as the gate sees it; what is asked, by the digest of the request and
+The file holds what the model is, as metering sees it; what is asked, by the digest of the request and
 with its reservation, before it is; and what came. So it is as private as the replies are.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, cast
 from uuid import uuid4
 
 from anytime_graph.benchmark.cells import append, lines
-from anytime_graph.budget import Prices
+from anytime_graph.budget import Prices, Spend, nothing
 
 FORM = "anytime-graph calls 1"
 POLL = 0.1
@@ -38,7 +38,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Take:
+class RecordedReply:
     """A reply as it came. pieces: of the stream: text; None for one that shows nothing; [what the
     model thought, text] where it shows its thoughts. usage: reports, in order. finish: the
     provider's word for how it ended. cut: by us, as the provider ignored its cap."""
@@ -66,7 +66,7 @@ class Bought:
         self.calls += calls
 
 
-class Takes:
+class Recorded:
     """What was answered, and what it cost; safe for threads. Whoever keeps it beyond this process
     does so in `_keep`.
 
@@ -78,12 +78,12 @@ class Takes:
         self.prices = prices
         self.bought = Bought()
         self.tells_ends = False
-        self._takes: dict[str, Take] = {}
+        self._takes: dict[str, RecordedReply] = {}
         self._asked: dict[str, tuple[float, float]] = {}
         self._answering: set[str] = set()
         self._changed = threading.Condition()
 
-    def claim(self, key: str, stop: threading.Event | None) -> Take | None:
+    def claim(self, key: str, stop: threading.Event | None) -> RecordedReply | None:
         """The take, or None: then the caller is to make it, and nobody else does meanwhile."""
         with self._changed:
             while True:
@@ -103,7 +103,7 @@ class Takes:
         """Write the reservation, before the request leaves."""
         self._keep({"ask": key, "reserved": [tokens, usd]})
 
-    def answer(self, take: Take, tokens: float, usd: float) -> None:
+    def answer(self, take: RecordedReply, tokens: float, usd: float) -> None:
         self._keep({"take": asdict(take), "cost": [tokens, usd]})
 
     def fail(self, key: str, tokens: float, usd: float) -> None:
@@ -123,7 +123,7 @@ class Takes:
         elif "failed" in row:
             self._settle(row["failed"], *row["cost"])
         else:
-            take = Take(**row["take"])
+            take = RecordedReply(**row["take"])
             self._settle(take.key, *row["cost"])
             self._takes[take.key] = take
             self.tells_ends |= bool(take.usage or take.finish)
@@ -137,7 +137,7 @@ class Takes:
             self.bought.add(tokens - held[0], usd - held[1])
 
 
-class Recording(Takes):
+class Recording(Recorded):
     """The takes of a file; for one process at a time.
 
     file: appended to, unless `live` is False. shared: what names the recording in a database, if
@@ -177,13 +177,18 @@ class Recording(Takes):
             self._keep({"shared": uuid4().hex})
         return cast("str", self.shared)
 
-    def copy(self, rows: Mapping[int, dict[str, Any]]) -> None:
-        """Take in rows of the database, by their numbers there; those that are here count once."""
+    def copy(self, rows: Mapping[int, dict[str, Any]]) -> Spend:
+        """Take in rows of the database, by their numbers there; those that are here count once.
+        Returns what they cost."""
+        new = Recorded(self.prices)
         for number, row in rows.items():
             if number not in self.rows:
+                new._read(row)
                 self._keep({**row, "row": number})
+        cost = new.bought
+        return {**nothing(), "tokens": int(cost.tokens), "usd": cost.usd, "calls": cost.calls}
 
-    def takes(self) -> list[Take]:
+    def takes(self) -> list[RecordedReply]:
         return list(self._takes.values())
 
     def _keep(self, row: dict[str, Any]) -> None:
@@ -219,7 +224,7 @@ def _locked(file: Path) -> sqlite3.Connection:
     return hold
 
 
-def heard(take: Take) -> list[str]:
+def heard(take: RecordedReply) -> list[str]:
     """The pieces of a reply as text, thoughts included, in the order they came."""
     shown = ["".join(p) if isinstance(p, list) else p for p in take.pieces]
     return [text for text in shown if text]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Collection, Mapping, Sequence
@@ -16,19 +15,20 @@ from anytime_graph.benchmark.cells import (
     MEMORY,
     OPENING,
     PREPARATION,
-    Brought,
+    CallGains,
     Cell,
     Record,
     nought,
 )
-from anytime_graph.benchmark.tape import Deck, NotRecorded
+from anytime_graph.benchmark.tape import CellModel, NotRecorded
 from anytime_graph.budget import Budget, BudgetTooSmall, NoAnswer, Prices, nothing
 from anytime_graph.checkpoints import Ledger
+from anytime_graph.checkpoints.journal import planned_call
 from anytime_graph.checkpoints.memory import Namespace, memory_of
 from anytime_graph.graph import Context, create_anytime_graph
 from anytime_graph.models.providers import describe
+from anytime_graph.run.calls import concluded, kind_of
 from anytime_graph.run.pairs import Example, Pair
-from anytime_graph.run.state import kind_of
 from anytime_graph.scoring import Score, as_score
 from anytime_graph.tasks import Question, Task
 
@@ -55,7 +55,7 @@ class Learned:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunProtocol:
     """Measures cells of the protocol "run". Each is a thread of the ledger."""
 
     task: Task
@@ -67,14 +67,16 @@ class Run:
         """The most that a cell can cost, in tokens and USD."""
         return cell.budgets[0], cell.budgets[0] * dearest(self.prices) / 1e6
 
-    def measure(self, cell: Cell, deck: Deck, memory: Lore | None) -> tuple[Record, Learned | None]:
-        """Run the cell from its beginning; what was bought for it before is on the tape. Raises
+    def measure(
+        self, cell: Cell, model: CellModel, memory: FixedMemory | None
+    ) -> tuple[Record, Learned | None]:
+        """RunProtocol the cell from its beginning; what was bought for it before is on the tape. Raises
         Unmeasured, or NotRecorded in a replay that misses a call."""
-        truth = Truth(cell.question)
+        truth = SafeScorer(cell.question)
         decide = cell.settings.decide
         self.ledger.forget(cell.name)
         graph = create_anytime_graph(
-            deck.model(),
+            model.model(),
             budget=Budget(tokens=cell.budgets[0]),
             scorer=truth if decide == "scorer" else decide,
             strategy=cell.strategy.removesuffix(MEMORY),
@@ -102,11 +104,11 @@ class Run:
             reason, spent = out["stop_reason"], out["spent"]
             judged = out["judging"]["spent"]["tokens"]
             learned = Learned(cell.question.prompt, out["pairs"], out["principles"])
-        check(deck)
+        check(model)
         curve, kinds = self._course(cell.name, truth)
         record = record_of(
             cell,
-            deck,
+            model,
             scores=[curve[-1][1] if curve else 0.0],
             oracle=[curve[-1][2] if curve else 0.0],
             curve=curve,
@@ -120,8 +122,8 @@ class Run:
         return record, learned
 
     def _course(
-        self, thread: str, truth: Truth
-    ) -> tuple[list[tuple[int, float, float]], dict[str, Brought]]:
+        self, thread: str, truth: SafeScorer
+    ) -> tuple[list[tuple[int, float, float]], dict[str, CallGains]]:
         """The curve of the thread's last run, and what its calls brought."""
         runs = self.ledger.runs(thread)
         if not runs:
@@ -143,17 +145,18 @@ class Run:
         return curve, brought(self.ledger.calls(runs[-1]["id"]), scores)
 
 
-def brought(calls: Sequence[Mapping[str, Any]], scores: Mapping[int, float]) -> dict[str, Brought]:
+def brought(
+    calls: Sequence[Mapping[str, Any]], scores: Mapping[int, float]
+) -> dict[str, CallGains]:
     """By kind, what the calls of a run brought behind the first OPENING. calls: rows of the ledger, as
     planned; scores: of the answers, by ordinal."""
-    found: dict[str, Brought] = {}
+    found: dict[str, CallGains] = {}
     best = 0.0
     for n, call in enumerate(calls):
         score = scores.get(call["ordinal"], 0.0)
         if n >= OPENING:
-            move = json.loads(call["task"])["move"]
-            forced = move.get("conclude") is not None
-            kind = "forced answer" if forced else kind_of(call["kind"], move.get("taught", False))
+            move = planned_call(call)["move"]
+            kind = "forced answer" if concluded(move) is not None else kind_of(move)
             of = found.setdefault(kind, nought())
             of["calls"] += 1
             of["scores"] += score
@@ -164,23 +167,23 @@ def brought(calls: Sequence[Mapping[str, Any]], scores: Mapping[int, float]) -> 
     return found
 
 
-def check(deck: Deck) -> None:
+def check(model: CellModel) -> None:
     """Whether what a cell came to is a measurement of anything but the provider's failures, or of a
     stop, which can look like many things. Raises Unmeasured or NotRecorded."""
-    if deck.missing:
-        raise NotRecorded(f"not in the recording: {deck.missing[0]}")
-    if deck.stop is not None and deck.stop.is_set():
+    if model.missing:
+        raise NotRecorded(f"not in the recording: {model.missing[0]}")
+    if model.stop is not None and model.stop.is_set():
         raise Unmeasured("interrupted")
-    if deck.failures:
-        raise Unmeasured(deck.failures[-1])
+    if model.failures:
+        raise Unmeasured(model.failures[-1])
 
 
-def record_of(cell: Cell, deck: Deck, **measured: Any) -> Record:
+def record_of(cell: Cell, model: CellModel, **measured: Any) -> Record:
     own: Mapping[str, Any] = {
         "cell": cell.name,
         "protocol": cell.settings.protocol,
         "task": cell.settings.task,
-        "model": deck.facts.name,
+        "model": model.facts.name,
         "decide": cell.settings.decide,
         "strategy": PREPARATION if cell.prepares else cell.strategy,
         "question": cell.question.id,
@@ -195,7 +198,7 @@ def record_of(cell: Cell, deck: Deck, **measured: Any) -> Record:
     return cast("Record", {**own, **measured})
 
 
-class Truth:
+class SafeScorer:
     """The question's scorer, for answers as texts. unscored: answers that it failed on, which
     count 0, as a user's scorer may take for granted that a reply was not cut."""
 
@@ -219,7 +222,7 @@ class Truth:
             return Score(0.0)
 
 
-class Lore:
+class FixedMemory:
     """A memory of what training questions taught, in their order; it learns from no others."""
 
     def __init__(self, learned: Sequence[Learned]) -> None:

@@ -3,6 +3,7 @@ killed, without paying for anything twice."""
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -11,9 +12,11 @@ from typing import Protocol
 
 from anytime_graph.benchmark.cells import Cell, Record, Records, preparations
 from anytime_graph.benchmark.recording import Facts, Recording
-from anytime_graph.benchmark.run import Learned, Lore, Lost, Unmeasured
-from anytime_graph.benchmark.tape import Deck
-from anytime_graph.metering import Gate
+from anytime_graph.benchmark.run import FixedMemory, Learned, Lost, Unmeasured
+from anytime_graph.benchmark.tape import CellModel
+from anytime_graph.budget import Limits, Spend, nothing
+from anytime_graph.metering.account import Account
+from anytime_graph.metering.meter import Meter
 from anytime_graph.tasks import Question
 
 _PATIENCE = 3
@@ -28,61 +31,28 @@ class Measure(Protocol):
     def ceiling(self, cell: Cell) -> tuple[float, float]: ...
 
     def measure(
-        self, cell: Cell, deck: Deck, memory: Lore | None
+        self, cell: Cell, model: CellModel, memory: FixedMemory | None
     ) -> tuple[Record, Learned | None]: ...
 
 
 @dataclass
-class Purse:
-    """What the benchmark may cost as a whole. A cell's ceiling is held back before it starts, so
-    that what was bought never exceeds `tokens` or `usd` (None: not limited)."""
-
-    recording: Recording
-    tokens: float | None = None
-    usd: float | None = None
-    held: list[Deck] = field(default_factory=list)
-
-    def hold(self, deck: Deck) -> bool:
-        """Hold back the deck's ceiling; False if it does not fit now."""
-        if not all(
-            most is None or mine + now <= most
-            for most, mine, now in zip(
-                (self.tokens, self.usd), deck.ceiling, self.committed(), strict=True
-            )
-        ):
-            return False
-        self.held.append(deck)
-        return True
-
-    def release(self, deck: Deck) -> None:
-        self.held = [other for other in self.held if other is not deck]
-
-    def committed(self) -> tuple[float, float]:
-        """Bought so far, and what the cells under way may still buy."""
-        bought, open_ = self.recording.bought, self.held
-        return (
-            bought.tokens + sum(d.ceiling[0] - d.bought.tokens for d in open_),
-            bought.usd + sum(d.ceiling[1] - d.bought.usd for d in open_),
-        )
-
-
-@dataclass
 class Session:
-    """inner: the gate to the model; None to replay. told: called whenever a cell has ended, with
-    None if it was measured, else why not."""
+    """total: what the benchmark may cost as a whole, and has cost. A cell's ceiling is held back from it
+    before the cell starts. inner: the model; None to replay. report: called whenever a cell has
+    ended, with None if it was measured, else why not."""
 
     measure: Measure
     records: Records
     recording: Recording
-    purse: Purse
+    total: Account
     facts: Facts
-    inner: Gate | None
+    inner: Meter | None
     parallel: int = 1
     stop: threading.Event | None = None
-    told: Callable[[Cell, str | None], None] = lambda cell, failure: None
+    report: Callable[[Cell, str | None], None] = lambda cell, failure: None
     failures: list[str] = field(default_factory=list)
     ended: str | None = None
-    _memories: dict[str, Lore] = field(default_factory=dict)
+    _memories: dict[str, FixedMemory] = field(default_factory=dict)
 
     def run(self, cells: Sequence[Cell], training: Callable[[], Sequence[Question]]) -> None:
         """All cells that have no record yet; first those that make the preference data for them.
@@ -105,20 +75,20 @@ class Session:
 
         for cell in cells:
             if cell.name in self.records:
-                deck = self._deck(cell, replayed=True)
-                keep(cell, self.measure.measure(cell, deck, None)[1])
+                model = self._heard(cell, replayed=True)
+                keep(cell, self.measure.measure(cell, model, None)[1])
         self._all([c for c in cells if c.name not in self.records], keep)
         if all(cell.name in learned for cell in cells):
-            self._memories[kind] = Lore([learned[cell.name] for cell in cells])
+            self._memories[kind] = FixedMemory([learned[cell.name] for cell in cells])
 
-    def _deck(self, cell: Cell, replayed: bool = False) -> Deck:
-        return Deck(
+    def _heard(self, cell: Cell, replayed: bool = False) -> CellModel:
+        return CellModel(
             self.recording,
             self.facts,
             None if replayed else self.inner,
             str(cell),
             cell.model_seed,
-            self.measure.ceiling(cell),
+            ceiling(*self.measure.ceiling(cell)),
             self.stop,
         )
 
@@ -133,29 +103,29 @@ class Session:
     def _pass(
         self, cells: Iterable[Cell], keep: Callable[[Cell, Learned | None], None]
     ) -> list[Cell]:
-        """Side by side, in their order; the first that the purse cannot hold ends it. Returns those
+        """Side by side, in their order; the first that the total cannot hold ends it. Returns those
         that came to nothing."""
-        running: dict[Future[tuple[Record, Learned | None]], tuple[Cell, Deck]] = {}
+        running: dict[Future[tuple[Record, Learned | None]], tuple[Cell, CellModel]] = {}
         failed: list[Cell] = []
         in_a_row = 0
 
         def collect() -> None:
             nonlocal in_a_row
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                cell, deck = running.pop(future)
-                self.purse.release(deck)
+                cell, model = running.pop(future)
+                self._release(model)
                 failure = self._ended(cell, future, keep)
                 in_a_row = 0 if failure is None else in_a_row + (not isinstance(failure, Lost))
                 failed.extend([cell] if failure else [])
-                self.told(cell, str(failure) if failure else None)
+                self.report(cell, str(failure) if failure else None)
 
-        def admitted(deck: Deck) -> bool:
+        def admitted(model: CellModel) -> bool:
             while True:
                 while len(running) >= self.parallel:
                     collect()
                 if self._over(in_a_row):
                     return False
-                if self.purse.hold(deck):
+                if self._hold(model):
                     return True
                 if not running:
                     self.ended = "budget"
@@ -164,15 +134,27 @@ class Session:
 
         with ThreadPoolExecutor(self.parallel) as pool:
             for cell in cells:
-                deck = self._deck(cell)
-                if not admitted(deck):
+                model = self._heard(cell)
+                if not admitted(model):
                     break
                 memory = self._memories.get(cell.lessons or "")
-                running[pool.submit(self.measure.measure, cell, deck, memory)] = (cell, deck)
+                running[pool.submit(self.measure.measure, cell, model, memory)] = (cell, model)
             while running:
                 collect()
         self._over(in_a_row)
         return failed
+
+    def _hold(self, model: CellModel) -> bool:
+        """Hold back what the cell may cost; False if it does not fit now."""
+        with self.total.lock:
+            rest, most = self.total.left(), model.account.limits
+            if any(most[d] > amount for d, amount in rest.items()):
+                return False
+            self.total.hold(_as_spend(most))
+            return True
+
+    def _release(self, model: CellModel) -> None:
+        self.total.settle(_as_spend(model.account.limits), model.account.spent)
 
     def _over(self, in_a_row: int) -> bool:
         if self.stop is not None and self.stop.is_set():
@@ -187,7 +169,7 @@ class Session:
         future: Future[tuple[Record, Learned | None]],
         keep: Callable[[Cell, Learned | None], None],
     ) -> Unmeasured | None:
-        """Take in what a cell came to; returns why it came to nothing, if so."""
+        """RecordedReply in what a cell came to; returns why it came to nothing, if so."""
         try:
             record, learned = future.result()
         except Unmeasured as failure:
@@ -196,3 +178,12 @@ class Session:
         self.records.add(record)
         keep(cell, learned)
         return None
+
+
+def ceiling(tokens: float, usd: float) -> Account:
+    """What one cell may cost."""
+    return Account({"tokens": tokens, "usd": usd})
+
+
+def _as_spend(limits: Limits) -> Spend:
+    return {**nothing(), "tokens": math.ceil(limits["tokens"]), "usd": limits["usd"], "calls": 1}

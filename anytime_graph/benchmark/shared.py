@@ -18,9 +18,9 @@ from dataclasses import asdict
 from typing import Any
 from uuid import uuid4
 
-from anytime_graph.benchmark.recording import POLL, Recording, Take, Takes
+from anytime_graph.benchmark.recording import POLL, Recorded, RecordedReply, Recording
 from anytime_graph.benchmark.run import Unmeasured
-from anytime_graph.budget import Prices
+from anytime_graph.budget import Prices, Spend
 from anytime_graph.checkpoints import LedgerError
 from anytime_graph.checkpoints.postgres import PostgresStore, alone
 from anytime_graph.checkpoints.store import Store
@@ -74,8 +74,9 @@ class Grants:
             )
         return grant
 
-    def settle(self, grant: str, cell: str) -> None:
-        """End a grant, and take in what was bought under it; waits while a worker has it."""
+    def settle(self, grant: str, cell: str) -> Spend:
+        """End a grant, and take in what was bought under it; waits while a worker has it. Returns what
+        that cost."""
         while True:
             with self.store.transaction() as execute:
                 lock = _LOCK.replace("%s", ":cell")
@@ -89,7 +90,7 @@ class Grants:
                     )
                     break
             time.sleep(POLL)
-        self.recording.copy({row["id"]: json.loads(row["row"]) for row in rows})
+        return self.recording.copy({row["id"]: json.loads(row["row"]) for row in rows})
 
     def _catch_up(self) -> None:
         ours = {"benchmark": self.benchmark}
@@ -118,7 +119,7 @@ class Grants:
                     )
 
 
-class Lent(Takes):
+class WorkerRecording(Recorded):
     """A worker's side: what it hears and buys for one cell."""
 
     def __init__(
@@ -144,7 +145,7 @@ class Lent(Takes):
         cell: str,
         prices: Prices | None,
         stop: threading.Event,
-    ) -> Iterator[Lent]:
+    ) -> Iterator[WorkerRecording]:
         """For as long as the grant is worked on. Raises Unmeasured if it has ended or was begun."""
         import psycopg
 
@@ -164,7 +165,7 @@ class Lent(Takes):
                 raise Unmeasured("its grant was withdrawn")
             yield lent
 
-    def claim(self, key: str, stop: threading.Event | None) -> Take | None:
+    def claim(self, key: str, stop: threading.Event | None) -> RecordedReply | None:
         """The same among all workers."""
         take = super().claim(key, stop)
         if take is not None:
@@ -191,7 +192,7 @@ class Lent(Takes):
             )
         super()._keep(row)
 
-    def _found(self, key: str) -> Take | None:
+    def _found(self, key: str) -> RecordedReply | None:
         with self._store.explained():
             found = self._connection.execute(
                 "SELECT row FROM benchmark_calls WHERE benchmark = %s AND take = %s",
@@ -199,7 +200,7 @@ class Lent(Takes):
             ).fetchone()
         if found is None:
             return None
-        take = self._takes[key] = Take(**json.loads(found[0])["take"])
+        take = self._takes[key] = RecordedReply(**json.loads(found[0])["take"])
         return take
 
     def _alone(self, name: str, stop: threading.Event | None) -> bool:

@@ -1,4 +1,4 @@
-"""The engine "ray": each cell is measured by a worker of a Ray cluster. The driver keeps the purse, the
+"""The engine "ray": each cell is measured by a worker of a Ray cluster. The driver keeps the total, the
 records and the recording; a worker buys within the ceiling that was held back for its cell."""
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 
 from anytime_graph.benchmark.cells import Cell, Record
-from anytime_graph.benchmark.paper import Paper
+from anytime_graph.benchmark.paper import PaperProtocol
 from anytime_graph.benchmark.recording import POLL, Facts
-from anytime_graph.benchmark.run import Learned, Lore, Lost, Run, Unmeasured
-from anytime_graph.benchmark.shared import Grants, Lent
-from anytime_graph.benchmark.tape import Deck, facts_of, limited
-from anytime_graph.budget import Prices
+from anytime_graph.benchmark.run import FixedMemory, Learned, Lost, RunProtocol, Unmeasured
+from anytime_graph.benchmark.shared import Grants, WorkerRecording
+from anytime_graph.benchmark.tape import CellModel, facts_of, limited
+from anytime_graph.budget import Limits, Prices
 from anytime_graph.checkpoints import Ledger, LedgerError
 from anytime_graph.checkpoints.postgres import PostgresStore
 from anytime_graph.interrupt import interruptible
-from anytime_graph.metering import gate
+from anytime_graph.metering.account import Account
+from anytime_graph.metering.meter import meter
 from anytime_graph.models import resolve_model
 from anytime_graph.tasks import Task
 
@@ -32,7 +33,7 @@ from anytime_graph.tasks import Task
 @dataclass(frozen=True)
 class Job:
     """What a worker is told. address: of the database. rate: requests a minute, its own. learned:
-    what the cell is shown, if anything. The others: see Grants, Facts, Takes, Run and Deck."""
+    what the cell is shown, if anything. The others: see Grants, Facts, Recorded, RunProtocol and CellModel."""
 
     address: str = field(repr=False)
     benchmark: str
@@ -42,10 +43,10 @@ class Job:
     facts: Facts
     prices: Prices | None
     tells_ends: bool
-    protocol: type[Run | Paper]
+    protocol: type[RunProtocol | PaperProtocol]
     task: Task
     cell: Cell
-    ceiling: tuple[float, float]
+    ceiling: Limits
     learned: Sequence[Learned] | None
 
 
@@ -53,7 +54,7 @@ class Job:
 class Spread:
     """Measures cells by workers; in this process only what asks no model."""
 
-    local: Run | Paper
+    local: RunProtocol | PaperProtocol
     grants: Grants
     model: str
     rate: float | None
@@ -61,29 +62,31 @@ class Spread:
     def ceiling(self, cell: Cell) -> tuple[float, float]:
         return self.local.ceiling(cell)
 
-    def measure(self, cell: Cell, deck: Deck, memory: Lore | None) -> tuple[Record, Learned | None]:
+    def measure(
+        self, cell: Cell, model: CellModel, memory: FixedMemory | None
+    ) -> tuple[Record, Learned | None]:
         """Raises Lost if the worker died: what it had bought is kept."""
-        if deck.inner is None:
-            return self.local.measure(cell, deck, memory)
+        if model.inner is None:
+            return self.local.measure(cell, model, memory)
         job = Job(
             self.grants.url,
             self.grants.benchmark,
             self.grants.give(cell.name),
             self.model,
             self.rate,
-            deck.facts,
+            model.facts,
             self.local.prices,
-            deck.recording.tells_ends,
+            model.recording.tells_ends,
             type(self.local),
             replace(self.local.task, questions=()),
             cell,
-            deck.ceiling,
+            model.account.limits,
             memory.learned if memory else None,
         )
         try:
             return _sent(job, self.local.stop)
         finally:
-            self.grants.settle(job.grant, cell.name)
+            model.account.book(self.grants.settle(job.grant, cell.name))
 
 
 def _sent(job: Job, stop: threading.Event | None) -> tuple[Record, Learned | None]:
@@ -127,7 +130,7 @@ def _measured(job: Job) -> tuple[Record, Learned | None]:
     with (
         interruptible() as stop,
         closing(Ledger(PostgresStore(job.address))) as ledger,
-        Lent.opened(
+        WorkerRecording.opened(
             ledger.store,
             job.address,
             job.grant,
@@ -138,17 +141,19 @@ def _measured(job: Job) -> tuple[Record, Learned | None]:
         ) as takes,
     ):
         takes.tells_ends = job.tells_ends
-        deck = Deck(
+        hearing = CellModel(
             takes,
             job.facts,
-            gate(model, job.prices),
+            meter(model, job.prices),
             str(job.cell),
             job.cell.model_seed,
-            job.ceiling,
+            Account(job.ceiling),
             stop,
         )
-        memory = Lore(job.learned) if job.learned is not None else None
-        measured = job.protocol(job.task, ledger, job.prices, stop).measure(job.cell, deck, memory)
+        memory = FixedMemory(job.learned) if job.learned is not None else None
+        measured = job.protocol(job.task, ledger, job.prices, stop).measure(
+            job.cell, hearing, memory
+        )
         if ledger.failure is not None:
             raise LedgerError(ledger.failure)
         return measured

@@ -135,7 +135,7 @@ def bench(ctx: click.Context, /, **given: Any) -> None:
         done = order.run(command, progress)
     except (ValueError, LedgerError, ImportError, OSError) as error:
         raise click.UsageError(harmless(str(error))) from None
-    for sentence in done.told:
+    for sentence in done.lines:
         click.echo(harmless(sentence))
     if done.ended == "interrupted":
         sys.exit(_INTERRUPTED)

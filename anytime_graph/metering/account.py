@@ -109,6 +109,12 @@ class Account:
                 account._book(held, held, active if account is self else held["calls"])
             return {**self.spent, "seconds": 0.0}
 
+    def book(self, spend: Spend) -> None:
+        """Add what was spent in this account's name where it could not be reserved here."""
+        with self.lock:
+            for account in self.chain:
+                account.spent = total([account.spent, {**spend, "seconds": 0.0}])
+
     def known(self, meter: Meter) -> Calibration:
         """How far prompts to this model are known to exceed their bounds."""
         return {**uncalibrated(), "growth": self.growth.get(meter.name, 1.0)}

@@ -21,6 +21,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.utils.utils import LC_ID_PREFIX
 
+from anytime_graph.budget import Spend
 from anytime_graph.interrupt import StopSignal
 from anytime_graph.metering.bill import Bill, bill
 from anytime_graph.metering.meter import Meter
@@ -33,7 +34,7 @@ from anytime_graph.metering.request import (
 )
 from anytime_graph.metering.streamed import Choice, StreamedReply
 from anytime_graph.models import providers
-from anytime_graph.run.calls import Receipt, receipt
+from anytime_graph.run.calls import Ended, Receipt, receipt
 
 log = logging.getLogger(__name__)
 
@@ -336,9 +337,11 @@ class _Call:
         if self.made:
             charged = bill(self.meter, self.request, streamed, self.ended, self.overran)
         self.errors += charged.errors
-        spend = {**charged.spend, "seconds": max(0.0, now - self.started)}
+        spend: Spend = {**charged.spend, "seconds": max(0.0, now - self.started)}
         full = self._full(charged)
-        ended = "error" if self.failed else "cut" if self.cut else "length" if full else "stop"
+        ended: Ended = (
+            "error" if self.failed else "cut" if self.cut else "length" if full else "stop"
+        )
         known: Receipt = {
             **free,
             "ended": ended,
@@ -365,7 +368,7 @@ class _Call:
             error=self.error,
         )
 
-    def _choice(self, i: int, part: Choice, of: Receipt, spend: Mapping[str, Any]) -> Reply:
+    def _choice(self, i: int, part: Choice, of: Receipt, spend: Spend) -> Reply:
         """What a choice comes to. of: the call's receipt, which an unfinished choice shares."""
         errors, ended, failed = [] if i else list(self.errors), of["ended"], self.failed
         if self.request.n > 1 and part.finish is not None:

@@ -327,7 +327,7 @@ class AgentPayer:
         shape, request = planned(
             ready, messages, rest, account.known(ready), min_output=least, half=not last
         )
-        return Reservation(ready, shape, request)
+        return Reservation(ready, shape, request=request)
 
     def _reserve(self, ready: Meter, prompt: Sequence[BaseMessage]) -> Limits:
         """What the last call is kept: what was asked for, but at the least what its shortest prompt

@@ -118,7 +118,7 @@ def meters(
     if judge.model is not None:
         judging = resolve_model(judge.model)
         its_own = meter(judging, judge.prices or prices_of(judging))
-    found = {OWN: own, PLAIN: its_own}
+    found: dict[str, Meter] = {OWN: own, PLAIN: its_own}
     if bare is not own:
         found[REVIEW] = bare
     if (held := with_json_schema(judging, schema)) is not None:

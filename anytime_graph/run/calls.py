@@ -14,10 +14,13 @@ from anytime_graph.budget import Limits, Spend, nothing
 from anytime_graph.models.tokens import Shape
 from anytime_graph.run.pairs import Candidate, Shown
 
-OWN, REVIEW, PLAIN, STRUCTURED = "own", "review", "judge", "structured"
+Role = Literal["own", "review", "judge", "structured"]
 """Which of the meters a call goes through. The model's own, and for reviews without the tools and the
 like that are bound to it; the judge's, plain or held to a schema."""
-Role = Literal["own", "review", "judge", "structured"]
+OWN: Role = "own"
+REVIEW: Role = "review"
+PLAIN: Role = "judge"
+STRUCTURED: Role = "structured"
 PLACES = 1_000
 """Model calls that an agent may make in a draft; each has a place of its own in the run."""
 
@@ -140,6 +143,9 @@ class Assignment(TypedDict):
     run: RunInfo
 
 
+Ended = Literal["stop", "length", "cut", "error"]
+
+
 class Receipt(TypedDict):
     """What a call came to.
 
@@ -154,7 +160,7 @@ class Receipt(TypedDict):
     retry_after: seconds to wait before the next call. started, ended_at: Unix time.
     """
 
-    ended: Literal["stop", "length", "cut", "error"]
+    ended: Ended
     spend: Spend
     reported: int | None
     billed_once: bool | None
@@ -227,8 +233,9 @@ def concluded(move: PlannedMove) -> int | None:
 
 def kind_of(move: PlannedMove) -> str:
     """As statistics tell kinds of answers apart; see `kind`."""
-    with_pairs = move["kind"] in ("draft", "refine") and move["with_pairs"]  # type: ignore[typeddict-item]
-    return kind(move["kind"], with_pairs)
+    if move["kind"] == "draft" or move["kind"] == "refine":
+        return kind(move["kind"], move["with_pairs"])
+    return move["kind"]
 
 
 def kind(node: str, with_pairs: bool) -> str:
