@@ -48,6 +48,7 @@ from anytime_graph.budget import Budget, Prices, Spend
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.metering.meter import unbound
 from anytime_graph.metering.request import Reply
+from anytime_graph.metering.tool_calls import broken
 from anytime_graph.models import providers, resolve_model
 from anytime_graph.models.providers import describe
 from anytime_graph.planning.answers import answer_format
@@ -395,9 +396,11 @@ class _Turn:
             message = message.model_copy(update={"additional_kwargs": extra})
         self.messages[ordinal] = message
         if self.tools and reply.called:
-            if reply.whole and not self._answered:
+            halves = reply.whole and broken(message)
+            if reply.whole and not halves and not self._answered:
                 return self._call(reply, message)
-            errors.append(f"reply {ordinal} calls tools: it is no answer")
+            why = "they did not come whole" if halves else "it is no answer"
+            errors.append(f"reply {ordinal} calls tools: {why}")
             return None
         if self.form is None and not self.json:
             self._answered = self._answered or bool(reply.text.strip())
@@ -417,8 +420,8 @@ class _Turn:
 
     def _call(self, reply: Reply, message: AIMessage) -> Reply:
         self.calling = True
-        calls = [*message.tool_calls, *message.invalid_tool_calls]
-        return replace(reply, text=json.dumps(calls, ensure_ascii=False))
+        called = [*message.tool_calls, *message.invalid_tool_calls]
+        return replace(reply, text=json.dumps(called, ensure_ascii=False))
 
     def score(self, question: str, answer: str) -> Verdict | Awaitable[Verdict]:
         if self.calling:

@@ -39,7 +39,8 @@ _BEAT = 0.5
 _ROOTS = 4_096
 _RECENT = 60.0
 """Seconds after its last node for which a thread counts as one that ran here."""
-_REASONS = (*DIMENSIONS, "perfect", "judge", "done", "satisfied", "errors", "steps", "interrupted")
+_OWN_REASONS = "perfect judge done satisfied agreed errors steps interrupted"
+_REASONS = (*DIMENSIONS, *_OWN_REASONS.split())
 _OF_RUNS = ("memory", "curve", "pairs", "answers", "calls")
 
 

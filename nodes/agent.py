@@ -30,10 +30,12 @@ from anytime_graph.metering.call import recalled
 from anytime_graph.metering.meter import Meter, meter
 from anytime_graph.metering.metered import Reservation, paid_by, paying_from
 from anytime_graph.metering.request import Place, Reply, Request
+from anytime_graph.metering.tool_calls import broken
 from anytime_graph.models.providers import describe
 from anytime_graph.models.tokens import Shape
 from anytime_graph.planning.setup import Drafter, Setup
 from anytime_graph.run.calls import (
+    PATIENCE,
     PLACES,
     AgentCall,
     AgentDraft,
@@ -113,6 +115,7 @@ class DraftPayer:
         self._place, self._wait = self.call["ordinal"], assigned["wait"]
         self._worst: tuple[Shape, int | None] = (self.call["shape"], None)
         self._over = False
+        self._refused = 0
         self._errors: list[str] = []
         self._replies: list[Reply] = []
         self._in_flight: dict[int, Reservation] = {}
@@ -183,6 +186,8 @@ class DraftPayer:
                 return Reservation(ready, message=earlier.pop(0))
             if self._over or self._place >= self.call["ordinal"] + PLACES:
                 self._refuse("it may make no further call")
+            if self._refused >= PATIENCE:
+                self._refuse(f"its last {self._refused} calls were refused")
             rest = self.account.left()
             shape, request, last = self._planned(ready, prompt, rest)
             place, self._place = self._place, self._place + 1
@@ -223,7 +228,12 @@ class DraftPayer:
                 self.account.learn(self.meter, reserved.shape, came["reported"])
                 if self.account.growth[self.meter.name] > before or self._worst[1] is None:
                     self._worst = (reserved.shape, came["reported"])
-            self._over |= came["interrupted"]
+            self._refused = self._refused + 1 if came["unserved"] else 0
+            self._wait = max(self._wait, came["retry_after"])
+            self._over |= came["interrupted"] or came["closed"]
+        if reply.whole and broken(reply.message):
+            self._errors.append(f"draft {reserved.place}: its tool calls did not come whole")
+            raise DraftError("its tool calls did not come whole")
         if came["failed"] or came["lost"]:
             raise DraftError("the call failed")
         reserved.message = _for_agent(reply, self._calls[reserved.place]["agent_call"]["last"])
@@ -309,6 +319,9 @@ class DraftPayer:
             "errors": errors,
             "lost": empty and any(one["lost"] for one in came),
             "refused": broken and any(one["refused"] for one in came),
+            "unserved": any(one["unserved"] for one in came)
+            and not any(one["spend"]["calls"] for one in came),
+            "closed": broken and any(one["closed"] for one in came),
             "recalled": bool(came) and all(one["recalled"] for one in came),
         }
         call: PlannedCall = {**self.call, "agent": self._agent, "shape": self._worst[0]}

@@ -29,7 +29,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from anytime_graph.budget import Limits, Spend, left, nothing
 from anytime_graph.metering import Gate
 from anytime_graph.metrics import anytime_index, bootstrap
-from anytime_graph.nodes.answering import asked
 from anytime_graph.planning.moves import Move, Stop, Strategy, View
 from anytime_graph.planning.plan import Setup, plan
 from anytime_graph.planning.strategies import STRATEGIES, adaptive, resolve

@@ -612,7 +612,7 @@ def test_list_prices_are_looked_up_by_name() -> None:
     assert dearer.input < (dearer.cache_write or 0)
 
 
-def test_the_prices_of_all_listed_models_can_be_held_to() -> None:
+def test_the_prices_of_all_listed_models_can_be_with_json_schema() -> None:
     from genai_prices.data_snapshot import get_snapshot
 
     from anytime_graph.models import prices_of

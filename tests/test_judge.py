@@ -23,7 +23,7 @@ from anytime_graph import (
     create_anytime_graph,
 )
 from anytime_graph.local import embedded_file, local_model
-from anytime_graph.metering import held_to
+from anytime_graph.metering.meter import with_json_schema
 from anytime_graph.nodes.critique import VERDICT, read
 from anytime_graph.prompts import Case, compare
 from anytime_graph.run.ranking import both_orders
@@ -147,7 +147,7 @@ def embedded() -> ChatOpenAI:
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_the_embedded_judge_is_not_talked_round(embedded: ChatOpenAI, attack: str) -> None:
     """Nothing that a candidate says makes it win a comparison that it does not win without."""
-    held = held_to(embedded, VERDICT)
+    held = with_json_schema(embedded, VERDICT)
     assert held is not None
 
     def winner(first: str, second: str) -> int | None:
@@ -227,7 +227,7 @@ def test_an_overloaded_provider_is_asked_for_the_schema_again(server: Server) ->
 
 def test_what_is_bound_to_a_model_goes_with_its_judgements(server: Server) -> None:
     model = structured(server, extra_body={"top_k": 3}).bind(presence_penalty=0.5)
-    held = held_to(model.bind(extra_body={"min_p": 0.1}), VERDICT)
+    held = with_json_schema(model.bind(extra_body={"min_p": 0.1}), VERDICT)
     assert held is not None
     held.invoke("Why?")
     sent = server.calls[0].request

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import count, cycle, islice
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.outputs import ChatGeneration, ChatResult
 
 from anytime_graph import Budget, NoAnswer, create_anytime_graph
-from tests.server import Reply, Server
+from anytime_graph.metering.bill import bill
+from anytime_graph.metering.meter import meter as meter_of
+from anytime_graph.metering.request import Request
+from anytime_graph.metering.streamed import StreamedReply
+from tests.server import Reply, Server, serving
 
 QUESTION = {"messages": [("user", "Tell me all about rivers.")]}
 
@@ -94,6 +103,108 @@ def test_bundles_of_tokens_that_are_no_words_are_cut_by_their_text(
     out = run(server, Budget(tokens=1_000), sync, strategy="single")
     assert server.settled().served <= slack * 1_000
     assert out["spent"]["tokens"] >= server.served
+
+
+MARKS = ["(", "\n", " ", "\t", "-", "a", "0", "é", "河", "\u200b"]
+
+
+@both
+@pytest.mark.parametrize("word", MARKS)
+def test_a_stream_of_one_mark_is_cut(server: Server, sync: bool, word: str) -> None:
+    """Tokenizers know long runs of a mark as one token, but one a piece they are tokens each."""
+    server.script = filling(ignore_limit=True, pace=0.0005, word=word)
+    with suppress(NoAnswer):  # of blanks alone there is none
+        run(server, Budget(tokens=500), sync, strategy="single")
+    [call] = server.settled().calls
+    assert call.closed_early
+    assert call.served <= 500 + 32
+
+
+def streaming(max_output: int | None) -> StreamedReply:
+    return StreamedReply(n=1, max_output=max_output, run_id="")
+
+
+def fed(streamed: StreamedReply, pieces: Iterable[str]) -> int | None:
+    """How many pieces there were when the stream was cut."""
+    return next((i for i, p in enumerate(pieces, 1) if streamed.feed(AIMessageChunk(p))), None)
+
+
+letters = st.one_of(
+    st.sampled_from("()[]{}<>=-_*#/\\.,:;!?\"' \n\t\r0123456789"),
+    st.characters(
+        categories=["Lu", "Ll", "Lo", "Mn", "Nd", "Nl", "Po", "Sm", "So", "Zs", "Cf", "Cc"]
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def idle() -> Iterator[Server]:
+    with serving() as server:
+        yield server
+
+
+@given(
+    word=st.text(letters, min_size=1, max_size=8),
+    size=st.integers(1, 40) | st.integers(100, 20_000),
+    room=st.integers(20, 200),
+)
+def test_whatever_is_repeated_is_cut_and_booked(
+    idle: Server, word: str, size: int, room: int
+) -> None:
+    """At the cap, if the pieces can be tokens; else at six pieces, or at 128 characters a token."""
+    streamed = streaming(room)
+    text = word * (20_000 // len(word) + 2)
+    endless = (text[i : i + size] for start in count() for i in range(0, 20_000, size))
+    pieces = fed(streamed, endless)
+    assert pieces is not None
+    assert pieces <= 6 * room + 17
+    assert pieces * size <= 128 * room + size or pieces <= room + 17
+    if len(set(word)) == 1 and size == 1:
+        assert pieces <= room + 17
+    request = Request(prompt=[], max_input=9, max_output=room)
+    charged = bill(meter_of(idle.model(), None), request, streamed, ended=False, overran=True)
+    assert charged.spend["output_tokens"] >= max(room, pieces)
+
+
+@given(data=st.data(), room=st.integers(20, 150), split=st.booleans())
+def test_a_reply_that_keeps_to_its_cap_is_not_cut(
+    idle: Server, data: st.DataObject, room: int, split: bool
+) -> None:
+    """Tokens in bundles of any size; blanks of a hundred a token; prose even letter by letter."""
+    prose = [
+        "The",
+        " river",
+        " bends",
+        " where",
+        " its",
+        " bank",
+        " is",
+        " soft",
+        ",",
+        " and",
+        "ero",
+        "des",
+    ]
+    kind = st.sampled_from(
+        [[" " * 100], ["("], ["    ", "return", " x", "\n"], ["河", "流"], prose]
+    )
+    known = prose if split else data.draw(kind)
+    reply = [known[i % len(known)] for i in range(room)]
+    cuts = sorted(data.draw(st.sets(st.integers(1, room - 1))))
+    bundles = ["".join(reply[a:b]) for a, b in zip([0, *cuts], [*cuts, room], strict=True)]
+    streamed = streaming(room)
+    assert fed(streamed, "".join(reply) if split else bundles) is None
+
+
+def test_a_long_stream_is_judged_in_linear_time(idle: Server) -> None:
+    """By what is looked at: the whole text, but each time an eighth more of it."""
+    streamed, looks = streaming(4_000), []
+    for letter in islice(cycle("river bends "), 20_000):
+        before = streamed._examined
+        streamed.feed(AIMessageChunk(letter))
+        looks += [streamed._examined] if streamed._examined != before else []
+    assert looks
+    assert sum(looks) <= 10 * 20_000
 
 
 LIES: dict[str, Any] = {
@@ -245,16 +356,12 @@ def test_what_travels_beside_the_messages_is_bounded_too(server: Server) -> None
 
 
 def test_running_totals_in_every_chunk_are_not_added_up(server: Server) -> None:
-    from langchain_core.messages import AIMessageChunk
-
-    from anytime_graph.metering import _Meter, gate
-
-    meter = _Meter(gate(server.model(), None), {"slice": {}, "room": None, "move": {}}, None)  # type: ignore[typeddict-item]
+    streamed = streaming(None)
     for n in (1, 2, 3):
         usage: Any = {"input_tokens": 50, "output_tokens": n, "total_tokens": 50 + n}
-        meter._feed(AIMessageChunk("x", usage_metadata=usage))
-    assert meter.usage is not None
-    assert (meter.usage["input"], meter.usage["output"]) == (50, 3)
+        streamed.feed(AIMessageChunk("x", usage_metadata=usage))
+    assert streamed.usage is not None
+    assert (streamed.usage.input, streamed.usage.output) == (50, 3)
 
 
 @both
@@ -319,4 +426,4 @@ def test_errors_hold_neither_prompt_nor_key(server: Server) -> None:
         run(server, Budget(tokens=4_000))
     assert "rivers" not in str(failure.value)
     assert "HTTP 400" in str(failure.value)
-    assert failure.value.spent["tokens"] > 0
+    assert failure.value.spent["tokens"] == 0

@@ -25,7 +25,7 @@ from anytime_graph.checkpoints.ledger import Ledger
 from anytime_graph.checkpoints.likeness import keys
 from anytime_graph.checkpoints.memory import Example, Memory, Namespace, encoded, memory_of
 from anytime_graph.checkpoints.store import plain
-from anytime_graph.run.state import Pair
+from anytime_graph.run.pairs import Pair
 from tests.conftest import torture
 from tests.paraphrases import generate
 from tests.postgres import fresh

@@ -17,7 +17,6 @@ import pytest
 
 from anytime_graph import Score
 from anytime_graph.constraints import Constraints
-from anytime_graph.nodes.answering import asked
 from anytime_graph.scoring import Constraints, as_score
 from anytime_graph.tasks import TASKS, Task, aime, gpqa, gym, load, writing
 from anytime_graph.tasks.task import Question
@@ -101,7 +100,7 @@ def test_every_task_tells_how_its_answers_are_found(tmp_path: Path) -> None:
     for name in names.values():
         task = load(name, count=5)
         assert isinstance(task, Task)
-        assert asked(task.answer)
+        assert answer_format(task.answer)
         assert task.about
         assert task.metric in ("csr", "accuracy")
         ids = [q.id for q in task.questions]

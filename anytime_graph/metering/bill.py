@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from anytime_graph.budget import Spend
 from anytime_graph.metering.meter import Meter
 from anytime_graph.metering.request import Request
-from anytime_graph.metering.streamed import StreamedReply, Usage
+from anytime_graph.metering.streamed import StreamedReply, Usage, most
 from anytime_graph.models import tokens
 
 _INCREDIBLE = 10**9
@@ -63,8 +63,8 @@ def _reported(meter: Meter, usage: Usage) -> Spend:
 def _unreported(meter: Meter, request: Request, streamed: StreamedReply, overran: bool) -> Spend:
     """The whole reservation; more, where more was seen to arrive."""
     room, seen = request.max_output or 0, streamed.seen
-    least = tokens.upper(seen) if overran or not room else tokens.least(seen)
-    made = max(room, least, streamed.unseen_chunks if overran else 0)
+    text = most(seen) if overran or not room else tokens.least(seen)
+    made = max(room, text, streamed.pieces + streamed.unseen_chunks if overran else 0)
     return meter.priced(request.max_input, made, written=request.max_input)
 
 
@@ -80,10 +80,10 @@ def _choices(meter: Meter, request: Request, streamed: StreamedReply, usage: Usa
     paid, made = spend["input_tokens"], spend["output_tokens"]
     once = _fewer(request, streamed)
     if made < max(streamed.pieces, tokens.least(streamed.seen) // 2):
-        most = min(request.max_output or math.inf, tokens.upper(streamed.seen))
+        shown = min(request.max_output or math.inf, tokens.upper(streamed.seen))
         seen = meter.priced(
             min(request.max_input, n * paid),
-            max(streamed.pieces, int(most)),
+            max(streamed.pieces, int(shown)),
             written=min(request.max_input, n * paid),
         )
         error = (

@@ -1,5 +1,6 @@
 """The one way to a chat model: every call is bounded before it is made, cut if it exceeds its bound,
-and charged by what the provider reports or, failing that, by its whole reservation.
+and charged by what the provider reports or, failing that, by its whole reservation. One that cannot
+have been served costs nothing.
 
 Nothing else in this package calls a chat model.
 """
@@ -198,7 +199,7 @@ class _Call:
         self.streamed = StreamedReply(request.n, request.max_output, str(self.run_id))
         self.cut: str | None = None
         self.made = self.lost = self.overran = self.ended = self.interrupted = False
-        self.failed = self.refused = False
+        self.sent = self.failed = self.refused = self.unserved = self.closed = False
         self.billed_once: bool | None = None
         self.error: Exception | None = None
         self.errors: list[str] = []
@@ -279,6 +280,7 @@ class _Call:
         self.cut, self.interrupted = "stopped", True
 
     def drain(self, stream: Iterator[Any]) -> None:
+        self.sent = True
         try:
             for chunk in stream:
                 if self._feed(chunk):
@@ -289,6 +291,7 @@ class _Call:
                 close()
 
     async def adrain(self, stream: AsyncIterator[Any]) -> None:
+        self.sent = True
         try:
             async for chunk in stream:
                 if self._feed(chunk):
@@ -310,8 +313,10 @@ class _Call:
     def fail(self, error: Exception) -> None:
         if self.cut is not None:
             return
-        whole = self.streamed.ended_choices() >= self.request.n
-        if whole and isinstance(error, TypeError | ValueError):
+        if self.streamed.reported:
+            self.ended = True  # what did not come is no more than the end of the stream
+            return
+        if self.streamed.whole and isinstance(error, TypeError | ValueError):
             # The reply is whole; what follows it, the usage report, could not be read.
             self.streamed.unreadable = self.ended = True
             return
@@ -320,7 +325,12 @@ class _Call:
         self.retry_after = providers.retry_after(error)
         status = providers.status(error)
         self.refused = status is not None and not providers.transient(status)
-        silent = status is None and not self.streamed.pieces
+        arrived = self.streamed.pieces or self.streamed.unseen_chunks or self.streamed.usage
+        self.unserved = not self.sent or (not arrived and providers.unserved(error))
+        # Of several choices the request itself may be what a provider does not know.
+        barred = (*providers.NO_ENTRY, providers.NO_SUCH_THING)
+        self.closed = status in (providers.NO_ENTRY if self.request.n > 1 else barred)
+        silent = status is None and not self.streamed.pieces and not self.unserved
         if self.request.n > 1 and (self.refused or silent):
             self.billed_once = False
         log.debug("call %s failed", self.request.place.ordinal, exc_info=error)
@@ -329,12 +339,14 @@ class _Call:
 
     def settle(self) -> Reply:
         """What the call came to. After this nothing that still arrives counts."""
+        if self.streamed.reported and not self.overran:
+            self.ended, self.cut = True, None  # it was whole when it was cut, and its cost known
         if not self.ended and not self.failed and self.cut is None:
             self.cut = "cut"
         now, streamed = time.time(), self.streamed
         free = receipt(self.started, now)
         charged = Bill(free["spend"])
-        if self.made:
+        if self.made and not self.unserved:
             charged = bill(self.meter, self.request, streamed, self.ended, self.overran)
         self.errors += charged.errors
         spend: Spend = {**charged.spend, "seconds": max(0.0, now - self.started)}
@@ -349,6 +361,8 @@ class _Call:
             "retry_after": self.retry_after,
             "lost": self.lost,
             "refused": self.refused,
+            "unserved": self.unserved,
+            "closed": self.closed,
         }
         first, *others = (
             self._choice(i, part, known, spend) for i, part in enumerate(streamed.choices())
@@ -380,7 +394,7 @@ class _Call:
                 f"starved: {spend['output_tokens']} output tokens, "
                 f"{spend['reasoning_tokens']} of them reasoning, and no text"
             )
-        message = self.streamed.message(part, ended == "stop")
+        message = self.streamed.message(part)
         called = self.streamed.called or bool(message.tool_calls)
         if empty and ended == "stop" and not called:
             failed = True

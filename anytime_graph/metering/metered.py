@@ -30,6 +30,7 @@ from anytime_graph.metering.call import acall, call
 from anytime_graph.metering.meter import Meter, meter
 from anytime_graph.metering.request import Journal, Reply, Request
 from anytime_graph.metering.streamed import reports_its_end
+from anytime_graph.metering.tool_calls import broken
 from anytime_graph.models import prices_of, resolve_model
 from anytime_graph.models.tokens import Shape
 
@@ -45,8 +46,9 @@ class Reservation:
     """A call that is reserved, and what came of it.
 
     request: None if it did not fit, and `short` tells why, or if `message` was had before.
-    message: what its caller gets. unfinished: the budget, or a connection that broke (`broke`),
-    and not the model or its user, ended the reply before it could be used. error: the client's.
+    message: what its caller gets. unfinished: the budget, or a connection that broke, and not the
+    model or its user, ended the reply before it could be used. broke: it broke off, perhaps within
+    its tool calls. error: the client's.
     """
 
     meter: Meter
@@ -304,10 +306,11 @@ class AgentPayer:
             raise reply.error
         reserved.message = message = reply.message
         account.mark(message)
-        reserved.broke = ready.name in account.growth and not reports_its_end(message)
         cap, ended = request.max_output, reply.receipt["ended"]
         ours = cap is not None and (ready.ceiling is None or cap < ready.ceiling)
         cut = ended == "cut" or (ended == "length" and ours)
+        silent = ready.name in account.growth and not reports_its_end(message)
+        reserved.broke = silent or (broken(message) and not cut)
         empty = not message.text.strip()
         reserved.unfinished = not message.tool_calls and (cut or reserved.broke or empty)
         if (reported := reply.receipt["reported"]) is not None:

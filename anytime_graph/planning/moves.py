@@ -73,7 +73,8 @@ class View:
     judge can still be asked, for its share of the budget is bounded. whole: whether a reply as it
     stands, be it cut, is an answer. recalled: whether the memory had pairs of earlier questions.
     principles: what was learned from the pairs. payoffs: what drafts and refinements have brought,
-    profile: on earlier questions. ballots: votes by answer. judged: the judge so far. made: moves
+    profile: on earlier questions. ballots: without a scorer, how many drafts gave
+    each answer; under a vote, refinements count too. judged: the judge so far. made: moves
     that brought a reply, by kind. spent, left: amounts by dimension; `left` has the limited ones
     only.
     """

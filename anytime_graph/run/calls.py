@@ -21,6 +21,9 @@ OWN: Role = "own"
 REVIEW: Role = "review"
 PLAIN: Role = "judge"
 STRUCTURED: Role = "structured"
+PATIENCE = 3
+"""Steps in a row that may fail as a whole before the run gives up, or calls of a draft that may be
+refused: what costs nothing is bounded by its number."""
 PLACES = 1_000
 """Model calls that an agent may make in a draft; each has a place of its own in the run."""
 
@@ -154,7 +157,8 @@ class Receipt(TypedDict):
     believable one. billed_once: whether a request for several choices was billed its prompt once;
     None if this call does not tell.
     starved: it used up its cap before any text came. failed: it brought no answer. refused: the
-    provider finds fault with the request itself. lost: it was not made, or was in flight when its
+    provider finds fault with the request itself. unserved: it cannot have been served, since it was
+    refused or never left, so it costs nothing. closed: the provider will refuse all others too. lost: it was not made, or was in flight when its
     process ended. interrupted: the caller stopped it. recalled: it was not made now, but read from
     the journal.
     retry_after: seconds to wait before the next call. started, ended_at: Unix time.
@@ -167,6 +171,8 @@ class Receipt(TypedDict):
     starved: bool
     failed: bool
     refused: bool
+    unserved: bool
+    closed: bool
     lost: bool
     interrupted: bool
     recalled: bool
@@ -186,6 +192,8 @@ def receipt(started: float, ended_at: float) -> Receipt:
         starved=False,
         failed=False,
         refused=False,
+        unserved=False,
+        closed=False,
         lost=False,
         interrupted=False,
         recalled=False,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from anytime_graph.budget import nothing, total
 from anytime_graph.models.tokens import Calibration, Tokenizer, uncalibrated
 from anytime_graph.run.calls import (
+    PATIENCE,
     STRUCTURED,
     Outcome,
     PlannedMove,
@@ -61,7 +63,7 @@ def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, To
         pairs = scored_pairs(candidates, pairs, width)
     elif decides == "vote":
         new = [c for c in candidates if c["id"] >= state["ordinal"]]
-        best, candidates, ballots = _voted(best, candidates, new, dict(ballots))
+        best, candidates, ballots = _voted(best, candidates, new, ballots)
     else:
         best = _standing(best, candidates, matches)
         new_matches, found = _compared(candidates, outcomes)
@@ -71,6 +73,9 @@ def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, To
             best = next(c for c in candidates if c["id"] == held)
         pairs = [*found, *pairs][:width]
         best, candidates, matches = _concluded(best, candidates, matches)
+        drafted = [c for c in candidates if c["id"] >= state["ordinal"] and c["node"] == "draft"]
+        ballots = _counted(ballots, drafted)
+        candidates = [_with_votes(c, ballots) for c in candidates]
     if best is not None:
         best = next(c for c in [*candidates, best] if c["id"] == best["id"])
     arrived = [c for c in candidates if c["id"] >= state["ordinal"]] if decides == "scorer" else []
@@ -80,6 +85,8 @@ def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, To
     fruitless = all(o["receipt"]["failed"] and "candidate" not in o for o in outcomes)
     idle = all(came["lost"] for came in receipts)
     failures = state["failures"] if idle else state["failures"] + 1 if fruitless else 0
+    if any(o["receipt"]["closed"] and o["call"]["role"] != STRUCTURED for o in outcomes):
+        failures = max(failures, PATIENCE)
     kept = _trimmed(candidates, best, width, decides, matches)
     ids = {c["id"] for c in kept}
     return State(
@@ -112,6 +119,7 @@ def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, To
         ),
         owed=_owed(outcomes),
         failures=failures,
+        refusals=state.get("refusals", 0) + sum(came["unserved"] for came in receipts),
         wait=max((came["retry_after"] for came in receipts if came["failed"]), default=0.0),
         interrupted=any(came["interrupted"] for came in receipts),
     )
@@ -326,24 +334,27 @@ def _concluded(
     return own, [{**c, "lost": True} if c["id"] == old else c for c in candidates], inherited
 
 
+def _counted(ballots: Mapping[str, int], new: Sequence[Candidate]) -> dict[str, int]:
+    """The answers with how many gave each; what was cut off gives none."""
+    counts = Counter(ballots)
+    counts.update(normal(c["answer"]) for c in new if c["complete"])
+    return dict(counts.most_common(_KEPT) if len(counts) > _KEPT else counts)
+
+
+def _with_votes(c: Candidate, ballots: Mapping[str, int]) -> Candidate:
+    return {**c, "votes": ballots.get(normal(c["answer"]), 0) if c["complete"] else 0}
+
+
 def _voted(
     best: Candidate | None,
     candidates: list[Candidate],
     new: Sequence[Candidate],
     ballots: dict[str, int],
 ) -> tuple[Candidate | None, list[Candidate], dict[str, int]]:
-    for c in new:
-        if c["complete"]:
-            ballots[normal(c["answer"])] = ballots.get(normal(c["answer"]), 0) + 1
-    if len(ballots) > _KEPT:
-        ballots = dict(sorted(ballots.items(), key=lambda kv: -kv[1])[:_KEPT])
-    counted: list[Candidate] = [
-        {**c, "votes": ballots.get(normal(c["answer"]), 0) if c["complete"] else 0}
-        for c in candidates
-    ]
+    ballots = _counted(ballots, new)
+    counted = [_with_votes(c, ballots) for c in candidates]
     if best is not None:
-        held = ballots.get(normal(best["answer"]), 0) if best["complete"] else 0
-        best = {**best, "votes": held}
+        best = _with_votes(best, ballots)
     leader = max(counted, key=lambda c: (c["votes"], c["complete"], -c["id"]), default=None)
     if best is None or (
         leader and (leader["votes"], leader["complete"]) > (best["votes"], best["complete"])

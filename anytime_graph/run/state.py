@@ -94,7 +94,8 @@ class State(Output, Input, total=False):
     candidates, as [first, second, winner or None]. calibrations: by gate. examples: pairs that the
     memory recalled for this question, and the namespace it was asked in. unstructured: the judge's
     provider refused to hold verdicts to a schema. overhead: input tokens that an agent with tools adds
-    to the prompt of a draft. owed: moves that a request for several choices left undone. chosen:
+    to the prompt of a draft. owed: moves that a request for several choices left undone. failures: steps
+    in a row that failed as a whole. refusals: calls that cost nothing, as they were refused. chosen:
     None where a branch may choose afresh."""
 
     returned: Annotated[list[Outcome], gather]
@@ -118,6 +119,7 @@ class State(Output, Input, total=False):
     overhead: int
     owed: list[PlannedMove]
     failures: int
+    refusals: int
     wait: float
     interrupted: bool
     remaining_steps: RemainingSteps
@@ -160,6 +162,7 @@ def fresh(question_id: str, chosen: Chosen, run_id: int, thread: str, limits: Li
         overhead=0,
         owed=[],
         failures=0,
+        refusals=0,
         wait=0.0,
         interrupted=False,
     )

@@ -70,6 +70,8 @@ def outcome_from(stored: Mapping[str, Any]) -> Outcome:
         return cast(Outcome, dict(stored))
     receipt = {key: stored[key] for key in _OF_RECEIPTS}
     receipt |= {
+        "unserved": False,
+        "closed": False,
         "ended": "error" if stored["failed"] else "stop",
         "ended_at": stored["ended"],
         "billed_once": stored.get("once"),
@@ -95,5 +97,6 @@ def receipt_from(stored: Mapping[str, Any]) -> Receipt:
     if "receipt" in stored:
         return cast(Receipt, dict(stored["receipt"]))
     found = {key: stored[key] for key in (*_OF_RECEIPTS, "ended", "ended_at")}
-    extra = {"billed_once": stored.get("once"), "recalled": stored.get("recalled", False)}
+    new = {"unserved": False, "closed": False, "recalled": False}
+    extra = {"billed_once": stored.get("once"), **{k: stored.get(k, v) for k, v in new.items()}}
     return cast(Receipt, found | extra)
