@@ -27,13 +27,17 @@ from langchain_core.messages import HumanMessage
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from anytime_graph.budget import Limits, Spend, left, nothing
-from anytime_graph.metering import Gate
 from anytime_graph.metrics import anytime_index, bootstrap
+from anytime_graph.nodes.asking import Asking
+from anytime_graph.planning.answers import answer_format
 from anytime_graph.planning.moves import Move, Stop, Strategy, View
-from anytime_graph.planning.plan import Setup, plan
+from anytime_graph.planning.plan import plan
+from anytime_graph.planning.setup import Setup
 from anytime_graph.planning.strategies import STRATEGIES, adaptive, resolve
+from anytime_graph.run.calls import OWN, PLAIN, DraftMove, Outcome, PlannedCall, RefineMove, receipt
+from anytime_graph.run.fold import fold
 from anytime_graph.run.pairs import Candidate
-from anytime_graph.run.state import OWN, PLAIN, Decides, Outcome, State, Task, fold, fresh, merged
+from anytime_graph.run.state import Decides, State, fresh, merged
 from anytime_graph.scoring import Judge
 
 REPLY, DRAFT = 300, 520
@@ -44,7 +48,7 @@ SEED = 10_000
 NAMES = [name for name in STRATEGIES if name != "self_consistency"]
 STEPS = 24
 """Points of a run's curve."""
-ASKED = asked("tags")
+ANSWERS = answer_format("tags")
 _SIZE = re.compile(r"\[(\d+)\]")
 
 
@@ -129,33 +133,33 @@ HELD_OUT = {
 }
 
 
-class SimulatedGate:
+class SimulatedTokenizer(Tokenizer):
     """Counts tokens as it is told: a candidate's text says how long it is, in brackets; of what
     lessons quote of it, 75 tokens."""
-
-    name, prices, once = "simulated", None, False
 
     def shape(self, prompt: Sequence[Any]) -> list[float]:
         size = 0.0
         for message in prompt:
             most = 75 if message.type == "system" else math.inf
-            told = (min(most, int(n)) for n in _SIZE.findall(message.content))
-            size += len(message.content) / 4 + sum(told)
+            sizes = (min(most, int(n)) for n in _SIZE.findall(message.content))
+            size += len(message.content) / 4 + sum(sizes)
         return [size]
 
-    def bound(self, shape: list[float], known: Any, within: bool = False) -> int:
-        return int(shape[0]) + 10
+    def bound(self, of: list[float], known: Any, within: bool = False) -> int:
+        return int(of[0]) + 10
 
-    def learn(self, known: Any, *_: Any, **__: Any) -> Any:
+    def learn(self, known: Any, of: list[float], reported: int, base: bool) -> Any:
         return known
 
-    amounts = Gate.amounts
 
-    def cap(self, paid: int | None) -> int | None:
-        return paid
-
-
-GATE = cast(Gate, SimulatedGate())
+METER = Meter(
+    model=cast(Any, None),
+    bound={},
+    ceiling=None,
+    name="simulated",
+    tokenizer=SimulatedTokenizer(),
+    prices=None,
+)
 
 
 @dataclass
@@ -171,37 +175,46 @@ class Model:
     def __post_init__(self) -> None:
         self.hard = Random(self.seed).gauss(0, 0.08)
 
-    def reply(self, task: Task) -> Outcome:
-        move = task["move"]
-        what = move["kind"] + ("!" if move.get("conclude") is not None else "")
+    def reply(self, call: PlannedCall) -> Outcome:
+        move, cap = call["move"], call["max_output"]
+        forced = move["kind"] == "draft" and move["conclude"] is not None
+        what = move["kind"] + ("!" if forced else "")
         rng = Random(f"{self.seed}/{what}/{self.made[what]}")
         self.made[what] += 1
         usual = {"critique": 45, "learn": 45, "draft!": 20}.get(what, REPLY)
         wanted = max(5, int(rng.lognormvariate(math.log(usual), 0.2)))
         if what == "draft" and self.kind.rambling and rng.random() < self.kind.rambling:
             wanted *= 20
-        written = wanted if task["room"] is None else min(wanted, task["room"])
-        outcome = _outcome(task, written)
-        if move["kind"] in ("draft", "refine"):
-            outcome["candidate"] = self._answer(task, rng, what, written / wanted, written)
+        written = wanted if cap is None else min(wanted, cap)
+        outcome = _outcome(call, written)
+        if move["kind"] == "draft" or move["kind"] == "refine":
+            outcome["candidate"] = self._answer(call, move, rng, what, written / wanted, written)
         elif move["kind"] == "learn":
             outcome["why"], outcome["principles"] = "so", ["Do it well."]
         else:
             second = move["second"]
             outcome["preferred"], outcome["why"] = None, "so"
             if second is not None and written == wanted:
-                outcome["preferred"] = self._verdict(rng, move["first"], second, task["swapped"])
+                outcome["preferred"] = self._verdict(rng, move["first"], second, move["swapped"])
         return outcome
 
-    def _answer(self, task: Task, rng: Random, what: str, part: float, written: int) -> Candidate:
+    def _answer(
+        self,
+        call: PlannedCall,
+        move: DraftMove | RefineMove,
+        rng: Random,
+        what: str,
+        part: float,
+        written: int,
+    ) -> Candidate:
         """A cut reply holds a tentative answer the likelier and the better the longer it is."""
-        move, i = task["move"], task["ordinal"]
-        if what == "refine":
+        i = call["ordinal"]
+        if move["kind"] == "refine":
             quality = self.kind.refine(rng, self.quality[move["of"]])
             parents = [move["of"]]
-        elif what == "draft":
+        elif move["conclude"] is None:
             quality = self.kind.draft(rng, self.hard)
-            quality = clip(quality + self.kind.taught * task["move"]["taught"])
+            quality = clip(quality + self.kind.taught * move["with_pairs"])
             parents = []
         else:
             quality, part, parents = 0.8 * self.quality[move["conclude"]], 1.0, [move["conclude"]]
@@ -227,11 +240,11 @@ class Model:
             right=None,
             satisfied=False,
             parents=parents,
-            spent=task["spent"],
+            spent=nothing(),
             votes=0,
             lost=False,
             message_id=None,
-            taught=move.get("taught", False),
+            taught=move["with_pairs"],
         )
 
     def _verdict(self, rng: Random, first: int, second: int, swapped: bool) -> int:
@@ -241,29 +254,11 @@ class Model:
         return better if rng.random() < self.kind.accuracy else worse
 
 
-def _outcome(task: Task, written: int) -> Outcome:
-    read = task["prompt_bound"]
+def _outcome(call: PlannedCall, written: int) -> Outcome:
+    read = call["max_input"]
     spend: Spend = {**nothing(), "tokens": read + written, "input_tokens": read, "calls": 1}
     spend["output_tokens"] = written
-    return Outcome(
-        ordinal=task["ordinal"],
-        move=task["move"],
-        swapped=task["swapped"],
-        gate=task["gate"],
-        spend=spend,
-        started=0.0,
-        ended=0.0,
-        shape=task["shape"],
-        reported=None,
-        room=task["room"],
-        starved=False,
-        failed=False,
-        refused=False,
-        lost=False,
-        interrupted=False,
-        retry_after=0.0,
-        errors=[],
-    )
+    return Outcome(call=call, receipt={**receipt(0.0, 0.0), "spend": spend})
 
 
 @dataclass
@@ -286,8 +281,9 @@ class Run:
 
 def setup(kind: Kind, strategy: str | Strategy, **options: Any) -> Setup:
     return Setup(
-        gates={OWN: GATE, PLAIN: GATE},
-        asked=ASKED,
+        meters={OWN: METER, PLAIN: METER},
+        ask=Asking(ANSWERS, None),
+        answers=ANSWERS,
         strategy=resolve(strategy),
         decides=kind.decides,
         scorer=None,
@@ -306,17 +302,19 @@ def simulate(rules: Setup, kind: Kind, seed: int, limits: Limits, until: float =
         planned = plan(rules, state, stopped=False)
         if isinstance(planned, Stop):
             return Run(points, state, planned.reason)
-        staked = sum(task["prompt_bound"] + (task["room"] or math.inf) for task in planned)
+        staked = sum(call["max_input"] + (call["max_output"] or math.inf) for call, _ in planned)
         assert limits or staked <= max(5_000, 3 * state["spent"]["tokens"])
-        replies = [model.reply(task) for task in planned]
+        replies = [model.reply(call) for call, _ in planned]
         before, spent = state, state["spent"]["tokens"]
-        state = merged(state, fold({**state, "returned": replies}, 8, kind.decides, rules.learn))
+        state = merged(
+            state, fold({**state, "returned": replies}, 8, kind.decides, rules.tokenizers)
+        )
         assert all(amount >= 0 for amount in left(limits, state["spent"]).values())
         assert all(state["spent"][d] <= most for d, most in limits.items())  # type: ignore[literal-required]
         if kind.decides == "scorer":  # the better answer is announced as it arrives
             best = (before["best"] or {}).get("score") or 0.0
             for o in replies:
-                spent += o["spend"]["tokens"]
+                spent += o["receipt"]["spend"]["tokens"]
                 if "candidate" in o and (o["candidate"]["score"] or 0.0) > best:
                     best = o["candidate"]["score"] or 0.0
                     points.append((spent, best))

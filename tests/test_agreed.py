@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from langgraph.store.memory import InMemoryStore
 
-from anytime_graph import Budget, Draft, Move, Until, View, create_anytime_graph, strategies
-from anytime_graph.prospects import agreement
+from anytime_graph import Budget, Draft, Move, Until, View, create_anytime_graph
+from anytime_graph.planning import strategies
+from anytime_graph.planning.prospects import agreement
 from tests.server import Reply, Server, serving
 
 ASK: Any = {"messages": [("user", "What is the capital of France?")]}

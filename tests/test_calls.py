@@ -20,8 +20,9 @@ from langchain_anthropic import ChatAnthropic
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_openai import ChatOpenAI
 
-from anytime_graph import Budget, NoAnswer, calls, create_anytime_graph
+from anytime_graph import Budget, NoAnswer, create_anytime_graph
 from anytime_graph.chat import ChatAnytime
+from anytime_graph.metering import tool_calls as calls
 from anytime_graph.middleware import TokenBudgetMiddleware
 from tests.conftest import torture
 

@@ -17,7 +17,8 @@ import pytest
 
 from anytime_graph import Score
 from anytime_graph.constraints import Constraints
-from anytime_graph.scoring import Constraints, as_score
+from anytime_graph.planning.answers import answer_format
+from anytime_graph.scoring import as_score
 from anytime_graph.tasks import TASKS, Task, aime, gpqa, gym, load, writing
 from anytime_graph.tasks.task import Question
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple, cast
 
 from langchain_core.messages import AnyMessage
@@ -28,6 +29,7 @@ from anytime_graph.budget import (
 )
 from anytime_graph.metering.meter import Meter
 from anytime_graph.models.tokens import Calibration, uncalibrated
+from anytime_graph.planning import prospects
 from anytime_graph.planning.answers import conversation, pair_context
 from anytime_graph.planning.moves import (
     Critique,
@@ -105,8 +107,8 @@ def _open_ended(setup: Setup, state: State, stopped: bool) -> list[Planned] | St
     Zilberstein 1991). The first one apart, a horizon that pays for a move is at most four times
     what was spent, however long the drafts are: an endless one must not stake the run."""
     need = least(setup, {**state, "limits": {"tokens": 0}})
-    drafts, spent = state["payoffs"].get("draft"), state["spent"]["tokens"]
-    ahead = _ROUND * drafts["tokens"] / drafts["tries"] if drafts else 0
+    spent = state["spent"]["tokens"]
+    ahead = _ROUND * prospects.tokens(view(setup, state, judging=False), "draft")
     used_up = spent + min(ahead, spent)
     for doubled in range(_DOUBLINGS):
         horizon: Limits = {"tokens": (need["tokens"] + _OPENING) * 2**doubled}
@@ -401,7 +403,7 @@ class _Slicer:
         )
         n, copies = one.n, one.prompt_copies
         if n > copies:
-            min_output = min(min_output, self._choice_room(min_output))
+            min_output = self._choice_room(min_output)
         allowance = _lessons_allowance(share(slice_, copies / n), meter)
         lessons = Lessons()
         if answering and move["kind"] in ("draft", "refine"):
@@ -415,7 +417,7 @@ class _Slicer:
             bound = meter.tokenizer.bound(shape, known, answering) + overhead
             paid = output_room(slice_, bound * copies, meter.prices)
             paid = None if paid is None else paid // n
-            usual = min(bound, _usual_reply(self.setup, state) or bound)
+            usual = min(bound, math.ceil(self._length.most) if self._length else bound)
             wanted = {1.0: usual, 0.0: 0}.get(detail, GOOD_ROOM)
             if paid is not None and paid < (min_output if judged else max(wanted, min_output)):
                 continue
@@ -447,11 +449,16 @@ class _Slicer:
             return Planned(call, prompt)
         return None
 
+    @cached_property
+    def _length(self) -> prospects.ReplyLength | None:
+        """Of a draft's reply, as far as it is known."""
+        return prospects.reply_length(view(self.setup, self.state, judging=False))
+
     def _choice_room(self, comfort: int) -> int:
         """Output tokens that do for one of several choices, once the length of replies is known."""
-        usual = _usual_reply(self.setup, self.state)
-        starved = self.state["least_room"] > GOOD_ROOM
-        return max(MIN_ROOM, 2 * usual) if usual and not starved else comfort
+        if self._length is None or self.state["least_room"] > GOOD_ROOM:
+            return comfort
+        return min(comfort, max(MIN_ROOM, math.ceil(2 * self._length.most)))
 
     def _allowance(self) -> Limits:
         """What the judge may still spend."""
@@ -476,17 +483,6 @@ def _both_orders(one: _Ordered) -> list[_Ordered]:
     if not (isinstance(one.move, Critique) and one.move.second is not None):
         return [one]
     return [replace(one, part=one.part / 2, swapped=swapped) for swapped in (False, True)]
-
-
-def _usual_reply(setup: Setup, state: State) -> int:
-    """Output tokens that suffice for most drafts, by those so far; before the first, by the profile;
-    0 without one."""
-    drafts, known = state["spent_by"].get("draft"), setup.profile.get("draft")
-    if drafts and drafts["calls"]:
-        replies = max(drafts["calls"], state["made"].get("draft", 0))
-        return math.ceil(1.25 * drafts["output_tokens"] / replies)
-    ended = known["tries"] - known["cut"] if known else 0
-    return math.ceil(1.25 * known["whole"] / ended) if known and ended else 0
 
 
 def _billed_once(setup: Setup, state: State) -> bool | None:
