@@ -27,7 +27,9 @@ from langchain_core.messages import HumanMessage
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from anytime_graph.budget import Limits, Spend, left, nothing
+from anytime_graph.metering.meter import Meter
 from anytime_graph.metrics import anytime_index, bootstrap
+from anytime_graph.models.tokens import Tokenizer
 from anytime_graph.nodes.asking import Asking
 from anytime_graph.planning.answers import answer_format
 from anytime_graph.planning.moves import Move, Stop, Strategy, View
