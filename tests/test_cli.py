@@ -227,9 +227,7 @@ def test_a_bare_ctrl_c_in_a_program_returns_the_best_too(server: Server) -> None
         Reply(text="<answer>kept</answer>") if i < 1 else Reply(text=None, pace=0.01)
     )
     code = """
-import signal
 from anytime_graph import Budget, create_anytime_graph
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 graph = create_anytime_graph("openai:scripted", budget=Budget(tokens=90_000), strategy="self_refine")
 out = graph.compile().invoke({"messages": [("user", "Name a river.")]})
 print(out["best"]["answer"], out["stop_reason"])
