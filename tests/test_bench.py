@@ -29,6 +29,7 @@ from anytime_graph.metrics import anytime_index, gain_per_token
 from tests.lives import command
 from tests.server import Call, Reply, Script, Server
 from tests.test_cli import environment
+from tests.waiting import PATIENCE
 
 RECORDED = Path(__file__).parent / "data" / "bench"
 OWN = ["--task", "jsonl:q.jsonl", "--task-option", "check=check.py:check"]
@@ -327,7 +328,7 @@ def killed(server: Server, words: list[str], after: int, delay: float, **more: s
 
     server.watch = watch
     process.start()
-    process.join(60)
+    process.join(PATIENCE)
     timer.cancel()
     server.watch = lambda event, call: None
     assert process.exitcode is not None

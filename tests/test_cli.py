@@ -15,6 +15,7 @@ import pytest
 
 from anytime_graph.terminal import curve
 from tests.server import Reply, Server
+from tests.waiting import PATIENCE
 
 COMMAND = [sys.executable, "-W", "error", "-m", "anytime_graph"]
 
@@ -33,7 +34,7 @@ def command(
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE,
         env=environment(server),
     )
 
@@ -163,10 +164,10 @@ def test_ctrl_c_prints_the_best_answer_and_exits_with_130(server: Server) -> Non
     )
     with server.changed:
         assert server.changed.wait_for(
-            lambda: server.open == 1 and len(server.calls) == 2, timeout=60
+            lambda: server.open == 1 and len(server.calls) == 2, timeout=PATIENCE
         )
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (130, "kept\n"), err
 
 
@@ -241,8 +242,8 @@ print(out["best"]["answer"], out["stop_reason"])
     )
     with server.changed:
         assert server.changed.wait_for(
-            lambda: server.open == 1 and len(server.calls) == 2, timeout=60
+            lambda: server.open == 1 and len(server.calls) == 2, timeout=PATIENCE
         )
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (0, "kept interrupted\n"), err

@@ -15,6 +15,7 @@ from anytime_graph import Budget, create_anytime_graph
 from tests.lives import program
 from tests.server import Reply, Server
 from tests.test_crashes import forks
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -35,7 +36,7 @@ def forked(code: str | list[str], server: Server, folder: Path) -> tuple[str, st
     arguments = (code, str(folder), environment(server, folder))
     process = forks.Process(target=program, args=arguments)
     process.start()
-    process.join(100)
+    process.join(PATIENCE)
     process.kill()
     out, err = ((folder / name).read_text() for name in ("stdout", "stderr"))
     assert process.exitcode == 0, err
@@ -89,7 +90,7 @@ def test_console_blocks_run(
         elif words[0] == "anytime-graph":
             assert forked(words[1:], server, tmp_path)[0]
             continue
-        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=100)
+        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
         assert done.stdout
 
@@ -101,7 +102,7 @@ def test_examples_run(example: Path, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=100,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout or example.name in ("served.py", "fastapi_app.py")

@@ -20,6 +20,7 @@ import uvicorn
 from examples import fastapi_app
 from tests.conftest import torture
 from tests.server import Reply, Server
+from tests.waiting import PATIENCE
 
 AT_ONCE = 64
 KINDS = ("whole", "leaves", "whole", "leaves", "whole", "leaves", "whole", "hurried")
@@ -39,7 +40,7 @@ async def running() -> AsyncIterator[tuple[uvicorn.Server, httpx.AsyncClient]]:
         port = server.servers[0].sockets[0].getsockname()[1]
         async with httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}",
-            timeout=60,
+            timeout=PATIENCE,
             limits=httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=0),
         ) as client:
             yield server, client
