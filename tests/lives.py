@@ -24,6 +24,7 @@ from langgraph.types import StateSnapshot
 from openai import APIConnectionError
 
 from anytime_graph import Budget, create_anytime_graph, open_checkpoints
+from anytime_graph.checkpoints import leases
 
 for late in (
     "anytime_graph.cli",
@@ -37,8 +38,8 @@ for late in (
 
 class Spec(TypedDict):
     """target: a file or a PostgreSQL URL. url: of the model. tokens: the budget. grant: tokens to
-    think on with, where the run is over. asks: put the question anyway. out: the file for what
-    came of it."""
+    think on with, where the run is over. asks: put the question anyway. lease: seconds for which
+    leases hold. out: the file for what came of it."""
 
     target: str
     url: str
@@ -50,11 +51,13 @@ class Spec(TypedDict):
     tokens: int
     grant: NotRequired[int]
     asks: NotRequired[bool]
+    lease: NotRequired[float]
     out: str
 
 
 def live(*specs: Spec) -> None:
     """Run the threads of these specs side by side, over one store and one graph, to their ends."""
+    leases.LEASE = specs[0].get("lease", leases.LEASE)
     try:
         if not specs[0]["sync"]:
             return asyncio.run(_alive(specs))
