@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,10 +202,8 @@ def test_time_is_held_and_its_reserve_answers(server: Server, sync: bool) -> Non
         return Reply(text=None, pace=0.01) if request.get("tools") else Reply(text=ANSWER)
 
     server.script = script
-    began = time.monotonic()
-    out = run(agent(server, budget=Budget(seconds=1.0), reserve=0.5), sync=sync)
-    assert time.monotonic() - began < 3
-    assert out["spent"]["seconds"] <= 1.1
+    out = run(agent(server, budget=Budget(seconds=2.0), reserve=0.5), sync=sync)
+    assert server.settled().calls[0].closed_early
     assert out["stop_reason"] == "seconds"
     assert last(out) == ANSWER
 
