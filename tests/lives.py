@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import runpy
+import sys
 import traceback
 import warnings
 import zlib
@@ -163,14 +164,18 @@ def command(words: list[str], folder: str, variables: dict[str, str]) -> None:
 
 
 def program(code: str | list[str], folder: str, variables: dict[str, str]) -> None:
-    """Run a program, or the command line with these words, its output in files in the folder."""
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    """Run a program, or the command line with these words, its input and output in files in the
+    folder."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        how = os.O_WRONLY | os.O_CREAT | os.O_TRUNC if number else os.O_RDONLY
+        os.dup2(os.open(os.path.join(folder, name), how), number)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    os.environ.clear()
+    warnings.simplefilter("error")
     if isinstance(code, list):
         command(code, folder, variables)
     os.chdir(folder)
     os.environ.update(variables)
-    warnings.simplefilter("error")
     with open("program.py", "w") as file:
         file.write(code)
     runpy.run_path("program.py", run_name="__main__")

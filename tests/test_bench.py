@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -26,6 +25,7 @@ from anytime_graph.benchmark.cut import cut
 from anytime_graph.benchmark.recording import Take
 from anytime_graph.cli import main
 from anytime_graph.metrics import anytime_index, gain_per_token
+from tests.forks import forks
 from tests.lives import command
 from tests.server import Call, Reply, Script, Server
 from tests.test_cli import environment
@@ -40,8 +40,6 @@ WORDS = [
     a + b for a in "bdfghjklmn" for b in ("a", "e", "i", "o", "u", "an", "en", "in", "on", "un")
 ]
 """A hundred, each a token of the endpoint's."""
-forks = multiprocessing.get_context("forkserver")
-forks.set_forkserver_preload(["tests.lives"])
 
 Bench = Callable[..., Result]
 

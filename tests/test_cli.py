@@ -9,11 +9,13 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
 from anytime_graph.terminal import curve
+from tests.forks import forked
 from tests.server import Reply, Server
 from tests.waiting import PATIENCE
 
@@ -29,14 +31,8 @@ def command(
     server: Server | None, *words: str, stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
     model = ["--model", "openai:scripted"] if server and words[0] == "solve" else []
-    return subprocess.run(
-        [*COMMAND, *words, *model],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        env=environment(server),
-    )
+    with TemporaryDirectory() as folder:
+        return forked([*words, *model], Path(folder), environment(server), stdin)
 
 
 def test_help_teaches() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import multiprocessing
 import random
 import signal
 import sqlite3
@@ -27,6 +26,7 @@ from psycopg.rows import dict_row
 from anytime_graph import open_checkpoints
 from anytime_graph.checkpoints import leases
 from tests.conftest import torture
+from tests.forks import forks
 from tests.lives import Spec, arun, compiled, live
 from tests.server import Call, Reply, Script, Server, serving
 from tests.waiting import PATIENCE
@@ -35,8 +35,6 @@ STRATEGIES = ("pdp", "self_refine", "best_of_n")
 INSTANTS = 200 if torture else 5
 FOR_EVER = 10 * PATIENCE
 """Seconds for which leases hold where nobody may wait for their end."""
-forks = multiprocessing.get_context("forkserver")
-forks.set_forkserver_preload(["tests.lives"])
 
 
 class Doom(NamedTuple):
@@ -276,6 +274,7 @@ def course(spec: Spec) -> Course:
         return Course(len(server.calls), words, seconds)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("durability", ["sync", "async", "exit"])
 def test_a_killed_run_goes_on_where_it_was(
     specs: Specs, durability: str, courses: dict[str, Course], request: pytest.FixtureRequest
@@ -294,6 +293,7 @@ def test_a_killed_run_goes_on_where_it_was(
         n += 1
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("asks", [False, True])
 def test_one_process_at_a_time_runs_a_thread(specs: Specs, asks: bool) -> None:
     first, second, third = (specs(0, out=specs(n)["out"], lease=FOR_EVER) for n in range(3))

@@ -39,7 +39,6 @@ from tests.pipelines import App, Handed, agent, composed, life, score, using_too
 from tests.server import Call, Reply, Server, by_place, serving
 from tests.test_crashes import Doom, ended, forks, ledger, struck
 
-forks.set_forkserver_preload(["tests.lives", "tests.pipelines"])
 both = pytest.mark.parametrize("sync", [True, False], ids=["sync", "async"])
 ASK: Any = {"messages": [("user", "Why do rivers bend?")]}
 ON: Any = {"configurable": {"thread_id": "rivers"}}
