@@ -18,7 +18,7 @@ torture = int(os.environ.get("TORTURE", "0"))
 settings.register_profile(
     "anytime",
     derandomize=not torture,
-    max_examples=torture or 100,
+    max_examples=torture or 50,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow],

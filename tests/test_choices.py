@@ -29,6 +29,7 @@ from anytime_graph import (
 from anytime_graph.state import asked_of
 from anytime_graph.strategies import Draft, Move, Stop, View, best_of_n
 from tests import bench_choices
+from tests.conftest import torture
 from tests.server import Call, Reply, Server, serving
 
 ASK = {"messages": [("user", "Why do rivers bend, and what has the old bed to do with it?")]}
@@ -368,7 +369,7 @@ usages: Any = st.sampled_from(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=torture or 25)
 @given(
     budget=st.one_of(
         st.integers(300, 3_000).map(lambda n: Budget(tokens=n)),

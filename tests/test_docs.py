@@ -90,13 +90,7 @@ def test_console_blocks_run(
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
 def test_examples_run(example: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(example)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=PATIENCE,
-    )
+    done = forked(example.read_text(), tmp_path, {**os.environ})
     assert done.returncode == 0, done.stderr
     assert done.stdout or example.name in ("served.py", "fastapi_app.py")
 

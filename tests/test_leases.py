@@ -142,7 +142,7 @@ def test_newcomers_never_end_the_run(server: Server, store: Checkpoints, target:
 def test_many_threads_on_one_store(served: Server, store: Checkpoints) -> None:
     app = graph(served, store, budget=Budget(tokens=300)).compile(checkpointer=store.saver)
     with ThreadPoolExecutor(8) as pool:
-        outs = list(pool.map(lambda n: app.invoke(ASK, thread(n)), range(24)))
+        outs = list(pool.map(lambda n: app.invoke(ASK, thread(n)), range(12)))
     assert {out["stop_reason"] for out in outs} == {"tokens"}
     assert sum(out["spent"]["tokens"] for out in outs) == served.settled().served
     booked = [t["spent"]["tokens"] for t in store.ledger.threads()]
@@ -153,7 +153,7 @@ def test_many_tasks_on_one_store(served: Server, target: str) -> None:
     async def storm() -> list[Any]:
         async with open_checkpoints(target) as store:
             app = graph(served, store, budget=Budget(tokens=300)).compile(store.saver)
-            return await asyncio.gather(*(app.ainvoke(ASK, thread(n)) for n in range(16)))
+            return await asyncio.gather(*(app.ainvoke(ASK, thread(n)) for n in range(8)))
 
     outs = asyncio.run(storm())
     assert {out["stop_reason"] for out in outs} == {"tokens"}

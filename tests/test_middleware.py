@@ -91,7 +91,7 @@ def last(out: dict[str, Any]) -> str:
     said=st.sampled_from(["", "Let me look.", "so I think " * 30, None]),
     fills=st.booleans(),
 )
-@settings(max_examples=torture or 25)
+@settings(max_examples=torture or 15)
 def test_an_agent_that_never_ends_keeps_to_its_budget_and_answers(
     endless: Server,
     tokens: int,
