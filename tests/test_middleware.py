@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,9 @@ from anytime_graph import (
 )
 from anytime_graph.middleware import TokenBudgetMiddleware, metered
 from tests.conftest import torture
-from tests.server import Reply, Server, serving
+from tests.server import Call, Reply, Server, serving
 from tests.test_metering import LIES
+from tests.waiting import PATIENCE
 
 ANSWER = "Rivers bend because water erodes the outer bank."
 QUESTION: Any = {"messages": [("user", "Why do rivers bend?")]}
@@ -661,14 +664,23 @@ def test_a_tool_that_cannot_pay_for_its_model_says_so(server: Server) -> None:
 
 def test_a_call_that_a_tool_gives_up_is_charged_in_full(server: Server) -> None:
     model = metered(server.model(max_tokens=300))
+    flowing, left = threading.Event(), threading.Event()
 
     @tool
     async def think(about: str) -> str:
         """Think hard about something."""
-        try:
-            return str((await asyncio.wait_for(model.ainvoke(f"Think about {about}."), 0.2)).text)
-        except TimeoutError:
-            return "That took too long."
+        thought = asyncio.ensure_future(model.ainvoke(f"Think about {about}."))
+        assert await asyncio.to_thread(flowing.wait, PATIENCE)
+        thought.cancel()
+        with suppress(asyncio.CancelledError):
+            return str((await thought).text)
+        left.set()
+        return "That took too long."
+
+    def stall(event: str, call: Call) -> None:
+        if event == "word" and call.text.startswith("Think") and call.output == 6:
+            flowing.set()
+            left.wait(PATIENCE)
 
     def script(request: dict[str, Any], i: int) -> Reply:
         if request["messages"][-1]["content"].startswith("Think"):
@@ -676,7 +688,7 @@ def test_a_call_that_a_tool_gives_up_is_charged_in_full(server: Server) -> None:
         tools: list[Any] = [("think", {"about": "rivers"})] if i == 0 else []
         return Reply(text=ANSWER, tools=tools)
 
-    server.script = script
+    server.script, server.watch = script, stall
     out = run(agent(server, think, budget=Budget(tokens=3_000)), sync=False)
     assert last(out) == ANSWER
     assert out["spent"]["calls"] == len(server.calls) == 3
