@@ -60,6 +60,7 @@ class Ledger(History):
 
     record: "all" keeps prompts, replies, questions and answers; "usage" keeps numbers only, so
     that after a crash a reply that had not reached a checkpoint stays paid but is lost.
+    failure: of the store, until the next node works. failures: how often it has failed a call.
     """
 
     def __init__(self, store: Store, record: Literal["all", "usage"] = "all") -> None:
@@ -70,6 +71,7 @@ class Ledger(History):
         self.record = record
         self.leases = Leases(store)
         self.failure: str | None = None
+        self.failures, self.last_failure = 0, ""
         self._seen: dict[str, float] = {}
         self._streaming: dict[tuple[int, int], Callable[[], str]] = {}
         self._closed = threading.Event()
@@ -305,7 +307,7 @@ class Ledger(History):
 
     def recall(self, task: Task) -> Entry | None:
         """What stands at the task's place."""
-        with self.store.reading() as execute:
+        with self._noticed(), self.store.reading() as execute:
             rows = execute(
                 "SELECT c.*, a.score, a.feedback FROM calls c "
                 "LEFT JOIN answers a ON a.run_id = c.run_id AND a.ordinal = :ordinal "
@@ -464,7 +466,7 @@ class Ledger(History):
     def forget(self, thread: str) -> bool:
         """Delete a thread's record; its checkpoints are the saver's to delete."""
         of = "(SELECT id FROM runs WHERE thread = :thread)"
-        with self._write() as execute:
+        with self.store.transaction() as execute:
             found = execute(f"{of[1:-1]} LIMIT 1", {"thread": thread})
             for statement in (
                 f"UPDATE runs SET best_id = NULL WHERE id IN {of}",
@@ -485,11 +487,16 @@ class Ledger(History):
         finds out whether the store works again."""
         if self.failure is not None:
             raise LedgerError(self.failure)
+        with self._noticed(), self.store.transaction(durable) as execute:
+            yield execute
+
+    @contextmanager
+    def _noticed(self) -> Iterator[None]:
         try:
-            with self.store.transaction(durable) as execute:
-                yield execute
+            yield
         except LedgerError as error:
-            self.failure = str(error)
+            self.failure = self.last_failure = str(error)
+            self.failures += 1
             raise
 
 

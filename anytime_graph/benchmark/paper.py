@@ -22,7 +22,16 @@ from anytime_graph import prompts, tokens
 from anytime_graph.benchmark.cells import Cell, Record
 from anytime_graph.benchmark.cut import cut, tokenizer
 from anytime_graph.benchmark.places import Places, TooDear
-from anytime_graph.benchmark.run import NAMESPACE, Learned, Lore, Truth, check, dearest, record_of
+from anytime_graph.benchmark.run import (
+    NAMESPACE,
+    Learned,
+    Lore,
+    Truth,
+    Unmeasured,
+    check,
+    dearest,
+    record_of,
+)
 from anytime_graph.benchmark.tape import Deck
 from anytime_graph.budget import Prices
 from anytime_graph.checkpoints import Ledger
@@ -216,6 +225,8 @@ class _Work:
     ) -> tuple[Call, Reply]:
         call, reply = self.places.call(move, prompt, room)
         check(self.deck)
+        if reply.lost:
+            raise Unmeasured(reply.errors[-1])
         return call, reply
 
     def _seed(self, call: Call) -> int:

@@ -73,6 +73,7 @@ class Run:
         truth = Truth(cell.question)
         decide = cell.settings.decide
         self.ledger.forget(cell.name)
+        failures = self.ledger.failures
         graph = create_anytime_graph(
             deck.model(),
             budget=Budget(tokens=cell.budgets[0]),
@@ -103,6 +104,8 @@ class Run:
             judged = out["judging"]["spent"]["tokens"]
             learned = Learned(cell.question.prompt, out["pairs"], out["principles"])
         check(deck)
+        if self.ledger.failures > failures:  # a call was not made, and the run went on to others
+            raise Unmeasured(self.ledger.last_failure)
         curve, kinds = self._course(cell.name, truth)
         record = record_of(
             cell,

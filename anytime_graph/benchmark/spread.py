@@ -148,10 +148,7 @@ def _measured(job: Job) -> tuple[Record, Learned | None]:
             stop,
         )
         memory = Lore(job.learned) if job.learned is not None else None
-        measured = job.protocol(job.task, ledger, job.prices, stop).measure(job.cell, deck, memory)
-        if ledger.failure is not None:
-            raise LedgerError(ledger.failure)
-        return measured
+        return job.protocol(job.task, ledger, job.prices, stop).measure(job.cell, deck, memory)
 
 
 @lru_cache(maxsize=1)
