@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup postgres demo test lint torture bench simulation recording clean
+.PHONY: setup postgres demo test pytest lint torture bench simulation recording clean
 
 setup: $(VENV)/.ready
 
@@ -30,21 +30,27 @@ postgres:
 demo: setup
 	$(BIN)/anytime-graph demo $(if $(SEED),--seed $(SEED))
 
-test: setup lint postgres
+# Types are checked while the tests run.
+test: setup postgres
+	$(MAKE) --no-print-directory --jobs=2 lint pytest
+
+pytest: setup
 	$(BIN)/python -m pytest
 
-# mypy reads the package as it is installed, for nodes/ and checkpoints/ are packaged inside it.
+# mypy sees the package as it is installed, with nodes/ and checkpoints/ inside it.
+TYPED := build/typed/anytime_graph
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/typed .
-	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml
+	rm -rf build/typed && mkdir -p $(TYPED)
+	ln -s $(CURDIR)/anytime_graph/* $(CURDIR)/nodes $(CURDIR)/checkpoints $(TYPED)/
+	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
 
 torture: setup postgres
 	TORTURE=$(or $(EXAMPLES),1000) $(BIN)/python -m pytest --timeout 3600 \
 		tests/test_promises.py tests/test_tokens.py tests/test_storage.py tests/test_crashes.py \
-		tests/test_fastapi.py tests/test_middleware.py
+		tests/test_fastapi.py tests/test_middleware.py tests/test_nested.py tests/test_chat.py \
+		tests/test_preferences.py tests/test_choices.py tests/test_judge.py
 
 ARITHMETIC = examples=3&min_terms=2&max_terms=2&min_digits=1
 # The second is the table of strategies on the embedded model, some minutes of one core; go on with

@@ -62,6 +62,7 @@ class Ledger(History):
 
     record: "all" keeps prompts, replies, questions and answers; "usage" keeps numbers only, so
     that after a crash a reply that had not reached a checkpoint stays paid but is lost.
+    failure: of the store, until the next node works. failures: how often it has failed a call.
     """
 
     def __init__(self, store: Store, record: Literal["all", "usage"] = "all") -> None:
@@ -72,6 +73,7 @@ class Ledger(History):
         self.record = record
         self.leases = Leases(store)
         self.failure: str | None = None
+        self.failures, self.last_failure = 0, ""
         self._streaming: dict[Place, Callable[[], str]] = {}
         self._seen: LRUCache[str, float] = LRUCache(_ROOTS)
         self._closed = threading.Event()
@@ -307,7 +309,7 @@ class Ledger(History):
 
     def recall(self, place: Place) -> Row | None:
         """What stands at the place."""
-        with self.store.reading() as execute:
+        with self._noticed(), self.store.reading() as execute:
             rows = execute(
                 "SELECT * FROM calls WHERE run_id = :run AND ordinal = :ordinal",
                 {"run": place.run_id, "ordinal": place.ordinal},
@@ -483,7 +485,7 @@ class Ledger(History):
     def forget(self, thread: str) -> bool:
         """Delete a thread's record; its checkpoints are the saver's to delete."""
         of = "(SELECT id FROM runs WHERE thread = :thread)"
-        with self._write() as execute:
+        with self.store.transaction() as execute:
             found = execute(f"{of[1:-1]} LIMIT 1", {"thread": thread})
             for statement in (
                 f"UPDATE runs SET best_id = NULL WHERE id IN {of}",
@@ -504,9 +506,14 @@ class Ledger(History):
         finds out whether the store works again."""
         if self.failure is not None:
             raise LedgerError(self.failure)
+        with self._noticed(), self.store.transaction(durable) as execute:
+            yield execute
+
+    @contextmanager
+    def _noticed(self) -> Iterator[None]:
         try:
-            with self.store.transaction(durable) as execute:
-                yield execute
+            yield
         except LedgerError as error:
-            self.failure = str(error)
+            self.failure = self.last_failure = str(error)
+            self.failures += 1
             raise

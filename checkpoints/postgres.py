@@ -15,7 +15,7 @@ from anytime_graph.checkpoints import schema
 from anytime_graph.checkpoints.schema import LedgerError
 
 _TYPES = {int: "bigint", float: "double precision", str: "text"}
-POOL: dict[str, Any] = {"min_size": 1, "max_size": 8, "timeout": 10}
+POOL: dict[str, Any] = {"min_size": 1, "max_size": 8, "timeout": 30}
 _SETUP_LOCK = 0x616E7974
 _NEED = "checkpoints in PostgreSQL need: pip install 'anytime-graph[postgres]'"
 

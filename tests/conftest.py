@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ torture = int(os.environ.get("TORTURE", "0"))
 settings.register_profile(
     "anytime",
     derandomize=not torture,
-    max_examples=torture or 100,
+    max_examples=torture or 50,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow],
@@ -29,10 +30,39 @@ TOGETHER = ("test_ray", "test_served", "test_preferences", "test_tokens")
 """Files whose tests share something dear to set up, and so a process."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "pairwise: of all combinations, enough for each pair; all under TORTURE"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in TOGETHER:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    left = [item for item in items if not torture and _spared(item)]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
+
+
+def _spared(item: pytest.Item) -> bool:
+    """Of three parameters, the combinations whose numbers have an even sum hold every pair of
+    values: (0, 1) stands in (0, 1, 1)."""
+    if item.get_closest_marker("pairwise") is None:
+        return False
+    assert isinstance(item, pytest.Function)
+    numbers = item.callspec.indices.values()
+    assert len(numbers) >= 3
+    return bool(sum(numbers) % 2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C interrupts, here and in what the tests start: a shell's background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

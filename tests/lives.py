@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import runpy
+import sys
 import traceback
 import warnings
 import zlib
@@ -24,6 +25,7 @@ from langgraph.types import StateSnapshot
 from openai import APIConnectionError
 
 from anytime_graph import Budget, create_anytime_graph, open_checkpoints
+from anytime_graph.checkpoints import leases
 
 for late in (
     "anytime_graph.cli",
@@ -37,8 +39,8 @@ for late in (
 
 class Spec(TypedDict):
     """target: a file or a PostgreSQL URL. url: of the model. tokens: the budget. grant: tokens to
-    think on with, where the run is over. asks: put the question anyway. out: the file for what
-    came of it."""
+    think on with, where the run is over. asks: put the question anyway. lease: seconds for which
+    leases hold. out: the file for what came of it."""
 
     target: str
     url: str
@@ -50,11 +52,13 @@ class Spec(TypedDict):
     tokens: int
     grant: NotRequired[int]
     asks: NotRequired[bool]
+    lease: NotRequired[float]
     out: str
 
 
 def live(*specs: Spec) -> None:
     """Run the threads of these specs side by side, over one store and one graph, to their ends."""
+    leases.LEASE = specs[0].get("lease", leases.LEASE)
     try:
         if not specs[0]["sync"]:
             return asyncio.run(_alive(specs))
@@ -160,14 +164,18 @@ def command(words: list[str], folder: str, variables: dict[str, str]) -> None:
 
 
 def program(code: str | list[str], folder: str, variables: dict[str, str]) -> None:
-    """Run a program, or the command line with these words, its output in files in the folder."""
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    """Run a program, or the command line with these words, its input and output in files in the
+    folder."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        how = os.O_WRONLY | os.O_CREAT | os.O_TRUNC if number else os.O_RDONLY
+        os.dup2(os.open(os.path.join(folder, name), how), number)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    os.environ.clear()
+    warnings.simplefilter("error")
     if isinstance(code, list):
         command(code, folder, variables)
     os.chdir(folder)
     os.environ.update(variables)
-    warnings.simplefilter("error")
     with open("program.py", "w") as file:
         file.write(code)
     runpy.run_path("program.py", run_name="__main__")

@@ -20,6 +20,8 @@ from typing import Any
 
 from langchain_openai import ChatOpenAI
 
+from tests.waiting import PATIENCE
+
 WORD = "word "
 REFUSALS = (400, 401, 403, 404, 409, 413, 422, 429, 503, 529)
 
@@ -103,7 +105,7 @@ class Server:
     def settled(self) -> Server:
         """Wait until no request is being served any more, then read the books."""
         with self.changed:
-            assert self.changed.wait_for(lambda: self.open == 0, timeout=30)
+            assert self.changed.wait_for(lambda: self.open == 0, PATIENCE)
         return self
 
     def model(self, n: int | None = 1, **options: Any) -> ChatOpenAI:
@@ -351,7 +353,6 @@ def serving() -> Iterator[Server]:
 
         def _hang(self) -> None:
             """Say nothing until the client goes away."""
-            self.connection.settimeout(20)
             self.close_connection = True
             with suppress(OSError):
                 self.connection.recv(1)

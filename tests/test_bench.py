@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -14,7 +13,8 @@ import statistics
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,15 @@ from click.testing import CliRunner, Result
 from anytime_graph.benchmark.cells import Records, append, lines
 from anytime_graph.benchmark.paper import cut
 from anytime_graph.benchmark.recording import Take
+from anytime_graph.checkpoints import LedgerError
+from anytime_graph.checkpoints.sqlite import SqliteStore
 from anytime_graph.cli import main
 from anytime_graph.metrics import anytime_index, gain_per_token
+from tests.forks import forks
 from tests.lives import command
 from tests.server import Call, Reply, Script, Server
 from tests.test_cli import environment
+from tests.waiting import PATIENCE
 
 RECORDED = Path(__file__).parent / "data" / "bench"
 OWN = ["--task", "jsonl:q.jsonl", "--task-option", "check=check.py:check"]
@@ -39,8 +43,6 @@ WORDS = [
     a + b for a in "bdfghjklmn" for b in ("a", "e", "i", "o", "u", "an", "en", "in", "on", "un")
 ]
 """A hundred, each a token of the endpoint's."""
-forks = multiprocessing.get_context("forkserver")
-forks.set_forkserver_preload(["tests.lives"])
 
 Bench = Callable[..., Result]
 
@@ -327,7 +329,7 @@ def killed(server: Server, words: list[str], after: int, delay: float, **more: s
 
     server.watch = watch
     process.start()
-    process.join(60)
+    process.join(PATIENCE)
     timer.cancel()
     server.watch = lambda event, call: None
     assert process.exitcode is not None
@@ -430,6 +432,41 @@ def test_a_call_that_fails_now_and_then_is_made_again(server: Server, bench: Ben
     assert records("a") == records("undisturbed")
     bench(*OWN, *KINDS["run"], "--replay", "a", "--out", "b")
     assert records("b") == records("a")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("what", ["INSERT INTO calls", "LEFT JOIN answers a"])
+def test_a_cell_whose_ledger_failed_for_a_moment_is_measured_again(
+    kind: str, what: str, server: Server, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call was not made for it, and others than usual were."""
+    server.script = varied
+    words = [*OWN, *MODEL, *KINDS[kind]]
+    bench(*words, "--out", "undisturbed")
+    nth = itertools.count(1)
+
+    def failing(way: str) -> None:
+        usual = getattr(SqliteStore, way)
+
+        @contextmanager
+        def opened(self: SqliteStore, *options: Any) -> Iterator[Any]:
+            with usual(self, *options) as execute:
+
+                def asked(sql: str, parameters: Any) -> Any:
+                    if what in sql and next(nth) == 9:
+                        raise LedgerError("it was locked")
+                    return execute(sql, parameters)
+
+                yield asked
+
+        monkeypatch.setattr(SqliteStore, way, opened)
+
+    failing("transaction")
+    failing("reading")
+    bench(*words, "--out", "a")
+    assert next(nth) > 9
+    assert records("a") == records("undisturbed")
+    assert tables("a") == tables("undisturbed")
 
 
 @pytest.mark.parametrize("nth", [28, 22])

@@ -65,7 +65,7 @@ def server() -> Iterator[Server]:
 # --- the books
 
 
-@settings(max_examples=torture or 40)
+@settings(max_examples=torture or 20)
 @given(
     tokens=st.integers(200, 3_000),
     lengths=st.lists(st.one_of(st.none(), st.integers(1, 60)), min_size=1, max_size=6),

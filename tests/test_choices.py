@@ -30,6 +30,7 @@ from anytime_graph.planning.moves import Draft, Move, Stop, View
 from anytime_graph.planning.strategies import best_of_n
 from anytime_graph.run.state import conversation_digest
 from tests import bench_choices
+from tests.conftest import torture
 from tests.server import Call, Reply, Server, serving
 
 ASK = {"messages": [("user", "Why do rivers bend, and what has the old bed to do with it?")]}
@@ -370,7 +371,7 @@ usages: Any = st.sampled_from(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=torture or 25)
 @given(
     budget=st.one_of(
         st.integers(300, 3_000).map(lambda n: Budget(tokens=n)),

@@ -9,13 +9,16 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
 from anytime_graph.cli.display import curve
 from anytime_graph.scoring import scorer_in
+from tests.forks import forked
 from tests.server import Reply, Server
+from tests.waiting import PATIENCE
 
 COMMAND = [sys.executable, "-W", "error", "-m", "anytime_graph"]
 
@@ -29,14 +32,8 @@ def command(
     server: Server | None, *words: str, stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
     model = ["--model", "openai:scripted"] if server and words[0] == "solve" else []
-    return subprocess.run(
-        [*COMMAND, *words, *model],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        env=environment(server),
-    )
+    with TemporaryDirectory() as folder:
+        return forked([*words, *model], Path(folder), environment(server), stdin)
 
 
 def test_help_teaches() -> None:
@@ -182,10 +179,10 @@ def test_ctrl_c_prints_the_best_answer_and_exits_with_130(server: Server) -> Non
     )
     with server.changed:
         assert server.changed.wait_for(
-            lambda: server.open == 1 and len(server.calls) == 2, timeout=60
+            lambda: server.open == 1 and len(server.calls) == 2, timeout=PATIENCE
         )
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (130, "kept\n"), err
 
 
@@ -246,9 +243,7 @@ def test_a_bare_ctrl_c_in_a_program_returns_the_best_too(server: Server) -> None
         Reply(text="<answer>kept</answer>") if i < 1 else Reply(text=None, pace=0.01)
     )
     code = """
-import signal
 from anytime_graph import Budget, create_anytime_graph
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 graph = create_anytime_graph("openai:scripted", budget=Budget(tokens=90_000), strategy="self_refine")
 out = graph.compile().invoke({"messages": [("user", "Name a river.")]})
 print(out["best"]["answer"], out["stop_reason"])
@@ -262,8 +257,8 @@ print(out["best"]["answer"], out["stop_reason"])
     )
     with server.changed:
         assert server.changed.wait_for(
-            lambda: server.open == 1 and len(server.calls) == 2, timeout=60
+            lambda: server.open == 1 and len(server.calls) == 2, timeout=PATIENCE
         )
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (0, "kept interrupted\n"), err

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from anytime_graph import Budget, create_anytime_graph
-from tests.lives import program
+from tests.forks import forked
 from tests.server import Reply, Server
-from tests.test_crashes import forks
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,16 +30,10 @@ def blocks(wanted: str) -> list[object]:
     ]
 
 
-def forked(code: str | list[str], server: Server, folder: Path) -> tuple[str, str]:
-    """What a program says, in a process that has its imports done; see tests.lives."""
-    arguments = (code, str(folder), environment(server, folder))
-    process = forks.Process(target=program, args=arguments)
-    process.start()
-    process.join(100)
-    process.kill()
-    out, err = ((folder / name).read_text() for name in ("stdout", "stderr"))
-    assert process.exitcode == 0, err
-    return out, err
+def output(code: str | list[str], server: Server, folder: Path) -> str:
+    done = forked(code, folder, environment(server, folder))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def environment(server: Server, folder: Path) -> dict[str, str]:
@@ -60,7 +54,7 @@ def test_python_blocks_run(code: str, server: Server, tmp_path: Path) -> None:
     server.script = lambda request, i: Reply(
         text=city if "response_format" in request else f"<answer>{city}</answer>"
     )
-    said, _ = forked(code, server, tmp_path)
+    said = output(code, server, tmp_path)
     assert said or "print" not in code
 
 
@@ -87,22 +81,16 @@ def test_console_blocks_run(
             assert all(f"\n{e} = [" in declared for e in extras[1].split(","))
             continue
         elif words[0] == "anytime-graph":
-            assert forked(words[1:], server, tmp_path)[0]
+            assert output(words[1:], server, tmp_path)
             continue
-        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=100)
+        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
         assert done.stdout
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
 def test_examples_run(example: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(example)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=100,
-    )
+    done = forked(example.read_text(), tmp_path, {**os.environ})
     assert done.returncode == 0, done.stderr
     assert done.stdout or example.name in ("served.py", "fastapi_app.py")
 

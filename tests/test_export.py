@@ -16,6 +16,7 @@ from anytime_graph import Budget, Constraints, create_anytime_graph, open_checkp
 from anytime_graph.checkpoints.export import FORMS, line
 from anytime_graph.cli import main
 from tests.server import Reply, Server
+from tests.waiting import PATIENCE
 
 NASTY = 'a\nb\r\n\u2028"c"\t\u2029\x85 \\n 日本 🦊 \x1b[2J \x9b\u202e'
 TEXTS = ["A fox.", f"{NASTY} river", "A river and a fox.", "A bend.", f"{NASTY} fox river bend"]
@@ -71,7 +72,7 @@ def loaded(path: Path, folder: Path) -> list[Any]:
         [sys.executable, "-c", LOAD, str(path), str(folder)],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE,
         env={**os.environ, **offline},
     )
     assert done.returncode == 0, done.stderr

@@ -20,8 +20,9 @@ import uvicorn
 from examples import fastapi_app
 from tests.conftest import torture
 from tests.server import Reply, Server
+from tests.waiting import PATIENCE
 
-AT_ONCE = 64
+AT_ONCE = 32
 KINDS = ("whole", "leaves", "whole", "leaves", "whole", "leaves", "whole", "hurried")
 DEADLINE = 12.0
 HUGE, SMALL = 20_000, 400
@@ -39,7 +40,7 @@ async def running() -> AsyncIterator[tuple[uvicorn.Server, httpx.AsyncClient]]:
         port = server.servers[0].sockets[0].getsockname()[1]
         async with httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}",
-            timeout=60,
+            timeout=PATIENCE,
             limits=httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=0),
         ) as client:
             yield server, client
@@ -145,7 +146,7 @@ def endpoint(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_clients_that_leave_and_deadlines(endpoint: Server) -> None:
-    """64 at once: each gets an answer, or it is there to be read, and nothing of them stays behind.
+    """32 at once: each gets an answer, or it is there to be read, and nothing of them stays behind.
     `make torture` asks 2,000 times."""
     endpoint.script = Script()
     many = range(2_000 if torture else AT_ONCE)

@@ -377,7 +377,7 @@ def test_seconds_are_shared_even_if_siblings_run_one_after_another(
     ).compile()
     out = app.invoke(ask(), {"max_concurrency": concurrency})
     assert out["stop_reason"] == "seconds"
-    assert out["spent"]["seconds"] <= 1.5
+    assert len(server.settled().calls) == concurrency, "the others found no time left"
 
 
 @both

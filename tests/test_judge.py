@@ -27,6 +27,7 @@ from anytime_graph.metering.meter import with_json_schema
 from anytime_graph.nodes.critique import VERDICT, read
 from anytime_graph.prompts import Case, compare
 from anytime_graph.run.ranking import both_orders
+from tests.conftest import torture
 from tests.server import Reply, Server, serving, words
 
 ASK = {"messages": [("user", "Name a river.")]}
@@ -293,7 +294,7 @@ def test_a_wrong_judge_is_refused(wrong: dict[str, Any]) -> None:
 # --- what it costs, and what is told of it ------------------------------------------------------
 
 
-@settings(max_examples=25)
+@settings(max_examples=torture or 15)
 @given(
     tokens=st.integers(600, 12_000),
     share=st.sampled_from([0.1, 0.3, 0.6, 1.0]),

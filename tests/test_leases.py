@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from anytime_graph import Budget, ThreadBusy, open_checkpoints
 from anytime_graph.checkpoints import Checkpoints
-from anytime_graph.checkpoints.sqlite import SqliteStore
 from tests.server import Reply, Server, by_place
 from tests.test_ledger import ASK, ON, graph, sql
+from tests.waiting import PATIENCE, auntil, until, waits_for_the_file
 
 
 def thread(n: int) -> Any:
@@ -46,14 +47,14 @@ def test_two_invocations_of_a_thread_never_both_pay(server: Server, store: Check
 
     def script(request: dict[str, Any], i: int) -> Reply:
         begun.set()
-        gate.wait(30)
+        gate.wait(PATIENCE)
         return by_place(request, i)
 
     server.script = script
     app = graph(server, store).compile(checkpointer=store.saver)
     with ThreadPoolExecutor() as pool:
         running = pool.submit(app.invoke, ASK, ON)
-        begun.wait(30)
+        begun.wait(PATIENCE)
         assert store.ledger.threads()[0]["running"]
         with pytest.raises(ThreadBusy, match="'rivers' is already running"):
             app.invoke(ASK, ON)
@@ -114,14 +115,14 @@ def test_newcomers_never_end_the_run(server: Server, store: Checkpoints, target:
     tried = threading.Event()
 
     def script(request: dict[str, Any], i: int) -> Reply:
-        assert i == 0 or tried.wait(60)
+        assert i == 0 or tried.wait(PATIENCE)
         return Reply(text=by_place(request, i).text, pace=0.005)
 
     server.script = script
     with open_checkpoints(target) as other, ThreadPoolExecutor() as pool:
         running = pool.submit(graph(server, store).compile(store.saver).invoke, ASK, ON)
         with server.changed:
-            assert server.changed.wait_for(lambda: server.calls, 30)
+            assert server.changed.wait_for(lambda: server.calls, PATIENCE)
         refused = 0
         while not running.done():
             for mine in (store, other):
@@ -141,7 +142,7 @@ def test_newcomers_never_end_the_run(server: Server, store: Checkpoints, target:
 def test_many_threads_on_one_store(served: Server, store: Checkpoints) -> None:
     app = graph(served, store, budget=Budget(tokens=300)).compile(checkpointer=store.saver)
     with ThreadPoolExecutor(8) as pool:
-        outs = list(pool.map(lambda n: app.invoke(ASK, thread(n)), range(24)))
+        outs = list(pool.map(lambda n: app.invoke(ASK, thread(n)), range(12)))
     assert {out["stop_reason"] for out in outs} == {"tokens"}
     assert sum(out["spent"]["tokens"] for out in outs) == served.settled().served
     booked = [t["spent"]["tokens"] for t in store.ledger.threads()]
@@ -152,7 +153,7 @@ def test_many_tasks_on_one_store(served: Server, target: str) -> None:
     async def storm() -> list[Any]:
         async with open_checkpoints(target) as store:
             app = graph(served, store, budget=Budget(tokens=300)).compile(store.saver)
-            return await asyncio.gather(*(app.ainvoke(ASK, thread(n)) for n in range(16)))
+            return await asyncio.gather(*(app.ainvoke(ASK, thread(n)) for n in range(8)))
 
     outs = asyncio.run(storm())
     assert {out["stop_reason"] for out in outs} == {"tokens"}
@@ -173,8 +174,7 @@ def test_a_task_cancelled_while_it_waits_for_the_lease_leaves_it(
             await task
 
     async def flowing() -> None:
-        while len(server.calls) < 6:
-            await asyncio.sleep(0.01)
+        await auntil(lambda: len(server.calls) >= 6)
 
     async def lives() -> Any:
         async with open_checkpoints(path) as store:
@@ -183,7 +183,7 @@ def test_a_task_cancelled_while_it_waits_for_the_lease_leaves_it(
             app = graph(server, store).compile(store.saver)
             other = sqlite3.connect(path, isolation_level=None)
             other.execute("BEGIN IMMEDIATE")
-            await cancelled(app, lambda: asyncio.sleep(0.3), None)
+            await cancelled(app, partial(auntil, waits_for_the_file), None)
             other.close()
             return await app.ainvoke(None, ON)
 
@@ -200,22 +200,17 @@ def test_ctrl_c_while_the_file_is_locked_leaves_no_transaction(
         app.invoke(ASK, ON)
         other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         other.execute("BEGIN IMMEDIATE")
-        asker, waiting = threading.get_ident(), SqliteStore.transaction.__wrapped__.__code__
+        asker = threading.get_ident()
 
         def interrupt() -> None:
-            while sys._current_frames()[asker].f_code is not waiting:
-                time.sleep(0.01)
+            until(lambda: asker in waits_for_the_file())
             os.kill(os.getpid(), signal.SIGINT)
             other.execute("COMMIT")
 
         thread = threading.Thread(target=interrupt)
         thread.start()
-        try:
-            out = app.invoke({"budget": Budget(tokens=100)}, ON)
-        except KeyboardInterrupt:
-            pass
-        else:  # Python told the main thread so late that a call was under way
-            assert out["stop_reason"] == "interrupted"
+        with pytest.raises(KeyboardInterrupt):
+            app.invoke({"budget": Budget(tokens=100)}, ON)
         thread.join()
         assert app.invoke(None, ON)["best"]
         other.execute("BEGIN IMMEDIATE")
@@ -262,18 +257,16 @@ with open_checkpoints(sys.argv[2]) as store:
     ):
         at_last.callback(sleeper.kill)
         with server.changed:
-            assert server.changed.wait_for(lambda: len(server.calls) >= 6, 60)
+            assert server.changed.wait_for(lambda: len(server.calls) >= 6, PATIENCE)
         put_to_sleep(sleeper.pid, path)
         with open_checkpoints(path) as store:
             app = graph(server, store).compile(store.saver)
-            until = time.monotonic() + 30
             out = None
-            while out is None and time.monotonic() < until:
+            while out is None:
                 with suppress(ThreadBusy):
                     out = app.invoke(None, ON)
             os.kill(sleeper.pid, signal.SIGCONT)
-            assert "was taken over" in sleeper.communicate(timeout=60)[0]
-            assert out is not None
+            assert "was taken over" in sleeper.communicate(timeout=PATIENCE)[0]
             state = app.get_state(ON)
             assert (state.next, state.values["stop_reason"]) == ((), "tokens")
             assert state.values["messages"][-1].text == out["best"]["answer"]
@@ -310,8 +303,7 @@ def test_a_store_closed_under_a_run_costs_no_answer(
     async def closed() -> Any:
         store = await opening.__aenter__()
         task = asyncio.create_task(graph(server, store).compile(store.saver).ainvoke(ASK, ON))
-        while len(server.calls) < 6:
-            await asyncio.sleep(0.01)
+        await auntil(lambda: len(server.calls) >= 6)
         await opening.__aexit__(None, None, None)
         return await task
 
@@ -320,7 +312,7 @@ def test_a_store_closed_under_a_run_costs_no_answer(
         with ThreadPoolExecutor() as pool:
             running = pool.submit(graph(server, store).compile(store.saver).invoke, ASK, ON)
             with server.changed:
-                assert server.changed.wait_for(lambda: len(server.calls) >= 6, 30)
+                assert server.changed.wait_for(lambda: len(server.calls) >= 6, PATIENCE)
             opening.__exit__(None, None, None)
             out = running.result()
     else:

@@ -31,6 +31,7 @@ from anytime_graph import (
 )
 from anytime_graph.checkpoints import Checkpoints, schema
 from tests.server import Call, Reply, Server, by_place
+from tests.waiting import PATIENCE, auntil, until
 
 ASK = {"messages": [("user", "Why do rivers bend?")]}
 ON: Any = {"configurable": {"thread_id": "rivers"}}
@@ -58,7 +59,7 @@ def sql(target: str, query: str) -> list[tuple[Any, ...]]:
         with psycopg.connect(target, autocommit=True, **options) as connection:  # type: ignore[arg-type]
             cursor = connection.execute(query)  # type: ignore[arg-type]
             return cursor.fetchall() if cursor.description else []
-    connection = sqlite3.connect(target, timeout=30)
+    connection = sqlite3.connect(target, timeout=PATIENCE)
     try:
         rows = connection.execute(query).fetchall()
         connection.commit()
@@ -181,17 +182,21 @@ class TestResuming:
         assert again["spent"]["tokens"] == trunk["spent"]["tokens"]
 
     def test_scoring_counts_as_active_time_in_every_life(
-        self, served: Server, store: Checkpoints
+        self, served: Server, store: Checkpoints, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        clock, scored = time.time, []
+
         def slow(question: str, answer: str) -> float:
-            time.sleep(0.3)
+            scored.append(answer)
             return digit(question, answer).value
 
+        monkeypatch.setattr(time, "time", lambda: clock() + 60 * len(scored))
         for life in (1, 2):
-            options: Any = {"scorer": slow, "budget": Budget(seconds=0.4), "strategy": "single"}
+            options: Any = {"scorer": slow, "budget": Budget(seconds=90), "strategy": "single"}
             out = graph(served, store, **options).compile().invoke(ASK, ON)
-            assert out["spent"]["seconds"] >= 0.3
-            assert store.ledger.runs("rivers")[0]["spent"]["seconds"] >= 0.3, life
+            assert out["spent"]["seconds"] >= 60
+            assert store.ledger.runs("rivers")[0]["spent"]["seconds"] >= 60, life
+        assert len(scored) == 1
 
     def test_a_lost_state_with_a_larger_budget_goes_on(
         self, served: Server, store: Checkpoints
@@ -239,9 +244,8 @@ class TestResuming:
             async with open_checkpoints(target) as store:
                 app = graph(server, store).compile(checkpointer=store.saver)
                 task = asyncio.create_task(app.ainvoke(ASK, ON))
-                await asyncio.to_thread(flowing.wait, 30)
-                while not _partial(target):
-                    await asyncio.sleep(0.05)
+                await asyncio.to_thread(flowing.wait, PATIENCE)
+                await auntil(lambda: _partial(target))
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
@@ -263,16 +267,14 @@ class TestResuming:
 
         def stall(event: str, call: Call) -> None:
             if event == "word" and call.output == 6:
-                stalled.wait(30)
+                stalled.wait(PATIENCE)
 
         server.script, server.watch = by_place, stall
         server.script = lambda request, i: Reply(text="one two three four five six seven")
         app = graph(server, store, strategy="single").compile(checkpointer=store.saver)
         with ThreadPoolExecutor() as pool:
             running = pool.submit(app.invoke, ASK, ON)
-            until = time.monotonic() + 30
-            while not (kept := _partial(target)) and time.monotonic() < until:
-                time.sleep(0.05)
+            kept = until(lambda: _partial(target))
             stalled.set()
             running.result()
         assert kept.split()[:5] == ["one", "two", "three", "four", "five"]

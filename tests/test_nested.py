@@ -39,7 +39,6 @@ from tests.pipelines import App, Handed, agent, composed, life, score, using_too
 from tests.server import Call, Reply, Server, by_place, serving
 from tests.test_crashes import Doom, ended, forks, ledger, struck
 
-forks.set_forkserver_preload(["tests.lives", "tests.pipelines"])
 both = pytest.mark.parametrize("sync", [True, False], ids=["sync", "async"])
 ASK: Any = {"messages": [("user", "Why do rivers bend?")]}
 ON: Any = {"configurable": {"thread_id": "rivers"}}
@@ -196,7 +195,7 @@ def behaving(seed: int) -> Any:
     return reply
 
 
-@settings(max_examples=torture or 30)
+@settings(max_examples=torture or 15)
 @given(tree=trees, budget=budgets, seed=st.integers(0, 10**6), sync=st.booleans())
 def test_no_subtree_exceeds_its_share_nor_the_root_its_budget(
     tree: Any, budget: Budget, seed: int, sync: bool

@@ -8,7 +8,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from langgraph_sdk.client import SyncLangGraphClient
 
 from anytime_graph import Budget, Context, Prices, create_anytime_graph, fork
 from tests.server import Reply, Server, prompt_tokens, serving
+from tests.waiting import PATIENCE, until
 
 ROOT = Path(__file__).parent.parent
 QUESTION = {"messages": [{"role": "user", "content": "Why do rivers bend?"}]}
@@ -77,21 +77,19 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dev]:
                 yield Dev(client, endpoint)
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(PATIENCE)
     assert "locking" not in (folder / "log").read_text()
 
 
 def _until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + 90
-    while True:
-        try:
-            if httpx.get(f"{url}/ok").is_success:
-                return
-        except httpx.TransportError:
-            pass
+    def ready() -> bool:
         assert process.poll() is None, log.read_text()
-        assert time.monotonic() < until, log.read_text()
-        time.sleep(0.1)
+        try:
+            return httpx.get(f"{url}/ok").is_success
+        except httpx.TransportError:
+            return False
+
+    until(ready)
 
 
 @pytest.fixture
@@ -135,7 +133,7 @@ def test_a_cancelled_run_has_its_best_and_goes_on(dev: Dev, endpoint: Server) ->
     )
     run = client.runs.create(thread, name, input=QUESTION, stream_mode=["custom"])
     with endpoint.changed:
-        assert endpoint.changed.wait_for(lambda: len(endpoint.calls) == 8, timeout=30)
+        assert endpoint.changed.wait_for(lambda: len(endpoint.calls) == 8, timeout=PATIENCE)
     streamed = client.runs.join_stream(thread, run["run_id"], cancel_on_disconnect=True)
     client.runs.cancel(thread, run["run_id"], wait=True)
     list(streamed)

@@ -18,6 +18,7 @@ from tests.test_audit import better, drafted
 from tests.test_cli import environment
 from tests.test_judge import comparing, sides
 from tests.test_threads import begun, command, told
+from tests.waiting import PATIENCE
 
 __all__ = ["command"]
 
@@ -154,7 +155,7 @@ def test_ctrl_c_keeps_what_a_warm_up_has_done(server: Server, command: Command) 
     words = ["warm-up", "q.txt", *FRESH, "--calls", "3"]
     with begun(server, *words, calls=6) as process:
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "the same command goes on" in err
     assert "Traceback" not in err

@@ -21,6 +21,7 @@ from anytime_graph.cli import main
 from anytime_graph.text import clipped, harmless
 from tests.server import Reply, Server
 from tests.test_cli import COMMAND, environment
+from tests.waiting import PATIENCE
 
 COMMANDS = ["threads", "show", "best", "export", "plot", "resume", "rm"]
 RULES = ["--include", "fox", "--include", "river", "--include", "bend", "--words", "3-9"]
@@ -330,7 +331,7 @@ def begun(server: Server, *words: str, calls: int) -> Iterator[subprocess.Popen[
         try:
             with server.changed:
                 assert server.changed.wait_for(
-                    lambda: server.open == 1 and len(server.calls) == calls, timeout=60
+                    lambda: server.open == 1 and len(server.calls) == calls, timeout=PATIENCE
                 )
             yield process
         finally:
@@ -340,7 +341,7 @@ def begun(server: Server, *words: str, calls: int) -> Iterator[subprocess.Popen[
 def ended(server: Server, *words: str, calls: int, by: int) -> tuple[int, str]:
     with begun(server, *words, calls=calls) as process:
         process.send_signal(by)
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=PATIENCE)
     server.settled()
     return process.returncode, out
 
@@ -416,7 +417,7 @@ def test_while_somebody_else_runs_it(server: Server, command: Command) -> None:
             assert "thread 't' is being run" in told(done)
         assert len(server.calls) == 2
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=30)[0] == "kept 0\n"
+        assert process.communicate(timeout=PATIENCE)[0] == "kept 0\n"
     assert command("rm", "t", "--yes").exit_code == 0
 
 

@@ -18,6 +18,7 @@ from anytime_graph.checkpoints.memory import StoreMemory
 from tests.server import Reply, Server
 from tests.test_audit import drafted, quality, right, scripted
 from tests.test_cli import environment
+from tests.waiting import PATIENCE
 
 RIVERS = ["Why do rivers bend?", "Why do rivers freeze?", "Why do rivers flood?"]
 US = ("acme", "ann")
@@ -112,7 +113,7 @@ def test_a_kill_costs_nothing_twice(server: Server, tmp_path: Path) -> None:
     with subprocess.Popen(words, env=environment(server), cwd=root) as process:
         with server.changed:
             assert server.changed.wait_for(
-                lambda: server.open == 1 and len(server.calls) == 6, timeout=60
+                lambda: server.open == 1 and len(server.calls) == 6, timeout=PATIENCE
             )
         with open_checkpoints(tmp_path / "a.db") as store:
             while answered(store, whole.questions[1].thread) < 2:

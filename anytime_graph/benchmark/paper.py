@@ -27,6 +27,7 @@ from anytime_graph.benchmark.run import (
     FixedMemory,
     Learned,
     SafeScorer,
+    Unmeasured,
     check,
     dearest,
     record_of,
@@ -236,6 +237,8 @@ class _Work:
     ) -> tuple[PlannedCall, Reply]:
         call, reply = self.places.call(move, prompt, room)
         check(self.model)
+        if reply.receipt["lost"]:
+            raise Unmeasured(reply.receipt["errors"][-1])
         return call, reply
 
     def _seed(self, call: PlannedCall) -> int:

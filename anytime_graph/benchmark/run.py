@@ -70,11 +70,12 @@ class RunProtocol:
     def measure(
         self, cell: Cell, model: CellModel, memory: FixedMemory | None
     ) -> tuple[Record, Learned | None]:
-        """RunProtocol the cell from its beginning; what was bought for it before is on the tape. Raises
+        """Run the cell from its beginning; what was bought for it before is on the tape. Raises
         Unmeasured, or NotRecorded in a replay that misses a call."""
         truth = SafeScorer(cell.question)
         decide = cell.settings.decide
         self.ledger.forget(cell.name)
+        failures = self.ledger.failures
         graph = create_anytime_graph(
             model.model(),
             budget=Budget(tokens=cell.budgets[0]),
@@ -105,6 +106,8 @@ class RunProtocol:
             judged = out["judging"]["spent"]["tokens"]
             learned = Learned(cell.question.prompt, out["pairs"], out["principles"])
         check(model)
+        if self.ledger.failures > failures:  # a call was not made, and the run went on to others
+            raise Unmeasured(self.ledger.last_failure)
         curve, kinds = self._course(cell.name, truth)
         record = record_of(
             cell,

@@ -151,12 +151,8 @@ def _measured(job: Job) -> tuple[Record, Learned | None]:
             stop,
         )
         memory = FixedMemory(job.learned) if job.learned is not None else None
-        measured = job.protocol(job.task, ledger, job.prices, stop).measure(
-            job.cell, hearing, memory
-        )
-        if ledger.failure is not None:
-            raise LedgerError(ledger.failure)
-        return measured
+        protocol = job.protocol(job.task, ledger, job.prices, stop)
+        return protocol.measure(job.cell, hearing, memory)
 
 
 @lru_cache(maxsize=1)
