@@ -16,7 +16,7 @@ from anytime_graph.local import local_model
 documents = [
     Document("Rivers bend because the current is faster at the outer bank and erodes it."),
     Document("At the inner bank the current is slow, and sand settles there."),
-    Document("Lakes freeze from the top, for ice is lighter than water."),
+    Document("Lakes freeze from the top, because ice is lighter than water."),
     Document("A delta grows where a river meets the sea and drops its sand."),
 ]
 
