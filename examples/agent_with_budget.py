@@ -1,8 +1,8 @@
-"""An agent that stops in time: what it may spend is held before each call, and it still answers.
+"""An agent that stops in time: each call is reserved before it is made, and the agent still answers.
 
 The embedded model calls no tools, so here a small assistant talks on one thread until the thread's
-budget is used up. With a model that does, such as "openai:gpt-4.1-mini", pass its name in place of
-`local_model(...)` and your tools in place of `[]`; nothing else changes.
+budget is used up. For a model that calls tools, such as "openai:gpt-4.1-mini", replace
+`local_model(...)` with its name and `[]` with your tools; nothing else changes.
 """
 
 from langchain.agents import create_agent

@@ -1,8 +1,8 @@
 """Improving answers over HTTP: `uvicorn examples.fastapi_app:app`, see docs/serving.md.
 
 POST /answers streams server-sent events: the thread, each better answer, and last "done" or "failed".
-When the client leaves or the deadline passes, calls in flight are cut and the best answer stands;
-GET /answers/THREAD reads it, also while it is still being improved.
+When the client leaves or the deadline passes, calls in flight are cut and the best answer is kept.
+GET /answers/THREAD reads it, even while it is still being improved.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Asked(BaseModel):
-    """What a client may ask for, and the most it may cost."""
+    """A client's question, and the most that it may cost."""
 
     question: str = Field(min_length=1, max_length=20_000)
     tokens: int = Field(2_000, ge=1, le=20_000)
@@ -39,7 +39,7 @@ class Asked(BaseModel):
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """One ledger and one graph for all requests; at the end, runs that were left finish first."""
+    """One ledger and one graph for all requests; at shutdown, unfinished runs finish first."""
     async with open_checkpoints(os.environ.get("ANYTIME_DB", "anytime.db")) as store:
         app.state.ledger = store.ledger
         model = os.environ.get("ANYTIME_MODEL", "local")
@@ -81,7 +81,7 @@ async def think(
     stop: threading.Event,
     events: "asyncio.Queue[ServerSentEvent | None]",
 ) -> None:
-    """Outlives its request, for the little that is left to do once `stop` is set."""
+    """Outlives its request: a little work remains once `stop` is set."""
     timer = asyncio.get_running_loop().call_later(asked.seconds, stop.set)
     question = {"messages": [("user", asked.question)], "budget": {"tokens": asked.tokens}}
     out: dict[str, Any] = {}

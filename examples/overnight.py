@@ -1,8 +1,8 @@
-"""Think longer overnight: questions get a small budget by day; each night the weakest answer is
-thought on, step by step, until the night's budget is used up.
+"""Think longer overnight: questions get a small budget by day. Each night the weakest answer is
+improved, step by step, until the night's budget is used up.
 
-Run it every night: it goes on from night.db, after a crash too, and pays for nothing twice. For a real
-night change the three numbers, and "local" to, say, "openai:gpt-4.1-mini".
+Run it every night: it continues from night.db, even after a crash, and pays for nothing twice. For a
+real night, change the three numbers, and change "local" to, say, "openai:gpt-4.1-mini".
 """
 
 import time

@@ -1,9 +1,9 @@
-"""Unit tests as the scorer of generated code: the score is the share that passes, and the first
-failure tells the next refinement what to mend.
+"""Unit tests as the scorer of generated code: the score is the share of tests that pass, and the first
+failure tells the next refinement what to fix.
 
-The code runs in a process of its own with little time and memory, few files and no environment. That
-stops accidents, not attackers: run code of strangers in a container. For a model that writes better
-code change `local_model(...)` to "openai:gpt-4.1-mini".
+The code runs in a separate process with little time and memory, few files and no environment. That
+stops accidents, not attackers: run code from strangers in a container. For a model that writes better
+code, change `local_model(...)` to "openai:gpt-4.1-mini".
 """
 
 import re
@@ -35,11 +35,11 @@ for limit, most in (
 
 
 def failure(code: str, call: str, expected: object) -> str | None:
-    """What is wrong with the code at one test."""
+    """What one test finds wrong with the code."""
     test = f"{LIMITS}\n{code}\n\nassert (got := {call}) == {expected!r}, f'it is {{got!r}}'"
     with tempfile.TemporaryDirectory() as empty:
         try:
-            done = subprocess.run(  # noqa: S603 - to run untrusted code is what it is for
+            done = subprocess.run(  # noqa: S603 - it exists to run untrusted code
                 [sys.executable, "-I", "-c", test],
                 cwd=empty,
                 env={},

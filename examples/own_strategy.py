@@ -1,7 +1,7 @@
-"""A strategy of your own: a function from a view of the run to the next moves.
+"""Your own strategy: a function from a view of the run to the next moves.
 
-This one drafts twice, then polishes the better draft until two polishings in a row bring nothing.
-For another model change "local" to, say, "openai:gpt-4.1-mini".
+This one drafts twice, then refines the better draft until two refinements in a row are no better.
+For another model, change "local" to, say, "openai:gpt-4.1-mini".
 """
 
 from anytime_graph import Budget, Constraints, Draft, Move, Refine, Stop, View, create_anytime_graph

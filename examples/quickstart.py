@@ -1,4 +1,4 @@
-"""A budget, a question, improving answers as they come. For another model change "local"."""
+"""A budget, a question, better and better answers as they come. For another model, change "local"."""
 
 from anytime_graph import Budget, Constraints, create_anytime_graph
 

@@ -1,7 +1,7 @@
 """Anytime reasoning in a chain that retrieves: only the model's line is new.
 
-For a real chain put your retriever in the place of this one, and ChatOpenAI(model="gpt-4.1-mini"), or
-any other chat model, in the place of local_model(...).
+For a real chain, use your own retriever, and replace local_model(...) with
+ChatOpenAI(model="gpt-4.1-mini") or any other chat model.
 """
 
 from langchain_core.documents import Document
@@ -16,21 +16,21 @@ from anytime_graph.local import local_model
 documents = [
     Document("Rivers bend because the current is faster at the outer bank and erodes it."),
     Document("At the inner bank the current is slow, and sand settles there."),
-    Document("Lakes freeze from the top, for ice is lighter than water."),
+    Document("Lakes freeze from the top, because ice is lighter than water."),
     Document("A delta grows where a river meets the sea and drops its sand."),
 ]
 
 
 def retrieve(question: str) -> str:
-    """The two documents that share most words with the question."""
+    """The two documents that share the most words with the question."""
     words = set(question.lower().strip("?").split())
     ranked = sorted(documents, key=lambda d: -len(words & set(d.page_content.lower().split())))
     return "\n".join(document.page_content for document in ranked[:2])
 
 
 def grounded(question: str, answer: str) -> float:
-    """How much of a short answer stands in the sources. Any function will do; without one, the
-    model compares its answers itself."""
+    """How much of a short answer is in the sources. Any function will do; without one, the model
+    compares its own answers."""
     known = {word.strip(".,") for document in documents for word in document.page_content.split()}
     said = [word.strip(".,") for word in answer.split()]
     return sum(word in known for word in said) / max(len(said), 12)

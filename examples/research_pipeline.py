@@ -1,8 +1,8 @@
-"""A research pipeline: two anytime nodes under one budget. The first collects notes with half of it,
-the second writes with all that is then left, and sees the notes.
+"""A research pipeline: two anytime nodes under one budget. The first collects notes with half of it.
+The second sees the notes and writes with everything that is left.
 
-For another model change "local" to, say, "openai:gpt-4.1-mini"; to have the notes drafted by an agent
-with tools, add `drafter=lambda model: create_agent(model, tools)` to the first node.
+For another model, change "local" to, say, "openai:gpt-4.1-mini". To let an agent with tools draft the
+notes, add `drafter=lambda model: create_agent(model, tools)` to the first node.
 """
 
 from typing import Annotated, Any, TypedDict

@@ -1,8 +1,8 @@
 """The graph as `langgraph dev` serves it (see langgraph.json and docs/serving.md).
 
-Assistants choose a model among MODELS, a strategy and a budget through their context. What was paid
-for stands in a ledger besides the server's own checkpoints, so that a run that was cancelled or
-killed goes on without buying anything twice.
+Assistants choose a model from MODELS, a strategy and a budget through their context. A ledger, apart
+from the server's own checkpoints, keeps what was paid for. So a run that was cancelled or killed
+continues without buying anything twice.
 """
 
 import atexit

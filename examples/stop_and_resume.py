@@ -1,7 +1,7 @@
-"""Stop and go on: the first part of a budget now, the rest when you want it, nothing paid twice.
+"""Stop and resume: the first part of a budget now, the rest when you want it, nothing paid twice.
 
-What was bought stands in fox.db, so the second half could as well be another process, on another
-day. For another model change "local" to, say, "openai:gpt-4.1-mini".
+fox.db keeps what was bought, so the second half could also be another process, on another day. For
+another model, change "local" to, say, "openai:gpt-4.1-mini".
 """
 
 import threading
@@ -29,7 +29,7 @@ with open_checkpoints("fox.db") as store:  # as if tomorrow
     app = create_anytime_graph(
         "local", budget=Budget(tokens=2_000), scorer=rules, answer="whole", ledger=store.ledger
     ).compile(checkpointer=store.saver)
-    out = app.invoke({"budget": Budget(tokens=0)}, thread)  # what was left; more, to think longer
+    out = app.invoke({"budget": Budget(tokens=0)}, thread)  # spends what is left; add more to go on
 
 print(
     f"{out['best']['score']:.2f}, {out['spent']['tokens']} tokens in all: {out['best']['answer']}"

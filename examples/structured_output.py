@@ -1,7 +1,7 @@
-"""Structured output under a budget: the schema holds, and a check of your own picks the best.
+"""Structured output under a budget: every answer fits the schema, and your own check picks the best.
 
-For a real model put ChatOpenAI(model="gpt-4.1-mini"), or any other chat model, in the place of
-local_model(...), and drop `method` to have its provider's own way.
+For a real model, replace local_model(...) with ChatOpenAI(model="gpt-4.1-mini") or any other chat
+model, and drop `method` to use the provider's default.
 """
 
 from pydantic import BaseModel, Field
@@ -20,7 +20,7 @@ class Animal(BaseModel):
 
 
 def true_of_spiders(question: str, animal: Animal) -> Score:
-    """What the schema cannot say."""
+    """Checks what the schema cannot express."""
     faults = []
     if "spider" not in animal.name.lower():
         faults.append("the animal must be a spider")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from langgraph.store.memory import InMemoryStore
 
 from anytime_graph import Budget, Draft, Move, Until, View, create_anytime_graph
-from anytime_graph.planning.plan import strategies
+from anytime_graph.planning import strategies
 from anytime_graph.planning.prospects import agreement
 from tests.server import Reply, Server, serving
 

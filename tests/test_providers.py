@@ -337,7 +337,7 @@ PROVIDERS = [
         chat,
         sse_done,
         {"reasoning_effort": "low"},
-        "a deployment's name tells no price: give `prices=`",
+        "a deployment's name does not give a price: pass `prices=`",
     ),
     Provider(
         "Anthropic",
@@ -348,7 +348,7 @@ PROVIDERS = [
         anthropic,
         sse_named,
         {"reasoning_effort": "low"},
-        "a thinking budget is kept below the cap; a one-hour cache's price must be given (`cache_write=`)",
+        "a thinking budget is kept below the cap; pass the price of a one-hour cache (`cache_write=`)",
     ),
     Provider(
         "Google",
@@ -370,7 +370,7 @@ PROVIDERS = [
         bedrock,
         eventstream,
         {"model": "openai.gpt-oss-120b-1:0", "reasoning_effort": "low"},
-        "a model of your own needs `max_retries=0`; no Nova at effort `high`, which takes no cap",
+        "a model that you construct needs `max_retries=0`; Nova at effort `high` takes no cap: refused",
         ("cached",),
     ),
     Provider(
@@ -382,8 +382,8 @@ PROVIDERS = [
         responses,
         sse_named,
         {"model": "grok-3-mini", "reasoning_effort": "low"},
-        "by its responses API, unless `use_responses_api=False`, where its cap leaves hidden reasoning "
-        "out (grok-3 has none); not stored; no `seed`",
+        "uses its responses API: not stored, no `seed`; with `use_responses_api=False` its cap leaves out "
+        "hidden reasoning (grok-3 has none)",
     ),
     Provider(
         "Mistral",

@@ -41,7 +41,7 @@ from anytime_graph.planning.moves import (
     draft_again,
     planned_move,
 )
-from anytime_graph.planning.plan import prospects
+from anytime_graph.planning import prospects
 from anytime_graph.planning.setup import Setup
 from anytime_graph.planning.until import outweighed, reached
 from anytime_graph.prompts import DETAILS, Lessons
