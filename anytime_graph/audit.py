@@ -7,7 +7,6 @@ were compared. Reading it costs nothing; `audit_questions` buys fresh evidence.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple, cast
 
 from anytime_graph.budget import Budget, Prices, Spend, nothing, total
 from anytime_graph.checkpoints import Checkpoints, Ledger
+from anytime_graph.checkpoints.records import planned
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.metering import Stop as Stopped
 from anytime_graph.metering import describe
@@ -206,7 +206,7 @@ def _audited(
     asked_about: dict[tuple[int, int, int, int], dict[bool, dict[str, Any]]] = defaultdict(dict)
     questions: dict[int, str | None] = {}
     for call in critiques:
-        task = json.loads(call["task"])
+        task = planned(call)
         first, second = task["move"]["first"], task["move"]["second"]
         if second is not None:
             place = (call["run_id"], call["step"], first, second)

@@ -49,6 +49,17 @@ from anytime_graph.checkpoints.preferences import Memory, encoded, memory_of
 from anytime_graph.drafters import Drafter
 from anytime_graph.drafters import adraft as agents_adraft
 from anytime_graph.drafters import draft as agents_draft
+from anytime_graph.forms import (
+    FINAL,
+    KEY,
+    OUTCOME,
+    TASK,
+    StoredState,
+    changes,
+    migrated,
+    migrated_final,
+    migrated_task,
+)
 from anytime_graph.live import Improvement, Lives
 from anytime_graph.metering import (
     Gate,
@@ -329,10 +340,20 @@ class _Run:
 
     # --- the hub
 
-    def hub(self, state: State, config: RunnableConfig) -> Command[Any]:
+    def hub(self, state: StoredState, config: RunnableConfig) -> Command[Any]:
         """Fold what came back; begin a new question; take in a budget to think on with; then go
         over the budget edge. An error here leaves the state as it was, so that the step can be
         run again."""
+        now = migrated(state)
+        update, sends, repeated = self._folded(now, config)
+        if repeated:
+            update["messages"] = cast("list[AnyMessage]", [RemoveMessage(id) for id in repeated])
+        for send in sends:
+            send.arg[KEY] = len(FINAL if send.node == "finish" else TASK)
+        return Command(update={**changes(state, now), **update, "returned": None}, goto=sends)
+
+    def _folded(self, state: State, config: RunnableConfig) -> tuple[State, list[Send], list[str]]:
+        """The update and what to do next; and the ids of repeated messages, to be left out."""
         messages, repeated = once(state["messages"])
         state = merged(state, State(messages=cast("list[AnyMessage]", messages)))
         question, asked = question_of(messages), asked_of(messages)
@@ -352,9 +373,7 @@ class _Run:
                 raise
             finally:
                 self.ledger.leave(hold, _root(config))
-        if repeated:
-            update["messages"] = cast("list[AnyMessage]", [RemoveMessage(id) for id in repeated])
-        return Command(update={**update, "returned": None}, goto=sends)
+        return update, sends, repeated
 
     def _entered(self, config: RunnableConfig, thread: str, kept: str | None, granted: Any) -> Hold:
         """The hold of this invocation. Where a parent graph asks the same question of several
@@ -529,12 +548,14 @@ class _Run:
         return [Send("finish", {**final, "stop_reason": reason, "stop_estimate": estimate})]
 
     def finish(self, state: State) -> dict[str, Any]:
+        state = migrated_final(state)
         self.lives.forget(state["run_id"])
         return finish.answer(state)
 
     # --- the spokes
 
     def spoke(self, task: Task, config: RunnableConfig) -> State:
+        task = migrated_task(task)
         if self.ledger is None:
             return self._spoke(task, config, None)
         hold = self.ledger.enter(task["thread"], _root(config), _life(config))
@@ -579,6 +600,7 @@ class _Run:
         return self._returned(task, outcome, reply.recalled)
 
     async def aspoke(self, task: Task, config: RunnableConfig) -> State:
+        task = migrated_task(task)
         if self.ledger is None:
             return await self._aspoke(task, config, None)
         root, ledger, broken = _root(config), self.ledger, True
@@ -644,6 +666,7 @@ class _Run:
             retry_after=reply.retry_after,
             errors=reply.errors,
             once=reply.once,
+            form=len(OUTCOME),
         )
         if task["move"]["kind"] == "critique":
             if (judgement := critique.absorb(task, reply)) is not None:
@@ -734,6 +757,7 @@ async def afork(
 
 
 def _branch(values: dict[str, Any], budget: Budget | None) -> State:
+    values = cast("dict[str, Any]", migrated(values))
     if "run_id" not in values:
         raise ValueError("config: at this checkpoint no question was begun; invoke to ask one")
     limits = values["limits"] if budget is None else as_budget(budget).limits()

@@ -62,6 +62,7 @@ class Task(TypedDict):
     spent: Spend
     limits: Limits
     growth: NotRequired[float]
+    form: NotRequired[int]
 
 
 class Outcome(TypedDict):
@@ -90,6 +91,7 @@ class Outcome(TypedDict):
     why: NotRequired[str]
     principles: NotRequired[list[str]]
     once: NotRequired[bool | None]
+    form: NotRequired[int]
 
 
 class Judging(TypedDict):
@@ -166,7 +168,7 @@ class State(Output, Input, total=False):
     memory recalled for this question, and the namespace it was asked in. unstructured: the judge's
     provider refused to hold verdicts to a schema. overhead: input tokens that an agent with tools adds
     to the prompt of a draft. owed: moves that a request for several choices left undone. chosen:
-    None where a branch may choose afresh."""
+    None where a branch may choose afresh. anytime_form: which form all this has; see forms.py."""
 
     returned: Annotated[list[Outcome], gather]
     question_id: str
@@ -191,6 +193,7 @@ class State(Output, Input, total=False):
     failures: int
     wait: float
     interrupted: bool
+    anytime_form: int
     remaining_steps: RemainingSteps
 
 

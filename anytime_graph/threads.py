@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -21,6 +20,7 @@ from anytime_graph.checkpoints import (
     open_checkpoints,
 )
 from anytime_graph.checkpoints.export import FORMS, Row, line, public
+from anytime_graph.checkpoints.records import planned
 from anytime_graph.profiles import Profile, expected_best, profile_of, save_profile
 from anytime_graph.state import judges
 
@@ -131,7 +131,7 @@ def _running(ledger: Ledger, thread: str) -> bool:
 
 def _whole(ledger: Ledger, run: dict[str, Any]) -> dict[str, Any]:
     calls = ledger.calls(run["id"])
-    judging = [call for call in calls if judges(json.loads(call["task"])["move"])]
+    judging = [call for call in calls if judges(planned(call)["move"])]
     return {
         **public(run),
         "judging": {name: sum(call[name] for call in judging) for name in ("tokens", "usd")},

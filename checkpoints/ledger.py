@@ -22,6 +22,7 @@ from anytime_graph.budget import DIMENSIONS, Spend, nothing
 from anytime_graph.checkpoints.history import History
 from anytime_graph.checkpoints.leases import LEASE, Hold, Leases, ThreadBusy
 from anytime_graph.checkpoints.likeness import keys as keys_of
+from anytime_graph.checkpoints.records import plan_row, planned, replied, reply_row
 from anytime_graph.checkpoints.schema import SPEND, LedgerError
 from anytime_graph.checkpoints.store import Execute, Store, plain
 from anytime_graph.pairs import Candidate, Pair
@@ -153,7 +154,7 @@ class Ledger(History):
                 "ORDER BY ordinal",
                 {"run": run_id, "ordinal": ordinal},
             )
-        tasks = [json.loads(row["task"]) for row in rows]
+        tasks = [planned(row) for row in rows]
         first: dict[int, dict[str, Any]] = {}
         for task in tasks:  # the calls of an agent's draft are one task
             ordinal = task["move"].get("within", task["ordinal"])
@@ -168,7 +169,7 @@ class Ledger(History):
                 "ordinal < :end ORDER BY ordinal",
                 {"run": run_id, "first": first, "end": first + places},
             )
-        return [json.loads(row["task"]) for row in rows]
+        return [planned(row) for row in rows]
 
     def save(
         self,
@@ -317,7 +318,7 @@ class Ledger(History):
         row = rows[0]
         known = nothing() | {name: row[name] for name in SPEND} | {"calls": 1}
         return Entry(
-            reply=json.loads(row["reply"]) if row["reply"] else None,
+            reply=replied(row),
             text=row["text"] or "",
             kept=row["request"] is not None,
             reserved=cast(Spend, known),
@@ -356,7 +357,7 @@ class Ledger(History):
                     "room": task["room"],
                     "plan": task["plan"],
                     "now": time.time(),
-                    "task": json.dumps({key: task[key] for key in _PLANNED}),  # type: ignore[literal-required]
+                    "task": plan_row({key: task[key] for key in _PLANNED}),  # type: ignore[literal-required]
                 },
             )
         if made:
@@ -390,7 +391,7 @@ class Ledger(History):
                     "text": plain(reply["text"]) if keeps else None,
                     "ended": reply["ended"],
                     "errors": json.dumps(reply["errors"]),
-                    "reply": json.dumps(rest, default=str),
+                    "reply": reply_row(rest),
                     "now": time.time(),
                     **spend,
                 },

@@ -115,7 +115,7 @@ def graph(name: str, url: str, store: Any, shelf: BaseStore | None = None) -> An
         "voted": {"strategy": "self_consistency"},
         "drafting": {
             "scorer": score,
-            "strategy": "best_of_n",
+            "strategy": "single",
             "drafter": lambda metered: create_agent(metered, [look_up]),
         },
         "choosing": {"scorer": score, "strategy": "best_of_n"},

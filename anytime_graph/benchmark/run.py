@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Collection, Mapping, Sequence
@@ -25,6 +24,7 @@ from anytime_graph.benchmark.tape import Deck, NotRecorded
 from anytime_graph.budget import Budget, BudgetTooSmall, NoAnswer, Prices, nothing
 from anytime_graph.checkpoints import Ledger
 from anytime_graph.checkpoints.preferences import Namespace, memory_of
+from anytime_graph.checkpoints.records import planned
 from anytime_graph.graph import Context, create_anytime_graph
 from anytime_graph.metering import describe
 from anytime_graph.pairs import Example, Pair
@@ -151,7 +151,7 @@ def brought(calls: Sequence[Mapping[str, Any]], scores: Mapping[int, float]) -> 
     for n, call in enumerate(calls):
         score = scores.get(call["ordinal"], 0.0)
         if n >= OPENING:
-            move = json.loads(call["task"])["move"]
+            move = planned(call)["move"]
             forced = move.get("conclude") is not None
             kind = "forced answer" if forced else kind_of(call["kind"], move.get("taught", False))
             of = found.setdefault(kind, nought())
