@@ -7,7 +7,6 @@ were compared. Reading it costs nothing; `audit_questions` buys fresh evidence.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple, cast
 from anytime_graph.batch import Progress, asked, checked, named, thread_name
 from anytime_graph.budget import Budget, Prices, Spend, nothing, total
 from anytime_graph.checkpoints import Checkpoints, Ledger
+from anytime_graph.checkpoints.records import planned_call
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import StopSignal
 from anytime_graph.metrics import Interval, wilson
@@ -26,7 +26,6 @@ from anytime_graph.models.providers import describe
 from anytime_graph.nodes.critique import read
 from anytime_graph.planning.moves import Critique, Draft, Move, Stop, View
 from anytime_graph.run.calls import STRUCTURED
-from anytime_graph.run.upgrade import call_from
 from anytime_graph.scoring import BadScore, Judge, Scorer, as_score, normal, verdict_of
 
 _DRAFTS = 4
@@ -207,7 +206,7 @@ def _audited(
     asked_about: dict[tuple[int, int, int, int], dict[bool, dict[str, Any]]] = defaultdict(dict)
     questions: dict[int, str | None] = {}
     for call in critiques:
-        planned = call_from(json.loads(call["task"]))
+        planned = planned_call(call)
         move = planned["move"]
         if move["kind"] == "critique" and move["second"] is not None:
             place = (call["run_id"], call["step"], move["first"], move["second"])

@@ -19,6 +19,7 @@ from langgraph.types import Command, Overwrite
 from typing_extensions import TypedDict
 
 from anytime_graph.budget import Budget, Limits, Prices, Spend, as_budget, nothing, total
+from anytime_graph.forms import Upgrade, upgraded
 from anytime_graph.metering.account import Account, Short
 from anytime_graph.metering.metered import (
     AgentPayer,
@@ -56,10 +57,16 @@ Result = ToolMessage | Command[Any]
 
 
 class _Run(TypedDict):
-    """question: what the user asked. growth: how far prompts exceeded their bounds, by model."""
+    """question: what the user asked. growth: how far prompts exceeded their bounds, by model. form:
+    which form this has."""
 
     question: BaseMessage | None
     growth: dict[str, float]
+    form: NotRequired[int]
+
+
+UPGRADES: tuple[Upgrade, ...] = ()
+"""Of _Run in an agent's thread, from each form to the next; see forms.py."""
 
 
 def _added(kept: Spend, more: Spend) -> Spend:
@@ -124,7 +131,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         """Begin a run: open its account."""
         spent = nothing() if self.per == "run" else _spent(state)
         asked = next((m for m in reversed(_messages(state)) if m.type == "human"), None)
-        run = _Run(question=asked, growth=_run(state)["growth"])
+        run = _Run(question=asked, growth=_run(state)["growth"], form=len(UPGRADES))
         self._enter(spent, run)
         return {"spent": Overwrite(spent), "stop_reason": None, "anytime_run": run}
 
@@ -326,7 +333,8 @@ def _spent(state: Any) -> Spend:
 
 def _run(state: Any) -> _Run:
     none = _Run(question=None, growth={})
-    return cast(_Run, state.get("anytime_run") or none)
+    run = cast("Mapping[str, Any]", state.get("anytime_run") or none)
+    return cast(_Run, upgraded(run, UPGRADES, "the agent's thread"))
 
 
 def _messages(state: Any) -> Sequence[BaseMessage]:

@@ -6,7 +6,6 @@ at one place no second request is ever made.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -19,7 +18,6 @@ from anytime_graph.checkpoints.ledger import Ledger, Row
 from anytime_graph.metering.request import Entry, Place, Reply, Request
 from anytime_graph.run.calls import PlannedCall, Receipt, RunInfo
 from anytime_graph.run.pairs import Candidate
-from anytime_graph.run.upgrade import call_from, receipt_from
 from anytime_graph.scoring import Score
 
 _UNKEPT = "the reply was paid for, but replies are not kept"
@@ -71,11 +69,6 @@ class CallJournal:
         self.ledger.settle(place, reply.receipt, reply.text, kept)
 
 
-def planned_call(row: Mapping[str, Any]) -> PlannedCall:
-    """What a row of the ledger's calls was planned as."""
-    return call_from(json.loads(row["task"]))
-
-
 def _place(call: PlannedCall, run_id: int) -> Place:
     """The place of the call that this is, or is a choice of."""
     return Place(run_id, call["ordinal"] - call.get("choice", 0))
@@ -102,20 +95,15 @@ def _stored(reply: Reply, whole: bool) -> dict[str, Any]:
 
 
 def _restored(stored: Mapping[str, Any], text: str) -> Reply:
-    """The reply that was stored, by this version or an earlier one."""
-    receipt: Receipt = receipt_from(stored)
-    if stored.get("message") is not None:
+    """The reply that was stored."""
+    if stored["message"] is not None:
         (message,) = messages_from_dict([stored["message"]])
     else:
-        message = AIMessage(text, id=stored.get("message_id"))
-    others = []
-    for other in stored.get("others") or ():
-        shared = {**stored, **other, "others": []}
-        others.append(_restored(shared, other.get("text", "")))
+        message = AIMessage(text, id=stored["message_id"])
     return Reply(
         text,
         cast(AIMessage, message),
-        receipt,
-        called=bool(stored.get("called")),
-        others=tuple(others),
+        cast(Receipt, stored["receipt"]),
+        called=stored["called"],
+        others=tuple(_restored(other, other["text"]) for other in stored["others"]),
     )

@@ -23,13 +23,13 @@ from anytime_graph.budget import DIMENSIONS, Spend, nothing
 from anytime_graph.checkpoints.history import History
 from anytime_graph.checkpoints.leases import LEASE, Hold, Leases, ThreadBusy
 from anytime_graph.checkpoints.likeness import keys as keys_of
+from anytime_graph.checkpoints.records import plan_row, planned_call, reply_row, stored_reply
 from anytime_graph.checkpoints.schema import SPEND, LedgerError
 from anytime_graph.checkpoints.store import Execute, Store, plain
 from anytime_graph.metering.request import Place, Request
 from anytime_graph.run.calls import PlannedCall, Receipt
 from anytime_graph.run.pairs import Candidate, Pair
 from anytime_graph.run.state import Point, State
-from anytime_graph.run.upgrade import call_from
 from anytime_graph.scoring import Score
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ class Ledger(History):
                 {"run": run_id, "ordinal": ordinal},
             )
         first: dict[int, PlannedCall] = {}
-        for call in (call_from(json.loads(row["task"])) for row in rows):
+        for call in map(planned_call, rows):
             # The calls of an agent's draft are one draft.
             ordinal = call["agent_call"]["draft"] if "agent_call" in call else call["ordinal"]
             first.setdefault(ordinal, {**call, "ordinal": ordinal})
@@ -172,7 +172,7 @@ class Ledger(History):
                 "ordinal < :end ORDER BY ordinal",
                 {"run": run_id, "first": first, "end": first + places},
             )
-        return [call_from(json.loads(row["task"])) for row in rows]
+        return [planned_call(row) for row in rows]
 
     def save(
         self,
@@ -319,7 +319,7 @@ class Ledger(History):
         (row,) = rows
         known = nothing() | {name: row[name] for name in SPEND} | {"calls": 1}
         return Row(
-            reply=json.loads(row["reply"]) if row["reply"] else None,
+            reply=stored_reply(row),
             text=row["text"] or "",
             kept=row["request"] is not None,
             reserved=cast(Spend, known),
@@ -375,7 +375,7 @@ class Ledger(History):
                     "room": request.max_output,
                     "plan": plan,
                     "now": time.time(),
-                    "task": json.dumps(call),
+                    "task": plan_row(call),
                 },
             )
         if made:
@@ -409,7 +409,7 @@ class Ledger(History):
                     "text": plain(text) if keeps else None,
                     "ended": receipt["ended"],
                     "errors": json.dumps(receipt["errors"]),
-                    "reply": json.dumps({**reply, **unkept}, default=str),
+                    "reply": reply_row({**reply, **unkept}),
                     "now": time.time(),
                     **spend,
                 },

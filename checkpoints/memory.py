@@ -20,6 +20,7 @@ from langgraph.store.base import BaseStore, SearchItem
 from anytime_graph.checkpoints import likeness
 from anytime_graph.checkpoints.ledger import Ledger
 from anytime_graph.checkpoints.store import plain
+from anytime_graph.forms import KEY, Upgrade, upgraded
 from anytime_graph.run.pairs import Example, Pair
 from anytime_graph.text import clip
 
@@ -34,6 +35,8 @@ _SCANNED = 10_000
 """Runs compared in a store that has no index."""
 _PAGE = 500
 _LABEL = "anytime-preferences"
+UPGRADES: tuple[Upgrade, ...] = ()
+"""Of an item in a store, from each form to the next; see forms.py."""
 
 
 @runtime_checkable
@@ -181,13 +184,13 @@ class StoreMemory:
         self, namespace: Namespace, question: str, limit: int = 3, *, besides: Collection[int] = ()
     ) -> list[Example]:
         place, left_out = _place(namespace), set(map(str, besides))
-        found = self._store.search(
+        found = self._search(
             place, query=plain(question[: likeness.READ]), limit=_NEAR + len(left_out)
         )
         if any(item.score is not None for item in found):
             near = [(float(len(found) - n), item) for n, item in enumerate(found)]
         else:
-            near = _by_words(question, self._store.search(place, limit=_SCANNED))
+            near = _by_words(question, self._search(place, limit=_SCANNED))
         told = [(a, e) for a, i in near if i.key not in left_out for e in i.value["examples"]]
         return _chosen(told, limit)
 
@@ -206,6 +209,7 @@ class StoreMemory:
                 "terms": likeness.terms(question),
                 "examples": [_example({**p, "question": question}, principles) for p in pairs],
                 "created": time.time(),
+                KEY: len(UPGRADES),
             }
             self._store.put(place, str(run_id), value, index=["question"])
 
@@ -233,8 +237,15 @@ class StoreMemory:
 
     def _items(self, place: Namespace) -> list[SearchItem]:
         found: list[SearchItem] = []
-        while page := self._store.search(place, limit=_PAGE, offset=len(found)):
+        while page := self._search(place, limit=_PAGE, offset=len(found)):
             found += page
+        return found
+
+    def _search(self, place: Namespace, **how: Any) -> list[SearchItem]:
+        """Items in today's form."""
+        found = self._store.search(place, **how)
+        for item in found:
+            item.value = upgraded(item.value, UPGRADES, f"the memory of run {item.key}")
         return found
 
 

@@ -16,11 +16,13 @@ from types import TracebackType
 from typing import Any, Literal
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint
+from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint, CheckpointTuple
 
 from anytime_graph.checkpoints import postgres, sqlite
 from anytime_graph.checkpoints.ledger import Ledger
 from anytime_graph.checkpoints.schema import LedgerError
+from anytime_graph.forms import refuse_newer
+from anytime_graph.run.upgrade import CHANNEL, STATE
 
 Record = Literal["all", "usage"]
 Writes = Sequence[tuple[str, Any]]
@@ -184,11 +186,11 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
     class Saver(saver):  # type: ignore[misc]
         def get_tuple(self, config: RunnableConfig) -> Any:
             with ledger.store.explained():
-                return super().get_tuple(config)
+                return readable(super().get_tuple(config))
 
         async def aget_tuple(self, config: RunnableConfig) -> Any:
             with ledger.store.explained():
-                return await super().aget_tuple(config)
+                return readable(await super().aget_tuple(config))
 
         def put(self, config: RunnableConfig, checkpoint: Checkpoint, *rest: Any) -> RunnableConfig:
             try:
@@ -233,6 +235,13 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
         async def settled(self) -> None:
             """Wait for what is being written."""
             await asyncio.gather(*under_way, return_exceptions=True)
+
+    def readable(found: CheckpointTuple | None) -> CheckpointTuple | None:
+        """Refuse a later version's state before LangGraph writes anything behind it."""
+        if found is not None and CHANNEL in (values := found.checkpoint["channel_values"]):
+            what = f"{ledger.store.where}: the state of thread {_thread(found.config)!r}"
+            refuse_newer(what, values[CHANNEL], len(STATE))
+        return found
 
     async def whole(writing: Coroutine[Any, Any, Any]) -> Any:
         """Write to the end even if the run is cancelled: a transaction that is left open would

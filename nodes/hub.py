@@ -21,6 +21,7 @@ from anytime_graph.checkpoints import Ledger, LedgerError
 from anytime_graph.checkpoints.journal import RunJournal
 from anytime_graph.checkpoints.leases import Hold
 from anytime_graph.checkpoints.memory import Memory, encoded, memory_of
+from anytime_graph.forms import KEY
 from anytime_graph.models.providers import describe
 from anytime_graph.models.tokens import Calibration, uncalibrated
 from anytime_graph.nodes import finish
@@ -47,7 +48,14 @@ from anytime_graph.run.state import (
     question_of,
     without_repeats,
 )
-from anytime_graph.run.upgrade import outcome_from
+from anytime_graph.run.upgrade import (
+    ASSIGNMENT,
+    FINAL,
+    StoredState,
+    changes,
+    migrated,
+    migrated_final,
+)
 
 log = logging.getLogger(__name__)
 
@@ -76,10 +84,20 @@ class Hub:
         self._instances: LRUCache[tuple[Hashable, str], list[str]] = LRUCache(_INSTANCES)
         self._counting = threading.Lock()
 
-    def budget_node(self, state: State, config: RunnableConfig) -> Command[Any]:
+    def budget_node(self, state: StoredState, config: RunnableConfig) -> Command[Any]:
         """Fold what came back; begin a new question; take in a budget to think on with; then go
         over the budget edge. An error here leaves the state as it was, so that the step can be
         run again."""
+        now = migrated(state)
+        update, sends, repeated = self._folded(now, config)
+        if repeated:
+            update["messages"] = cast("list[AnyMessage]", [RemoveMessage(id) for id in repeated])
+        for send in sends:
+            send.arg[KEY] = len(FINAL if send.node == "finish" else ASSIGNMENT)
+        return Command(update={**changes(state, now), **update, "returned": None}, goto=sends)
+
+    def _folded(self, state: State, config: RunnableConfig) -> tuple[State, list[Send], list[str]]:
+        """The update and what to do next; and the ids of repeated messages, to be left out."""
         messages, repeated = without_repeats(state["messages"])
         state = merged(state, State(messages=cast("list[AnyMessage]", messages)))
         question, asked_by = question_of(messages), conversation_digest(messages)
@@ -101,9 +119,7 @@ class Hub:
                 raise
             finally:
                 self.ledger.leave(hold, root(config))
-        if repeated:
-            update["messages"] = cast("list[AnyMessage]", [RemoveMessage(id) for id in repeated])
-        return Command(update={**update, "returned": None}, goto=sends)
+        return update, sends, repeated
 
     def _entered(self, config: RunnableConfig, thread: str, kept: str | None, granted: Any) -> Hold:
         """The hold of this invocation. Where a parent graph asks the same question of several
@@ -149,10 +165,7 @@ class Hub:
         else:
             choice = chosen() if choice is None else choice
             setup = self.setups[choice]
-            came = [outcome_from(outcome) for outcome in state.get("returned", [])]
-            update = fold(
-                merged(state, State(returned=came)), setup.width, setup.decides, setup.tokenizers
-            )
+            update = fold(state, setup.width, setup.decides, setup.tokenizers)
             update["chosen"] = choice
             if thread != state["thread"]:  # a copy of another thread's state
                 update |= State(thread=thread, run_id=randbits(53), parent_run=state["run_id"])
@@ -269,6 +282,7 @@ class Hub:
         return [Send("finish", {**final, "stop_reason": reason, "stop_estimate": estimate})]
 
     def finish(self, state: State) -> dict[str, Any]:
+        state = migrated_final(state)
         self.lives.forget(state["run_id"])
         return finish.answer(state)
 

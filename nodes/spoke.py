@@ -29,7 +29,7 @@ from anytime_graph.run.calls import Assignment, Outcome, PlannedCall, concluded
 from anytime_graph.run.context import invocation, root, stop_signal
 from anytime_graph.run.pairs import Candidate
 from anytime_graph.run.state import State
-from anytime_graph.run.upgrade import assignment_from
+from anytime_graph.run.upgrade import OUTCOME, migrated_assignment
 from anytime_graph.scoring import BadScore, Scorer, Verdict, as_score, is_async, verdict_of
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Spoke(Runnable[Assignment, State]):
     def invoke(
         self, input: Assignment, config: RunnableConfig | None = None, **kwargs: Any
     ) -> State:
-        assigned, config = assignment_from(input), config or {}
+        assigned, config = migrated_assignment(input), config or {}
         if self.ledger is None:
             return self._made(assigned, config, None)
         thread, top = assigned["run"]["thread"], root(config)
@@ -112,7 +112,7 @@ class Spoke(Runnable[Assignment, State]):
     async def ainvoke(
         self, input: Assignment, config: RunnableConfig | None = None, **kwargs: Any
     ) -> State:
-        assigned, config = assignment_from(input), config or {}
+        assigned, config = migrated_assignment(input), config or {}
         if self.ledger is None:
             return await self._amade(assigned, config, None)
         thread, top, ledger, broken = assigned["run"]["thread"], root(config), self.ledger, True
@@ -255,7 +255,7 @@ def _by_choice(planned: PlannedCall, reply: Reply) -> list[tuple[PlannedCall, Re
 
 def _absorbed(setup: Setup, assigned: Assignment, planned: PlannedCall, reply: Reply) -> Outcome:
     """What the reply means, by the kind of its move."""
-    move, outcome = planned["move"], Outcome(call=planned, receipt=reply.receipt)
+    move, outcome = planned["move"], Outcome(call=planned, receipt=reply.receipt, form=len(OUTCOME))
     if move["kind"] == "critique":
         if (judgement := critique.absorb(planned, move, reply)) is not None:
             outcome["preferred"], outcome["why"] = judgement

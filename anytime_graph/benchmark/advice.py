@@ -8,9 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
-from anytime_graph.benchmark.cells import PREPARATION, UNITS, Protocol, Record
+from anytime_graph.benchmark.cells import PREPARATION, UNITS, Protocol, Record, migrated
 from anytime_graph.metrics import Interval, mean, wilson
 
 _NEEDED = set(Record.__annotations__) - {"brought", "cut"}
@@ -83,12 +83,13 @@ def recorded(directory: Path) -> list[Record]:
         raise ValueError(f"{directory}: no records.jsonl; name the --out directory of a benchmark")
     whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")
     try:
-        rows = [json.loads(row) for row in whole.splitlines()]
+        rows: list[Any] = [json.loads(row) for row in whole.splitlines()]
     except ValueError:
         rows = [None]
+    rows = [migrated(row, file) if isinstance(row, dict) else None for row in rows]
     if not all(isinstance(row, dict) and row.keys() >= _NEEDED for row in rows):
         raise ValueError(f"{file}: these are no records of a benchmark")
-    return rows
+    return [cast("Record", row) for row in rows]
 
 
 def _chosen(choices: Sequence[Choice], quality: float) -> tuple[Verdict, Choice]:

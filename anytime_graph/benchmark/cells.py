@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, NotRequired
+from typing import Any, Literal, NotRequired, cast
 
 from typing_extensions import TypedDict
 
 from anytime_graph.budget import Spend
 from anytime_graph.checkpoints.export import line
+from anytime_graph.forms import KEY, Upgrade, upgraded
 from anytime_graph.planning.strategies import STRATEGIES
 from anytime_graph.tasks import Question, Task
 
@@ -196,13 +197,25 @@ def preparations(settings: Settings, lessons: str, questions: Sequence[Question]
     return [Cell(settings, lessons, q, 0, budgets, prepares=True) for q in questions]
 
 
+UPGRADES: tuple[Upgrade, ...] = ()
+"""Of a record, from each form to the next; see forms.py."""
+
+
+def migrated(row: Mapping[str, Any], file: Path) -> Record:
+    """A record of the file in today's form. Raises NewerForm."""
+    record = upgraded(row, UPGRADES, str(file))
+    del record[KEY]
+    return cast("Record", record)
+
+
 class Records:
     """A file of records, one a line, only ever appended to. A last line that a kill has torn is
     dropped; a line that is not a record is a ValueError."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._of: dict[str, Record] = {record["cell"]: record for record in lines(file)}
+        found = (migrated(row, file) for row in lines(file))
+        self._of: dict[str, Record] = {record["cell"]: record for record in found}
 
     def __contains__(self, cell: str) -> bool:
         return cell in self._of
@@ -211,7 +224,7 @@ class Records:
         return self._of[cell]
 
     def add(self, record: Record) -> None:
-        append(self._file, record)
+        append(self._file, {**record, KEY: len(UPGRADES)} if UPGRADES else record)
         self._of[record["cell"]] = record
 
 

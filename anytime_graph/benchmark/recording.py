@@ -17,8 +17,11 @@ from uuid import uuid4
 
 from anytime_graph.benchmark.cells import append, lines
 from anytime_graph.budget import Prices, Spend, nothing
+from anytime_graph.forms import NewerForm, Upgrade, refuse_newer, unchanged
 
-FORM = "anytime-graph calls 1"
+UPGRADES: tuple[Upgrade, ...] = (unchanged,)
+"""Of a row, from each form to the next; see forms.py. The first files are of form 1."""
+FORM = f"anytime-graph calls {len(UPGRADES)}"
 POLL = 0.1
 """Seconds between looks at whether to stop."""
 
@@ -150,10 +153,14 @@ class Recording(Recorded):
         self.facts: dict[str, Facts] = {}
         self.shared: str | None = None
         self.rows: set[int] = set()
+        self._form = 1
         self._lock = _locked(file) if live else None
         for row in lines(file) if live or file.is_file() else ():
             try:
-                self._read(row)
+                self._read(self._migrated(row))
+            except NewerForm:
+                self.close()
+                raise
             except (KeyError, TypeError, ValueError):
                 raise ValueError(f"{file}: not a recording of benchmark calls") from None
 
@@ -191,12 +198,26 @@ class Recording(Recorded):
     def takes(self) -> list[RecordedReply]:
         return list(self._takes.values())
 
+    def _migrated(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row of the file in today's form: its own is that of the last row before it that tells."""
+        if "form" in row:
+            self._form = int(row["form"].rpartition(" ")[2])
+            refuse_newer(str(self.file), self._form, len(UPGRADES))
+        for upgrade in UPGRADES[self._form :]:
+            row = upgrade(row)
+        return row
+
     def _keep(self, row: dict[str, Any]) -> None:
         with self._changed:
+            if self._form < len(UPGRADES):
+                append(self.file, {"form": FORM})
+                self._form = len(UPGRADES)
             append(self.file, row)
             self._read(row)
 
     def _read(self, row: dict[str, Any]) -> None:
+        if row.keys() == {"form"}:
+            return
         if "model" in row:
             self.facts[row["model"]] = Facts(**row["facts"])
         elif "shared" in row:

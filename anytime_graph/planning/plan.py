@@ -29,6 +29,7 @@ from anytime_graph.budget import (
 )
 from anytime_graph.metering.meter import Meter
 from anytime_graph.models.tokens import Calibration, uncalibrated
+from anytime_graph.planning import prospects
 from anytime_graph.planning.answers import conversation, pair_context
 from anytime_graph.planning.moves import (
     Critique,
@@ -41,7 +42,6 @@ from anytime_graph.planning.moves import (
     draft_again,
     planned_move,
 )
-from anytime_graph.planning import prospects
 from anytime_graph.planning.setup import Setup
 from anytime_graph.planning.until import outweighed, reached
 from anytime_graph.prompts import DETAILS, Lessons

@@ -17,17 +17,19 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, cast
 
 from anytime_graph.budget import Spend, nothing
+from anytime_graph.checkpoints.records import planned_call
+from anytime_graph.forms import Upgrade, refuse_newer, unchanged
 from anytime_graph.planning.prospects import KINDS
 from anytime_graph.run.calls import answers, kind_of
 from anytime_graph.run.state import Payoff, Point, paid, payoff
-from anytime_graph.run.upgrade import call_from
 
 if TYPE_CHECKING:
     from anytime_graph.checkpoints import Ledger
 
 Profile = Mapping[str, Payoff]
 
-_VERSION = 1
+UPGRADES: tuple[Upgrade, ...] = (unchanged,)
+"""Of a whole file, from each version to the next; see forms.py. The first files are of version 1."""
 _MOST = 10**12
 """Tries or tokens above which a number is taken for junk."""
 _CURVE = 16
@@ -46,7 +48,7 @@ def profile_of(ledger: Ledger, model: str | None = None, threads: str = "") -> d
             continue
         scores = {a["ordinal"]: a["score"] or 0.0 for a in ledger.answers(run["id"])}
         for call in ledger.calls(run["id"]):
-            move = call_from(json.loads(call["task"]))["move"]
+            move = planned_call(call)["move"]
             of = move["of"] if move["kind"] == "refine" else None
             if not answers(move) or call["state"] != "settled" or of not in {None, *scores}:
                 continue
@@ -65,7 +67,7 @@ def save_profile(path: str | Path, profile: Profile, model: str, task: str = "")
     rows = _rows(path) if path.exists() else []
     rows = [row for row in rows if (row["model"], row["task"]) != (model, task)]
     rows.append({"model": model, "task": task, "kinds": checked(profile)})
-    whole = json.dumps({"version": _VERSION, "profiles": rows}, indent=1, allow_nan=False)
+    whole = json.dumps({"version": len(UPGRADES), "profiles": rows}, indent=1, allow_nan=False)
     draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     draft.write_text(whole + "\n", encoding="utf-8")
     draft.replace(path)
@@ -141,9 +143,15 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         told = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         raise ValueError(f"{path}: no JSON, so no file of profiles") from None
-    rows = told.get("profiles") if isinstance(told, dict) else None
-    if not isinstance(rows, list) or told.get("version") != _VERSION:
-        raise ValueError(f"{path}: no file of profiles of version {_VERSION}")
+    version = told.get("version") if isinstance(told, dict) else None
+    if not isinstance(version, int) or version < 1:
+        raise ValueError(f"{path}: no file of profiles")
+    refuse_newer(str(path), version, len(UPGRADES))
+    for upgrade in UPGRADES[version:]:
+        told = upgrade(told)
+    rows = told.get("profiles")
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: no file of profiles")
     for at, row in enumerate(rows):
         where = f"{path}, profile {at + 1}"
         if not isinstance(row, dict) or row.keys() != {"model", "task", "kinds"}:

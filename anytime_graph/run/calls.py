@@ -144,6 +144,7 @@ class Assignment(TypedDict):
     prompt: list[AnyMessage] | None
     wait: float
     run: RunInfo
+    form: NotRequired[int]
 
 
 Ended = Literal["stop", "length", "cut", "error"]
@@ -217,6 +218,7 @@ class Outcome(TypedDict):
     preferred: NotRequired[int | None]
     why: NotRequired[str]
     principles: NotRequired[list[str]]
+    form: NotRequired[int]
 
 
 def judges(move: PlannedMove) -> bool:

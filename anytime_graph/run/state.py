@@ -96,7 +96,7 @@ class State(Output, Input, total=False):
     provider refused to hold verdicts to a schema. overhead: input tokens that an agent with tools adds
     to the prompt of a draft. owed: moves that a request for several choices left undone. failures: steps
     in a row that failed as a whole. refusals: calls that cost nothing, as they were refused. chosen:
-    None where a branch may choose afresh."""
+    None where a branch may choose afresh. anytime_form: which form all this has; see upgrade.py."""
 
     returned: Annotated[list[Outcome], gather]
     question_id: str
@@ -122,6 +122,7 @@ class State(Output, Input, total=False):
     refusals: int
     wait: float
     interrupted: bool
+    anytime_form: int
     remaining_steps: RemainingSteps
 
 
