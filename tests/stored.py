@@ -372,7 +372,7 @@ def main(name: str, *only: str) -> None:
 
 def _beside(out: Path, file: Path) -> None:
     """The profile and the benchmark."""
-    from anytime_graph.profiles import profile_of, save_profile
+    from anytime_graph.planning.profiles import profile_of, save_profile
 
     with open_checkpoints(file) as store:
         save_profile(out / "profile.json", profile_of(store.ledger), "scripted", "rivers")

@@ -206,7 +206,7 @@ def test_an_agents_thread_goes_on_with_what_it_had_spent(left: Left, served: Ser
 
 
 def test_an_old_profile_is_loaded(latest: Left, tmp_path: Path) -> None:
-    from anytime_graph.profiles import load_profile, save_profile
+    from anytime_graph.planning.profiles import load_profile, save_profile
 
     file = tmp_path / "profile.json"
     shutil.copy(SETS / TODAY / "profile.json", file)
@@ -351,7 +351,7 @@ def test_an_agents_thread_of_a_later_version_is_refused(latest: Left, served: Se
 
 
 def test_a_profile_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
-    from anytime_graph.profiles import load_profile, save_profile
+    from anytime_graph.planning.profiles import load_profile, save_profile
 
     file = tmp_path / "profile.json"
     whole = json.loads((SETS / TODAY / "profile.json").read_text())
