@@ -321,7 +321,7 @@ class DraftPayer:
             "refused": broken and any(one["refused"] for one in came),
             "unserved": any(one["unserved"] for one in came)
             and not any(one["spend"]["calls"] for one in came),
-            "closed": broken and any(one["closed"] for one in came),
+            "closed": any(one["closed"] for one in came),
             "recalled": bool(came) and all(one["recalled"] for one in came),
         }
         call: PlannedCall = {**self.call, "agent": self._agent, "shape": self._worst[0]}

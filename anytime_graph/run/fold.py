@@ -82,7 +82,12 @@ def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, To
     curve = _risen(state["curve"], [*arrived, *([best] if best else [])])
     forced = [of for o in outcomes if (of := concluded(o["call"]["move"])) is not None]
     receipts = [o["receipt"] for o in outcomes]
-    fruitless = all(o["receipt"]["failed"] and "candidate" not in o for o in outcomes)
+    fruitless = all(
+        (o["receipt"]["failed"] and "candidate" not in o) or o["receipt"]["unserved"]
+        for o in outcomes
+    )
+    asked = any(came["spend"]["calls"] or came["unserved"] for came in receipts)
+    waits = [came["retry_after"] for came in receipts if came["failed"]]
     idle = all(came["lost"] for came in receipts)
     failures = state["failures"] if idle else state["failures"] + 1 if fruitless else 0
     if any(o["receipt"]["closed"] and o["call"]["role"] != STRUCTURED for o in outcomes):
@@ -120,7 +125,7 @@ def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, To
         owed=_owed(outcomes),
         failures=failures,
         refusals=state.get("refusals", 0) + sum(came["unserved"] for came in receipts),
-        wait=max((came["retry_after"] for came in receipts if came["failed"]), default=0.0),
+        wait=max(waits, default=0.0) if asked else state["wait"],
         interrupted=any(came["interrupted"] for came in receipts),
     )
 
