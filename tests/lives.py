@@ -177,12 +177,12 @@ def program(code: str | list[str], folder: str, variables: dict[str, str]) -> No
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     os.environ.clear()
     warnings.simplefilter("error")
+    if address := variables.get(EMBEDDED):
+        local._server = lambda file: SimpleNamespace(listening_address=address)  # type: ignore[assignment]
     if isinstance(code, list):
         command(code, folder, variables)
     os.chdir(folder)
     os.environ.update(variables)
-    if address := variables.get(EMBEDDED):
-        local._server = lambda file: SimpleNamespace(listening_address=address)  # type: ignore[assignment]
     with open("program.py", "w") as file:
         file.write(code)
     runpy.run_path("program.py", run_name="__main__")
