@@ -18,13 +18,14 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Literal, NotRequired, TypedDict
 
 from langchain_openai import ChatOpenAI
 from langgraph.types import StateSnapshot
 from openai import APIConnectionError
 
-from anytime_graph import Budget, create_anytime_graph, open_checkpoints
+from anytime_graph import Budget, create_anytime_graph, local, open_checkpoints
 from anytime_graph.checkpoints import leases
 
 for late in (
@@ -35,6 +36,10 @@ for late in (
     "sqlite_utils",
 ):
     importlib.import_module(late)
+
+
+EMBEDDED = "ANYTIME_TEST_EMBEDDED"
+"""The variable that puts another endpoint in the place of the embedded model's server."""
 
 
 class Spec(TypedDict):
@@ -172,6 +177,8 @@ def program(code: str | list[str], folder: str, variables: dict[str, str]) -> No
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     os.environ.clear()
     warnings.simplefilter("error")
+    if address := variables.get(EMBEDDED):
+        local._server = lambda file: SimpleNamespace(listening_address=address)  # type: ignore[assignment]
     if isinstance(code, list):
         command(code, folder, variables)
     os.chdir(folder)

@@ -377,7 +377,8 @@ def test_seconds_are_shared_even_if_siblings_run_one_after_another(
     ).compile()
     out = app.invoke(ask(), {"max_concurrency": concurrency})
     assert out["stop_reason"] == "seconds"
-    assert len(server.settled().calls) == concurrency, "the others found no time left"
+    words = sum(call.output for call in server.settled().calls)
+    assert words < 200 * concurrency, "a second is 100 words, and each of eight would take most"
 
 
 @both
