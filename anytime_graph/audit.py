@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, cast
 from anytime_graph.batch import Progress, asked, checked, named, thread_name
 from anytime_graph.budget import Budget, Prices, Spend, nothing, total
 from anytime_graph.checkpoints import Checkpoints, Ledger
-from anytime_graph.checkpoints.records import planned_call
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import StopSignal
 from anytime_graph.metrics import Interval, wilson
@@ -26,6 +25,7 @@ from anytime_graph.models.providers import describe
 from anytime_graph.nodes.critique import read
 from anytime_graph.planning.moves import Critique, Draft, Move, Stop, View
 from anytime_graph.run.calls import STRUCTURED
+from anytime_graph.run.upgrade import planned_call
 from anytime_graph.scoring import BadScore, Judge, Scorer, as_score, normal, verdict_of
 
 _DRAFTS = 4

@@ -13,10 +13,10 @@ from langchain_core.runnables import RunnableConfig
 
 from anytime_graph.budget import Budget, NoAnswer
 from anytime_graph.checkpoints import Ledger
-from anytime_graph.graph import Context
 from anytime_graph.interrupt import StopSignal
 from anytime_graph.metering.meter import meter
 from anytime_graph.models import resolve_model
+from anytime_graph.run.context import Context
 
 Progress = Callable[[int, int], None]
 """(questions that are over, questions in all); called at the start and after each."""

@@ -23,13 +23,14 @@ from anytime_graph.budget import DIMENSIONS, Spend, nothing
 from anytime_graph.checkpoints.history import History
 from anytime_graph.checkpoints.leases import LEASE, Hold, Leases, ThreadBusy
 from anytime_graph.checkpoints.likeness import keys as keys_of
-from anytime_graph.checkpoints.records import plan_row, planned_call, reply_row, stored_reply
+from anytime_graph.checkpoints.records import plan_row, reply_row, stored_reply
 from anytime_graph.checkpoints.schema import SPEND, LedgerError
 from anytime_graph.checkpoints.store import Execute, Store, plain
 from anytime_graph.metering.request import Place, Request
 from anytime_graph.run.calls import PlannedCall, Receipt
 from anytime_graph.run.pairs import Candidate, Pair
 from anytime_graph.run.state import Point, State
+from anytime_graph.run.upgrade import planned_call
 from anytime_graph.scoring import Score
 
 log = logging.getLogger(__name__)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from anytime_graph.forms import KEY, Stored, Upgrade, upgraded
 from anytime_graph.run.calls import PlannedCall
-from anytime_graph.run.upgrade import planned_from_task, receipt_from_reply
+from anytime_graph.run.upgrade import PLANNED, receipt_from_reply
 
 
 def _reply_with_receipt(reply: Stored) -> Stored:
@@ -29,15 +29,7 @@ def _reply_with_receipt(reply: Stored) -> Stored:
     return {**found, "receipt": receipt_from_reply(reply), "others": others}
 
 
-PLANNED: tuple[Upgrade, ...] = (planned_from_task,)
 REPLY: tuple[Upgrade, ...] = (_reply_with_receipt,)
-
-
-def planned_call(row: Mapping[str, Any]) -> PlannedCall:
-    """What a row of calls was planned as. Raises NewerForm."""
-    planned = upgraded(json.loads(row["task"]), PLANNED, "the plan of a call in the ledger")
-    del planned[KEY]
-    return cast(PlannedCall, planned)
 
 
 def stored_reply(row: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -24,11 +24,11 @@ from anytime_graph.benchmark.tape import CellModel, NotRecorded
 from anytime_graph.budget import Budget, BudgetTooSmall, NoAnswer, Prices, nothing
 from anytime_graph.checkpoints import Ledger
 from anytime_graph.checkpoints.memory import Namespace, memory_of
-from anytime_graph.checkpoints.records import planned_call
 from anytime_graph.graph import Context, create_anytime_graph
 from anytime_graph.models.providers import describe
 from anytime_graph.run.calls import concluded, kind_of
 from anytime_graph.run.pairs import Example, Pair
+from anytime_graph.run.upgrade import planned_call
 from anytime_graph.scoring import Score, as_score
 from anytime_graph.tasks import Question, Task
 

@@ -19,10 +19,10 @@ from anytime_graph.checkpoints import (
     open_checkpoints,
 )
 from anytime_graph.checkpoints.export import FORMS, Row, line, public
-from anytime_graph.checkpoints.records import planned_call
 from anytime_graph.cli import display, options
 from anytime_graph.planning.profiles import Profile, expected_best, profile_of, save_profile
 from anytime_graph.run.calls import judges
+from anytime_graph.run.upgrade import planned_call
 from anytime_graph.text import clipped, harmless
 
 INTERRUPTED = 130

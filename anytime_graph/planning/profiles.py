@@ -17,11 +17,11 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, cast
 
 from anytime_graph.budget import Spend, nothing
-from anytime_graph.checkpoints.records import planned_call
 from anytime_graph.forms import Upgrade, refuse_newer, unchanged
 from anytime_graph.planning.prospects import KINDS
 from anytime_graph.run.calls import answers, kind_of
 from anytime_graph.run.state import Payoff, Point, paid, payoff
+from anytime_graph.run.upgrade import planned_call
 
 if TYPE_CHECKING:
     from anytime_graph.checkpoints import Ledger

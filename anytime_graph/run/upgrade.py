@@ -10,11 +10,12 @@ no channel that is declared nowhere.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, cast
 
-from anytime_graph.forms import Stored, Upgrade, refuse_newer, unchanged, upgraded
-from anytime_graph.run.calls import AgentCall, AgentDraft, Assignment, receipt
+from anytime_graph.forms import KEY, Stored, Upgrade, refuse_newer, unchanged, upgraded
+from anytime_graph.run.calls import AgentCall, AgentDraft, Assignment, PlannedCall, receipt
 from anytime_graph.run.state import Payoff, State, fresh
 
 CHANNEL = "anytime_form"
@@ -55,6 +56,13 @@ def migrated_assignment(sent: Mapping[str, Any]) -> Assignment:
 def migrated_final(state: Mapping[str, Any]) -> State:
     """What the finish was handed, in today's form. Raises NewerForm."""
     return cast(State, upgraded(state, FINAL, "the end of a run"))
+
+
+def planned_call(row: Mapping[str, Any]) -> PlannedCall:
+    """What a row of the ledger's calls was planned as. Raises NewerForm."""
+    planned = upgraded(json.loads(row["task"]), PLANNED, "the plan of a call in the ledger")
+    del planned[KEY]
+    return cast(PlannedCall, planned)
 
 
 # --- the upgrades from form 0, of versions that did not say which form they wrote
@@ -127,3 +135,4 @@ STATE: tuple[Upgrade, ...] = (_with_all_channels,)
 ASSIGNMENT: tuple[Upgrade, ...] = (_assignment_from_task,)
 OUTCOME: tuple[Upgrade, ...] = (_outcome_with_call,)
 FINAL: tuple[Upgrade, ...] = (unchanged,)
+PLANNED: tuple[Upgrade, ...] = (planned_from_task,)
