@@ -32,7 +32,7 @@ from pydantic import BaseModel, PrivateAttr
 from anytime_graph.budget import Limits, Spend, nothing, output_room, share, total
 from anytime_graph.checkpoints import Access
 from anytime_graph.metering import Gate, Reply, Stop, acall, call, describe, gate, recalled
-from anytime_graph.state import GOOD_ROOM, MIN_ROOM, PLACES, Task
+from anytime_graph.state import GOOD_ROOM, MIN_ROOM, PATIENCE, PLACES, Task
 from anytime_graph.tokens import Calibration, Shape, uncalibrated
 
 Drafter = Callable[[BaseChatModel], Runnable[Any, Any]]
@@ -167,6 +167,7 @@ class _Draft:
         self._worst: tuple[Shape, int | None] = (task["shape"], None)
         self._overhead = int(task["move"]["overhead"])
         self._over = False
+        self._refused = 0
         self._errors: list[str] = []
         self._replies: list[Reply] = []
         self._in_flight: dict[int, Task] = {}
@@ -258,7 +259,9 @@ class _Draft:
                 self._known = self.gate.learn(self._known, shape, reply.reported, base=False)
                 if self._known["growth"] > before or self._worst[1] is None:
                     self._worst = (shape, reply.reported)
-            self._over |= reply.interrupted
+            self._refused = self._refused + 1 if reply.free else 0
+            self._wait = max(self._wait, reply.retry_after)
+            self._over |= reply.interrupted or reply.closed
         if reply.failed:
             raise DraftError("the call failed")
         return reply
@@ -278,6 +281,8 @@ class _Draft:
     def _affordable(self, rest: Limits, bound: int, room: int | None) -> None:
         if self._over or self._place >= self.task["ordinal"] + PLACES:
             self._refuse("it may make no further call")
+        if self._refused >= PATIENCE:
+            self._refuse(f"its last {self._refused} calls were refused")
         for dimension in ("calls", "seconds"):
             if rest.get(dimension, 1) <= 0:
                 self._refuse(f"its slice has no {dimension} left")
@@ -358,6 +363,8 @@ class _Draft:
             ended_at=now,
             lost=not text.strip() and any(r.lost for r in replies),
             refused=broken and any(r.refused for r in replies),
+            free=any(r.free for r in replies) and not any(r.spend["calls"] for r in replies),
+            closed=broken and any(r.closed for r in replies),
             recalled=bool(replies) and all(r.recalled for r in replies),
         )
         move = {**self.task["move"], "overhead": self._overhead}

@@ -639,6 +639,8 @@ class _Run:
             starved=reply.starved,
             failed=reply.failed,
             refused=reply.refused,
+            free=reply.free,
+            closed=reply.closed,
             lost=reply.lost,
             interrupted=reply.interrupted,
             retry_after=reply.retry_after,

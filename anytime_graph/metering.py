@@ -1,5 +1,6 @@
 """The one gate to the model: every call is bounded before it is made, cut if it does not keep to
-its bound, and charged by what the provider reports or, failing that, by its whole reservation.
+its bound, and charged by what the provider reports or, failing that, by its whole reservation; one
+that cannot have been served costs nothing.
 
 Nothing else in this package calls a chat model.
 """
@@ -33,7 +34,7 @@ from langchain_core.utils.utils import LC_ID_PREFIX
 from anytime_graph import providers, tokens
 from anytime_graph.budget import Budget, Limits, Prices, Spend, nothing
 from anytime_graph.checkpoints import Access, LedgerError
-from anytime_graph.state import Task
+from anytime_graph.state import STRUCTURED, Task
 
 log = logging.getLogger(__name__)
 
@@ -194,8 +195,9 @@ class Reply:
     text: what arrived, be it cut. ended: by itself ("stop"), at the cap ("length"), by us
     ("cut"), or by a failure ("error"). spend: what it is charged. reported: input tokens by the
     provider's report, None if there was no believable one. lost: not made, or in flight when its
-    process ended. refused: the provider finds fault with the request itself. recalled: not made now,
-    but read from the ledger. called: it calls tools. message: in an agent's draft, the whole message.
+    process ended. refused: the provider finds fault with the request itself. free: it was sent for
+    nothing, as the provider refused it or it never left. closed: the provider will refuse all others
+    too. recalled: not made now, but read from the ledger. called: it calls tools. message: in an agent's draft, the whole message.
     others: of a request for several choices, what the further ones are (text, message_id, ended,
     starved, failed, errors). once: see tokens.Calibration; None if this call does not tell.
     """
@@ -214,6 +216,8 @@ class Reply:
     ended_at: float
     lost: bool = False
     refused: bool = False
+    free: bool = False
+    closed: bool = False
     recalled: bool = False
     called: bool = False
     message: dict[str, Any] | None = None
@@ -413,6 +417,10 @@ class _Meter:
         self.finish: str | None = None
         self.cut: str | None = None
         self.made = False
+        self.sent = False
+        self.free = False
+        self.closed = False
+        self.reported = False
         self.lost = False
         self.overran = False
         self.ended = False
@@ -541,6 +549,7 @@ class _Meter:
         self.cut, self.interrupted = "stopped", True
 
     def drain(self, stream: Iterator[Any]) -> None:
+        self.sent = True
         try:
             for chunk in stream:
                 if self._feed(chunk):
@@ -551,6 +560,7 @@ class _Meter:
                 close()
 
     async def adrain(self, stream: AsyncIterator[Any]) -> None:
+        self.sent = True
         try:
             async for chunk in stream:
                 if self._feed(chunk):
@@ -561,12 +571,9 @@ class _Meter:
                 await close()
 
     def fail(self, error: Exception) -> None:
-        done = [part for part in self._arrived() if part.finish is not None]
-        if (
-            len(done) >= self.choices
-            and self.cut is None
-            and isinstance(error, TypeError | ValueError)
-        ):
+        if self.cut is None and self.reported:
+            self.ended = True  # what did not come is no more than the end of the stream
+        elif self.cut is None and self._whole() and isinstance(error, TypeError | ValueError):
             # The reply is whole; what follows it, the usage report, could not be read.
             self.usage_error = self.ended = True
         elif self.cut is None:
@@ -577,7 +584,14 @@ class _Meter:
                 self.kept.error = error
             status = providers.status(error)
             self.refused = status is not None and not _transient(status)
-            if self.choices > 1 and (self.refused or (status is None and not self.pieces)):
+            arrived = self.pieces or self.silent or self.usage is not None
+            self.free = not self.sent or (not arrived and providers.unserved(error))
+            plain = self.choices == 1 and self.task["gate"] != STRUCTURED
+            self.closed = status in providers.NO_ENTRY or (
+                status == providers.NO_SUCH_THING and plain
+            )
+            unknown = status is None and not self.pieces and not self.free
+            if self.choices > 1 and (self.refused or unknown):
                 self.once = False
             log.debug("call %s failed", self.task["ordinal"], exc_info=error)
 
@@ -604,7 +618,9 @@ class _Meter:
             part = self.parts.setdefault(chunk.id, _Part(chunk.id))
             part.text += text
             part.finish = finish or part.finish
-        self._add_usage(getattr(chunk, "usage_metadata", None))
+        if usage := getattr(chunk, "usage_metadata", None):
+            self._add_usage(usage)
+            self.reported = self._whole()  # what is reported before the end is less than the cost
         room = self.task["room"]
         if room is not None and self._exceeds(room):
             self.cut = f"the provider ignored the limit of {room} output tokens"
@@ -626,9 +642,11 @@ class _Meter:
         most, fewest = tokens.upper(text), tokens.least(text)
         return most > room if self.pieces > room else fewest > room + _SLACK
 
-    def _add_usage(self, usage: Mapping[str, Any] | None) -> None:
-        if not usage:
-            return
+    def _whole(self) -> bool:
+        """Whether every choice has come to its end."""
+        return sum(part.finish is not None for part in self._arrived()) >= self.choices
+
+    def _add_usage(self, usage: Mapping[str, Any]) -> None:
         have = self.usage or dict.fromkeys(_USAGE, 0)
         inputs, outputs = usage.get("input_token_details"), usage.get("output_token_details")
         try:
@@ -662,6 +680,8 @@ class _Meter:
 
     def settle(self) -> Reply:
         """Charge the call. After this nothing that still arrives counts."""
+        if self.reported and not self.overran:
+            self.ended, self.cut = True, None  # it was cut when it was whole, and its cost known
         if not self.ended and not self.failed and self.cut is None:
             self.cut = "cut"
         spend, reported = self._charge("".join(self.text), "".join(self.thought))
@@ -683,6 +703,8 @@ class _Meter:
             ended_at=now,
             lost=self.lost,
             refused=self.refused,
+            free=self.free,
+            closed=self.closed,
             called=self.called,
             message=None if message is None else message_to_dict(message),
             others=others,
@@ -744,7 +766,7 @@ class _Meter:
         return self.task["room"] is not None and spend["output_tokens"] >= self.task["room"]
 
     def _charge(self, text: str, thought: str) -> tuple[Spend, int | None]:
-        if not self.made:
+        if not self.made or self.free:
             return nothing(), None
         usage, reasoning = self.usage, 0
         if self.choices > 1 and self.ended and len(self._arrived()) < self.choices:

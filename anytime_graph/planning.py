@@ -31,6 +31,7 @@ from anytime_graph.state import (
     GOOD_ROOM,
     MIN_ROOM,
     OWN,
+    PATIENCE,
     PLAIN,
     REVIEW,
     STRUCTURED,
@@ -63,8 +64,6 @@ _LESSONS = 0.4
 """The part of a slice that preference pairs may take in a prompt."""
 _VERDICT = 256
 """Output tokens of a judgement, at most, unless its model was seen to need more."""
-_PATIENCE = 3
-"""Steps in a row that may fail as a whole before the run gives up."""
 _OPENING, _ROUND, _DOUBLINGS = 4_096, 8, 64
 """Without a budget: output tokens of the first horizon; drafts that one should still pay for, lest
 they be cut for nothing; how often it is doubled at the most."""
@@ -105,12 +104,13 @@ class Setup:
 def plan(setup: Setup, state: State, stopped: bool) -> list[Task] | Stop:
     """The tasks of the next step, or why the run ends.
 
-    Raises BudgetTooSmall before anything was spent, if not one draft can be paid for; NoAnswer
+    Raises BudgetTooSmall before anything was asked, if not one draft can be paid for; NoAnswer
     if the run ends without one.
     """
     planned = (_plan if state["limits"] else _open_ended)(setup, state, stopped)
     if isinstance(planned, Stop) and state["best"] is None:
-        if not state["spent"]["calls"] and planned.reason in DIMENSIONS:
+        asked = state["spent"]["calls"] or state.get("refusals")
+        if not asked and planned.reason in DIMENSIONS:
             raise BudgetTooSmall(state["limits"], least(setup, state))
         raise NoAnswer(
             state["errors"] or [f"stopped before the first reply ({planned.reason})"],
@@ -179,7 +179,7 @@ def _plan(setup: Setup, state: State, stopped: bool) -> list[Task] | Stop:
         return Stop("interrupted")
     if state["remaining_steps"] <= _STEPS:
         return Stop("steps")
-    if state["failures"] >= _PATIENCE:
+    if state["failures"] >= PATIENCE:
         return Stop("errors")
     if (enough := _enough(setup, state)) and not _compares(setup, state):
         return enough

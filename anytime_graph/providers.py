@@ -57,6 +57,41 @@ _RESPONSES = (
 _CHOICES = {"langchain_openai": True}
 """Clients that can ask for several choices, see `apart`, unless one of `_RAW` is set."""
 _RAW = (*_RESPONSES, "include_response_headers")
+_MAYBE_SERVED = (408, 424, 499)
+"""Of the statuses that blame the request, those that may come after the model has worked: Bedrock says
+408 when its model took too long and 424 when it failed, and gateways 499 when somebody hung up."""
+_TURNED_AWAY = (503, 529)
+"""Of those that blame the server, the ones by which it says that it did not take the request on."""
+NO_ENTRY = (401, 403)
+"""Statuses that no other request of the same caller will change."""
+NO_SUCH_THING = 404
+_CONNECTING = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError")
+_UNSENT = {
+    "builtins": ("UnicodeEncodeError", "ConnectionRefusedError"),
+    "socket": ("gaierror",),
+    "httpx": (*_CONNECTING, "UnsupportedProtocol", "LocalProtocolError", "InvalidURL"),
+    "httpcore": (*_CONNECTING, "UnsupportedProtocol", "LocalProtocolError"),
+    "requests": ("ConnectTimeout", "InvalidURL", "MissingSchema", "InvalidSchema", "InvalidHeader"),
+    "urllib3": ("NewConnectionError", "ConnectTimeoutError", "LocationParseError"),
+    "aiohttp": ("ClientConnectorError", "ConnectionTimeoutError", "InvalidURL"),
+    "botocore": (
+        "EndpointConnectionError",
+        "ConnectTimeoutError",
+        "ProxyConnectionError",
+        "NoCredentialsError",
+        "PartialCredentialsError",
+        "NoRegionError",
+        "ParamValidationError",
+    ),
+    "google": ("DefaultCredentialsError", "RefreshError"),
+}
+"""Errors that end a request before it has left. (A reply is decoded; only a request is encoded.)"""
+_HIDING = {
+    "builtins": ("ConnectionError",),
+    "requests": ("ConnectionError",),
+    "urllib3": ("MaxRetryError",),
+}
+"""Errors whose cause stands no deeper than their context: Ollama's client raises the first."""
 _RESPONDS = re.compile(r"codex|^(gpt|o\d).*-(pro|sol)")
 """Names of models that OpenAI serves by the Responses API alone."""
 _FURTHER = "-choice-"
@@ -310,6 +345,22 @@ def finish(metadata: Mapping[str, Any]) -> str | None:
     reasons = [metadata.get(key) for key in _FINISHES]
     reasons.append((metadata.get("incomplete_details") or {}).get("reason"))
     return next((reason for reason in reasons if isinstance(reason, str)), None)
+
+
+def unserved(error: BaseException | None) -> bool:
+    """Whether a request that ended in this error, before any of its reply came, cannot have cost
+    anything: its server refused it, or it never left. Of an error of an unknown kind nobody can say
+    that."""
+    if (said := status(error)) is not None:
+        return (said < 500 and said not in _MAYBE_SERVED) or said in _TURNED_AWAY
+    while error is not None:
+        kinds = [(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__]
+        if any(name in _UNSENT.get(package, ()) for package, name in kinds):
+            return True
+        package, name = kinds[0]
+        hiding = name in _HIDING.get(package, ())
+        error = error.__cause__ or (error.__context__ if hiding else None)
+    return False
 
 
 def status(error: BaseException | None) -> int | None:

@@ -66,7 +66,7 @@ class Task(TypedDict):
 
 class Outcome(TypedDict):
     """What a task brought back. once: of a request for several choices, see Calibration. refused:
-    the provider finds fault with the request itself. lost: the call was in flight when its process ended, or was not made at all; no fault of the provider's."""
+    the provider finds fault with the request itself. free, closed: see metering.Reply. lost: the call was in flight when its process ended, or was not made at all; no fault of the provider's."""
 
     ordinal: int
     move: dict[str, Any]
@@ -81,6 +81,8 @@ class Outcome(TypedDict):
     starved: bool
     failed: bool
     refused: bool
+    free: NotRequired[bool]
+    closed: NotRequired[bool]
     lost: bool
     interrupted: bool
     retry_after: float
@@ -165,7 +167,8 @@ class State(Output, Input, total=False):
     candidates, as [first, second, winner or None]. calibrations: by gate. examples: pairs that the
     memory recalled for this question, and the namespace it was asked in. unstructured: the judge's
     provider refused to hold verdicts to a schema. overhead: input tokens that an agent with tools adds
-    to the prompt of a draft. owed: moves that a request for several choices left undone. chosen:
+    to the prompt of a draft. owed: moves that a request for several choices left undone. failures: steps
+    in a row that failed as a whole. refusals: calls that cost nothing, as they were refused. chosen:
     None where a branch may choose afresh."""
 
     returned: Annotated[list[Outcome], gather]
@@ -189,6 +192,7 @@ class State(Output, Input, total=False):
     overhead: int
     owed: list[dict[str, Any]]
     failures: int
+    refusals: int
     wait: float
     interrupted: bool
     remaining_steps: RemainingSteps
@@ -203,6 +207,9 @@ GOOD_ROOM = 64
 """Output tokens that a fan-out leaves to each of its calls, or it is made smaller."""
 PLACES = 1_000
 """Model calls that an agent may make in a draft; each has a place of its own in the run."""
+PATIENCE = 3
+"""Steps in a row that may fail as a whole before the run gives up, or calls of a draft that may be
+refused: what costs nothing is bounded by its number."""
 _KEPT = 64
 """Errors, ballots and curve points kept in the state."""
 
@@ -244,6 +251,7 @@ def fresh(question_id: str, chosen: Chosen, run_id: int, thread: str, limits: Li
         overhead=0,
         owed=[],
         failures=0,
+        refusals=0,
         wait=0.0,
         interrupted=False,
     )
@@ -322,6 +330,8 @@ def fold(state: State, width: int, decides: Decides, learn: Learn) -> State:
     fruitless = all(o["failed"] and "candidate" not in o for o in outcomes)
     idle = all(o["lost"] for o in outcomes)
     failures = state["failures"] if idle else state["failures"] + 1 if fruitless else 0
+    if any(o.get("closed") for o in outcomes):
+        failures = max(failures, PATIENCE)
     kept = _trimmed(candidates, best, width, decides, matches)
     ids = {c["id"] for c in kept}
     return State(
@@ -349,6 +359,7 @@ def fold(state: State, width: int, decides: Decides, learn: Learn) -> State:
         overhead=max([state["overhead"], *(o["move"].get("overhead", 0) for o in outcomes)]),
         owed=_owed(outcomes),
         failures=failures,
+        refusals=state.get("refusals", 0) + sum(bool(o.get("free")) for o in outcomes),
         wait=max((o["retry_after"] for o in refused), default=0.0),
         interrupted=any(o["interrupted"] for o in outcomes),
     )

@@ -168,8 +168,8 @@ class Deck:
             raise
         except Exception as error:
             self.failures.append(describe(error))
-            refused = providers.status(error) is not None and not pieces
-            fail((0.0, 0.0) if refused else held)
+            unserved = not (pieces or usage) and providers.unserved(error)
+            fail((0.0, 0.0) if unserved else held)
             raise
         if self.recording.tells_ends and not (usage or finish):
             self.failures.append("the stream broke off")
