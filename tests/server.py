@@ -21,6 +21,7 @@ from typing import Any
 from langchain_openai import ChatOpenAI
 
 WORD = "word "
+REFUSALS = (400, 401, 403, 404, 409, 413, 422, 429, 503, 529)
 
 
 @dataclass
@@ -30,7 +31,8 @@ class Reply:
     usage: "true", "none" (omitted), or a dict that is sent in its place. reasoning: billed tokens
     spent before the text. cached: of the prompt's tokens, as reported. ignore_limit: serve the text, or for ever, whatever the limit says.
     error: an HTTP status; "drop" (close before any byte), "break" (close in mid-stream), "junk"
-    (bytes that are no JSON), "hang" (silence). pace: seconds a token takes. piece: words a chunk.
+    (bytes that are no JSON), "hang" (silence), "torn" (close after the report, before the end),
+    "mute" (silence from there on). retry_after: seconds that an HTTP status asks for. pace: seconds a token takes. piece: words a chunk.
     word: what an endless text repeats, one token each. delta: the field of the stream that carries
     the text: "content", "reasoning_content" or "tool". tools: calls that follow the text, as
     (name, arguments); a word of the arguments is a token, and so is the name. more: what the further
@@ -44,6 +46,7 @@ class Reply:
     cached: int = 0
     ignore_limit: bool = False
     error: int | str | None = None
+    retry_after: float = 0
     pace: float = 0.0
     piece: int = 1
     word: str = WORD
@@ -56,12 +59,14 @@ class Reply:
 
 @dataclass
 class Call:
-    """What a request asked for and what was served for it. reported: usage sent, (input, output)."""
+    """What a request asked for and what was served for it. reported: usage sent, (input, output).
+    refused: it was turned away, and nobody bills it."""
 
     request: dict[str, Any]
     prompt: int
     output: int = 0
     reported: tuple[int, int] | None = None
+    refused: bool = False
     closed_early: bool = False
 
     @property
@@ -164,8 +169,9 @@ def serving() -> Iterator[Server]:
             server.watch("asked", call)
             reply = server.script(request, index)
             if isinstance(reply.error, int):
-                call.prompt = 0
-                self._send(reply.error, {"error": {"message": "no: " + body.decode()}})
+                call.prompt, call.refused = 0, reply.error in REFUSALS
+                said = {"error": {"message": "no: " + body.decode()}}
+                self._send(reply.error, said, reply.retry_after)
             elif reply.error == "drop":
                 self._drop()
             elif reply.error == "junk":
@@ -184,6 +190,8 @@ def serving() -> Iterator[Server]:
             self.send_response(200)
             self.send_header("content-type", "text/event-stream")
             self.send_header("connection", "close")
+            if reply.error == "torn":
+                self.send_header("content-length", str(10**9))
             self.end_headers()
             self.close_connection = True
             call.output = min(reply.reasoning, limit) if limit is not None else reply.reasoning
@@ -218,6 +226,10 @@ def serving() -> Iterator[Server]:
                 self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})
                 if (request.get("stream_options") or {}).get("include_usage"):
                     self._usage(call, reply)
+                if reply.error == "torn":
+                    return self._drop()
+                if reply.error == "mute":
+                    return self._hang()
                 self.wfile.write(b"data: [DONE]\n\n")
                 server.watch("ended", call)
             except (BrokenPipeError, ConnectionResetError):
@@ -320,14 +332,14 @@ def serving() -> Iterator[Server]:
             base = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": self.asked}
             self.wfile.write(b"data: " + json.dumps(base | payload).encode() + b"\n\n")
 
-        def _send(self, status: int, payload: dict[str, Any]) -> None:
-            self._raw(status, json.dumps(payload).encode(), "application/json")
+        def _send(self, status: int, payload: dict[str, Any], retry_after: float = 0) -> None:
+            self._raw(status, json.dumps(payload).encode(), "application/json", retry_after)
 
-        def _raw(self, status: int, body: bytes, kind: str) -> None:
+        def _raw(self, status: int, body: bytes, kind: str, retry_after: float = 0) -> None:
             self.send_response(status)
             self.send_header("content-type", kind)
             self.send_header("content-length", str(len(body)))
-            self.send_header("retry-after", "0")
+            self.send_header("retry-after", f"{retry_after:g}")
             self.send_header("connection", "close")
             self.end_headers()
             self.close_connection = True

@@ -389,10 +389,11 @@ def test_a_model_server_dies_and_comes_back(specs: Specs) -> None:
     assert lived(server, spec)  # nobody listens there any more
     second = audited(server, spec, 1_000)
     assert second["answer"] == first["answer"]
+    assert second["spent"]["tokens"] == first["spent"]["tokens"]
     with serving() as revived:
         revived.script, revived.calls = talk(0), server.calls
         assert lived(revived, {**spec, "url": revived.url})
         third = audited(revived, spec, 2_000)
     assert third["score"] >= second["score"]
-    assert third["spent"]["calls"] > second["spent"]["calls"] > first["spent"]["calls"]
+    assert third["spent"]["calls"] > second["spent"]["calls"] == first["spent"]["calls"]
     assert answers == ledger(spec["target"], ANSWERS, spec["thread"])[: len(answers)]

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langchain.agents import create_agent
+from langchain.agents.middleware import ModelRetryMiddleware
+from langgraph.checkpoint.memory import InMemorySaver
 
-from anytime_graph import Budget, BudgetTooSmall, NoAnswer, Prices, View, create_anytime_graph
+from anytime_graph import (
+    Budget,
+    BudgetTooSmall,
+    NoAnswer,
+    Prices,
+    View,
+    create_anytime_graph,
+    open_checkpoints,
+)
+from anytime_graph.budget import nothing
+from anytime_graph.providers import unserved
 from anytime_graph.strategies import STRATEGIES
-from tests.server import Reply, Server
+from tests.conftest import torture
+from tests.server import REFUSALS, Reply, Server, serving
 
 QUESTION = {"messages": [("user", "Name a river and say where it runs.")]}
 FAILURES: list[Any] = [400, 429, 500, "drop", "break", "junk", "empty"]
@@ -55,6 +73,7 @@ def test_whichever_call_fails_the_best_answer_comes_back(
         except NoAnswer:
             # the failed call held the whole budget in reserve, so none was left for another
             assert strategy == "single"
+            assert not server.calls[0].refused
             assert len(server.calls) == 1
             continue
         assert out["best"]["answer"]
@@ -70,6 +89,224 @@ def test_all_calls_fail(server: Server, sync: bool) -> None:
     assert len(failure.value.causes) == failure.value.spent["calls"] == len(server.calls)
     assert all("HTTP 500" in cause for cause in failure.value.causes)
     assert len(server.calls) <= 12, "it gives up rather than hammer a dead endpoint"
+
+
+MISHAPS: list[Any] = [*REFUSALS, 408, 500, 502, 504, "drop", "break", "junk", "torn", "empty", None]
+
+
+@settings(max_examples=torture or 60)
+@given(
+    mishaps=st.lists(st.sampled_from(MISHAPS), min_size=1, max_size=12),
+    strategy=st.sampled_from(sorted(STRATEGIES)),
+    budget=st.builds(
+        Budget,
+        tokens=st.none() | st.integers(300, 6_000),
+        usd=st.none() | st.floats(0.001, 0.01),
+        calls=st.integers(1, 12),
+    ),
+    sync=st.booleans(),
+)
+def test_a_call_costs_what_it_can_have_cost_whatever_befalls_it(
+    mishaps: list[Any], strategy: str, budget: Budget, sync: bool
+) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        mishap = mishaps[i % len(mishaps)]
+        if mishap == "empty":
+            return Reply(text="")
+        return Reply("Verdict: A" if judging(request) else f"A river. {i}", error=mishap)
+
+    with serving() as server:
+        server.script = script
+        try:
+            spent = run(server, budget, sync, strategy=strategy, prices=PRICES)["spent"]
+        except BudgetTooSmall:
+            assert not server.settled().calls
+            return
+        except NoAnswer as failure:
+            spent = failure.spent
+        server.settled()
+    billed = [call for call in server.calls if not call.refused]
+    assert spent["calls"] == len(billed) <= budget.limits()["calls"]
+    assert spent["tokens"] >= server.served
+    output = sum(call.output for call in billed)
+    assert spent["usd"] >= PRICES.usd(server.served - output, output) - 1e-9
+    for dimension, limit in budget.limits().items():
+        assert spent[dimension] <= limit + 1e-9
+    if not billed:
+        assert spent == {**nothing(), "seconds": spent["seconds"]}
+    assert len(server.calls) <= 24 * (len(billed) + 1)
+
+
+PRICES = Prices(input=1.0, output=4.0)
+
+
+@both
+@pytest.mark.parametrize("status", REFUSALS)
+@pytest.mark.parametrize(
+    "budget",
+    [Budget(tokens=20_000), Budget(calls=3), Budget(usd=0.01), Budget(seconds=60)],
+    ids=str,
+)
+def test_a_server_that_refuses_everything_costs_nothing_and_is_soon_left_alone(
+    server: Server, status: int, budget: Budget, sync: bool
+) -> None:
+    server.script = lambda request, i: Reply(error=status)
+    with pytest.raises(NoAnswer, match=f"HTTP {status}") as failure:
+        run(server, budget, sync, prices=PRICES)
+    spent = failure.value.spent
+    assert spent == {**nothing(), "seconds": spent["seconds"]}
+    steps = 1 if status in (401, 403, 404) else 3
+    assert 0 < len(server.calls) == len(failure.value.causes) <= 4 * steps
+
+
+@both
+@pytest.mark.parametrize("status", [400, 429, 503])
+def test_a_refusal_leaves_the_budget_to_the_next_call(
+    server: Server, status: int, sync: bool
+) -> None:
+    server.script = lambda request, i: Reply(text=None, error=None if i else status)
+    out = run(server, Budget(tokens=1_000), sync, strategy="single")
+    assert 800 <= out["spent"]["tokens"] == server.served <= 1_000
+    assert (out["spent"]["calls"], len(server.calls)) == (1, 2)
+
+
+@both
+@pytest.mark.parametrize("status", [408, 500, 502, 504])
+def test_what_may_have_been_served_is_charged_in_full(
+    server: Server, status: int, sync: bool
+) -> None:
+    server.script = lambda request, i: Reply(error=status)
+    with pytest.raises(NoAnswer, match=f"HTTP {status}") as failure:
+        run(server, Budget(tokens=1_000), sync, strategy="single")
+    assert failure.value.spent["calls"] == len(server.calls) == 1
+    assert failure.value.spent["tokens"] > 900
+
+
+@both
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_wrong_key_ends_the_run_with_the_answer_in_hand(
+    server: Server, status: int, sync: bool
+) -> None:
+    server.script = lambda request, i: Reply(error=status if i else None)
+    out = run(server, Budget(tokens=20_000), sync, strategy="self_refine")
+    assert (out["best"]["answer"], out["stop_reason"]) == ("fine", "errors")
+    assert f"HTTP {status}" in out["errors"][-1]
+    assert out["spent"]["tokens"] == server.served
+    assert (out["spent"]["calls"], len(server.calls)) == (1, 2)
+
+
+def test_a_question_goes_on_once_the_key_is_right(server: Server) -> None:
+    on: Any = {"configurable": {"thread_id": "rivers"}}
+    server.script = lambda request, i: Reply(error=401)
+    app = create_anytime_graph(server.model(), budget=Budget(tokens=900)).compile(InMemorySaver())
+    with pytest.raises(NoAnswer):
+        app.invoke(QUESTION, on)
+    server.script = lambda request, i: Reply()
+    out = app.invoke({"budget": Budget(tokens=100)}, on)
+    assert out["best"]["answer"] == "fine"
+    assert out["spent"]["tokens"] == server.served <= 1_000
+
+
+def test_what_was_refused_is_not_charged_in_another_life(server: Server, tmp_path: Path) -> None:
+    on: Any = {"configurable": {"thread_id": "rivers"}}
+    with open_checkpoints(tmp_path / "anytime.db") as store:
+        graph = create_anytime_graph(
+            server.model(), budget=Budget(tokens=900), ledger=store.ledger, scorer=lambda q, a: 0.5
+        )
+        server.script = lambda request, i: Reply(error=401)
+        with pytest.raises(NoAnswer):
+            graph.compile(InMemorySaver()).invoke(QUESTION, on)
+        assert store.ledger.runs("rivers")[0]["spent"]["tokens"] == 0
+        server.script = lambda request, i: Reply(error=429 if i % 3 else None)
+        out = graph.compile(InMemorySaver()).invoke(QUESTION, on)
+        (told,) = store.ledger.runs("rivers")
+        for dimension in ("tokens", "calls", "usd"):
+            assert told["spent"][dimension] == out["spent"][dimension]
+        assert out["spent"]["tokens"] == server.settled().served
+        assert out["spent"]["calls"] == sum(not call.refused for call in server.calls)
+
+
+@both
+def test_where_nobody_listens_nothing_is_charged(server: Server, sync: bool) -> None:
+    model = replace(server, url="http://127.0.0.1:9/v1").model()
+    app = create_anytime_graph(model, budget=Budget(tokens=5_000)).compile()
+    with pytest.raises(NoAnswer, match="Connection") as failure:
+        app.invoke(QUESTION) if sync else asyncio.run(app.ainvoke(QUESTION))
+    spent = failure.value.spent
+    assert spent == {**nothing(), "seconds": spent["seconds"]}
+
+
+@both
+@pytest.mark.parametrize("ending", ["torn", "mute"])
+def test_a_report_counts_though_the_end_of_the_stream_does_not_come(
+    server: Server, ending: str, sync: bool
+) -> None:
+    server.script = lambda request, i: Reply("so <answer>the Rhine</answer>", error=ending)
+    out = run(server, Budget(tokens=2_000, seconds=1.5), sync, strategy="single")
+    assert out["best"]["answer"] == "the Rhine"
+    assert out["best"]["complete"]
+    assert out["errors"] == []
+    assert out["spent"]["tokens"] == server.settled().served
+    assert out["spent"]["calls"] == len(server.calls) == 1
+
+
+@both
+def test_time_that_runs_out_in_waiting_is_no_budget_too_small(server: Server, sync: bool) -> None:
+    server.script = lambda request, i: Reply(error=429, retry_after=30)
+    with pytest.raises(NoAnswer, match="HTTP 429") as failure:
+        run(server, Budget(seconds=0.3, tokens=2_000), sync, strategy="single")
+    assert failure.value.spent["tokens"] == 0
+    assert len(server.calls) == 1
+
+
+@both
+@pytest.mark.parametrize("status", [401, 429])
+def test_an_agent_that_does_not_give_up_is_given_up(
+    server: Server, status: int, sync: bool
+) -> None:
+    """What its calls cost does not end it, for they cost nothing."""
+    retry = ModelRetryMiddleware(max_retries=50, initial_delay=0.0, jitter=False)
+    server.script = lambda request, i: Reply(error=status)
+    drafter = lambda model: create_agent(model, [], middleware=[retry])  # noqa: E731
+    with pytest.raises(NoAnswer, match=f"HTTP {status}") as failure:
+        run(server, Budget(calls=30), sync, drafter=drafter)
+    assert failure.value.spent["calls"] == failure.value.spent["tokens"] == 0
+    assert 0 < len(server.calls) <= (4 if status == 401 else 4 * 3 * 3)
+
+
+def test_what_is_known_of_an_error_decides_and_what_is_not_known_may_have_cost() -> None:
+    def raised(*steps: BaseException) -> BaseException:
+        """Each raised from the one before."""
+        error = steps[0]
+        for step in steps[1:]:
+            step.__cause__ = error
+            error = step
+        return error
+
+    import httpx
+    import openai
+    import requests
+    import urllib3
+
+    request = httpx.Request("POST", "http://x")
+    failed = openai.APIConnectionError(request=request)
+    assert unserved(raised(httpx.ConnectError("no"), failed))
+    assert not unserved(raised(httpx.ReadError("no"), openai.APIConnectionError(request=request)))
+    assert not unserved(openai.APITimeoutError(request))
+    assert unserved(raised(httpx.ConnectTimeout("no"), openai.APITimeoutError(request)))
+    unreachable = requests.ConnectionError()
+    unreachable.__context__ = raised(
+        urllib3.exceptions.NewConnectionError(None, "no"),  # type: ignore[arg-type]
+        urllib3.exceptions.MaxRetryError(None, "/"),  # type: ignore[arg-type]
+    )
+    assert unserved(unreachable)
+    broken = httpx.ReadError("the second try broke off")
+    broken.__context__ = httpx.ConnectError("the first did not leave")
+    assert not unserved(broken)
+    with pytest.raises(UnicodeEncodeError) as lone:
+        "\ud800".encode()
+    assert unserved(lone.value)
+    assert not any(map(unserved, (TypeError("?"), ValueError("?"), RuntimeError("?"))))
 
 
 @both

@@ -40,7 +40,7 @@ from anytime_graph import (
 )
 from anytime_graph.middleware import TokenBudgetMiddleware, metered
 from tests.conftest import torture
-from tests.server import Reply, Server, serving
+from tests.server import REFUSALS, Reply, Server, serving
 from tests.test_metering import LIES
 
 ANSWER = "Rivers bend because water erodes the outer bank."
@@ -300,8 +300,11 @@ def test_an_error_after_paid_work_brings_the_last_call(
     out = run(agent(server, budget=Budget(tokens=5_000)), sync=sync)
     assert last(out) == ANSWER
     assert out["stop_reason"].startswith("error: ")
-    assert len(server.calls) == out["spent"]["calls"] == 3
+    assert len(server.calls) == 3
+    assert out["spent"]["calls"] == (2 if error == 400 else 3)
     assert server.served <= out["spent"]["tokens"] <= 5_000
+    if error == 400:
+        assert out["spent"]["tokens"] == server.served
 
 
 def test_a_provider_that_is_gone_leaves_the_last_text(server: Server) -> None:
@@ -323,6 +326,33 @@ def test_an_error_before_anything_was_said_is_raised(server: Server) -> None:
     with pytest.raises(openai.AuthenticationError):
         run(agent(server, budget=Budget(tokens=5_000)))
     assert len(server.calls) == 1, "the client does not retry unseen"
+
+
+@given(
+    mishaps=st.lists(st.sampled_from([*REFUSALS, 500, 504, "drop", None]), min_size=1, max_size=5),
+    budget=st.builds(Budget, tokens=st.integers(3_000, 9_000), calls=st.integers(1, 9)),
+    sync=st.booleans(),
+)
+@settings(max_examples=torture or 25)
+def test_what_a_provider_refuses_costs_an_agent_nothing(
+    mishaps: list[Any], budget: Budget, sync: bool
+) -> None:
+    """A middleware asks again, and the agent's own loop is what bounds it."""
+    retry = ModelRetryMiddleware(max_retries=2, initial_delay=0.0, jitter=False)
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        tools: list[Any] = [("look_up", {"topic": "rivers"})] if request.get("tools") else []
+        return Reply(text="Let me look.", tools=tools, error=mishaps[i % len(mishaps)])
+
+    with serving() as server:
+        server.script = script
+        out = run(agent(server, budget=budget, inside=[retry]), sync=sync)
+        server.settled()
+    billed = [call for call in server.calls if not call.refused]
+    assert out["spent"]["calls"] == len(billed) <= budget.limits()["calls"]
+    assert server.served <= out["spent"]["tokens"] <= budget.limits()["tokens"]
+    assert billed or out["spent"]["tokens"] == 0
+    assert len(server.calls) <= 3 * (len(billed) + 1) + 1
 
 
 # --- beside other middlewares

@@ -212,18 +212,18 @@ def test_no_subtree_exceeds_its_share_nor_the_root_its_budget(
         true = {
             "tokens": sum(call.served for call in own),
             "output_tokens": sum(call.output for call in own),
-            "calls": len(own),
+            "calls": sum(not call.refused for call in own),
             "usd": PRICES.usd(sum(c.prompt for c in own), sum(c.output for c in own)),
         }
         note(f"{path or 'root'}: {share}; served {true}")
         for d, limit in share.limits().items():
             assert true[d] <= limit + 1e-9
     spent = out["spent"]
-    assert spent["calls"] == len(calls)
+    assert spent["calls"] == sum(not call.refused for call in calls)
     assert spent["tokens"] >= sum(call.served for call in calls)
     for d, limit in budget.limits().items():
         assert spent[d] <= limit + 1e-9
-    if all(call.reported for call in calls):
+    if all(call.reported or call.refused for call in calls):
         assert spent["tokens"] == sum(call.served for call in calls)
 
 
@@ -420,7 +420,7 @@ def test_an_agents_failing_call_costs_its_draft_not_the_run(server: Server, sync
     server.script = script
     out = invoke(thinker(server, budget=Budget(calls=12), drafter=agent), sync, ASK)
     assert any("HTTP 400" in error for error in out["errors"])
-    assert out["spent"]["calls"] == len(server.calls)
+    assert out["spent"]["calls"] == len(server.calls) - 1
     assert out["best"]["answer"].isdigit()
     assert not any("river" in error for error in out["errors"])
 
