@@ -364,7 +364,8 @@ class Ledger(History):
         return bool(made)
 
     def settle(self, task: Task, reply: Mapping[str, Any], abandoned: bool = False) -> None:
-        """Write what the call brought and cost. A call that was not made has no place to settle."""
+        """Write what the call brought and cost. One that cost nothing, as it was not made
+        or was refused, leaves its place free."""
         self._streaming.pop((task["run_id"], task["ordinal"]), None)
         place = {"run": task["run_id"], "ordinal": task["ordinal"]}
         keeps, spend = self.record == "all", reply["spend"]
