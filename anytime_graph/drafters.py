@@ -364,7 +364,7 @@ class _Draft:
             lost=not text.strip() and any(r.lost for r in replies),
             refused=broken and any(r.refused for r in replies),
             free=any(r.free for r in replies) and not any(r.spend["calls"] for r in replies),
-            closed=broken and any(r.closed for r in replies),
+            closed=any(r.closed for r in replies),
             recalled=bool(replies) and all(r.recalled for r in replies),
         )
         move = {**self.task["move"], "overhead": self._overhead}

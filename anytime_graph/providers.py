@@ -65,12 +65,14 @@ _TURNED_AWAY = (503, 529)
 NO_ENTRY = (401, 403)
 """Statuses that no other request of the same caller will change."""
 NO_SUCH_THING = 404
-_CONNECTING = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError")
+_CONNECTING = (
+    *("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError"),
+    *("UnsupportedProtocol", "LocalProtocolError", "InvalidURL"),
+)
 _UNSENT = {
     "builtins": ("UnicodeEncodeError", "ConnectionRefusedError"),
     "socket": ("gaierror",),
-    "httpx": (*_CONNECTING, "UnsupportedProtocol", "LocalProtocolError", "InvalidURL"),
-    "httpcore": (*_CONNECTING, "UnsupportedProtocol", "LocalProtocolError"),
+    **dict.fromkeys(("httpx", "httpx2", "httpcore", "httpcore2"), _CONNECTING),
     "requests": ("ConnectTimeout", "InvalidURL", "MissingSchema", "InvalidSchema", "InvalidHeader"),
     "urllib3": ("NewConnectionError", "ConnectTimeoutError", "LocationParseError"),
     "aiohttp": ("ClientConnectorError", "ConnectionTimeoutError", "InvalidURL"),

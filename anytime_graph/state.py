@@ -327,7 +327,8 @@ def fold(state: State, width: int, decides: Decides, learn: Learn) -> State:
     curve = _risen(state["curve"], [*arrived, *([best] if best else [])])
     concluded = [o["move"]["conclude"] for o in outcomes if o["move"].get("conclude") is not None]
     refused = [o for o in outcomes if o["failed"]]
-    fruitless = all(o["failed"] and "candidate" not in o for o in outcomes)
+    fruitless = all((o["failed"] and "candidate" not in o) or o.get("free") for o in outcomes)
+    asked = any(o["spend"]["calls"] or o.get("free") for o in outcomes)
     idle = all(o["lost"] for o in outcomes)
     failures = state["failures"] if idle else state["failures"] + 1 if fruitless else 0
     if any(o.get("closed") for o in outcomes):
@@ -360,7 +361,7 @@ def fold(state: State, width: int, decides: Decides, learn: Learn) -> State:
         owed=_owed(outcomes),
         failures=failures,
         refusals=state.get("refusals", 0) + sum(bool(o.get("free")) for o in outcomes),
-        wait=max((o["retry_after"] for o in refused), default=0.0),
+        wait=max((o["retry_after"] for o in refused), default=0.0) if asked else state["wait"],
         interrupted=any(o["interrupted"] for o in outcomes),
     )
 

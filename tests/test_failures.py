@@ -6,7 +6,7 @@ import asyncio
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -254,23 +254,33 @@ def test_a_report_counts_though_the_end_of_the_stream_does_not_come(
 def test_time_that_runs_out_in_waiting_is_no_budget_too_small(server: Server, sync: bool) -> None:
     server.script = lambda request, i: Reply(error=429, retry_after=30)
     with pytest.raises(NoAnswer, match="HTTP 429") as failure:
-        run(server, Budget(seconds=0.3, tokens=2_000), sync, strategy="single")
+        run(server, Budget(seconds=3.0, tokens=2_000), sync, strategy="single")
     assert failure.value.spent["tokens"] == 0
     assert len(server.calls) == 1
 
 
 @both
+@pytest.mark.parametrize("failing", ["error", "continue"])
 @pytest.mark.parametrize("status", [401, 429])
 def test_an_agent_that_does_not_give_up_is_given_up(
-    server: Server, status: int, sync: bool
+    server: Server, status: int, failing: Literal["error", "continue"], sync: bool
 ) -> None:
-    """What its calls cost does not end it, for they cost nothing."""
-    retry = ModelRetryMiddleware(max_retries=50, initial_delay=0.0, jitter=False)
+    """What its calls cost does not end it, for they cost nothing; nor does an error that it gives for
+    an answer."""
+    retry = ModelRetryMiddleware(
+        max_retries=50, initial_delay=0.0, jitter=False, on_failure=failing
+    )
     server.script = lambda request, i: Reply(error=status)
     drafter = lambda model: create_agent(model, [], middleware=[retry])  # noqa: E731
-    with pytest.raises(NoAnswer, match=f"HTTP {status}") as failure:
-        run(server, Budget(calls=30), sync, drafter=drafter)
-    assert failure.value.spent["calls"] == failure.value.spent["tokens"] == 0
+    try:
+        out = run(server, Budget(calls=30), sync, drafter=drafter, scorer=lambda q, a: 0.5)
+        spent, errors = out["spent"], out["errors"]
+        assert failing == "continue"
+    except NoAnswer as failure:
+        spent, errors = failure.spent, failure.causes
+        assert failing == "error"
+    assert any(f"HTTP {status}" in error for error in errors)
+    assert spent["calls"] == spent["tokens"] == 0
     assert 0 < len(server.calls) <= (4 if status == 401 else 4 * 3 * 3)
 
 
