@@ -22,7 +22,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langgraph.runtime import get_runtime
 
-from anytime_graph import prompts
+from anytime_graph import calls, prompts
 from anytime_graph.budget import (
     BudgetTooSmall,
     Limits,
@@ -175,7 +175,7 @@ class Order:
 
     task: how it is to be made; None: it did not fit, and `short` tells why. message: what its
     caller gets. unfinished: the budget, or a connection that broke, and not the model or its user,
-    ended the reply before it could be used.
+    ended the reply before it could be used. broke: it broke off, be it within its tool calls.
     """
 
     gate: Gate
@@ -282,11 +282,12 @@ class Desk:
         if order.heard.error is not None:
             raise order.heard.error
         ready, growth, room = order.gate, self.account.growth, task["room"]
-        order.message = message = order.heard.message(reply.ended == "stop")
+        order.message = message = order.heard.message()
         self.account.mark(message)
-        order.broke = ready.name in growth and not reports_its_end(message)
         ours = room is not None and (ready.ceiling is None or room < ready.ceiling)
         cut = reply.ended == "cut" or (reply.ended == "length" and ours)
+        silent = ready.name in growth and not reports_its_end(message)
+        order.broke = silent or (calls.broken(message) and not cut)
         empty = not message.text.strip()
         order.unfinished = not message.tool_calls and (cut or order.broke or empty)
         if reply.reported is not None:

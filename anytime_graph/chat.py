@@ -26,9 +26,7 @@ from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
     BaseMessage,
-    BaseMessageChunk,
     UsageMetadata,
-    message_chunk_to_message,
 )
 from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
@@ -47,7 +45,7 @@ from pydantic import (
     model_validator,
 )
 
-from anytime_graph import providers
+from anytime_graph import calls, providers
 from anytime_graph.budget import Budget, Prices, Spend
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.live import Improvement
@@ -411,11 +409,9 @@ class _Turn(BaseCallbackHandler):
         generation = next((g for part in response.generations for g in part), None)
         if not isinstance(generation, ChatGeneration):
             return
-        message = generation.message
-        if isinstance(message, BaseMessageChunk):
-            message = message_chunk_to_message(message)
-        if not isinstance(message, AIMessage):
+        if not isinstance(generation.message, AIMessage):
             return
+        message = calls.whole(generation.message)
         if self.json and (found := _json(message.text)) is not None:
             extra = {**message.additional_kwargs, "parsed": found}
             message = message.model_copy(update={"additional_kwargs": extra})
@@ -427,9 +423,11 @@ class _Turn(BaseCallbackHandler):
         """The reply with what stands for an answer as its text, or None if it is no answer."""
         message = self.replies.get(ordinal) if reply.ended == "stop" else None
         if self.tools and reply.called:
-            if message is not None and not self._answered:
+            broken = message is not None and calls.broken(message)
+            if message is not None and not broken and not self._answered:
                 return self._call(reply, message)
-            reply.errors.append(f"reply {ordinal} calls tools: it is no answer")
+            why = "they did not come whole" if broken else "it is no answer"
+            reply.errors.append(f"reply {ordinal} calls tools: {why}")
             return None
         if self.form is None and not self.json:
             self._answered = self._answered or bool(reply.text.strip())
@@ -449,8 +447,8 @@ class _Turn(BaseCallbackHandler):
 
     def _call(self, reply: Reply, message: AIMessage) -> Reply:
         self.calling = True
-        calls = [*message.tool_calls, *message.invalid_tool_calls]
-        return replace(reply, text=json.dumps(calls, ensure_ascii=False))
+        called = [*message.tool_calls, *message.invalid_tool_calls]
+        return replace(reply, text=json.dumps(called, ensure_ascii=False))
 
     def score(self, question: str, answer: str) -> Verdict | Awaitable[Verdict]:
         if self.calling:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol, TypeGuard, cast
+from typing import Any, Protocol, cast
 from uuid import uuid4
 
 from langchain_core.language_models import BaseChatModel
@@ -24,13 +24,12 @@ from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
     BaseMessage,
-    message_chunk_to_message,
     message_to_dict,
 )
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langchain_core.utils.utils import LC_ID_PREFIX
 
-from anytime_graph import providers, tokens
+from anytime_graph import calls, providers, tokens
 from anytime_graph.budget import Budget, Limits, Prices, Spend, nothing
 from anytime_graph.checkpoints import Access, LedgerError
 from anytime_graph.state import Task
@@ -247,47 +246,18 @@ class Heard:
     pieces: list[BaseMessage] = field(default_factory=list)
     error: Exception | None = None
 
-    def message(self, ended: bool) -> AIMessage:
-        """What the pieces make. Of a reply that was cut or broke off, only those tool calls are
-        kept whose arguments are complete: half of them could be another instruction."""
+    def message(self) -> AIMessage:
+        """What the pieces make, with those tool calls whose arguments came whole."""
         chunks = [p for p in self.pieces if isinstance(p, AIMessageChunk)]
         if not chunks:
-            return cast(AIMessage, self.pieces[-1]) if self.pieces else AIMessage("")
-        joined = chunks[0] + chunks[1:]
-        message = cast(AIMessage, message_chunk_to_message(joined))
-        if ended and reports_its_end(message):
-            return message
-        complete = {c["id"] for c in joined.tool_call_chunks if _is_json(c["args"])}
-        content = message.content
-        if not isinstance(content, str):
-            content = [b for b in content if not _calls(b) or b["id"] in complete]
-        update = {
-            "content": content,
-            "tool_calls": [c for c in message.tool_calls if c["id"] in complete],
-            "invalid_tool_calls": [],
-            "additional_kwargs": {
-                k: v for k, v in message.additional_kwargs.items() if k != "tool_calls"
-            },
-        }
-        return message.model_copy(update=update)
+            return calls.whole(cast(AIMessage, self.pieces[-1])) if self.pieces else AIMessage("")
+        return calls.whole(chunks[0] + chunks[1:])
 
 
 def reports_its_end(message: AIMessage) -> bool:
     """Whether its provider said why the reply ended, or what it cost: one that broke off did not."""
     said = providers.finish(message.response_metadata) is not None
     return said or message.usage_metadata is not None
-
-
-def _calls(block: Any) -> TypeGuard[dict[str, Any]]:
-    return isinstance(block, dict) and block.get("type") == "tool_use"
-
-
-def _is_json(text: str | None) -> bool:
-    try:
-        json.loads(text or "")
-    except ValueError:
-        return False
-    return True
 
 
 def recalled(gate: Gate, task: Task, access: Access) -> Reply | None:
@@ -708,9 +678,12 @@ class _Meter:
                 f"{spend['reasoning_tokens']} of them reasoning, and no text"
             )
         message = self._message(text, ended)
-        calls = self.called if message is None else bool(message.tool_calls)
+        called = self.called if message is None else bool(message.tool_calls)
         silent = not text.strip() and ended == "stop"
-        if silent and not calls and self.heard is None:
+        if message is not None and calls.broken(message):
+            failed, message = True, None
+            errors.append("its tool calls did not come whole")
+        elif silent and not called and self.heard is None:
             failed = True
             errors.append("the reply was empty")
         if self.cut and not i and (not text.strip() or self.cut not in ("stopped", "out of time")):
@@ -733,7 +706,7 @@ class _Meter:
             return None
         if ended in ("cut", "error"):
             return AIMessage(text) if text.strip() else None
-        message = self.kept.message(ended == "stop")
+        message = self.kept.message()
         if ended == "stop" and not self.task["move"]["final"]:
             return message
         return AIMessage(text, id=message.id, usage_metadata=message.usage_metadata)

@@ -43,6 +43,11 @@ _SAYS = ("reasoning", "thinking", "reasoning_content")
 _FINISHES = ("finish_reason", "stop_reason", "stopReason", "done_reason")
 FULL = ("length", "max_tokens", "MAX_TOKENS", "max_output_tokens", "model_length")
 """Providers' words for a reply that ended at its cap."""
+_NATURAL = re.compile(
+    r"(stop|STOP|tool_calls|function_call|end_turn|tool_use|completed|COMPLETE|TOOL_CALL|eos"
+    r"|eos_token)\1*"
+)
+"""Providers' words for a reply that its model ended; LangChain joins those that come twice."""
 
 
 _RESPONSES = (
@@ -288,7 +293,10 @@ def reasoning(chunk: BaseMessage) -> str:
 
 def called(chunk: BaseMessage) -> str:
     """The text of tool calls, which is billed as output."""
-    calls = getattr(chunk, "tool_call_chunks", None) or getattr(chunk, "tool_calls", None) or ()
+    kinds = ("tool_calls", "invalid_tool_calls")
+    calls = getattr(chunk, "tool_call_chunks", None) or [
+        call for kind in kinds for call in getattr(chunk, kind, None) or ()
+    ]
     return "".join(
         f"{call.get('name') or ''}{args if isinstance(args, str) else json.dumps(args)}"
         for call in calls
@@ -310,6 +318,12 @@ def finish(metadata: Mapping[str, Any]) -> str | None:
     reasons = [metadata.get(key) for key in _FINISHES]
     reasons.append((metadata.get("incomplete_details") or {}).get("reason"))
     return next((reason for reason in reasons if isinstance(reason, str)), None)
+
+
+def ended(metadata: Mapping[str, Any]) -> bool:
+    """Whether its provider says that a reply was ended by its model."""
+    said = finish(metadata) or metadata.get("status")
+    return isinstance(said, str) and _NATURAL.fullmatch(said) is not None
 
 
 def status(error: BaseException | None) -> int | None:

@@ -1,0 +1,118 @@
+"""Which tool calls of a reply may be carried out: those whose arguments came whole.
+
+LangChain mends arguments that broke off: `{"path": "/data` becomes {"path": "/data"}, which its
+model may never have meant.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, TypeGuard, cast
+
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    InvalidToolCall,
+    ToolCall,
+    message_chunk_to_message,
+)
+from langchain_core.messages.tool import invalid_tool_call, tool_call
+
+from anytime_graph import providers
+
+_BLOCKS = (
+    "tool_use",
+    "input_json_delta",
+    "function_call",
+    "custom_tool_call",
+    "tool_call",
+    "tool_call_chunk",
+)
+"""Types of content blocks that hold tool calls, or parts of them."""
+
+
+def whole(message: AIMessage) -> AIMessage:
+    """The message, no chunk, with those tool calls whose arguments are a JSON object as they were
+    sent, whatever ended the reply; the others are invalid. No text at all stands for no arguments,
+    but only in a reply that its model ended, or whose client does not say how it ended."""
+    ended = providers.ended(message.response_metadata)
+    made: list[ToolCall] = []
+    invalid: list[InvalidToolCall] = []
+    if isinstance(message, AIMessageChunk):
+        chunks = message.tool_call_chunks
+        joined = all(chunk["name"] for chunk in chunks)  # one without was not joined to its start
+        for chunk in chunks:
+            args = _object(chunk["args"], ended and joined)
+            if args is None or not chunk["name"]:
+                invalid.append(_invalid(chunk))
+            else:
+                made.append(tool_call(name=chunk["name"], args=args, id=chunk["id"]))
+        message = cast(AIMessage, message_chunk_to_message(message))
+    else:
+        sent = list(_sent(message))
+        invalid.extend(message.invalid_tool_calls)
+        ended = ended or (not sent and providers.finish(message.response_metadata) is None)
+        for call in message.tool_calls:
+            texts = [text for id, text in sent if id == call["id"]] or [_text(call["args"])]
+            if all(_object(text, ended) is not None for text in texts):
+                made.append(call)
+            else:
+                invalid.append(_invalid({**call, "args": "".join(map(_text, texts))}))
+    if made == message.tool_calls and invalid == message.invalid_tool_calls:
+        return message
+    kept = {call["id"] for call in made}
+    content = message.content
+    if not isinstance(content, str):
+        content = [b for b in content if not _is_call(b) or _id(b) in kept]
+    extra = {k: v for k, v in message.additional_kwargs.items() if k != "tool_calls"}
+    update = {"tool_calls": made, "invalid_tool_calls": invalid}
+    return message.model_copy(update={**update, "content": content, "additional_kwargs": extra})
+
+
+def broken(message: AIMessage) -> bool:
+    """Whether it was to call tools, and not one of its calls came whole."""
+    return bool(message.invalid_tool_calls) and not message.tool_calls
+
+
+def _object(text: Any, ended: bool) -> dict[str, Any] | None:
+    """The arguments that a text is, if it is those. Control characters within strings are left to
+    pass, as by LangChain: some models write them, and they do not come from a cut."""
+    if not text:
+        return {} if ended else None
+    try:
+        args = json.loads(text, strict=False) if isinstance(text, str) else text
+    except (ValueError, RecursionError):
+        return None
+    return args if isinstance(args, dict) else None
+
+
+def _sent(message: AIMessage) -> Iterator[tuple[Any, Any]]:
+    """The arguments as they were sent, with the id of their call, where the client keeps them."""
+    for call in message.additional_kwargs.get("tool_calls") or ():
+        yield call.get("id"), (call.get("function") or {}).get("arguments")
+    for block in message.content:
+        if _is_call(block) and "arguments" in block:
+            yield _id(block), block["arguments"]
+
+
+def _is_call(block: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(block, dict) and block.get("type") in _BLOCKS
+
+
+def _id(block: Any) -> Any:
+    return block.get("call_id") or block.get("id")
+
+
+def _text(args: Any) -> str:
+    """What the arguments of a call were as a text; none if there are none."""
+    return args if isinstance(args, str) else json.dumps(args) if args else ""
+
+
+def _invalid(call: Any) -> InvalidToolCall:
+    return invalid_tool_call(
+        name=call["name"],
+        args=call["args"],
+        id=call["id"],
+        error="the arguments did not come whole",
+    )
