@@ -159,6 +159,12 @@ def least(text: str) -> int:
     return math.ceil(words + digits / 3 + _matches(_NON_ASCII, text) / 4)
 
 
+def repeated(text: str) -> int:
+    """Characters that only go on with a run of one mark or of whitespace. Tokenizers join such runs,
+    and `upper` counts them so; a model may write them one by one all the same."""
+    return _matches(_REPEATED, text)
+
+
 def openai_counter(model: str) -> Counter | None:
     """tiktoken's count for one of OpenAI's models, or None where its vocabulary is not to be had
     (tiktoken fetches it at first use; offline, an estimate serves)."""
@@ -172,6 +178,7 @@ def openai_counter(model: str) -> Counter | None:
 
 
 _NON_ASCII = re.compile(r"[^\x00-\x7f]")
+_REPEATED = re.compile(r"(?s)(.)(?=\1)|\s(?=\s)")
 
 
 @functools.lru_cache(maxsize=32)
@@ -181,7 +188,7 @@ def _counts(text: str) -> list[float]:
 
 
 def _matches(pattern: re.Pattern[str], text: str) -> int:
-    return sum(1 for _ in pattern.finditer(text))
+    return len(pattern.findall(text))
 
 
 def _family(name: str, tools: bool = False) -> int:

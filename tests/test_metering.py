@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import count, cycle, islice
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.outputs import ChatGeneration, ChatResult
 
 from anytime_graph import Budget, NoAnswer, create_anytime_graph
-from tests.server import Reply, Server
+from anytime_graph.metering import _Meter, gate
+from tests.server import Reply, Server, serving
 
 QUESTION = {"messages": [("user", "Tell me all about rivers.")]}
 
@@ -94,6 +100,111 @@ def test_bundles_of_tokens_that_are_no_words_are_cut_by_their_text(
     out = run(server, Budget(tokens=1_000), sync, strategy="single")
     assert server.settled().served <= slack * 1_000
     assert out["spent"]["tokens"] >= server.served
+
+
+MARKS = ["(", "\n", " ", "\t", "-", "a", "0", "é", "河", "\u200b"]
+
+
+@both
+@pytest.mark.parametrize("word", MARKS)
+def test_a_stream_of_one_mark_is_cut(server: Server, sync: bool, word: str) -> None:
+    """Tokenizers know long runs of a mark as one token, but one a piece they are tokens each."""
+    server.script = filling(ignore_limit=True, pace=0.0005, word=word)
+    with suppress(NoAnswer):  # of blanks alone there is none
+        run(server, Budget(tokens=500), sync, strategy="single")
+    [call] = server.settled().calls
+    assert call.closed_early
+    assert call.served <= 500 + 32
+
+
+def meter_of(server: Server, room: int) -> _Meter:
+    move = {"kind": "draft"}
+    task: Any = {"slice": {}, "room": room, "move": move, "prompt": [], "prompt_bound": 9}
+    meter = _Meter(gate(server.model(), None), {**task, "ordinal": 0}, None)
+    meter.made = True
+    return meter
+
+
+def fed(meter: _Meter, pieces: Iterable[str]) -> int | None:
+    """How many pieces there were when the stream was cut."""
+    return next((i for i, p in enumerate(pieces, 1) if meter._feed(AIMessageChunk(p))), None)
+
+
+letters = st.one_of(
+    st.sampled_from("()[]{}<>=-_*#/\\.,:;!?\"' \n\t\r0123456789"),
+    st.characters(
+        categories=["Lu", "Ll", "Lo", "Mn", "Nd", "Nl", "Po", "Sm", "So", "Zs", "Cf", "Cc"]
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def idle() -> Iterator[Server]:
+    with serving() as server:
+        yield server
+
+
+@given(
+    word=st.text(letters, min_size=1, max_size=8),
+    size=st.integers(1, 40) | st.integers(100, 20_000),
+    room=st.integers(20, 200),
+)
+def test_whatever_is_repeated_is_cut_and_booked(
+    idle: Server, word: str, size: int, room: int
+) -> None:
+    """At the cap, if the pieces can be tokens; else at six pieces, or at 128 characters a token."""
+    meter = meter_of(idle, room)
+    text = word * (20_000 // len(word) + 2)
+    endless = (text[i : i + size] for start in count() for i in range(0, 20_000, size))
+    pieces = fed(meter, endless)
+    assert pieces is not None
+    assert pieces <= 6 * room + 17
+    assert pieces * size <= 128 * room + size or pieces <= room + 17
+    if len(set(word)) == 1 and size == 1:
+        assert pieces <= room + 17
+    assert meter.settle().spend["output_tokens"] >= max(room, pieces)
+
+
+@given(data=st.data(), room=st.integers(20, 150), split=st.booleans())
+def test_a_reply_that_keeps_to_its_cap_is_not_cut(
+    idle: Server, data: st.DataObject, room: int, split: bool
+) -> None:
+    """Tokens in bundles of any size; blanks of a hundred a token; prose even letter by letter."""
+    prose = [
+        "The",
+        " river",
+        " bends",
+        " where",
+        " its",
+        " bank",
+        " is",
+        " soft",
+        ",",
+        " and",
+        "ero",
+        "des",
+    ]
+    kind = st.sampled_from(
+        [[" " * 100], ["("], ["    ", "return", " x", "\n"], ["河", "流"], prose]
+    )
+    known = prose if split else data.draw(kind)
+    reply = [known[i % len(known)] for i in range(room)]
+    cuts = sorted(data.draw(st.sets(st.integers(1, room - 1))))
+    bundles = ["".join(reply[a:b]) for a, b in zip([0, *cuts], [*cuts, room], strict=True)]
+    meter = meter_of(idle, room)
+    assert fed(meter, "".join(reply) if split else bundles) is None
+    assert meter.cut is None
+
+
+def test_a_long_stream_is_judged_in_linear_time(idle: Server) -> None:
+    """By what is looked at: the whole text, but each time an eighth more of it."""
+    meter, looks = meter_of(idle, 4_000), []
+    for letter in islice(cycle("river bends "), 20_000):
+        before = meter.looked
+        meter._feed(AIMessageChunk(letter))
+        looks += [meter.looked] if meter.looked != before else []
+    assert looks
+    assert sum(looks) <= 10 * 20_000
 
 
 LIES: dict[str, Any] = {
@@ -245,10 +356,6 @@ def test_what_travels_beside_the_messages_is_bounded_too(server: Server) -> None
 
 
 def test_running_totals_in_every_chunk_are_not_added_up(server: Server) -> None:
-    from langchain_core.messages import AIMessageChunk
-
-    from anytime_graph.metering import _Meter, gate
-
     meter = _Meter(gate(server.model(), None), {"slice": {}, "room": None, "move": {}}, None)  # type: ignore[typeddict-item]
     for n in (1, 2, 3):
         usage: Any = {"input_tokens": 50, "output_tokens": n, "total_tokens": 50 + n}
