@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NotRequired, Protocol, cast
 
@@ -303,7 +304,7 @@ def fold(state: State, width: int, decides: Decides, learn: Learn) -> State:
         pairs = scored_pairs(candidates, pairs, width)
     elif decides == "vote":
         new = [c for c in candidates if c["id"] >= state["ordinal"]]
-        best, candidates, ballots = _voted(best, candidates, new, dict(ballots))
+        best, candidates, ballots = _voted(best, candidates, new, ballots)
     else:
         best = _standing(best, candidates, matches)
         new_matches, found = _compared(candidates, outcomes)
@@ -313,6 +314,9 @@ def fold(state: State, width: int, decides: Decides, learn: Learn) -> State:
             best = next(c for c in candidates if c["id"] == held)
         pairs = [*found, *pairs][:width]
         best, candidates, matches = _concluded(best, candidates, matches)
+        drafted = [c for c in candidates if c["id"] >= state["ordinal"] and c["node"] == "draft"]
+        ballots = _counted(ballots, drafted)
+        candidates = [_with_votes(c, ballots) for c in candidates]
     if best is not None:
         best = next(c for c in [*candidates, best] if c["id"] == best["id"])
     arrived = [c for c in candidates if c["id"] >= state["ordinal"]] if decides == "scorer" else []
@@ -628,24 +632,27 @@ def _concluded(
     return own, [{**c, "lost": True} if c["id"] == old else c for c in candidates], inherited
 
 
+def _counted(ballots: Mapping[str, int], new: Sequence[Candidate]) -> dict[str, int]:
+    """The answers with how many gave each; what was cut off gives none."""
+    counts = Counter(ballots)
+    counts.update(normal(c["answer"]) for c in new if c["complete"])
+    return dict(counts.most_common(_KEPT) if len(counts) > _KEPT else counts)
+
+
+def _with_votes(c: Candidate, ballots: Mapping[str, int]) -> Candidate:
+    return {**c, "votes": ballots.get(normal(c["answer"]), 0) if c["complete"] else 0}
+
+
 def _voted(
     best: Candidate | None,
     candidates: list[Candidate],
     new: Sequence[Candidate],
     ballots: dict[str, int],
 ) -> tuple[Candidate | None, list[Candidate], dict[str, int]]:
-    for c in new:
-        if c["complete"]:
-            ballots[normal(c["answer"])] = ballots.get(normal(c["answer"]), 0) + 1
-    if len(ballots) > _KEPT:
-        ballots = dict(sorted(ballots.items(), key=lambda kv: -kv[1])[:_KEPT])
-    counted: list[Candidate] = [
-        {**c, "votes": ballots.get(normal(c["answer"]), 0) if c["complete"] else 0}
-        for c in candidates
-    ]
+    ballots = _counted(ballots, new)
+    counted = [_with_votes(c, ballots) for c in candidates]
     if best is not None:
-        held = ballots.get(normal(best["answer"]), 0) if best["complete"] else 0
-        best = {**best, "votes": held}
+        best = _with_votes(best, ballots)
     leader = max(counted, key=lambda c: (c["votes"], c["complete"], -c["id"]), default=None)
     if best is None or (
         leader and (leader["votes"], leader["complete"]) > (best["votes"], best["complete"])

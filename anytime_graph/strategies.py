@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 from anytime_graph.budget import Limits, Spend
 from anytime_graph.pairs import Candidate, Pair, Shown
-from anytime_graph.prospects import CHANGE, NONE, Prospect, prospects, rise, tokens
+from anytime_graph.prospects import CHANGE, NONE, Prospect, agreement, prospects, rise, tokens
+from anytime_graph.scoring import normal
 from anytime_graph.state import GOOD_ROOM, Judging, Payoff, paid
 
 
@@ -86,7 +87,8 @@ class View:
     judge can still be asked, for its share of the budget is bounded. whole: whether a reply as it
     stands, be it cut, is an answer. recalled: whether the memory had pairs of earlier questions.
     principles: what was learned from the pairs. payoffs: what drafts and refinements have brought,
-    profile: on earlier questions. ballots: votes by answer. judged: the judge so far. made: moves
+    profile: on earlier questions. ballots: without a scorer, how many
+    drafts gave each answer; under a vote, refinements count too. judged: the judge so far. made: moves
     that brought a reply, by kind. spent, left: amounts by dimension; `left` has the limited ones
     only.
     """
@@ -125,6 +127,8 @@ _TOO_LITTLE = 0.01
 """Standard deviations between drafts that a comparison must promise, or the judge is left alone."""
 _SPREAD = 0.05
 """Of scores, at the least, for a few drafts that are alike prove little."""
+_AGREED = 0.99
+"""Posterior probability from which no other answer is expected to lead: after 7 equal drafts of 7."""
 _STAKE = 0.125
 """The part of what is left that one step of several drafts may take."""
 
@@ -137,7 +141,7 @@ def single(view: View) -> list[Move]:
 def best_of_n(view: View, n: int = 4) -> list[Move]:
     """Drafts, n at a time, as many as the budget buys; the scorer or the judge picks."""
     part = 0.5 if view.decides == "judge" else 1.0
-    return _comparisons(view) or _drafts(view, n, "chosen", part / n)
+    return _comparisons(view) or _agreed(view) or _drafts(view, n, "chosen", part / n)
 
 
 def self_consistency(view: View, n: int = 4) -> list[Move]:
@@ -155,6 +159,8 @@ def self_refine(view: View) -> list[Move]:
         return comparisons
     if view.best["satisfied"]:
         return [Stop("satisfied")]
+    if _unchanged(view):
+        return [Stop("agreed")]
     if view.best["feedback"] is None:
         return [Critique(view.best["id"], share=0.25)]
     return [Refine(view.best["id"], share=0.25)]
@@ -164,8 +170,8 @@ def pdp(view: View, n: int = 4, shown: Shown = "both") -> list[Move]:
     """Preference Data Prompting (Zhang et al. 2026, arXiv 2601.11038): n drafts at equal slices,
     pairs synthesized from them, then whatever promises the largest rise per token by what was seen so
     far: a fresh draft or a refinement with the pairs in context, or a bare draft."""
-    if comparisons := _comparisons(view):
-        return comparisons
+    if due := _comparisons(view) or _agreed(view):
+        return due
     if (missing := n - view.made.get("draft", 0)) > 0 or view.best is None:
         return _opening(view, max(1, missing), shown)
     if shown == "both" and view.judging and (reasons := _reasons(view)):
@@ -179,6 +185,8 @@ def pdp(view: View, n: int = 4, shown: Shown = "both") -> list[Move]:
     }
     if not view.pairs and not view.recalled:
         del moves["taught draft"]
+    if view.decides == "vote":  # it would vote for what it was made from
+        del moves["taught refine"]
     tried = set(view.payoffs)
     if view.pairs and view.made["draft"] <= n:  # what earlier questions taught may have been tried
         tried.discard("taught draft")
@@ -197,8 +205,8 @@ pdp_positive: Strategy = partial(pdp, shown="chosen")
 def leap(view: View, n: int = 4) -> list[Move]:
     """LEAP (Zhang et al. 2024, arXiv 2402.05403): n drafts, a few short principles learned from
     where they went wrong, then drafts with the principles in context."""
-    if comparisons := _comparisons(view):
-        return comparisons
+    if due := _comparisons(view) or _agreed(view):
+        return due
     if (missing := n - view.made.get("draft", 0)) > 0 or view.best is None:
         return _opening(view, max(1, missing), "principles")
     if view.pairs and view.judging and not view.made.get("learn"):
@@ -214,7 +222,9 @@ def adaptive(view: View) -> Sequence[Move]:
         few = view.whole and "draft" not in view.profile and _left(view) < 2 * _FIRST
         return _drafts(view, 2, "chosen", 0.25) if few else [Draft(share=_slice(view, "draft"))]
     if view.decides == "vote":
-        return _drafts(view, _at_once(view, "draft"), "chosen", _slice(view, "draft"))
+        return _agreed(view) or _drafts(
+            view, _at_once(view, "draft"), "chosen", _slice(view, "draft")
+        )
     found = prospects(view)
     if view.decides == "judge":
         most = max(p.gain for p in found.values())
@@ -222,6 +232,8 @@ def adaptive(view: View) -> Sequence[Move]:
             return [Stop("undecided", most)]
         if view.contests:
             return [Critique(*view.contests[0])]
+        if agreed := _agreed(view):
+            return agreed
         checked = tokens(view, "compare")
         found = {kind: p._replace(tokens=p.tokens + checked) for kind, p in found.items()}
     lessons = view.pairs or view.recalled
@@ -281,6 +293,29 @@ def _drafts(view: View, n: int, memory: Shown, share: float) -> list[Move]:
 
 def _comparisons(view: View) -> list[Move]:
     return [Critique(first, second, share=0.3) for first, second in view.contests]
+
+
+def _agreed(view: View) -> list[Move]:
+    """Without a scorer: an end, once drafts agree on the incumbent's answer so far that more of them
+    would only repeat it."""
+    if view.decides == "scorer" or view.best is None or not view.ballots:
+        return []
+    led = view.best["votes"] >= max(view.ballots.values())
+    sure = agreement(view.ballots) if led else 0.0
+    return [Stop("agreed", sure)] if sure >= _AGREED else []
+
+
+def _unchanged(view: View) -> bool:
+    """Without a scorer: a refinement left the incumbent's answer as it was."""
+    best = view.best
+    return view.decides != "scorer" and any(
+        best is not None
+        and c["node"] == "refine"
+        and c["parents"] == [best["id"]]
+        and c["complete"]
+        and normal(c["answer"]) == normal(best["answer"])
+        for c in view.candidates
+    )
 
 
 def _reasons(view: View) -> list[Move]:

@@ -34,7 +34,17 @@ _BEAT = 0.5
 _ROOTS = 4_096
 _RECENT = 60.0
 """Seconds after its last node for which a thread counts as one that ran here."""
-_REASONS = (*DIMENSIONS, "perfect", "judge", "done", "satisfied", "errors", "steps", "interrupted")
+_REASONS = (
+    *DIMENSIONS,
+    "perfect",
+    "judge",
+    "done",
+    "satisfied",
+    "agreed",
+    "errors",
+    "steps",
+    "interrupted",
+)
 _PLANNED = ("ordinal", "step", "move", "swapped", "gate", "slice", "prompt_bound", "room", "shape")
 _OF_RUNS = ("memory", "curve", "pairs", "answers", "calls")
 
