@@ -91,9 +91,14 @@ def test_equal_answers_count_where_few_are_kept(server: Server, strategy: str, w
     assert len(server.calls) <= 8
 
 
-def test_an_open_run_ends_at_equal_answers(server: Server) -> None:
+def test_a_confidence_above_is_not_waited_for(server: Server) -> None:
+    """Nor without a budget."""
     server.script = lambda request, i: Reply(text=PARIS)
-    out = create_anytime_graph(server.model(seed=0)).compile().invoke(ASK)
+    out = (
+        create_anytime_graph(server.model(seed=0), scorer="vote", until=Until(confidence=0.9999))
+        .compile()
+        .invoke(ASK)
+    )
     assert (out["stop_reason"], len(server.settled().calls)) == ("agreed", 8)
 
 
@@ -173,13 +178,13 @@ def test_what_the_memory_teaches_is_tried_before(server: Server, strategy: str) 
         server.model(seed=0),
         budget=Budget(tokens=4_000),
         scorer=lambda question, answer: len(answer) / 10,
-        memory=True,
-    ).compile(store=store).invoke(ASK)
+        memory=store,
+    ).compile().invoke(ASK)
     server.script = lambda request, i: Reply(text=PARIS)
     server.settled().calls.clear()
     remembering = create_anytime_graph(
-        server.model(seed=0), budget=Budget(tokens=30_000), strategy=strategy, memory=True
-    ).compile(store=store)
+        server.model(seed=0), budget=Budget(tokens=30_000), strategy=strategy, memory=store
+    ).compile()
     out = remembering.invoke(ASK)
     assert out["stop_reason"] == "agreed"
     assert len(server.settled().calls) <= 8
