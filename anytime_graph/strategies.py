@@ -170,8 +170,8 @@ def pdp(view: View, n: int = 4, shown: Shown = "both") -> list[Move]:
     """Preference Data Prompting (Zhang et al. 2026, arXiv 2601.11038): n drafts at equal slices,
     pairs synthesized from them, then whatever promises the largest rise per token by what was seen so
     far: a fresh draft or a refinement with the pairs in context, or a bare draft."""
-    if due := _comparisons(view) or _agreed(view):
-        return due
+    if first := _comparisons(view) or _agreed(view):
+        return first
     if (missing := n - view.made.get("draft", 0)) > 0 or view.best is None:
         return _opening(view, max(1, missing), shown)
     if shown == "both" and view.judging and (reasons := _reasons(view)):
@@ -205,8 +205,8 @@ pdp_positive: Strategy = partial(pdp, shown="chosen")
 def leap(view: View, n: int = 4) -> list[Move]:
     """LEAP (Zhang et al. 2024, arXiv 2402.05403): n drafts, a few short principles learned from
     where they went wrong, then drafts with the principles in context."""
-    if due := _comparisons(view) or _agreed(view):
-        return due
+    if first := _comparisons(view) or _agreed(view):
+        return first
     if (missing := n - view.made.get("draft", 0)) > 0 or view.best is None:
         return _opening(view, max(1, missing), "principles")
     if view.pairs and view.judging and not view.made.get("learn"):
