@@ -10,10 +10,10 @@ from anytime_graph.budget import Budget, BudgetTooSmall, NoAnswer, Prices, Spend
 from anytime_graph.checkpoints import LedgerError, ThreadBusy, open_checkpoints
 from anytime_graph.graph import Context, afork, create_anytime_graph, fork
 from anytime_graph.interrupt import interruptible
+from anytime_graph.moves import Critique, Draft, Learn, Move, Refine, Stop, View
 from anytime_graph.profiles import load_profile, profile_of, save_profile
 from anytime_graph.scoring import Constraints, Judge, Score
 from anytime_graph.stopping import Until
-from anytime_graph.strategies import Critique, Draft, Learn, Move, Refine, Stop, View
 from anytime_graph.warmup import Warmed, WarmUp, warm_up
 
 __all__ = [

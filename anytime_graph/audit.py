@@ -22,11 +22,11 @@ from anytime_graph.graph import create_anytime_graph
 from anytime_graph.metering import Stop as Stopped
 from anytime_graph.metering import describe
 from anytime_graph.metrics import Interval, wilson
+from anytime_graph.moves import Critique, Draft, Move, Stop, View
 from anytime_graph.nodes.critique import read
 from anytime_graph.scoring import BadScore, Judge, Scorer, as_score, normal, verdict_of
 from anytime_graph.series import Progress, asked, checked, named, thread_name
 from anytime_graph.state import STRUCTURED
-from anytime_graph.strategies import Critique, Draft, Move, Stop, View
 
 _DRAFTS = 4
 _DRAFTING = 0.4

@@ -53,9 +53,10 @@ from anytime_graph.graph import create_anytime_graph
 from anytime_graph.live import Improvement
 from anytime_graph.metering import Reply, describe, unbound
 from anytime_graph.models import resolve_model
+from anytime_graph.moves import Draft, Move, Stop, Strategy, View
 from anytime_graph.nodes.answers import asked
 from anytime_graph.scoring import Extractor, Judge, Scorer, Verdict
-from anytime_graph.strategies import Draft, Move, Stop, Strategy, View, resolve
+from anytime_graph.strategies import resolve
 
 IMPROVEMENT = "anytime_improvement"
 """Name of the custom event that tells of a better answer."""

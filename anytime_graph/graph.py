@@ -63,6 +63,7 @@ from anytime_graph.metering import (
     unshaped,
 )
 from anytime_graph.models import prices_of, resolve_model
+from anytime_graph.moves import Strategy
 from anytime_graph.nodes import critique, draft, finish, learn, refine
 from anytime_graph.nodes.answers import Asked, asked
 from anytime_graph.pairs import Candidate
@@ -101,7 +102,6 @@ from anytime_graph.state import (
     question_of,
 )
 from anytime_graph.stopping import Until
-from anytime_graph.strategies import Strategy
 from anytime_graph.strategies import resolve as resolve_strategy
 from anytime_graph.tokens import Calibration, uncalibrated
 

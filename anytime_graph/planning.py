@@ -23,6 +23,7 @@ from anytime_graph.budget import (
 )
 from anytime_graph.drafters import Drafter
 from anytime_graph.metering import Gate
+from anytime_graph.moves import Critique, Draft, Learn, Move, Refine, Stop, Strategy, View, as_dict
 from anytime_graph.nodes import critique, draft, learn, refine
 from anytime_graph.nodes.answers import Asked, lessons
 from anytime_graph.prompts import DETAILS, Lessons
@@ -44,17 +45,6 @@ from anytime_graph.state import (
     question_of,
 )
 from anytime_graph.stopping import Until, outweighed, reached
-from anytime_graph.strategies import (
-    Critique,
-    Draft,
-    Learn,
-    Move,
-    Refine,
-    Stop,
-    Strategy,
-    View,
-    as_dict,
-)
 from anytime_graph.tokens import Calibration, Shape, uncalibrated
 
 _RESERVE = 0.2

@@ -12,12 +12,10 @@ from collections.abc import Mapping
 from functools import lru_cache
 from itertools import product
 from statistics import NormalDist
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from anytime_graph.moves import View
 from anytime_graph.state import Payoff, payoff
-
-if TYPE_CHECKING:
-    from anytime_graph.strategies import View
 
 NONE = payoff(0.0, tries=0)
 KINDS = ("draft", "taught draft", "refine", "taught refine")

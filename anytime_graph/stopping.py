@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from anytime_graph.budget import Prices
+from anytime_graph.moves import Draft, Move, Refine, Stop, View
 from anytime_graph.prospects import Prospect, agreement, prospects
 from anytime_graph.state import kind_of
-from anytime_graph.strategies import Draft, Move, Refine, Stop, View
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ from anytime_graph.checkpoints import Checkpoints, Ledger
 from anytime_graph.checkpoints.preferences import Memory, Namespace, encoded, memory_of
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.metering import Stop
+from anytime_graph.moves import Strategy
 from anytime_graph.pairs import Example, Pair
 from anytime_graph.scoring import Judge, Scorer
 from anytime_graph.series import Progress, asked, checked, thread_name
-from anytime_graph.strategies import Strategy
 
 
 @dataclass(frozen=True)

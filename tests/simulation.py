@@ -29,12 +29,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from anytime_graph.budget import Limits, Spend, left, nothing
 from anytime_graph.metering import Gate
 from anytime_graph.metrics import anytime_index, bootstrap
+from anytime_graph.moves import Move, Stop, Strategy, View
 from anytime_graph.nodes.answers import asked
 from anytime_graph.pairs import Candidate
 from anytime_graph.planning import Setup, plan
 from anytime_graph.scoring import Judge
 from anytime_graph.state import OWN, PLAIN, Decides, Outcome, State, Task, fold, fresh, merged
-from anytime_graph.strategies import STRATEGIES, Move, Stop, Strategy, View, adaptive, resolve
+from anytime_graph.strategies import STRATEGIES, adaptive, resolve
 
 REPLY, DRAFT = 300, 520
 """Tokens of a usual reply, and what pays for 19 of 20 drafts whole, with their prompt: 1x."""

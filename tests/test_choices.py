@@ -26,8 +26,9 @@ from anytime_graph import (
     create_anytime_graph,
     open_checkpoints,
 )
+from anytime_graph.moves import Draft, Move, Stop, View
 from anytime_graph.state import asked_of
-from anytime_graph.strategies import Draft, Move, Stop, View, best_of_n
+from anytime_graph.strategies import best_of_n
 from tests import bench_choices
 from tests.server import Call, Reply, Server, serving
 

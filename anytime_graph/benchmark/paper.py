@@ -27,12 +27,12 @@ from anytime_graph.benchmark.tape import Deck
 from anytime_graph.budget import Prices
 from anytime_graph.checkpoints import Ledger
 from anytime_graph.metering import Reply, gate
+from anytime_graph.moves import Draft, Learn, as_dict
 from anytime_graph.nodes import learn
 from anytime_graph.nodes.answers import Asked, asked, candidate
 from anytime_graph.pairs import Candidate, Example, Shown, scored_pairs
 from anytime_graph.prompts import Lessons
 from anytime_graph.state import Task as Call
-from anytime_graph.strategies import Draft, Learn, as_dict
 from anytime_graph.tasks import Question, Task
 
 _SHOWN: dict[str, Shown] = {
