@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
-from anytime_graph import prompts, scoring
+from anytime_graph import prompts, prospects, scoring
 from anytime_graph.budget import (
     DIMENSIONS,
     BudgetTooSmall,
@@ -115,8 +116,8 @@ def _open_ended(setup: Setup, state: State, stopped: bool) -> list[Task] | Stop:
     Zilberstein 1991). The first one apart, a horizon that pays for a move is at most four times
     what was spent, however long the drafts are: an endless one must not stake the run."""
     need = least(setup, {**state, "limits": {"tokens": 0}})
-    drafts, spent = state["payoffs"].get("draft"), state["spent"]["tokens"]
-    ahead = _ROUND * drafts["tokens"] / drafts["tries"] if drafts else 0
+    spent = state["spent"]["tokens"]
+    ahead = _ROUND * prospects.tokens(view(setup, state, judging=False), "draft")
     used_up = spent + min(ahead, spent)
     for doubled in range(_DOUBLINGS):
         horizon: Limits = {"tokens": (need["tokens"] + _OPENING) * 2**doubled}
@@ -412,7 +413,7 @@ class _Slicer:
         within = move["kind"] in ("draft", "refine") and move.get("conclude") is None
         n, billed = move.get("choices", 1), move.get("billed", 1)
         if n > billed:
-            least_room = min(least_room, self._snug(least_room))
+            least_room = self._snug(least_room)
         allowance = _lessons_allowance(share(slice_, billed / n), gate)
         teaches = "pairs" in move and move.get("conclude") is None
         known = lessons(state, move, allowance) if teaches else Lessons()
@@ -425,7 +426,7 @@ class _Slicer:
             bound = gate.bound(shape, _known(state, name), within) + overhead
             paid = output_room(slice_, bound * billed, gate.prices)
             paid = None if paid is None else paid // n
-            usual = min(bound, _usual_reply(self.setup, state) or bound)
+            usual = min(bound, math.ceil(self._length.most) if self._length else bound)
             wanted = {1.0: usual, 0.0: 0}.get(detail, GOOD_ROOM)
             if paid is not None and paid < (least_room if judged else max(wanted, least_room)):
                 continue
@@ -463,11 +464,16 @@ class _Slicer:
             )
         return None
 
+    @cached_property
+    def _length(self) -> prospects.Reply | None:
+        """Of a draft's reply, as far as it is known."""
+        return prospects.reply(view(self.setup, self.state, judging=False))
+
     def _snug(self, comfort: int) -> int:
         """Output tokens that do for one of several choices, once the length of replies is known."""
-        usual = _usual_reply(self.setup, self.state)
-        starved = self.state["least_room"] > GOOD_ROOM
-        return max(MIN_ROOM, 2 * usual) if usual and not starved else comfort
+        if self._length is None or self.state["least_room"] > GOOD_ROOM:
+            return comfort
+        return min(comfort, max(MIN_ROOM, math.ceil(2 * self._length.most)))
 
     def _allowance(self) -> Limits:
         """What the judge may still spend."""
@@ -491,17 +497,6 @@ class _Slicer:
             return lambda _: list(learn.prompt(state, asked, move, detail))
         rubric, held = self.setup.judge.rubric, gate == STRUCTURED
         return lambda _: list(critique.prompt(state, asked, move, detail, swapped, rubric, held))
-
-
-def _usual_reply(setup: Setup, state: State) -> int:
-    """Output tokens that suffice for most drafts, by those so far; before the first, by the profile;
-    0 without one."""
-    drafts, known = state["spent_by"].get("draft"), setup.profile.get("draft")
-    if drafts and drafts["calls"]:
-        replies = max(drafts["calls"], state["made"].get("draft", 0))
-        return math.ceil(1.25 * drafts["output_tokens"] / replies)
-    ended = known["tries"] - known["cut"] if known else 0
-    return math.ceil(1.25 * known["whole"] / ended) if known and ended else 0
 
 
 def _once(setup: Setup, state: State) -> bool | None:

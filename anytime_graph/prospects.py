@@ -1,7 +1,7 @@
 """What each kind of move can be expected to bring, and to cost, by what the run has shown.
 
-One estimate for all who need it: the strategies that choose what pays, and the rules that stop a
-run. Where the run has shown little, the prior fills in: the profile of the model and task, if there
+One estimate for all who need it: the strategies that choose what pays, the rules that stop a run, and
+the slices that replies are held to. Where the run has shown little, the prior fills in: the profile of the model and task, if there
 is one, else a weak one that a few answers outgrow. Pure functions of the View.
 """
 
@@ -15,16 +15,23 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 from anytime_graph.moves import View
-from anytime_graph.state import Payoff, payoff
+from anytime_graph.state import GOOD_ROOM, Payoff, paid, payoff
 
 NONE = payoff(0.0, tries=0)
 KINDS = ("draft", "taught draft", "refine", "taught refine")
 """Of answers, as payoffs name them."""
 _MEAN, _SPREAD = 0.5, 0.25
-"""Of the scores of drafts, before any was seen; as if from one draft."""
+"""Of the scores of drafts, before any was seen; as if from one draft, or, once more than `_FADES` were
+seen, from a part of one: after 8 drafts a quarter, lest drafts that are all alike seem to promise much."""
+_FADES = 4
+_ALIKE = 0.05
+"""Of the scores of drafts, at the least, for a few drafts that are alike prove little."""
 _SHIFT = 0.15
 """Standard deviation, among questions, of what lessons change in a draft's score."""
-CHANGE = 0.4
+_TAUGHT = 0.5
+"""Where a taught draft's score is expected before one was seen: this part of the way from the mean of
+bare drafts to the best one, which it is shown."""
+_CHANGE = 0.4
 """Standard deviation of what a refinement changes, times the score that it builds on and its gap to
 a perfect one: of an answer without merit a refinement is but a dearer draft."""
 _STEP = 0.4
@@ -33,6 +40,15 @@ _DEARER = {"draft": 1.0, "taught draft": 1.4, "refine": 1.5, "taught refine": 1.
 """Tokens, relative to a draft, before they were seen."""
 _USUAL = 500.0
 """Tokens of a draft before one was seen."""
+FIRST = 768
+"""Tokens of a slice for a draft while nothing tells how long replies are."""
+_MOST, _LONGER = 1.25, 1.5
+"""Times the mean length of replies: what is long enough for most; how much longer than the mean one may
+become, twice that while only one is known."""
+_BOUND = 1.25
+"""Times what a prompt comes to, that is held for it before it is sent."""
+_UNLIMITED = 32
+"""Drafts that there is enough for, if nothing is limited."""
 _NORMAL = NormalDist()
 _SURES = [0.5 + (i + 0.5) / 20 for i in range(10)]
 _LEANS = [(i + 0.5) / 10 - 1 for i in range(20)]
@@ -71,6 +87,80 @@ def tokens(view: View, kind: str) -> float:
         if kind == "draft" and told:
             return cost / told
     return (cost + prior) / (told + 1)
+
+
+class Reply(NamedTuple):
+    """Output tokens of an answer. most: what is long enough for most. ample: for all but those that run
+    on and on."""
+
+    most: float
+    ample: float
+
+
+def reply(view: View) -> Reply | None:
+    """By the drafts that came to their end, the profile's mean as one more; None without any.
+
+    300 and 500 tokens have a mean of 400: 500 are enough for most, and 400 * (1 + 1.5 * (1 + 1/2)) =
+    1,300 ample; after ten such drafts, 400 * (1 + 1.5 * (1 + 1/10)) = 1,060. Where a reply that is cut
+    is an answer all the same, it may exceed the mean by half as much: 850, and 730. Where most
+    slices are used up, no length is known: 500 tokens each become 1,000, or a quarter of what is left
+    if that is more, unless they bring answers all the same: then they stay at 500, or, of texts that have no end, become
+    250, for more of them.
+    """
+    drafts, known = _drafts(view.payoffs), _drafts(view.profile)
+    if drafts["tries"] and (ended := drafts["tries"] - drafts["cut"]) < max(1, drafts["cut"]):
+        written = drafts["written"] / drafts["tries"]
+        if view.whole or (view.best and view.best["complete"]):
+            return Reply(_MOST * written, written / 2 if view.whole else written)
+        if not ended:
+            return Reply(_MOST * written, max(2 * written, tokens_left(view) / 4))
+    ended, total = drafts["tries"] - drafts["cut"], float(drafts["whole"])
+    if known["tries"] > known["cut"]:
+        ended, total = ended + 1, total + known["whole"] / (known["tries"] - known["cut"])
+    if not ended:
+        return None
+    longer = _LONGER / 2 if view.whole else _LONGER
+    return Reply(_MOST * total / ended, (1 + longer * (1 + 1 / ended)) * total / ended)
+
+
+def slice_(view: View, kind: str) -> float:
+    """Tokens that a move of this kind may use: what is not written costs nothing, but a reply that runs
+    on is not worth all that is left. What would pay for no other draft is given as well.
+
+    With replies as above (1,300 are ample) and prompts of 200 tokens, 1.25 * 200 + 1,300 = 1,550 of
+    10,000; all of 1,800, as the 250 beyond would not pay for the prompt of another.
+    """
+    left, length = tokens_left(view), reply(view)
+    if length is None:
+        return min(FIRST, left)
+    prompt = _prompt(view, "draft")
+    held = _BOUND * _prompt(view, kind) + max(GOOD_ROOM, length.ample)
+    return left if left - held < _BOUND * prompt + GOOD_ROOM else held
+
+
+def tokens_left(view: View) -> float:
+    """As far as what is limited tells; as good as unlimited if nothing does."""
+    spent, usual = view.spent, tokens(view, "draft")
+    made = max(1, spent["tokens"])
+    worth = {
+        "tokens": 1.0,
+        "output_tokens": made / max(1, spent["output_tokens"]),
+        "usd": made / spent["usd"] if spent["usd"] else 0.0,
+        "calls": usual,
+    }
+    told = [amount * worth[d] for d, amount in view.left.items() if worth.get(d)]
+    return max(1.0, min(told, default=_UNLIMITED * usual))
+
+
+def _prompt(view: View, kind: str) -> float:
+    """What the prompt of a move of this kind comes to; before one was seen, what the whole move does."""
+    seen = view.payoffs.get(kind)
+    return (seen["tokens"] - seen["written"]) / seen["tries"] if seen else tokens(view, kind)
+
+
+def _drafts(payoffs: Mapping[str, Payoff]) -> Payoff:
+    """Bare and taught ones together: lessons lengthen their prompts, not their replies."""
+    return paid(payoffs.get("draft", NONE), payoffs.get("taught draft", NONE))
 
 
 def rise(mean: float, spread: float, best: float, most: float = 1.0) -> float:
@@ -120,25 +210,53 @@ def _scored(view: View) -> dict[str, float]:
 
 
 def _rises(view: View, profile: Mapping[str, Payoff]) -> dict[str, float]:
+    """Scores of drafts are taken as normal, and so is what refinements change. Every mean, and mean
+    square, is that of what was seen and of one more: the profile's, or else the prior. That one more is
+    for bare drafts the mean of all drafts; for taught ones, half way from bare ones to the best; for
+    taught refinements, what bare ones change. Drafts of both kinds have one spread, so have refinements.
+
+    Bare drafts of .2, .4 and .6: with a prior of .5 all have a mean of 1.7/4 = .425 and a spread of
+    sqrt((.56 + .3125)/4 - .425**2) = .194, and bare ones one of (1.2 + .425)/4 = .406: the next is
+    expected to rise by .016 above the best, .6. A taught one is expected at .406 + (.6 - .406)/2 = .503,
+    with hypot(.194, .15) = .245, and to rise by .055. After a taught one of .3 bare ones are expected at
+    .4 with .180, to rise by .012; taught ones at (.3 + .5)/2 = .4 with .209, by .019. A refinement of the
+    .6 is expected to change nothing, with a spread of .4 * .6 * .4 = .096, and to rise by .038; after
+    one that did change nothing, with .068, by .027.
+    """
     best = (view.best["score"] or 0.0) if view.best else 0.0
 
-    def pooled(kind: str, mean: float, square: float) -> tuple[int, float, float]:
-        """How many were seen, and the mean and mean square of what they brought, with the profile's
-        figures, or else those given, as one more."""
-        if (known := profile.get(kind)) and known["tries"]:
-            _, total, squares = _sums(known, kind)
-            mean, square = total / known["tries"], squares / known["tries"]
-        tries, total, squares = _sums(view.payoffs.get(kind), kind)
-        return tries, (total + mean) / (tries + 1), (squares + square) / (tries + 1)
+    def prior(kind: str, mean: float, square: float = 0.0) -> tuple[float, float]:
+        """The profile's mean and mean square, or else those given."""
+        if not (known := profile.get(kind)) or not known["tries"]:
+            return mean, square
+        tries, total, squares = _sums(known, kind)
+        return total / tries, squares / tries
 
-    tries, mean, square = pooled("draft", _MEAN, _MEAN**2 + _SPREAD**2)
-    spread = math.sqrt(max(1e-4, square - mean**2))
-    record = (1 - best) / (tries + 1)
-    seen, taught, _ = pooled("taught draft", mean, 0.0)
-    wider = math.hypot(spread, _SHIFT / math.sqrt(seen + 1))
-    _, change, square = pooled("refine", 0.0, (CHANGE * best * (1 - best)) ** 2)
-    change_spread = math.sqrt(max(0.0, square - change**2))
-    _, retaught, _ = pooled("taught refine", change, 0.0)
+    def pooled(
+        one_more: tuple[float, float], *kinds: str, until: float = math.inf
+    ) -> tuple[int, float, float]:
+        """How many were seen, and with one more the mean and mean square of what they brought. That
+        one counts in full until so many were seen, then less."""
+        seen = [_sums(view.payoffs.get(kind), kind) for kind in kinds]
+        tries, total, squares = (sum(column) for column in zip(*seen, strict=True))
+        weight = min(1.0, (until / max(1, tries)) ** 2)
+        mean, square = one_more
+        of = tries + weight
+        return int(tries), (total + weight * mean) / of, (squares + weight * square) / of
+
+    usual = prior("draft", _MEAN, _MEAN**2 + _SPREAD**2)
+    _, common, square = pooled(usual, "draft", "taught draft", until=_FADES)
+    spread = max(_ALIKE, math.sqrt(max(0.0, square - common**2)))
+    bare, mean, _ = pooled((common, 0.0), "draft")
+    record = (1 - best) / (bare + 1)
+    halfway = mean + _TAUGHT * max(0.0, best - mean)
+    shown, taught, _ = pooled(prior("taught draft", halfway), "taught draft")
+    wider = math.hypot(spread, _SHIFT / math.sqrt(shown + 1))
+    unchanged = prior("refine", 0.0, (_CHANGE * best * (1 - best)) ** 2)
+    _, changed, square = pooled(unchanged, "refine", "taught refine")
+    change_spread = math.sqrt(max(0.0, square - changed**2))
+    _, change, _ = pooled(unchanged, "refine")
+    _, retaught, _ = pooled(prior("taught refine", change), "taught refine")
     return {
         "draft": min(rise(mean, spread, best), record),
         "taught draft": rise(taught, wider, best),

@@ -14,29 +14,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 from anytime_graph.moves import Critique, Draft, Learn, Move, Refine, Stop, Strategy, View
 from anytime_graph.pairs import Shown
-from anytime_graph.prospects import CHANGE, NONE, Prospect, prospects, rise, tokens
-from anytime_graph.state import GOOD_ROOM, paid
+from anytime_graph.prospects import (
+    FIRST,
+    NONE,
+    prospects,
+    reply,
+    slice_,
+    tokens,
+    tokens_left,
+)
 
-_FIRST = 768
-"""Tokens that the first draft may use at the least, if its length is not known from a profile."""
-_LONGER = 1.5
-"""Beyond the mean length of replies, times that length, that one may go on; twice that as long as
-only one is known; half as long where a reply that is cut is an answer all the same."""
-_BOUND = 1.25
-"""Times what a prompt comes to, that is held for it before it is sent."""
 _AT_ONCE = 4
 """Drafts side by side, at the most."""
 _TOO_LITTLE = 0.01
 """Standard deviations between drafts that a comparison must promise, or the judge is left alone."""
-_SPREAD = 0.05
-"""Of scores, at the least, for a few drafts that are alike prove little."""
 _STAKE = 0.125
 """The part of what is left that one step of several drafts may take."""
+_QUARTER = 0.25
+"""The part of what is left that a reply of unknown length may take, or any reply, lest it be cut."""
 
 
 def single(view: View) -> list[Move]:
@@ -80,19 +79,22 @@ def pdp(view: View, n: int = 4, shown: Shown = "both") -> list[Move]:
         return _opening(view, max(1, missing), shown)
     if shown == "both" and view.judging and (reasons := _reasons(view)):
         return reasons
-    of, view = view.best["id"], _refinements_alike(view)
-    found, part = _own_prospects(view), partial(_ample, view)
+    found, part = prospects(view), partial(_share, view, least=_QUARTER)
     moves: dict[str, Move] = {
         "taught draft": Draft(pairs=shown, memory=shown, share=part("taught draft")),
-        "taught refine": Refine(of, pairs=shown, memory=shown, share=part("taught refine")),
+        "taught refine": Refine(
+            view.best["id"], pairs=shown, memory=shown, share=part("taught refine")
+        ),
         "draft": Draft(memory=None, share=part("draft")),
     }
     if not view.pairs and not view.recalled:
         del moves["taught draft"]
     tried = set(view.payoffs)
+    if "refine" in tried:  # with no pairs to show, or no room for them
+        tried.add("taught refine")
     if view.pairs and view.made["draft"] <= n:  # what earlier questions taught may have been tried
         tried.discard("taught draft")
-    cheap = _STAKE * _left(view)
+    cheap = _STAKE * tokens_left(view)
     untried = [k for k in moves if k not in tried]
     due = [k for k in untried if k == "taught draft" or found[k].tokens <= cheap]
     known = [k for k in moves if k in tried or k == "draft"]
@@ -113,7 +115,7 @@ def leap(view: View, n: int = 4) -> list[Move]:
         return _opening(view, max(1, missing), "principles")
     if view.pairs and view.judging and not view.made.get("learn"):
         return [Learn(share=0.25)]
-    part = _ample(view, "taught draft")
+    part = _share(view, "taught draft", _QUARTER)
     return [Draft(pairs="principles", memory="principles", share=part)] * 2
 
 
@@ -121,10 +123,11 @@ def adaptive(view: View) -> Sequence[Move]:
     """The move with the largest expected gain per token: a bare draft, one taught by pairs, a
     refinement, bare or taught, a comparison, or an end where the judge cannot tell answers apart."""
     if view.best is None:
-        few = view.whole and "draft" not in view.profile and _left(view) < 2 * _FIRST
-        return _drafts(view, 2, "chosen", 0.25) if few else [Draft(share=_slice(view, "draft"))]
+        if view.whole and reply(view) is None and tokens_left(view) < 2 * FIRST:
+            return _drafts(view, 2, "chosen", _QUARTER)
+        return [Draft(share=_share(view, "draft", _QUARTER))]
     if view.decides == "vote":
-        return _drafts(view, _at_once(view, "draft"), "chosen", _slice(view, "draft"))
+        return _drafts(view, _at_once(view, "draft"), "chosen", _share(view, "draft"))
     found = prospects(view)
     if view.decides == "judge":
         most = max(p.gain for p in found.values())
@@ -139,9 +142,9 @@ def adaptive(view: View) -> Sequence[Move]:
     kind = max(open_, key=lambda k: found[k].rate)
     pairs: Shown = "both" if kind.startswith("taught") else None
     if kind.endswith("refine"):
-        return [Refine(view.best["id"], pairs=pairs, memory=pairs, share=_slice(view, kind))]
+        return [Refine(view.best["id"], pairs=pairs, memory=pairs, share=_share(view, kind))]
     n = 1 if view.decides == "judge" else _at_once(view, kind)
-    return [Draft(pairs=pairs, memory=pairs, share=_slice(view, kind))] * n
+    return [Draft(pairs=pairs, memory=pairs, share=_share(view, kind))] * n
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -171,7 +174,7 @@ def _opening(view: View, n: int, memory: Shown) -> list[Move]:
     """Drafts for half of what is left; for up to all of it, if a judge need not be paid and half would
     cut them."""
     most = 0.5 if view.decides == "judge" else 1.0
-    part = min(most, max(0.5, n * _enough(view) / _left(view)))
+    part = min(most, max(0.5, n * slice_(view, "draft") / tokens_left(view)))
     return _drafts(view, n, memory, part / n)
 
 
@@ -182,7 +185,7 @@ def _drafts(view: View, n: int, memory: Shown, share: float) -> list[Move]:
     if not view.recalled:
         return [bare] * n
     if view.decides == "scorer" and taught and others:
-        found = _own_prospects(view)
+        found = prospects(view)
         return [shown if found["taught draft"].rate > found["draft"].rate else bare] * n
     due = min(n, max(0, math.ceil((n + taught + others) / 2) - taught))
     first, then = [shown] * due, [bare] * (n - due)
@@ -205,89 +208,12 @@ def _reasons(view: View) -> list[Move]:
     ]
 
 
-def _refinements_alike(view: View) -> View:
-    """Whether or not there were pairs to show to them."""
-    seen = view.payoffs
-    one, other = seen.get("refine"), seen.get("taught refine")
-    both = paid(one, other) if other else one
-    alike = {"refine": both, "taught refine": both} if both else {}
-    return replace(view, payoffs={**seen, **alike})
-
-
-def _own_prospects(view: View) -> dict[str, Prospect]:
-    """Under a scorer, by the run's own answers alone. Scores of drafts are taken as normal, each kind's
-    mean drawn by one try towards that of all, and of taught ones to half way from there to the best,
-    which they were shown; and so is what refinements change, its spread drawn towards what is usual."""
-    found = prospects(view)
-    kinds = [kind for kind in ("draft", "taught draft") if kind in view.payoffs]
-    if view.decides != "scorer" or view.best is None or not kinds:
-        return found
-    best = view.best["score"] or 0.0
-    tries, worth, squares = (
-        sum(view.payoffs[kind][of] for kind in kinds) for of in ("tries", "worth", "squares")
-    )
-    mean = worth / tries
-    spread = max(_SPREAD, math.sqrt(max(0.0, squares / tries - mean**2)))
-    gains = {}
-    priors = {"draft": mean, "taught draft": (mean + best) / 2}
-    for kind in kinds:
-        of = view.payoffs[kind]
-        gains[kind] = rise((of["worth"] + priors[kind]) / (of["tries"] + 1), spread, best)
-    of = view.payoffs.get("taught refine", NONE)
-    n, usual = of["tries"], CHANGE * best * (1 - best)
-    changed = (usual + math.sqrt(max(0.0, n * of["changes"] - of["change"] ** 2))) / (n + 1)
-    gains["taught refine"] = rise(best + of["change"] / (n + 1), changed, best)
-    return found | {kind: found[kind]._replace(gain=gain) for kind, gain in gains.items()}
-
-
-def _ample(view: View, kind: str) -> float:
-    """A quarter of what is left, or more where a reply with its lessons would be cut."""
-    return max(0.25, _slice(view, kind))
-
-
-def _slice(view: View, kind: str) -> float:
-    """A reply may be several times as long as those that came to their end: what is not written costs
-    nothing, but one that runs on is not worth all that is left. Where most slices are used up, they
-    grow, unless they bring answers all the same: then they stay as they are, or, of texts that have
-    no end, become shorter, for more of them. What would pay for no other draft is given as well."""
-    left, drafts = _left(view), view.payoffs.get("draft")
-    if drafts is None:
-        return min(1.0, max(0.25, _enough(view) / left))
-    tries, ended = drafts["tries"], drafts["tries"] - drafts["cut"]
-    written, prompt = drafts["written"] / tries, (drafts["tokens"] - drafts["written"]) / tries
-    if ended < drafts["cut"] and (view.whole or (view.best and view.best["complete"])):
-        room = written / 2 if view.whole else written
-    elif ended:
-        longer = _LONGER / 2 if view.whole else _LONGER
-        room = (1 + longer * (1 + 1 / ended)) * drafts["whole"] / ended
-    else:
-        room = max(2 * written, left / 4)
-    seen = view.payoffs.get(kind)
-    own = (seen["tokens"] - seen["written"]) / seen["tries"] if seen else tokens(view, kind)
-    slice_ = _BOUND * own + max(GOOD_ROOM, room)
-    return 1.0 if left - slice_ < _BOUND * prompt + GOOD_ROOM else slice_ / left
-
-
-def _enough(view: View) -> float:
-    """Tokens for a first draft, its length known from a profile or not at all."""
-    return 4 * tokens(view, "draft") if "draft" in view.profile else _FIRST
+def _share(view: View, kind: str, least: float = 0.0) -> float:
+    """What a move of this kind may use, as a part of what is left."""
+    return max(least, slice_(view, kind) / tokens_left(view))
 
 
 def _at_once(view: View, kind: str) -> int:
     """Drafts that together take a small part of what is left, and no more than were seen so far."""
     seen = view.payoffs[kind]["tries"] if kind in view.payoffs else 0
-    return int(max(1, min(_AT_ONCE, seen, _STAKE * _left(view) / tokens(view, kind))))
-
-
-def _left(view: View) -> float:
-    """Tokens that are left, as far as what is limited tells."""
-    spent, usual = view.spent, tokens(view, "draft")
-    made = max(1, spent["tokens"])
-    worth = {
-        "tokens": 1.0,
-        "output_tokens": made / max(1, spent["output_tokens"]),
-        "usd": made / spent["usd"] if spent["usd"] else 0.0,
-        "calls": usual,
-    }
-    told = [amount * worth[d] for d, amount in view.left.items() if worth.get(d)]
-    return max(1.0, min(told, default=usual / _STAKE * _AT_ONCE))
+    return int(max(1, min(_AT_ONCE, seen, _STAKE * tokens_left(view) / tokens(view, kind))))

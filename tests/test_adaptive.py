@@ -3,11 +3,15 @@ Each statement of docs/theory.md has its simulation here."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
 import threading
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,6 +27,7 @@ from anytime_graph import (
     Draft,
     Prices,
     Until,
+    View,
     create_anytime_graph,
     load_profile,
     open_checkpoints,
@@ -31,12 +36,14 @@ from anytime_graph import (
 )
 from anytime_graph.cli import main
 from anytime_graph.metrics import wilson
+from anytime_graph.planning import view
 from anytime_graph.profiles import expected_best
-from anytime_graph.prospects import agreement, rise, verdicts
+from anytime_graph.prospects import agreement, prospects, reply, rise, slice_, verdicts
 from anytime_graph.ranking import both_orders
-from anytime_graph.state import paid
+from anytime_graph.state import Payoff, paid
 from anytime_graph.state import payoff as one_answer
-from anytime_graph.strategies import STRATEGIES
+from anytime_graph.stopping import outweighed
+from anytime_graph.strategies import STRATEGIES, pdp
 from tests.samples import FILE
 from tests.server import Reply, Server
 from tests.simulation import DRAFT, KINDS, Kind, cell, normal, setup, simulate
@@ -146,6 +153,84 @@ def test_adaptive_keeps_to_calls_and_dollars_too(server: Server) -> None:
         out = app.invoke(ASK)
         assert out["best"]["score"] == 0.4
         assert out["spent"]["calls"] >= 4
+
+
+# --- the estimate --------------------------------------------------------------------------------
+
+
+def drafts(*scores: float, tokens: Sequence[int] = (300,), cut: bool = False) -> Payoff:
+    """Each with a prompt of 200 tokens."""
+    lengths = itertools.cycle(tokens)
+    each = [one_answer(s, 0.0, 200 + n, n, cut) for s, n in zip(scores, lengths, strict=False)]
+    return reduce(paid, each)
+
+
+def seen(left: int = 10_000, whole: bool = False, best: float = 0.6, **payoffs: Payoff) -> View:
+    """A run that scored these. best: its score, of an answer without an end."""
+    kind = Kind("scorer", normal(0.5, 0.1))
+    run = simulate(setup(kind, "single"), kind, 1, {"tokens": 2 * DRAFT})
+    assert run.state["best"] is not None
+    known = {name.replace("_", " "): payoff for name, payoff in payoffs.items()}
+    return replace(
+        view(setup(kind, "single"), run.state),
+        best={**run.state["best"], "score": best, "complete": False},
+        payoffs=known,
+        left={"tokens": left},
+        whole=whole,
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "kind", "gain"),
+    [
+        ({}, "draft", 0.016),
+        ({}, "taught draft", 0.055),
+        ({"taught_draft": drafts(0.3)}, "draft", 0.012),
+        ({"taught_draft": drafts(0.3)}, "taught draft", 0.019),
+        ({}, "refine", 0.038),
+        ({"refine": drafts(0.6)}, "refine", 0.027),
+        ({"refine": drafts(0.6)}, "taught refine", 0.027),
+        ({"taught_refine": drafts(0.6)}, "taught refine", 0.027),
+    ],
+)
+def test_what_a_move_brings_is_as_worked_out(
+    more: dict[str, Payoff], kind: str, gain: float
+) -> None:
+    found = prospects(seen(draft=drafts(0.2, 0.4, 0.6), **more))
+    assert found[kind].gain == pytest.approx(gain, abs=0.0005)
+
+
+def test_how_long_a_reply_is_is_as_worked_out() -> None:
+    two = drafts(0.4, 0.6, tokens=(300, 500))
+    ten = drafts(*[0.4] * 10, tokens=(300, 500))
+    cut = drafts(0.0, 0.0, tokens=(500,), cut=True)
+    assert reply(seen()) is None
+    assert reply(seen(draft=two)) == pytest.approx((500, 1_300))
+    assert reply(seen(draft=ten)) == pytest.approx((500, 1_060))
+    assert reply(seen(draft=two, whole=True)) == pytest.approx((500, 850))
+    assert reply(seen(draft=ten, whole=True)) == pytest.approx((500, 730))
+    assert reply(seen(draft=cut, left=3_000)) == pytest.approx((625, 1_000))
+    assert reply(seen(draft=cut)) == pytest.approx((625, 2_500))
+    assert reply(seen(draft=cut, whole=True)) == pytest.approx((625, 250))
+    assert slice_(seen(), "draft") == 768
+    assert slice_(seen(draft=two), "draft") == pytest.approx(1_550)
+    assert slice_(seen(draft=two, left=1_800), "draft") == 1_800
+    told = replace(seen(), profile={"draft": two})  # counts as one draft
+    assert reply(told) == pytest.approx((500, 1_600))
+    assert reply(seen(taught_draft=two)) == reply(seen(draft=two))
+
+
+def test_a_strategy_and_a_rule_go_by_the_same_estimate() -> None:
+    """pdp chooses what the estimate puts first, and `Until` stops by its rate."""
+    run = seen(draft=drafts(0.2, 0.4, 0.5, 0.6), taught_draft=drafts(0.3), refine=drafts(0.7))
+    run = replace(run, made={"draft": 5}, recalled=True)
+    found = prospects(run)
+    best = max(("draft", "taught draft", "taught refine"), key=lambda kind: found[kind].rate)
+    asked = pdp(run)
+    assert [type(move).__name__.lower() for move in asked] == [best.split()[-1]] * len(asked)
+    stop = outweighed(Until(min_gain=9.0), run, [Draft()])
+    assert stop is not None
+    assert stop.estimate == 1_000 * found["draft"].rate
 
 
 # --- stopping rules -----------------------------------------------------------------------------
