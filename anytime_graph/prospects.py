@@ -212,14 +212,14 @@ def _scored(view: View) -> dict[str, float]:
 def _rises(view: View, profile: Mapping[str, Payoff]) -> dict[str, float]:
     """Scores of drafts are taken as normal, and so is what refinements change. Every mean, and mean
     square, is that of what was seen and of one more: the profile's, or else the prior. That one more is
-    for bare drafts the mean of all drafts; for taught ones, half way from bare ones to the best; for
-    taught refinements, what bare ones change. Drafts of both kinds have one spread, so have refinements.
+    for taught drafts half way from bare ones to the best; for taught refinements, what bare ones
+    change. Drafts of both kinds have one spread, so have refinements.
 
-    Bare drafts of .2, .4 and .6: with a prior of .5 all have a mean of 1.7/4 = .425 and a spread of
-    sqrt((.56 + .3125)/4 - .425**2) = .194, and bare ones one of (1.2 + .425)/4 = .406: the next is
-    expected to rise by .016 above the best, .6. A taught one is expected at .406 + (.6 - .406)/2 = .503,
-    with hypot(.194, .15) = .245, and to rise by .055. After a taught one of .3 bare ones are expected at
-    .4 with .180, to rise by .012; taught ones at (.3 + .5)/2 = .4 with .209, by .019. A refinement of the
+    Bare drafts of .2, .4 and .6: with a prior of .5 their mean is 1.7/4 = .425, their spread
+    sqrt((.56 + .3125)/4 - .425**2) = .194: the next is expected to rise by .019 above the best, .6. A
+    taught one is expected at .425 + (.6 - .425)/2 = .513, with hypot(.194, .15) = .245, and to rise by
+    .058. After a taught one of .3 the spread is .180, and a bare one is expected to rise by .016; a
+    taught one, at (.3 + .513)/2 = .406 with hypot(.180, .106) = .209, by .020. A refinement of the
     .6 is expected to change nothing, with a spread of .4 * .6 * .4 = .096, and to rise by .038; after
     one that did change nothing, with .068, by .027.
     """
@@ -247,7 +247,7 @@ def _rises(view: View, profile: Mapping[str, Payoff]) -> dict[str, float]:
     usual = prior("draft", _MEAN, _MEAN**2 + _SPREAD**2)
     _, common, square = pooled(usual, "draft", "taught draft", until=_FADES)
     spread = max(_ALIKE, math.sqrt(max(0.0, square - common**2)))
-    bare, mean, _ = pooled((common, 0.0), "draft")
+    bare, mean, _ = pooled(usual, "draft", until=_FADES)
     record = (1 - best) / (bare + 1)
     halfway = mean + _TAUGHT * max(0.0, best - mean)
     shown, taught, _ = pooled(prior("taught draft", halfway), "taught draft")
