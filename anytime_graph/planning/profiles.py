@@ -14,7 +14,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 from anytime_graph.budget import Spend, nothing
 from anytime_graph.forms import Upgrade, refuse_newer, unchanged
@@ -22,9 +22,6 @@ from anytime_graph.planning.prospects import KINDS
 from anytime_graph.run.calls import answers, kind_of
 from anytime_graph.run.state import Payoff, Point, paid, payoff
 from anytime_graph.run.upgrade import planned_call
-
-if TYPE_CHECKING:
-    from anytime_graph.checkpoints import Ledger
 
 Profile = Mapping[str, Payoff]
 
@@ -38,7 +35,18 @@ _LARGEST = 1_000_000
 """Bytes of a profile file, at the most."""
 
 
-def profile_of(ledger: Ledger, model: str | None = None, threads: str = "") -> dict[str, Payoff]:
+class RunRecords(Protocol):
+    """What of a ledger a profile is learned from; see checkpoints.history.History."""
+
+    def threads(self) -> list[dict[str, Any]]: ...
+    def runs(self, thread: str) -> list[dict[str, Any]]: ...
+    def answers(self, run_id: int) -> list[dict[str, Any]]: ...
+    def calls(self, run_id: int) -> list[dict[str, Any]]: ...
+
+
+def profile_of(
+    ledger: RunRecords, model: str | None = None, threads: str = ""
+) -> dict[str, Payoff]:
     """What the scored answers in a ledger came to. model: only runs of this model. threads: only those
     whose name begins so, such as those of one kind of task."""
     found: dict[str, Payoff] = {}
