@@ -86,7 +86,7 @@ def opened(left: Left, thread: str, url: str) -> Iterator[Any]:
 
 
 def rounded(told: Any) -> Any:
-    """A database adds up dollars in any order."""
+    """A database adds up in any order."""
     return json.loads(json.dumps(told), parse_float=lambda number: round(float(number), 9))
 
 
@@ -213,7 +213,8 @@ def test_an_old_profile_is_loaded(latest: Left, tmp_path: Path) -> None:
     shutil.copy(SETS / TODAY / "profile.json", file)
     learned = load_profile(file, "scripted", "rivers")
     rows = json.loads(spoken(latest.target, "profile", "--json"))
-    assert learned == next(row["kinds"] for row in rows if row["model"] == "scripted")
+    kinds = next(row["kinds"] for row in rows if row["model"] == "scripted")
+    assert rounded(learned) == rounded(kinds)
     save_profile(file, learned, "scripted", "bikes")
     assert load_profile(file, "scripted", "rivers") == load_profile(file, "scripted", "bikes")
 
