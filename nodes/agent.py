@@ -164,23 +164,25 @@ class DraftPayer:
     def is_set(self) -> bool:
         return self._over or (self._stop is not None and self._stop.is_set())
 
-    def prepare(
-        self, model: BaseChatModel, options: Mapping[str, Any], prices: Prices | None
-    ) -> Meter:
-        return meter(model.bind(**{**self.meter.bound, **options}), prices)
-
     def journal(self, reserved: Reservation) -> CallJournal | None:
         if self._journal is None:
             return None
         return self._journal.of(self._calls[reserved.place], self.run)
 
-    def reserve(self, ready: Meter, prompt: Sequence[BaseMessage]) -> Reservation:
+    def reserve(
+        self,
+        model: BaseChatModel,
+        prompt: Sequence[BaseMessage],
+        options: Mapping[str, Any],
+        prices: Prices | None,
+    ) -> Reservation:
         """Reserve a call from the rest of the slice. As long as tools may be used, a call gets half of
         the rest; once that is too little, the agent is told to answer. A draft that could not use
         its tools even once gives its slice back, if more is to be had. The reply to the same request
         before a crash is given again; it is charged already. Raises DraftError if the call cannot be
         paid for."""
-        digest = _digest(ready, prompt)
+        ready = meter(model.bind(**{**self.meter.bound, **options}), prices)
+        digest = _digest(prompt, options)
         with self.account.lock:
             if earlier := self._earlier.get(digest):
                 return Reservation(ready, message=earlier.pop(0))
@@ -340,13 +342,13 @@ def _request(call: PlannedCall, place: Place) -> Request:
     )
 
 
-def _digest(ready: Meter, prompt: Sequence[BaseMessage]) -> str:
+def _digest(prompt: Sequence[BaseMessage], options: Mapping[str, Any]) -> str:
     """What a request is known by in another process, in which messages have other ids."""
     messages = [
         (m.type, m.content, getattr(m, "tool_calls", None), getattr(m, "tool_call_id", None))
         for m in prompt
     ]
-    text = json.dumps([messages, ready.bound], default=str, sort_keys=True)
+    text = json.dumps([messages, options], default=str, sort_keys=True)
     return hashlib.sha256(text.encode(errors="replace")).hexdigest()
 
 

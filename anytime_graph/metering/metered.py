@@ -73,14 +73,15 @@ class Payer(Protocol):
 
     stop: StopSignal | None
 
-    def prepare(
-        self, model: BaseChatModel, options: Mapping[str, Any], prices: Prices | None
-    ) -> Meter:
-        """The model made ready, with the options of a call."""
-        ...
-
-    def reserve(self, ready: Meter, prompt: Sequence[BaseMessage]) -> Reservation:
-        """Reserve a call. Raises if it does not fit and its caller is to be told so."""
+    def reserve(
+        self,
+        model: BaseChatModel,
+        prompt: Sequence[BaseMessage],
+        options: Mapping[str, Any],
+        prices: Prices | None,
+    ) -> Reservation:
+        """Reserve a call with these options. Raises if it does not fit and its caller is to be told
+        so."""
         ...
 
     def journal(self, reserved: Reservation) -> Journal | None:
@@ -167,13 +168,13 @@ def _generate(
     if payer is None:
         return plain.generate(messages, stop, callbacks, **options)
     config, options = _split(callbacks, stop, options)
-    ready = payer.prepare(plain, options, vars(self)[_PRICES])
+    prices = vars(self)[_PRICES]
     replies = []
     for prompt in messages:
-        with _reserved(payer, ready, prompt) as (reserved, replied):
+        with _reserved(payer, payer.reserve(plain, prompt, options, prices)) as (reserved, replied):
             if (request := reserved.request) is not None:
                 journal = payer.journal(reserved)
-                replied.append(call(ready, request, config, payer.stop, journal))
+                replied.append(call(reserved.meter, request, config, payer.stop, journal))
         replies.append(reserved.message)
     return _result(replies)
 
@@ -189,13 +190,13 @@ async def _agenerate(
     if payer is None:
         return await plain.agenerate(messages, stop, callbacks, **options)
     config, options = _split(callbacks, stop, options)
-    ready = payer.prepare(plain, options, vars(self)[_PRICES])
+    prices = vars(self)[_PRICES]
     replies = []
     for prompt in messages:
-        with _reserved(payer, ready, prompt) as (reserved, replied):
+        with _reserved(payer, payer.reserve(plain, prompt, options, prices)) as (reserved, replied):
             if (request := reserved.request) is not None:
                 journal = payer.journal(reserved)
-                replied.append(await acall(ready, request, config, payer.stop, journal))
+                replied.append(await acall(reserved.meter, request, config, payer.stop, journal))
         replies.append(reserved.message)
     return _result(replies)
 
@@ -205,12 +206,10 @@ def _payer_of(model: BaseChatModel) -> Payer | None:
 
 
 @contextmanager
-def _reserved(
-    payer: Payer, ready: Meter, prompt: Sequence[BaseMessage]
-) -> Iterator[tuple[Reservation, list[Reply]]]:
-    """Reserve a call, to be made within, and settle it after; in full, if no reply is left in the
-    list that comes with it."""
-    reserved, replied = payer.reserve(ready, prompt), list[Reply]()
+def _reserved(payer: Payer, reserved: Reservation) -> Iterator[tuple[Reservation, list[Reply]]]:
+    """A call that is made within, and settled after; in full, if no reply is left in the list that
+    comes with it."""
+    replied: list[Reply] = []
     try:
         yield reserved, replied
     finally:
@@ -256,10 +255,9 @@ class AgentPayer:
     latest: Reservation | None = None
     stop: StopSignal | None = None
 
-    def prepare(
+    def _ready(
         self, model: BaseChatModel, options: Mapping[str, Any], prices: Prices | None
     ) -> Meter:
-        """Raises ValueError for a model without a price under a budget in USD."""
         ready = meter(model.bind(**options), prices or prices_of(model))
         if ready.prices is None and "usd" in self.account.limits:
             raise ValueError(
@@ -272,9 +270,17 @@ class AgentPayer:
     def journal(self, reserved: Reservation) -> Journal | None:
         return None
 
-    def reserve(self, ready: Meter, prompt: Sequence[BaseMessage]) -> Reservation:
+    def reserve(
+        self,
+        model: BaseChatModel,
+        prompt: Sequence[BaseMessage],
+        options: Mapping[str, Any],
+        prices: Prices | None,
+    ) -> Reservation:
         """Raises Short in a tool; elsewhere, where that would be retried or end the run, a call that
-        does not fit has no request."""
+        does not fit has no request. Raises ValueError for a model without a price under a budget in
+        USD."""
+        ready = self._ready(model, options, prices)
         self.account.recall(prompt)
         with self.account.lock:
             try:
