@@ -23,7 +23,7 @@ from click.testing import CliRunner, Result
 
 from anytime_graph.benchmark.cells import Records, append, lines
 from anytime_graph.benchmark.paper import cut
-from anytime_graph.benchmark.recording import Take
+from anytime_graph.benchmark.recording import RecordedReply
 from anytime_graph.checkpoints import LedgerError
 from anytime_graph.checkpoints.sqlite import SqliteStore
 from anytime_graph.cli import main
@@ -265,8 +265,8 @@ def test_modes_show_what_trajectories_on_other_questions_taught(
 
 
 def test_a_cut_is_by_pieces_by_a_tokenizer_or_told_to_be_an_estimate() -> None:
-    def take(*pieces: Any) -> Take:
-        return Take("k", 0, 9, list(pieces), [], "stop")
+    def take(*pieces: Any) -> RecordedReply:
+        return RecordedReply("k", 0, 9, list(pieces), [], "stop")
 
     assert cut(take("a ", "b ", None, "c"), 4, 2) == ("a b ", "pieces")
     assert cut(take(["he thinks ", ""], "b "), 2, 1) == ("he thinks ", "pieces")

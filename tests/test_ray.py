@@ -22,9 +22,9 @@ import psycopg
 import pytest
 
 from anytime_graph.benchmark.cells import lines
-from anytime_graph.benchmark.recording import Bought, Facts, Recording, Take
+from anytime_graph.benchmark.recording import Bought, Facts, RecordedReply, Recording
 from anytime_graph.benchmark.run import Unmeasured
-from anytime_graph.benchmark.shared import Grants, Lent
+from anytime_graph.benchmark.shared import Grants, WorkerRecording
 from anytime_graph.benchmark.spread import work
 from anytime_graph.benchmark.tape import facts_of
 from anytime_graph.models import resolve_model
@@ -255,8 +255,8 @@ def recording(tmp_path: Path) -> Iterator[Recording]:
     recording.close()
 
 
-def take(key: str) -> Take:
-    return Take(key, 0, 9, ["so"], [], "stop")
+def take(key: str) -> RecordedReply:
+    return RecordedReply(key, 0, 9, ["so"], [], "stop")
 
 
 def test_a_grant_is_worked_on_once_and_not_after_its_end(
@@ -266,7 +266,9 @@ def test_a_grant_is_worked_on_once_and_not_after_its_end(
     with Grants.opened(database, recording) as grants:
 
         def lent(grant: str) -> Any:
-            return Lent.opened(grants.store, database, grant, grants.benchmark, "cell", None, stop)
+            return WorkerRecording.opened(
+                grants.store, database, grant, grants.benchmark, "cell", None, stop
+            )
 
         first, second = grants.give("cell"), grants.give("cell")
         with lent(first) as takes:
@@ -288,7 +290,7 @@ def test_a_grant_is_not_settled_while_a_worker_may_still_buy(
     with Grants.opened(database, recording) as grants:
         grant = grants.give("cell")
         with ThreadPoolExecutor() as pool:
-            with Lent.opened(
+            with WorkerRecording.opened(
                 grants.store, database, grant, grants.benchmark, "cell", None, stop
             ) as takes:
                 settling = pool.submit(grants.settle, grant, "cell")
@@ -306,7 +308,9 @@ def test_two_workers_make_a_call_once(database: str, recording: Recording) -> No
     with Grants.opened(database, recording) as grants, ExitStack() as stack:
         one, other = (
             stack.enter_context(
-                Lent.opened(grants.store, database, grants.give(c), grants.benchmark, c, None, stop)
+                WorkerRecording.opened(
+                    grants.store, database, grants.give(c), grants.benchmark, c, None, stop
+                )
             )
             for c in ("a", "b")
         )
@@ -333,7 +337,7 @@ def test_what_a_dead_driver_had_not_taken_in_counts_from_the_start(
     """ended: it died between the end of the grant and its copy."""
     with Grants.opened(database, recording) as grants:
         grant = grants.give("cell")
-        with Lent.opened(
+        with WorkerRecording.opened(
             grants.store, database, grant, grants.benchmark, "cell", None, threading.Event()
         ) as takes:
             takes.ask("k", 10, 0.0)
@@ -354,7 +358,7 @@ def test_another_database_than_before_is_refused(
     stop = threading.Event()
     with Grants.opened(database, recording) as grants:
         grant = grants.give("cell")
-        with Lent.opened(
+        with WorkerRecording.opened(
             grants.store, database, grant, grants.benchmark, "cell", None, stop
         ) as takes:
             takes.ask("k", 10, 0.0)

@@ -135,17 +135,22 @@ def recalled(meter: Meter, request: Request, journal: Journal | None) -> Reply |
     if entry is None:
         return None
     if entry.reply is not None:
-        known = entry.reply.receipt
-        ended_at = max(known["ended_at"], entry.changed)
-        kept: Receipt = {
-            **known,
-            "interrupted": False,
-            "retry_after": 0.0,
-            "recalled": True,
-            "ended_at": ended_at,
-        }
-        return replace(entry.reply, receipt=kept)
+        return _again(entry.reply, entry.changed)
     return _booked(_in_flight(meter, request, entry), request, journal)
+
+
+def _again(reply: Reply, changed: float) -> Reply:
+    """A settled reply, as it is given again. changed: when the journal last wrote about it."""
+    known = reply.receipt
+    receipt: Receipt = {
+        **known,
+        "interrupted": False,
+        "retry_after": 0.0,
+        "recalled": True,
+        "ended_at": max(known["ended_at"], changed),
+    }
+    others = tuple(_again(other, changed) for other in reply.others)
+    return replace(reply, receipt=receipt, others=others)
 
 
 def _in_flight(meter: Meter, request: Request, entry: Entry) -> Reply:
