@@ -238,7 +238,7 @@ def test_no_answer_yet_is_exit_code_1(server: Server, command: Command, tmp_path
         done = command(*words)
         assert (done.exit_code, done.stdout) == (1, "")
         assert "no answer yet" in told(done)
-    assert "failed" in command("show", "t").stdout
+    assert "Stopped by: errors" in command("show", "t").stdout
     assert "errors" in command("threads").stdout
     server.script = lambda request, i: Reply(text="A fox.")
     done = command("resume", "t")
