@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,3 +23,26 @@ def test_every_package_is_installed() -> None:
         for file in root.rglob("*.py")
     }
     assert found == set(declared["packages"])
+
+
+ALONE = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+sys.path[:] = [".", *(path for path in sys.path if path not in ("", "."))]
+import {module}
+import anytime_graph.checkpoints, anytime_graph.nodes.hub
+print(anytime_graph.__file__, anytime_graph.nodes.hub.__file__)
+"""
+
+
+@pytest.mark.parametrize("module", ["anytime_graph", "examples.fastapi_app"])
+def test_a_checkout_runs_without_an_install_of_the_project(module: str) -> None:
+    """With nodes/ and checkpoints/ found beside the package, wherever else there is one."""
+    code = ALONE.format(module=module)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.split() == [
+        str(ROOT / "anytime_graph" / "__init__.py"),
+        str(ROOT / "nodes" / "hub.py"),
+    ]
