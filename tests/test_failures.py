@@ -380,7 +380,7 @@ def test_an_honest_judge_raises_the_answer_in_both_orders(
 
 def test_a_critic_that_is_never_satisfied_ends_with_the_budget(server: Server) -> None:
     def script(request: dict[str, Any], i: int) -> Reply:
-        return Reply(text="No, not yet.\nVerdict: improve" if judging(request) else "A river.")
+        return Reply(text="No, not yet.\nVerdict: improve" if judging(request) else f"River {i}.")
 
     server.script = script
     out = run(server, Budget(tokens=5_000), strategy="self_refine")

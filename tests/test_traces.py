@@ -144,7 +144,9 @@ def test_any_tracer_is_told(server: Server) -> None:
     (root,) = collector.traced_runs
     drafts = [run for run in root.child_runs if run.name == "draft"]
     returned = [run.outputs["returned"][0] for run in drafts if run.outputs is not None]
-    assert sum(outcome["spend"]["tokens"] for outcome in returned) == out["spent"]["tokens"]
+    assert (
+        sum(outcome["receipt"]["spend"]["tokens"] for outcome in returned) == out["spent"]["tokens"]
+    )
     assert {outcome["candidate"]["answer"] for outcome in returned} == {"0", "1", "2", "3"}
     calls = [run.child_runs[0] for run in drafts]
     for call in calls:
