@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import importlib.util
 import inspect
 import json
 import math
 import re
-import threading
+import runpy
 from collections.abc import Awaitable, Callable
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -82,12 +82,9 @@ def as_score(verdict: object) -> Score:
 def scorer_in(reference: str) -> Scorer:
     """The scorer that FILE.py:FUNCTION names; the file is run. Raises ValueError."""
     path, colon, name = reference.rpartition(":")
-    spec = importlib.util.spec_from_file_location("check", path) if colon else None
-    if spec is None or spec.loader is None or not Path(path).is_file():
+    if not (colon and path.endswith(".py") and Path(path).is_file()):
         raise ValueError(f"check {reference!r}: FILE.py:FUNCTION, of a file that exists")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    function = getattr(module, name, None)
+    function = runpy.run_path(path, run_name="check").get(name)
     if not callable(function):
         raise ValueError(f"check {reference!r}: {path} has no function {name!r}")
     return cast(Scorer, function)
@@ -107,24 +104,17 @@ def verdict_of(scorer: Scorer, question: str, subject: Any) -> Verdict:
 
 def _waited(verdict: Awaitable[Verdict]) -> Verdict:
     """Wait for an async scorer in a thread of its own, where no event loop can be running."""
-    outcome: list[Verdict] = []
-    failure: list[Exception] = []
 
     async def wait() -> Verdict:
         return await verdict
 
-    def run() -> None:
-        try:
-            outcome.append(asyncio.run(wait()))
-        except Exception as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=run, name="scorer")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return outcome[0]
+    pool = ThreadPoolExecutor(1, thread_name_prefix="scorer")
+    try:
+        return pool.submit(asyncio.run, wait()).result()
+    except asyncio.CancelledError:
+        raise CancelledError from None  # the one that is an Exception: this thread goes on
+    finally:
+        pool.shutdown(wait=False)
 
 
 # --- finding the answer -----------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from anytime_graph.cli.display import curve
+from anytime_graph.scoring import scorer_in
 from tests.server import Reply, Server
 
 COMMAND = [sys.executable, "-W", "error", "-m", "anytime_graph"]
@@ -105,6 +106,22 @@ def test_check_takes_a_scorer_from_a_file(server: Server, tmp_path: Path) -> Non
     assert (out["answer"], out["score"]) == ("xxxxx", 0.1)
 
 
+def test_a_scorer_file_may_hold_classes_whose_annotations_are_postponed(tmp_path: Path) -> None:
+    file = tmp_path / "check.py"
+    file.write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "@dataclass\n"
+        "class Rule:\n"
+        "    length: int\n"
+        "RULE = Rule(50)\n"
+        "def longer(question, answer):\n    return len(answer) / RULE.length\n"
+    )
+    modules = sys.modules.copy()
+    assert scorer_in(f"{file}:longer")("", "xxxxx") == 0.1
+    assert sys.modules == modules
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -113,6 +130,8 @@ def test_check_takes_a_scorer_from_a_file(server: Server, tmp_path: Path) -> Non
         (["--usd", "1"], "the price of 'scripted' is not known"),
         (["--words", "many"], "neither a number nor"),
         (["--check", "nowhere.py:f"], "of a file that exists"),
+        (["--check", f"{__file__}:nothing"], "has no function 'nothing'"),
+        (["--check", f"{__file__}:COMMAND"], "has no function 'COMMAND'"),
         (["--check", "x.py:f", "--words", "3"], "give one"),
         (["--matches", "("], "matches='('"),
         (["--price", "cheap"], "two numbers"),

@@ -183,6 +183,18 @@ def test_async_scorers_work_in_both(server: Server, sync: bool) -> None:
     assert out["best"]["score"] == pytest.approx(0.13)
 
 
+def test_an_async_scorer_that_is_cancelled_costs_its_score_only(server: Server) -> None:
+    async def score(question: str, answer: str) -> float:
+        if answer == "bad":
+            raise asyncio.CancelledError
+        return 0.9
+
+    server.script = lambda request, i: Reply(text=f"<answer>{'good' if i == 2 else 'bad'}</answer>")
+    out = run(server, Budget(calls=4), sync=True, strategy="best_of_n", scorer=score)
+    assert (out["best"]["answer"], out["best"]["score"]) == ("good", 0.9)
+    assert sum("CancelledError" in e for e in out["errors"]) == 3
+
+
 @both
 @pytest.mark.parametrize("tokens", [150, 300, 650, 1_300, 2_600, 5_200])
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
