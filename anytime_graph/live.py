@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cachetools import LRUCache
 from typing_extensions import TypedDict
 
 from anytime_graph.budget import Limits, Spend, left, nothing, total
@@ -88,19 +88,15 @@ class Live:
 
 
 class Lives:
-    """The running questions of a graph, by run id; the oldest are forgotten first."""
+    """The running questions of a graph, by run id; those not used for longest are forgotten first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._by_run: OrderedDict[int, Live] = OrderedDict()
+        self._by_run: LRUCache[int, Live] = LRUCache(_MOST)
 
     def __getitem__(self, run_id: int) -> Live:
         with self._lock:
-            live = self._by_run.setdefault(run_id, Live())
-            self._by_run.move_to_end(run_id)
-            while len(self._by_run) > _MOST:
-                self._by_run.popitem(last=False)
-            return live
+            return self._by_run.setdefault(run_id, Live())
 
     def forget(self, run_id: int) -> None:
         with self._lock:

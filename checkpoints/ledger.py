@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
+from cachetools import LRUCache
+
 from anytime_graph.budget import DIMENSIONS, Spend, nothing
 from anytime_graph.checkpoints.history import History
 from anytime_graph.checkpoints.leases import LEASE, Hold, Leases, ThreadBusy
@@ -66,11 +68,11 @@ class Ledger(History):
         if record not in ("all", "usage"):
             raise ValueError(f"record={record!r}: 'all' or 'usage'")
         super().__init__(store)
-        self._starting = threading.Lock()
+        self._lock = threading.Lock()  # never held while the database is asked
         self.record = record
         self.leases = Leases(store)
         self.failure: str | None = None
-        self._seen: dict[str, float] = {}
+        self._seen: LRUCache[str, float] = LRUCache(_ROOTS)
         self._streaming: dict[tuple[int, int], Callable[[], str]] = {}
         self._closed = threading.Event()
         self._beating: threading.Thread | None = None
@@ -86,7 +88,9 @@ class Ledger(History):
     def give_up(self, root: str, error: LedgerError) -> None:
         """A checkpoint could not be written. For a thread that runs here, or did a moment ago,
         nothing more is spent, so that its run ends with what it has; for any other this raises."""
-        if time.monotonic() - self._seen.get(root, -math.inf) > _RECENT:
+        with self._lock:
+            seen = self._seen.get(root, -math.inf)
+        if time.monotonic() - seen > _RECENT:
             raise error
         log.warning("%s", error)
         self.failure = str(error)
@@ -108,12 +112,9 @@ class Ledger(History):
         hold = self.leases.enter(thread, life)
         if hold.at_work == 1:
             self.failure = None
-        if root is not None:
-            self._seen.pop(root, None)
-            self._seen[root] = math.inf
-            if len(self._seen) > _ROOTS:
-                self._seen.pop(next(iter(self._seen)))
-        with self._starting:
+        with self._lock:
+            if root is not None:
+                self._seen[root] = math.inf
             if self._beating is None:
                 self._beating = threading.Thread(target=self._beat, daemon=True, name="ledger")
                 self._beating.start()
@@ -123,7 +124,8 @@ class Ledger(History):
         """The node has ended. broken: it was cancelled, and its invocation with it."""
         self.leases.leave(hold, broken)
         if root is not None:
-            self._seen[root] = time.monotonic()
+            with self._lock:
+                self._seen[root] = time.monotonic()
 
     def release(self, hold: Hold) -> None:
         """The invocation ends in an error: others may have the thread at once."""
