@@ -187,7 +187,6 @@ def test_gpqa_from_a_file_shuffled_by_a_hash(
     caplog.set_level(logging.DEBUG)
     task = load(f"gpqa_diamond:{written(tmp_path, kind, GPQA)}")
     again = load(f"gpqa_diamond:{written(tmp_path, kind, GPQA[::-1])}")
-    assert task.private
     keys = Counter()
     shown = {q.id: q.prompt for q in again.questions}
     for n, question in enumerate(task.questions):

@@ -27,7 +27,6 @@ from anytime_graph.tasks.trips import (
     rate,
     read_plan,
     render,
-    solutions,
     write,
 )
 
@@ -190,6 +189,30 @@ def test_a_thousand_problems_are_solvable_and_their_wording_is_read_back() -> No
         assert trips.score(problem, "", write(golden)).value == 1
         wordings |= {re.sub(r"\d+", "N", s) for s in re.split(r"\. ", text) if "day N" not in s}
     assert len(wordings) > 100
+
+
+def solutions(trip: Trip) -> Iterator[list[Stay]]:
+    """Every plan that meets all constraints. A search over all orders: up to about 10 cities."""
+    days = dict(trip.stays)
+    if sum(days.values()) - len(days) + 1 != trip.days:
+        return
+
+    def further(plan: list[Stay]) -> Iterator[list[Stay]]:
+        if len(plan) == len(days):
+            yield plan
+            return
+        gone = {stay.city for stay in plan}
+        for city in days:
+            if city in gone or (plan and (plan[-1].city, city) not in trip.flights):
+                continue
+            first = plan[-1].last if plan else 1
+            stay = Stay(city, first, first + days[city] - 1)
+            if all(
+                stay.first <= e.first and e.last <= stay.last for e in trip.events if e.city == city
+            ):
+                yield from further([*plan, stay])
+
+    yield from further([])
 
 
 def test_the_search_finds_the_solutions_that_trying_all_orders_finds() -> None:

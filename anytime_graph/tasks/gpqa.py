@@ -1,7 +1,7 @@
 """GPQA-Diamond (Rein et al. 2023, arXiv 2311.12022), from the Hub or a user's file.
 
-Its authors ask that no example appear in plain text online. So none is shipped, the task is `private`,
-its ids are hashes, and no error, repr or feedback holds a question's text.
+Its authors ask that no example appear in plain text online. So none is shipped, ids are hashes, and
+no error, repr or feedback holds a question's text.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ def gpqa_diamond(file: str = "", *, count: int | None = None, seed: int = 0) -> 
         sampled(partial(_question, rows, file or HUB[0]), len(rows), count, seed),
         "tags",
         "accuracy",
-        private=True,
     )
 
 

@@ -39,8 +39,7 @@ class Task:
     """Questions of one kind, and how their answers are found and measured.
 
     answer: what create_anytime_graph takes as `answer=`. metric: what the mean of the scores is, the
-    constraint satisfaction rate ("csr") or accuracy. private: neither questions nor replies may be
-    published, nor written to a file of results; ids and scores may.
+    constraint satisfaction rate ("csr") or accuracy.
     """
 
     name: str
@@ -48,7 +47,6 @@ class Task:
     questions: Sequence[Question] = field(repr=False)
     answer: Literal["tags", "whole"] | Extractor
     metric: Literal["csr", "accuracy"]
-    private: bool = False
 
 
 class Lazy(Sequence[T]):

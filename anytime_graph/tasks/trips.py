@@ -8,7 +8,7 @@ so that problems made here and those of its file are read by the same grammar.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -360,30 +360,6 @@ def make(dice: Random, cities: int, density: float, events: float) -> tuple[Trip
     stated = [(stay.city, stay.last - stay.first + 1) for stay in plan]
     dice.shuffle(stated)
     return Trip(plan[-1].last, tuple(stated), tuple(attended), frozenset(flights)), plan
-
-
-def solutions(trip: Trip) -> Iterator[list[Stay]]:
-    """Every plan that meets all constraints. A search over all orders: up to about 10 cities."""
-    days = dict(trip.stays)
-    if sum(days.values()) - len(days) + 1 != trip.days:
-        return
-
-    def further(plan: list[Stay]) -> Iterator[list[Stay]]:
-        if len(plan) == len(days):
-            yield plan
-            return
-        gone = {stay.city for stay in plan}
-        for city in days:
-            if city in gone or (plan and (plan[-1].city, city) not in trip.flights):
-                continue
-            first = plan[-1].last if plan else 1
-            stay = Stay(city, first, first + days[city] - 1)
-            if all(
-                stay.first <= e.first and e.last <= stay.last for e in trip.events if e.city == city
-            ):
-                yield from further([*plan, stay])
-
-    yield from further([])
 
 
 def _name(k: int) -> str:
