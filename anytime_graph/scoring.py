@@ -10,7 +10,7 @@ import math
 import re
 import runpy
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -112,7 +112,7 @@ def _waited(verdict: Awaitable[Verdict]) -> Verdict:
     try:
         return pool.submit(asyncio.run, wait()).result()
     except asyncio.CancelledError:
-        raise RuntimeError("the scorer was cancelled from within") from None
+        raise CancelledError from None  # the one that is an Exception: this thread goes on
     finally:
         pool.shutdown(wait=False)
 

@@ -716,6 +716,7 @@ def test_tasks_have_options_of_their_own_and_examples_are_turns(
         (["--total-tokens", "0"], "--total-tokens 0: more than 0"),
         (["--total-usd", "1"], "the price of openai:scripted is not known"),
         (["--rate", "-1"], "--rate -1.0: more than 0"),
+        (["--price", "cheap"], "two numbers, as in 0.40,1.60"),
         (["--q-max", "0.5"], "--q-max 0.5: scores go up to 1"),
         (["--baseline", "pdp", "--strategy", "single"], "--baseline 'pdp': one of the strategies"),
         (["--task-option", "difficulty"], "NAME=VALUE, as in difficulty=3"),

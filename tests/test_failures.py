@@ -439,7 +439,7 @@ def test_an_async_scorer_that_is_cancelled_costs_its_score_only(server: Server) 
     server.script = lambda request, i: Reply(text=f"<answer>{'good' if i == 2 else 'bad'}</answer>")
     out = run(server, Budget(calls=4), sync=True, strategy="best_of_n", scorer=score)
     assert (out["best"]["answer"], out["best"]["score"]) == ("good", 0.9)
-    assert sum("cancelled" in e for e in out["errors"]) == 3
+    assert sum("CancelledError" in e for e in out["errors"]) == 3
 
 
 @both
