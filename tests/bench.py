@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from anytime_graph import Budget, Draft, create_anytime_graph, open_checkpoints
 from tests.bench_ranking import ranking
-from tests.server import Reply, Server, serving
+from tests.kit.server import Reply, Server, serving
 
 QUESTION: Any = {"messages": [("user", "Tell me all about rivers.")]}
 console = Console(width=130)

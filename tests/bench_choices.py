@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from anytime_graph import Budget, create_anytime_graph
 from anytime_graph.planning.profiles import Profile
 from anytime_graph.run.state import payoff
-from tests.server import Reply, Server, serving
+from tests.kit.server import Reply, Server, serving
 
 BUDGETS = (200, 400, 800, 1_600)
 RIGHT, P = "7", 0.42

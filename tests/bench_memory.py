@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from anytime_graph import open_checkpoints
 from anytime_graph.checkpoints.likeness import keys
 from anytime_graph.checkpoints.memory import Memory, encoded, memory_of
-from tests.paraphrases import generate
-from tests.postgres import fresh, programs, running
+from tests.kit.paraphrases import generate
+from tests.kit.postgres import fresh, programs, running
 
 PAIRS, SMALL, ASKED = 100_000, 5_000, 500
 COLUMNS = {

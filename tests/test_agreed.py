@@ -16,7 +16,7 @@ from langgraph.store.memory import InMemoryStore
 from anytime_graph import Budget, Draft, Move, Until, View, create_anytime_graph
 from anytime_graph.planning import strategies
 from anytime_graph.planning.prospects import agreement
-from tests.server import Reply, Server, serving
+from tests.kit.server import Reply, Server, serving
 
 ASK: Any = {"messages": [("user", "What is the capital of France?")]}
 PARIS = "<answer>Paris</answer>"

@@ -16,7 +16,7 @@ import pytest
 from anytime_graph import Budget, Judge, create_anytime_graph, open_checkpoints
 from anytime_graph.audit import Audit, audit, audit_questions
 from anytime_graph.budget import total
-from tests.server import Reply, Server
+from tests.kit.server import Reply, Server
 from tests.test_judge import comparing, sides, two
 
 QUALITY = re.compile(r"quality (\d+)")

@@ -28,13 +28,14 @@ from anytime_graph.checkpoints import LedgerError
 from anytime_graph.checkpoints.sqlite import SqliteStore
 from anytime_graph.cli import main
 from anytime_graph.metrics import anytime_index, gain_per_token
-from tests.forks import forks
-from tests.lives import command
-from tests.server import Call, Reply, Script, Server
+from tests.kit.forks import forks
+from tests.kit.lives import command
+from tests.kit.places import DATA
+from tests.kit.server import Call, Reply, Script, Server
+from tests.kit.waiting import PATIENCE
 from tests.test_cli import environment
-from tests.waiting import PATIENCE
 
-RECORDED = Path(__file__).parent / "data" / "bench"
+RECORDED = DATA / "bench"
 OWN = ["--task", "jsonl:q.jsonl", "--task-option", "check=check.py:check"]
 MODEL = ["--model", "openai:scripted"]
 CHECK = "def check(question, answer):\n    return float(answer)\n"

@@ -24,7 +24,7 @@ from anytime_graph import Budget, NoAnswer, create_anytime_graph
 from anytime_graph.chat import ChatAnytime
 from anytime_graph.metering import tool_calls as calls
 from anytime_graph.middleware import TokenBudgetMiddleware
-from tests.conftest import torture
+from tests.kit.marks import torture
 
 Json = dict[str, Any]
 QUESTION: Any = {"messages": [("user", "Clean up.")]}

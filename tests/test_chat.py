@@ -24,8 +24,8 @@ from pydantic import BaseModel, ValidationError
 
 from anytime_graph import Budget, BudgetTooSmall, NoAnswer, Prices, create_anytime_graph
 from anytime_graph.chat import IMPROVEMENT, ChatAnytime
-from tests.conftest import torture
-from tests.server import Reply, Server, serving
+from tests.kit.marks import torture
+from tests.kit.server import Reply, Server, serving
 
 QUESTION = "Why do rivers bend?"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-from pathlib import Path
 from typing import Any, ClassVar
 
 import httpx
@@ -22,7 +21,8 @@ from langchain_tests.unit_tests.chat_models import ChatModelTests
 from anytime_graph import Budget
 from anytime_graph.chat import ChatAnytime
 from anytime_graph.local import local_model
-from tests.server import Reply, Server, said
+from tests.kit.places import ROOT
+from tests.kit.server import Reply, Server, said
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.* is in beta"),  # LangChain's stream_events, version v3
@@ -166,7 +166,7 @@ def left_out(suite: type[ChatModelTests]) -> set[str]:
 
 
 def test_docs_name_what_is_left_out() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "chat.md").read_text()
+    page = (ROOT / "docs" / "chat.md").read_text()
     _, *parts = re.split(r"^### Left out", page, flags=re.MULTILINE)
     scripted, embedded = (set(re.findall(r"^- `(\w+)`.*: .+", p, re.MULTILINE)) for p in parts)
     assert scripted == left_out(TestUnit) == left_out(TestIntegration) | {"test_init_streaming"}

@@ -30,8 +30,8 @@ from anytime_graph.planning.moves import Draft, Move, Stop, View
 from anytime_graph.planning.strategies import best_of_n
 from anytime_graph.run.state import conversation_digest
 from tests import bench_choices
-from tests.conftest import torture
-from tests.server import Call, Reply, Server, serving
+from tests.kit.marks import torture
+from tests.kit.server import Call, Reply, Server, serving
 
 ASK = {"messages": [("user", "Why do rivers bend, and what has the old bed to do with it?")]}
 SAID = [f"so <answer>{n}</answer> it is" for n in range(8)]

@@ -16,9 +16,9 @@ import pytest
 
 from anytime_graph.cli.display import curve
 from anytime_graph.scoring import scorer_in
-from tests.forks import forked
-from tests.server import Reply, Server
-from tests.waiting import PATIENCE
+from tests.kit.forks import forked
+from tests.kit.server import Reply, Server
+from tests.kit.waiting import PATIENCE
 
 COMMAND = [sys.executable, "-W", "error", "-m", "anytime_graph"]
 

@@ -15,7 +15,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from anytime_graph import open_checkpoints
-from tests.postgres import fresh
+from tests.kit.postgres import fresh
 
 Saver = BaseCheckpointSaver[Any]
 

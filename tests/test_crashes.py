@@ -25,11 +25,11 @@ from psycopg.rows import dict_row
 
 from anytime_graph import open_checkpoints
 from anytime_graph.checkpoints import leases
-from tests.conftest import torture
-from tests.forks import forks
-from tests.lives import Spec, arun, compiled, live
-from tests.server import Call, Reply, Script, Server, serving
-from tests.waiting import PATIENCE
+from tests.kit.forks import forks
+from tests.kit.lives import Spec, arun, compiled, live
+from tests.kit.marks import torture
+from tests.kit.server import Call, Reply, Script, Server, serving
+from tests.kit.waiting import PATIENCE
 
 STRATEGIES = ("pdp", "self_refine", "best_of_n")
 INSTANTS = 200 if torture else 5

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from anytime_graph import Budget, create_anytime_graph
-from tests.conftest import torture
-from tests.forks import forked
-from tests.lives import EMBEDDED
-from tests.server import Reply, Server
-from tests.waiting import PATIENCE
+from tests.kit.forks import forked
+from tests.kit.lives import EMBEDDED
+from tests.kit.marks import torture
+from tests.kit.places import ROOT
+from tests.kit.server import Reply, Server
+from tests.kit.waiting import PATIENCE
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 

@@ -15,8 +15,8 @@ from click.testing import CliRunner, Result
 from anytime_graph import Budget, Constraints, create_anytime_graph, open_checkpoints
 from anytime_graph.checkpoints.export import FORMS, line
 from anytime_graph.cli import main
-from tests.server import Reply, Server
-from tests.waiting import PATIENCE
+from tests.kit.server import Reply, Server
+from tests.kit.waiting import PATIENCE
 
 NASTY = 'a\nb\r\n\u2028"c"\t\u2029\x85 \\n 日本 🦊 \x1b[2J \x9b\u202e'
 TEXTS = ["A fox.", f"{NASTY} river", "A river and a fox.", "A bend.", f"{NASTY} fox river bend"]

@@ -27,13 +27,11 @@ from anytime_graph import (
 from anytime_graph.budget import nothing
 from anytime_graph.models.providers import unserved
 from anytime_graph.planning.strategies import STRATEGIES
-from tests.conftest import torture
-from tests.server import REFUSALS, Reply, Server, serving
+from tests.kit.marks import both, torture
+from tests.kit.server import REFUSALS, Reply, Server, serving
 
 QUESTION = {"messages": [("user", "Name a river and say where it runs.")]}
 FAILURES: list[Any] = [400, 429, 500, "drop", "break", "junk", "empty"]
-
-both = pytest.mark.parametrize("sync", [True, False], ids=["sync", "async"])
 
 
 def run(server: Server, budget: Budget, sync: bool = True, **options: Any) -> dict[str, Any]:

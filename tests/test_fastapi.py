@@ -18,9 +18,9 @@ import pytest
 import uvicorn
 
 from examples import fastapi_app
-from tests.conftest import torture
-from tests.server import Reply, Server
-from tests.waiting import PATIENCE
+from tests.kit.marks import torture
+from tests.kit.server import Reply, Server
+from tests.kit.waiting import PATIENCE
 
 AT_ONCE = 32
 KINDS = ("whole", "leaves", "whole", "leaves", "whole", "leaves", "whole", "hurried")

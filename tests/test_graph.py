@@ -35,9 +35,8 @@ from anytime_graph import (
     create_anytime_graph,
 )
 from anytime_graph.planning.strategies import STRATEGIES, best_of_n
-from tests.server import Reply, Server
-
-both = pytest.mark.parametrize("sync", [True, False], ids=["sync", "async"])
+from tests.kit.marks import both
+from tests.kit.server import Reply, Server
 
 
 def ask(text: str = "Name a river.", **more: Any) -> dict[str, Any]:

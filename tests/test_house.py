@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests import house
+from tests.kit import house
 
 FLOOR = {name: floor for floor, names in enumerate(house.ROOMS) for name in names}
 
@@ -82,4 +82,4 @@ def test_few_names_stand_in_two_modules() -> None:
 
 def test_the_page_tells_of_the_modules_as_they_are() -> None:
     text = house.PAGE.read_text(encoding="utf-8")
-    assert house.page(text) == text, "python -m tests.house writes the table"
+    assert house.page(text) == text, "python -m tests.kit.house writes the table"

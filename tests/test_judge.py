@@ -27,8 +27,8 @@ from anytime_graph.metering.meter import with_json_schema
 from anytime_graph.nodes.critique import VERDICT, read
 from anytime_graph.prompts import Case, compare
 from anytime_graph.run.ranking import both_orders
-from tests.conftest import torture
-from tests.server import Reply, Server, serving, words
+from tests.kit.marks import torture
+from tests.kit.server import Reply, Server, serving, words
 
 ASK = {"messages": [("user", "Name a river.")]}
 QUALITY = re.compile(r"quality (\d+)")

@@ -22,9 +22,9 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from anytime_graph import Budget, ThreadBusy, open_checkpoints
 from anytime_graph.checkpoints import Checkpoints
-from tests.server import Reply, Server, by_place
+from tests.kit.server import Reply, Server, by_place
+from tests.kit.waiting import PATIENCE, auntil, until, waits_for_the_file
 from tests.test_ledger import ASK, ON, graph, sql
-from tests.waiting import PATIENCE, auntil, until, waits_for_the_file
 
 
 def thread(n: int) -> Any:

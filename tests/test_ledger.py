@@ -30,8 +30,8 @@ from anytime_graph import (
     open_checkpoints,
 )
 from anytime_graph.checkpoints import Checkpoints, schema
-from tests.server import Call, Reply, Server, by_place
-from tests.waiting import PATIENCE, auntil, until
+from tests.kit.server import Call, Reply, Server, by_place
+from tests.kit.waiting import PATIENCE, auntil, until
 
 ASK = {"messages": [("user", "Why do rivers bend?")]}
 ON: Any = {"configurable": {"thread_id": "rivers"}}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from langgraph.store.memory import InMemoryStore
 
 from anytime_graph import Budget, Score, create_anytime_graph, open_checkpoints
-from tests.server import Reply, Script, Server, serving
+from tests.kit.server import Reply, Script, Server, serving
 
 FIRST = "Write a poem about the river Rhine in autumn."
 LIKE = "In autumn, write me a short poem about the river Rhine."

@@ -20,7 +20,8 @@ from anytime_graph.metering.bill import bill
 from anytime_graph.metering.meter import meter as meter_of
 from anytime_graph.metering.request import Request
 from anytime_graph.metering.streamed import StreamedReply
-from tests.server import Reply, Server, serving
+from tests.kit.marks import both
+from tests.kit.server import Reply, Server, serving
 
 QUESTION = {"messages": [("user", "Tell me all about rivers.")]}
 
@@ -33,9 +34,6 @@ def run(server: Server, budget: Budget, sync: bool = True, **options: Any) -> di
 
 def filling(**reply: Any) -> Any:
     return lambda request, i: Reply(text=None, **reply)
-
-
-both = pytest.mark.parametrize("sync", [True, False], ids=["sync", "async"])
 
 
 @both

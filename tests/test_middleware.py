@@ -40,14 +40,13 @@ from anytime_graph import (
     open_checkpoints,
 )
 from anytime_graph.middleware import TokenBudgetMiddleware, metered
-from tests.conftest import torture
-from tests.server import REFUSALS, Call, Reply, Server, serving
+from tests.kit.marks import both, torture
+from tests.kit.server import REFUSALS, Call, Reply, Server, serving
+from tests.kit.waiting import PATIENCE
 from tests.test_metering import LIES
-from tests.waiting import PATIENCE
 
 ANSWER = "Rivers bend because water erodes the outer bank."
 QUESTION: Any = {"messages": [("user", "Why do rivers bend?")]}
-both = pytest.mark.parametrize("sync", [True, False], ids=["sync", "async"])
 
 
 @tool

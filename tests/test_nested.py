@@ -33,13 +33,12 @@ from anytime_graph import (
 )
 from anytime_graph.budget import nothing
 from anytime_graph.run.calls import PLACES
-from tests.conftest import torture
-from tests.lives import Spec
-from tests.pipelines import App, Handed, agent, composed, life, score, using_tools
-from tests.server import Call, Reply, Server, by_place, serving
+from tests.kit.lives import Spec
+from tests.kit.marks import both, torture
+from tests.kit.pipelines import App, Handed, agent, composed, life, score, using_tools
+from tests.kit.server import Call, Reply, Server, by_place, serving
 from tests.test_crashes import Doom, ended, forks, ledger, struck
 
-both = pytest.mark.parametrize("sync", [True, False], ids=["sync", "async"])
 ASK: Any = {"messages": [("user", "Why do rivers bend?")]}
 ON: Any = {"configurable": {"thread_id": "rivers"}}
 

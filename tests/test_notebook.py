@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 
 from anytime_graph import Budget, create_anytime_graph, open_checkpoints
 from anytime_graph.notebook import awatch, show, watch
-from tests.server import Reply, Server
+from tests.kit.server import Reply, Server
 
 HOSTILE = "<script>alert(1)</script>\x1b[2J & <b>%d</b>"
 ASK: Any = {"messages": [("user", "Why do rivers bend?")]}

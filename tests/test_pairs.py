@@ -18,7 +18,7 @@ from anytime_graph.planning.strategies import pdp
 from anytime_graph.prompts import Lessons, Protocol, draft
 from anytime_graph.run.pairs import Candidate, Example, Pair, Shown, parting, scored_pairs
 from anytime_graph.scoring import normal
-from tests.server import Call, Reply, Server
+from tests.kit.server import Call, Reply, Server
 
 ASK = {"messages": [("user", "Name a river.")]}
 WORDS = [

@@ -26,10 +26,10 @@ from anytime_graph.checkpoints.likeness import keys
 from anytime_graph.checkpoints.memory import Example, Memory, Namespace, encoded, memory_of
 from anytime_graph.checkpoints.store import plain
 from anytime_graph.run.pairs import Pair
-from tests.conftest import torture
-from tests.paraphrases import generate
-from tests.postgres import fresh
-from tests.server import Server
+from tests.kit.marks import torture
+from tests.kit.paraphrases import generate
+from tests.kit.postgres import fresh
+from tests.kit.server import Server
 from tests.test_ledger import ASK, ON, graph, sql
 
 US, THEM = ("acme", "ann"), ("acme",)

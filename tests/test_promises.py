@@ -16,7 +16,7 @@ from anytime_graph import Budget, BudgetTooSmall, NoAnswer, Prices, Score, creat
 from anytime_graph.checkpoints.memory import memory_of
 from anytime_graph.planning.strategies import STRATEGIES
 from anytime_graph.run.pairs import Pair
-from tests.server import Reply, Server, serving
+from tests.kit.server import Reply, Server, serving
 
 PRICES = Prices(input=2.0, output=8.0, cached_input=0.5)
 

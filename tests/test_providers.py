@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -29,6 +28,7 @@ from langchain_core.language_models import BaseChatModel
 
 from anytime_graph import Budget, NoAnswer, Prices, create_anytime_graph
 from anytime_graph.models import resolve_model
+from tests.kit.places import ROOT
 
 pytestmark = [  # of google-genai with aiohttp, in its own code
     pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession:DeprecationWarning"),
@@ -37,7 +37,6 @@ pytestmark = [  # of google-genai with aiohttp, in its own code
 
 Json = dict[str, Any]
 Text = list[Any]
-ROOT = Path(__file__).parent.parent
 QUESTION = {"messages": [("user", "Why do rivers bend?")]}
 CAP = 77
 TEXT: Text = ["so ", "<answer>7</answer>", " it is"]

@@ -29,8 +29,8 @@ from anytime_graph.benchmark.spread import work
 from anytime_graph.benchmark.tape import facts_of
 from anytime_graph.models import resolve_model
 from tests import test_bench
-from tests.postgres import fresh
-from tests.server import Call, Reply, Server, serving
+from tests.kit.postgres import fresh
+from tests.kit.server import Call, Reply, Server, serving
 from tests.test_bench import KINDS, MODEL, OWN, Bench, killed, records, tables, told, varied
 from tests.test_cli import environment
 

@@ -24,10 +24,10 @@ from langgraph_sdk import get_sync_client
 from langgraph_sdk.client import SyncLangGraphClient
 
 from anytime_graph import Budget, Context, Prices, create_anytime_graph, fork
-from tests.server import Reply, Server, prompt_tokens, serving
-from tests.waiting import PATIENCE, until
+from tests.kit.places import ROOT
+from tests.kit.server import Reply, Server, prompt_tokens, serving
+from tests.kit.waiting import PATIENCE, until
 
-ROOT = Path(__file__).parent.parent
 QUESTION = {"messages": [{"role": "user", "content": "Why do rivers bend?"}]}
 
 

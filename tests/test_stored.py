@@ -1,5 +1,5 @@
 """What earlier versions left behind opens, goes on and reports as before, and nothing is paid twice;
-what later versions will leave is refused before anything is spent. The sets: tests/stored.py."""
+what later versions will leave is refused before anything is spent. The sets: tests/kit/stored.py."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from langgraph.checkpoint.memory import InMemorySaver
 from anytime_graph import Budget, create_anytime_graph, fork, open_checkpoints
 from anytime_graph.checkpoints import LedgerError
 from anytime_graph.cli import main
-from tests import stored
-from tests.server import Server
-from tests.stored import (
+from tests.kit import stored
+from tests.kit.server import Server
+from tests.kit.stored import (
     KILLED,
     MORE,
     QUESTION,

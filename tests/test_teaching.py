@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from tests.server import Reply, Server
+from tests.kit.server import Reply, Server
+from tests.kit.waiting import PATIENCE
 from tests.test_audit import better, drafted
 from tests.test_cli import environment
 from tests.test_judge import comparing, sides
 from tests.test_threads import begun, command, told
-from tests.waiting import PATIENCE
 
 __all__ = ["command"]
 

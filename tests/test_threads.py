@@ -19,9 +19,9 @@ from click.testing import CliRunner, Result
 from anytime_graph import Budget, create_anytime_graph, open_checkpoints
 from anytime_graph.cli import main
 from anytime_graph.text import clipped, harmless
-from tests.server import Reply, Server
+from tests.kit.server import Reply, Server
+from tests.kit.waiting import PATIENCE
 from tests.test_cli import COMMAND, environment
-from tests.waiting import PATIENCE
 
 COMMANDS = ["threads", "show", "best", "export", "plot", "resume", "rm"]
 RULES = ["--include", "fox", "--include", "river", "--include", "bend", "--words", "3-9"]

@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from pydantic import SecretStr
 
 from anytime_graph import Budget, create_anytime_graph
-from tests.server import Reply, Server
+from tests.kit.server import Reply, Server
 
 ASK: Any = {"messages": [("user", "Why do rivers bend?")]}
 SECRET = "sk-not-to-be-told"

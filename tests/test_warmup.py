@@ -15,10 +15,11 @@ from langgraph.store.memory import InMemoryStore
 from anytime_graph import Budget, Judge, WarmUp, create_anytime_graph, open_checkpoints, warm_up
 from anytime_graph.checkpoints import Checkpoints
 from anytime_graph.checkpoints.memory import StoreMemory
-from tests.server import Reply, Server
+from tests.kit.places import ROOT
+from tests.kit.server import Reply, Server
+from tests.kit.waiting import PATIENCE
 from tests.test_audit import drafted, quality, right, scripted
 from tests.test_cli import environment
-from tests.waiting import PATIENCE
 
 RIVERS = ["Why do rivers bend?", "Why do rivers freeze?", "Why do rivers flood?"]
 US = ("acme", "ann")
@@ -109,8 +110,7 @@ def test_a_kill_costs_nothing_twice(server: Server, tmp_path: Path) -> None:
     server.calls.clear()
     server.script = lambda r, i: Reply(text=None, pace=0.01) if i == 4 else answering(r, i)
     words = [sys.executable, "-W", "error", "-c", DOOMED, str(tmp_path / "a.db")]
-    root = Path(__file__).parent.parent
-    with subprocess.Popen(words, env=environment(server), cwd=root) as process:
+    with subprocess.Popen(words, env=environment(server), cwd=ROOT) as process:
         with server.changed:
             assert server.changed.wait_for(
                 lambda: server.open == 1 and len(server.calls) == 6, timeout=PATIENCE

@@ -27,8 +27,8 @@ from anytime_graph import (
     create_anytime_graph,
     open_checkpoints,
 )
-from tests.lives import Spec, model
-from tests.server import Reply, Script
+from tests.kit.lives import Spec, model
+from tests.kit.server import Reply, Script
 
 App = CompiledStateGraph[Any, Any, Any, Any]
 

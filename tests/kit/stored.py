@@ -1,7 +1,7 @@
 """What a version of this library leaves behind: threads in every state, a ledger, a memory, an agent's
 thread, a profile, a benchmark. Later versions must read it: see test_stored.py.
 
-`python -m tests.stored NAME` makes tests/data/stored/NAME with the code that is checked out, so it is
+`python -m tests.kit.stored NAME` makes tests/data/stored/NAME with the code that is checked out, so it is
 run at the commit whose files it shall keep, never later; with names behind it, of these threads only.
 "eab4559" was made there, before states, planned calls and agents' threads said of which form they are;
 "99d5669" of THREADS without those that it could not have, in the first half of this history. A set holds
@@ -43,10 +43,11 @@ from langgraph.store.base import BaseStore
 
 from anytime_graph import Budget, Prices, create_anytime_graph, fork, open_checkpoints
 from anytime_graph.middleware import TokenBudgetMiddleware
-from tests.postgres import fresh, running
-from tests.server import Reply, Server, serving
+from tests.kit.places import DATA
+from tests.kit.postgres import fresh, running
+from tests.kit.server import Reply, Server, serving
 
-SETS = Path(__file__).parent / "data" / "stored"
+SETS = DATA / "stored"
 SPACE = ("acme", "ann")
 QUESTION = "Why do rivers bend?"
 SIMILAR = "Why do rivers bend so much?"
@@ -201,7 +202,7 @@ def _command(name: str, target: str, server: Server) -> list[str]:
         words = ["solve", QUESTION, "--db", target, "--thread", name, "--calls", "6"]
         rules = ["--include", "river", "--strategy", "self_refine", "--words", "9-12"]
         return [sys.executable, "-m", "anytime_graph", *words, *rules, *MODEL]
-    return [sys.executable, "-m", "tests.stored", "live", name, target, server.url]
+    return [sys.executable, "-m", "tests.kit.stored", "live", name, target, server.url]
 
 
 def _environment(server: Server) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Samples of the embedded model, to replay stopping rules on. `python -m tests.samples` makes
+"""Samples of the embedded model, to replay stopping rules on. `python -m tests.kit.samples` makes
 tests/data/samples.jsonl anew: for each question of two tasks of Reasoning Gym, with three solved
 examples as chat turns, 16 answers at temperature 0.8, as {question, sample, answer, correct, tokens}.
 """
@@ -6,14 +6,12 @@ examples as chat turns, 16 answers at temperature 0.8, as {question, sample, ans
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.kit.places import DATA
 
-FILE = Path(__file__).parent / "data" / "samples.jsonl"
+FILE = DATA / "samples.jsonl"
 QUESTIONS, SAMPLES, SOLVED = 16, 16, 3
 TASKS = {
     "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},

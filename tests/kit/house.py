@@ -1,6 +1,6 @@
 """What the package's own source says of its structure: rooms, imports, calls, names.
 
-`python -m tests.house` writes the table of modules into docs/architecture.md.
+`python -m tests.kit.house` writes the table of modules into docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.kit.places import ROOT
+
 PAGE = ROOT / "docs" / "architecture.md"
 ROOMS = (
     ("budget", "text", "interrupt", "forms", "local", "metrics"),
@@ -28,7 +28,7 @@ ROOMS = (
     ("cli",),
 )
 """Floors, the lowest first. A room imports from floors below its own only."""
-_BEGIN, _END = "<!-- modules: python -m tests.house -->", "<!-- end of modules -->"
+_BEGIN, _END = "<!-- modules: python -m tests.kit.house -->", "<!-- end of modules -->"
 
 
 @cache

@@ -6,11 +6,11 @@ import multiprocessing
 import subprocess
 from pathlib import Path
 
-from tests.lives import program
-from tests.waiting import PATIENCE
+from tests.kit.lives import program
+from tests.kit.waiting import PATIENCE
 
 forks = multiprocessing.get_context("forkserver")
-forks.set_forkserver_preload(["tests.lives", "tests.pipelines"])
+forks.set_forkserver_preload(["tests.kit.lives", "tests.kit.pipelines"])
 
 
 def forked(

@@ -20,7 +20,7 @@ from typing import Any
 
 from langchain_openai import ChatOpenAI
 
-from tests.waiting import PATIENCE
+from tests.kit.waiting import PATIENCE
 
 WORD = "word "
 REFUSALS = (400, 401, 403, 404, 409, 413, 422, 429, 503, 529)
