@@ -68,9 +68,9 @@ bench: setup
 simulation: setup
 	$(BIN)/python -m tests.simulation 2000 2 docs/results/simulation.md
 
-# The replies of the embedded model that tests/test_bench.py replays; due when prompts change.
+# The replies of the embedded model that tests/benchmark/test_bench.py replays; due when prompts change.
 recording: setup
-	$(BIN)/python -m tests.test_bench
+	$(BIN)/python -m tests.benchmark.test_bench
 
 clean:
 	rm -rf $(VENV) build .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,37 +14,8 @@ import pytest
 from anytime_graph import Budget, Judge, create_anytime_graph, open_checkpoints
 from anytime_graph.audit import Audit, audit, audit_questions
 from anytime_graph.budget import total
+from tests.kit.judging import Says, better, comparing, drafted, quality, right, scripted, sides, two
 from tests.kit.server import Reply, Server
-from tests.test_judge import comparing, sides, two
-
-QUALITY = re.compile(r"quality (\d+)")
-Says = Callable[[str, str, random.Random], str]
-
-
-def quality(question: str, answer: str) -> float:
-    return int(QUALITY.search(answer)[1]) / 100  # type: ignore[index]
-
-
-def better(a: str, b: str) -> str:
-    return "A" if quality("", a) > quality("", b) else "B"
-
-
-def drafted(seed: int, question: str) -> str:
-    draw = random.Random(f"{question} {seed}")
-    return f"quality {draw.randrange(100)}" + " so" * draw.randrange(1, 30)
-
-
-def scripted(server: Server, says: Says) -> None:
-    """Drafts of random quality and length, and a judge that says `says(a, b, random)`."""
-
-    def script(request: dict[str, Any], i: int) -> Reply:
-        said = request["messages"][-1]["content"]
-        if not comparing(request):
-            return Reply(text=drafted(request["seed"], said))
-        draw = random.Random(f"{said} {request['seed']}")
-        return Reply(text=f"So.\nVerdict: {says(*sides(request), draw)}")
-
-    server.script = script
 
 
 def audited(server: Server, file: Path, says: Says, n: int = 12, **more: Any) -> Audit:
@@ -62,14 +31,6 @@ def audited(server: Server, file: Path, says: Says, n: int = 12, **more: Any) ->
             answer="whole",
             **more,
         )
-
-
-def right(p: float) -> Says:
-    def says(a: str, b: str, draw: random.Random) -> str:
-        best = better(a, b)
-        return best if draw.random() < p else "AB".replace(best, "")
-
-    return says
 
 
 def covers(interval: Any, value: float) -> bool:

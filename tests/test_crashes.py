@@ -3,50 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import random
 import signal
-import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psycopg
 import pytest
-from psycopg.rows import dict_row
 
 from anytime_graph import open_checkpoints
 from anytime_graph.checkpoints import leases
 from tests.kit.forks import forks
+from tests.kit.kills import NEVER, Doom, ended, struck
+from tests.kit.ledgers import ledger
 from tests.kit.lives import Spec, arun, compiled, live
 from tests.kit.marks import torture
-from tests.kit.server import Call, Reply, Script, Server, serving
+from tests.kit.server import Reply, Script, Server, serving
 from tests.kit.waiting import PATIENCE
 
 STRATEGIES = ("pdp", "self_refine", "best_of_n")
 INSTANTS = 200 if torture else 5
 FOR_EVER = 10 * PATIENCE
 """Seconds for which leases hold where nobody may wait for their end."""
-
-
-class Doom(NamedTuple):
-    """A life ends `delay` seconds after the n-th such event: "asked", "word" or "ended" at the
-    server; "born", its own beginning."""
-
-    event: str
-    n: int
-    delay: float
-
-
-NEVER = Doom("never", 1, 0)
 
 
 class Course(NamedTuple):
@@ -80,37 +66,6 @@ def born(*specs: Spec) -> ForkServerProcess:
     return process
 
 
-def ended(process: ForkServerProcess) -> int | None:
-    process.join(PATIENCE)
-    hung = process.is_alive()
-    process.kill()
-    process.join()
-    assert not hung
-    return process.exitcode
-
-
-@contextmanager
-def struck(server: Server, doom: Doom, strike: Callable[[], None]) -> Iterator[None]:
-    """Strike when the doom comes, unless the block ends before."""
-    nth = itertools.count(1)
-    timer = threading.Timer(doom.delay, strike)
-
-    def watch(event: str, call: Call) -> None:
-        if event == doom.event and next(nth) == doom.n:
-            if doom.delay:
-                timer.start()
-            else:
-                strike()
-
-    server.watch = watch
-    watch("born", Call({}, 0))
-    try:
-        yield
-    finally:
-        timer.cancel()
-        server.watch = lambda event, call: None
-
-
 def lived(server: Server, spec: Spec, doom: Doom = NEVER) -> bool:
     """Live once, until the end (True) or the doom."""
     process = born(spec)
@@ -134,23 +89,6 @@ def dooms(dice: random.Random, n: int, course: Course) -> list[Doom]:
         kinds[n % len(kinds)](),
         *(dice.choice(kinds)() for _ in range(dice.randint(0, 2))),
     ]
-
-
-def ledger(target: str, sql: str, *parameters: Any) -> list[dict[str, Any]]:
-    """Rows as they lie in the database; none where a table was not made yet."""
-    if not target.startswith("postgresql"):
-        with closing(sqlite3.connect(target)) as connection:
-            connection.row_factory = sqlite3.Row
-            made = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'answers'")
-            rows = connection.execute(sql, parameters) if made.fetchone() else []
-            return [dict(row) for row in rows]
-    with psycopg.connect(
-        target, options="-c search_path=anytime", row_factory=dict_row
-    ) as connection:
-        try:
-            return connection.execute(sql.replace("?", "%s"), parameters).fetchall()
-        except psycopg.errors.UndefinedTable:
-            return []
 
 
 CALLS = "SELECT c.* FROM calls c JOIN runs r ON r.id = c.run_id WHERE r.thread = ?"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import pytest
@@ -27,25 +26,11 @@ from anytime_graph.metering.meter import with_json_schema
 from anytime_graph.nodes.critique import VERDICT, read
 from anytime_graph.prompts import Case, compare
 from anytime_graph.run.ranking import both_orders
+from tests.kit.judging import QUALITY, comparing, sides, two
 from tests.kit.marks import torture
 from tests.kit.server import Reply, Server, serving, words
 
 ASK = {"messages": [("user", "Name a river.")]}
-QUALITY = re.compile(r"quality (\d+)")
-
-
-def comparing(request: dict[str, Any]) -> bool:
-    return "Compare two answers" in request["messages"][0]["content"]
-
-
-def sides(request: dict[str, Any]) -> list[str]:
-    """The two answers between their fences, which are told by the first line."""
-    text = request["messages"][-1]["content"]
-    fence = text.split(" ", 1)[0]
-    parts = re.split(rf"(?m)^{fence} (?:CONVERSATION|QUESTION|ANSWER A|ANSWER B|END)$\n?", text)
-    assert len(parts) == (9 if "CONVERSATION" in text else 7), text
-    assert not "".join(parts[::2]).strip(), "nothing stands outside of the fences"
-    return [parts[-4], parts[-2]]
 
 
 def better(request: dict[str, Any]) -> str:
@@ -56,13 +41,6 @@ def better(request: dict[str, Any]) -> str:
 
 def named(server: Server, name: str) -> ChatOpenAI:
     return server.model(seed=0).model_copy(update={"model_name": name})
-
-
-def two(view: View) -> list[Move]:
-    """Two drafts, one comparison."""
-    if not view.best:
-        return [Draft(), Draft()]
-    return [Stop()] if view.made.get("critique") else [Critique(0, 1)]
 
 
 def judged(server: Server, answers: list[str], say: Any, **more: Any) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from anytime_graph import Budget, ThreadBusy, open_checkpoints
 from anytime_graph.checkpoints import Checkpoints
+from tests.kit.ledgers import ASK, ON, graph, sql
 from tests.kit.server import Reply, Server, by_place
 from tests.kit.waiting import PATIENCE, auntil, until, waits_for_the_file
-from tests.test_ledger import ASK, ON, graph, sql
 
 
 def thread(n: int) -> Any:
@@ -239,7 +239,7 @@ import sys
 import anytime_graph.checkpoints.leases as leases
 from langchain_openai import ChatOpenAI
 from anytime_graph import ThreadBusy, open_checkpoints
-from tests.test_ledger import ASK, ON, graph
+from tests.kit.ledgers import ASK, ON, graph
 leases.LEASE = 1.0
 with open_checkpoints(sys.argv[2]) as store:
     model = ChatOpenAI(model="scripted", base_url=sys.argv[1], api_key="none", seed=0)

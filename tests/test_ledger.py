@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -23,49 +22,14 @@ from anytime_graph import (
     Budget,
     LedgerError,
     NoAnswer,
-    Score,
     afork,
-    create_anytime_graph,
     fork,
     open_checkpoints,
 )
 from anytime_graph.checkpoints import Checkpoints, schema
+from tests.kit.ledgers import ASK, ON, digit, graph, sql
 from tests.kit.server import Call, Reply, Server, by_place
 from tests.kit.waiting import PATIENCE, auntil, until
-
-ASK = {"messages": [("user", "Why do rivers bend?")]}
-ON: Any = {"configurable": {"thread_id": "rivers"}}
-
-
-def digit(question: str, answer: str) -> Score:
-    value = int(answer) / 10 if answer.isdigit() else 0.0
-    return Score(value, f"{answer} is too little")
-
-
-def graph(server: Server, store: Checkpoints | None, **options: Any) -> Any:
-    return create_anytime_graph(
-        options.pop("model", None) or server.model(seed=0),
-        **{"budget": Budget(tokens=900), "scorer": digit, **options},
-        ledger=store and store.ledger,
-    )
-
-
-def sql(target: str, query: str) -> list[tuple[Any, ...]]:
-    """Read, or change, as another process would."""
-    if target.startswith("postgresql"):
-        import psycopg
-
-        options = {"options": "-c search_path=anytime"}
-        with psycopg.connect(target, autocommit=True, **options) as connection:  # type: ignore[arg-type]
-            cursor = connection.execute(query)  # type: ignore[arg-type]
-            return cursor.fetchall() if cursor.description else []
-    connection = sqlite3.connect(target, timeout=PATIENCE)
-    try:
-        rows = connection.execute(query).fetchall()
-        connection.commit()
-        return rows
-    finally:
-        connection.close()
 
 
 class TestBooks:

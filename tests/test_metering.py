@@ -21,7 +21,7 @@ from anytime_graph.metering.meter import meter as meter_of
 from anytime_graph.metering.request import Request
 from anytime_graph.metering.streamed import StreamedReply
 from tests.kit.marks import both
-from tests.kit.server import Reply, Server, serving
+from tests.kit.server import LIES, Reply, Server, serving
 
 QUESTION = {"messages": [("user", "Tell me all about rivers.")]}
 
@@ -202,17 +202,6 @@ def test_a_long_stream_is_judged_in_linear_time(idle: Server) -> None:
         looks += [streamed._examined] if streamed._examined != before else []
     assert looks
     assert sum(looks) <= 10 * 20_000
-
-
-LIES: dict[str, Any] = {
-    "omitted": "none",
-    "zero": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
-    "null": {"prompt_tokens": None, "completion_tokens": None, "total_tokens": None},
-    "empty": {},
-    "negative": {"prompt_tokens": -50, "completion_tokens": -900, "total_tokens": -950},
-    "text": {"prompt_tokens": "many", "completion_tokens": "few", "total_tokens": "some"},
-    "huge": {"prompt_tokens": 10**12, "completion_tokens": 10**12, "total_tokens": 2 * 10**12},
-}
 
 
 @both

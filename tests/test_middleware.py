@@ -41,9 +41,8 @@ from anytime_graph import (
 )
 from anytime_graph.middleware import TokenBudgetMiddleware, metered
 from tests.kit.marks import both, torture
-from tests.kit.server import REFUSALS, Call, Reply, Server, serving
+from tests.kit.server import LIES, REFUSALS, Call, Reply, Server, serving
 from tests.kit.waiting import PATIENCE
-from tests.test_metering import LIES
 
 ANSWER = "Rivers bend because water erodes the outer bank."
 QUESTION: Any = {"messages": [("user", "Why do rivers bend?")]}

@@ -33,11 +33,13 @@ from anytime_graph import (
 )
 from anytime_graph.budget import nothing
 from anytime_graph.run.calls import PLACES
+from tests.kit.forks import forks
+from tests.kit.kills import Doom, ended, struck
+from tests.kit.ledgers import ledger
 from tests.kit.lives import Spec
 from tests.kit.marks import both, torture
 from tests.kit.pipelines import App, Handed, agent, composed, life, score, using_tools
 from tests.kit.server import Call, Reply, Server, by_place, serving
-from tests.test_crashes import Doom, ended, forks, ledger, struck
 
 ASK: Any = {"messages": [("user", "Why do rivers bend?")]}
 ON: Any = {"configurable": {"thread_id": "rivers"}}

@@ -26,11 +26,11 @@ from anytime_graph.checkpoints.likeness import keys
 from anytime_graph.checkpoints.memory import Example, Memory, Namespace, encoded, memory_of
 from anytime_graph.checkpoints.store import plain
 from anytime_graph.run.pairs import Pair
+from tests.kit.ledgers import ASK, ON, graph, sql
 from tests.kit.marks import torture
 from tests.kit.paraphrases import generate
 from tests.kit.postgres import fresh
 from tests.kit.server import Server
-from tests.test_ledger import ASK, ON, graph, sql
 
 US, THEM = ("acme", "ann"), ("acme",)
 RIVERS, COOKING = "Why do rivers bend?", "How long does rice cook?"

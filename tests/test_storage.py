@@ -20,9 +20,9 @@ from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
 
 from anytime_graph import Budget, Draft, LedgerError, create_anytime_graph, open_checkpoints
+from tests.kit.ledgers import ASK, ON, graph
 from tests.kit.marks import torture
 from tests.kit.server import Server, by_place
-from tests.test_ledger import ASK, ON, graph
 
 ON_A_DISK_OF_ITS_OWN = """
 import json, subprocess, sys

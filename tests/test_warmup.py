@@ -15,26 +15,25 @@ from langgraph.store.memory import InMemoryStore
 from anytime_graph import Budget, Judge, WarmUp, create_anytime_graph, open_checkpoints, warm_up
 from anytime_graph.checkpoints import Checkpoints
 from anytime_graph.checkpoints.memory import StoreMemory
+from tests.kit.commands import environment
+from tests.kit.judging import drafted, quality, right, scripted
 from tests.kit.places import ROOT
 from tests.kit.server import Reply, Server
 from tests.kit.waiting import PATIENCE
-from tests.test_audit import drafted, quality, right, scripted
-from tests.test_cli import environment
 
 RIVERS = ["Why do rivers bend?", "Why do rivers freeze?", "Why do rivers flood?"]
 US = ("acme", "ann")
 
-DOOMED = """
+DOOMED = f"""
 import sys
 from pathlib import Path
 from anytime_graph import Budget, open_checkpoints, warm_up
 from langchain_openai import ChatOpenAI
-from tests.test_warmup import RIVERS, US
-from tests.test_audit import quality
+from tests.kit.judging import quality
 
 model = ChatOpenAI(model="scripted", seed=0)
 with open_checkpoints(sys.argv[1]) as store:
-    warm_up(RIVERS, quality, Budget(calls=3), model=model, checkpoints=store, namespace=US, answer="whole")
+    warm_up({RIVERS!r}, quality, Budget(calls=3), model=model, checkpoints=store, namespace={US!r}, answer="whole")
 """
 
 

@@ -24,6 +24,16 @@ from tests.kit.waiting import PATIENCE
 
 WORD = "word "
 REFUSALS = (400, 401, 403, 404, 409, 413, 422, 429, 503, 529)
+LIES: dict[str, Any] = {
+    "omitted": "none",
+    "zero": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+    "null": {"prompt_tokens": None, "completion_tokens": None, "total_tokens": None},
+    "empty": {},
+    "negative": {"prompt_tokens": -50, "completion_tokens": -900, "total_tokens": -950},
+    "text": {"prompt_tokens": "many", "completion_tokens": "few", "total_tokens": "some"},
+    "huge": {"prompt_tokens": 10**12, "completion_tokens": 10**12, "total_tokens": 2 * 10**12},
+}
+"""Reports of usage."""
 
 
 @dataclass

@@ -5,24 +5,16 @@ from __future__ import annotations
 import json
 import signal
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
 
+from tests.kit.commands import Command, begun, environment, told
+from tests.kit.judging import better, comparing, drafted, sides
 from tests.kit.server import Reply, Server
 from tests.kit.waiting import PATIENCE
-from tests.test_audit import better, drafted
-from tests.test_cli import environment
-from tests.test_judge import comparing, sides
-from tests.test_threads import begun, command, told
-
-__all__ = ["command"]
-
-Command = Callable[..., Result]
 
 QUESTIONS = ["Why do rivers bend?", "Why do rivers freeze?"]
 CHECK = """

@@ -28,13 +28,10 @@ from anytime_graph.benchmark.shared import Grants, WorkerRecording
 from anytime_graph.benchmark.spread import work
 from anytime_graph.benchmark.tape import facts_of
 from anytime_graph.models import resolve_model
-from tests import test_bench
+from tests.kit.benchmarks import KINDS, MODEL, OWN, Bench, killed, records, tables, varied
+from tests.kit.commands import environment, told
 from tests.kit.postgres import fresh
 from tests.kit.server import Call, Reply, Server, serving
-from tests.test_bench import KINDS, MODEL, OWN, Bench, killed, records, tables, told, varied
-from tests.test_cli import environment
-
-bench, folder = test_bench.bench, test_bench.folder
 
 
 @pytest.fixture(scope="module")

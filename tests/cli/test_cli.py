@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import stat
 import subprocess
@@ -16,16 +15,10 @@ import pytest
 
 from anytime_graph.cli.display import curve
 from anytime_graph.scoring import scorer_in
+from tests.kit.commands import COMMAND, environment
 from tests.kit.forks import forked
 from tests.kit.server import Reply, Server
 from tests.kit.waiting import PATIENCE
-
-COMMAND = [sys.executable, "-W", "error", "-m", "anytime_graph"]
-
-
-def environment(server: Server | None) -> dict[str, str]:
-    own = {"OPENAI_API_KEY": "sk-secret", "OPENAI_BASE_URL": server.url} if server else {}
-    return {**os.environ, **own, "COLUMNS": "100"}
 
 
 def command(

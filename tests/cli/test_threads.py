@@ -6,47 +6,29 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from anytime_graph import Budget, create_anytime_graph, open_checkpoints
-from anytime_graph.cli import main
 from anytime_graph.text import clipped, harmless
+from tests.kit.commands import Command, begun, told
 from tests.kit.server import Reply, Server
 from tests.kit.waiting import PATIENCE
-from tests.test_cli import COMMAND, environment
 
 COMMANDS = ["threads", "show", "best", "export", "plot", "resume", "rm"]
 RULES = ["--include", "fox", "--include", "river", "--include", "bend", "--words", "3-9"]
 TABLES = ["runs", "calls", "answers", "curve", "checkpoints", "writes"]
 TEXTS = ["A fox.", "A river.", "A river and a fox.", "A bend.", "The river and the fox bend."]
 
-Command = Callable[..., Result]
-
 
 def improving(request: dict[str, Any], i: int) -> Reply:
     return Reply(text=TEXTS[i % len(TEXTS)])
-
-
-@pytest.fixture
-def command(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Runs a command in a folder of its own; models are the scripted endpoint."""
-    monkeypatch.chdir(tmp_path)
-    for name, value in environment(server).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def invoke(*words: str, input: str | None = None) -> Result:
-        return CliRunner().invoke(main, list(words), input=input, catch_exceptions=False)
-
-    return invoke
 
 
 @pytest.fixture
@@ -59,11 +41,6 @@ def solve(command: Command) -> Command:
         return done
 
     return invoke
-
-
-def told(done: Result) -> str:
-    """Standard error as one line, without the frames that click may draw."""
-    return " ".join(done.stderr.replace("│", " ").split())
 
 
 # --- reading
@@ -316,26 +293,6 @@ def test_a_thread_of_a_program_needs_a_model(server: Server, command: Command) -
     done = command("resume", "t", "--calls", "+3", "--model", "openai:scripted")
     assert (done.exit_code, done.stdout) == (0, "fine\n"), done.output
     assert len(server.calls) == 2
-
-
-@contextmanager
-def begun(server: Server, *words: str, calls: int) -> Iterator[subprocess.Popen[str]]:
-    """A process that runs a command, once so many calls were asked for and one is being served."""
-    with subprocess.Popen(
-        [*COMMAND, *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(server),
-    ) as process:
-        try:
-            with server.changed:
-                assert server.changed.wait_for(
-                    lambda: server.open == 1 and len(server.calls) == calls, timeout=PATIENCE
-                )
-            yield process
-        finally:
-            process.kill()
 
 
 def ended(server: Server, *words: str, calls: int, by: int) -> tuple[int, str]:

@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import statistics
-import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,74 +18,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
-from anytime_graph.benchmark.cells import Records, append, lines
+from anytime_graph.benchmark.cells import Records, append
 from anytime_graph.benchmark.paper import cut
 from anytime_graph.benchmark.recording import RecordedReply
 from anytime_graph.checkpoints import LedgerError
 from anytime_graph.checkpoints.sqlite import SqliteStore
 from anytime_graph.cli import main
 from anytime_graph.metrics import anytime_index, gain_per_token
-from tests.kit.forks import forks
-from tests.kit.lives import command
+from tests.kit.benchmarks import (
+    KINDS,
+    MODEL,
+    OWN,
+    WORDS,
+    Bench,
+    killed,
+    records,
+    tables,
+    varied,
+)
+from tests.kit.commands import told
 from tests.kit.places import DATA
 from tests.kit.server import Call, Reply, Script, Server
-from tests.kit.waiting import PATIENCE
-from tests.test_cli import environment
 
 RECORDED = DATA / "bench"
-OWN = ["--task", "jsonl:q.jsonl", "--task-option", "check=check.py:check"]
-MODEL = ["--model", "openai:scripted"]
-CHECK = "def check(question, answer):\n    return float(answer)\n"
 SEEDS = {zlib.crc32(f"q{q} {seed}".encode()) % 2**30 for q in range(8) for seed in range(3)}
-WORDS = [
-    a + b for a in "bdfghjklmn" for b in ("a", "e", "i", "o", "u", "an", "en", "in", "on", "un")
-]
-"""A hundred, each a token of the endpoint's."""
-
-Bench = Callable[..., Result]
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where commands run: eight questions, whose scores are what is answered."""
-    monkeypatch.chdir(tmp_path)
-    asked = [{"id": f"q{n}", "question": f"How far is the river {n}?"} for n in range(8)]
-    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
-    (tmp_path / "check.py").write_text(CHECK)
-    return tmp_path
-
-
-@pytest.fixture
-def bench(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    for name, value in environment(server).items():
-        monkeypatch.setenv(name, value)
-
-    def invoke(*words: str, exit_code: int = 0) -> Result:
-        done = CliRunner().invoke(main, ["bench", *words], catch_exceptions=False)
-        assert done.exit_code == exit_code, done.output
-        return done
-
-    return invoke
-
-
-def told(done: Result) -> str:
-    return " ".join(done.stderr.replace("│", " ").split())
-
-
-def records(folder: str | Path) -> list[dict[str, Any]]:
-    """Without what no two runs have in common: their order, and seconds."""
-    rows: list[Any] = sorted(lines(Path(folder, "records.jsonl")), key=lambda row: row["cell"])
-    for row in rows:
-        del row["spent"]["seconds"]
-    return rows
-
-
-def tables(folder: str | Path) -> str:
-    """The report without the command, and without what was bought in all."""
-    report = Path(folder, "report.md").read_text()
-    return report[report.index("\n## ") : report.index("## How it was made")]
 
 
 def row(folder: str, heading: str, strategy: str) -> list[str]:
@@ -291,50 +248,6 @@ def test_hidden_reasoning_cannot_be_cut(server: Server, bench: Bench) -> None:
 
 
 # --- kills, and budgets for the whole
-
-SIZE = ["--budgets", "300,600", "--samples", "2", "--train", "1"]
-KINDS = {
-    "run": ["--strategy", "single,pdp,pdp+memory", *SIZE],
-    "paper": [
-        "--protocol",
-        "paper",
-        "--strategy",
-        "base,pdp",
-        *SIZE,
-        "--trajectories",
-        "2",
-        "--room",
-        "64",
-    ],
-}
-
-
-def varied(request: dict[str, Any], i: int) -> Reply:
-    """The same for the same request; of many lengths and worths."""
-    dice = random.Random(json.dumps([request["seed"], request["messages"]], sort_keys=True))
-    words = " ".join(dice.choices(WORDS, k=dice.randint(3, 30)))
-    return Reply(f"{words} <answer>{dice.randint(0, 8) / 10}</answer>", pace=0.0005)
-
-
-def killed(server: Server, words: list[str], after: int, delay: float, **more: str) -> int:
-    """Run the command in a process that is killed `delay` seconds after so many requests; its exit
-    code."""
-    variables = {k: v for k, v in environment(server).items() if k.startswith("OPENAI")} | more
-    process = forks.Process(target=command, args=(["bench", *words], os.getcwd(), variables))
-    asked = itertools.count(1)
-    timer = threading.Timer(delay, process.kill)
-
-    def watch(event: str, call: Call) -> None:
-        if event == "asked" and next(asked) == after:
-            timer.start()
-
-    server.watch = watch
-    process.start()
-    process.join(PATIENCE)
-    timer.cancel()
-    server.watch = lambda event, call: None
-    assert process.exitcode is not None
-    return process.exitcode
 
 
 @pytest.mark.parametrize("kind", KINDS)
