@@ -56,7 +56,7 @@ ARITHMETIC = examples=3&min_terms=2&max_terms=2&min_digits=1
 # The second is the table of strategies on the embedded model, some minutes of one core; go on with
 # SAMPLES=20 to narrow its intervals, and only what is new is run.
 bench: setup
-	$(BIN)/python tests/bench.py
+	$(BIN)/python -m tests.bench
 	$(BIN)/anytime-graph bench --model local --samples $(or $(SAMPLES),5) --out build/strategies \
 		--task 'constraints?difficulty=1' \
 		--task 'reasoning_gym:chain_sum?$(ARITHMETIC)&max_digits=2' \
@@ -66,7 +66,7 @@ bench: setup
 
 # Adaptive against the fixed strategies, on a simulated model; about an hour of two cores.
 simulation: setup
-	$(BIN)/python -m tests.simulation 2000 2 docs/results/simulation.md
+	$(BIN)/python -m tests.bench.simulation 2000 2 docs/results/simulation.md
 
 # The replies of the embedded model that tests/benchmark/test_bench.py replays; due when prompts change.
 recording: setup

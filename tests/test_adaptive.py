@@ -51,9 +51,9 @@ from anytime_graph.planning.until import outweighed
 from anytime_graph.run.ranking import both_orders
 from anytime_graph.run.state import Payoff, paid
 from anytime_graph.run.state import payoff as one_answer
+from tests.bench.simulation import DRAFT, KINDS, Kind, cell, normal, setup, simulate
 from tests.kit.samples import FILE
 from tests.kit.server import Reply, Server
-from tests.simulation import DRAFT, KINDS, Kind, cell, normal, setup, simulate
 
 ASK: Any = {"messages": [("user", "Why do rivers bend?")]}
 PRICES = Prices(input=2.0, output=8.0)

@@ -29,7 +29,7 @@ from anytime_graph import (
 from anytime_graph.planning.moves import Draft, Move, Stop, View
 from anytime_graph.planning.strategies import best_of_n
 from anytime_graph.run.state import conversation_digest
-from tests import bench_choices
+from tests.bench import choices as bench_choices
 from tests.kit.marks import torture
 from tests.kit.server import Call, Reply, Server, serving
 
@@ -440,7 +440,7 @@ def test_no_budget_is_overspent_whatever_a_provider_makes_of_a_request(
 
 
 def test_a_vote_by_several_choices_is_far_above_one_by_separate_calls(server: Server) -> None:
-    """And never below it where the prompt is billed for each. `python tests/bench_choices.py` says
+    """And never below it where the prompt is billed for each. `python -m tests.bench.choices` says
     more."""
     by_name = {case.name: case for case in bench_choices.CASES}
 

@@ -19,7 +19,7 @@ from anytime_graph.run.ranking import (
     next_match,
     strengths,
 )
-from tests.bench_ranking import BUDGETS, METHODS, Judge, found, lead
+from tests.bench.ranking import BUDGETS, METHODS, Judge, found, lead
 
 IDS = range(6)
 

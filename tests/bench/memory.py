@@ -8,7 +8,6 @@ import os
 import random
 import sqlite3
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,8 +18,6 @@ from typing import Any
 from langgraph.store.memory import InMemoryStore
 from rich.console import Console
 from rich.table import Table
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from anytime_graph import open_checkpoints
 from anytime_graph.checkpoints.likeness import keys

@@ -1,7 +1,7 @@
 """A vote at equal billed tokens: drafts in requests of their own, or several in one request, by how
 the provider bills them.
 
-    python tests/bench_choices.py [QUESTIONS]
+    python -m tests.bench.choices [QUESTIONS]
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_openai import ChatOpenAI
 from rich.console import Console
 from rich.table import Table
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from anytime_graph import Budget, create_anytime_graph
 from anytime_graph.planning.profiles import Profile

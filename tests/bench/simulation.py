@@ -2,7 +2,7 @@
 
 Everything but the model is real: the budget edge plans and slices, strategies choose from its view,
 the fold keeps the books. Only the call is simulated: how long a reply is, how good, what a judge
-says of it. `python -m tests.simulation [RUNS [PROCESSES [BUDGETS...]]] [FILE]` prints the whole table
+says of it. `python -m tests.bench.simulation [RUNS [PROCESSES [BUDGETS...]]] [FILE]` prints the whole table
 and writes it to the file; held-out kinds get an eighth of the runs.
 """
 
@@ -23,8 +23,6 @@ from random import Random
 from typing import Any, cast
 
 from langchain_core.messages import HumanMessage
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from anytime_graph.budget import Limits, Spend, left, nothing
 from anytime_graph.metering.meter import Meter
@@ -417,7 +415,7 @@ def decisions() -> float:
 if __name__ == "__main__":
     asked_for = [int(n) for n in sys.argv[1:] if n.isdecimal()] or [2_000, 2]
     found = measured(asked_for[0], asked_for[1], asked_for[2:] or BUDGETS)
-    text = report(found, " ".join(["python -m tests.simulation", *sys.argv[1:]]))
+    text = report(found, " ".join(["python -m tests.bench.simulation", *sys.argv[1:]]))
     for file in (Path(word) for word in sys.argv[1:] if not word.isdecimal()):
         file.write_text(text, encoding="utf-8")
     print(text)

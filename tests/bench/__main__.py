@@ -20,10 +20,8 @@ from langgraph.graph.message import add_messages
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from anytime_graph import Budget, Draft, create_anytime_graph, open_checkpoints
-from tests.bench_ranking import ranking
+from tests.bench.ranking import ranking
 from tests.kit.server import Reply, Server, serving
 
 QUESTION: Any = {"messages": [("user", "Tell me all about rivers.")]}
