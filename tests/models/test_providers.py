@@ -2,7 +2,7 @@
 and the books are what the provider reported.
 
 A loopback server answers in each provider's wire format. The table in docs/models.md is made of what
-it captured; `python -m tests.test_providers` writes it anew.
+it captured; `python -m tests.models.test_providers` writes it anew.
 """
 
 from __future__ import annotations
@@ -683,7 +683,7 @@ def test_hidden_reasoning_that_uses_up_the_cap_is_charged(wire: Wire, provider: 
 def test_the_page_shows_what_was_captured(wire: Wire) -> None:
     shown = (ROOT / "docs" / "models.md").read_text()
     assert page({p.name: captured(wire, p) for p in PROVIDERS}) in shown, (
-        "`python -m tests.test_providers` writes docs/models.md anew"
+        "`python -m tests.models.test_providers` writes docs/models.md anew"
     )
 
 
