@@ -48,7 +48,7 @@ lint: setup
 
 torture: setup postgres
 	TORTURE=$(or $(EXAMPLES),1000) $(BIN)/python -m pytest --timeout 3600 \
-		tests/test_promises.py tests/models/test_tokens.py tests/test_storage.py tests/test_crashes.py \
+		tests/graph/test_promises.py tests/models/test_tokens.py tests/test_storage.py tests/test_crashes.py \
 		tests/test_fastapi.py tests/test_middleware.py tests/metering/test_nested.py tests/test_chat.py \
 		tests/test_preferences.py tests/metering/test_choices.py tests/nodes/test_judge.py tests/test_docs.py
 
