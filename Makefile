@@ -50,7 +50,7 @@ torture: setup postgres
 	TORTURE=$(or $(EXAMPLES),1000) $(BIN)/python -m pytest --timeout 3600 \
 		tests/graph/test_promises.py tests/models/test_tokens.py tests/checkpoints/test_storage.py tests/checkpoints/test_crashes.py \
 		tests/doors/test_fastapi.py tests/doors/test_middleware.py tests/metering/test_nested.py tests/doors/test_chat.py \
-		tests/checkpoints/test_preferences.py tests/metering/test_choices.py tests/nodes/test_judge.py tests/test_docs.py
+		tests/checkpoints/test_preferences.py tests/metering/test_choices.py tests/nodes/test_judge.py tests/docs/test_docs.py
 
 ARITHMETIC = examples=3&min_terms=2&max_terms=2&min_digits=1
 # The second is the table of strategies on the embedded model, some minutes of one core; go on with
