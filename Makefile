@@ -48,9 +48,11 @@ lint: setup
 
 torture: setup postgres
 	TORTURE=$(or $(EXAMPLES),1000) $(BIN)/python -m pytest --timeout 3600 \
-		tests/graph/test_promises.py tests/models/test_tokens.py tests/checkpoints/test_storage.py tests/checkpoints/test_crashes.py \
-		tests/doors/test_fastapi.py tests/doors/test_middleware.py tests/metering/test_nested.py tests/doors/test_chat.py \
-		tests/checkpoints/test_preferences.py tests/metering/test_choices.py tests/nodes/test_judge.py tests/docs/test_docs.py
+		tests/checkpoints/test_crashes.py tests/checkpoints/test_preferences.py \
+		tests/checkpoints/test_storage.py tests/docs/test_docs.py tests/doors/test_chat.py \
+		tests/doors/test_fastapi.py tests/doors/test_middleware.py tests/graph/test_promises.py \
+		tests/metering/test_choices.py tests/metering/test_nested.py tests/models/test_tokens.py \
+		tests/nodes/test_judge.py
 
 ARITHMETIC = examples=3&min_terms=2&max_terms=2&min_digits=1
 # The second is the table of strategies on the embedded model, some minutes of one core; go on with
@@ -68,7 +70,8 @@ bench: setup
 simulation: setup
 	$(BIN)/python -m tests.bench.simulation 2000 2 docs/results/simulation.md
 
-# The replies of the embedded model that tests/benchmark/test_bench.py replays; due when prompts change.
+# The replies of the embedded model that tests/benchmark/test_bench.py replays; due when prompts
+# change.
 recording: setup
 	$(BIN)/python -m tests.benchmark.test_bench
 
