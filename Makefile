@@ -48,15 +48,17 @@ lint: setup
 
 torture: setup postgres
 	TORTURE=$(or $(EXAMPLES),1000) $(BIN)/python -m pytest --timeout 3600 \
-		tests/test_promises.py tests/test_tokens.py tests/test_storage.py tests/test_crashes.py \
-		tests/test_fastapi.py tests/test_middleware.py tests/test_nested.py tests/test_chat.py \
-		tests/test_preferences.py tests/test_choices.py tests/test_judge.py tests/test_docs.py
+		tests/checkpoints/test_crashes.py tests/checkpoints/test_preferences.py \
+		tests/checkpoints/test_storage.py tests/docs/test_docs.py tests/doors/test_chat.py \
+		tests/doors/test_fastapi.py tests/doors/test_middleware.py tests/graph/test_promises.py \
+		tests/metering/test_choices.py tests/metering/test_nested.py tests/models/test_tokens.py \
+		tests/nodes/test_judge.py
 
 ARITHMETIC = examples=3&min_terms=2&max_terms=2&min_digits=1
 # The second is the table of strategies on the embedded model, some minutes of one core; go on with
 # SAMPLES=20 to narrow its intervals, and only what is new is run.
 bench: setup
-	$(BIN)/python tests/bench.py
+	$(BIN)/python -m tests.bench
 	$(BIN)/anytime-graph bench --model local --samples $(or $(SAMPLES),5) --out build/strategies \
 		--task 'constraints?difficulty=1' \
 		--task 'reasoning_gym:chain_sum?$(ARITHMETIC)&max_digits=2' \
@@ -66,11 +68,12 @@ bench: setup
 
 # Adaptive against the fixed strategies, on a simulated model; about an hour of two cores.
 simulation: setup
-	$(BIN)/python -m tests.simulation 2000 2 docs/results/simulation.md
+	$(BIN)/python -m tests.bench.simulation 2000 2 docs/results/simulation.md
 
-# The replies of the embedded model that tests/test_bench.py replays; due when prompts change.
+# The replies of the embedded model that tests/benchmark/test_bench.py replays; due when prompts
+# change.
 recording: setup
-	$(BIN)/python -m tests.test_bench
+	$(BIN)/python -m tests.benchmark.test_bench
 
 clean:
 	rm -rf $(VENV) build .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info

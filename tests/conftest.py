@@ -10,11 +10,10 @@ from hypothesis import HealthCheck, settings
 
 from anytime_graph import open_checkpoints
 from anytime_graph.checkpoints import Checkpoints
-from tests.postgres import fresh, programs, running
-from tests.server import Server, by_place, serving
+from tests.kit.marks import torture
+from tests.kit.postgres import fresh, programs, running
+from tests.kit.server import Server, by_place, serving
 
-# `make torture` sets TORTURE to the number of examples for the long, freshly seeded version.
-torture = int(os.environ.get("TORTURE", "0"))
 settings.register_profile(
     "anytime",
     derandomize=not torture,

@@ -1,0 +1,1 @@
+"""Benchmarks by command, over many processes, and advice from them."""

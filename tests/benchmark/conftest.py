@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from anytime_graph.cli import main
+from tests.kit.benchmarks import Bench
+from tests.kit.commands import environment
+from tests.kit.server import Server
+
+CHECK = "def check(question, answer):\n    return float(answer)\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where commands run: eight questions, whose scores are what is answered."""
+    monkeypatch.chdir(tmp_path)
+    asked = [{"id": f"q{n}", "question": f"How far is the river {n}?"} for n in range(8)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    (tmp_path / "check.py").write_text(CHECK)
+    return tmp_path
+
+
+@pytest.fixture
+def bench(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    for name, value in environment(server).items():
+        monkeypatch.setenv(name, value)
+
+    def invoke(*words: str, exit_code: int = 0) -> Result:
+        done = CliRunner().invoke(main, ["bench", *words], catch_exceptions=False)
+        assert done.exit_code == exit_code, done.output
+        return done
+
+    return invoke

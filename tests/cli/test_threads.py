@@ -1,0 +1,500 @@
+"""The commands over a ledger, on ledgers that real runs have written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from anytime_graph import Budget, create_anytime_graph, open_checkpoints
+from anytime_graph.text import clipped, harmless
+from tests.kit.commands import Command, begun, told
+from tests.kit.server import Reply, Server
+from tests.kit.waiting import PATIENCE
+
+COMMANDS = ["threads", "show", "best", "export", "plot", "resume", "rm"]
+RULES = ["--include", "fox", "--include", "river", "--include", "bend", "--words", "3-9"]
+TABLES = ["runs", "calls", "answers", "curve", "checkpoints", "writes"]
+TEXTS = ["A fox.", "A river.", "A river and a fox.", "A bend.", "The river and the fox bend."]
+
+
+def improving(request: dict[str, Any], i: int) -> Reply:
+    return Reply(text=TEXTS[i % len(TEXTS)])
+
+
+@pytest.fixture
+def solve(command: Command) -> Command:
+    def invoke(thread: str, *words: str, question: str = "Why do rivers bend?") -> Result:
+        own = ["--db", "anytime.db"] if "--db" not in words else []
+        model = ["--model", "openai:scripted"]
+        done = command("solve", question, "--thread", thread, *model, *own, *words)
+        assert done.exit_code == 0, done.output
+        return done
+
+    return invoke
+
+
+# --- reading
+
+
+def test_threads_are_listed_newest_first(server: Server, command: Command, solve: Command) -> None:
+    server.script = improving
+    solve("rivers", "--calls", "5", *RULES)
+    solve("foxes", "--calls", "1", question="Why are foxes red?\nReally?")
+    done = command("threads")
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[0] for line in lines] == ["thread", "foxes", "rivers"]
+    assert "Why are foxes red? Really?" in done.stdout
+    listed = json.loads(command("threads", "--json").stdout)
+    rivers = listed[1]
+    assert (rivers["score"], rivers["answer"]) == (1.0, TEXTS[-1])
+    assert rivers["stop_reason"] == "perfect"
+    assert sum(row["tokens"] for row in listed) == server.served
+    assert sum(row["calls"] for row in listed) == len(server.calls)
+    assert [row["running"] for row in listed] == [False, False]
+    assert f"{rivers['tokens']:,}" in lines[2]
+    assert {"1.00", "perfect"} <= set(lines[2])
+
+
+def test_threads_are_found_by_their_words(server: Server, command: Command, solve: Command) -> None:
+    server.script = lambda request, i: Reply(text="They meander." if i == 0 else "Camouflage!")
+    solve("rivers", "--calls", "1", "--answer", "whole")
+    solve("foxes", "--calls", "1", "--answer", "whole", question="Why are foxes red?")
+
+    def found(words: str) -> list[str]:
+        listed = json.loads(command("threads", "--search", words, "--json").stdout)
+        return [row["thread"] for row in listed]
+
+    assert found("rivers") == found("MEANDER") == ["rivers"]
+    assert found("why") == ["foxes", "rivers"]
+    assert found("camouflage meander") == []
+    for wild in ('"', "AND", "a*b(", "NOT x:y", "-", "'; --", "%s"):
+        assert found(wild) == []
+    assert "no thread speaks of 'zebra'" in command("threads", "--search", "zebra").stderr
+
+
+def test_show_tells_what_happened(server: Server, command: Command, solve: Command) -> None:
+    server.script = improving
+    solve("rivers", "--calls", "4", *RULES, "--price", "1,4")
+    solve("rivers", "--tokens", "400", question="And glaciers?")
+    story = command("show", "rivers").stdout
+    for part in (
+        "Why do rivers bend?",
+        "And glaciers?",
+        "run 1 of 2",
+        "strategy pdp, the scorer decides",
+        "scripted",
+        "Answer 0: draft",
+        "A river and a fox.",
+        "to mend: The text must contain 'bend'",
+        "over",
+        "by the scorer",
+        "Stopped by: calls",
+        "4 of 4 calls",
+        "of 400 tokens",
+        "complete",
+        ", the best",
+    ):
+        assert part in story
+    assert story.index("Why do rivers bend?") < story.index("And glaciers?")
+    out = json.loads(command("show", "rivers", "--json").stdout)
+    first, second = out["runs"]
+    assert out["running"] is False
+    assert [c["kind"] for c in first["calls"]] == ["draft", "draft", "draft", "draft"]
+    assert sum(c["tokens"] for r in out["runs"] for c in r["calls"]) == server.served
+    assert {a["answer"] for a in first["answers"]} == set(TEXTS[:4])
+    assert first["pairs"][0]["why"]
+    assert first["spent"]["usd"] > 0
+    assert second["limits"] == {"tokens": 400}
+
+
+def test_best_is_the_answer_and_nothing_else(
+    server: Server, command: Command, solve: Command
+) -> None:
+    answer = "Water\r\n\tcuts — \x1b[31mbends\x1b[0m\u2028and [bold]fills[/bold]. \U0001f98a"
+    server.script = lambda request, i: Reply(text=answer)
+    done = solve("rivers", "--calls", "1", "--answer", "whole")
+    assert done.stdout_bytes.decode() == answer + "\n"
+    assert command("best", "rivers").stdout_bytes.decode() == answer + "\n"
+
+
+def test_what_a_model_wrote_is_shown_and_not_obeyed(
+    server: Server, command: Command, solve: Command
+) -> None:
+    evil = "\x1b]0;owned\x07\x1b[2J\x9b31m[bold red]x[/] [/nothing] :boom: \u202egnp.exe\x08 fox"
+    server.script = lambda request, i: Reply(text=f"{evil} {i}")
+    thread = "t\x1b[31m[bold]"
+    solve(thread, "--calls", "3", "--include", "fox", "--include", evil[:9], question=evil)
+    for words in (["threads"], ["show", thread]):
+        shown = command(*words).stdout
+        assert "[bold red]x[/] [/nothing] :boom:" in shown
+        assert not set(shown) & set("\x1b\x07\x9b\x08\u202e\r")
+        as_json = command(*words, "--json").stdout
+        assert not set(as_json) & set("\x1b\x07\x9b\x08\u202e\r")
+        told = json.loads(as_json)
+        question = told[0]["question"] if words == ["threads"] else told["runs"][0]["question"]
+        assert question.startswith(evil.strip())
+    assert command("best", thread).stdout.startswith(evil)
+
+
+def test_harmless_text_reads_the_same() -> None:
+    assert harmless("é\t日本\r\n👩‍👩‍👧 -") == "é\t日本\n👩‍👩‍👧 -"
+    assert harmless("a\x1b[2Jb\ud800\u202ec\x85") == "a�[2Jb��c�"
+    assert clipped("a \n b" + "c" * 99, 9) == "a bccccc…"
+
+
+def test_a_terminal_gets_a_harmless_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from anytime_graph.cli import display
+
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    display.say("a\x1b[2Jb")
+    assert capsys.readouterr().out == "a�[2Jb\n"
+
+
+# --- what is not there
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_teaches(name: str, command: Command) -> None:
+    done = command(name, "--help")
+    assert done.exit_code == 0
+    assert f"anytime-graph {name} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["threads"],
+        ["show", "t"],
+        ["best", "t"],
+        ["export", "t", "--as", "dpo"],
+        ["plot", "t", "-o", "x.png"],
+        ["resume", "t"],
+        ["rm", "t", "--yes"],
+    ],
+    ids=lambda words: str(words[0]),
+)
+def test_a_ledger_that_is_not_there_is_told_and_not_made(
+    words: list[str], command: Command, solve: Command, tmp_path: Path
+) -> None:
+    for db, message in (
+        ("nowhere.db", "there is no such file"),
+        (str(tmp_path), "there is no such file"),
+        ("postgresql://nobody:secret@127.0.0.1:1/x", "127.0.0.1"),
+        (__file__, "no SQLite database"),
+    ):
+        done = command(*words, "--db", db)
+        assert done.exit_code == 2
+        assert message in told(done)
+        assert "secret" not in done.output
+        assert "Traceback" not in done.output
+    assert list(tmp_path.iterdir()) == []
+    solve("other", "--calls", "1")
+    done = command(*words)
+    assert done.exit_code == (0 if words == ["threads"] else 1)
+    assert words == ["threads"] or "there is no thread 't'" in told(done)
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_no_answer_yet_is_exit_code_1(server: Server, command: Command, tmp_path: Path) -> None:
+    server.script = lambda request, i: Reply(error=401)
+    words = ["--model", "openai:scripted", "--db", "anytime.db", "--thread", "t"]
+    assert command("solve", "Why?", *words).exit_code == 1
+    for words in (["best", "t"], ["plot", "t", "-o", "x.png"]):
+        done = command(*words)
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert "no answer yet" in told(done)
+    assert "Stopped by: errors" in command("show", "t").stdout
+    assert "errors" in command("threads").stdout
+    server.script = lambda request, i: Reply(text="A fox.")
+    done = command("resume", "t")
+    assert (done.exit_code, done.stdout) == (0, "A fox.\n"), done.output
+
+
+# --- going on
+
+
+def test_resume_thinks_on_as_the_question_was_asked(
+    server: Server, command: Command, solve: Command
+) -> None:
+    server.script = improving
+    solve("rivers", "--calls", "3", *RULES, "--strategy", "best_of_n", "--price", "1,4")
+    before = json.loads(command("show", "rivers", "--json").stdout)["runs"][0]
+    done = command("resume", "rivers", "--calls", "+2")
+    assert (done.exit_code, done.stdout) == (0, TEXTS[-1] + "\n"), done.output
+    (run,) = json.loads(command("show", "rivers", "--json").stdout)["runs"]
+    assert run["options"] == before["options"]
+    assert run["options"]["strategy"] == run["strategy"] == "best_of_n"
+    assert run["options"]["include"] == ["fox", "river", "bend"]
+    assert (run["limits"], run["decides"]) == ({"calls": 5}, "scorer")
+    assert run["spent"]["usd"] == pytest.approx(
+        sum(c.prompt * 1e-6 + c.output * 4e-6 for c in server.calls)
+    )
+    assert len(server.calls) == run["spent"]["calls"]
+
+
+def test_resume_with_nothing_left_says_so(server: Server, command: Command, solve: Command) -> None:
+    solve("rivers", "--calls", "2")
+    made = len(server.calls)
+    done = command("resume", "rivers")
+    assert (done.exit_code, done.stdout) == (0, "fine\n")
+    assert "what is left of its calls pays for no further step" in told(done)
+    assert len(server.calls) == made <= 2
+
+
+def test_resume_refuses_what_would_not_help(
+    server: Server, command: Command, solve: Command
+) -> None:
+    solve("rivers", "--calls", "2")
+    made = len(server.calls)
+    for words, message in (
+        (["--tokens", "+100"], "--tokens: the thread's budget does not limit its tokens"),
+        (["--calls", "-1"], "calls=-1"),
+        (["--calls", "some"], "not a valid integer"),
+    ):
+        done = command("resume", "rivers", *words)
+        assert done.exit_code == 2
+        assert message in told(done)
+    assert len(server.calls) == made
+
+
+def test_resume_goes_on_with_the_scorer_in_a_file(
+    server: Server, command: Command, solve: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "check.py").write_text("def longer(q, a):\n    return len(a) / 50\n")
+    server.script = lambda request, i: Reply(text="x" * (i + 1))
+    solve("t", "--check", "check.py:longer", "--calls", "3", "--answer", "whole")
+    (tmp_path / "elsewhere").mkdir()
+    os.chdir(tmp_path / "elsewhere")
+    done = command("resume", "t", "--calls", "+2", "--db", "../anytime.db", "--json")
+    out = json.loads(done.stdout)
+    assert (out["answer"], out["score"]) == ("xxxxx", 0.1)
+
+
+def test_a_thread_of_a_program_needs_a_model(server: Server, command: Command) -> None:
+    with open_checkpoints("anytime.db") as store:
+        graph = create_anytime_graph(server.model(), budget=Budget(calls=1), ledger=store.ledger)
+        app = graph.compile(checkpointer=store.saver)
+        app.invoke({"messages": [("user", "Why?")]}, {"configurable": {"thread_id": "t"}})
+    done = command("resume", "t", "--calls", "+3")
+    assert done.exit_code == 2
+    assert "name its --model (it was scripted)" in told(done)
+    done = command("resume", "t", "--calls", "+3", "--model", "openai:scripted")
+    assert (done.exit_code, done.stdout) == (0, "fine\n"), done.output
+    assert len(server.calls) == 2
+
+
+def ended(server: Server, *words: str, calls: int, by: int) -> tuple[int, str]:
+    with begun(server, *words, calls=calls) as process:
+        process.send_signal(by)
+        out, _ = process.communicate(timeout=PATIENCE)
+    server.settled()
+    return process.returncode, out
+
+
+def slow(*places: int) -> Callable[[dict[str, Any], int], Reply]:
+    return lambda request, i: (
+        Reply(text=None, pace=0.01) if i in places else Reply(text=f"<answer>kept {i}</answer>")
+    )
+
+
+DOOMED = [
+    "Why do rivers bend?",
+    "--db",
+    "anytime.db",
+    "--thread",
+    "t",
+    "--model",
+    "openai:scripted",
+]
+
+
+def test_resume_after_a_kill_pays_for_nothing_twice(server: Server, command: Command) -> None:
+    server.script = slow(2)
+    words = [*DOOMED, "--tokens", "3000", "--strategy", "self_refine"]
+    ended(server, "solve", *words, calls=3, by=signal.SIGKILL)
+    assert command("best", "t").stdout == "kept 0\n"
+    assert "To go on: anytime-graph resume t" in command("show", "t").stdout
+    done = command("resume", "t")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("kept ")
+    (run,) = json.loads(command("show", "t", "--json").stdout)["runs"]
+    assert server.served <= run["spent"]["tokens"] <= 3000
+    assert [c["state"] for c in run["calls"]].count("abandoned") == 1
+    assert len(server.calls) == run["spent"]["calls"]
+    assert "lost with its process" in command("show", "t").stdout
+
+
+def test_resume_after_a_kill_with_more_budget(server: Server, command: Command) -> None:
+    server.script = slow(2)
+    words = [*DOOMED, "--tokens", "3000", "--strategy", "self_refine"]
+    ended(server, "solve", *words, calls=3, by=signal.SIGKILL)
+    done = command("resume", "t", "--tokens", "+500", "--json")
+    out = json.loads(done.stdout)
+    assert out["limits"] == {"tokens": 3500}
+    assert server.served <= out["spent"]["tokens"] <= 3500
+    assert 3 < out["spent"]["calls"] == len(server.calls)
+
+
+def test_ctrl_c_and_resume(server: Server, command: Command) -> None:
+    server.script = slow(1, 3)
+    words = [*DOOMED, "--calls", "12", "--strategy", "self_refine"]
+    interrupted = {"by": signal.SIGINT}
+    assert ended(server, "solve", *words, calls=2, **interrupted) == (130, "kept 0\n")
+    assert "interrupted" in command("threads").stdout
+    assert ended(server, "resume", "t", calls=4, **interrupted) == (130, "kept 0\n")
+    done = command("resume", "t", "--json")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["spent"]["calls"] == len(server.calls) > 4
+
+
+def test_while_somebody_else_runs_it(server: Server, command: Command) -> None:
+    server.script = slow(1)
+    words = [*DOOMED, "--tokens", "90000", "--strategy", "self_refine"]
+    with begun(server, "solve", *words, calls=2) as process:
+        assert command("best", "t").stdout == "kept 0\n"
+        assert "running" in command("threads").stdout
+        story = command("show", "t").stdout
+        assert "in flight" in story
+        assert "Running" in story
+        for words in (["resume", "t"], ["rm", "t", "--yes"], ["solve", *DOOMED]):
+            done = command(*words)
+            assert (done.exit_code, done.stdout) == (1, "")
+            assert "thread 't' is being run" in told(done)
+        assert len(server.calls) == 2
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=PATIENCE)[0] == "kept 0\n"
+    assert command("rm", "t", "--yes").exit_code == 0
+
+
+def test_resume_asks_again_if_the_checkpoints_were_lost(
+    server: Server, command: Command, solve: Command
+) -> None:
+    server.script = improving
+    first = solve("rivers", "--calls", "3", *RULES).stdout
+    with closing(sqlite3.connect("anytime.db")) as db, db:
+        db.execute("DELETE FROM checkpoints")
+        db.execute("DELETE FROM writes")
+    done = command("resume", "rivers")
+    assert (done.exit_code, done.stdout) == (0, first), done.output
+    assert len(server.calls) == 3
+    with closing(sqlite3.connect("anytime.db")) as db, db:
+        db.execute("DELETE FROM checkpoints")
+        db.execute("DELETE FROM writes")
+    done = command("resume", "rivers", "--calls", "+2")
+    assert (done.exit_code, done.stdout) == (0, TEXTS[-1] + "\n"), done.output
+    assert len(server.calls) == 5
+    assert len(json.loads(command("show", "rivers", "--json").stdout)["runs"]) == 1
+
+
+def test_resume_keeps_no_texts_where_none_were_kept(server: Server, command: Command) -> None:
+    with open_checkpoints("anytime.db", record="usage") as store:
+        graph = create_anytime_graph(server.model(), budget=Budget(calls=1), ledger=store.ledger)
+        app = graph.compile(checkpointer=store.saver)
+        app.invoke({"messages": [("user", "Why?")]}, {"configurable": {"thread_id": "t"}})
+    done = command("resume", "t", "--calls", "+3", "--model", "openai:scripted")
+    assert (done.exit_code, done.stdout) == (0, "fine\n"), done.output
+    assert "(not kept)" in command("show", "t").stdout
+    assert "(not kept)" in command("threads").stdout
+    assert "not kept" in told(command("best", "t"))
+    (run,) = json.loads(command("show", "t", "--json").stdout)["runs"]
+    assert len(run["calls"]) == 2
+    assert all(c["text"] is None for c in run["calls"])
+
+
+# --- pictures
+
+
+def picture(command: Command, path: str) -> bytes:
+    done = command("plot", "t", "-o", path)
+    assert (done.exit_code, done.output) == (0, f"{path}\n"), done.output
+    return Path(path).read_bytes()
+
+
+@pytest.mark.parametrize("rules", [RULES, []], ids=["scores", "no scores"])
+def test_plot_draws_the_curve(
+    server: Server, command: Command, solve: Command, rules: list[str]
+) -> None:
+    """With what TeX, fonts and terminals stumble over in the question."""
+    server.script = improving
+    solve("t", "--calls", "8", *rules, question="Cost $x_{2 of 日本 \x1b[2J \U0001f98a & 5$?")
+    png = picture(command, "curve.png")
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    svg = picture(command, "curve.svg").decode()
+    assert "tokens spent" in svg
+    assert ("score of the best answer" in svg) is bool(rules)
+    assert "an answer" in svg or not rules
+
+
+def test_plot_says_what_is_wrong(
+    server: Server, command: Command, solve: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solve("t", "--calls", "1")
+    assert "svg" in told(command("plot", "t", "-o", "curve.txt"))
+    assert command("plot", "t", "-o", "nowhere/curve.png").exit_code == 2
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    done = command("plot", "t", "-o", "curve.png")
+    assert done.exit_code == 2
+    assert "anytime-graph[plots]" in told(done)
+
+
+# --- deleting
+
+
+def test_rm_asks_and_deletes_the_record_and_the_checkpoints(
+    server: Server, command: Command, solve: Command
+) -> None:
+    def rows() -> dict[str, int]:
+        with closing(sqlite3.connect("anytime.db")) as db:
+            return {t: db.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in TABLES}
+
+    solve("kept", "--calls", "2")
+    kept = rows()
+    solve("t", "--calls", "2")
+    solve("t", "--calls", "2", question="Really?")
+    before = rows()
+    done = command("rm", "t", input="n\n")
+    assert done.exit_code == 1
+    assert "Delete 't' (2 asked, the last: Really?)?" in done.output
+    assert rows() == before
+    done = command("rm", "t", input="y\n")
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "deleted 't'")
+    assert rows() == kept
+    listed = json.loads(command("threads", "--json").stdout)
+    assert [row["thread"] for row in listed] == ["kept"]
+    assert command("rm", "kept", "--yes").exit_code == 0
+    assert set(rows().values()) == {0}
+
+
+# --- PostgreSQL
+
+
+def test_all_of_it_on_postgresql(
+    server: Server, command: Command, solve: Command, database: str
+) -> None:
+    server.script = improving
+    db = ["--db", database]
+    solve("t", "--calls", "3", *RULES, *db)
+    assert command("best", "t", *db).stdout == TEXTS[2] + "\n"
+    done = command("resume", "t", "--calls", "+2", *db)
+    assert (done.exit_code, done.stdout) == (0, TEXTS[-1] + "\n"), done.output
+    (listed,) = json.loads(command("threads", "--search", "rivers", "--json", *db).stdout)
+    assert (listed["tokens"], listed["calls"]) == (server.served, 5)
+    assert "5 of 5 calls" in command("show", "t", *db).stdout
+    exported = command("export", "t", "--as", "runs", *db).stdout
+    assert "search" not in json.loads(exported)
+    assert "chosen" in command("export", "--all", "--as", "dpo", *db).stdout
+    assert command("plot", "t", "-o", "x.png", *db).exit_code == 0
+    assert command("rm", "t", "--yes", *db).exit_code == 0
+    assert "no threads" in command("threads", *db).stderr

@@ -1,0 +1,1 @@
+"""The documents, and the repository as they describe it."""

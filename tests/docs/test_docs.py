@@ -1,0 +1,128 @@
+"""Every code block of README and docs runs, and the drawn graph is the graph."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from anytime_graph import Budget, create_anytime_graph
+from tests.kit.forks import forked
+from tests.kit.lives import EMBEDDED
+from tests.kit.marks import torture
+from tests.kit.places import ROOT
+from tests.kit.server import Reply, Server
+from tests.kit.waiting import PATIENCE
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(wanted: str) -> list[object]:
+    return [
+        pytest.param(text, id=f"{page.name}-{i}")
+        for page in PAGES
+        for i, (language, text) in enumerate(BLOCK.findall(page.read_text()))
+        if language == wanted
+    ]
+
+
+def output(code: str | list[str], server: Server, folder: Path) -> str:
+    done = forked(code, folder, environment(server, folder))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def environment(server: Server, folder: Path) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    key = {"OPENAI_API_KEY": "none", "OPENAI_BASE_URL": server.url}
+    return {**os.environ, **key, **stand_in(server), "PATH": path, "HOME": str(folder)}
+
+
+def stand_in(server: Server) -> dict[str, str]:
+    """The embedded model takes its time: elsewhere than in the first that a reader tries, in its
+    place is the endpoint. Not in make torture."""
+    return {} if torture else {EMBEDDED: server.url.removesuffix("/v1")}
+
+
+def test_blocks_are_of_known_kinds() -> None:
+    kinds = {language for page in PAGES for language, _ in BLOCK.findall(page.read_text())}
+    assert kinds <= {"python", "console", "mermaid", "text"}
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_blocks_run(code: str, server: Server, tmp_path: Path) -> None:
+    """As written; the names of OpenAI's models reach a scripted endpoint."""
+    city = '{"name": "Vienna", "inhabitants": 2000000}'
+    server.script = lambda request, i: Reply(
+        text=city if "response_format" in request else f"<answer>{city}</answer>"
+    )
+    said = output(code, server, tmp_path)
+    assert said or "print" not in code
+
+
+@pytest.mark.parametrize("block", blocks("console"))
+def test_console_blocks_run(
+    block: str,
+    server: Server,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Commands of this package run; set-up commands are resolved, for they are what runs this."""
+    if "postgresql://" in block:
+        port = request.getfixturevalue("postgres").rpartition(":")[2].partition("/")[0]
+        monkeypatch.setenv("PGPORT", port)
+    for line in block.splitlines():
+        words = shlex.split(line, comments=True)
+        if words[0] == "make":
+            words = ["make", "--dry-run", "--directory", str(ROOT), *words[1:]]
+        elif words[0] == "pip":
+            extras = re.search(r"anytime-graph\[([\w,]+)\]", line)
+            declared = (ROOT / "pyproject.toml").read_text()
+            assert extras
+            assert all(f"\n{e} = [" in declared for e in extras[1].split(","))
+            continue
+        elif words[0] == "anytime-graph":
+            assert output(words[1:], server, tmp_path)
+            continue
+        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=PATIENCE)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_examples_run(example: Path, server: Server, tmp_path: Path) -> None:
+    spider = '{"name": "spider", "legs": 8, "colors": ["brown"]}'
+    server.script = lambda request, i: Reply(
+        spider if "response_format" in request else f"A river bends around stone number {i}."
+    )
+    model = {} if example.name == "quickstart.py" else stand_in(server)
+    done = forked(example.read_text(), tmp_path, {**os.environ, **model})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout or example.name in ("served.py", "fastapi_app.py")
+
+
+def test_the_drawn_graph_is_the_graph(server: Server) -> None:
+    app = create_anytime_graph(server.model(), budget=Budget(calls=1)).compile()
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    drawn = next(text for language, text in BLOCK.findall(page) if language == "mermaid")
+    assert drawn == app.get_graph().draw_mermaid()
+
+
+def test_the_server_configuration_is_valid(tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).parent / "langgraph"), "validate"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_schemas_can_be_served(server: Server) -> None:
+    app = create_anytime_graph(server.model(), budget=Budget(calls=1)).compile()
+    for schema in (app.get_input_jsonschema(), app.get_output_jsonschema()):
+        assert "messages" in schema["properties"]
+    assert "budget" in app.get_context_jsonschema()["properties"]

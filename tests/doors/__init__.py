@@ -1,0 +1,1 @@
+"""The ways in besides the graph: chat models, agents, audits, notebooks, servers."""

@@ -1,0 +1,1007 @@
+"""An agent keeps to its budget whatever its tools and its provider do, and still gives an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langchain.agents import create_agent
+from langchain.agents.middleware import (
+    HumanInTheLoopMiddleware,
+    LLMToolSelectorMiddleware,
+    ModelCallLimitMiddleware,
+    ModelFallbackMiddleware,
+    ModelRetryMiddleware,
+    SummarizationMiddleware,
+    ToolRetryMiddleware,
+)
+from langchain.agents.structured_output import ToolStrategy
+from langchain.tools import ToolRuntime
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command, interrupt
+from pydantic import BaseModel
+
+from anytime_graph import (
+    Budget,
+    BudgetTooSmall,
+    Prices,
+    create_anytime_graph,
+    open_checkpoints,
+)
+from anytime_graph.middleware import TokenBudgetMiddleware, metered
+from tests.kit.marks import both, torture
+from tests.kit.server import LIES, REFUSALS, Call, Reply, Server, serving
+from tests.kit.waiting import PATIENCE
+
+ANSWER = "Rivers bend because water erodes the outer bank."
+QUESTION: Any = {"messages": [("user", "Why do rivers bend?")]}
+
+
+@tool
+def look_up(topic: str, size: int = 20) -> str:
+    """Look up what is known about a topic, in about as many words as asked for."""
+    return f"{topic} bend, " * size
+
+
+def calling(*tools: tuple[str, dict[str, Any]], text: str = "Let me look.") -> Any:
+    """A model that calls these tools for as long as it has any."""
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        return Reply(text=text, tools=list(tools)) if request.get("tools") else Reply(text=ANSWER)
+
+    return script
+
+
+def agent(server: Server, *tools: Any, budget: Budget, **options: Any) -> Any:
+    mine = {k: options.pop(k) for k in ("per", "reserve", "prices") if k in options}
+    middleware = [TokenBudgetMiddleware(budget, **mine), *options.pop("inside", ())]
+    model = options.pop("model", None) or server.model()
+    return create_agent(model, list(tools) or [look_up], middleware=middleware, **options)
+
+
+def run(app: Any, given: Any = QUESTION, sync: bool = True, **options: Any) -> dict[str, Any]:
+    return app.invoke(given, **options) if sync else asyncio.run(app.ainvoke(given, **options))
+
+
+def last(out: dict[str, Any]) -> str:
+    message = out["messages"][-1]
+    assert isinstance(message, AIMessage)
+    assert not message.tool_calls
+    return str(message.text)
+
+
+# --- the cap, and the answer from the reserve
+
+
+@given(
+    tokens=st.integers(500, 20_000),
+    sizes=st.lists(st.sampled_from([1, 10, 100, 1_000]), min_size=1, max_size=4),
+    mode=st.sampled_from(["sync", "async", "stream", "astream", "whole"]),
+    reserve=st.sampled_from([0.1, 0.2, 0.5]),
+    said=st.sampled_from(["", "Let me look.", "so I think " * 30, None]),
+    fills=st.booleans(),
+)
+@settings(max_examples=torture or 15)
+def test_an_agent_that_never_ends_keeps_to_its_budget_and_answers(
+    endless: Server,
+    tokens: int,
+    sizes: list[int],
+    mode: str,
+    reserve: float,
+    said: str | None,
+    fills: bool,
+) -> None:
+    endless.calls.clear()
+    calls = [("look_up", {"topic": "rivers", "size": size}) for size in sizes]
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if request.get("tools"):
+            return Reply(text=said, tools=calls, piece=20)
+        return Reply(text=None, piece=20) if fills else Reply(text=ANSWER)
+
+    endless.script = script
+    model = endless.model(disable_streaming=mode == "whole")
+    app = agent(endless, budget=Budget(tokens=tokens), reserve=reserve, model=model)
+    if mode == "stream":
+        out = [*app.stream(QUESTION, stream_mode="values")][-1]
+    elif mode == "astream":
+
+        async def gathered() -> Any:
+            return [state async for state in app.astream(QUESTION, stream_mode="values")][-1]
+
+        out = asyncio.run(gathered())
+    else:
+        out = run(app, sync=mode != "async")
+    assert endless.served <= tokens
+    assert out["spent"]["tokens"] == endless.served
+    assert out["spent"]["calls"] == len(endless.calls)
+    assert out["stop_reason"] == "tokens"
+    assert last(out).startswith("word") if fills else last(out) == ANSWER
+
+
+@pytest.fixture(scope="module")
+def endless() -> Any:
+    with serving() as server:
+        yield server
+
+
+@both
+def test_an_agent_that_ends_by_itself_is_left_alone(server: Server, sync: bool) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        tools: list[Any] = [("look_up", {"topic": "rivers"})] if i < 2 else []
+        return Reply(text="Let me look." if tools else ANSWER, tools=tools)
+
+    server.script = script
+    out = run(agent(server, budget=Budget(tokens=5_000)), sync=sync)
+    assert last(out) == ANSWER
+    assert out["stop_reason"] == "done"
+    assert out["spent"]["tokens"] == server.served
+    assert len(server.calls) == 3
+    assert [m.type for m in out["messages"]] == ["human", "ai", "tool", "ai", "tool", "ai"]
+
+
+def test_the_model_is_told_what_remains_and_nobody_else(server: Server) -> None:
+    server.script = calling(("look_up", {"topic": "rivers"}))
+    out = run(agent(server, budget=Budget(tokens=3_000, calls=4)))
+    assert "3 calls" in server.calls[0].text
+    assert "2 calls" in server.calls[1].text
+    assert not any("What remains" in m.text for m in out["messages"])
+
+
+def test_the_last_call_has_no_tools_and_what_was_found(server: Server) -> None:
+    server.script = calling(("look_up", {"topic": "the Danube"}))
+    out = run(agent(server, budget=Budget(calls=3), system_prompt="Be brief."))
+    request = server.calls[-1].request
+    assert "tools" not in request
+    assert [m["role"] for m in request["messages"]] == ["system", "user"]
+    assert "the Danube bend" in server.calls[-1].text
+    assert "Be brief." in server.calls[-1].text
+    assert last(out) == ANSWER
+    assert out["stop_reason"] == "calls"
+    assert len(server.calls) == 3
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        Budget(tokens=2_000),
+        Budget(output_tokens=300),
+        Budget(usd=0.002),
+        Budget(calls=4),
+        Budget(tokens=50_000, output_tokens=400, usd=0.1, calls=30, seconds=30.0),
+    ],
+    ids=str,
+)
+def test_every_dimension_holds(server: Server, budget: Budget) -> None:
+    server.script = calling(("look_up", {"topic": "rivers"}))
+    out = run(agent(server, budget=budget, prices=Prices(input=0.4, output=1.6)))
+    spent = out["spent"]
+    assert all(spent[d] <= most for d, most in budget.limits().items())
+    assert spent["tokens"] == server.served
+    assert spent["output_tokens"] == sum(c.output for c in server.calls)
+    assert spent["usd"] == pytest.approx(
+        sum(c.prompt * 0.4 + c.output * 1.6 for c in server.calls) / 1e6
+    )
+    assert out["stop_reason"] in budget.limits()
+    assert last(out) == ANSWER
+
+
+@both
+def test_time_is_held_and_its_reserve_answers(server: Server, sync: bool) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        return Reply(text=None, pace=0.01) if request.get("tools") else Reply(text=ANSWER)
+
+    server.script = script
+    out = run(agent(server, budget=Budget(seconds=2.0), reserve=0.5), sync=sync)
+    assert server.settled().calls[0].closed_early
+    assert out["stop_reason"] == "seconds"
+    assert last(out) == ANSWER
+
+
+def test_too_small_a_budget_is_refused_before_anything_is_spent(server: Server) -> None:
+    with pytest.raises(BudgetTooSmall, match="cannot pay for one call") as small:
+        run(agent(server, budget=Budget(tokens=60)))
+    assert not server.calls
+    least = small.value.least
+    server.script = calling(("look_up", {"topic": "rivers"}))
+    assert last(run(agent(server, budget=least)))
+    assert server.served <= least.tokens
+
+
+def test_without_a_reserve_the_last_text_is_the_end(server: Server) -> None:
+    server.script = calling(("look_up", {"topic": "rivers"}), text="I think it is erosion.")
+    out = run(agent(server, budget=Budget(calls=2), reserve=0))
+    assert len(server.calls) == 2
+    assert last(out) == "I think it is erosion."
+    assert out["stop_reason"] == "calls"
+
+
+def test_a_reserve_may_be_stated(server: Server) -> None:
+    server.script = calling(("look_up", {"topic": "rivers", "size": 30}))
+    out = run(agent(server, budget=Budget(tokens=4_000), reserve=Budget(tokens=2_000)))
+    assert sum(c.served for c in server.calls[:-1]) <= 2_000
+    assert last(out) == ANSWER
+
+
+def test_half_a_tool_call_is_not_made(server: Server) -> None:
+    """A reply that is cut within the arguments, after a call that is complete."""
+    made: list[str] = []
+
+    @tool
+    def write(text: str) -> str:
+        """Write a text."""
+        made.append(text)
+        return "done"
+
+    long = {"text": "word " * 5_000}
+    server.script = calling(("write", {"text": "short"}), ("write", long))
+    for streams in (True, False):
+        model = server.model(disable_streaming=not streams)
+        out = run(agent(server, write, budget=Budget(tokens=3_000), model=model))
+        assert last(out) == ANSWER
+        assert set(made) <= {"short"}
+    made.clear()
+    server.script = calling(("write", long))
+    assert last(run(agent(server, write, budget=Budget(tokens=3_000)))) == ANSWER
+    assert not made
+
+
+# --- providers that do not keep to the rules
+
+
+@both
+def test_a_provider_that_ignores_the_cap_is_cut(server: Server, sync: bool) -> None:
+    server.script = lambda request, i: Reply(text=None, ignore_limit=True, pace=0.0005)
+    out = run(agent(server, budget=Budget(tokens=1_000)), sync=sync)
+    assert server.settled().served <= 1_000 + 32 * len(server.calls)
+    assert out["spent"]["tokens"] >= server.served
+    assert last(out).startswith("word")
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer")
+@pytest.mark.parametrize("lie", LIES)
+def test_lies_about_usage_never_lower_the_books(server: Server, lie: str) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        tools: list[Any] = [("look_up", {"topic": "rivers"})] if request.get("tools") else []
+        return Reply(text="the river runs to the sea " * 6, tools=tools, usage=LIES[lie])
+
+    server.script = script
+    out = run(agent(server, budget=Budget(tokens=3_000)))
+    assert server.served <= 3_000
+    assert out["spent"]["tokens"] >= server.served
+    assert last(out).startswith("the river")
+
+
+@pytest.mark.parametrize(
+    ("error", "sync"),
+    [(400, True), (500, True), ("drop", False), ("break", True), ("break", False), ("junk", True)],
+)
+def test_an_error_after_paid_work_brings_the_last_call(
+    server: Server, error: int | str, sync: bool
+) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        tools: list[Any] = [("look_up", {"topic": "rivers"})] if request.get("tools") else []
+        return Reply(text=ANSWER, tools=tools, error=error if i == 1 else None)
+
+    server.script = script
+    out = run(agent(server, budget=Budget(tokens=5_000)), sync=sync)
+    assert last(out) == ANSWER
+    assert out["stop_reason"].startswith("error: ")
+    assert len(server.calls) == 3
+    assert out["spent"]["calls"] == (2 if error == 400 else 3)
+    assert server.served <= out["spent"]["tokens"] <= 5_000
+    if error == 400:
+        assert out["spent"]["tokens"] == server.served
+
+
+def test_a_provider_that_is_gone_leaves_the_last_text(server: Server) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if i:
+            return Reply(error=503)
+        return Reply(text="It is erosion.", tools=[("look_up", {"topic": "rivers"})])
+
+    server.script = script
+    out = run(agent(server, budget=Budget(tokens=5_000)))
+    assert last(out) == "It is erosion."
+    assert out["stop_reason"].startswith("error: ")
+
+
+def test_an_error_before_anything_was_said_is_raised(server: Server) -> None:
+
+    server.script = lambda request, i: Reply(error=401)
+    with pytest.raises(openai.AuthenticationError):
+        run(agent(server, budget=Budget(tokens=5_000)))
+    assert len(server.calls) == 1, "the client does not retry unseen"
+
+
+@given(
+    mishaps=st.lists(st.sampled_from([*REFUSALS, 500, 504, "drop", None]), min_size=1, max_size=5),
+    budget=st.builds(Budget, tokens=st.integers(3_000, 9_000), calls=st.integers(1, 9)),
+    sync=st.booleans(),
+)
+@settings(max_examples=torture or 25)
+def test_what_a_provider_refuses_costs_an_agent_nothing(
+    mishaps: list[Any], budget: Budget, sync: bool
+) -> None:
+    """A middleware asks again, and the agent's own loop is what bounds it."""
+    retry = ModelRetryMiddleware(max_retries=2, initial_delay=0.0, jitter=False)
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        tools: list[Any] = [("look_up", {"topic": "rivers"})] if request.get("tools") else []
+        return Reply(text="Let me look.", tools=tools, error=mishaps[i % len(mishaps)])
+
+    with serving() as server:
+        server.script = script
+        try:
+            out = run(agent(server, budget=budget, inside=[retry]), sync=sync)
+        except openai.APIError:  # the model has said nothing at all
+            assert not any(call.output for call in server.settled().calls)
+            assert len(server.calls) <= 6, "a turn and a last call, each with two retries"
+            return
+        server.settled()
+    billed = [call for call in server.calls if not call.refused]
+    assert out["spent"]["calls"] == len(billed) <= budget.limits()["calls"]
+    assert server.served <= out["spent"]["tokens"] <= budget.limits()["tokens"]
+    assert billed or out["spent"]["tokens"] == 0
+    assert len(server.calls) <= 3 * (len(billed) + 1) + 1
+
+
+# --- beside other middlewares
+
+
+def test_retries_inside_are_metered_each(server: Server) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        return Reply(error=500) if i % 2 == 0 else calling(("look_up", {"topic": "x"}))(request, i)
+
+    server.script = script
+    retry = ModelRetryMiddleware(max_retries=2, initial_delay=0.01, jitter=False)
+    out = run(agent(server, budget=Budget(calls=8), inside=[retry]))
+    assert len(server.calls) == out["spent"]["calls"] <= 8
+    assert last(out) == ANSWER
+    assert out["stop_reason"] == "calls"
+
+
+def test_whatever_model_an_inner_middleware_chooses_is_metered(server: Server) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if request["model"] == "scripted":
+            return Reply(error=500)
+        return calling(("look_up", {"topic": "rivers"}))(request, i)
+
+    server.script = script
+    model = server.model(max_tokens=100)  # what a call that fails is charged, beside its prompt
+    fallback = ModelFallbackMiddleware(model.model_copy(update={"model_name": "other"}))
+    out = run(agent(server, budget=Budget(tokens=20_000), model=model, inside=[fallback]))
+    assert last(out) == ANSWER
+    assert out["stop_reason"] == "tokens"
+    assert server.served <= out["spent"]["tokens"] <= 20_000
+    assert len(server.calls) == out["spent"]["calls"] > 10
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
+def test_a_tool_selector_and_retried_tools_are_charged_in_any_order(
+    server: Server, first: bool
+) -> None:
+    """The tool calls a model and fails, each time."""
+    model = metered(server.model(max_tokens=20))
+
+    @tool
+    def think(about: str) -> str:
+        """Think about something."""
+        model.invoke(f"Think about {about}.")
+        raise RuntimeError("lost the thread")
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if "response_format" in request:
+            return Reply(text='{"tools": ["think"]}')
+        if request.get("tools"):
+            return Reply(text="", tools=[("think", {"about": "rivers"})] * 2)
+        return Reply(text=ANSWER)
+
+    server.script = script
+    middleware = [
+        TokenBudgetMiddleware(Budget(tokens=6_000)),
+        LLMToolSelectorMiddleware(model=metered(server.model())),
+        ToolRetryMiddleware(max_retries=1, initial_delay=0.01, jitter=False),
+    ]
+    app = create_agent(server.model(), [think], middleware=middleware[:: 1 if first else -1])
+    out = app.invoke(QUESTION)
+    assert last(out) == ANSWER
+    assert out["spent"]["tokens"] == server.served <= 6_000
+    assert out["spent"]["calls"] == len(server.calls)
+    assert sum("Think about" in c.text for c in server.calls) >= 4
+
+
+@both
+def test_summaries_are_charged_and_the_cap_holds(server: Server, sync: bool) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        summary = not request.get("tools") and "budget of this work ends" not in str(request)
+        tools: list[Any] = [("look_up", {"topic": "rivers"})] if request.get("tools") else []
+        return Reply(text="A summary." if summary else ANSWER, tools=tools)
+
+    server.script = script
+    summarize = SummarizationMiddleware(
+        metered(server.model()), trigger=("messages", 6), keep=("messages", 2)
+    )
+    out = run(agent(server, budget=Budget(tokens=6_000), inside=[summarize]), sync=sync)
+    assert last(out) == ANSWER
+    assert out["spent"]["tokens"] == server.served <= 6_000
+    assert any("extract" in c.text.lower() for c in server.calls), "there was a summary"
+
+
+def test_a_limit_of_calls_beside_it_ends_the_run_in_its_own_way(server: Server) -> None:
+    server.script = calling(("look_up", {"topic": "rivers"}))
+    limit = ModelCallLimitMiddleware(run_limit=2)
+    out = run(agent(server, budget=Budget(tokens=20_000), inside=[limit]))
+    assert len(server.calls) == 2
+    assert out["spent"]["tokens"] == server.served
+    assert out["stop_reason"] is None
+
+
+class City(BaseModel):
+    """A city."""
+
+    name: str
+
+
+@pytest.mark.parametrize("tools", [[look_up], []], ids=["tools", "none"])
+def test_structured_answers_come_from_the_reserve_too(server: Server, tools: list[Any]) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        names = [t["function"]["name"] for t in request.get("tools", ())]
+        if "look_up" in names:
+            return Reply(text="", tools=[("look_up", {"topic": "Vienna"})])
+        return Reply(text="", tools=[("City", {"name": "Vienna"})])
+
+    server.script = script
+    middleware = [TokenBudgetMiddleware(Budget(tokens=3_000))]
+    app = create_agent(
+        server.model(), tools, middleware=middleware, response_format=ToolStrategy(City)
+    )
+    out = app.invoke(QUESTION)
+    assert out["structured_response"] == City(name="Vienna")
+    assert out["spent"]["tokens"] == server.served <= 3_000
+
+
+def test_a_provider_that_holds_replies_to_a_schema_is_held_to_the_budget(server: Server) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if request.get("tools"):
+            return Reply(text="", tools=[("look_up", {"topic": "Vienna"})])
+        return Reply(text='{"name": "Vienna"}')
+
+    server.script = script
+    model = server.model(profile={"structured_output": True})
+    app = agent(server, budget=Budget(tokens=3_000), model=model, response_format=City)
+    out = run(app)
+    assert server.calls[-1].request["response_format"]
+    assert out["structured_response"] == City(name="Vienna")
+    assert out["spent"]["tokens"] == server.served <= 3_000
+
+
+def test_a_structured_answer_that_never_comes_ends_all_the_same(server: Server) -> None:
+    server.script = lambda request, i: Reply(text="I would rather not.")
+    middleware = [TokenBudgetMiddleware(Budget(tokens=2_000))]
+    app = create_agent(
+        server.model(), [], middleware=middleware, response_format=ToolStrategy(City)
+    )
+    out = app.invoke(QUESTION)
+    assert server.served <= 2_000
+    assert last(out) == "I would rather not."
+
+
+# --- sub-agents, and tools that call models
+
+
+def delegating_to(worker: Any) -> Any:
+    @tool
+    def delegate(task: str) -> str:
+        """Have a task done by a worker."""
+        return last(worker.invoke({"messages": [("user", task)]}))
+
+    return delegate
+
+
+def boss(server: Server, budget: Budget, own: Budget, parallel: int, **options: Any) -> Any:
+    """An agent whose only tool is an agent; both go on for ever."""
+    worker = agent(server, budget=own, name="worker")
+
+    @tool
+    async def adelegate(task: str) -> str:
+        """Have a task done by two workers at once; the first that cannot go on ends it."""
+        work = [worker.ainvoke({"messages": [("user", task)]}) for _ in range(2)]
+        return last((await asyncio.gather(*work))[0])
+
+    chosen = adelegate if options.pop("asynchronous", False) else delegating_to(worker)
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        names = [t["function"]["name"] for t in request.get("tools", ())]
+        if "look_up" in names:
+            return Reply(text="I look.", tools=[("look_up", {"topic": "rivers", "size": 30})])
+        if names:
+            return Reply(text="Do it.", tools=[(names[0], {"task": "rivers"})] * parallel)
+        return Reply(text=ANSWER)
+
+    server.script = script
+    return agent(server, chosen, budget=budget, **options)
+
+
+@given(
+    tokens=st.integers(1_000, 20_000),
+    own=st.integers(500, 30_000),
+    parallel=st.integers(1, 4),
+    sync=st.booleans(),
+)
+@settings(max_examples=torture or 10)
+def test_sub_agents_draw_on_the_budget_of_their_caller(
+    endless: Server, tokens: int, own: int, parallel: int, sync: bool
+) -> None:
+    endless.calls.clear()
+    app = boss(endless, Budget(tokens=tokens), Budget(tokens=own), parallel, asynchronous=not sync)
+    out = run(app, sync=sync)
+    assert endless.settled().served <= out["spent"]["tokens"] <= tokens
+    assert out["spent"]["calls"] == len(endless.calls)
+    assert out["spent"]["tokens"] == endless.served or not sync
+    assert last(out) == ANSWER
+
+
+def test_a_sub_agent_keeps_to_its_own_budget_too(server: Server) -> None:
+    out = run(boss(server, Budget(tokens=30_000, calls=12), Budget(calls=2), 1))
+    kinds = [
+        "last"
+        if not (names := [t["function"]["name"] for t in c.request.get("tools", ())])
+        else names[0]
+        for c in server.calls
+    ]
+    assert kinds[:4] == ["delegate", "look_up", "last", "delegate"]
+    assert out["spent"]["calls"] == len(server.calls) <= 12
+
+
+@given(
+    tokens=st.integers(700, 20_000),
+    parallel=st.integers(1, 6),
+    sync=st.booleans(),
+    fills=st.booleans(),
+)
+@settings(max_examples=torture or 10)
+def test_tools_that_call_models_side_by_side_do_not_overspend(
+    endless: Server, tokens: int, parallel: int, sync: bool, fills: bool
+) -> None:
+    endless.calls.clear()
+    model = metered(endless.model())
+
+    @tool
+    def think(about: str) -> str:
+        """Think hard about something."""
+        return str(model.invoke(f"Think hard about {about}.").text)
+
+    @tool
+    async def athink(about: str) -> str:
+        """Think hard about something."""
+        return "".join([piece.text async for piece in model.astream(f"Think about {about}.")])
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        names = [t["function"]["name"] for t in request.get("tools", ())]
+        if names:
+            return Reply(text="Hm.", tools=[(names[0], {"about": "rivers"})] * parallel)
+        thinks = request["messages"][-1]["content"].startswith("Think")
+        thought = None if fills else "a thought " * 20
+        return Reply(text=thought, piece=20) if thinks else Reply(text=ANSWER)
+
+    endless.script = script
+    app = agent(endless, think if sync else athink, budget=Budget(tokens=tokens))
+    out = run(app, sync=sync)
+    assert endless.settled().served <= tokens
+    assert out["spent"]["tokens"] == endless.served
+    assert last(out) == ANSWER
+
+
+def test_calls_side_by_side_in_one_tool_leave_each_other_room(server: Server) -> None:
+    """And one that goes on when its siblings' lack of room has ended the tool is charged in full."""
+    model = metered(server.model())
+
+    @tool
+    async def think(about: str) -> str:
+        """Think of something in three ways."""
+        ways = [model.ainvoke(f"Think about {about}.") for _ in range(3)]
+        return str(sum(bool(reply.text) for reply in await asyncio.gather(*ways)))
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if request.get("tools"):
+            return Reply(text="", tools=[("think", {"about": "rivers"})])
+        thinks = request["messages"][-1]["content"].startswith("Think")
+        return Reply(text=None, piece=20) if thinks else Reply(text=ANSWER)
+
+    server.script = script
+    out = run(agent(server, think, budget=Budget(tokens=6_000)), sync=False)
+    assert next(m for m in out["messages"] if isinstance(m, ToolMessage)).text == "3"
+    assert server.settled().served <= out["spent"]["tokens"] <= 6_000
+    assert last(out) == ANSWER
+
+
+def test_what_outlives_its_tool_buys_no_more(server: Server) -> None:
+    model, left_behind = metered(server.model()), []
+
+    @tool
+    async def start(about: str) -> str:
+        """Set off to think about something for ever."""
+
+        async def think() -> None:
+            while True:
+                await model.ainvoke(f"Think about {about}.")
+
+        left_behind.append(asyncio.create_task(think()))
+        await asyncio.sleep(0)
+        return "on it"
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        told = any(m["role"] == "tool" for m in request["messages"])
+        return Reply(text=ANSWER, tools=[("start", {"about": "x"})] if not told else [])
+
+    async def ran() -> Any:
+        out = await agent(server, start, budget=Budget(tokens=6_000)).ainvoke(QUESTION)
+        return out, await asyncio.gather(*left_behind, return_exceptions=True)
+
+    server.script = script
+    out, [end] = asyncio.run(ran())
+    assert isinstance(end, BudgetTooSmall)
+    assert out["spent"]["calls"] == len(server.calls)
+    assert server.settled().served <= out["spent"]["tokens"] <= 6_000
+
+
+def test_an_anytime_graph_may_be_a_tool(server: Server) -> None:
+    graph = create_anytime_graph(metered(server.model()), budget=Budget(tokens=90_000)).compile()
+
+    @tool
+    def ponder(question: str) -> str:
+        """Think about a question for as long as there is a budget."""
+        return str(graph.invoke({"messages": [("user", question)]})["messages"][-1].text)
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if request.get("tools"):
+            return Reply(text="", tools=[("ponder", {"question": "why"})])
+        ends = "budget of this work ends" in str(request)
+        return Reply(text=ANSWER if ends else "so <answer>erosion</answer> it is")
+
+    server.script = script
+    out = run(agent(server, ponder, budget=Budget(tokens=6_000)))
+    assert next(m for m in out["messages"] if isinstance(m, ToolMessage)).text == "erosion"
+    assert out["spent"]["tokens"] == server.served <= 6_000
+    assert last(out) == ANSWER
+
+
+def test_a_tool_that_cannot_pay_for_its_model_says_so(server: Server) -> None:
+    model = metered(server.model())
+
+    @tool
+    def think(about: str) -> str:
+        """Think hard about something."""
+        return str(model.invoke("at length about rivers " * 400).text)
+
+    server.script = calling(("think", {"about": "rivers"}))
+    out = run(agent(server, think, budget=Budget(tokens=1_500)))
+    told = next(m for m in out["messages"] if isinstance(m, ToolMessage))
+    assert told.status == "error"
+    assert "cannot pay" in told.text
+    assert last(out) == ANSWER
+
+
+def test_a_call_that_a_tool_gives_up_is_charged_in_full(server: Server) -> None:
+    model = metered(server.model(max_tokens=300))
+    flowing, left = threading.Event(), threading.Event()
+
+    @tool
+    async def think(about: str) -> str:
+        """Think hard about something."""
+        thought = asyncio.ensure_future(model.ainvoke(f"Think about {about}."))
+        assert await asyncio.to_thread(flowing.wait, PATIENCE)
+        thought.cancel()
+        with suppress(asyncio.CancelledError):
+            return str((await thought).text)
+        left.set()
+        return "That took too long."
+
+    def stall(event: str, call: Call) -> None:
+        if event == "word" and call.text.startswith("Think") and call.output == 6:
+            flowing.set()
+            left.wait(PATIENCE)
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if request["messages"][-1]["content"].startswith("Think"):
+            return Reply(text=None, pace=0.01)
+        tools: list[Any] = [("think", {"about": "rivers"})] if i == 0 else []
+        return Reply(text=ANSWER, tools=tools)
+
+    server.script, server.watch = script, stall
+    out = run(agent(server, think, budget=Budget(tokens=3_000)), sync=False)
+    assert last(out) == ANSWER
+    assert out["spent"]["calls"] == len(server.calls) == 3
+    assert server.settled().served + 200 < out["spent"]["tokens"] <= 3_000
+    assert server.calls[1].closed_early
+
+
+def test_a_metered_model_outside_of_an_agent_is_the_model_itself(server: Server) -> None:
+    server.script = lambda request, i: Reply(text=ANSWER)
+    model = metered(server.model())
+    assert type(model).__name__ == "ChatOpenAI"
+    assert isinstance(model, type(server.model()))
+    assert model.invoke("hi").text == ANSWER
+    assert "".join(piece.text for piece in model.stream("hi")) == ANSWER
+    assert asyncio.run(model.ainvoke("hi")).text == ANSWER
+    assert [m.text for m in model.batch(["hi", "ho"])] == [ANSWER, ANSWER]
+
+
+@both
+def test_runs_side_by_side_have_each_their_own_budget(server: Server, sync: bool) -> None:
+    server.script = calling(("look_up", {"topic": "rivers"}))
+    app = agent(server, budget=Budget(calls=3))
+
+    @tool
+    async def two(task: str) -> str:
+        """Two workers at once."""
+        work = [app.ainvoke({"messages": [("user", task)]}) for _ in range(2)]
+        outs = await asyncio.gather(*work)
+        return str([out["spent"]["calls"] for out in outs])
+
+    if sync:
+        outs = app.batch([QUESTION] * 4)
+        assert [out["spent"]["calls"] for out in outs] == [3] * 4
+        return
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        names = [t["function"]["name"] for t in request.get("tools", ())]
+        if "two" in names and i == 0:
+            return Reply(text="", tools=[("two", {"task": "rivers"})])
+        return (
+            Reply(text=ANSWER)
+            if "two" in names
+            else calling(("look_up", {"topic": "x"}))(request, i)
+        )
+
+    server.script = script
+    out = run(agent(server, two, budget=Budget(calls=20)), sync=False)
+    assert out["messages"][2].text == "[3, 3]"
+    assert out["spent"]["calls"] == len(server.calls) == 8
+
+
+# --- checkpoints
+
+
+def test_a_run_that_waits_for_approval_resumes_with_what_it_had_spent(
+    server: Server, tmp_path: Path
+) -> None:
+    """Each time from the file alone, as another process would."""
+    server.script = calling(("look_up", {"topic": "rivers"}))
+    thread: Any = {"configurable": {"thread_id": "rivers"}}
+    given, turns, out = QUESTION, 0, {"__interrupt__": ()}
+    while "__interrupt__" in out:
+        with open_checkpoints(tmp_path / "agent.db") as store:
+            ask = HumanInTheLoopMiddleware({"look_up": True})
+            app = agent(server, budget=Budget(calls=4), inside=[ask], checkpointer=store.saver)
+            out = app.invoke(given, thread)
+        given, turns = Command(resume={"decisions": [{"type": "approve"}]}), turns + 1
+        assert out["spent"]["calls"] == len(server.calls) <= 4
+    assert turns == 4
+    assert out["spent"]["tokens"] == server.served
+    assert last(out) == ANSWER
+
+
+@pytest.mark.parametrize("per", ["run", "thread"])
+def test_a_budget_is_for_a_run_or_for_a_thread(server: Server, per: str) -> None:
+    server.script = calling(("look_up", {"topic": "rivers"}))
+    app = agent(server, budget=Budget(calls=5), per=per, checkpointer=InMemorySaver())
+    thread: Any = {"configurable": {"thread_id": "rivers"}}
+    app.invoke(QUESTION, thread)
+    assert len(server.calls) == 5
+    if per == "run":
+        out = app.invoke({"messages": [("user", "And glaciers?")]}, thread)
+        assert out["spent"]["calls"] == 5
+        assert len(server.calls) == 10
+    else:
+        with pytest.raises(BudgetTooSmall):
+            app.invoke({"messages": [("user", "And glaciers?")]}, thread)
+        assert len(server.calls) == 5
+
+
+def test_a_threads_budget_adds_up_over_its_invocations(server: Server) -> None:
+    server.script = lambda request, i: Reply(text=ANSWER)
+    app = agent(server, budget=Budget(tokens=2_000), per="thread", checkpointer=InMemorySaver())
+    thread: Any = {"configurable": {"thread_id": "rivers"}}
+    spent = 0
+    while len(server.calls) < 100:
+        try:
+            spent = app.invoke(QUESTION, thread)["spent"]["tokens"]
+        except BudgetTooSmall:
+            break
+        assert spent == server.served
+    assert 1_000 < spent <= 2_000
+
+
+@pytest.mark.parametrize("own", [Budget(tokens=5_000), None], ids=["budget", "metered"])
+def test_a_sub_agent_that_is_interrupted_again_and_again_keeps_to_the_budget(
+    server: Server, own: Budget | None
+) -> None:
+    """Each time the tool that holds it runs anew, in an invocation that knows of no other."""
+
+    @tool
+    def ask(question: str) -> str:
+        """Ask the user."""
+        return str(interrupt(question))
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        names = [t["function"]["name"] for t in request.get("tools", ())]
+        work = {"question": "and then?", "task": "rivers"}
+        return Reply(text="Hm.", tools=[(names[0], work)]) if names else Reply(text=ANSWER)
+
+    server.script = script
+    saver = InMemorySaver()
+    thread: Any = {"configurable": {"thread_id": "rivers"}}
+    given, turns, out = QUESTION, 0, {"__interrupt__": ()}
+    while "__interrupt__" in out:
+        middleware = [TokenBudgetMiddleware(own)] if own else []
+        worker = create_agent(metered(server.model()), [ask], middleware=middleware, name="worker")
+
+        app = agent(server, delegating_to(worker), budget=Budget(tokens=4_000), checkpointer=saver)
+        out = app.invoke(given, thread)
+        given, turns = Command(resume="on"), turns + 1
+        assert server.served <= 4_000
+    assert turns > 5
+    assert last(out) == ANSWER
+    assert out["spent"]["tokens"] == server.served
+    assert out["spent"]["calls"] == len(server.calls)
+
+
+def test_a_tool_that_was_done_when_its_sibling_was_interrupted_stays_paid(server: Server) -> None:
+    model = metered(server.model())
+
+    @tool
+    def think(about: str) -> str:
+        """Think twice about something."""
+        return "".join(model.invoke(f"Think about {about}.").text for _ in range(2))
+
+    @tool
+    def ask(question: str) -> str:
+        """Ask the user."""
+        return str(interrupt(question))
+
+    server.script = calling(("think", {"about": "x"}), ("ask", {"question": "?"}))
+    app = agent(server, think, ask, budget=Budget(calls=9), checkpointer=InMemorySaver())
+    thread: Any = {"configurable": {"thread_id": "rivers"}}
+    out = app.invoke(QUESTION, thread)
+    while "__interrupt__" in out:
+        out = app.invoke(Command(resume="yes"), thread)
+    assert last(out) == ANSWER
+    assert out["spent"]["calls"] == len(server.calls) == 9
+    assert out["spent"]["tokens"] == server.served
+
+
+def test_a_tool_may_hand_on_the_state_of_its_sub_agent(server: Server) -> None:
+    """As deepagents does: what it says of the sub-agent's own budget is left out."""
+    worker = agent(server, budget=Budget(calls=3), name="worker")
+
+    @tool
+    def delegate(task: str, runtime: ToolRuntime) -> Command[Any]:
+        """Have a task done by a worker."""
+        state = worker.invoke({"messages": [("user", task)]})
+        told = ToolMessage(last(state), tool_call_id=runtime.tool_call_id)
+        return Command(update={**state, "messages": [told]})
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        names = [t["function"]["name"] for t in request.get("tools", ())]
+        if "look_up" in names:
+            return Reply(text="", tools=[("look_up", {"topic": "rivers"})])
+        told = any(m["role"] == "tool" for m in request["messages"])
+        return Reply(text=ANSWER, tools=[("delegate", {"task": "x"})] if names and not told else [])
+
+    server.script = script
+    app = agent(server, delegate, budget=Budget(calls=20))
+    *states, out = app.stream(QUESTION, stream_mode="values")
+    assert [s["stop_reason"] for s in states if s.get("stop_reason")] == []
+    assert out["stop_reason"] == "done"
+    assert out["spent"]["calls"] == len(server.calls) == 5
+    assert out["spent"]["tokens"] == server.served
+
+
+# --- streaming
+
+
+@both
+def test_tokens_are_streamed_once(server: Server, sync: bool) -> None:
+    server.script = calling(("look_up", {"topic": "rivers"}))
+    app = agent(server, budget=Budget(calls=2))
+
+    async def gathered() -> list[Any]:
+        return [event async for event in app.astream(QUESTION, stream_mode="messages")]
+
+    events = [*app.stream(QUESTION, stream_mode="messages")] if sync else asyncio.run(gathered())
+    text: dict[str, str] = {}
+    for message, _ in events:
+        if message.type in ("ai", "AIMessageChunk"):
+            text[message.id] = text.get(message.id, "") + message.text
+    assert list(text.values()) == ["Let me look.", ANSWER]
+    assert len(events) > 10
+
+
+# --- arguments
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: TokenBudgetMiddleware(500), "budget=500"),  # type: ignore[arg-type]
+        (lambda: TokenBudgetMiddleware(Budget(tokens=5), per="day"), "per='day'"),  # type: ignore[arg-type]
+        (lambda: TokenBudgetMiddleware(Budget(tokens=5), reserve=1.0), "reserve=1.0"),
+        (lambda: TokenBudgetMiddleware(Budget(tokens=5), reserve=-1), "reserve=-1"),
+        (lambda: TokenBudgetMiddleware(Budget(tokens=5), reserve="x"), "reserve='x'"),  # type: ignore[arg-type]
+        (
+            lambda: TokenBudgetMiddleware(Budget(tokens=5), reserve=Budget(tokens=9)),
+            "reserve tokens=9",
+        ),
+        (
+            lambda: TokenBudgetMiddleware(Budget(tokens=5), reserve=Budget(usd=1)),
+            "reserve usd=1",
+        ),
+        (lambda: TokenBudgetMiddleware(Budget(tokens=5), prices=3), "prices=3"),  # type: ignore[arg-type]
+        (lambda: metered(5), "model=int"),  # type: ignore[arg-type]
+    ],
+)
+def test_wrong_arguments_are_named(make: Callable[[], Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        make()
+
+
+def test_the_package_needs_no_langchain() -> None:
+    code = "import anytime_graph, sys; assert not {'langchain', 'deepagents'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_dollars_need_prices(server: Server) -> None:
+    with pytest.raises(ValueError, match="the price of 'scripted' is not known"):
+        run(agent(server, budget=Budget(usd=1.0)))
+    assert not server.calls
+
+
+# --- deep agents
+
+
+def test_deep_agents_keep_to_it_and_go_on_from_what_was_approved(server: Server) -> None:
+    """Two sub-agents at once, which stop before each file until a user approves."""
+    deepagents = pytest.importorskip("deepagents", reason="deepagents is not installed")
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        names = [t["function"]["name"] for t in request.get("tools", ())]
+        if "task" in names:
+            work = {"description": "rivers", "subagent_type": "general-purpose"}
+            return Reply(text="Do it.", tools=[("task", work)] * 2)
+        write = ("write_file", {"file_path": f"/{i}.txt", "content": "so it is"})
+        return Reply(text=ANSWER, tools=[write] if names else [])
+
+    server.script = script
+    saver = InMemorySaver()
+    thread: Any = {"configurable": {"thread_id": "rivers"}}
+    given: Any = {"messages": [HumanMessage("Why do rivers bend?")]}
+    turns, out = 0, {"__interrupt__": ()}
+    while "__interrupt__" in out:
+        app = deepagents.create_deep_agent(
+            metered(server.model()),
+            middleware=[TokenBudgetMiddleware(Budget(tokens=50_000))],
+            interrupt_on={"write_file": True},
+            checkpointer=saver,
+        )
+        out = app.invoke(given, thread)
+        approve = {"decisions": [{"type": "approve"}]}
+        given = Command(resume={i.id: approve for i in out.get("__interrupt__", ())})
+        turns += 1
+    assert turns > 2
+    assert out["spent"]["tokens"] == server.settled().served <= 50_000
+    assert out["spent"]["calls"] == len(server.calls) > 5
+    assert last(out) == ANSWER

@@ -1,0 +1,1 @@
+"""The whole graph, and the promises over random models and budgets."""

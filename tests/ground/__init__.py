@@ -1,0 +1,1 @@
+"""What every room stands on: scores, measures, the embedded model."""

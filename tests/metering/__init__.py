@@ -1,0 +1,1 @@
+"""What calls reserve, what they are billed, and what budgets have left."""

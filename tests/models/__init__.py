@@ -1,0 +1,1 @@
+"""Providers behind their real clients, and the bounds of prompts."""

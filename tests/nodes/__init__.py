@@ -1,0 +1,1 @@
+"""Nodes when calls fail, and the judge."""

@@ -1,0 +1,501 @@
+"""P2, P3, P8: a call that fails is a state update; a bad refiner or judge never costs a good answer."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langchain.agents import create_agent
+from langchain.agents.middleware import ModelRetryMiddleware
+from langgraph.checkpoint.memory import InMemorySaver
+
+from anytime_graph import (
+    Budget,
+    BudgetTooSmall,
+    NoAnswer,
+    Prices,
+    View,
+    create_anytime_graph,
+    open_checkpoints,
+)
+from anytime_graph.budget import nothing
+from anytime_graph.models.providers import unserved
+from anytime_graph.planning.strategies import STRATEGIES
+from tests.kit.marks import both, torture
+from tests.kit.server import REFUSALS, Reply, Server, serving
+
+QUESTION = {"messages": [("user", "Name a river and say where it runs.")]}
+FAILURES: list[Any] = [400, 429, 500, "drop", "break", "junk", "empty"]
+
+
+def run(server: Server, budget: Budget, sync: bool = True, **options: Any) -> dict[str, Any]:
+    app = create_anytime_graph(server.model(seed=0), budget=budget, **options).compile()
+    return app.invoke(QUESTION) if sync else asyncio.run(app.ainvoke(QUESTION))
+
+
+def judging(request: dict[str, Any]) -> bool:
+    return "Verdict" in request["messages"][0]["content"]
+
+
+@both
+@pytest.mark.parametrize("failure", FAILURES, ids=str)
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_whichever_call_fails_the_best_answer_comes_back(
+    server: Server, strategy: str, failure: Any, sync: bool
+) -> None:
+    def answering(failing: int | None) -> Any:
+        def script(request: dict[str, Any], i: int) -> Reply:
+            if i == failing:
+                return (
+                    Reply(text="") if failure == "empty" else Reply("It runs " * 9, error=failure)
+                )
+            return Reply(
+                text=f"<answer>river {i}</answer>" if not judging(request) else "Verdict: A"
+            )
+
+        return script
+
+    server.script = answering(None)
+    run(server, Budget(tokens=3_000), sync, strategy=strategy)
+    for k in range(min(len(server.calls), 5)):
+        server.calls.clear()
+        server.script = answering(k)
+        try:
+            out = run(server, Budget(tokens=3_000), sync, strategy=strategy)
+        except NoAnswer:
+            # the failed call held the whole budget in reserve, so none was left for another
+            assert strategy == "single"
+            assert not server.calls[0].refused
+            assert len(server.calls) == 1
+            continue
+        assert out["best"]["answer"]
+        assert out["errors"] or failure == "empty"
+        assert out["spent"]["tokens"] >= server.settled().served
+
+
+@both
+def test_all_calls_fail(server: Server, sync: bool) -> None:
+    server.script = lambda request, i: Reply(error=500)
+    with pytest.raises(NoAnswer) as failure:
+        run(server, Budget(tokens=50_000, calls=40), sync)
+    assert len(failure.value.causes) == failure.value.spent["calls"] == len(server.calls)
+    assert all("HTTP 500" in cause for cause in failure.value.causes)
+    assert len(server.calls) <= 12, "it gives up rather than hammer a dead endpoint"
+
+
+MISHAPS: list[Any] = [*REFUSALS, 408, 500, 502, 504, "drop", "break", "junk", "torn", "empty", None]
+
+
+@settings(max_examples=torture or 60)
+@given(
+    mishaps=st.lists(st.sampled_from(MISHAPS), min_size=1, max_size=12),
+    strategy=st.sampled_from(sorted(STRATEGIES)),
+    budget=st.builds(
+        Budget,
+        tokens=st.none() | st.integers(300, 6_000),
+        usd=st.none() | st.floats(0.001, 0.01),
+        calls=st.integers(1, 12),
+    ),
+    sync=st.booleans(),
+)
+def test_a_call_costs_what_it_can_have_cost_whatever_befalls_it(
+    mishaps: list[Any], strategy: str, budget: Budget, sync: bool
+) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        mishap = mishaps[i % len(mishaps)]
+        if mishap == "empty":
+            return Reply(text="")
+        return Reply("Verdict: A" if judging(request) else f"A river. {i}", error=mishap)
+
+    with serving() as server:
+        server.script = script
+        try:
+            spent = run(server, budget, sync, strategy=strategy, prices=PRICES)["spent"]
+        except BudgetTooSmall:
+            assert not server.settled().calls
+            return
+        except NoAnswer as failure:
+            spent = failure.spent
+        server.settled()
+    billed = [call for call in server.calls if not call.refused]
+    assert spent["calls"] == len(billed) <= budget.limits()["calls"]
+    assert spent["tokens"] >= server.served
+    output = sum(call.output for call in billed)
+    assert spent["usd"] >= PRICES.usd(server.served - output, output) - 1e-9
+    for dimension, limit in budget.limits().items():
+        assert spent[dimension] <= limit + 1e-9
+    if not billed:
+        assert spent == {**nothing(), "seconds": spent["seconds"]}
+    assert len(server.calls) <= 24 * (len(billed) + 1)
+
+
+PRICES = Prices(input=1.0, output=4.0)
+
+
+@both
+@pytest.mark.parametrize("status", REFUSALS)
+@pytest.mark.parametrize(
+    "budget",
+    [Budget(tokens=20_000), Budget(calls=3), Budget(usd=0.01), Budget(seconds=60)],
+    ids=str,
+)
+def test_a_server_that_refuses_everything_costs_nothing_and_is_soon_left_alone(
+    server: Server, status: int, budget: Budget, sync: bool
+) -> None:
+    server.script = lambda request, i: Reply(error=status)
+    with pytest.raises(NoAnswer, match=f"HTTP {status}") as failure:
+        run(server, budget, sync, prices=PRICES)
+    spent = failure.value.spent
+    assert spent == {**nothing(), "seconds": spent["seconds"]}
+    steps = 1 if status in (401, 403, 404) else 3
+    assert 0 < len(server.calls) == len(failure.value.causes) <= 4 * steps
+
+
+@both
+@pytest.mark.parametrize("status", [400, 429, 503])
+def test_a_refusal_leaves_the_budget_to_the_next_call(
+    server: Server, status: int, sync: bool
+) -> None:
+    server.script = lambda request, i: Reply(text=None, error=None if i else status)
+    out = run(server, Budget(tokens=1_000), sync, strategy="single")
+    assert 800 <= out["spent"]["tokens"] == server.served <= 1_000
+    assert (out["spent"]["calls"], len(server.calls)) == (1, 2)
+
+
+@both
+@pytest.mark.parametrize("status", [408, 500, 502, 504])
+def test_what_may_have_been_served_is_charged_in_full(
+    server: Server, status: int, sync: bool
+) -> None:
+    server.script = lambda request, i: Reply(error=status)
+    with pytest.raises(NoAnswer, match=f"HTTP {status}") as failure:
+        run(server, Budget(tokens=1_000), sync, strategy="single")
+    assert failure.value.spent["calls"] == len(server.calls) == 1
+    assert failure.value.spent["tokens"] > 900
+
+
+@both
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_wrong_key_ends_the_run_with_the_answer_in_hand(
+    server: Server, status: int, sync: bool
+) -> None:
+    server.script = lambda request, i: Reply(error=status if i else None)
+    out = run(server, Budget(tokens=20_000), sync, strategy="self_refine")
+    assert (out["best"]["answer"], out["stop_reason"]) == ("fine", "errors")
+    assert f"HTTP {status}" in out["errors"][-1]
+    assert out["spent"]["tokens"] == server.served
+    assert (out["spent"]["calls"], len(server.calls)) == (1, 2)
+
+
+def test_a_question_goes_on_once_the_key_is_right(server: Server) -> None:
+    on: Any = {"configurable": {"thread_id": "rivers"}}
+    server.script = lambda request, i: Reply(error=401)
+    app = create_anytime_graph(server.model(), budget=Budget(tokens=900)).compile(InMemorySaver())
+    with pytest.raises(NoAnswer):
+        app.invoke(QUESTION, on)
+    server.script = lambda request, i: Reply()
+    out = app.invoke({"budget": Budget(tokens=100)}, on)
+    assert out["best"]["answer"] == "fine"
+    assert out["spent"]["tokens"] == server.served <= 1_000
+
+
+def test_what_was_refused_is_not_charged_in_another_life(server: Server, tmp_path: Path) -> None:
+    on: Any = {"configurable": {"thread_id": "rivers"}}
+    with open_checkpoints(tmp_path / "anytime.db") as store:
+        graph = create_anytime_graph(
+            server.model(), budget=Budget(tokens=900), ledger=store.ledger, scorer=lambda q, a: 0.5
+        )
+        server.script = lambda request, i: Reply(error=401)
+        with pytest.raises(NoAnswer):
+            graph.compile(InMemorySaver()).invoke(QUESTION, on)
+        assert store.ledger.runs("rivers")[0]["spent"]["tokens"] == 0
+        server.script = lambda request, i: Reply(error=429 if i % 3 else None)
+        out = graph.compile(InMemorySaver()).invoke(QUESTION, on)
+        (told,) = store.ledger.runs("rivers")
+        for dimension in ("tokens", "calls", "usd"):
+            assert told["spent"][dimension] == out["spent"][dimension]
+        assert out["spent"]["tokens"] == server.settled().served
+        assert out["spent"]["calls"] == sum(not call.refused for call in server.calls)
+
+
+@both
+def test_where_nobody_listens_nothing_is_charged(server: Server, sync: bool) -> None:
+    model = replace(server, url="http://127.0.0.1:9/v1").model()
+    app = create_anytime_graph(model, budget=Budget(tokens=5_000)).compile()
+    with pytest.raises(NoAnswer, match="Connection") as failure:
+        app.invoke(QUESTION) if sync else asyncio.run(app.ainvoke(QUESTION))
+    spent = failure.value.spent
+    assert spent == {**nothing(), "seconds": spent["seconds"]}
+
+
+@both
+@pytest.mark.parametrize("ending", ["torn", "mute"])
+def test_a_report_counts_though_the_end_of_the_stream_does_not_come(
+    server: Server, ending: str, sync: bool
+) -> None:
+    server.script = lambda request, i: Reply("so <answer>the Rhine</answer>", error=ending)
+    out = run(server, Budget(tokens=2_000, seconds=1.5), sync, strategy="single")
+    assert out["best"]["answer"] == "the Rhine"
+    assert out["best"]["complete"]
+    assert out["errors"] == []
+    assert out["spent"]["tokens"] == server.settled().served
+    assert out["spent"]["calls"] == len(server.calls) == 1
+
+
+@both
+def test_time_that_runs_out_in_waiting_is_no_budget_too_small(server: Server, sync: bool) -> None:
+    server.script = lambda request, i: Reply(error=429, retry_after=30)
+    with pytest.raises(NoAnswer, match="HTTP 429") as failure:
+        run(server, Budget(seconds=3.0, tokens=2_000), sync, strategy="single")
+    assert failure.value.spent["tokens"] == 0
+    assert len(server.calls) == 1
+
+
+@both
+@pytest.mark.parametrize("failing", ["error", "continue"])
+@pytest.mark.parametrize("status", [401, 429])
+def test_an_agent_that_does_not_give_up_is_given_up(
+    server: Server, status: int, failing: Literal["error", "continue"], sync: bool
+) -> None:
+    """What its calls cost does not end it, for they cost nothing; nor does an error that it gives for
+    an answer."""
+    retry = ModelRetryMiddleware(
+        max_retries=50, initial_delay=0.0, jitter=False, on_failure=failing
+    )
+    server.script = lambda request, i: Reply(error=status)
+    drafter = lambda model: create_agent(model, [], middleware=[retry])  # noqa: E731
+    try:
+        out = run(server, Budget(calls=30), sync, drafter=drafter, scorer=lambda q, a: 0.5)
+        spent, errors = out["spent"], out["errors"]
+        assert failing == "continue"
+    except NoAnswer as failure:
+        spent, errors = failure.spent, failure.causes
+        assert failing == "error"
+    assert any(f"HTTP {status}" in error for error in errors)
+    assert spent["calls"] == spent["tokens"] == 0
+    assert 0 < len(server.calls) <= (4 if status == 401 else 4 * 3 * 3)
+
+
+def test_what_is_known_of_an_error_decides_and_what_is_not_known_may_have_cost() -> None:
+    def raised(*steps: BaseException) -> BaseException:
+        """Each raised from the one before."""
+        error = steps[0]
+        for step in steps[1:]:
+            step.__cause__ = error
+            error = step
+        return error
+
+    import httpx
+    import openai
+    import requests
+    import urllib3
+
+    request = httpx.Request("POST", "http://x")
+    failed = openai.APIConnectionError(request=request)
+    assert unserved(raised(httpx.ConnectError("no"), failed))
+    assert not unserved(raised(httpx.ReadError("no"), openai.APIConnectionError(request=request)))
+    assert not unserved(openai.APITimeoutError(request))
+    assert unserved(raised(httpx.ConnectTimeout("no"), openai.APITimeoutError(request)))
+    unreachable = requests.ConnectionError()
+    unreachable.__context__ = raised(
+        urllib3.exceptions.NewConnectionError(None, "no"),  # type: ignore[arg-type]
+        urllib3.exceptions.MaxRetryError(None, "/"),  # type: ignore[arg-type]
+    )
+    assert unserved(unreachable)
+    broken = httpx.ReadError("the second try broke off")
+    broken.__context__ = httpx.ConnectError("the first did not leave")
+    assert not unserved(broken)
+    with pytest.raises(UnicodeEncodeError) as lone:
+        "\ud800".encode()
+    assert unserved(lone.value)
+    assert not any(map(unserved, (TypeError("?"), ValueError("?"), RuntimeError("?"))))
+
+
+@both
+def test_a_broken_stream_still_yields_its_answer(server: Server, sync: bool) -> None:
+    text = "so <answer>the Rhine</answer> because it " + "runs " * 50
+    server.script = lambda request, i: Reply(text=text, error="break")
+    out = run(server, Budget(tokens=900), sync, strategy="single")
+    assert out["best"]["answer"] == "the Rhine"
+    assert out["best"]["complete"]
+
+
+QUALITY = re.compile(r"quality (\d+)")
+
+
+def quality(text: str) -> int:
+    return int(QUALITY.search(text)[1])  # type: ignore[index]
+
+
+@both
+@pytest.mark.parametrize(
+    "verdict",
+    ["Verdict: A", "Verdict: B", "banana", "Verdict: C", "", "Verdict: A\nVerdict: B or so", "{}"],
+)
+@pytest.mark.parametrize("strategy", ["best_of_n", "self_refine", "pdp", "pdp_positive"])
+def test_a_useless_judge_and_a_corrupting_refiner_never_cost_the_first_draft(
+    server: Server, strategy: str, verdict: str, sync: bool
+) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if judging(request):
+            return Reply(text=verdict)
+        first = request["seed"] == 0  # the seed tells the place of a call in the run
+        return Reply(text=f"<answer>quality {9 if first else 0}</answer>")
+
+    server.script = script
+    out = run(server, Budget(tokens=4_000), sync, strategy=strategy)
+    assert quality(out["best"]["answer"]) == 9
+    assert out["pairs"] == []
+
+
+@both
+@pytest.mark.parametrize("strategy", ["best_of_n", "self_refine", "pdp"])
+def test_an_honest_judge_raises_the_answer_in_both_orders(
+    server: Server, strategy: str, sync: bool
+) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if judging(request):
+            shown = [int(q) for q in QUALITY.findall(request["messages"][-1]["content"])]
+            if len(shown) == 1:
+                return Reply(text="It could be better.\nVerdict: improve")
+            first = shown[0] > shown[1]
+            return Reply(text=f"{max(shown)} is more.\nVerdict: {'A' if first else 'B'}")
+        return Reply(text=f"<answer>quality {i}</answer>")
+
+    server.script = script
+    out = run(server, Budget(tokens=8_000), sync, strategy=strategy)
+    assert quality(out["best"]["answer"]) > 3
+    assert all(quality(p["chosen"]) > quality(p["rejected"]) for p in out["pairs"])
+    assert {p["by"] for p in out["pairs"]} == {"judge"}
+    assert "is more" in out["pairs"][0]["why"]
+
+
+def test_a_critic_that_is_never_satisfied_ends_with_the_budget(server: Server) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        return Reply(text="No, not yet.\nVerdict: improve" if judging(request) else f"River {i}.")
+
+    server.script = script
+    out = run(server, Budget(tokens=5_000), strategy="self_refine")
+    assert out["stop_reason"] == "tokens"
+    assert server.served <= 5_000
+
+
+def test_a_critic_that_is_satisfied_ends_the_run(server: Server) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        return Reply(text="Fine.\nVerdict: good" if judging(request) else "A river.")
+
+    server.script = script
+    out = run(server, Budget(tokens=5_000), strategy="self_refine")
+    assert out["stop_reason"] == "satisfied"
+    assert len(server.calls) == 2
+
+
+@both
+@pytest.mark.parametrize(
+    "rubbish",
+    [float("nan"), float("inf"), -0.1, 1.1, "0.5", None, [0.5], {"value": 1}, ZeroDivisionError],
+)
+def test_a_scorer_that_fails_costs_its_score_not_the_run(
+    server: Server, rubbish: Any, sync: bool
+) -> None:
+    def score(question: str, answer: str) -> Any:
+        if answer == "good":
+            return 0.9
+        if rubbish is ZeroDivisionError:
+            return 1 / 0
+        return rubbish
+
+    server.script = lambda request, i: Reply(text=f"<answer>{'good' if i == 2 else 'bad'}</answer>")
+    out = run(server, Budget(calls=8), sync, strategy="best_of_n", scorer=score)
+    assert (out["best"]["answer"], out["best"]["score"]) == ("good", 0.9)
+    assert sum("scorer on candidate" in e for e in out["errors"]) == 7
+
+
+@both
+def test_async_scorers_work_in_both(server: Server, sync: bool) -> None:
+    async def score(question: str, answer: str) -> float:
+        await asyncio.sleep(0)
+        return len(answer) / 100
+
+    server.script = lambda request, i: Reply(text="x" * (10 + i))
+    out = run(server, Budget(calls=4), sync, strategy="best_of_n", scorer=score)
+    assert out["best"]["score"] == pytest.approx(0.13)
+
+
+def test_an_async_scorer_that_is_cancelled_costs_its_score_only(server: Server) -> None:
+    async def score(question: str, answer: str) -> float:
+        if answer == "bad":
+            raise asyncio.CancelledError
+        return 0.9
+
+    server.script = lambda request, i: Reply(text=f"<answer>{'good' if i == 2 else 'bad'}</answer>")
+    out = run(server, Budget(calls=4), sync=True, strategy="best_of_n", scorer=score)
+    assert (out["best"]["answer"], out["best"]["score"]) == ("good", 0.9)
+    assert sum("CancelledError" in e for e in out["errors"]) == 3
+
+
+@both
+@pytest.mark.parametrize("tokens", [150, 300, 650, 1_300, 2_600, 5_200])
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_an_answer_at_every_budget_that_pays_for_a_draft(
+    server: Server, strategy: str, tokens: int, sync: bool
+) -> None:
+    """Drafts of 150 tokens, and an endpoint that refuses whatever would go past the budget."""
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        room = tokens - sum(c.served for c in server.calls)
+        if room < (request.get("max_completion_tokens") or tokens):
+            return Reply(error=429)
+        return Reply(text="a " * 150)
+
+    server.script = script
+    out = run(server, Budget(tokens=tokens), sync, strategy=strategy)
+    assert out["best"]["answer"].startswith("a a")
+    assert server.served <= tokens
+    assert not out["errors"]
+
+
+@pytest.mark.parametrize("dimension", ["tokens", "output_tokens", "usd", "calls", "seconds"])
+def test_a_budget_too_small_is_refused_with_the_least_that_would_do(
+    server: Server, dimension: str
+) -> None:
+    prices = Prices(input=1.0, output=2.0)
+    with pytest.raises(BudgetTooSmall) as refusal:
+        run(server, Budget(**{dimension: 0}), prices=prices)
+    assert not server.calls
+    least = refusal.value.least
+    assert str(least) in str(refusal.value)
+    if dimension != "seconds":
+        just_less = Budget(
+            **{d: v * 0.97 if d == "usd" else v - 1 for d, v in least.limits().items()}
+        )
+        with pytest.raises(BudgetTooSmall):
+            run(server, just_less, prices=prices)
+        assert not server.calls
+        assert run(server, least, prices=prices)["best"]["answer"] == "fine"
+
+
+def test_a_strategy_that_fails_late_does_not_lose_the_answer(server: Server) -> None:
+    def strategy(view: View) -> Any:
+        if view.best:
+            raise KeyError("a bug of the user's")
+        return STRATEGIES["best_of_n"](view)
+
+    out = run(server, Budget(tokens=3_000), strategy=strategy)
+    assert out["best"]["answer"] == "fine"
+    assert out["stop_reason"] == "strategy: KeyError"
+
+
+def test_the_graphs_step_limit_is_a_stop_reason_not_an_exception(server: Server) -> None:
+    app = create_anytime_graph(
+        server.model(), budget=Budget(tokens=50_000), scorer=lambda q, a: 0.5
+    ).compile()
+    for limit in (5, 6, 9, 12):
+        out = app.invoke(QUESTION, {"recursion_limit": limit})
+        assert (out["best"]["answer"], out["stop_reason"]) == ("fine", "steps")

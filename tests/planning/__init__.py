@@ -1,0 +1,1 @@
+"""What comes next, at what cost, and why it ends."""

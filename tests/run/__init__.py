@@ -1,0 +1,1 @@
+"""What a run holds: pairs, and which answer is best."""

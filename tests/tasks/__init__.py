@@ -1,0 +1,1 @@
+"""Tasks for benchmarks, and finding answers in replies."""
