@@ -142,7 +142,7 @@ def left(limits: Limits, spent: Spend) -> Limits:
     return {d: max(0, limit - amounts[d]) for d, limit in limits.items()}
 
 
-def more(limits: Limits, extra: Budget, spent: Spend) -> Limits:
+def raised(limits: Limits, extra: Budget, spent: Spend) -> Limits:
     """Limits grown by `extra`. A dimension that was not limited stays so, as does one that
     only `extra` names: to think on is never to be allowed less. A run that had no limit at all
     goes on for `extra`."""

@@ -51,7 +51,7 @@ class Constraints:
             if (wanted := getattr(self, name)) is not None:
                 low, high = _range(name, wanted)
                 amount = str(low) if low == high else f"{low} to {high}"
-                checks.append((f"have {amount} {name}", _between(count, low, high)))
+                checks.append((f"have {amount} {name}", _count_between(count, low, high)))
         for word in self.include:
             checks.append((f"contain {word!r}", partial(_contains, word)))
         for word in self.forbid:
@@ -117,7 +117,7 @@ def _range(name: str, wanted: int | tuple[int, int]) -> tuple[int, int]:
     return low, high
 
 
-def _between(count: Callable[[str], int], low: int, high: int) -> Callable[[str], bool]:
+def _count_between(count: Callable[[str], int], low: int, high: int) -> Callable[[str], bool]:
     return lambda text: low <= count(text) <= high
 
 

@@ -137,8 +137,8 @@ def bootstrap(
         )
     if statistic is mean:
         values = _numbers("values_per_question", values)
-    _level(level)
-    _count("resamples", resamples)
+    _check_level(level)
+    _check_count("resamples", resamples)
     draw = Random(seed)  # noqa: S311 - statistics
     drawn = sorted(statistic(draw.choices(values, k=len(values))) for _ in range(resamples))
     tail = (1 - level) / 2
@@ -165,7 +165,7 @@ def paired(
         raise ValueError(
             f"b has {len(ys)} values, a has {len(xs)}: each question needs one of each"
         )
-    _count("resamples", resamples)
+    _check_count("resamples", resamples)
     gaps = [x - y for x, y in zip(xs, ys, strict=True)]
     low, middle, high = bootstrap(gaps, level=level, seed=seed, resamples=min(resamples, 2_000))
     moved = [abs(gap) for gap in gaps if gap]
@@ -184,10 +184,10 @@ def paired(
 def wilson(successes: float, n: int, level: float = 0.95) -> Interval:
     """The score interval of a proportion (Wilson 1927), within [0, 1] and sensible for 0 of n too;
     `Interval.mean` is successes / n. A trial that succeeded in part may count in part. Raises ValueError unless 0 <= successes <= n and n >= 1."""
-    _count("n", n)
+    _check_count("n", n)
     if not 0 <= successes <= n:
         raise ValueError(f"successes={successes!r}: between 0 and n={n} is needed")
-    _level(level)
+    _check_level(level)
     z = NormalDist().inv_cdf((1 + level) / 2)
     share, weight = successes / n, z * z / n
     middle = (share + weight / 2) / (1 + weight)
@@ -224,12 +224,12 @@ def _numbers(name: str, values: Sequence[float], least: int = 0) -> list[float]:
     return [float(value) for value in values]
 
 
-def _level(level: float) -> None:
+def _check_level(level: float) -> None:
     if not 0 < level < 1:
         raise ValueError(f"level={level!r}: between 0 and 1 is needed, such as 0.95")
 
 
-def _count(name: str, value: int) -> None:
+def _check_count(name: str, value: int) -> None:
     if not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name}={value!r}: a whole number of at least 1 is needed")
 

@@ -137,7 +137,7 @@ class Lessons:
         room = math.inf if self.allowance is None else self.allowance * detail
         most = room / 2 if self._own() else room
         told = _fitting(most, _OF_OTHERS.get(self.memory or ""), self._remembered)
-        rest = room - (tokens.upper(told) if told else 0)
+        rest = room - (tokens.max_tokens(told) if told else 0)
         own = _fitting(rest, _OF_THIS.get(self.shown or ""), self._learned)
         return "\n\n".join(part for part in (told, own) if part)
 
@@ -178,7 +178,7 @@ class Case:
     def parts(self, length: int, detail: float) -> list[tuple[str, str]]:
         """To be fenced; the question in at most `length` characters, the rest in half as many as an
         answer, and left out where there is no room for it."""
-        told = ((_OTHERS.get(m.type, "MATERIAL"), said(m)) for m in self.beside)
+        told = ((_OTHERS.get(m.type, "MATERIAL"), spoken_text(m)) for m in self.beside)
         beside = "\n".join(f"{who}: {text}" for who, text in told if text)
         room = int(4_000 * detail)
         return [
@@ -210,7 +210,7 @@ def _fitting(room: float, head: str | None, items: Callable[[int], Sequence[str]
         told = head or ""
         for item in items(length) if head else ():
             longer = f"{told}\n{item}"
-            if tokens.upper(longer) > room:
+            if tokens.max_tokens(longer) > room:
                 break
             told = longer
         if told != (head or ""):
@@ -300,7 +300,9 @@ def review(case: Case, answer: str, detail: float) -> list[AnyMessage]:
     return [SystemMessage(_REVIEW), HumanMessage(fenced(parts))]
 
 
-def told(conversation: Sequence[BaseMessage], rest: Mapping[str, float]) -> list[AnyMessage]:
+def with_remaining(
+    conversation: Sequence[BaseMessage], rest: Mapping[str, float]
+) -> list[AnyMessage]:
     """An agent's prompt with what remains by dimension, told at its end, within the last message:
     some chat templates take no two messages of a kind in a row."""
     *before, last = _listed(conversation)
@@ -326,7 +328,7 @@ def sum_up(
     talk = [m for m in conversation if m.type != "system"]
     if question is None:
         question = next((m for m in reversed(talk) if m.type == "human"), None)
-    texts = [(m, said(m)) for m in talk if question is None or m.id != question.id]
+    texts = [(m, spoken_text(m)) for m in talk if question is None or m.id != question.id]
     fits = sum(len(text) for _, text in texts) <= allowance
     most = allowance if fits else max(80, allowance // 3)
     parts: list[tuple[str, str]] = []
@@ -339,7 +341,7 @@ def sum_up(
     return [*_listed(own if system else []), ask]
 
 
-def said(message: BaseMessage) -> str:
+def spoken_text(message: BaseMessage) -> str:
     """What a message says: its text, and the tools that it calls."""
     calls = getattr(message, "tool_calls", None) or ()
     named = (

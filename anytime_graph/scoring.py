@@ -99,10 +99,10 @@ def is_async(scorer: Scorer) -> bool:
 def verdict_of(scorer: Scorer, question: str, subject: Any) -> Verdict:
     """What a scorer, sync or async, says; outside of any event loop of the caller's."""
     verdict = scorer(question, subject)
-    return _waited(verdict) if inspect.isawaitable(verdict) else verdict
+    return _await_in_thread(verdict) if inspect.isawaitable(verdict) else verdict
 
 
-def _waited(verdict: Awaitable[Verdict]) -> Verdict:
+def _await_in_thread(verdict: Awaitable[Verdict]) -> Verdict:
     """Wait for an async scorer in a thread of its own, where no event loop can be running."""
 
     async def wait() -> Verdict:
@@ -129,7 +129,7 @@ def tagged(text: str) -> str | None:
     return next((b for b in reversed(blocks) if b), None)
 
 
-def whole(text: str) -> str | None:
+def whole_reply(text: str) -> str | None:
     """The reply as a whole, for writing tasks and models that keep to no format."""
     return text.strip() or None
 

@@ -208,14 +208,14 @@ class DraftPayer:
                 "shape": shape,
                 "agent_call": AgentCall(draft=self.call["ordinal"], request=digest, last=last),
             }
-            reserved = self._in_flight[place] = Reservation(ready, shape, place, request)
+            reserved = self._in_flight[place] = Reservation(ready, shape, request)
             self.account.hold(reserved.amounts)
             return reserved
 
-    def settle(self, reserved: Reservation, reply: Reply | None) -> None:
+    def settle(self, reserved: Reservation) -> None:
         """A call that was given up is charged in full when the draft ends. Raises DraftError if the
         call failed, or the draft has ended."""
-        if reply is None:
+        if (reply := reserved.reply) is None:
             return
         came = reply.receipt
         with self.account.lock:

@@ -170,7 +170,7 @@ def test_lessons_keep_to_their_allowance(
         allowance=allowance,
     )
     told = lessons.text(detail)
-    assert tokens.upper(told) <= allowance or not told
+    assert tokens.max_tokens(told) <= allowance or not told
     free = Lessons(**{**vars(lessons), "allowance": None}).text(detail)
     assert bool(free) == bool(of_others or own)
 
@@ -184,7 +184,7 @@ def test_a_pair_is_shown_shorter_rather_than_not_at_all(
     more = Lessons(pairs=[long], shown=shown, allowance=2 * allowance).text(1.0)
     assert "Better: " in told
     assert ("Why: " in told) == (shown == "both")
-    assert tokens.upper(told) <= allowance
+    assert tokens.max_tokens(told) <= allowance
     assert len(told) <= len(more)
 
 

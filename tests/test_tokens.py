@@ -133,7 +133,7 @@ def test_a_report_above_the_bound_raises_the_next_bounds() -> None:
 @given(st.text(max_size=400))
 def test_bounds_are_ordered_and_bytes_are_the_ceiling(text: str) -> None:
     size = len(text.encode(errors="replace"))
-    assert 0 <= tokens.upper(text) <= max(1, size)
+    assert 0 <= tokens.max_tokens(text) <= max(1, size)
     empty = tokens.bound(tokens.shape([HumanMessage("")]), tokens.uncalibrated())
     full = tokens.bound(tokens.shape([HumanMessage(text)]), tokens.uncalibrated())
     assert empty <= full <= empty + size + 1

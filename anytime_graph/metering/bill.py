@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from anytime_graph.budget import Spend
 from anytime_graph.metering.meter import Meter
 from anytime_graph.metering.request import Request
-from anytime_graph.metering.streamed import StreamedReply, Usage, most
+from anytime_graph.metering.streamed import StreamedReply, Usage, max_written_tokens
 from anytime_graph.models import tokens
 
 _INCREDIBLE = 10**9
@@ -35,24 +35,24 @@ def bill(
     """The bill of a call that was made. ended: its stream came to its end. overran: it was cut
     because the provider ignored its cap."""
     if not ended:
-        return Bill(_unreported(meter, request, streamed, overran))
+        return Bill(_unreported_spend(meter, request, streamed, overran))
     usage = streamed.usage
     if (lie := _disbelief(request, streamed)) is not None or usage is None:
-        spend = _unreported(meter, request, streamed, overran)
+        spend = _unreported_spend(meter, request, streamed, overran)
         error = f"{lie}; charged {spend['tokens']} tokens, the whole reservation"
         return Bill(spend, billed_once=_fewer(request, streamed), errors=[error])
-    billed = _choices if request.n > 1 else _one
+    billed = _bill_choices if request.n > 1 else _bill_one
     found = billed(meter, request, streamed, usage)
     if excess := _excess(request, found.spend):
         found.errors.append(excess)
     return found
 
 
-def _one(meter: Meter, request: Request, streamed: StreamedReply, usage: Usage) -> Bill:
-    return Bill(_reported(meter, usage), usage.input)
+def _bill_one(meter: Meter, request: Request, streamed: StreamedReply, usage: Usage) -> Bill:
+    return Bill(_reported_spend(meter, usage), usage.input)
 
 
-def _reported(meter: Meter, usage: Usage) -> Spend:
+def _reported_spend(meter: Meter, usage: Usage) -> Spend:
     made = max(usage.output, usage.total - usage.input)
     cached = min(max(0, usage.cached), usage.input)
     written = min(max(0, usage.written), usage.input - cached)
@@ -60,15 +60,17 @@ def _reported(meter: Meter, usage: Usage) -> Spend:
     return {**spend, "reasoning_tokens": min(max(0, usage.reasoning), made)}
 
 
-def _unreported(meter: Meter, request: Request, streamed: StreamedReply, overran: bool) -> Spend:
+def _unreported_spend(
+    meter: Meter, request: Request, streamed: StreamedReply, overran: bool
+) -> Spend:
     """The whole reservation; more, where more was seen to arrive."""
     room, seen = request.max_output or 0, streamed.seen
-    text = most(seen) if overran or not room else tokens.least(seen)
+    text = max_written_tokens(seen) if overran or not room else tokens.min_tokens(seen)
     made = max(room, text, streamed.pieces + streamed.unseen_chunks if overran else 0)
     return meter.priced(request.max_input, made, written=request.max_input)
 
 
-def _choices(meter: Meter, request: Request, streamed: StreamedReply, usage: Usage) -> Bill:
+def _bill_choices(meter: Meter, request: Request, streamed: StreamedReply, usage: Usage) -> Bill:
     """Several choices: by the report, unless it tells the tokens of one choice only; then by what
     came, with the prompt once for each choice.
 
@@ -76,11 +78,11 @@ def _choices(meter: Meter, request: Request, streamed: StreamedReply, usage: Usa
     tokens and 3 choices that reports 130 was billed once, for three times it are 300 at least. Billed
     for each for sure if the input exceeds the most that the prompt can be: 390 is more than 130.
     """
-    n, spend = request.n, _reported(meter, usage)
+    n, spend = request.n, _reported_spend(meter, usage)
     paid, made = spend["input_tokens"], spend["output_tokens"]
     once = _fewer(request, streamed)
-    if made < max(streamed.pieces, tokens.least(streamed.seen) // 2):
-        shown = min(request.max_output or math.inf, tokens.upper(streamed.seen))
+    if made < max(streamed.pieces, tokens.min_tokens(streamed.seen) // 2):
+        shown = min(request.max_output or math.inf, tokens.max_tokens(streamed.seen))
         seen = meter.priced(
             min(request.max_input, n * paid),
             max(streamed.pieces, int(shown)),
@@ -91,7 +93,7 @@ def _choices(meter: Meter, request: Request, streamed: StreamedReply, usage: Usa
             f"{streamed.pieces}; charged {seen['tokens']}, as far as they were seen"
         )
         return Bill(seen, paid, False, [error])
-    if once is None and paid < n * tokens.least(request.text):
+    if once is None and paid < n * tokens.min_tokens(request.text):
         return Bill(spend, paid, True)
     if once is None and paid > request.max_input // request.prompt_copies:
         return Bill(spend, math.ceil(paid / n), False)
@@ -114,8 +116,8 @@ def _disbelief(request: Request, streamed: StreamedReply) -> str | None:
     if max(vars(usage).values()) > _INCREDIBLE:
         return "the provider reported more tokens of usage than a call can have"
     for name, reported, least in (
-        ("input", usage.input, tokens.least(request.text)),
-        ("output", usage.output, tokens.least(streamed.seen) if request.n == 1 else 0),
+        ("input", usage.input, tokens.min_tokens(request.text)),
+        ("output", usage.output, tokens.min_tokens(streamed.seen) if request.n == 1 else 0),
     ):
         if reported < max(0, math.floor(least / 2)) or (reported <= 0 < least):
             return f"the provider reported {reported} {name} tokens for a text of at least {least}"

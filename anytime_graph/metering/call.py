@@ -33,7 +33,7 @@ from anytime_graph.metering.request import (
     Reply,
     Request,
 )
-from anytime_graph.metering.streamed import Choice, StreamedReply
+from anytime_graph.metering.streamed import StreamedChoice, StreamedReply
 from anytime_graph.models import providers
 from anytime_graph.run.calls import Ended, Receipt, receipt
 
@@ -238,7 +238,7 @@ class _Call:
         update: dict[str, Any] = {}
         model, bound, request = self.meter.model, self.meter.bound, self.request
         if request.max_output is not None:
-            update, bound = providers.fitted(model, bound, request.max_output // request.n)
+            update, bound = providers.with_output_cap(model, bound, request.max_output // request.n)
         if isinstance(seed := getattr(model, "seed", None), int):
             update["seed"] = seed + request.place.ordinal
         if request.seconds is not None:
@@ -249,7 +249,7 @@ class _Call:
         model = model.model_copy(update=update)
         if request.n > 1:
             id = f"{LC_ID_PREFIX}-{self.run_id}"
-            model = model.model_copy(update=providers.apart(model, request.n, id))
+            model = model.model_copy(update=providers.with_n_choices(model, request.n, id))
         return model, bound
 
     def config(self, config: RunnableConfig) -> RunnableConfig:
@@ -382,7 +382,7 @@ class _Call:
             error=self.error,
         )
 
-    def _choice(self, i: int, part: Choice, of: Receipt, spend: Spend) -> Reply:
+    def _choice(self, i: int, part: StreamedChoice, of: Receipt, spend: Spend) -> Reply:
         """What a choice comes to. of: the call's receipt, which an unfinished choice shares."""
         errors, ended, failed = [] if i else list(self.errors), of["ended"], self.failed
         if self.request.n > 1 and part.finish is not None:

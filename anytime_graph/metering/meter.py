@@ -82,14 +82,14 @@ def meter(model: Any, prices: Prices | None) -> Meter:
             f"({', '.join(providers.CAP_FIELDS)}), so no budget can hold it"
         )
     own = providers.own_caps(model, bound)
-    metered, bound = providers.metered(model, providers.unparsed(model, bound))
-    held = (getattr(metered, field, None) for field in providers.HOLDERS)
+    copy, bound = providers.meterable(model, providers.schema_in_body(model, bound))
+    held = (getattr(copy, field, None) for field in providers.HOLDERS)
     beside = [part for part in (bound, *held) if part]
     name = providers.model_name(model) or type(model).__name__
     by_openai = _served_by_openai(model)
-    several = getattr(model, "n", 1) != 1 and providers.chooses(metered, bound)
+    several = getattr(model, "n", 1) != 1 and providers.supports_n(copy, bound)
     return Meter(
-        model=metered,
+        model=copy,
         bound=bound,
         ceiling=min(own, default=None),
         name=name,
@@ -137,7 +137,7 @@ def with_json_schema(model: Any, schema: Mapping[str, Any]) -> Runnable[Any, Any
     if not isinstance(head, RunnableBinding) or "tools" in head.kwargs:
         return None
     if (form := head.kwargs.get("response_format")) is not None:
-        options = providers.unparsed(model, {**bound, "response_format": form})
+        options = providers.schema_in_body(model, {**bound, "response_format": form})
         return cast(BaseChatModel, model).bind(**options)
     return head.bind(**bound)
 

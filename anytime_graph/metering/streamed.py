@@ -12,7 +12,7 @@ from langchain_core.messages import (
     BaseMessage,
 )
 
-from anytime_graph.metering.tool_calls import whole
+from anytime_graph.metering.tool_calls import with_whole_calls
 from anytime_graph.models import providers, tokens
 
 SLACK = 16
@@ -62,7 +62,7 @@ class Usage:
 
 
 @dataclass
-class Choice:
+class StreamedChoice:
     """One of the choices, as far as it has arrived. id: of its message."""
 
     id: str | None
@@ -94,7 +94,7 @@ class StreamedReply:
     _id: str | None = None
     _text: list[str] = field(default_factory=list)
     _thought: list[str] = field(default_factory=list)
-    _choices: dict[str | None, Choice] = field(default_factory=dict)
+    _choices: dict[str | None, StreamedChoice] = field(default_factory=dict)
     _length: int = 0
     _least: int = 0
     _typical: float = 0.0
@@ -114,14 +114,14 @@ class StreamedReply:
             self._thought.append(thought)
             self._length += len(text) + len(thought)
             for words in filter(None, (text, thought)):
-                self._least += tokens.least(words)
+                self._least += tokens.min_tokens(words)
                 self._typical += tokens.typical(words)
         elif not usage:
             self.unseen_chunks += 1
         self._id = chunk.id or self._id
         self.finish = (finish := providers.finish(chunk.response_metadata)) or self.finish
         if self.n > 1 and self.run_id in (chunk.id or ""):
-            choice = self._choices.setdefault(chunk.id, Choice(chunk.id))
+            choice = self._choices.setdefault(chunk.id, StreamedChoice(chunk.id))
             choice.text += text
             choice.finish = finish or choice.finish
         if usage:
@@ -134,19 +134,19 @@ class StreamedReply:
         """All text that arrived, thoughts and tool calls included."""
         return "".join(self._text) + "".join(self._thought)
 
-    def choices(self) -> list[Choice]:
+    def choices(self) -> list[StreamedChoice]:
         """What has arrived, by choice, in the provider's order."""
         if self.n == 1:
-            return [Choice(self._id, "".join(self._text), self.finish)]
+            return [StreamedChoice(self._id, "".join(self._text), self.finish)]
         parts = sorted(self._choices.values(), key=lambda choice: providers.index(choice.id))
-        return parts or [Choice(None)]
+        return parts or [StreamedChoice(None)]
 
     @property
     def whole(self) -> bool:
         """Whether every choice has come to its end."""
         return sum(choice.finish is not None for choice in self.choices()) >= self.n
 
-    def message(self, choice: Choice) -> AIMessage:
+    def message(self, choice: StreamedChoice) -> AIMessage:
         """A choice as a message."""
         own = [c for c in self.chunks if self.n == 1 or c.id == choice.id]
         return joined(own) if own else AIMessage(choice.text)
@@ -177,11 +177,11 @@ class StreamedReply:
         self._examined = grown
         text = self.seen
         if self.pieces > cap + slack:
-            if most(text) >= self.pieces:
+            if max_written_tokens(text) >= self.pieces:
                 return True
             if 0.8 * tokens.typical(text) > cap + slack:
                 return True
-        return tokens.least(text) > cap + slack
+        return tokens.min_tokens(text) > cap + slack
 
     def _report(self, usage: Mapping[str, Any]) -> None:
         try:
@@ -195,7 +195,7 @@ class StreamedReply:
 def joined(chunks: Sequence[BaseMessage]) -> AIMessage:
     """The message that the chunks make, with those tool calls whose arguments came whole."""
     pieces = [chunk for chunk in chunks if isinstance(chunk, AIMessageChunk)]
-    return whole(pieces[0] + pieces[1:] if pieces else cast(AIMessage, chunks[-1]))
+    return with_whole_calls(pieces[0] + pieces[1:] if pieces else cast(AIMessage, chunks[-1]))
 
 
 def reports_its_end(message: AIMessage) -> bool:
@@ -204,6 +204,6 @@ def reports_its_end(message: AIMessage) -> bool:
     return ended or message.usage_metadata is not None
 
 
-def most(text: str) -> int:
+def max_written_tokens(text: str) -> int:
     """The most tokens that a text was written in, though its runs could have been fewer."""
-    return tokens.upper(text) + tokens.repeated(text)
+    return tokens.max_tokens(text) + tokens.repeated(text)

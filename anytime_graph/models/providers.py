@@ -60,7 +60,7 @@ _RESPONSES = (
 )
 """Fields that make langchain-openai use the Responses API, which takes a schema elsewhere."""
 _CHOICES = {"langchain_openai": True}
-"""Clients that can ask for several choices, see `apart`, unless one of `_RAW` is set."""
+"""Clients that can ask for several choices, see `with_n_choices`, unless one of `_RAW` is set."""
 _RAW = (*_RESPONSES, "include_response_headers")
 _MAYBE_SERVED = (408, 424, 499)
 """Of the statuses that blame the request, those that may come after the model has worked: Bedrock says
@@ -131,7 +131,9 @@ def own_caps(model: BaseChatModel, bound: Mapping[str, Any]) -> list[int]:
     return [value for value in values if isinstance(value, int) and value > 0]
 
 
-def metered(model: BaseChatModel, bound: Mapping[str, Any]) -> tuple[BaseChatModel, dict[str, Any]]:
+def meterable(
+    model: BaseChatModel, bound: Mapping[str, Any]
+) -> tuple[BaseChatModel, dict[str, Any]]:
     """A copy of the model, and of what is bound to it, that does not retry unseen, reports usage in
     streams, makes one choice and has no cap beside `cap_field`. Raises ValueError if it cannot be
     brought to that."""
@@ -158,7 +160,7 @@ def metered(model: BaseChatModel, bound: Mapping[str, Any]) -> tuple[BaseChatMod
     return copy, _uncapped(bound) | _facts(model, _QUIET)
 
 
-def unparsed(model: BaseChatModel, bound: Mapping[str, Any]) -> dict[str, Any]:
+def schema_in_body(model: BaseChatModel, bound: Mapping[str, Any]) -> dict[str, Any]:
     """What is bound to the model, with a schema for the reply as a part of the body: named as such,
     langchain-openai would parse the reply, lose its usage report, and fail on one that was cut."""
     form = bound.get("response_format")
@@ -189,7 +191,7 @@ def clients(model: BaseChatModel, **options: Any) -> dict[str, Any]:
     return update
 
 
-def fitted(
+def with_output_cap(
     model: BaseChatModel, bound: Mapping[str, Any], room: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The fields of the model, and what is bound to it, for a call that may write `room` tokens."""
@@ -255,7 +257,7 @@ def _refuse(model: BaseChatModel, bound: Mapping[str, Any]) -> None:
         )
 
 
-def chooses(model: BaseChatModel, bound: Mapping[str, Any]) -> bool:
+def supports_n(model: BaseChatModel, bound: Mapping[str, Any]) -> bool:
     """Whether a metered model can be asked for several replies in one request: by OpenAI's chat
     completions, where nothing is bound that shapes a reply."""
     if not _facts(model, _CHOICES) or bound:
@@ -268,16 +270,16 @@ def chooses(model: BaseChatModel, bound: Mapping[str, Any]) -> bool:
     return getattr(model, "output_version", None) in (None, "v0")
 
 
-def apart(model: Any, n: int, id: str) -> dict[str, Any]:
+def with_n_choices(model: Any, n: int, id: str) -> dict[str, Any]:
     """The fields of the model for a request of n choices, whose streamed pieces tell by their id
     which choice they belong to: langchain-openai drops a choice's index, and takes its delta's id
     for that of the message."""
 
     def create(**request: Any) -> Any:
-        return _told(model.client.create(**request), id)
+        return _labelled(model.client.create(**request), id)
 
     async def acreate(**request: Any) -> Any:
-        return _atold(await model.async_client.create(**request), id)
+        return _alabelled(await model.async_client.create(**request), id)
 
     return {
         "n": n,
@@ -292,18 +294,18 @@ def index(id: str | None) -> int:
 
 
 @contextmanager
-def _told(stream: Any, id: str) -> Iterator[Iterator[dict[str, Any]]]:
+def _labelled(stream: Any, id: str) -> Iterator[Iterator[dict[str, Any]]]:
     with stream as pieces:
-        yield (told for piece in pieces for told in _by_choice(piece, id))
+        yield (told for piece in pieces for told in _split_by_choice(piece, id))
 
 
 @asynccontextmanager
-async def _atold(stream: Any, id: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+async def _alabelled(stream: Any, id: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
     async with stream as pieces:
-        yield (told async for piece in pieces for told in _by_choice(piece, id))
+        yield (told async for piece in pieces for told in _split_by_choice(piece, id))
 
 
-def _by_choice(piece: Any, id: str) -> Iterator[dict[str, Any]]:
+def _split_by_choice(piece: Any, id: str) -> Iterator[dict[str, Any]]:
     """A piece of the stream for each choice that it brings words of; the usage with the last."""
     whole = piece if isinstance(piece, dict) else piece.model_dump()
     choices = whole.get("choices") or [{"index": 0, "delta": {}}]
@@ -321,9 +323,9 @@ def _by_choice(piece: Any, id: str) -> Iterator[dict[str, Any]]:
 def reasoning(chunk: BaseMessage) -> str:
     """Reasoning text that a provider shows beside the reply; it is billed as output."""
     if isinstance(chunk.content, str):
-        return _said(chunk.additional_kwargs.get("reasoning_content"))
+        return _reasoning_text(chunk.additional_kwargs.get("reasoning_content"))
     return "".join(
-        _said(block)
+        _reasoning_text(block)
         for block in chunk.content
         if isinstance(block, dict) and block.get("type") in _SAYS
     )
@@ -342,12 +344,12 @@ def called(chunk: BaseMessage) -> str:
     )
 
 
-def _said(part: Any) -> str:
+def _reasoning_text(part: Any) -> str:
     """The words in a block of reasoning, however its provider nests them."""
     if isinstance(part, dict):
         part = [part[key] for key in (*_SAYS, "text") if key in part]
     if isinstance(part, list):
-        return "".join(map(_said, part))
+        return "".join(map(_reasoning_text, part))
     return part if isinstance(part, str) else ""
 
 
@@ -358,7 +360,7 @@ def finish(metadata: Mapping[str, Any]) -> str | None:
     return next((reason for reason in reasons if isinstance(reason, str)), None)
 
 
-def ended(metadata: Mapping[str, Any]) -> bool:
+def ended_naturally(metadata: Mapping[str, Any]) -> bool:
     """Whether its provider says that a reply was ended by its model."""
     said = finish(metadata) or metadata.get("status")
     return isinstance(said, str) and _NATURAL.fullmatch(said) is not None

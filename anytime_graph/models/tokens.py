@@ -169,7 +169,7 @@ def learn(
     return {**known, "growth": growth}
 
 
-def upper(text: str) -> int:
+def max_tokens(text: str) -> int:
     """The most tokens a text is, for any common tokenizer."""
     kinds = _counts(text)
     return math.ceil(_upper([*kinds, float(len(text.encode(errors="replace"))), 0, 0], False, 0))
@@ -180,7 +180,7 @@ def typical(text: str) -> float:
     return sum(_matches(pattern, text) * mean for pattern, mean, _ in _KINDS)
 
 
-def least(text: str) -> int:
+def min_tokens(text: str) -> int:
     """The fewest tokens a text can be: tokenizers split between words and after three digits."""
     words, digits = _matches(_WORDS, text), _matches(_DIGITS, text)
     return math.ceil(words + digits / 3 + _matches(_NON_ASCII, text) / 4)
@@ -188,7 +188,7 @@ def least(text: str) -> int:
 
 def repeated(text: str) -> int:
     """Characters that only go on with a run of one mark or of whitespace. Tokenizers join such runs,
-    and `upper` counts them so; a model may write them one by one all the same."""
+    and `max_tokens` counts them so; a model may write them one by one all the same."""
     return _matches(_REPEATED, text)
 
 

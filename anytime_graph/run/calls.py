@@ -229,7 +229,7 @@ def judges(move: PlannedMove) -> bool:
     return move["kind"] == "learn"
 
 
-def answers(move: PlannedMove) -> bool:
+def seeks_answer(move: PlannedMove) -> bool:
     """Whether a call tries for a fresh answer: not to force one out of cut reasoning."""
     if move["kind"] == "draft":
         return move["conclude"] is None

@@ -12,16 +12,16 @@ from anytime_graph.run.calls import (
     STRUCTURED,
     Outcome,
     PlannedMove,
-    answers,
     concluded,
     judges,
     kind,
     kind_of,
     places,
+    seeks_answer,
 )
 from anytime_graph.run.pairs import Candidate, Pair, explained, judged_pair, scored_pairs
 from anytime_graph.run.ranking import Match, both_orders, champion, next_match, strengths
-from anytime_graph.run.state import Decides, Judging, Payoff, Point, State, paid, payoff
+from anytime_graph.run.state import Decides, Judging, Payoff, Point, State, add_payoffs, payoff
 from anytime_graph.scoring import normal
 
 _KEPT = 64
@@ -63,7 +63,7 @@ def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, To
         pairs = scored_pairs(candidates, pairs, width)
     elif decides == "vote":
         new = [c for c in candidates if c["id"] >= state["ordinal"]]
-        best, candidates, ballots = _voted(best, candidates, new, ballots)
+        best, candidates, ballots = _vote(best, candidates, new, ballots)
     else:
         best = _standing(best, candidates, matches)
         new_matches, found = _compared(candidates, outcomes)
@@ -74,12 +74,12 @@ def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, To
         pairs = [*found, *pairs][:width]
         best, candidates, matches = _concluded(best, candidates, matches)
         drafted = [c for c in candidates if c["id"] >= state["ordinal"] and c["node"] == "draft"]
-        ballots = _counted(ballots, drafted)
+        ballots = _add_ballots(ballots, drafted)
         candidates = [_with_votes(c, ballots) for c in candidates]
     if best is not None:
         best = next(c for c in [*candidates, best] if c["id"] == best["id"])
     arrived = [c for c in candidates if c["id"] >= state["ordinal"]] if decides == "scorer" else []
-    curve = _risen(state["curve"], [*arrived, *([best] if best else [])])
+    curve = _extended_curve(state["curve"], [*arrived, *([best] if best else [])])
     forced = [of for o in outcomes if (of := concluded(o["call"]["move"])) is not None]
     receipts = [o["receipt"] for o in outcomes]
     fruitless = all(
@@ -106,7 +106,7 @@ def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, To
         principles=next(
             (o["principles"] for o in outcomes if o.get("principles")), state["principles"]
         ),
-        judging=_judged(state["judging"], outcomes, candidates, new_matches),
+        judging=_updated_judging(state["judging"], outcomes, candidates, new_matches),
         payoffs=_paid_off(state, best, outcomes),
         ballots=ballots,
         curve=curve,
@@ -198,7 +198,7 @@ def _reasoned(pairs: Sequence[Pair], outcomes: Sequence[Outcome]) -> list[Pair]:
     ]
 
 
-def _judged(
+def _updated_judging(
     judging: Judging,
     outcomes: Sequence[Outcome],
     candidates: Sequence[Candidate],
@@ -252,7 +252,7 @@ def _paid_off(
     for o in outcomes:
         call, spend = o["call"], o["receipt"]["spend"]
         move, cap = call["move"], call["max_output"]
-        if answers(move) and (spend["calls"] or "candidate" in o):
+        if seeks_answer(move) and (spend["calls"] or "candidate" in o):
             score = (o["candidate"]["score"] or 0.0) if "candidate" in o else 0.0
             change = score - scores.get(move["of"], 0.0) if move["kind"] == "refine" else 0.0
             written = spend["output_tokens"]
@@ -262,12 +262,12 @@ def _paid_off(
                 cut, written = "candidate" in o and not o["candidate"]["complete"], each
             used = spend["tokens"] if "agent" in call else written
             one = payoff(score, change, spend["tokens"], used, cut)
-            payoffs[kind_of(move)] = paid(payoffs.get(kind_of(move)), one)
+            payoffs[kind_of(move)] = add_payoffs(payoffs.get(kind_of(move)), one)
     before = state["best"]
     risen = best is not None and before is not None and best["id"] != before["id"]
     if best is not None and risen and best["score"] is None and best["node"] != "conclude":
         named = kind(best["node"], best["taught"])
-        payoffs[named] = paid(payoffs.get(named), payoff(1.0, tries=0))
+        payoffs[named] = add_payoffs(payoffs.get(named), payoff(1.0, tries=0))
     return payoffs
 
 
@@ -339,7 +339,7 @@ def _concluded(
     return own, [{**c, "lost": True} if c["id"] == old else c for c in candidates], inherited
 
 
-def _counted(ballots: Mapping[str, int], new: Sequence[Candidate]) -> dict[str, int]:
+def _add_ballots(ballots: Mapping[str, int], new: Sequence[Candidate]) -> dict[str, int]:
     """The answers with how many gave each; what was cut off gives none."""
     counts = Counter(ballots)
     counts.update(normal(c["answer"]) for c in new if c["complete"])
@@ -350,13 +350,13 @@ def _with_votes(c: Candidate, ballots: Mapping[str, int]) -> Candidate:
     return {**c, "votes": ballots.get(normal(c["answer"]), 0) if c["complete"] else 0}
 
 
-def _voted(
+def _vote(
     best: Candidate | None,
     candidates: list[Candidate],
     new: Sequence[Candidate],
     ballots: dict[str, int],
 ) -> tuple[Candidate | None, list[Candidate], dict[str, int]]:
-    ballots = _counted(ballots, new)
+    ballots = _add_ballots(ballots, new)
     counted = [_with_votes(c, ballots) for c in candidates]
     if best is not None:
         best = _with_votes(best, ballots)
@@ -390,7 +390,7 @@ def _trimmed(
     return sorted(sorted(candidates, key=worth, reverse=True)[:width], key=lambda c: c["id"])
 
 
-def _risen(curve: list[Point], incumbents: Sequence[Candidate]) -> list[Point]:
+def _extended_curve(curve: list[Point], incumbents: Sequence[Candidate]) -> list[Point]:
     """The curve with a point for each new incumbent, thinned in the middle if it grows long."""
     for c in incumbents:
         risen = not curve or (c["score"] or 0.0) > (curve[-1]["score"] or 0.0) or c["score"] is None

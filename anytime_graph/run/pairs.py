@@ -111,7 +111,7 @@ def scored_pairs(candidates: Sequence[Candidate], known: Sequence[Pair], most: i
         else:
             sides = {normal(c["answer"]) for c in option}
         if not sides & shown and (isinstance(option, dict) or _telling(*option)):
-            kept.append(option if isinstance(option, dict) else _scored(*option, gap))
+            kept.append(option if isinstance(option, dict) else _scored_pair(*option, gap))
             shown |= sides
     return kept
 
@@ -138,7 +138,7 @@ def parting(one: str, other: str, length: int = _EXCERPT) -> tuple[str, str]:
     return _excerpt(first, same != [], ends, length), _excerpt(second, same != [], ends, length)
 
 
-def _scored(better: Candidate, worse: Candidate, gap: float) -> Pair:
+def _scored_pair(better: Candidate, worse: Candidate, gap: float) -> Pair:
     notes = [("Better, but", better["feedback"]), ("Worse", worse["feedback"])]
     told = " ".join(f"{side}: {note}" for side, note in notes if note)
     why = told or f"scored {better['score']:.2f} against {worse['score']:.2f}"
@@ -171,12 +171,12 @@ def _pair(
 def _telling(one: Candidate, other: Candidate) -> bool:
     if set(one["parents"]) & set(other["parents"]):
         return False
-    words, others = _counted(one["text"]), _counted(other["text"])
+    words, others = _word_counts(one["text"]), _word_counts(other["text"])
     return (words & others).total() < _ALIKE * (words | others).total()
 
 
 @lru_cache(maxsize=64)
-def _counted(text: str) -> Counter[str]:
+def _word_counts(text: str) -> Counter[str]:
     """Each answer is held against all others, step after step."""
     return Counter(_WORDS.findall(text.lower()))
 

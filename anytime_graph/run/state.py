@@ -191,7 +191,7 @@ def payoff(
     )
 
 
-def paid(known: Payoff | None, more: Payoff) -> Payoff:
+def add_payoffs(known: Payoff | None, more: Payoff) -> Payoff:
     """Both together."""
     if known is None:
         return more

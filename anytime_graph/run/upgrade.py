@@ -30,7 +30,7 @@ class StoredState(State, total=False):
     """The state as the hub reads it: today's channels, and those of earlier forms."""
 
 
-def migrated(state: Mapping[str, Any]) -> State:
+def migrated_state(state: Mapping[str, Any]) -> State:
     """The state in today's form, with the replies that came in while it stood. Raises NewerForm."""
     form, thread = state.get(CHANNEL, 0), state.get("thread", "")
     refuse_newer(f"the state of thread {thread!r}", form, len(STATE))
@@ -44,7 +44,7 @@ def migrated(state: Mapping[str, Any]) -> State:
 
 
 def changes(state: Mapping[str, Any], now: Mapping[str, Any]) -> State:
-    """What `migrated` changed of a state, to be written with the next step."""
+    """What `migrated_state` changed of a state, to be written with the next step."""
     return cast(State, {k: v for k, v in now.items() if k not in state or state[k] is not v})
 
 
