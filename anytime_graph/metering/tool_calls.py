@@ -1,7 +1,7 @@
-"""Which tool calls of a reply may be carried out: those whose arguments came whole.
+"""Which tool calls of a reply may be carried out: those whose arguments arrived whole.
 
-LangChain mends arguments that broke off: `{"path": "/data` becomes {"path": "/data"}, which its
-model may never have meant.
+LangChain repairs arguments that broke off: `{"path": "/data` becomes {"path": "/data"}, which the
+model may not have meant.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _BLOCKS = (
 
 
 def with_whole_calls(message: AIMessage) -> AIMessage:
-    """The message, no chunk, with those tool calls whose arguments are a JSON object as they were
-    sent, whatever ended the reply; the others are invalid. No text at all stands for no arguments,
-    but only in a reply that its model ended, or whose client does not say how it ended."""
+    """The message (never a chunk) with those tool calls whose arguments were sent as a JSON object,
+    however the reply ended; the others are invalid. Empty text means no arguments, but only in a
+    reply that the model ended, or whose client does not say how it ended."""
     ended = providers.ended_naturally(message.response_metadata)
     valid: list[ToolCall] = []
     invalid: list[InvalidToolCall] = []
@@ -73,13 +73,13 @@ def with_whole_calls(message: AIMessage) -> AIMessage:
 
 
 def broken(message: AIMessage) -> bool:
-    """Whether it was to call tools, and not one of its calls came whole."""
+    """Whether the model called tools and none of the calls arrived whole."""
     return bool(message.invalid_tool_calls) and not message.tool_calls
 
 
 def _parsed_arguments(text: Any, ended: bool) -> dict[str, Any] | None:
-    """The arguments that a text is, if it is those. Control characters within strings are left to
-    pass, as by LangChain: some models write them, and they do not come from a cut."""
+    """The arguments in a text, or None if it is no JSON object. Like LangChain it allows control
+    characters within strings: some models write them, and a cut does not cause them."""
     if not text:
         return {} if ended else None
     try:
@@ -90,7 +90,7 @@ def _parsed_arguments(text: Any, ended: bool) -> dict[str, Any] | None:
 
 
 def _sent_arguments(message: AIMessage) -> Iterator[tuple[Any, Any]]:
-    """The arguments as they were sent, with the id of their call, where the client keeps them."""
+    """The id and the arguments of each call as they were sent, where the client keeps them."""
     for call in message.additional_kwargs.get("tool_calls") or ():
         yield call.get("id"), (call.get("function") or {}).get("arguments")
     for block in message.content:
@@ -107,7 +107,7 @@ def _call_id(block: Any) -> Any:
 
 
 def _argument_text(args: Any) -> str:
-    """What the arguments of a call were as a text; none if there are none."""
+    """The arguments of a call as text; empty if it has none."""
     return args if isinstance(args, str) else json.dumps(args) if args else ""
 
 
