@@ -91,8 +91,7 @@ def as_budget(value: Budget | Mapping[str, Any], argument: str = "budget") -> Bu
         return value
     if not isinstance(value, Mapping):
         raise ValueError(f"{argument}={value!r}: pass a Budget, as in Budget(tokens=8_000)")
-    known = {f.name for f in fields(Budget)}
-    if unknown := sorted(set(value) - known):
+    if unknown := sorted(set(value) - set(DIMENSIONS)):
         raise ValueError(f"{argument}: unknown {unknown}; a budget has {', '.join(DIMENSIONS)}")
     return Budget(**value)
 

@@ -90,11 +90,11 @@ class Constraints:
             for name, count in (("sentences", count_sentences), ("words", count_words))
             if any(rule.endswith(name) for rule in failed)
         ]
-        known = f" ({', '.join(counts)})" if counts else ""
+        measured = f" ({', '.join(counts)})" if counts else ""
         met = [rule for rule, _ in self._checks if rule not in failed]
         return Score(
             1 - len(failed) / len(self._checks),
-            "The text must " + "; it must ".join(failed) + known + ".",
+            "The text must " + "; it must ".join(failed) + measured + ".",
             f"It does already: {'; '.join(met)}." if met else None,
         )
 

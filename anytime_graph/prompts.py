@@ -366,7 +366,7 @@ def _followed(content: Any, text: str) -> Any:
 
 
 def _remaining(room: int | None) -> str:
-    """How long a reply may be, in steps of 1, 2, 5, 10, ...: 780 tokens are told as 500, so that prompts
+    """How long a reply may be, in steps of 1, 2, 5, 10, ...: 780 tokens become 500, so that prompts
     seldom differ by it and stay in caches. It stands with the instructions, because small models take
     a number behind the question for a part of the question."""
     if not room:

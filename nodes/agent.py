@@ -242,7 +242,7 @@ class DraftPayer:
         self, ready: Meter, prompt: Sequence[BaseMessage], rest: Limits
     ) -> tuple[Shape, Request, bool]:
         """The next call, and whether it is the last, in which the agent is told to answer."""
-        known = self.account.known(self.meter)
+        known = self.account.calibration(self.meter)
         if not ready.bound.get("tools"):
             return *self._fitting(ready, prompt, rest), False
         told = [*prompt, HumanMessage(self._last_words)]
@@ -264,7 +264,7 @@ class DraftPayer:
     def _fitting(
         self, ready: Meter, prompt: Sequence[BaseMessage], rest: Limits
     ) -> tuple[Shape, Request]:
-        known = self.account.known(self.meter)
+        known = self.account.calibration(self.meter)
         try:
             return planned(ready, prompt, rest, known, min_output=MIN_ROOM, half=False)
         except Short as short:

@@ -101,7 +101,7 @@ class Account:
 
     def close(self) -> Spend:
         """End it. Returns what it cost in all; calls that outlive it are charged in full. Its seconds
-        are left out, for accounts share them: they are booked above."""
+        are left out: other accounts share them, so they are booked above."""
         with self.lock:
             held, self._running, self._closed = self._held, False, True
             for account in self.chain if held["calls"] else ():
@@ -114,13 +114,13 @@ class Account:
             for account in self.chain:
                 account.spent = total([account.spent, {**spend, "seconds": 0.0}])
 
-    def known(self, meter: Meter) -> Calibration:
+    def calibration(self, meter: Meter) -> Calibration:
         """How far prompts to this model are known to exceed their bounds."""
         return {**uncalibrated(), "growth": self.growth.get(meter.name, 1.0)}
 
     def learn(self, meter: Meter, shape: Shape, reported: int) -> None:
         """Take in the provider's report of a prompt."""
-        learned = meter.tokenizer.learn(self.known(meter), shape, reported, base=False)
+        learned = meter.tokenizer.learn(self.calibration(meter), shape, reported, base=False)
         self.growth[meter.name] = learned["growth"]
 
     def mark(self, message: BaseMessage) -> None:
@@ -134,7 +134,7 @@ class Account:
         """Book, once, what tool calls had spent before they were interrupted."""
         marks = [mark for message in prompt for mark in message.response_metadata.get(_MARK, ())]
         with self.lock:
-            for account in self.chain if marks else ():
+            for account in self.chain:
                 earlier = [
                     spent
                     for tool_call, opened, spent in marks
@@ -188,7 +188,7 @@ def planned(
     meter: Meter,
     prompt: Sequence[BaseMessage],
     rest: Limits,
-    known: Calibration,
+    calibration: Calibration,
     *,
     min_output: int,
     half: bool,
@@ -200,7 +200,7 @@ def planned(
     call may write 350. Raises Short if `rest` does not pay for it.
     """
     messages = list(prompt)
-    shape, max_input = meter.max_input(messages, known)
+    shape, max_input = meter.max_input(messages, calibration)
     least = meter.cap(min_output) or 0
     reservation = {**meter.reservation(max_input, least), "seconds": 0.001}
     need = cast("Mapping[str, float]", reservation)

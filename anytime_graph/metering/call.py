@@ -62,7 +62,9 @@ def call(
             done.set()
 
     try:
-        if not under_way.hold_back() or not under_way.reserve(journal):
+        for seconds in under_way.waits():
+            time.sleep(seconds)
+        if under_way.cut or not under_way.reserve(journal):
             return under_way.settle()
         if under_way.patience() is None:
             pump()
@@ -89,9 +91,8 @@ async def acall(
         if earlier is not None:
             return earlier
     under_way = _Call(meter, request, stop)
-    until = time.monotonic() + request.wait
-    while not under_way.over() and (rest := until - time.monotonic()) > 0:
-        await asyncio.sleep(min(rest, _POLL))
+    for seconds in under_way.waits():
+        await asyncio.sleep(seconds)
     if under_way.cut or not (
         await asyncio.to_thread(under_way.reserve, journal) if journal else under_way.reserve(None)
     ):
@@ -128,13 +129,13 @@ def recalled(meter: Meter, request: Request, journal: Journal | None) -> Reply |
     if entry is None:
         return None
     if entry.reply is not None:
-        known = entry.reply.receipt
+        settled = entry.reply.receipt
         kept: Receipt = {
-            **known,
+            **settled,
             "interrupted": False,
             "retry_after": 0.0,
             "recalled": True,
-            "ended_at": max(known["ended_at"], entry.changed),
+            "ended_at": max(settled["ended_at"], entry.changed),
         }
         return replace(entry.reply, receipt=kept)
     return _booked(_in_flight(meter, request, entry), request, journal)
@@ -199,12 +200,12 @@ class _Call:
 
     # --- before the call
 
-    def hold_back(self) -> bool:
-        """Wait before a call that follows a refusal. Returns False if time ran out or a stop came."""
+    def waits(self) -> Iterator[float]:
+        """Seconds to sleep, in turn, before a call that follows a refusal; none once time is out or a
+        stop came."""
         until = time.monotonic() + self.request.wait
         while not self.over() and (rest := until - time.monotonic()) > 0:
-            time.sleep(min(rest, _POLL))
-        return self.cut is None
+            yield min(rest, _POLL)
 
     def reserve(self, journal: Journal | None) -> bool:
         """Write the reservation. Returns False if the call must not be made."""
@@ -340,21 +341,21 @@ class _Call:
         """The reply. What still arrives after this does not count."""
         if self.streamed.reported and not self.overran:
             self.ended, self.cut = True, None  # it was whole, and its cost known, when it was cut
-        known, now, streamed = self.receipt, time.time(), self.streamed
-        if not self.ended and not known["failed"] and self.cut is None:
+        shared, now, streamed = self.receipt, time.time(), self.streamed
+        if not self.ended and not shared["failed"] and self.cut is None:
             self.cut = "cut"
         charged = Bill(nothing())
-        if self.made and not known["unserved"]:
+        if self.made and not shared["unserved"]:
             charged = bill(self.meter, self.request, streamed, self.ended, self.overran)
         self.errors += charged.errors
-        spend: Spend = {**charged.spend, "seconds": max(0.0, now - known["started"])}
+        spend: Spend = {**charged.spend, "seconds": max(0.0, now - shared["started"])}
         full = self._full(charged)
         ended: Ended = (
-            "error" if known["failed"] else "cut" if self.cut else "length" if full else "stop"
+            "error" if shared["failed"] else "cut" if self.cut else "length" if full else "stop"
         )
-        known = {**known, "ended": ended, "ended_at": now}
+        shared = {**shared, "ended": ended, "ended_at": now}
         first, *others = (
-            self._choice(i, part, known, spend) for i, part in enumerate(streamed.choices())
+            self._choice(i, part, shared, spend) for i, part in enumerate(streamed.choices())
         )
         once = self.billed_once if charged.billed_once is None else charged.billed_once
         paid: Receipt = {

@@ -41,10 +41,10 @@ class Meter:
         """The output cap of a call: the tokens that are paid for, or fewer if the model writes no more."""
         return min((cap for cap in (paid, self.ceiling) if cap is not None), default=None)
 
-    def max_input(self, prompt: list[Any], known: Calibration) -> tuple[Shape, int]:
+    def max_input(self, prompt: list[Any], calibration: Calibration) -> tuple[Shape, int]:
         """A prompt's shape, and the most input tokens that it can be billed."""
         shape = self.tokenizer.shape(prompt)
-        return shape, self.tokenizer.bound(shape, known)
+        return shape, self.tokenizer.bound(shape, calibration)
 
     def reservation(self, max_input: int, max_output: int | None) -> Spend:
         """The most that a call can cost: its prompt at the dearest price, its output at the cap."""

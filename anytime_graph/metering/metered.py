@@ -329,7 +329,7 @@ class AgentPayer:
             messages = prompts.with_remaining(prompt, rest)
         least = MIN_ROOM if last else GOOD_ROOM
         shape, request = planned(
-            ready, messages, rest, account.known(ready), min_output=least, half=not last
+            ready, messages, rest, account.calibration(ready), min_output=least, half=not last
         )
         return Reservation(ready, shape, request=request)
 
@@ -341,7 +341,7 @@ class AgentPayer:
             return {}
         bare = replace(ready, bound={}, tokenizer=replace(ready.tokenizer, tools=False, extra=""))
         shortest = prompts.sum_up(prompt, 0, False, self.question)
-        _, max_input = bare.max_input(list(shortest), self.account.known(bare))
+        _, max_input = bare.max_input(list(shortest), self.account.calibration(bare))
         need = cast("Mapping[str, float]", bare.reservation(max_input, GOOD_ROOM))
         return {d: max(need[d], reserve.get(d, 0)) for d in self.account.limits}
 
@@ -354,7 +354,7 @@ class AgentPayer:
         full = allowance = sum(len(prompts.spoken_text(m)) for m in prompt)
         while allowance > _LEAST_MATERIAL:
             shorter = prompts.sum_up(prompt, allowance, 4 * allowance >= full, self.question)
-            _, max_input = ready.max_input(list(shorter), self.account.known(ready))
+            _, max_input = ready.max_input(list(shorter), self.account.calibration(ready))
             room = output_room(rest, max_input, ready.prices)
             if room is None or room >= wanted:
                 return shorter

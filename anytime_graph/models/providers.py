@@ -245,8 +245,8 @@ def _refuse(model: BaseChatModel, bound: Mapping[str, Any]) -> None:
             "it with max_retries=0, or the client with Config(retries={'total_max_attempts': 1})"
         )
     own = getattr(model, "additional_model_request_fields", None) or {}
-    asked = {**own, **bound, **(bound.get("additional_model_request_fields") or {})}
-    nova = asked.get("reasoningConfig") or {"maxReasoningEffort": asked.get("reasoning_effort")}
+    options = {**own, **bound, **(bound.get("additional_model_request_fields") or {})}
+    nova = options.get("reasoningConfig") or {"maxReasoningEffort": options.get("reasoning_effort")}
     if "nova" in (model_name(model) or "") and nova.get("maxReasoningEffort") == "high":
         raise ValueError(
             f"model={name}: {model_name(model)} takes no output cap at reasoning effort 'high'; "

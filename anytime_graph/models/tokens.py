@@ -111,24 +111,24 @@ class Tokenizer:
             kinds = [float(self.count(text))] + [0.0] * (len(_KINDS) - 1)
         return [*kinds, _size(text), float(len(prompt)), float(media)]
 
-    def bound(self, of: Shape, known: Calibration, within: bool = False) -> int:
+    def bound(self, of: Shape, calibration: Calibration, within: bool = False) -> int:
         """The most tokens that the provider will report for a prompt of this shape. within: the prompt
         contains the calibrated draft prompt, so only the difference is uncertain."""
-        loose = math.ceil(self._upper(of) * known["growth"])
-        if not (within and known["shape"]):
+        loose = math.ceil(self._upper(of) * calibration["growth"])
+        if not (within and calibration["shape"]):
             return loose
-        extra = [max(0.0, a - b) for a, b in zip(of, known["shape"], strict=True)]
+        extra = [max(0.0, a - b) for a, b in zip(of, calibration["shape"], strict=True)]
         if not any(extra):
-            return known["tokens"]
+            return calibration["tokens"]
         added = _upper(extra, self.count is not None, 0)
-        return min(loose, known["tokens"] + math.ceil(added * known["growth"]))
+        return min(loose, calibration["tokens"] + math.ceil(added * calibration["growth"]))
 
-    def learn(self, known: Calibration, of: Shape, reported: int, base: bool) -> Calibration:
+    def learn(self, calibration: Calibration, of: Shape, reported: int, base: bool) -> Calibration:
         """The calibration corrected by what the provider reported. base: this was a draft prompt."""
-        growth = min(_MOST_GROWTH, max(known["growth"], reported / self._upper(of)))
+        growth = min(_MOST_GROWTH, max(calibration["growth"], reported / self._upper(of)))
         if base:
-            return {**known, "growth": growth, "shape": of, "tokens": reported}
-        return {**known, "growth": growth}
+            return {**calibration, "growth": growth, "shape": of, "tokens": reported}
+        return {**calibration, "growth": growth}
 
     def _upper(self, of: Shape) -> float:
         return _upper(of, self.count is not None, _preamble(self.family, self.tools))

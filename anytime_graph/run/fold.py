@@ -220,8 +220,8 @@ def _updated_judging(
         agreed=judging["agreed"] + len(won),
         flips=judging["flips"] + len(flips),
         firsts=judging["firsts"] + sum(flips),
-        longer=judging["longer"] + sum(more > 0 for more in won),
-        shorter=judging["shorter"] + sum(more < 0 for more in won),
+        longer=judging["longer"] + sum(gap > 0 for gap in won),
+        shorter=judging["shorter"] + sum(gap < 0 for gap in won),
     )
 
 
@@ -257,8 +257,8 @@ def _paid_off(
                 each = each if call["choice"] else written // call["n"]
                 cut, written = "candidate" in o and not o["candidate"]["complete"], each
             used = spend["tokens"] if "agent" in call else written
-            one = payoff(score, change, spend["tokens"], used, cut)
-            payoffs[kind_of(move)] = add_payoffs(payoffs.get(kind_of(move)), one)
+            own = payoff(score, change, spend["tokens"], used, cut)
+            payoffs[kind_of(move)] = add_payoffs(payoffs.get(kind_of(move)), own)
     before = state["best"]
     risen = best is not None and before is not None and best["id"] != before["id"]
     if best is not None and risen and best["score"] is None and best["node"] != "conclude":
@@ -301,8 +301,8 @@ def _compared(
     for (first, second), orders in compared.items():
         if first == second or len(orders) < 2 or not {first, second} <= by_id.keys():
             continue
-        one, other = (orders[order].get("preferred") for order in (False, True))
-        matches.append(match := both_orders(first, second, one, other))
+        preferred, swapped = (orders[order].get("preferred") for order in (False, True))
+        matches.append(match := both_orders(first, second, preferred, swapped))
         if match.winner is not None:
             loser = second if match.winner == first else first
             reasons = (orders[order].get("why") for order in (False, True))
