@@ -1,4 +1,4 @@
-"""What may be spent, what was spent, and what one move may spend of the rest."""
+"""Budgets, spends and prices: what may be spent, what was spent, and what remains."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing_extensions import TypedDict
 
 DIMENSIONS = ("tokens", "output_tokens", "usd", "calls", "seconds")
 _WHOLE = ("tokens", "output_tokens", "calls")
+_UNDIVIDED = {"seconds": math.inf, "calls": 1}
+"""Dimensions that a slice does not divide, and the most that it takes of them."""
 
 MIN_ROOM = 16
-"""Output tokens below which a call is not worth its prompt."""
+"""A call that may write fewer output tokens than this is not worth its prompt."""
 GOOD_ROOM = 64
-"""Output tokens that a fan-out leaves to each of its calls, or it is made smaller."""
+"""Output tokens that each call of a fan-out must get; else the fan-out is made smaller."""
 
 Limits = dict[str, float]
-"""Amounts by dimension; a dimension that is absent is not limited."""
+"""Amounts by dimension. A dimension that is absent is not limited."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,7 @@ class Budget:
     """What one question may cost. The first dimension to run out ends the run.
 
     tokens: input + output tokens, as the provider bills them.
-    output_tokens: output tokens alone, reasoning included (what the paper counts).
+    output_tokens: only output tokens, reasoning included (what the paper counts).
     usd: US dollars; needs known prices.
     calls: model calls.
     seconds: time during which calls and scorers are active, summed over resumes.
@@ -54,8 +56,8 @@ class Budget:
                 raise ValueError(f"{name}={value!r}: a whole number is needed")
         if not self.limits():
             raise ValueError(
-                f"Budget(): set at least one of {', '.join(DIMENSIONS)}; a run without a budget is one "
-                "to which none is given, of a graph that is told until=Until(...)"
+                f"Budget(): set at least one of {', '.join(DIMENSIONS)}; for a run without a budget pass "
+                "none, to a graph with until=Until(...)"
             )
 
     def limits(self) -> Limits:
@@ -63,21 +65,20 @@ class Budget:
         return {d: v for d in DIMENSIONS if (v := getattr(self, d)) is not None}
 
     def fraction(self, share: float) -> Budget:
-        """This budget times `share` in [0, 1], rounded down: a part of it to hand on."""
+        """A part of this budget: its amounts times `share` in [0, 1], rounded down."""
         if not 0 <= share <= 1:
             raise ValueError(f"share={share!r}: a fraction is between 0 and 1")
         return Budget(**_typed({d: v * share for d, v in self.limits().items()}, _floor))
 
     def split(self, n: int) -> list[Budget]:
-        """n equal parts that add up to no more than this budget, time included: nothing says that
-        those who get them run side by side."""
+        """n equal parts that add up to no more than this budget. Time is divided too, because the parts
+        may be spent one after another."""
         if not isinstance(n, int) or n < 1:
             raise ValueError(f"n={n!r}: a budget is split into 1 part or more")
         return [self.fraction(1 / n)] * n
 
     def less(self, spent: Mapping[str, Any]) -> Budget:
-        """What `spent`, as a run or add_spend gives it, leaves of this budget; 0 where it leaves
-        nothing."""
+        """What remains of this budget after `spent` (as a run or add_spend gives it), never below 0."""
         return Budget(**{d: max(0, v - spent.get(d, 0)) for d, v in self.limits().items()})
 
     def __str__(self) -> str:
@@ -90,8 +91,7 @@ def as_budget(value: Budget | Mapping[str, Any], argument: str = "budget") -> Bu
         return value
     if not isinstance(value, Mapping):
         raise ValueError(f"{argument}={value!r}: pass a Budget, as in Budget(tokens=8_000)")
-    known = {f.name for f in fields(Budget)}
-    if unknown := sorted(set(value) - known):
+    if unknown := sorted(set(value) - set(DIMENSIONS)):
         raise ValueError(f"{argument}: unknown {unknown}; a budget has {', '.join(DIMENSIONS)}")
     return Budget(**value)
 
@@ -132,7 +132,7 @@ def total(spends: Iterable[Spend]) -> Spend:
 
 
 def add_spend(spent: Spend, more: Spend) -> Spend:
-    """Reducer for the `spent` channel of a parent graph: what its anytime nodes spent, in all."""
+    """Reducer for the `spent` channel of a parent graph: the sum of what its anytime nodes spent."""
     return total([spent, more])
 
 
@@ -142,10 +142,10 @@ def left(limits: Limits, spent: Spend) -> Limits:
     return {d: max(0, limit - amounts[d]) for d, limit in limits.items()}
 
 
-def more(limits: Limits, extra: Budget, spent: Spend) -> Limits:
-    """Limits grown by `extra`. A dimension that was not limited stays so, as does one that
-    only `extra` names: to think on is never to be allowed less. A run that had no limit at all
-    goes on for `extra`."""
+def raised(limits: Limits, extra: Budget, spent: Spend) -> Limits:
+    """Limits raised by `extra`. A dimension that was not limited stays unlimited, even if `extra` names
+    it: more budget never allows less. A run without any limit may go on for `extra`: after 300 tokens
+    and with 500 more, its limit is 800."""
     grant = extra.limits()
     if not limits:
         return {d: amount + cast("Mapping[str, float]", spent)[d] for d, amount in grant.items()}
@@ -153,23 +153,16 @@ def more(limits: Limits, extra: Budget, spent: Spend) -> Limits:
 
 
 def share(of: Limits, fraction: float) -> Limits:
-    """A slice: `fraction` of what is left. Time is shared by parallel moves, not divided;
-    a move makes one call."""
-    out: Limits = {}
-    for d, amount in of.items():
-        if d == "seconds":
-            out[d] = amount
-        elif d == "calls":
-            out[d] = min(1, amount)
-        else:
-            out[d] = math.floor(amount * fraction) if d in _WHOLE else amount * fraction
-    return out
+    """A slice: `fraction` of what is left. Parallel moves share the time, so it is not divided; a move
+    makes one call."""
+    slices = _typed({d: amount * fraction for d, amount in of.items()})
+    return slices | {d: min(most, of[d]) for d, most in _UNDIVIDED.items() if d in of}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prices:
-    """US dollars per million tokens. Input that was read from a provider's cache costs
-    `cached_input`, and what was written to one `cache_write`; `input` where they are not given."""
+    """US dollars per million tokens. Input that is read from a provider's cache costs `cached_input`, and
+    input that is written to one `cache_write`; each defaults to `input`."""
 
     input: float
     output: float
@@ -197,21 +190,23 @@ class Prices:
     def usd(
         self, input_tokens: float, output_tokens: float, read: float = 0, written: float = 0
     ) -> float:
-        """What a call costs. read, written: those of the input tokens that a provider's cache
-        gave, or took in."""
+        """What a call costs. read, written: input tokens that came from a provider's cache, and that
+        went into it. At 2, 8 and 0.5 (cached) dollars, 1,000 input tokens, 600 of them read, and 100
+        output tokens cost (400 * 2 + 600 * 0.5 + 100 * 8) / 1e6 = 0.0019 dollars."""
         cached = self.input if self.cached_input is None else self.cached_input
         write = self.input if self.cache_write is None else self.cache_write
-        taken = (input_tokens - read - written) * self.input + read * cached + written * write
-        return (taken + output_tokens * self.output) / 1e6
+        fresh = (input_tokens - read - written) * self.input
+        return (fresh + read * cached + written * write + output_tokens * self.output) / 1e6
 
     def most(self, input_tokens: float, output_tokens: float) -> float:
-        """What a call may cost: nobody knows beforehand what goes to a cache."""
+        """The most that a call can cost: all of its input may go into a cache."""
         return self.usd(input_tokens, output_tokens, written=input_tokens)
 
 
 def output_room(slice_: Limits, prompt: int, prices: Prices | None) -> int | None:
-    """Output tokens that a slice still pays for after a prompt of `prompt` tokens; None if the
-    slice limits neither tokens nor money. Below 0 the prompt alone is too dear."""
+    """Output tokens that a slice pays for after a prompt of `prompt` tokens; None if the slice limits
+    neither tokens nor money. Below 0 the prompt alone costs too much. Of 1,000 tokens and 400 output
+    tokens, a prompt of 700 leaves min(300, 400) = 300."""
     rooms: list[float] = []
     if "tokens" in slice_:
         rooms.append(slice_["tokens"] - prompt)
@@ -229,8 +224,8 @@ def output_room(slice_: Limits, prompt: int, prices: Prices | None) -> int | Non
 class BudgetTooSmall(ValueError):
     """The budget cannot pay for one draft, or one call. Nothing was spent.
 
-    least: the smallest budget, in the dimensions that were set, that would do.
-    spent: nothing, in the shape in which NoAnswer tells it.
+    least: the smallest budget that would do, in the dimensions that were set.
+    spent: nothing, in the same shape as NoAnswer's.
     """
 
     def __init__(self, given: Limits, least: Limits, what: str = "one draft") -> None:
@@ -241,7 +236,7 @@ class BudgetTooSmall(ValueError):
 
 
 class NoAnswer(RuntimeError):
-    """Every call failed, so there is no answer to return.
+    """Every call failed, so there is no answer.
 
     causes: one line for each failure, oldest first. spent: what the failures cost.
     """
@@ -253,7 +248,7 @@ class NoAnswer(RuntimeError):
 
 
 def _floor(amount: float) -> int:
-    """Rounded down, but for what floating point takes off a whole number."""
+    """Rounded down, with an allowance for floating point: 2.9999999999 is 3."""
     return math.floor(amount + 1e-9)
 
 

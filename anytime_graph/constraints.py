@@ -1,4 +1,4 @@
-"""Checkable writing constraints, as a scorer."""
+"""Scores a text by writing constraints that a program can check."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from anytime_graph.scoring import Score
 
 @dataclass(frozen=True, kw_only=True)
 class Constraints:
-    """Scores a text by the fraction of the stated constraints that it meets; the feedback names
-    the ones it does not. Counts are (least, most) pairs, or one number for exactly that many.
+    """Scores a text by the fraction of the constraints that it meets; the feedback names the others.
+    Counts are (least, most) pairs, or one number for exactly that many.
 
-    matches: a regular expression that must be found. json: a pydantic model that the whole
-    text must parse as.
+    matches: a regular expression that must be found. json: a pydantic model that the whole text must
+    parse as.
     """
 
     sentences: int | tuple[int, int] | None = None
@@ -51,7 +51,7 @@ class Constraints:
             if (wanted := getattr(self, name)) is not None:
                 low, high = _range(name, wanted)
                 amount = str(low) if low == high else f"{low} to {high}"
-                checks.append((f"have {amount} {name}", _between(count, low, high)))
+                checks.append((f"have {amount} {name}", _count_between(count, low, high)))
         for word in self.include:
             checks.append((f"contain {word!r}", partial(_contains, word)))
         for word in self.forbid:
@@ -80,23 +80,22 @@ class Constraints:
 
     def __call__(self, question: str, answer: str | BaseModel) -> Score:
         text = answer.model_dump_json() if isinstance(answer, BaseModel) else answer.strip()
-        failed = [rule for rule, holds in self._checks if not holds(text)] if text else None
-        if failed is None:
+        if not text:
             return Score(0.0, "The text is empty.")
-        value = 1 - len(failed) / len(self._checks)
+        failed = [rule for rule, holds in self._checks if not holds(text)]
         if not failed:
             return Score(1.0)
-        found = [
+        counts = [
             f"it has {(n := count(text))} {name.removesuffix('s') if n == 1 else name}"
             for name, count in (("sentences", count_sentences), ("words", count_words))
             if any(rule.endswith(name) for rule in failed)
         ]
-        known = f" ({', '.join(found)})" if found else ""
-        held = [rule for rule, _ in self._checks if rule not in failed]
+        measured = f" ({', '.join(counts)})" if counts else ""
+        met = [rule for rule, _ in self._checks if rule not in failed]
         return Score(
-            value,
-            "The text must " + "; it must ".join(failed) + known + ".",
-            f"It does already: {'; '.join(held)}." if held else None,
+            1 - len(failed) / len(self._checks),
+            "The text must " + "; it must ".join(failed) + measured + ".",
+            f"It does already: {'; '.join(met)}." if met else None,
         )
 
 
@@ -117,7 +116,7 @@ def _range(name: str, wanted: int | tuple[int, int]) -> tuple[int, int]:
     return low, high
 
 
-def _between(count: Callable[[str], int], low: int, high: int) -> Callable[[str], bool]:
+def _count_between(count: Callable[[str], int], low: int, high: int) -> Callable[[str], bool]:
     return lambda text: low <= count(text) <= high
 
 

@@ -1,11 +1,10 @@
-"""The forms of what is stored. What an earlier version wrote is brought into today's form when it is
-read; what a later version wrote is refused before anything is spent or changed.
+"""Versions of stored data: earlier forms are upgraded when they are read, later ones are refused.
 
-Whatever is stored says which form it has, as a number. To change a form, append an upgrade from the
-form before to its tuple, and the number follows. The tuples stand with what they upgrade: run/upgrade.py
-for checkpoints, checkpoints/records.py for the ledger's JSON (its columns: checkpoints/schema.py), and
-UPGRADES in planning/profiles.py, middleware.py, checkpoints/memory.py, benchmark/cells.py and
-benchmark/recording.py.
+A later form is refused before anything is spent or changed. All stored data has the number of its
+form. To change a form, append an upgrade from the previous form to its tuple; the number follows. The
+tuples are next to what they upgrade: run/upgrade.py for checkpoints, checkpoints/records.py for the
+ledger's JSON (its columns: checkpoints/schema.py), and UPGRADES in planning/profiles.py, middleware.py,
+checkpoints/memory.py, benchmark/cells.py and benchmark/recording.py.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 Stored = dict[str, Any]
 Upgrade = Callable[[Stored], Stored]
 KEY = "form"
-"""Where a mapping that is stored says which form it has."""
+"""The key of the form in a stored mapping."""
 
 
 class NewerForm(ValueError):
@@ -24,7 +23,7 @@ class NewerForm(ValueError):
 
 
 def refuse_newer(what: str, form: Any, known: int) -> None:
-    """Raises NewerForm for what this version cannot read. what: with its place, as a file's name."""
+    """Raises NewerForm for a form that this version cannot read. what: names the data and its place."""
     if not isinstance(form, int) or form > known:
         raise NewerForm(
             f"{what}: it has form {form}, this anytime-graph knows {known}; upgrade anytime-graph to "
@@ -33,8 +32,8 @@ def refuse_newer(what: str, form: Any, known: int) -> None:
 
 
 def upgraded(stored: Mapping[str, Any], upgrades: Sequence[Upgrade], what: str) -> Stored:
-    """A mapping in today's form, which is the number of upgrades. Without a KEY it has form 0. Raises
-    NewerForm."""
+    """A mapping in today's form, whose number is that of the upgrades. Without a KEY it has form 0.
+    Raises NewerForm."""
     form = stored.get(KEY, 0)
     refuse_newer(what, form, len(upgrades))
     now = dict(stored)
@@ -44,5 +43,5 @@ def upgraded(stored: Mapping[str, Any], upgrades: Sequence[Upgrade], what: str) 
 
 
 def unchanged(stored: Stored) -> Stored:
-    """From what had no form to the form that says so."""
+    """The upgrade from data without a form to data that states it."""
     return stored

@@ -35,7 +35,7 @@ from anytime_graph.run.announcements import Lives
 from anytime_graph.run.calls import Chosen
 from anytime_graph.run.context import Context
 from anytime_graph.run.state import Decides, Input, Output, Payoff, State
-from anytime_graph.run.upgrade import migrated
+from anytime_graph.run.upgrade import migrated_state
 from anytime_graph.scoring import Extractor, Judge, Scorer
 
 __all__ = ["Context", "afork", "create_anytime_graph", "fork"]
@@ -187,8 +187,8 @@ async def afork(
 
 
 def _branch(values: dict[str, Any], budget: Budget | None) -> State:
-    values = cast("dict[str, Any]", migrated(values))
-    values = cast("dict[str, Any]", migrated(values))
+    values = cast("dict[str, Any]", migrated_state(values))
+    values = cast("dict[str, Any]", migrated_state(values))
     if "run_id" not in values:
         raise ValueError("config: at this checkpoint no question was begun; invoke to ask one")
     limits = values["limits"] if budget is None else as_budget(budget).limits()

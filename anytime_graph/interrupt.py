@@ -1,4 +1,4 @@
-"""Ctrl-C that returns the best answer instead of losing it."""
+"""Lets Ctrl-C return the best answer instead of losing it."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import Protocol
 
 
 class StopSignal(Protocol):
-    """What a caller sets to end a run early; a threading.Event is one."""
+    """Set by a caller to end a run early; a threading.Event is one."""
 
     def is_set(self) -> bool: ...
 
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """While open, the first Ctrl-C sets the event it yields; a second one interrupts as usual.
+    """While open, the first Ctrl-C sets the event that it yields; a second one interrupts as usual.
 
-    Pass the event on: `app.invoke(..., context={"stop": stop})`. Calls in flight are then cut and
-    the best answer so far is returned with stop_reason "interrupted". Main thread only.
+    Pass the event to the graph: `app.invoke(..., context={"stop": stop})`. Ctrl-C then cuts calls in
+    flight, and the best answer so far is returned with stop_reason "interrupted". Main thread only.
     """
     stop = threading.Event()
 
-    def first(number: int, frame: FrameType | None) -> None:
+    def on_first(number: int, frame: FrameType | None) -> None:
         stop.set()
         signal.signal(signal.SIGINT, before)
 
-    before = signal.signal(signal.SIGINT, first)
+    before = signal.signal(signal.SIGINT, on_first)
     try:
         yield stop
     finally:

@@ -1,4 +1,4 @@
-"""A real model inside the process: a GGUF file served on loopback by llama.cpp (xllamacpp)."""
+"""Runs a real model inside the process: llama.cpp (xllamacpp) serves a GGUF file on loopback."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def embedded_file() -> Path | None:
 
 def local_model(path: str | Path | None = None, **options: Any) -> ChatOpenAI:
     """A chat model over a GGUF file, by default the embedded one. `options` go to ChatOpenAI
-    (temperature, seed, ...). One server per file and process; it ends with the process. It is asked
-    for one choice a request: of several, llama.cpp reports the tokens of one.
+    (temperature, seed, ...). Each file has one server in a process, which ends with it. A request asks
+    for one choice, because llama.cpp reports the tokens of only one.
 
-    Raises FileNotFoundError or ImportError that says what to install.
+    Raises FileNotFoundError, or ImportError that says what to install.
     """
     file = Path(path) if path else embedded_file()
     if file is None:
@@ -67,7 +67,7 @@ def _server(file: Path) -> Any:
     params.port = 0
     params.n_parallel = _SLOTS
     params.n_ctx = _CONTEXT * _SLOTS
-    # One thread: two servers with two threads each on two cores starve one another.
+    # One thread: two servers with two threads each starve one another on two cores.
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.n_gpu_layers = 0
     params.verbosity = 0

@@ -1,7 +1,6 @@
-"""Measures of anytime reasoning, and how sure one can be of them. Pure arithmetic: lists of numbers
-in, numbers out; nothing else of the package is needed.
+"""Measures of anytime reasoning, and the confidence in them.
 
-A curve is given as two lists of equal length: `budgets`, strictly ascending (tokens, seconds, any
+Pure arithmetic on lists of numbers; it needs nothing else of the package. A curve is given as two lists of equal length: `budgets`, strictly ascending (tokens, seconds, any
 unit), and `qualities`, one for each budget.
 """
 
@@ -38,7 +37,8 @@ def mean(values: Sequence[float]) -> float:
 
 
 def best_so_far(qualities: Sequence[float]) -> list[float]:
-    """Q*_t = max over i <= t of Q_i. Raises ValueError for none, or one that is no finite number."""
+    """Q*_t = max over i <= t of Q_i. Raises ValueError for an empty list, or a value that is not a finite
+    number."""
     return list(accumulate(_numbers("qualities", qualities, least=1), max))
 
 
@@ -60,10 +60,10 @@ def anytime_index(
     q_max: the most that quality can be, in the unit of `qualities`; `max(qualities)` measures only
     the shape of the curve.
     origin: whether the curve starts at (0, 0).
-    oracle: True, the paper's index: the true qualities are those of the answers made at each budget,
-    and the curve holds the best of them so far, which only one who knows the true quality can pick.
-    For the index of what a program **returned**, pass the true qualities of the answers it would have
-    returned at each budget, and oracle=False: the same area, without the maximum, for such a curve
+    oracle: True, the paper's index: `qualities` are those of the answers made at each budget, and the
+    curve holds the best of them so far, which only an oracle that knows the true quality can pick. For
+    the index of what a program **returned**, pass the true qualities of the answers that it would have
+    returned at each budget, and oracle=False: the same area without the maximum, because such a curve
     can fall.
 
     Raises ValueError for fewer than two budgets, budgets that do not ascend, qualities outside
@@ -96,9 +96,9 @@ def anytime_index(
 
 
 def gain_per_token(budgets: Sequence[float], qualities: Sequence[float]) -> float:
-    """(Q_T - Q_1) / (b_T - b_1): the slope from the first point to the last, quality for each unit of
-    budget. Negative if quality fell; give `best_so_far(qualities)` for that of the best. Raises
-    ValueError as anytime_index does."""
+    """(Q_T - Q_1) / (b_T - b_1): the slope from the first point to the last, in quality per unit of
+    budget. It is negative if quality fell; pass `best_so_far(qualities)` for the gain of the best.
+    Raises ValueError as anytime_index does."""
     xs, ys = _curve(budgets, qualities)
     return (ys[-1] - ys[0]) / (xs[-1] - xs[0])
 
@@ -106,9 +106,8 @@ def gain_per_token(budgets: Sequence[float], qualities: Sequence[float]) -> floa
 def budget_to_reach(
     budgets: Sequence[float], qualities: Sequence[float], quality: float
 ) -> float | None:
-    """The first budget at which `quality` was measured, or None if it never was. Nothing is
-    interpolated: between two measured budgets nobody has seen an answer. Raises ValueError as
-    anytime_index does."""
+    """The first budget at which `quality` was reached, or None if it never was. Nothing is interpolated,
+    because no answer was measured between two budgets. Raises ValueError as anytime_index does."""
     xs, ys = _curve(budgets, qualities, least=1)
     if not math.isfinite(quality):
         raise ValueError(f"quality={quality!r}: a finite number is needed")
@@ -125,10 +124,10 @@ def bootstrap(
     """How far a figure over questions would move with other questions of the same kind.
 
     The percentile interval (Efron 1979): `statistic` of `resamples` samples of the questions, drawn
-    with replacement; `Interval.mean` is the statistic of the values as they are. A value belongs to
-    one question and need not be a number if `statistic` takes it: runs of one question belong
-    together, so give their mean, or a list of them. Intervals from fewer than about 20 questions are
-    too narrow. Raises ValueError for no values, or numbers that are not finite.
+    with replacement. `Interval.mean` is the statistic of the given values. Each value belongs to one
+    question, and need not be a number if `statistic` accepts it. Runs of one question belong together,
+    so pass their mean, or a list of them. Intervals from fewer than about 20 questions are too narrow.
+    Raises ValueError for no values, or numbers that are not finite.
     """
     values = list(values_per_question)
     if not values:
@@ -137,8 +136,8 @@ def bootstrap(
         )
     if statistic is mean:
         values = _numbers("values_per_question", values)
-    _level(level)
-    _count("resamples", resamples)
+    _check_level(level)
+    _check_count("resamples", resamples)
     draw = Random(seed)  # noqa: S311 - statistics
     drawn = sorted(statistic(draw.choices(values, k=len(values))) for _ in range(resamples))
     tail = (1 - level) / 2
@@ -155,17 +154,17 @@ def paired(
     """Whether `a` differs from `b` on the same questions: a[i] and b[i] are values of question i.
 
     p: two-sided sign-flip permutation test of the mean difference (Fisher 1935; Pitman 1937): how
-    often a difference at least as large arises if for each question it is chance which of its two
-    values is a's. All 2^n flips are tried if they are no more than `resamples`, else that many are
-    drawn and the flip observed is counted with them, so that p is never 0. The interval is
-    bootstrap's. Raises ValueError for lists that are empty or of different lengths.
+    often a difference at least as large arises if chance decides which value of each question is a's.
+    All 2^n flips are tried if they are no more than `resamples`; else that many are drawn, and the
+    observed flip counts as one more, so that p is never 0. The interval is bootstrap's. Raises
+    ValueError for lists that are empty or of different lengths.
     """
     xs, ys = _numbers("a", a, least=1), _numbers("b", b)
     if len(xs) != len(ys):
         raise ValueError(
             f"b has {len(ys)} values, a has {len(xs)}: each question needs one of each"
         )
-    _count("resamples", resamples)
+    _check_count("resamples", resamples)
     gaps = [x - y for x, y in zip(xs, ys, strict=True)]
     low, middle, high = bootstrap(gaps, level=level, seed=seed, resamples=min(resamples, 2_000))
     moved = [abs(gap) for gap in gaps if gap]
@@ -182,12 +181,13 @@ def paired(
 
 
 def wilson(successes: float, n: int, level: float = 0.95) -> Interval:
-    """The score interval of a proportion (Wilson 1927), within [0, 1] and sensible for 0 of n too;
-    `Interval.mean` is successes / n. A trial that succeeded in part may count in part. Raises ValueError unless 0 <= successes <= n and n >= 1."""
-    _count("n", n)
+    """The score interval of a proportion (Wilson 1927), within [0, 1] and sensible for 0 of n too.
+    `Interval.mean` is successes / n. A partial success may count in part. Raises ValueError unless
+    0 <= successes <= n and n >= 1."""
+    _check_count("n", n)
     if not 0 <= successes <= n:
         raise ValueError(f"successes={successes!r}: between 0 and n={n} is needed")
-    _level(level)
+    _check_level(level)
     z = NormalDist().inv_cdf((1 + level) / 2)
     share, weight = successes / n, z * z / n
     middle = (share + weight / 2) / (1 + weight)
@@ -224,18 +224,18 @@ def _numbers(name: str, values: Sequence[float], least: int = 0) -> list[float]:
     return [float(value) for value in values]
 
 
-def _level(level: float) -> None:
+def _check_level(level: float) -> None:
     if not 0 < level < 1:
         raise ValueError(f"level={level!r}: between 0 and 1 is needed, such as 0.95")
 
 
-def _count(name: str, value: int) -> None:
+def _check_count(name: str, value: int) -> None:
     if not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name}={value!r}: a whole number of at least 1 is needed")
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
-    """Linear between the order statistics."""
+    """The quantile, linear between the order statistics: of [1, 3], that at 0.25 is 1.5."""
     at = share * (len(ordered) - 1)
     below = math.floor(at)
     above = min(below + 1, len(ordered) - 1)

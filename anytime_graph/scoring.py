@@ -1,4 +1,4 @@
-"""Scorers: what tells a better answer from a worse one, and how answers are found in replies."""
+"""Scores answers, and finds the answers in replies."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from anytime_graph.budget import Prices
 
 @dataclass(frozen=True)
 class Score:
-    """value: in [0, 1], higher is better. feedback: what is still wrong, for the next refinement.
-    right: what is right, and must stay so."""
+    """A scorer's verdict. value: in [0, 1], higher is better. feedback: what is still wrong, for the next
+    refinement. right: what is right and must stay."""
 
     value: float
     feedback: str | None = None
@@ -32,7 +32,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Judge:
-    """Decides by comparing answers, each two in both orders; a verdict that flips is a tie.
+    """Decides by comparing two answers at a time, in both orders; a verdict that flips is a tie.
 
     model: a second model as judge (anything that create_anytime_graph takes); default: the model
     itself. prices: of a second model; default: looked up by its name. rubric: what to judge by.
@@ -54,19 +54,19 @@ class Judge:
 
 Verdict = float | bool | Score
 Scorer = Callable[[str, Any], Verdict | Awaitable[Verdict]]
-"""(question, answer) -> score; sync or async. The answer is a string, or an instance of the
-pydantic model given as `answer=`."""
+"""(question, answer) -> score, sync or async. The answer is a string, or an instance of the pydantic
+model given as `answer=`."""
 
 Extractor = Callable[[str], str | None]
 """Reply text -> the answer in it, or None."""
 
 
 class BadScore(ValueError):
-    """A scorer returned something that is no score."""
+    """A scorer returned something other than a score."""
 
 
 def as_score(verdict: object) -> Score:
-    """Read what a scorer returned. Raises BadScore for anything but a number in [0, 1]."""
+    """A scorer's verdict as a Score. Raises BadScore for anything but a number in [0, 1]."""
     score = verdict if isinstance(verdict, Score) else Score(cast(float, verdict))
     value: Any = score.value
     try:
@@ -97,13 +97,11 @@ def is_async(scorer: Scorer) -> bool:
 
 
 def verdict_of(scorer: Scorer, question: str, subject: Any) -> Verdict:
-    """What a scorer, sync or async, says; outside of any event loop of the caller's."""
+    """The verdict of a sync or async scorer. An async one runs in a thread of its own, so that it may be
+    called while an event loop is running."""
     verdict = scorer(question, subject)
-    return _waited(verdict) if inspect.isawaitable(verdict) else verdict
-
-
-def _waited(verdict: Awaitable[Verdict]) -> Verdict:
-    """Wait for an async scorer in a thread of its own, where no event loop can be running."""
+    if not inspect.isawaitable(verdict):
+        return verdict
 
     async def wait() -> Verdict:
         return await verdict
@@ -124,34 +122,34 @@ _BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 
 
 def tagged(text: str) -> str | None:
-    """The last complete, non-empty <answer> block: replies repeat it whenever it improves."""
+    """The last complete, non-empty <answer> block; replies repeat the block when the answer improves."""
     blocks = [b.strip() for b in _BLOCK.findall(text)]
     return next((b for b in reversed(blocks) if b), None)
 
 
-def whole(text: str) -> str | None:
-    """The reply as a whole, for writing tasks and models that keep to no format."""
+def whole_reply(text: str) -> str | None:
+    """The whole reply as the answer, for writing tasks and models that follow no format."""
     return text.strip() or None
 
 
 def parsed(schema: type[BaseModel], text: str) -> str | None:
     """The last piece of JSON in the text that fits the schema, as it was written."""
     decoder = json.JSONDecoder()
-    found: str | None = None
+    answer: str | None = None
     start = _JSON_START.search(text)
     while start:
         at = start.start()
         try:
             _, end = decoder.raw_decode(text, at)
             schema.model_validate_json(text[at:end])
-            found = text[at:end]
+            answer = text[at:end]
         except (ValueError, RecursionError):
             end = at + 1
         start = _JSON_START.search(text, end)
-    return found
+    return answer
 
 
 def normal(answer: str) -> str:
-    """The form in which answers are compared for a vote: case, spaces and final stops do not count."""
+    """The form in which a vote compares answers: case, spaces and final full stops do not count."""
     text = " ".join(answer.lower().split()).rstrip(".")
     return text if len(text) <= 200 else hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Texts made harmless, shorter, or quoted."""
+"""Makes texts harmless, shorter, or quoted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud8
 
 
 def harmless(text: str) -> str:
-    """The text with what a terminal would obey (escapes, reversals) replaced by U+FFFD."""
+    """The text with the characters that a terminal would obey (escapes, reversals) as U+FFFD."""
     return _OBEYED.sub("\ufffd", text.replace("\r\n", "\n"))
 
 
@@ -36,7 +36,7 @@ def head_of(text: str, length: int) -> str:
 
 
 def fenced(parts: Sequence[tuple[str, str]]) -> str:
-    """Texts between fences that none of them contains, so that none can close its own."""
+    """Texts between fences that none of them contains, so that no text can close its fence."""
     fence = "====="
     while any(fence in text for _, text in parts):
         fence += "="

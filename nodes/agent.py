@@ -210,14 +210,14 @@ class DraftPayer:
                 "shape": shape,
                 "agent_call": AgentCall(draft=self.call["ordinal"], request=digest, last=last),
             }
-            reserved = self._in_flight[place] = Reservation(ready, shape, place, request)
+            reserved = self._in_flight[place] = Reservation(ready, shape, request)
             self.account.hold(reserved.amounts)
             return reserved
 
-    def settle(self, reserved: Reservation, reply: Reply | None) -> None:
+    def settle(self, reserved: Reservation) -> None:
         """A call that was given up is charged in full when the draft ends. Raises DraftError if the
         call failed, or the draft has ended."""
-        if reply is None:
+        if (reply := reserved.reply) is None:
             return
         came = reply.receipt
         with self.account.lock:
@@ -244,7 +244,7 @@ class DraftPayer:
         self, ready: Meter, prompt: Sequence[BaseMessage], rest: Limits
     ) -> tuple[Shape, Request, bool]:
         """The next call, and whether it is the last, in which the agent is told to answer."""
-        known = self.account.known(self.meter)
+        known = self.account.calibration(self.meter)
         if not ready.bound.get("tools"):
             return *self._fitting(ready, prompt, rest), False
         told = [*prompt, HumanMessage(self._last_words)]
@@ -266,7 +266,7 @@ class DraftPayer:
     def _fitting(
         self, ready: Meter, prompt: Sequence[BaseMessage], rest: Limits
     ) -> tuple[Shape, Request]:
-        known = self.account.known(self.meter)
+        known = self.account.calibration(self.meter)
         try:
             return planned(ready, prompt, rest, known, min_output=MIN_ROOM, half=False)
         except Short as short:

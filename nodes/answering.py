@@ -32,7 +32,7 @@ def candidate(
     except Exception as error:  # the user's function: it costs this extraction, not the run
         reply.receipt["errors"].append(f"extractor on reply {call['ordinal']}: {describe(error)}")
         found = None
-    marked = bool(found) and answers.extract is not scoring.whole
+    marked = bool(found) and answers.extract is not scoring.whole_reply
     by_itself = reply.whole and answers.protocol.schema is None
     node, parents, with_pairs = _origin(call)
     return Candidate(

@@ -25,4 +25,4 @@ def prompt(
         reasoning = next(c["text"] for c in state["candidates"] if c["id"] == of)
         return prompts.conclude(before, answers.protocol, reasoning, detail)
     shown = pair_context(state, move, allowance)
-    return prompts.draft(before, answers.protocol, shown, detail, max_output)
+    return prompts.opening(before, answers.protocol, shown, detail, max_output)

@@ -16,7 +16,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.store.base import BaseStore
 from langgraph.types import Command, Send
 
-from anytime_graph.budget import Budget, BudgetTooSmall, Limits, NoAnswer, as_budget, more
+from anytime_graph.budget import Budget, BudgetTooSmall, Limits, NoAnswer, as_budget, raised
 from anytime_graph.checkpoints import Ledger, LedgerError
 from anytime_graph.checkpoints.journal import RunJournal
 from anytime_graph.checkpoints.leases import Hold
@@ -53,8 +53,8 @@ from anytime_graph.run.upgrade import (
     FINAL,
     StoredState,
     changes,
-    migrated,
     migrated_final,
+    migrated_state,
 )
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class Hub:
         """Fold what came back; begin a new question; take in a budget to think on with; then go
         over the budget edge. An error here leaves the state as it was, so that the step can be
         run again."""
-        now = migrated(state)
+        now = migrated_state(state)
         update, sends, repeated = self._folded(now, config)
         if repeated:
             update["messages"] = cast("list[AnyMessage]", [RemoveMessage(id) for id in repeated])
@@ -171,7 +171,7 @@ class Hub:
                 update |= State(thread=thread, run_id=randbits(53), parent_run=state["run_id"])
             if granted is not None:
                 grant = affordable(setup, as_budget(granted))
-                update["limits"] = more(state["limits"], grant, state["spent"])
+                update["limits"] = raised(state["limits"], grant, state["spent"])
                 update |= State(interrupted=False, failures=0, wait=0.0, concluded=None)
         now = merged(state, update)
         sends = self._next(setup, state, now, config, digest, journal)

@@ -192,7 +192,7 @@ class _Work:
     # --- calls
 
     def _chain(self, lessons: Lessons, room: int) -> _Chain:
-        prompt = prompts.draft(
+        prompt = prompts.opening(
             self.cell.question.conversation, self.answers.protocol, lessons, 1.0, room
         )
         call, reply = self._call(planned_move(Draft()), prompt, room)
@@ -271,7 +271,8 @@ def examples(memory: FixedMemory, question: Question) -> list[Example]:
 
 
 def _bound(messages: Sequence[BaseMessage]) -> int:
-    return tokens.bound(tokens.shape(messages), tokens.uncalibrated())
+    estimate = tokens.Tokenizer()
+    return estimate.bound(estimate.shape(messages), tokens.uncalibrated())
 
 
 # --- cutting a reply at a token

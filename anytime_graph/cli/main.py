@@ -12,7 +12,7 @@ from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.types import StateSnapshot
 
-from anytime_graph.budget import DIMENSIONS, Budget, more
+from anytime_graph.budget import DIMENSIONS, Budget, raised
 from anytime_graph.checkpoints import Checkpoints, open_checkpoints
 from anytime_graph.checkpoints.export import line
 from anytime_graph.cli import display, ledger_commands, question_commands
@@ -136,7 +136,7 @@ def resume(thread: str, db: str, as_json: bool, **options: Any) -> None:
         record = "usage" if run["question"] is None else "all"
         with ledger_commands.opened(db, record=record) as store:
             made["budget"] = Budget(
-                **(more(run["limits"], grant, run["spent"]) if grant else run["limits"])
+                **(raised(run["limits"], grant, run["spent"]) if grant else run["limits"])
             )
             app, config = _durable(store, made, options), _config(thread, options)
             given = _way_on(app.get_state(config), run, grant)

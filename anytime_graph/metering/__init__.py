@@ -1,1 +1,1 @@
-"""One metered call, held to what it reserved and charged what it cost; and what may still be spent."""
+"""Metered calls: each is held to its reservation and charged what it cost."""

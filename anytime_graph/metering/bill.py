@@ -1,6 +1,6 @@
-"""What a call costs: by the provider's report where it can be believed, else its whole reservation.
+"""What a call costs: by the provider's report if that is credible, else its whole reservation.
 
-Pure: a request, what arrived of its reply and how it ended go in; a bill comes out.
+Pure functions: a request, what arrived of its reply, and how it ended make a bill.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from anytime_graph.budget import Spend
 from anytime_graph.metering.meter import Meter
 from anytime_graph.metering.request import Request
-from anytime_graph.metering.streamed import StreamedReply, Usage, most
+from anytime_graph.metering.streamed import StreamedReply, Usage, max_written_tokens
 from anytime_graph.models import tokens
 
 _INCREDIBLE = 10**9
@@ -35,77 +35,76 @@ def bill(
     """The bill of a call that was made. ended: its stream came to its end. overran: it was cut
     because the provider ignored its cap."""
     if not ended:
-        return Bill(_unreported(meter, request, streamed, overran))
+        return Bill(_unreported_spend(meter, request, streamed, overran))
     usage = streamed.usage
-    if (lie := _disbelief(request, streamed)) is not None or usage is None:
-        spend = _unreported(meter, request, streamed, overran)
-        error = f"{lie}; charged {spend['tokens']} tokens, the whole reservation"
-        return Bill(spend, billed_once=_fewer(request, streamed), errors=[error])
-    billed = _choices if request.n > 1 else _one
-    found = billed(meter, request, streamed, usage)
-    if excess := _excess(request, found.spend):
-        found.errors.append(excess)
-    return found
+    if (doubt := _disbelief(request, streamed)) is not None or usage is None:
+        spend = _unreported_spend(meter, request, streamed, overran)
+        error = f"{doubt}; charged {spend['tokens']} tokens, the whole reservation"
+        return Bill(spend, billed_once=_not_once(request, streamed), errors=[error])
+    billed = _bill_choices if request.n > 1 else _bill_one
+    charged = billed(meter, request, streamed, usage)
+    if excess := _excess(request, charged.spend):
+        charged.errors.append(excess)
+    return charged
 
 
-def _one(meter: Meter, request: Request, streamed: StreamedReply, usage: Usage) -> Bill:
-    return Bill(_reported(meter, usage), usage.input)
+def _bill_one(meter: Meter, request: Request, streamed: StreamedReply, usage: Usage) -> Bill:
+    return Bill(_reported_spend(meter, usage), usage.input)
 
 
-def _reported(meter: Meter, usage: Usage) -> Spend:
-    made = max(usage.output, usage.total - usage.input)
+def _reported_spend(meter: Meter, usage: Usage) -> Spend:
+    output = max(usage.output, usage.total - usage.input)
     cached = min(max(0, usage.cached), usage.input)
     written = min(max(0, usage.written), usage.input - cached)
-    spend = meter.priced(usage.input, made, cached, written)
-    return {**spend, "reasoning_tokens": min(max(0, usage.reasoning), made)}
+    spend = meter.priced(usage.input, output, cached, written)
+    return {**spend, "reasoning_tokens": min(max(0, usage.reasoning), output)}
 
 
-def _unreported(meter: Meter, request: Request, streamed: StreamedReply, overran: bool) -> Spend:
-    """The whole reservation; more, where more was seen to arrive."""
-    room, seen = request.max_output or 0, streamed.seen
-    text = most(seen) if overran or not room else tokens.least(seen)
-    made = max(room, text, streamed.pieces + streamed.unseen_chunks if overran else 0)
-    return meter.priced(request.max_input, made, written=request.max_input)
+def _unreported_spend(
+    meter: Meter, request: Request, streamed: StreamedReply, overran: bool
+) -> Spend:
+    """The whole reservation; more if more arrived."""
+    cap, seen = request.max_output or 0, streamed.seen
+    text = max_written_tokens(seen) if overran or not cap else tokens.min_tokens(seen)
+    output = max(cap, text, streamed.pieces + streamed.unseen_chunks if overran else 0)
+    return meter.priced(request.max_input, output, written=request.max_input)
 
 
-def _choices(meter: Meter, request: Request, streamed: StreamedReply, usage: Usage) -> Bill:
-    """Several choices: by the report, unless it tells the tokens of one choice only; then by what
-    came, with the prompt once for each choice.
+def _bill_choices(meter: Meter, request: Request, streamed: StreamedReply, usage: Usage) -> Bill:
+    """Several choices: by the report, unless it counts one choice only; then by what arrived, with the
+    prompt once for each choice.
 
-    Billed once for sure if the input is less than n times the prompt's least: a prompt of 100 to 130
-    tokens and 3 choices that reports 130 was billed once, for three times it are 300 at least. Billed
-    for each for sure if the input exceeds the most that the prompt can be: 390 is more than 130.
+    The prompt was surely billed once if the input is below n times the prompt's minimum. Take a prompt
+    of 100 to 130 tokens and 3 choices: a report of 130 is below 300, so it was billed once. It was
+    surely billed for each choice if the input is above the prompt's maximum: 390 is above 130.
     """
-    n, spend = request.n, _reported(meter, usage)
-    paid, made = spend["input_tokens"], spend["output_tokens"]
-    once = _fewer(request, streamed)
-    if made < max(streamed.pieces, tokens.least(streamed.seen) // 2):
-        shown = min(request.max_output or math.inf, tokens.upper(streamed.seen))
-        seen = meter.priced(
-            min(request.max_input, n * paid),
-            max(streamed.pieces, int(shown)),
-            written=min(request.max_input, n * paid),
-        )
+    n, spend = request.n, _reported_spend(meter, usage)
+    paid, output = spend["input_tokens"], spend["output_tokens"]
+    once = _not_once(request, streamed)
+    if output < max(streamed.pieces, tokens.min_tokens(streamed.seen) // 2):
+        shown = min(request.max_output or math.inf, tokens.max_tokens(streamed.seen))
+        prompts = min(request.max_input, n * paid)
+        seen = meter.priced(prompts, max(streamed.pieces, int(shown)), written=prompts)
         error = (
-            f"the provider reported {paid} + {made} tokens for {n} choices of at least "
+            f"the provider reported {paid} + {output} tokens for {n} choices of at least "
             f"{streamed.pieces}; charged {seen['tokens']}, as far as they were seen"
         )
         return Bill(seen, paid, False, [error])
-    if once is None and paid < n * tokens.least(request.text):
+    if once is None and paid < n * tokens.min_tokens(request.text):
         return Bill(spend, paid, True)
     if once is None and paid > request.max_input // request.prompt_copies:
         return Bill(spend, math.ceil(paid / n), False)
     return Bill(spend, paid, once)
 
 
-def _fewer(request: Request, streamed: StreamedReply) -> bool | None:
-    """False where a provider made fewer choices than were asked for."""
+def _not_once(request: Request, streamed: StreamedReply) -> bool | None:
+    """`billed_once` before the report is read: False if the provider made too few choices."""
     return False if len(streamed.choices()) < request.n else None
 
 
 def _disbelief(request: Request, streamed: StreamedReply) -> str | None:
-    """Why a report cannot be true: absent, not numbers, or below half of what the texts are
-    at the very least."""
+    """Why a report is not credible: it is absent, has no numbers, or is below half of the fewest
+    tokens that the texts can be."""
     usage = streamed.usage
     if streamed.unreadable:
         return "the end of the reply, with its usage report, could not be read"
@@ -114,8 +113,8 @@ def _disbelief(request: Request, streamed: StreamedReply) -> str | None:
     if max(vars(usage).values()) > _INCREDIBLE:
         return "the provider reported more tokens of usage than a call can have"
     for name, reported, least in (
-        ("input", usage.input, tokens.least(request.text)),
-        ("output", usage.output, tokens.least(streamed.seen) if request.n == 1 else 0),
+        ("input", usage.input, tokens.min_tokens(request.text)),
+        ("output", usage.output, tokens.min_tokens(streamed.seen) if request.n == 1 else 0),
     ):
         if reported < max(0, math.floor(least / 2)) or (reported <= 0 < least):
             return f"the provider reported {reported} {name} tokens for a text of at least {least}"
@@ -123,7 +122,7 @@ def _disbelief(request: Request, streamed: StreamedReply) -> str | None:
 
 
 def _excess(request: Request, spend: Spend) -> str | None:
-    """A report above the reservation is booked as it stands, and noted."""
+    """The error for a report above the reservation, which is booked all the same."""
     over_input = spend["input_tokens"] - request.max_input
     over_output = spend["output_tokens"] - (request.max_output or math.inf)
     if over_input <= 0 and over_output <= 0:

@@ -1,8 +1,7 @@
-"""The one way to a chat model: every call is bounded before it is made, cut if it exceeds its bound,
-and charged by what the provider reports or, failing that, by its whole reservation. One that cannot
-have been served costs nothing.
+"""One metered call of a chat model, bounded before it is made, cut at its bound, and charged.
 
-Nothing else in this package calls a chat model.
+It is charged what the provider reports or, without a credible report, its whole reservation. A call
+that cannot have been served costs nothing. No other module of this package calls a chat model.
 """
 
 from __future__ import annotations
@@ -22,18 +21,12 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.utils.utils import LC_ID_PREFIX
 
-from anytime_graph.budget import Spend
+from anytime_graph.budget import Spend, nothing
 from anytime_graph.interrupt import StopSignal
 from anytime_graph.metering.bill import Bill, bill
 from anytime_graph.metering.meter import Meter
-from anytime_graph.metering.request import (
-    Entry,
-    Journal,
-    JournalError,
-    Reply,
-    Request,
-)
-from anytime_graph.metering.streamed import Choice, StreamedReply
+from anytime_graph.metering.request import Entry, Journal, JournalError, Reply, Request
+from anytime_graph.metering.streamed import StreamedChoice, StreamedReply
 from anytime_graph.models import providers
 from anytime_graph.run.calls import Ended, Receipt, receipt
 
@@ -41,7 +34,7 @@ log = logging.getLogger(__name__)
 
 _POLL = 0.05
 _GRACE = 5.0
-"""Seconds after its deadline at which an abandoned connection gives up by itself."""
+"""Seconds after the deadline at which an abandoned connection closes by itself."""
 
 
 def call(
@@ -51,9 +44,9 @@ def call(
     stop: StopSignal | None = None,
     journal: Journal | None = None,
 ) -> Reply:
-    """Make the call; where it has a time limit or may be stopped, in a thread of its own, so that
-    a silent server cannot hold it. With a journal it is reserved there before and settled after;
-    what stands at its place already is not called again."""
+    """Make the call. If it has a time limit or may be stopped, it runs in a thread of its own, so that
+    a silent server cannot hold it. A journal records its reservation before and its reply after; a
+    call that the journal holds already is not made again."""
     if (earlier := recalled(meter, request, journal)) is not None:
         return earlier
     under_way = _Call(meter, request, stop)
@@ -69,7 +62,9 @@ def call(
             done.set()
 
     try:
-        if not under_way.hold_back() or not under_way.reserve(journal):
+        for seconds in under_way.waits():
+            time.sleep(seconds)
+        if under_way.cut or not under_way.reserve(journal):
             return under_way.settle()
         if under_way.patience() is None:
             pump()
@@ -96,9 +91,8 @@ async def acall(
         if earlier is not None:
             return earlier
     under_way = _Call(meter, request, stop)
-    until = time.monotonic() + request.wait
-    while not under_way.over() and (rest := until - time.monotonic()) > 0:
-        await asyncio.sleep(min(rest, _POLL))
+    for seconds in under_way.waits():
+        await asyncio.sleep(seconds)
     if under_way.cut or not (
         await asyncio.to_thread(under_way.reserve, journal) if journal else under_way.reserve(None)
     ):
@@ -124,8 +118,8 @@ async def acall(
 
 
 def recalled(meter: Meter, request: Request, journal: Journal | None) -> Reply | None:
-    """The reply that was settled at this place; or, where a process ended while the call was in
-    flight, what had arrived of it, charged in full."""
+    """The reply that the journal holds at this place. If a process ended while the call was in flight,
+    it is what had arrived by then, charged in full."""
     if journal is None:
         return None
     try:
@@ -154,9 +148,9 @@ def _again(reply: Reply, changed: float) -> Reply:
 
 
 def _in_flight(meter: Meter, request: Request, entry: Entry) -> Reply:
-    """A call that was in flight when its process ended: charged in full, with what had arrived."""
+    """The reply of a call that was in flight when its process ended."""
     call = _Call(meter, request, None)
-    call.made = call.lost = True
+    call.made = call.receipt["lost"] = True
     call.cut = "in flight when its process ended; charged in full"
     call.streamed.feed(AIMessage(entry.text))
     reply = call.settle()
@@ -173,17 +167,18 @@ def _in_flight(meter: Meter, request: Request, entry: Entry) -> Reply:
 
 def _unmade(request: Request, error: JournalError) -> Reply:
     now = time.time()
-    unmade = receipt(now, now)
-    cause = f"{request.kind} {request.place.ordinal}: not made: {error}"
-    return Reply(
-        "",
-        AIMessage(""),
-        {**unmade, "ended": "error", "failed": True, "lost": True, "errors": [cause]},
-    )
+    unmade: Receipt = {
+        **receipt(now, now),
+        "ended": "error",
+        "failed": True,
+        "lost": True,
+        "errors": [f"{request.kind} {request.place.ordinal}: not made: {error}"],
+    }
+    return Reply("", AIMessage(""), unmade)
 
 
 def _booked(reply: Reply, request: Request, journal: Journal | None) -> Reply:
-    """Write the reply into the journal. One that is paid for is not lost with the journal."""
+    """The reply, written into the journal. If the journal fails, the reply notes it: it is paid for."""
     if journal is None:
         return reply
     try:
@@ -194,56 +189,54 @@ def _booked(reply: Reply, request: Request, journal: Journal | None) -> Reply:
 
 
 class _Call:
-    """One call under way: when to begin, when to end, and what it came to."""
+    """One call under way: it decides when to begin and when to end, and makes the reply."""
 
     def __init__(self, meter: Meter, request: Request, stop: StopSignal | None) -> None:
         self.meter, self.request, self.stop = meter, request, stop
-        self.started = time.time()
+        now = time.time()
+        self.receipt = receipt(now, now)
         self.clock = time.monotonic()
         self.run_id = uuid4()
         self.streamed = StreamedReply(request.n, request.max_output, str(self.run_id))
         self.cut: str | None = None
-        self.made = self.lost = self.overran = self.ended = self.interrupted = False
-        self.sent = self.failed = self.refused = self.unserved = self.closed = False
+        self.made = self.sent = self.overran = self.ended = False
         self.billed_once: bool | None = None
         self.error: Exception | None = None
         self.errors: list[str] = []
-        self.retry_after = 0.0
 
-    # --- before it
+    # --- before the call
 
-    def hold_back(self) -> bool:
-        """Wait before a call that follows a refusal; False if time ran out or a stop came."""
+    def waits(self) -> Iterator[float]:
+        """Seconds to sleep, in turn, before a call that follows a refusal; none once time is out or a
+        stop came."""
         until = time.monotonic() + self.request.wait
         while not self.over() and (rest := until - time.monotonic()) > 0:
-            time.sleep(min(rest, _POLL))
-        return self.cut is None
+            yield min(rest, _POLL)
 
     def reserve(self, journal: Journal | None) -> bool:
-        """Write the reservation; False if the call must not be made."""
+        """Write the reservation. Returns False if the call must not be made."""
         if journal is not None:
             amounts = self.meter.reservation(self.request.max_input, self.request.max_output)
             try:
-                self.lost = not journal.reserve(self.request, amounts, self.meter.name, self.so_far)
+                granted = journal.reserve(self.request, amounts, self.meter.name, self.so_far)
             except JournalError as error:
-                self.failed = self.lost = True
+                granted, self.receipt["failed"] = False, True
                 self.errors.append(f"not made: {error}")
-            if self.lost:
-                return False
-        self.made = True
-        return True
+            self.receipt["lost"] = not granted
+        self.made = not self.receipt["lost"]
+        return self.made
 
     def so_far(self) -> str:
-        """Of several choices, the first."""
+        """The text that has arrived; of several choices, the first one's."""
         return self.streamed.choices()[0].text
 
     def capped(self) -> tuple[BaseChatModel, Mapping[str, Any]]:
-        """The model with this call's output cap and, where it takes one, its time limit; and what is
-        bound to it."""
+        """The model with this call's output cap and, where it takes one, its time limit; and the options
+        that are bound to it."""
         update: dict[str, Any] = {}
         model, bound, request = self.meter.model, self.meter.bound, self.request
         if request.max_output is not None:
-            update, bound = providers.fitted(model, bound, request.max_output // request.n)
+            update, bound = providers.with_output_cap(model, bound, request.max_output // request.n)
         if isinstance(seed := getattr(model, "seed", None), int):
             update["seed"] = seed + request.place.ordinal
         if request.seconds is not None:
@@ -254,17 +247,17 @@ class _Call:
         model = model.model_copy(update=update)
         if request.n > 1:
             id = f"{LC_ID_PREFIX}-{self.run_id}"
-            model = model.model_copy(update=providers.apart(model, request.n, id))
+            model = model.model_copy(update=providers.with_n_choices(model, request.n, id))
         return model, bound
 
     def config(self, config: RunnableConfig) -> RunnableConfig:
-        """The first of several choices is known by the id of the call's run."""
+        """The config of the run. The first of several choices is known by the run's id."""
         return {**config, "run_id": self.run_id} if self.request.n > 1 else config
 
     # --- while it runs
 
     def patience(self) -> float | None:
-        """Seconds until something may have to be decided although nothing arrives."""
+        """Seconds until the call must be looked at again even if nothing arrives."""
         seconds = self.request.seconds
         rest = None if seconds is None else seconds - (time.monotonic() - self.clock)
         if self.stop is not None:
@@ -272,7 +265,7 @@ class _Call:
         return None if rest is None else max(0.0, rest)
 
     def over(self) -> bool:
-        """Whether the call must end now, whatever has arrived."""
+        """Whether the call must end now."""
         if self.cut is None:
             seconds = self.request.seconds
             if self.stop is not None and self.stop.is_set():
@@ -282,7 +275,7 @@ class _Call:
         return self.cut is not None
 
     def interrupt(self) -> None:
-        self.cut, self.interrupted = "stopped", True
+        self.cut, self.receipt["interrupted"] = "stopped", True
 
     def drain(self, stream: Iterator[Any]) -> None:
         self.sent = True
@@ -319,58 +312,56 @@ class _Call:
         if self.cut is not None:
             return
         if self.streamed.reported:
-            self.ended = True  # what did not come is no more than the end of the stream
+            self.ended = True  # only the end of the stream is missing
             return
         if self.streamed.whole and isinstance(error, TypeError | ValueError):
-            # The reply is whole; what follows it, the usage report, could not be read.
+            # The reply is whole; only the usage report that follows it could not be read.
             self.streamed.unreadable = self.ended = True
             return
-        self.failed, self.error = True, error
+        self.error = error
         self.errors.append(providers.describe(error))
-        self.retry_after = providers.retry_after(error)
         status = providers.status(error)
-        self.refused = status is not None and not providers.transient(status)
+        refused = status is not None and not providers.transient(status)
         arrived = self.streamed.pieces or self.streamed.unseen_chunks or self.streamed.usage
-        self.unserved = not self.sent or (not arrived and providers.unserved(error))
-        # Of several choices the request itself may be what a provider does not know.
+        unserved = not self.sent or (not arrived and providers.unserved(error))
+        # A provider that does not know requests for several choices may say "no such thing" to those.
         barred = (*providers.NO_ENTRY, providers.NO_SUCH_THING)
-        self.closed = status in (providers.NO_ENTRY if self.request.n > 1 else barred)
-        silent = status is None and not self.streamed.pieces and not self.unserved
-        if self.request.n > 1 and (self.refused or silent):
+        closed = status in (providers.NO_ENTRY if self.request.n > 1 else barred)
+        silent = status is None and not self.streamed.pieces and not unserved
+        if self.request.n > 1 and (refused or silent):
             self.billed_once = False
+        self.receipt.update(
+            {
+                "failed": True,
+                "refused": refused,
+                "unserved": unserved,
+                "closed": closed,
+                "retry_after": providers.retry_after(error),
+            }
+        )
         log.debug("call %s failed", self.request.place.ordinal, exc_info=error)
 
     # --- when it has ended
 
     def settle(self) -> Reply:
-        """What the call came to. After this nothing that still arrives counts."""
+        """The reply. What still arrives after this does not count."""
         if self.streamed.reported and not self.overran:
-            self.ended, self.cut = True, None  # it was whole when it was cut, and its cost known
-        if not self.ended and not self.failed and self.cut is None:
+            self.ended, self.cut = True, None  # it was whole, and its cost known, when it was cut
+        shared, now, streamed = self.receipt, time.time(), self.streamed
+        if not self.ended and not shared["failed"] and self.cut is None:
             self.cut = "cut"
-        now, streamed = time.time(), self.streamed
-        free = receipt(self.started, now)
-        charged = Bill(free["spend"])
-        if self.made and not self.unserved:
+        charged = Bill(nothing())
+        if self.made and not shared["unserved"]:
             charged = bill(self.meter, self.request, streamed, self.ended, self.overran)
         self.errors += charged.errors
-        spend: Spend = {**charged.spend, "seconds": max(0.0, now - self.started)}
+        spend: Spend = {**charged.spend, "seconds": max(0.0, now - shared["started"])}
         full = self._full(charged)
         ended: Ended = (
-            "error" if self.failed else "cut" if self.cut else "length" if full else "stop"
+            "error" if shared["failed"] else "cut" if self.cut else "length" if full else "stop"
         )
-        known: Receipt = {
-            **free,
-            "ended": ended,
-            "interrupted": self.interrupted,
-            "retry_after": self.retry_after,
-            "lost": self.lost,
-            "refused": self.refused,
-            "unserved": self.unserved,
-            "closed": self.closed,
-        }
+        shared = {**shared, "ended": ended, "ended_at": now}
         first, *others = (
-            self._choice(i, part, known, spend) for i, part in enumerate(streamed.choices())
+            self._choice(i, part, shared, spend) for i, part in enumerate(streamed.choices())
         )
         once = self.billed_once if charged.billed_once is None else charged.billed_once
         paid: Receipt = {
@@ -387,9 +378,9 @@ class _Call:
             error=self.error,
         )
 
-    def _choice(self, i: int, part: Choice, of: Receipt, spend: Spend) -> Reply:
-        """What a choice comes to. of: the call's receipt, which an unfinished choice shares."""
-        errors, ended, failed = [] if i else list(self.errors), of["ended"], self.failed
+    def _choice(self, i: int, part: StreamedChoice, of: Receipt, spend: Spend) -> Reply:
+        """One choice as a reply. of: the call's receipt, whose `ended` an unfinished choice shares."""
+        errors, ended, failed = [] if i else list(self.errors), of["ended"], of["failed"]
         if self.request.n > 1 and part.finish is not None:
             ended = "length" if part.finish in providers.FULL else "stop"
         empty = not part.text.strip()
@@ -417,7 +408,7 @@ class _Call:
         return Reply(part.text, message, own, called)
 
     def _full(self, charged: Bill) -> bool:
-        """The reply used up its cap, by its provider's word or, without one, by its report."""
+        """Whether the reply used up its cap, as the provider says or, if it does not, reports."""
         finish, cap = self.streamed.finish, self.request.max_output
         if finish is not None or charged.reported is None:
             return finish in providers.FULL

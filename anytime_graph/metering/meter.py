@@ -1,4 +1,4 @@
-"""A chat model made ready for metering: what of it can be capped, counted and priced."""
+"""A chat model made ready for metering, so that its calls can be capped, counted and priced."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _SHAPING = {"tools", "tool_choice", "parallel_tool_calls", "response_format", "s
 class Meter:
     """A chat model made ready for metering.
 
-    model: it does not retry unseen and reports usage in streams; its output is capped, or its stream
-        is cut where its class has no field for a cap. bound: what was bound to it.
+    model: it makes no hidden retries and reports usage in streams. Its output is capped; where its
+        class has no field for a cap, its stream is cut. bound: what was bound to it.
     ceiling: output tokens that the model never exceeds. name: the provider's name for it.
-    billed_once: whether a request for several choices is billed its prompt once; None if that is
-        to be found out, False also where such requests cannot be made.
+    billed_once: whether a request for several choices is billed its prompt once. None: not known yet.
+        False also where such requests cannot be made.
     """
 
     model: BaseChatModel
@@ -38,29 +38,35 @@ class Meter:
     billed_once: bool | None = False
 
     def cap(self, paid: int | None) -> int | None:
-        """The output cap of a call: what is paid for, within what the model can write."""
+        """The output cap of a call: the tokens that are paid for, or fewer if the model writes no more."""
         return min((cap for cap in (paid, self.ceiling) if cap is not None), default=None)
 
-    def max_input(self, prompt: list[Any], known: Calibration) -> tuple[Shape, int]:
+    def max_input(self, prompt: list[Any], calibration: Calibration) -> tuple[Shape, int]:
         """A prompt's shape, and the most input tokens that it can be billed."""
         shape = self.tokenizer.shape(prompt)
-        return shape, self.tokenizer.bound(shape, known)
+        return shape, self.tokenizer.bound(shape, calibration)
 
     def reservation(self, max_input: int, max_output: int | None) -> Spend:
         """The most that a call can cost: its prompt at the dearest price, its output at the cap."""
         return self.priced(max_input, max_output or 0, written=max_input)
 
-    def priced(self, paid: int, made: int, cached: int = 0, written: int = 0) -> Spend:
-        """What one call costs. paid: input tokens, of which the provider's cache gave `cached` and
-        took in `written`. made: output tokens."""
-        usd = self.prices.usd(paid, made, cached, written) if self.prices else 0.0
-        tally = {"input_tokens": paid, "output_tokens": made, "cached_tokens": cached}
-        return cast(Spend, {**nothing(), **tally, "tokens": paid + made, "usd": usd, "calls": 1})
+    def priced(self, paid: int, output: int, cached: int = 0, written: int = 0) -> Spend:
+        """What one call costs. paid: input tokens; `cached` of them came from the provider's cache,
+        `written` went into it. output: output tokens."""
+        return {
+            **nothing(),
+            "tokens": paid + output,
+            "input_tokens": paid,
+            "output_tokens": output,
+            "cached_tokens": cached,
+            "usd": self.prices.usd(paid, output, cached, written) if self.prices else 0.0,
+            "calls": 1,
+        }
 
 
 def meter(model: Any, prices: Prices | None) -> Meter:
-    """Prepare a model. Raises ValueError if it is no chat model, or if nothing could hold its
-    output to a budget."""
+    """Make a model ready. Raises ValueError if it is no chat model, or if its output cannot be
+    limited."""
     model, bound = unbound(model)
     if not isinstance(model, BaseChatModel):
         raise ValueError(
@@ -82,14 +88,14 @@ def meter(model: Any, prices: Prices | None) -> Meter:
             f"({', '.join(providers.CAP_FIELDS)}), so no budget can hold it"
         )
     own = providers.own_caps(model, bound)
-    metered, bound = providers.metered(model, providers.unparsed(model, bound))
-    held = (getattr(metered, field, None) for field in providers.HOLDERS)
+    copy, bound = providers.meterable(model, providers.schema_in_body(model, bound))
+    held = (getattr(copy, field, None) for field in providers.HOLDERS)
     beside = [part for part in (bound, *held) if part]
     name = providers.model_name(model) or type(model).__name__
     by_openai = _served_by_openai(model)
-    several = getattr(model, "n", 1) != 1 and providers.chooses(metered, bound)
+    several = getattr(model, "n", 1) != 1 and providers.supports_n(copy, bound)
     return Meter(
-        model=metered,
+        model=copy,
         bound=bound,
         ceiling=min(own, default=None),
         name=name,
@@ -105,7 +111,7 @@ def meter(model: Any, prices: Prices | None) -> Meter:
 
 
 def unbound(model: Any) -> tuple[Any, dict[str, Any]]:
-    """The model inside its bindings, and what is bound to it."""
+    """The model within its bindings, and the options that are bound to it."""
     bound: dict[str, Any] = {}
     while isinstance(model, RunnableBinding):
         bound = {**model.kwargs, **bound}
@@ -114,8 +120,8 @@ def unbound(model: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def without_tools(model: Any) -> Any:
-    """The model without what shapes its answers, such as tools: for judgements and reviews, which
-    are no answers. The same object if nothing does."""
+    """The model without options that shape its answers, such as tools: judgements and reviews are no
+    answers. The same object if it has none."""
     bare, bound = unbound(model)
     kept = {key: value for key, value in bound.items() if key not in _SHAPING}
     if len(kept) == len(bound):
@@ -124,8 +130,8 @@ def without_tools(model: Any) -> Any:
 
 
 def with_json_schema(model: Any, schema: Mapping[str, Any]) -> Runnable[Any, Any] | None:
-    """The model bound so that its replies are JSON for the schema; None where its profile does not
-    say that its provider can do that."""
+    """The model bound so that its replies are JSON for the schema; None if its profile does not say
+    that its provider supports that."""
     model, bound = unbound(model)
     if not (getattr(model, "profile", None) or {}).get("structured_output"):
         return None
@@ -137,12 +143,12 @@ def with_json_schema(model: Any, schema: Mapping[str, Any]) -> Runnable[Any, Any
     if not isinstance(head, RunnableBinding) or "tools" in head.kwargs:
         return None
     if (form := head.kwargs.get("response_format")) is not None:
-        options = providers.unparsed(model, {**bound, "response_format": form})
+        options = providers.schema_in_body(model, {**bound, "response_format": form})
         return cast(BaseChatModel, model).bind(**options)
     return head.bind(**bound)
 
 
 def _served_by_openai(model: BaseChatModel) -> bool:
-    """At OpenAI's own address: tiktoken counts for its models, others tokenize otherwise."""
+    """Whether it is served at OpenAI's own address, where tiktoken's counts hold."""
     root = getattr(model, "root_client", None)
     return getattr(getattr(root, "base_url", None), "host", "") == "api.openai.com"

@@ -1,7 +1,7 @@
 """`metered`: a chat model whose calls are paid from an account, wherever they are made.
 
-Who pays is found where the call is made: whoever runs a tool, a turn of an agent or a draft says so
-with `paying_from`; a model that was made for one payer has it with itself.
+The payer is found where the call is made: code that runs a tool, a turn of an agent or a draft names
+it with `paying_from`. A model that was made for one payer carries it along.
 """
 
 from __future__ import annotations
@@ -35,31 +35,36 @@ from anytime_graph.models import prices_of, resolve_model
 from anytime_graph.models.tokens import Shape
 
 _LEAST_MATERIAL = 40
-"""Characters of earlier material below which a last call shows none."""
+"""A last call shows earlier material only if it may show more characters than this."""
 _PRICES, _PAYER = "anytime_prices", "anytime_payer"
 _INVOCATIONS = 4_096
-"""Invocations whose accounts are kept in mind."""
+"""Invocations whose accounts are remembered."""
 
 
 @dataclass
 class Reservation:
     """A call that is reserved, and what came of it.
 
-    request: None if it did not fit, and `short` tells why, or if `message` was had before.
-    message: what its caller gets. unfinished: the budget, or a connection that broke, and not the
-    model or its user, ended the reply before it could be used. broke: it broke off, perhaps within
-    its tool calls. error: the client's.
+    request: None if the call did not fit (`short` says why), or if `message` is known already.
+    reply: None until it has come. message: what the caller gets. unfinished: the reply ended before
+    it could be used, by the budget or a broken connection, not by the model or the caller's own cap.
+    broke: the reply broke off, perhaps within its tool calls.
     """
 
     meter: Meter
     shape: Shape = field(default_factory=list)
-    place: int = 0
     request: Request | None = None
     short: Short | None = None
+    reply: Reply | None = None
     message: AIMessage = field(default_factory=lambda: AIMessage(""))
     unfinished: bool = False
     broke: bool = False
-    error: Exception | None = None
+
+    @property
+    def place(self) -> int:
+        """Its ordinal among the calls of its run."""
+        assert self.request is not None
+        return self.request.place.ordinal
 
     @property
     def amounts(self) -> Spend:
@@ -67,10 +72,16 @@ class Reservation:
         assert self.request is not None
         return self.meter.reservation(self.request.max_input, self.request.max_output)
 
+    @property
+    def error(self) -> Exception | None:
+        """What the client raised."""
+        return None if self.reply is None else self.reply.error
+
 
 class Payer(Protocol):
-    """Who pays for the calls of metered models, and how they are recorded and stopped."""
+    """What pays for the calls of metered models, and how they are recorded and stopped."""
 
+    account: Account
     stop: StopSignal | None
 
     def reserve(
@@ -88,20 +99,20 @@ class Payer(Protocol):
         """Where the call is recorded."""
         ...
 
-    def settle(self, reserved: Reservation, reply: Reply | None) -> None:
-        """Book the reply; None: its maker gave it up, and it is charged in full. Raises what its
-        caller is to be told."""
+    def settle(self, reserved: Reservation) -> None:
+        """Book the reply; without one the call was given up and is charged in full. Raises what the
+        caller must know."""
         ...
 
 
 def metered(model: str | BaseChatModel, prices: Prices | None = None) -> BaseChatModel:
     """A chat model whose calls are charged to the budget of the agent that it works for: give it to
-    tools, and to middlewares that call models of their own. Where no agent with a
-    TokenBudgetMiddleware is at work, it is the model itself.
+    tools, and to middlewares that call models of their own. Outside an agent with a
+    TokenBudgetMiddleware it behaves like the model itself.
 
     model: a chat model or its name, as for create_anytime_graph. prices: US dollars per million
     tokens; default: looked up by the model's name. A call that does not fit raises BudgetTooSmall;
-    the agent is told, and goes on. Raises ValueError if it is no chat model.
+    the agent gets the message and goes on. Raises ValueError if it is no chat model.
     """
     resolved = resolve_model(model)
     if not isinstance(resolved, BaseChatModel):
@@ -109,7 +120,7 @@ def metered(model: str | BaseChatModel, prices: Prices | None = None) -> BaseCha
             f"model={type(resolved).__name__}: a LangChain chat model is needed, with nothing bound "
             "to it, or a string such as 'openai:gpt-4.1-mini' or 'local'"
         )
-    plain = _plain(resolved)
+    plain = _unmetered(resolved)
     charged = _as_class(plain, _metered_class(type(plain)))
     vars(charged)[_PRICES] = prices or vars(resolved).get(_PRICES)
     vars(charged)[_PAYER] = vars(resolved).get(_PAYER)
@@ -117,14 +128,14 @@ def metered(model: str | BaseChatModel, prices: Prices | None = None) -> BaseCha
 
 
 def paid_by(payer: Payer, model: BaseChatModel, prices: Prices | None) -> BaseChatModel:
-    """The model metered, with all its calls paid by this payer, whatever thread makes them."""
+    """The model metered, with all its calls paid by this payer, in any thread."""
     charged = metered(model, prices)
     vars(charged)[_PAYER] = payer
     return charged
 
 
-def _plain(model: BaseChatModel) -> BaseChatModel:
-    """The model as it was before `metered`, with what was set since."""
+def _unmetered(model: BaseChatModel) -> BaseChatModel:
+    """The model as it was before `metered`, with the fields that were set since."""
     if _PRICES not in vars(model):
         return model
     plain = _as_class(model, type(model).__bases__[0])
@@ -134,7 +145,7 @@ def _plain(model: BaseChatModel) -> BaseChatModel:
 
 
 def _as_class(model: BaseChatModel, kind: type[BaseChatModel]) -> BaseChatModel:
-    """A copy of the model that is of another class with the same fields."""
+    """A copy of the model as an instance of another class with the same fields."""
     copy = model.model_copy()
     object.__setattr__(copy, "__class__", kind)
     return copy
@@ -142,19 +153,19 @@ def _as_class(model: BaseChatModel, kind: type[BaseChatModel]) -> BaseChatModel:
 
 @functools.cache
 def _metered_class(kind: type[BaseChatModel]) -> type[BaseChatModel]:
-    """A subclass that differs in who makes the calls: to LangChain, and to middlewares that look
-    at the class, the profile or the fields of a model, it is what it was."""
-    changed = {
+    """A subclass that makes its calls through a payer. LangChain, and middlewares that look at a
+    model's class, profile or fields, see no difference."""
+    overrides = {
         "generate": _generate,
         "agenerate": _agenerate,
-        # Streamed, it is called as a model that cannot be: through the methods above.
+        # Like a model that cannot stream, it streams through the methods above.
         "_stream": BaseChatModel._stream,
         "_astream": BaseChatModel._astream,
         "__module__": kind.__module__,
         "__doc__": kind.__doc__,
     }
-    made = types.new_class(kind.__name__, (kind,), {}, lambda body: body.update(changed))
-    return cast("type[BaseChatModel]", made)
+    subclass = types.new_class(kind.__name__, (kind,), {}, lambda body: body.update(overrides))
+    return cast("type[BaseChatModel]", subclass)
 
 
 def _generate(
@@ -164,19 +175,18 @@ def _generate(
     callbacks: Any = None,
     **options: Any,
 ) -> LLMResult:
-    plain, payer = _plain(self), _payer_of(self)
-    if payer is None:
-        return plain.generate(messages, stop, callbacks, **options)
+    if (payer := _payer_of(self)) is None:
+        return _unmetered(self).generate(messages, stop, callbacks, **options)
     config, options = _split(callbacks, stop, options)
-    prices = vars(self)[_PRICES]
     replies = []
     for prompt in messages:
-        with _reserved(payer, payer.reserve(plain, prompt, options, prices)) as (reserved, replied):
+        reserved = payer.reserve(_unmetered(self), prompt, options, vars(self)[_PRICES])
+        with _settling(payer, reserved):
             if (request := reserved.request) is not None:
                 journal = payer.journal(reserved)
-                replied.append(call(reserved.meter, request, config, payer.stop, journal))
+                reserved.reply = call(reserved.meter, request, config, payer.stop, journal)
         replies.append(reserved.message)
-    return _result(replies)
+    return LLMResult(generations=[[ChatGeneration(message=m)] for m in replies])
 
 
 async def _agenerate(
@@ -186,19 +196,18 @@ async def _agenerate(
     callbacks: Any = None,
     **options: Any,
 ) -> LLMResult:
-    plain, payer = _plain(self), _payer_of(self)
-    if payer is None:
-        return await plain.agenerate(messages, stop, callbacks, **options)
+    if (payer := _payer_of(self)) is None:
+        return await _unmetered(self).agenerate(messages, stop, callbacks, **options)
     config, options = _split(callbacks, stop, options)
-    prices = vars(self)[_PRICES]
     replies = []
     for prompt in messages:
-        with _reserved(payer, payer.reserve(plain, prompt, options, prices)) as (reserved, replied):
+        reserved = payer.reserve(_unmetered(self), prompt, options, vars(self)[_PRICES])
+        with _settling(payer, reserved):
             if (request := reserved.request) is not None:
                 journal = payer.journal(reserved)
-                replied.append(await acall(reserved.meter, request, config, payer.stop, journal))
+                reserved.reply = await acall(reserved.meter, request, config, payer.stop, journal)
         replies.append(reserved.message)
-    return _result(replies)
+    return LLMResult(generations=[[ChatGeneration(message=m)] for m in replies])
 
 
 def _payer_of(model: BaseChatModel) -> Payer | None:
@@ -206,21 +215,19 @@ def _payer_of(model: BaseChatModel) -> Payer | None:
 
 
 @contextmanager
-def _reserved(payer: Payer, reserved: Reservation) -> Iterator[tuple[Reservation, list[Reply]]]:
-    """A call that is made within, and settled after; in full, if no reply is left in the list that
-    comes with it."""
-    replied: list[Reply] = []
+def _settling(payer: Payer, reserved: Reservation) -> Iterator[None]:
+    """The call is made within, and settled after."""
     try:
-        yield reserved, replied
+        yield
     finally:
         if reserved.request is not None:
-            payer.settle(reserved, replied[-1] if replied else None)
+            payer.settle(reserved)
 
 
 def _split(
     callbacks: Any, stop: list[str] | None, options: dict[str, Any]
 ) -> tuple[RunnableConfig, dict[str, Any]]:
-    """What concerns the run, and what is sent."""
+    """The config of the run, and the options that are sent."""
     config: dict[str, Any] = {"callbacks": callbacks}
     for name in ("tags", "metadata", "run_name", "run_id"):
         config[name] = options.pop(name, None)
@@ -229,10 +236,6 @@ def _split(
         options["stop"] = stop
     given = {key: value for key, value in config.items() if value is not None}
     return cast(RunnableConfig, given), options
-
-
-def _result(messages: Sequence[AIMessage]) -> LLMResult:
-    return LLMResult(generations=[[ChatGeneration(message=m)] for m in messages])
 
 
 # --- an agent's account pays
@@ -244,8 +247,8 @@ class AgentPayer:
 
     kind: "agent": a turn of its model; "last": the call in which it sums up; "tool": a call within
     a tool; "middleware": one that a middleware makes in a node of its own. share: what the agent
-    keeps for its last call, of its limits or by dimension. question: what the last call answers.
-    latest: the latest call, of those that are made one at a time.
+    keeps for its last call, as a part of its limits or by dimension. question: what the last call
+    answers. latest: the latest call; "agent" and "last" make them one at a time.
     """
 
     account: Account
@@ -277,44 +280,40 @@ class AgentPayer:
         options: Mapping[str, Any],
         prices: Prices | None,
     ) -> Reservation:
-        """Raises Short in a tool; elsewhere, where that would be retried or end the run, a call that
-        does not fit has no request. Raises ValueError for a model without a price under a budget in
-        USD."""
+        """Raises Short in a tool. Elsewhere an error would be retried or end the run, so a call that
+        does not fit gets no request instead. Raises ValueError for a model without a price under a
+        budget in USD."""
         ready = self._ready(model, options, prices)
         self.account.recall(prompt)
         with self.account.lock:
             try:
-                reserved = self._planned(ready, prompt)
+                self.latest = self._planned(ready, prompt)
+                self.account.hold(self.latest.amounts)
             except Short as short:
                 if self.kind == "tool":
                     raise
-                # A summary that is not made is what was to be summed up.
-                text = prompts.said(prompt[-1]) if self.kind == "middleware" else ""
+                # Where a summary does not fit, the text that was to be summed up takes its place.
+                text = prompts.spoken_text(prompt[-1]) if self.kind == "middleware" else ""
                 self.latest = Reservation(ready, short=short, message=AIMessage(text))
-                return self.latest
-            self.account.hold(reserved.amounts)
-            self.latest = reserved
-            return reserved
+            return self.latest
 
-    def settle(self, reserved: Reservation, reply: Reply | None) -> None:
+    def settle(self, reserved: Reservation) -> None:
         """Raises what the client raised."""
         account, ready, request = self.account, reserved.meter, reserved.request
         assert request is not None
-        account.settle(
-            reserved.amounts, reserved.amounts if reply is None else reply.receipt["spend"]
-        )
-        if reply is None:
-            return
+        if (reply := reserved.reply) is None:
+            return account.settle(reserved.amounts, reserved.amounts)
+        account.settle(reserved.amounts, reply.receipt["spend"])
         if reply.receipt["interrupted"]:
             raise KeyboardInterrupt
         if reply.error is not None:
-            reserved.error = reply.error
             raise reply.error
         reserved.message = message = reply.message
         account.mark(message)
         cap, ended = request.max_output, reply.receipt["ended"]
-        ours = cap is not None and (ready.ceiling is None or cap < ready.ceiling)
-        cut = ended == "cut" or (ended == "length" and ours)
+        cap_is_ours = cap is not None and (ready.ceiling is None or cap < ready.ceiling)
+        cut = ended == "cut" or (ended == "length" and cap_is_ours)
+        # A model that has reported before ends no reply without a report.
         silent = ready.name in account.growth and not reports_its_end(message)
         reserved.broke = silent or (broken(message) and not cut)
         empty = not message.text.strip()
@@ -331,43 +330,44 @@ class AgentPayer:
         if last:
             messages = self._sum_up(ready, prompt, rest)
         elif self.kind == "agent" and ready.bound.get("tools"):
-            messages = prompts.told(prompt, rest)
+            messages = prompts.with_remaining(prompt, rest)
         least = MIN_ROOM if last else GOOD_ROOM
         shape, request = planned(
-            ready, messages, rest, account.known(ready), min_output=least, half=not last
+            ready, messages, rest, account.calibration(ready), min_output=least, half=not last
         )
         return Reservation(ready, shape, request=request)
 
     def _reserve(self, ready: Meter, prompt: Sequence[BaseMessage]) -> Limits:
-        """What the last call is kept: what was asked for, but at the least what its shortest prompt
-        and a short reply take."""
-        asked = last_call_reserve(self.share, self.account.limits)
-        if not asked:
+        """What is kept for the last call: the share, but at least what its shortest prompt and a short
+        reply cost."""
+        reserve = last_call_reserve(self.share, self.account.limits)
+        if not reserve:
             return {}
         bare = replace(ready, bound={}, tokenizer=replace(ready.tokenizer, tools=False, extra=""))
         shortest = prompts.sum_up(prompt, 0, False, self.question)
-        _, max_input = bare.max_input(list(shortest), self.account.known(bare))
+        _, max_input = bare.max_input(list(shortest), self.account.calibration(bare))
         need = cast("Mapping[str, float]", bare.reservation(max_input, GOOD_ROOM))
-        return {d: max(need[d], asked.get(d, 0)) for d in self.account.limits}
+        return {d: max(need[d], reserve.get(d, 0)) for d in self.account.limits}
 
     def _sum_up(
         self, ready: Meter, prompt: Sequence[BaseMessage], rest: Limits
     ) -> Sequence[BaseMessage]:
-        """The last prompt, with as much of the material as leaves a quarter to the reply."""
+        """The last prompt, with as much material as leaves a quarter of the rest to the reply. Of 4,000
+        tokens the reply keeps 1,000; the material is halved until its prompt leaves them."""
         wanted = max(GOOD_ROOM, (output_room(rest, 0, ready.prices) or 0) // 4)
-        full = allowance = sum(len(prompts.said(m)) for m in prompt)
+        full = allowance = sum(len(prompts.spoken_text(m)) for m in prompt)
         while allowance > _LEAST_MATERIAL:
-            fitting = prompts.sum_up(prompt, allowance, 4 * allowance >= full, self.question)
-            _, max_input = ready.max_input(list(fitting), self.account.known(ready))
+            shorter = prompts.sum_up(prompt, allowance, 4 * allowance >= full, self.question)
+            _, max_input = ready.max_input(list(shorter), self.account.calibration(ready))
             room = output_room(rest, max_input, ready.prices)
             if room is None or room >= wanted:
-                return fitting
+                return shorter
             allowance //= 2
         return prompts.sum_up(prompt, 0, False, self.question)
 
 
 def last_call_reserve(share: float | Limits, limits: Limits) -> Limits:
-    """What is asked to be kept for the last call: of calls, one is enough. Nothing if there is none."""
+    """What to keep for the last call; one call at most. Nothing if the agent makes none."""
     if isinstance(share, int | float):
         share = {d: amount * share for d, amount in limits.items()} if share else {}
     return {d: min(1, amount) if d == "calls" else amount for d, amount in share.items()}
@@ -384,7 +384,8 @@ _lock = threading.Lock()
 
 @contextmanager
 def paying_from(payer: Payer) -> Iterator[None]:
-    """Calls of metered models within, in whatever thread or task, are paid by this payer."""
+    """This payer pays for the calls of metered models within, in any thread or task that inherits the
+    context."""
     token = _PAYING.set(payer)
     try:
         yield
@@ -393,17 +394,17 @@ def paying_from(payer: Payer) -> Iterator[None]:
 
 
 def current_payer() -> Payer | None:
-    """Who pays here: the innermost payer around, or, in a node of an agent below that, the agent."""
+    """The innermost payer around; in a node of an agent further inside, that agent."""
     around, account = _PAYING.get(), current_account()
-    if account is None or (isinstance(around, AgentPayer) and account in around.account.chain):
+    if account is None or (around is not None and account in around.account.chain):
         return around
     return AgentPayer(account, "middleware")
 
 
 def calling_account() -> Account | None:
-    """The account of the tool call, or of the draft, that an agent's run is part of."""
+    """The account of the tool call or draft that an agent's run is part of."""
     around = _PAYING.get()
-    return getattr(around, "account", None)
+    return None if around is None else around.account
 
 
 def current_account() -> Account | None:
@@ -414,7 +415,7 @@ def current_account() -> Account | None:
 
 
 def open_account(account: Account) -> Account:
-    """Make it the account of this invocation, for all of the agent's nodes."""
+    """Make it the account of this invocation, for all nodes of the agent."""
     here = _invocation()
     with _lock:
         _accounts[here] = account
@@ -422,8 +423,8 @@ def open_account(account: Account) -> Account:
 
 
 def _invocation() -> Hashable | None:
-    """What all nodes of one invocation of a graph share, and no two invocations at a time; None
-    outside of a graph."""
+    """A key that all nodes of one invocation of a graph share, and no other invocation has at the same
+    time; None outside a graph."""
     try:
         runtime = get_runtime()
     except (RuntimeError, KeyError):

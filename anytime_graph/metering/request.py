@@ -1,4 +1,4 @@
-"""What a call needs and what it brings: a request goes in, a reply comes out, a journal records both."""
+"""The request that a call needs, the reply that it brings, and the journal that records both."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from anytime_graph.run.calls import Receipt
 
 
 class Place(NamedTuple):
-    """Where a call stands: its run, and its ordinal among the calls of that run."""
+    """The place of a call: its run, and its ordinal among the calls of that run."""
 
     run_id: int
     ordinal: int
 
 
 NOWHERE = Place(0, 0)
-"""Of a call that no journal records."""
+"""The place of a call that no journal records."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Request:
 
     @property
     def text(self) -> str:
-        """The prompt's texts, for bounds from below."""
+        """The prompt's texts, for lower bounds."""
         return "\n".join(message.text for message in self.prompt)
 
 
@@ -56,8 +56,8 @@ class Request:
 class Reply:
     """What a call brought.
 
-    text: what arrived, cut or whole. message: the same as a message; it has only those tool calls
-        whose arguments arrived whole. called: the model called tools, whole or not.
+    text: what arrived, cut or whole. message: the same as a message, with only those tool calls whose
+        arguments arrived whole. called: the model called tools, whole or not.
     others: the further choices of a request for several; the first bears the cost of all.
     chunks: the stream as it arrived. error: what the client raised.
     """
@@ -72,7 +72,7 @@ class Reply:
 
     @property
     def whole(self) -> bool:
-        """It came to its own end."""
+        """Whether the model ended it."""
         return self.receipt["ended"] == "stop"
 
     def noted(self, *errors: str) -> Reply:
@@ -82,13 +82,13 @@ class Reply:
 
 
 class JournalError(RuntimeError):
-    """The journal cannot be read or written. The message says what and how."""
+    """The journal cannot be read or written; the message says why."""
 
 
 class Entry(NamedTuple):
-    """What a journal holds at a place. reply: what was settled; None if the call was in flight when
-    its process ended. text: what had arrived by then. reserved: what that call is charged. started,
-    changed: Unix times between which it is known to have been under way."""
+    """What a journal holds at a place. reply: None if the call was in flight when its process ended.
+    text: what had arrived by then. reserved: what that call is charged. started, changed: Unix times
+    between which the call was under way."""
 
     reply: Reply | None
     text: str
@@ -98,17 +98,17 @@ class Entry(NamedTuple):
 
 
 class Journal(Protocol):
-    """Where a call is written down before it is made, and after."""
+    """Records a call before it is made, and after."""
 
     def recall(self, place: Place) -> Entry | None:
-        """What stands there, if a call was reserved there before. Raises JournalError."""
+        """The entry at this place, if a call was reserved there. Raises JournalError."""
         ...
 
     def reserve(
         self, request: Request, amounts: Spend, model: str, so_far: Callable[[], str]
     ) -> bool:
-        """Write the reservation, durably, before the request leaves; False if the call must not be
-        made. so_far: the reply as far as it has arrived. Raises JournalError."""
+        """Write the reservation durably before the request leaves. Returns False if the call must not
+        be made. so_far: gives the text that has arrived. Raises JournalError."""
         ...
 
     def settle(self, place: Place, reply: Reply) -> None:

@@ -1,4 +1,4 @@
-"""A reply as it streams in: what has arrived, what it says of itself, and when it has gone too far."""
+"""A reply as it streams in: what has arrived, what it reports, and when it exceeds its cap."""
 
 from __future__ import annotations
 
@@ -6,29 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from langchain_core.messages import (
-    AIMessage,
-    AIMessageChunk,
-    BaseMessage,
-)
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 
-from anytime_graph.metering.tool_calls import whole
+from anytime_graph.metering.tool_calls import with_whole_calls
 from anytime_graph.models import providers, tokens
 
 SLACK = 16
 """Pieces or tokens above the cap at which a stream is cut, for each choice."""
 _CRUMBS = 6
-"""Pieces that a token comes in at the most, on the whole of a reply."""
+"""The most pieces that a token arrives in, averaged over a reply."""
 _LONGEST = 128
-"""Characters of the longest tokens, which are blanks."""
+"""Characters of the longest tokens, which are runs of spaces."""
 _WRITTEN = ("cache_creation", "ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
-"""Details of a report that tell what input was written to a cache; LangChain fills the first or the
+"""Details of a report that count the input written to a cache; LangChain fills the first or the
 others."""
 
 
 @dataclass
 class Usage:
-    """The provider's report, in tokens. written: of the input, what went into its cache."""
+    """The provider's report, in tokens. written: input that went into its cache."""
 
     input: int = 0
     output: int = 0
@@ -51,18 +47,15 @@ class Usage:
             written=sum(int(inputs.get(key) or 0) for key in _WRITTEN),
         )
 
-    def joined(self, more: Usage) -> Usage:
+    def joined(self, later: Usage) -> Usage:
         """With the report of a later chunk. LangChain's chunks add up, but some servers repeat the
-        running total in every chunk."""
-        running = 0 < self.input <= more.input
-        mine, theirs = vars(self), vars(more)
-        return Usage(
-            **{k: max(mine[k], theirs[k]) if running else mine[k] + theirs[k] for k in mine}
-        )
+        running total in every chunk: 50 input tokens after 50 are 50, not 100."""
+        add = max if 0 < self.input <= later.input else int.__add__
+        return Usage(**{name: add(n, vars(later)[name]) for name, n in vars(self).items()})
 
 
 @dataclass
-class Choice:
+class StreamedChoice:
     """One of the choices, as far as it has arrived. id: of its message."""
 
     id: str | None
@@ -74,10 +67,11 @@ class Choice:
 class StreamedReply:
     """What has arrived of a reply to a request for `n` choices with `max_output` tokens in all.
 
-    run_id: of the call's run; the chunks of several choices carry it. pieces: chunks with text, seen
-    or thought or of a tool call; unseen_chunks: those whose text the client does not show.
-    usage: the provider's report so far; unreadable: it had no numbers. reported: it
-    came when every choice had ended; before that it is less than the cost. called: the model calls tools.
+    run_id: of the call's run; the chunks of several choices carry it. pieces: chunks with text,
+    reasoning or parts of a tool call. unseen_chunks: chunks whose text the client does not show.
+    usage: the provider's report so far. unreadable: the report had no numbers. reported: the report
+    came after every choice had ended; an earlier one is less than the cost. called: the model called
+    tools.
     """
 
     n: int
@@ -94,7 +88,7 @@ class StreamedReply:
     _id: str | None = None
     _text: list[str] = field(default_factory=list)
     _thought: list[str] = field(default_factory=list)
-    _choices: dict[str | None, Choice] = field(default_factory=dict)
+    _choices: dict[str | None, StreamedChoice] = field(default_factory=dict)
     _length: int = 0
     _least: int = 0
     _typical: float = 0.0
@@ -114,14 +108,14 @@ class StreamedReply:
             self._thought.append(thought)
             self._length += len(text) + len(thought)
             for words in filter(None, (text, thought)):
-                self._least += tokens.least(words)
+                self._least += tokens.min_tokens(words)
                 self._typical += tokens.typical(words)
         elif not usage:
             self.unseen_chunks += 1
         self._id = chunk.id or self._id
         self.finish = (finish := providers.finish(chunk.response_metadata)) or self.finish
         if self.n > 1 and self.run_id in (chunk.id or ""):
-            choice = self._choices.setdefault(chunk.id, Choice(chunk.id))
+            choice = self._choices.setdefault(chunk.id, StreamedChoice(chunk.id))
             choice.text += text
             choice.finish = finish or choice.finish
         if usage:
@@ -134,35 +128,36 @@ class StreamedReply:
         """All text that arrived, thoughts and tool calls included."""
         return "".join(self._text) + "".join(self._thought)
 
-    def choices(self) -> list[Choice]:
-        """What has arrived, by choice, in the provider's order."""
+    def choices(self) -> list[StreamedChoice]:
+        """What has arrived of each choice, in the provider's order."""
         if self.n == 1:
-            return [Choice(self._id, "".join(self._text), self.finish)]
-        parts = sorted(self._choices.values(), key=lambda choice: providers.index(choice.id))
-        return parts or [Choice(None)]
+            return [StreamedChoice(self._id, "".join(self._text), self.finish)]
+        parts = sorted(self._choices.values(), key=lambda choice: providers.choice_index(choice.id))
+        return parts or [StreamedChoice(None)]
 
     @property
     def whole(self) -> bool:
         """Whether every choice has come to its end."""
         return sum(choice.finish is not None for choice in self.choices()) >= self.n
 
-    def message(self, choice: Choice) -> AIMessage:
+    def message(self, choice: StreamedChoice) -> AIMessage:
         """A choice as a message."""
         own = [c for c in self.chunks if self.n == 1 or c.id == choice.id]
         return joined(own) if own else AIMessage(choice.text)
 
     def _exceeds(self, cap: int) -> bool:
-        """More came than the cap allows. That is so with `slack` pieces above the cap, as servers
-        send tokens or bundles of them, unless their text cannot be so many tokens: then they are
-        crumbs of tokens, and the text is judged by what it is about, or at the very least. Runs of
-        a mark count by their characters, for those may be tokens each. Whatever they are of, it is
-        so above 6 pieces a token, and above 128 characters a token.
+        """Whether more came than the cap allows.
 
-        With a cap of 300: "(", newlines and blanks, one a piece, are cut at 317 pieces, and so are
-        words. Pieces of one letter are cut by the words they make, at 1,817 at the latest; prose of
-        300 tokens has about 1,400. Of pieces of 10,000 "(", the fourth is cut, at 38,400 of them.
+        Servers send a token or several in a piece, so a reply is cut at `slack` pieces above the cap.
+        Some send parts of tokens: if the text cannot be as many tokens as pieces, the text itself is
+        judged, by its typical and by its fewest tokens. Runs of a mark count by their characters, for
+        each may be a token. Above 6 pieces a token, or 128 characters a token, any reply is cut.
 
-        The text is examined again when it has grown by an eighth, so in linear time on the whole.
+        With a cap of 300: "(", newlines, spaces or words, one a piece, are cut at 317 pieces. Single
+        letters are cut by the words that they make, at 1,817 pieces at the latest; prose of 300
+        tokens has about 1,400. Of pieces of 10,000 "(" the fourth is cut, as it passes 38,400.
+
+        The text is examined again when it has grown by an eighth, so all of it in linear time.
         """
         slack = SLACK * self.n
         if self.unseen_chunks > slack and self.pieces + self.unseen_chunks > cap + slack:
@@ -177,33 +172,32 @@ class StreamedReply:
         self._examined = grown
         text = self.seen
         if self.pieces > cap + slack:
-            if most(text) >= self.pieces:
+            if max_written_tokens(text) >= self.pieces:
                 return True
             if 0.8 * tokens.typical(text) > cap + slack:
                 return True
-        return tokens.least(text) > cap + slack
+        return tokens.min_tokens(text) > cap + slack
 
     def _report(self, usage: Mapping[str, Any]) -> None:
         try:
-            more = Usage.read(usage)
+            self.usage = (self.usage or Usage()).joined(Usage.read(usage))
         except (TypeError, ValueError):
             self.unreadable = True
-            return
-        self.usage = (self.usage or Usage()).joined(more)
 
 
 def joined(chunks: Sequence[BaseMessage]) -> AIMessage:
-    """The message that the chunks make, with those tool calls whose arguments came whole."""
+    """The message that the chunks make, with those tool calls whose arguments arrived whole."""
     pieces = [chunk for chunk in chunks if isinstance(chunk, AIMessageChunk)]
-    return whole(pieces[0] + pieces[1:] if pieces else cast(AIMessage, chunks[-1]))
+    return with_whole_calls(pieces[0] + pieces[1:] if pieces else cast(AIMessage, chunks[-1]))
 
 
 def reports_its_end(message: AIMessage) -> bool:
-    """Whether its provider said why the reply ended, or what it cost: one that broke off did not."""
+    """Whether the provider said why the reply ended, or what it cost; a reply that broke off says
+    neither."""
     ended = providers.finish(message.response_metadata) is not None
     return ended or message.usage_metadata is not None
 
 
-def most(text: str) -> int:
-    """The most tokens that a text was written in, though its runs could have been fewer."""
-    return tokens.upper(text) + tokens.repeated(text)
+def max_written_tokens(text: str) -> int:
+    """The most tokens that the model may have used to write a text, runs mark by mark."""
+    return tokens.max_tokens(text) + tokens.repeated(text)

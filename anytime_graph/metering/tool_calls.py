@@ -1,7 +1,7 @@
-"""Which tool calls of a reply may be carried out: those whose arguments came whole.
+"""Which tool calls of a reply may be carried out: those whose arguments arrived whole.
 
-LangChain mends arguments that broke off: `{"path": "/data` becomes {"path": "/data"}, which its
-model may never have meant.
+LangChain repairs arguments that broke off: `{"path": "/data` becomes {"path": "/data"}, which the
+model may not have meant.
 """
 
 from __future__ import annotations
@@ -32,52 +32,54 @@ _BLOCKS = (
 """Types of content blocks that hold tool calls, or parts of them."""
 
 
-def whole(message: AIMessage) -> AIMessage:
-    """The message, no chunk, with those tool calls whose arguments are a JSON object as they were
-    sent, whatever ended the reply; the others are invalid. No text at all stands for no arguments,
-    but only in a reply that its model ended, or whose client does not say how it ended."""
-    ended = providers.ended(message.response_metadata)
-    made: list[ToolCall] = []
+def with_whole_calls(message: AIMessage) -> AIMessage:
+    """The message (never a chunk) with those tool calls whose arguments were sent as a JSON object,
+    however the reply ended; the others are invalid. Empty text means no arguments, but only in a
+    reply that the model ended, or whose client does not say how it ended."""
+    ended = providers.ended_naturally(message.response_metadata)
+    valid: list[ToolCall] = []
     invalid: list[InvalidToolCall] = []
     if isinstance(message, AIMessageChunk):
         chunks = message.tool_call_chunks
         joined = all(chunk["name"] for chunk in chunks)  # one without was not joined to its start
         for chunk in chunks:
-            args = _object(chunk["args"], ended and joined)
+            args = _parsed_arguments(chunk["args"], ended and joined)
             if args is None or not chunk["name"]:
                 invalid.append(_invalid(chunk))
             else:
-                made.append(tool_call(name=chunk["name"], args=args, id=chunk["id"]))
+                valid.append(tool_call(name=chunk["name"], args=args, id=chunk["id"]))
         message = cast(AIMessage, message_chunk_to_message(message))
     else:
-        sent = list(_sent(message))
+        sent = list(_sent_arguments(message))
         invalid.extend(message.invalid_tool_calls)
         ended = ended or (not sent and providers.finish(message.response_metadata) is None)
         for call in message.tool_calls:
-            texts = [text for id, text in sent if id == call["id"]] or [_text(call["args"])]
-            if all(_object(text, ended) is not None for text in texts):
-                made.append(call)
+            texts = [text for id, text in sent if id == call["id"]] or [
+                _argument_text(call["args"])
+            ]
+            if all(_parsed_arguments(text, ended) is not None for text in texts):
+                valid.append(call)
             else:
-                invalid.append(_invalid({**call, "args": "".join(map(_text, texts))}))
-    if made == message.tool_calls and invalid == message.invalid_tool_calls:
+                invalid.append(_invalid({**call, "args": "".join(map(_argument_text, texts))}))
+    if valid == message.tool_calls and invalid == message.invalid_tool_calls:
         return message
-    kept = {call["id"] for call in made}
+    kept = {call["id"] for call in valid}
     content = message.content
     if not isinstance(content, str):
-        content = [b for b in content if not _is_call(b) or _id(b) in kept]
+        content = [b for b in content if not _is_call(b) or _call_id(b) in kept]
     extra = {k: v for k, v in message.additional_kwargs.items() if k != "tool_calls"}
-    update = {"tool_calls": made, "invalid_tool_calls": invalid}
+    update = {"tool_calls": valid, "invalid_tool_calls": invalid}
     return message.model_copy(update={**update, "content": content, "additional_kwargs": extra})
 
 
 def broken(message: AIMessage) -> bool:
-    """Whether it was to call tools, and not one of its calls came whole."""
+    """Whether the model called tools and none of the calls arrived whole."""
     return bool(message.invalid_tool_calls) and not message.tool_calls
 
 
-def _object(text: Any, ended: bool) -> dict[str, Any] | None:
-    """The arguments that a text is, if it is those. Control characters within strings are left to
-    pass, as by LangChain: some models write them, and they do not come from a cut."""
+def _parsed_arguments(text: Any, ended: bool) -> dict[str, Any] | None:
+    """The arguments in a text, or None if it is no JSON object. Like LangChain it allows control
+    characters within strings: some models write them, and a cut does not cause them."""
     if not text:
         return {} if ended else None
     try:
@@ -87,25 +89,25 @@ def _object(text: Any, ended: bool) -> dict[str, Any] | None:
     return args if isinstance(args, dict) else None
 
 
-def _sent(message: AIMessage) -> Iterator[tuple[Any, Any]]:
-    """The arguments as they were sent, with the id of their call, where the client keeps them."""
+def _sent_arguments(message: AIMessage) -> Iterator[tuple[Any, Any]]:
+    """The id and the arguments of each call as they were sent, where the client keeps them."""
     for call in message.additional_kwargs.get("tool_calls") or ():
         yield call.get("id"), (call.get("function") or {}).get("arguments")
     for block in message.content:
         if _is_call(block) and "arguments" in block:
-            yield _id(block), block["arguments"]
+            yield _call_id(block), block["arguments"]
 
 
 def _is_call(block: Any) -> TypeGuard[dict[str, Any]]:
     return isinstance(block, dict) and block.get("type") in _BLOCKS
 
 
-def _id(block: Any) -> Any:
+def _call_id(block: Any) -> Any:
     return block.get("call_id") or block.get("id")
 
 
-def _text(args: Any) -> str:
-    """What the arguments of a call were as a text; none if there are none."""
+def _argument_text(args: Any) -> str:
+    """The arguments of a call as text; empty if it has none."""
     return args if isinstance(args, str) else json.dumps(args) if args else ""
 
 

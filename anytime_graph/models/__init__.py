@@ -1,4 +1,4 @@
-"""Which model, how its provider behaves, how many tokens."""
+"""Chat models: finding one by name, how its provider behaves, and how many tokens a text is."""
 
 from anytime_graph.models.resolve import default_model, prices_of, resolve_model
 

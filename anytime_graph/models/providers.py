@@ -1,5 +1,4 @@
-"""What differs between the providers' chat model classes: where they take the output cap, how their
-own retries end, and where a reply, a report or an error says what.
+"""What differs between the providers' chat model classes: output caps, retries, replies and errors.
 
 Facts are keyed by package, so that no provider's package is imported. docs/models.md shows what the
 tests see of them at the wire.
@@ -20,7 +19,7 @@ from langchain_core.messages import BaseMessage
 from langchain_core.utils.function_calling import convert_to_openai_function
 
 CAP_FIELDS = ("max_tokens", "max_output_tokens", "num_predict")
-"""Names of the output cap across LangChain's model classes; the first a class has is used."""
+"""Names of the output cap across LangChain's model classes; the first that a class has is used."""
 _NAMES = ("model_name", "model", "model_id")
 _CAPS = {*CAP_FIELDS, "max_completion_tokens", "max_new_tokens", "maxTokens"}
 _LOOSE = {"n", "candidate_count", "stream", "max_retries", "retries"}
@@ -30,15 +29,15 @@ _REPLACING = {
     "langchain_ollama": ("options",),
     "langchain_aws": ("inferenceConfig", "inference_config"),
 }
-"""Call options that stand in for those among which the client sends the cap."""
+"""Call options that replace the ones in which the client sends the cap."""
 _QUIET = {"langchain_openrouter": {"retries": None}}
-"""Call options that end retries which the client settles in its constructor."""
+"""Call options that turn off retries which the client sets up in its constructor."""
 _BINDING = {"langchain_xai": {"use_responses_api": True, "store": False, "seed": None}}
-"""Fields that make the cap hold for hidden reasoning, unless the first was set: the cap of xAI's
-chat completions is on the visible output alone. (Its responses take no seed.)"""
+"""Fields that make the cap hold for hidden reasoning too; left alone if the first is set. The cap of
+xAI's chat completions limits only the visible output. (Its Responses API takes no seed.)"""
 _THINKING = ("thinking", "additional_model_request_fields")
 _LEAST_THOUGHT = 1_024
-"""The smallest thinking budget that Anthropic takes."""
+"""The smallest thinking budget that Anthropic accepts."""
 _SAYS = ("reasoning", "thinking", "reasoning_content")
 _FINISHES = ("finish_reason", "stop_reason", "stopReason", "done_reason")
 FULL = ("length", "max_tokens", "MAX_TOKENS", "max_output_tokens", "model_length")
@@ -47,9 +46,7 @@ _NATURAL = re.compile(
     r"(stop|STOP|tool_calls|function_call|end_turn|tool_use|completed|COMPLETE|TOOL_CALL|eos"
     r"|eos_token)\1*"
 )
-"""Providers' words for a reply that its model ended; LangChain joins those that come twice."""
-
-
+"""Providers' words for a reply that the model ended; LangChain joins a word that comes twice."""
 _RESPONSES = (
     "use_responses_api",
     "reasoning",
@@ -58,17 +55,17 @@ _RESPONSES = (
     "context_management",
     "use_previous_response_id",
 )
-"""Fields that make langchain-openai use the Responses API, which takes a schema elsewhere."""
+"""Fields that make langchain-openai use the Responses API, whose schema stands elsewhere in a request."""
 _CHOICES = {"langchain_openai": True}
-"""Clients that can ask for several choices, see `apart`, unless one of `_RAW` is set."""
+"""Clients that can ask for several choices (see `with_n_choices`) unless one of `_RAW` is set."""
 _RAW = (*_RESPONSES, "include_response_headers")
 _MAYBE_SERVED = (408, 424, 499)
-"""Of the statuses that blame the request, those that may come after the model has worked: Bedrock says
-408 when its model took too long and 424 when it failed, and gateways 499 when somebody hung up."""
+"""Statuses that blame the request but may come after the model has worked: Bedrock says 408 when its
+model took too long and 424 when it failed, and gateways say 499 when the client hung up."""
 _TURNED_AWAY = (503, 529)
-"""Of those that blame the server, the ones by which it says that it did not take the request on."""
+"""Statuses that blame the server and say that it did not accept the request."""
 NO_ENTRY = (401, 403)
-"""Statuses that no other request of the same caller will change."""
+"""Statuses that every other request of the same caller will get too."""
 NO_SUCH_THING = 404
 _CONNECTING = (
     *("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError"),
@@ -92,15 +89,15 @@ _UNSENT = {
     ),
     "google": ("DefaultCredentialsError", "RefreshError"),
 }
-"""Errors that end a request before it has left. (A reply is decoded; only a request is encoded.)"""
+"""Errors that end a request before it has left. (Only requests are encoded; replies are decoded.)"""
 _HIDING = {
     "builtins": ("ConnectionError",),
     "requests": ("ConnectionError",),
     "urllib3": ("MaxRetryError",),
 }
-"""Errors whose cause stands no deeper than their context: Ollama's client raises the first."""
+"""Errors that have their cause only as their context: Ollama's client raises the first."""
 _RESPONDS = re.compile(r"codex|^(gpt|o\d).*-(pro|sol)")
-"""Names of models that OpenAI serves by the Responses API alone."""
+"""Names of models that OpenAI serves only by the Responses API."""
 _FURTHER = "-choice-"
 _LONGEST_WAIT = 30.0
 
@@ -125,16 +122,18 @@ def cap_field(model: BaseChatModel) -> str | None:
 
 
 def own_caps(model: BaseChatModel, bound: Mapping[str, Any]) -> list[int]:
-    """The output caps that a model and what is bound to it already have."""
+    """The output caps that a model and its bound options already have."""
     values = [bound.get(name) for name in _CAPS] + [getattr(model, name, None) for name in _CAPS]
     values.append((getattr(model, "profile", None) or {}).get("max_output_tokens"))
     return [value for value in values if isinstance(value, int) and value > 0]
 
 
-def metered(model: BaseChatModel, bound: Mapping[str, Any]) -> tuple[BaseChatModel, dict[str, Any]]:
-    """A copy of the model, and of what is bound to it, that does not retry unseen, reports usage in
-    streams, makes one choice and has no cap beside `cap_field`. Raises ValueError if it cannot be
-    brought to that."""
+def meterable(
+    model: BaseChatModel, bound: Mapping[str, Any]
+) -> tuple[BaseChatModel, dict[str, Any]]:
+    """A copy of the model, and of its bound options, that makes no hidden retries, reports usage in
+    streams, makes one choice and has no cap besides `cap_field`. Raises ValueError if that is not
+    possible."""
     _refuse(model, bound)
     fields, field = type(model).model_fields, cap_field(model)
     rivals = _CAPS - {field} if field else set()
@@ -158,9 +157,9 @@ def metered(model: BaseChatModel, bound: Mapping[str, Any]) -> tuple[BaseChatMod
     return copy, _uncapped(bound) | _facts(model, _QUIET)
 
 
-def unparsed(model: BaseChatModel, bound: Mapping[str, Any]) -> dict[str, Any]:
-    """What is bound to the model, with a schema for the reply as a part of the body: named as such,
-    langchain-openai would parse the reply, lose its usage report, and fail on one that was cut."""
+def schema_in_body(model: BaseChatModel, bound: Mapping[str, Any]) -> dict[str, Any]:
+    """The bound options, with a schema for the reply moved into the request's body. As an option of its
+    own, langchain-openai would parse the reply, lose its usage report, and fail on one that was cut."""
     form = bound.get("response_format")
     elsewhere = any(getattr(model, field, None) for field in _RESPONSES)
     if form is None or elsewhere or "extra_body" not in type(model).model_fields:
@@ -175,9 +174,9 @@ def unparsed(model: BaseChatModel, bound: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def clients(model: BaseChatModel, **options: Any) -> dict[str, Any]:
-    """The HTTP clients that a model holds, with other options: SDKs in OpenAI's style offer
-    `with_options`, which shares the connections of the original. Some models hold no more than a
-    client's chat completions, which know their client."""
+    """The HTTP clients that a model holds, with other options. SDKs in OpenAI's style offer
+    `with_options`, which shares the connections of the original. Some models hold only a client's
+    chat completions, which know their client."""
     update: dict[str, Any] = {}
     for field, name in (("root_client", "client"), ("root_async_client", "async_client")):
         completions = getattr(model, name, None)
@@ -189,10 +188,10 @@ def clients(model: BaseChatModel, **options: Any) -> dict[str, Any]:
     return update
 
 
-def fitted(
+def with_output_cap(
     model: BaseChatModel, bound: Mapping[str, Any], room: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields of the model, and what is bound to it, for a call that may write `room` tokens."""
+    """The fields of the model, and its bound options, for a call that may write `room` tokens."""
     held = {name: value for name in _THINKING if (value := getattr(model, name, None))}
     update = {name: _thinking_within(value, room) for name, value in held.items()}
     if field := cap_field(model):
@@ -202,8 +201,8 @@ def fitted(
 
 
 def _thinking_within(options: Any, room: int) -> Any:
-    """Options whose thinking budget is below the output cap, as Anthropic demands: where it is not,
-    half the cap, or no thinking if that is less than Anthropic takes."""
+    """The options with a thinking budget below the output cap, as Anthropic demands. A larger one becomes
+    half the cap: 2,500 of 5,000 tokens. If that is too small for Anthropic, there is no thinking."""
     if not isinstance(options, dict):
         return options
     budget = options.get("budget_tokens")
@@ -216,13 +215,13 @@ def _thinking_within(options: Any, room: int) -> Any:
 
 
 def _facts(model: BaseChatModel, table: Mapping[str, Any]) -> Any:
-    """What a table says of a model's class, or of one that it derives from."""
+    """The entry of a table for a model's class, or for one of its base classes."""
     packages = (base.__module__.partition(".")[0] for base in type(model).__mro__)
     return next((table[package] for package in packages if package in table), {})
 
 
 def _uncapped(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Request options without those that would loosen the cap, at whatever depth they hide."""
+    """Request options without those that would loosen the cap, at any depth."""
     return {
         key: _uncapped(value) if key in HOLDERS and isinstance(value, dict) else value
         for key, value in options.items()
@@ -231,7 +230,7 @@ def _uncapped(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse(model: BaseChatModel, bound: Mapping[str, Any]) -> None:
-    """Raise ValueError if the client would drop the cap, or retry out of our reach."""
+    """Raise ValueError if the client would drop the cap, or make retries that cannot be turned off."""
     name = type(model).__name__
     for key in _facts(model, _REPLACING):
         if key in bound:
@@ -246,8 +245,8 @@ def _refuse(model: BaseChatModel, bound: Mapping[str, Any]) -> None:
             "it with max_retries=0, or the client with Config(retries={'total_max_attempts': 1})"
         )
     own = getattr(model, "additional_model_request_fields", None) or {}
-    asked = {**own, **bound, **(bound.get("additional_model_request_fields") or {})}
-    nova = asked.get("reasoningConfig") or {"maxReasoningEffort": asked.get("reasoning_effort")}
+    options = {**own, **bound, **(bound.get("additional_model_request_fields") or {})}
+    nova = options.get("reasoningConfig") or {"maxReasoningEffort": options.get("reasoning_effort")}
     if "nova" in (model_name(model) or "") and nova.get("maxReasoningEffort") == "high":
         raise ValueError(
             f"model={name}: {model_name(model)} takes no output cap at reasoning effort 'high'; "
@@ -255,29 +254,28 @@ def _refuse(model: BaseChatModel, bound: Mapping[str, Any]) -> None:
         )
 
 
-def chooses(model: BaseChatModel, bound: Mapping[str, Any]) -> bool:
-    """Whether a metered model can be asked for several replies in one request: by OpenAI's chat
-    completions, where nothing is bound that shapes a reply."""
+def supports_n(model: BaseChatModel, bound: Mapping[str, Any]) -> bool:
+    """Whether a metered model can give several replies to one request: through OpenAI's chat
+    completions, and only if no options are bound to it."""
     if not _facts(model, _CHOICES) or bound:
         return False
     if any(getattr(model, field, None) for field in _RAW):
         return False
-    whole = "streaming" in model.model_fields_set and not getattr(model, "streaming", True)
-    if whole or model.disable_streaming or _RESPONDS.search(model_name(model) or ""):
+    unstreamed = "streaming" in model.model_fields_set and not getattr(model, "streaming", True)
+    if unstreamed or model.disable_streaming or _RESPONDS.search(model_name(model) or ""):
         return False
     return getattr(model, "output_version", None) in (None, "v0")
 
 
-def apart(model: Any, n: int, id: str) -> dict[str, Any]:
-    """The fields of the model for a request of n choices, whose streamed pieces tell by their id
-    which choice they belong to: langchain-openai drops a choice's index, and takes its delta's id
-    for that of the message."""
+def with_n_choices(model: Any, n: int, id: str) -> dict[str, Any]:
+    """The fields of the model for a request of n choices whose streamed pieces name their choice in
+    their id: langchain-openai drops a choice's index, and uses its delta's id as the message's."""
 
     def create(**request: Any) -> Any:
-        return _told(model.client.create(**request), id)
+        return _labelled(model.client.create(**request), id)
 
     async def acreate(**request: Any) -> Any:
-        return _atold(await model.async_client.create(**request), id)
+        return _alabelled(await model.async_client.create(**request), id)
 
     return {
         "n": n,
@@ -286,33 +284,33 @@ def apart(model: Any, n: int, id: str) -> dict[str, Any]:
     }
 
 
-def index(id: str | None) -> int:
+def choice_index(id: str | None) -> int:
     """Which of several choices a message is, by its id."""
     return int((id or "").partition(_FURTHER)[2] or 0)
 
 
 @contextmanager
-def _told(stream: Any, id: str) -> Iterator[Iterator[dict[str, Any]]]:
+def _labelled(stream: Any, id: str) -> Iterator[Iterator[dict[str, Any]]]:
     with stream as pieces:
-        yield (told for piece in pieces for told in _by_choice(piece, id))
+        yield (part for piece in pieces for part in _split_by_choice(piece, id))
 
 
 @asynccontextmanager
-async def _atold(stream: Any, id: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+async def _alabelled(stream: Any, id: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
     async with stream as pieces:
-        yield (told async for piece in pieces for told in _by_choice(piece, id))
+        yield (part async for piece in pieces for part in _split_by_choice(piece, id))
 
 
-def _by_choice(piece: Any, id: str) -> Iterator[dict[str, Any]]:
-    """A piece of the stream for each choice that it brings words of; the usage with the last."""
-    whole = piece if isinstance(piece, dict) else piece.model_dump()
-    choices = whole.get("choices") or [{"index": 0, "delta": {}}]
+def _split_by_choice(piece: Any, id: str) -> Iterator[dict[str, Any]]:
+    """One piece of the stream for each choice in it; the last has the usage."""
+    fields = piece if isinstance(piece, dict) else piece.model_dump()
+    choices = fields.get("choices") or [{"index": 0, "delta": {}}]
     for i, choice in enumerate(choices, 1):
         n = choice.get("index")
         further = f"{_FURTHER}{n}" if isinstance(n, int) and n > 0 else ""
         delta = {**(choice.get("delta") or {}), "id": id + further}
-        usage = whole.get("usage") if i == len(choices) else None
-        yield {**whole, "choices": [{**choice, "delta": delta}], "usage": usage}
+        usage = fields.get("usage") if i == len(choices) else None
+        yield {**fields, "choices": [{**choice, "delta": delta}], "usage": usage}
 
 
 # --- what comes back
@@ -321,9 +319,9 @@ def _by_choice(piece: Any, id: str) -> Iterator[dict[str, Any]]:
 def reasoning(chunk: BaseMessage) -> str:
     """Reasoning text that a provider shows beside the reply; it is billed as output."""
     if isinstance(chunk.content, str):
-        return _said(chunk.additional_kwargs.get("reasoning_content"))
+        return _reasoning_text(chunk.additional_kwargs.get("reasoning_content"))
     return "".join(
-        _said(block)
+        _reasoning_text(block)
         for block in chunk.content
         if isinstance(block, dict) and block.get("type") in _SAYS
     )
@@ -342,34 +340,33 @@ def called(chunk: BaseMessage) -> str:
     )
 
 
-def _said(part: Any) -> str:
-    """The words in a block of reasoning, however its provider nests them."""
+def _reasoning_text(part: Any) -> str:
+    """The text in a block of reasoning, at any depth."""
     if isinstance(part, dict):
         part = [part[key] for key in (*_SAYS, "text") if key in part]
     if isinstance(part, list):
-        return "".join(map(_said, part))
+        return "".join(map(_reasoning_text, part))
     return part if isinstance(part, str) else ""
 
 
 def finish(metadata: Mapping[str, Any]) -> str | None:
-    """Why a reply ended, in its provider's own word."""
+    """Why a reply ended, in the provider's word."""
     reasons = [metadata.get(key) for key in _FINISHES]
     reasons.append((metadata.get("incomplete_details") or {}).get("reason"))
     return next((reason for reason in reasons if isinstance(reason, str)), None)
 
 
-def ended(metadata: Mapping[str, Any]) -> bool:
-    """Whether its provider says that a reply was ended by its model."""
-    said = finish(metadata) or metadata.get("status")
-    return isinstance(said, str) and _NATURAL.fullmatch(said) is not None
+def ended_naturally(metadata: Mapping[str, Any]) -> bool:
+    """Whether the provider says that the model ended the reply."""
+    reason = finish(metadata) or metadata.get("status")
+    return isinstance(reason, str) and _NATURAL.fullmatch(reason) is not None
 
 
 def unserved(error: BaseException | None) -> bool:
     """Whether a request that ended in this error, before any of its reply came, cannot have cost
-    anything: its server refused it, or it never left. Of an error of an unknown kind nobody can say
-    that."""
-    if (said := status(error)) is not None:
-        return (said < 500 and said not in _MAYBE_SERVED) or said in _TURNED_AWAY
+    anything: the server refused it, or it never left. False for errors of an unknown kind."""
+    if (http := status(error)) is not None:
+        return (http < 500 and http not in _MAYBE_SERVED) or http in _TURNED_AWAY
     while error is not None:
         kinds = [(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__]
         if any(name in _UNSENT.get(package, ()) for package, name in kinds):
@@ -398,7 +395,7 @@ def status(error: BaseException | None) -> int | None:
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line that holds no prompt, reply or key: providers echo them in messages."""
+    """An error in one line without the provider's message, which may repeat a prompt, reply or key."""
     parts = [type(error).__name__]
     http, code = status(error), getattr(error, "code", None)
     if http is not None:
@@ -409,8 +406,8 @@ def describe(error: BaseException) -> str:
 
 
 def retry_after(error: Exception) -> float:
-    """Seconds to hold back before the next call: as the server asks, else half a second if it is
-    overloaded or gone; 0 if the request itself was at fault."""
+    """Seconds to hold back before the next call: what the server asks for, else half a second if it is
+    overloaded or gone, and 0 if the request itself was at fault."""
     headers: Any = getattr(getattr(error, "response", None), "headers", None)
     try:
         return min(_LONGEST_WAIT, max(0.0, float(headers["retry-after"])))
@@ -422,10 +419,10 @@ def retry_after(error: Exception) -> float:
 
 
 def transient(status: int) -> bool:
-    """An HTTP status that says nothing against the request itself."""
+    """Whether an HTTP status does not blame the request itself."""
     return status in (408, 409, 429) or status >= 500
 
 
 def clean(text: str) -> str:
-    """Text without lone surrogates, which no later request could carry."""
+    """Text without lone surrogates, which no later request could send."""
     return text.encode("utf-8", "replace").decode("utf-8")

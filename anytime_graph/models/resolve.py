@@ -1,4 +1,4 @@
-"""Models by name, and what they cost."""
+"""Finds models by name, and their prices."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from anytime_graph.models.providers import model_name
 
 
 def resolve_model(model: Any) -> Any:
-    """A chat model for a string; anything else as it is.
+    """The chat model that a string names; anything else unchanged.
 
-    "local": the embedded model; "local:FILE.gguf": any GGUF file; "openai:NAME": ChatOpenAI;
-    "provider:NAME": whatever langchain's init_chat_model knows. Raises ValueError or ImportError
-    saying what to install.
+    "local": the embedded model. "local:FILE.gguf": any GGUF file. "openai:NAME": ChatOpenAI.
+    "provider:NAME": any model that langchain's init_chat_model knows. Raises ValueError, or
+    ImportError that says what to install.
     """
     if not isinstance(model, str):
         return model
@@ -38,13 +38,13 @@ def resolve_model(model: Any) -> Any:
             f"model={model!r}: providers other than openai and local are found through langchain; "
             "install anytime-graph[agents] and the provider's package"
         ) from None
-    # An AWS client takes its retries when it is made, and a budget allows it none.
+    # An AWS client takes its number of retries when it is made, and a budget allows none.
     options: dict[str, Any] = {"max_retries": 0} if "bedrock" in provider else {}
     return init_chat_model(name, model_provider=provider, **options)
 
 
 def default_model() -> str:
-    """The embedded model. Raises ImportError if it is not installed."""
+    """The name of the embedded model. Raises ImportError if it is not installed."""
     if embedded_file() is None:
         raise ImportError(
             "no --model, and the embedded one is not installed. Either name one "
@@ -55,8 +55,8 @@ def default_model() -> str:
 
 
 def prices_of(model: BaseChatModel | Any) -> Prices | None:
-    """List prices from genai-prices (extra `prices`), or None if unknown. Where a price has tiers
-    or windows, the dearest, for a budget must hold in each."""
+    """List prices from genai-prices (extra `prices`), or None if they are unknown. Of a price with tiers
+    or time windows it takes the highest, because a budget must hold in all of them."""
     if (name := model_name(model)) is None:
         return None
     try:

@@ -1,10 +1,10 @@
-"""How many tokens a text can be, before anyone has counted them.
+"""How many tokens a text can be, estimated before the provider counts them.
 
-A prompt must be bounded before it is sent. For OpenAI's models tiktoken counts it. For all
+A prompt must be bounded before it is sent. tiktoken counts the prompts of OpenAI's models. For all
 others a linear estimate over eleven kinds of text is taken at three standard deviations. Weights
 and deviations were fitted over five tokenizers (SmolLM2, cl100k, o200k, Claude's and DeepSeek's)
-on prose, code, JSON, digits, hex, German, Russian, Chinese, Japanese and emoji; UTF-8 bytes are
-the ceiling, which no byte-level tokenizer exceeds. The provider's own reports then correct it.
+on prose, code, JSON, digits, hex, German, Russian, Chinese, Japanese and emoji. UTF-8 bytes are
+the ceiling, which no byte-level tokenizer exceeds. The provider's reports then correct the bound.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _PER_PROMPT = 28
 _OPENAI_MESSAGE, _OPENAI_PROMPT = 4, 7
 """OpenAI's own chat format, around texts that tiktoken counts."""
 _FAMILY_PROMPT = {"gpt-oss": 80}
-"""Chat templates that add a long preamble of their own, by a part of the model's name."""
+"""Tokens of the long preambles that some chat templates add, by a part of the model's name."""
 _FAMILY_TOOLS = {"claude": 600}
 _TOOLS = 100
-"""What providers and chat templates say about tools, beside their schemas."""
+"""Tokens that providers and chat templates add to the schemas of tools."""
 _MOST_GROWTH = 8.0
-"""A report further above the bound than this says nothing about the tokenizer."""
+"""A report that is more times the bound than this says nothing about the tokenizer."""
 _MEDIA = {"image", "image_url", "input_image", "audio", "input_audio", "video", "file", "media"}
 _NOT_TEXT = 3_000
 """Tokens allowed for an image or another block of media."""
@@ -57,11 +57,11 @@ Shape = list[float]
 
 
 class Calibration(TypedDict):
-    """What the provider's reports have taught about its tokenizer. Plain data; kept in the state.
+    """What the provider's reports say about its tokenizer. Plain data, kept in the state.
 
-    growth: how much larger than the bound a report was, at worst (1.0: never).
+    growth: the largest ratio of a report to its bound (1.0: never above it).
     shape, tokens: the last reported draft prompt, which later prompts of the question contain.
-    once: whether a request for several choices is billed its prompt once, and reported in full.
+    once: whether a request for several choices is billed its prompt once and reported in full.
     """
 
     growth: float
@@ -76,8 +76,11 @@ def uncalibrated() -> Calibration:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """What is known of a model's tokenizer. count: its exact count, where there is one. family: the
-    model's name. tools: the model is given tools. extra: text that travels with each prompt."""
+    """Bounds the tokens of prompts to one model.
+
+    count: the exact count of a text, where there is one. family: the model's name. tools: the model
+    is given tools. extra: text that travels with each prompt (tools, schemas).
+    """
 
     count: Counter | None = None
     family: str = ""
@@ -85,94 +88,55 @@ class Tokenizer:
     extra: str = ""
 
     def shape(self, prompt: Sequence[BaseMessage]) -> Shape:
-        return shape(prompt, self.extra, self.count)
+        """Measure a prompt."""
+        parts, media = [self.extra], 0
+        for message in prompt:
+            content = message.content
+            for block in [content] if isinstance(content, str) else content:
+                if isinstance(block, str):
+                    parts.append(block)
+                elif isinstance(block.get("text"), str):
+                    parts.append(block["text"])
+                elif _MEDIA & {block.get("type")}:
+                    media += 1
+                else:
+                    parts.append(json.dumps(block, default=str, ensure_ascii=False))
+            for kind in ("tool_calls", "invalid_tool_calls"):
+                if calls := getattr(message, kind, None):
+                    parts.append(json.dumps(calls, default=str))
+        text = "\n".join(part for part in parts if part)
+        if self.count is None:
+            kinds = _counts(text)
+        else:
+            kinds = [float(self.count(text))] + [0.0] * (len(_KINDS) - 1)
+        return [*kinds, _size(text), float(len(prompt)), float(media)]
 
-    def bound(self, of: Shape, known: Calibration, within: bool = False) -> int:
-        """See the function `bound`."""
-        exact = self.count is not None
-        return bound(of, known, exact=exact, family=self.family, tools=self.tools, within=within)
+    def bound(self, of: Shape, calibration: Calibration, within: bool = False) -> int:
+        """The most tokens that the provider will report for a prompt of this shape. within: the prompt
+        contains the calibrated draft prompt, so only the difference is uncertain."""
+        loose = math.ceil(self._upper(of) * calibration["growth"])
+        if not (within and calibration["shape"]):
+            return loose
+        extra = [max(0.0, a - b) for a, b in zip(of, calibration["shape"], strict=True)]
+        if not any(extra):
+            return calibration["tokens"]
+        added = _upper(extra, self.count is not None, 0)
+        return min(loose, calibration["tokens"] + math.ceil(added * calibration["growth"]))
 
-    def learn(self, known: Calibration, of: Shape, reported: int, base: bool) -> Calibration:
-        """See the function `learn`."""
-        exact = self.count is not None
-        return learn(
-            known, of, reported, exact=exact, family=self.family, tools=self.tools, base=base
-        )
+    def learn(self, calibration: Calibration, of: Shape, reported: int, base: bool) -> Calibration:
+        """The calibration corrected by what the provider reported. base: this was a draft prompt."""
+        growth = min(_MOST_GROWTH, max(calibration["growth"], reported / self._upper(of)))
+        if base:
+            return {**calibration, "growth": growth, "shape": of, "tokens": reported}
+        return {**calibration, "growth": growth}
 
-
-def shape(messages: Sequence[BaseMessage], extra: str = "", count: Counter | None = None) -> Shape:
-    """Measure a prompt; `extra` is text that travels with it (tools, schemas)."""
-    parts, blocks = [extra], 0
-    for message in messages:
-        content = message.content
-        for block in [content] if isinstance(content, str) else content:
-            if isinstance(block, str):
-                parts.append(block)
-            elif isinstance(block.get("text"), str):
-                parts.append(block["text"])
-            elif _MEDIA & {block.get("type")}:
-                blocks += 1
-            else:
-                parts.append(json.dumps(block, default=str, ensure_ascii=False))
-        for kind in ("tool_calls", "invalid_tool_calls"):
-            if calls := getattr(message, kind, None):
-                parts.append(json.dumps(calls, default=str))
-    text = "\n".join(part for part in parts if part)
-    exact = None if count is None else [float(count(text))] + [0.0] * (len(_KINDS) - 1)
-    return [
-        *(exact or _counts(text)),
-        float(len(text.encode(errors="replace"))),
-        float(len(messages)),
-        float(blocks),
-    ]
-
-
-def bound(
-    of: Shape,
-    known: Calibration,
-    *,
-    exact: bool = False,
-    family: str = "",
-    tools: bool = False,
-    within: bool = False,
-) -> int:
-    """The most tokens the provider will report for a prompt of this shape.
-
-    exact: the first entry of the shape is a tokenizer's count. family: the model's name.
-    tools: the model is given tools. within: the prompt contains the calibrated draft prompt, so
-    only the difference is uncertain.
-    """
-    loose = math.ceil(_upper(of, exact, _family(family, tools)) * known["growth"])
-    if not (within and known["shape"]):
-        return loose
-    extra = [max(0.0, a - b) for a, b in zip(of, known["shape"], strict=True)]
-    if not any(extra):
-        return known["tokens"]
-    return min(loose, known["tokens"] + math.ceil(_upper(extra, exact, 0) * known["growth"]))
+    def _upper(self, of: Shape) -> float:
+        return _upper(of, self.count is not None, _preamble(self.family, self.tools))
 
 
-def learn(
-    known: Calibration,
-    of: Shape,
-    reported: int,
-    *,
-    exact: bool = False,
-    family: str = "",
-    tools: bool = False,
-    base: bool = False,
-) -> Calibration:
-    """Correct the calibration by what the provider reported. base: this was a draft prompt."""
-    upper = _upper(of, exact, _family(family, tools))
-    growth = min(_MOST_GROWTH, max(known["growth"], reported / upper))
-    if base:
-        return {**known, "growth": growth, "shape": of, "tokens": reported}
-    return {**known, "growth": growth}
-
-
-def upper(text: str) -> int:
-    """The most tokens a text is, for any common tokenizer."""
-    kinds = _counts(text)
-    return math.ceil(_upper([*kinds, float(len(text.encode(errors="replace"))), 0, 0], False, 0))
+def max_tokens(text: str) -> int:
+    """The most tokens that a text is, by any common tokenizer."""
+    return math.ceil(_upper([*_counts(text), _size(text), 0, 0], False, 0))
 
 
 def typical(text: str) -> float:
@@ -180,26 +144,27 @@ def typical(text: str) -> float:
     return sum(_matches(pattern, text) * mean for pattern, mean, _ in _KINDS)
 
 
-def least(text: str) -> int:
-    """The fewest tokens a text can be: tokenizers split between words and after three digits."""
+def min_tokens(text: str) -> int:
+    """The fewest tokens that a text can be: tokenizers split between words and after three digits.
+    "In 1969 ..." is 1 word and 4 digits: 1 + 4/3, rounded up, is 3."""
     words, digits = _matches(_WORDS, text), _matches(_DIGITS, text)
     return math.ceil(words + digits / 3 + _matches(_NON_ASCII, text) / 4)
 
 
 def repeated(text: str) -> int:
-    """Characters that only go on with a run of one mark or of whitespace. Tokenizers join such runs,
-    and `upper` counts them so; a model may write them one by one all the same."""
+    """Characters that only continue a run of one mark or of whitespace. Tokenizers join such runs, and
+    `max_tokens` counts them so, but a model may still write them one by one."""
     return _matches(_REPEATED, text)
 
 
 def openai_counter(model: str) -> Counter | None:
-    """tiktoken's count for one of OpenAI's models, or None where its vocabulary is not to be had
-    (tiktoken fetches it at first use; offline, an estimate serves)."""
+    """tiktoken's count for one of OpenAI's models, or None where its vocabulary cannot be had
+    (tiktoken fetches it at first use; offline, an estimate replaces it)."""
     import tiktoken
 
     try:
         encoding = tiktoken.encoding_for_model(model)
-    except Exception:  # an unknown model is a KeyError; offline it is the network library's own
+    except Exception:  # a KeyError for an unknown model; the network library's own when offline
         return None
     return lambda text: len(encoding.encode(text, disallowed_special=()))
 
@@ -210,7 +175,7 @@ _REPEATED = re.compile(r"(?s)(.)(?=\1)|\s(?=\s)")
 
 @functools.lru_cache(maxsize=32)
 def _counts(text: str) -> list[float]:
-    """Counts of each kind; the budget edge asks for those of the same prompt several times."""
+    """Counts of each kind. Cached, because planning measures the same prompt several times."""
     return [float(_matches(pattern, text)) for pattern, _, _ in _KINDS]
 
 
@@ -218,17 +183,29 @@ def _matches(pattern: re.Pattern[str], text: str) -> int:
     return len(pattern.findall(text))
 
 
-def _family(name: str, tools: bool = False) -> int:
-    said = next((extra for part, extra in _FAMILY_TOOLS.items() if part in name), _TOOLS)
-    return next((extra for part, extra in _FAMILY_PROMPT.items() if part in name), 0) + said * tools
+def _size(text: str) -> float:
+    return float(len(text.encode(errors="replace")))
+
+
+def _preamble(family: str, tools: bool) -> int:
+    """Tokens that the model's chat template adds to every prompt."""
+    for_tools = next((n for part, n in _FAMILY_TOOLS.items() if part in family), _TOOLS)
+    own = next((n for part, n in _FAMILY_PROMPT.items() if part in family), 0)
+    return own + for_tools * tools
 
 
 def _upper(of: Shape, exact: bool, preamble: int) -> float:
-    *kinds, size, messages, blocks = of
+    """The most tokens of this shape, uncorrected.
+
+    A prompt of one message of 100 lower-case words of up to four letters: mean 80, of the tokenizers
+    (100 * 0.05)^2 = 25, of chance 80 + 0.006 * 80^2 = 118; 80 + 3 * sqrt(143) = 116 tokens of text.
+    The chat template adds 28 + 6, so the bound is 150.
+    """
+    *kinds, size, messages, media = of
     if exact:
-        return kinds[0] + (_OPENAI_PROMPT + _OPENAI_MESSAGE * messages) + _NOT_TEXT * blocks
+        return kinds[0] + (_OPENAI_PROMPT + _OPENAI_MESSAGE * messages) + _NOT_TEXT * media
     template = (_PER_PROMPT + preamble if messages else 0) + _PER_MESSAGE * messages
     mean = sum(n * w for n, (_, w, _) in zip(kinds, _KINDS, strict=True))
     between = sum((n * sd) ** 2 for n, (_, _, sd) in zip(kinds, _KINDS, strict=True))
     text = mean + 3 * math.sqrt(between + mean + 0.006 * mean * mean)
-    return min(text, size) + template + _NOT_TEXT * blocks
+    return min(text, size) + template + _NOT_TEXT * media

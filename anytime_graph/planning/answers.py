@@ -39,7 +39,7 @@ def answer_format(
     if answer == "tags":
         return AnswerFormat(Protocol("tags"), scoring.tagged)
     if answer == "whole":
-        return AnswerFormat(Protocol("whole"), scoring.whole)
+        return AnswerFormat(Protocol("whole"), scoring.whole_reply)
     if isinstance(answer, type) and issubclass(answer, BaseModel):
         return AnswerFormat(Protocol("json", answer), partial(scoring.parsed, answer))
     if callable(answer) and not isinstance(answer, type):

@@ -148,7 +148,7 @@ def view(setup: Setup, state: State, judging: bool = True) -> View:
         judged=state["judging"],
         contests=contests(state) if judging and setup.decides == "judge" else [],
         judging=judging,
-        whole=setup.answers.extract is scoring.whole,
+        whole=setup.answers.extract is scoring.whole_reply,
         recalled=bool(state["examples"]),
         compared=[(first, second) for first, second, _ in state["matches"]],
         decides=setup.decides,

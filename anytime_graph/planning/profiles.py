@@ -19,8 +19,8 @@ from typing import Any, Protocol, cast
 from anytime_graph.budget import Spend, nothing
 from anytime_graph.forms import Upgrade, refuse_newer, unchanged
 from anytime_graph.planning.prospects import KINDS
-from anytime_graph.run.calls import answers, kind_of
-from anytime_graph.run.state import Payoff, Point, paid, payoff
+from anytime_graph.run.calls import kind_of, seeks_answer
+from anytime_graph.run.state import Payoff, Point, add_payoffs, payoff
 from anytime_graph.run.upgrade import planned_call
 
 Profile = Mapping[str, Payoff]
@@ -58,13 +58,13 @@ def profile_of(
         for call in ledger.calls(run["id"]):
             move = planned_call(call)["move"]
             of = move["of"] if move["kind"] == "refine" else None
-            if not answers(move) or call["state"] != "settled" or of not in {None, *scores}:
+            if not seeks_answer(move) or call["state"] != "settled" or of not in {None, *scores}:
                 continue
             score = scores.get(call["ordinal"], 0.0)
             change = 0.0 if of is None else score - scores[of]
             kind, cut = kind_of(move), call["ended"] == "length"
             one = payoff(score, change, call["tokens"], call["output_tokens"], cut)
-            found[kind] = paid(found.get(kind), one)
+            found[kind] = add_payoffs(found.get(kind), one)
     return found
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from anytime_graph.budget import GOOD_ROOM
 from anytime_graph.planning.moves import View
-from anytime_graph.run.state import Payoff, paid, payoff
+from anytime_graph.run.state import Payoff, add_payoffs, payoff
 
 NONE = payoff(0.0, tries=0)
 KINDS = ("draft", "taught draft", "refine", "taught refine")
@@ -161,7 +161,7 @@ def _prompt(view: View, kind: str) -> float:
 
 def _drafts(payoffs: Mapping[str, Payoff]) -> Payoff:
     """Bare and taught ones together: lessons lengthen their prompts, not their replies."""
-    return paid(payoffs.get("draft", NONE), payoffs.get("taught draft", NONE))
+    return add_payoffs(payoffs.get("draft", NONE), payoffs.get("taught draft", NONE))
 
 
 def rise(mean: float, spread: float, best: float, most: float = 1.0) -> float:

@@ -1,1 +1,1 @@
-"""What a run is: its calls and state as plain data, how replies are folded in, and which answer is held."""
+"""A run as plain data: its calls and state, how replies are folded in, and which answer is best."""

@@ -1,6 +1,8 @@
-"""A running question as this process sees it: which answer was announced, what the running step
-has spent, how long calls have been active. For display and for the clock; money is never decided
-here, and nothing is lost with it."""
+"""Running questions as this process sees them, for display and for the clock.
+
+A Live knows which answer was announced, what the running step has spent, and how long calls have been
+active. Nothing here decides on money, and nothing is lost if it is gone.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ class Improvement(TypedDict):
 
 
 class Live:
-    """reached: the hub's plan of which a task has brought an answer that will do."""
+    """One running question. reached: the hub's plan of which a call has brought a good enough answer."""
 
     def __init__(self) -> None:
         self.reached: str | None = None
@@ -47,8 +49,8 @@ class Live:
 
     @contextmanager
     def active(self, step: int, spent: Spend) -> Iterator[float]:
-        """While a call of this step runs. Yields the seconds the step has been active before.
-        spent: by the run before it."""
+        """Open while a call of this step runs. Yields the seconds that the step has been active before.
+        spent: what the run had spent before the step."""
         with self._lock:
             if step != self._step:
                 self._step, self._active, self._spent = step, 0.0, spent
@@ -70,17 +72,17 @@ class Live:
             self._spent = total([self._spent, spend])
 
     def offer(self, candidate: Candidate, limits: Limits) -> Improvement | None:
-        """An event if a sibling's fresh answer beats what was announced; without a score only the
-        first answer does, for the judge or the vote has yet to speak."""
+        """An event if a new answer of the running step beats the announced one. Without scores only the
+        first answer counts, because the judge or the vote decides later."""
         with self._lock:
-            known = self._announced
-            if known is not None and (candidate["score"] or 0.0) <= (known["score"] or 0.0):
+            best = self._announced
+            if best is not None and (candidate["score"] or 0.0) <= (best["score"] or 0.0):
                 return None
             self._announced = candidate
             return _event(candidate, self._spent, limits)
 
     def settle(self, best: Candidate, spent: Spend, limits: Limits) -> Improvement | None:
-        """An event if the incumbent is not the answer announced last."""
+        """An event if the best answer is not the one announced last."""
         with self._lock:
             self._spent = spent
             if self._announced is not None and self._announced["id"] == best["id"]:
@@ -90,7 +92,7 @@ class Live:
 
 
 class Lives:
-    """The running questions of a graph, by run id; those not used for longest are forgotten first."""
+    """The running questions of a graph, by run id; the least recently used are forgotten first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -117,19 +119,19 @@ def _event(candidate: Candidate, spent: Spend, limits: Limits) -> Improvement:
 
 
 def improvement(event: Any) -> Improvement | None:
-    """The event, if it is one of ours: other nodes of an app may write custom events too."""
+    """The event if it is an Improvement; other nodes of an app may write custom events too."""
     ours = isinstance(event, dict) and event.keys() == Improvement.__annotations__.keys()
     return event if ours else None
 
 
 def announce(event: Improvement | None) -> None:
-    """Write the event, if there is one, to the graph's custom stream."""
+    """Write an event to the graph's custom stream."""
     if event is not None:
         get_stream_writer()(event)
 
 
 def note(node: str, candidate: Candidate | None, spend: Spend) -> None:
-    """Score and spend as metadata of the node's run in LangSmith, and so in what it exports."""
+    """Add score and spend to the metadata of the node's run in LangSmith, and of what it exports."""
     run = get_current_run_tree()
     if run is not None and run.name == node:
         score = None if candidate is None else candidate["score"]

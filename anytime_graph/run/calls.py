@@ -1,6 +1,6 @@
-"""A call as plain data: what was planned before it, and what came of it.
+"""A call as plain data: its plan, its receipt and its outcome.
 
-All of it goes into checkpoints and the ledger, so it holds nothing but dicts, lists, numbers and texts.
+All of it goes into checkpoints and the ledger, so it holds only dicts, lists, numbers and texts.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from anytime_graph.models.tokens import Shape
 from anytime_graph.run.pairs import Candidate, Shown
 
 Role = Literal["own", "review", "judge", "structured"]
-"""Which of the meters a call goes through. The model's own, and for reviews without the tools and the
-like that are bound to it; the judge's, plain or held to a schema."""
+"""Which meter a call goes through: the model's own; for reviews, the same without bound options such as
+tools; the judge's, plain or held to a schema."""
 OWN: Role = "own"
 REVIEW: Role = "review"
 PLAIN: Role = "judge"
 STRUCTURED: Role = "structured"
 PATIENCE = 3
-"""Steps in a row that may fail as a whole before the run gives up, or calls of a draft that may be
-refused: what costs nothing is bounded by its number."""
+"""Steps in a row that may fail entirely before the run gives up, and calls in a row that may be refused
+before a draft does. Calls that cost nothing need a bound on their number."""
 PLACES = 1_000
-"""Model calls that an agent may make in a draft; each has a place of its own in the run."""
+"""Model calls that an agent may make in a draft. Each has its own place in the run."""
 
 
 class DraftMove(TypedDict):
@@ -73,7 +73,7 @@ PlannedMove = DraftMove | RefineMove | CritiqueMove | LearnMove
 
 
 class AgentDraft(TypedDict):
-    """A draft by an agent. may_return: it gives its slice back if that is too small for its tools.
+    """A draft by an agent. may_return: it may give its slice back if that is too small for its tools.
     overhead: input tokens that the agent adds to the prompt. growth: see tokens.Calibration."""
 
     may_return: bool
@@ -82,8 +82,8 @@ class AgentDraft(TypedDict):
 
 
 class AgentCall(TypedDict):
-    """One of the model calls of an agent's draft. draft: its ordinal. request: digest of what was
-    asked. last: the agent was told to answer, so tool calls are not carried out."""
+    """One of the model calls of an agent's draft. draft: the draft's ordinal. request: a digest of the
+    request. last: the agent had to answer, so tool calls are not carried out."""
 
     draft: int
     request: str
@@ -93,12 +93,12 @@ class AgentCall(TypedDict):
 class PlannedCall(TypedDict):
     """One metered call, planned before any money is spent.
 
-    ordinal: its place among the calls of the question. step: the ordinal of its first sibling.
+    ordinal: its place among the calls of the question. step: the ordinal of the step's first call.
     role: which meter it goes through. slice: the most it may spend.
     max_input, max_output: the reservation in tokens, for all of its choices; None: not limited.
-    n: choices that the request asks for, each at a place of its own from `ordinal` on.
-    prompt_copies: how many of them the prompt is reserved for. choice: which of them this is, once
-    they are told apart.
+    n: choices that the request asks for, each at its own place from `ordinal` on.
+    prompt_copies: for how many of them the prompt is reserved. choice: which of them this is, after
+    the reply was split into its choices.
     """
 
     ordinal: int
@@ -117,15 +117,15 @@ class PlannedCall(TypedDict):
 
 
 class Chosen(TypedDict, total=False):
-    """What the context chose for a question; the graph's defaults for what is absent."""
+    """What the context chose for a question. The graph's defaults apply where a key is absent."""
 
     model: str
     strategy: str
 
 
 class RunInfo(TypedDict):
-    """What a spoke needs to know of the run. thread, plan: under which thread's lease and which of
-    the hub's plans the ledger lets it reserve. spent, limits: when this was planned."""
+    """What a spoke needs to know of the run. thread, plan: the thread's lease and the hub's plan under
+    which the ledger lets it reserve. spent, limits: as of the plan."""
 
     run_id: int
     thread: str
@@ -138,7 +138,7 @@ class RunInfo(TypedDict):
 
 class Assignment(TypedDict):
     """What the hub sends to a spoke. prompt: None for a call that was made before a crash and whose
-    prompt is lost: only its reply is to be had. wait: seconds to hold back after a refusal."""
+    prompt is lost, so that only its reply can be read. wait: seconds to hold back after a refusal."""
 
     call: PlannedCall
     prompt: list[AnyMessage] | None
@@ -151,17 +151,17 @@ Ended = Literal["stop", "length", "cut", "error"]
 
 
 class Receipt(TypedDict):
-    """What a call came to.
+    """How a call ended and what it is charged.
 
     ended: by itself ("stop"), at the cap ("length"), cut by us ("cut"), or by a failure ("error").
-    spend: what it is charged. reported: input tokens by the provider's report, None without a
-    believable one. billed_once: whether a request for several choices was billed its prompt once;
-    None if this call does not tell.
+    spend: what it is charged. reported: input tokens by the provider's report; None without a
+    credible one. billed_once: whether a request for several choices was billed its prompt once;
+    None if this call does not show it.
     starved: it used up its cap before any text came. failed: it brought no answer. refused: the
-    provider finds fault with the request itself. unserved: it cannot have been served, since it was
-    refused or never left, so it costs nothing. closed: the provider will refuse all others too. lost: it was not made, or was in flight when its
-    process ended. interrupted: the caller stopped it. recalled: it was not made now, but read from
-    the journal.
+    provider rejects the request itself. unserved: it was refused or never left, so it cannot have
+    been served and costs nothing. closed: the provider will refuse all other calls too. lost: it was
+    not made, or was in flight when its process ended. interrupted: the caller stopped it. recalled:
+    it was read from the journal instead of made.
     retry_after: seconds to wait before the next call. started, ended_at: Unix time.
     """
 
@@ -184,7 +184,7 @@ class Receipt(TypedDict):
 
 
 def receipt(started: float, ended_at: float) -> Receipt:
-    """Of a call that cost nothing and came to its end; to be filled in."""
+    """The receipt of a call that cost nothing and ended by itself, to be filled in."""
     return Receipt(
         ended="stop",
         spend=nothing(),
@@ -206,9 +206,9 @@ def receipt(started: float, ended_at: float) -> Receipt:
 
 
 class Outcome(TypedDict):
-    """What a spoke brings back: the call, what it came to, and what its reply means.
+    """What a spoke brings back: the call, its receipt, and what its reply means.
 
-    candidate: the answer in it. preferred, why: a judgement; the reason alone of `Learn`.
+    candidate: the answer in it. preferred, why: a judgement; from `Learn` only the reason.
     principles: what `Learn` found.
     """
 
@@ -222,39 +222,39 @@ class Outcome(TypedDict):
 
 
 def judges(move: PlannedMove) -> bool:
-    """Whether a call is the judge's: comparisons, reasons, principles; not the reviews of
-    self-refinement, which are its feedback."""
+    """Whether the judge makes the call: comparisons, reasons and principles, but not the reviews of
+    self-refinement."""
     if move["kind"] == "critique":
         return move["second"] is not None
     return move["kind"] == "learn"
 
 
-def answers(move: PlannedMove) -> bool:
-    """Whether a call tries for a fresh answer: not to force one out of cut reasoning."""
+def seeks_answer(move: PlannedMove) -> bool:
+    """Whether a call seeks a new answer, not one forced out of cut reasoning."""
     if move["kind"] == "draft":
         return move["conclude"] is None
     return move["kind"] == "refine"
 
 
 def concluded(move: PlannedMove) -> int | None:
-    """The candidate that an answer is forced out of."""
+    """The candidate whose cut reasoning an answer is forced out of."""
     return move["conclude"] if move["kind"] == "draft" else None
 
 
 def kind_of(move: PlannedMove) -> str:
-    """As statistics tell kinds of answers apart; see `kind`."""
+    """The kind of a move in the statistics; see `kind`."""
     if move["kind"] == "draft" or move["kind"] == "refine":
         return kind(move["kind"], move["with_pairs"])
     return move["kind"]
 
 
 def kind(node: str, with_pairs: bool) -> str:
-    """ "draft" and "refine", or "taught draft" and "taught refine" whose prompt showed lessons."""
+    """ "draft" or "refine"; with pairs in the prompt, "taught draft" or "taught refine"."""
     return f"taught {node}" if with_pairs else node
 
 
 def places(call: PlannedCall) -> int:
-    """How many places in its run a call takes; a choice, one."""
+    """How many places in its run a call takes."""
     if "choice" in call:
         return 1
     return PLACES if "agent" in call else call["n"]

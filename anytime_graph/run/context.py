@@ -1,4 +1,4 @@
-"""What an invocation says beside its input: the context, and who is running which thread."""
+"""What an invocation brings beside its input: the context, and the thread it runs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Invocation = tuple[Hashable, str]
 
 
 class Context(TypedDict, total=False):
-    """What may be set for each invocation, or kept with an assistant: all but `stop` is JSON.
+    """Settings of one invocation, which may also be kept with an assistant. All but `stop` is JSON.
 
-    budget: for questions asked in it, unless the input names one; a Budget or its dimensions.
-    model: for questions asked in it, by its name among those the graph was built with.
-    strategy: for questions asked in it, by name.
+    budget: for its questions, unless the input names one; a Budget or its dimensions.
+    model: for its questions; a name among those that the graph was built with.
+    strategy: for its questions, by name.
     namespace: whose preference pairs the memory recalls and remembers, such as [tenant, user];
-        default: those of the empty namespace.
-    stop: an object with `is_set()`, such as a threading.Event; once set, calls in flight are cut
-    and the best answer so far is returned.
+        default: the empty namespace.
+    stop: an object with `is_set()`, such as a threading.Event. Once it is set, calls in flight are cut
+        and the best answer so far is returned.
     """
 
     budget: Budget | dict[str, float] | None
@@ -42,7 +42,7 @@ def context() -> Context:
 
 
 def chosen() -> Chosen:
-    """What the context chooses, as plain data. Raises ValueError for what is no name."""
+    """What the context chooses, as plain data. Raises ValueError for anything but names."""
     given, names = context(), Chosen()
     for key in ("model", "strategy"):
         if (name := given.get(key)) is not None:
@@ -57,7 +57,7 @@ def stop_signal() -> StopSignal | None:
 
 
 def invocation(config: RunnableConfig) -> Invocation:
-    """What all nodes of one invocation of this graph share, and no two invocations."""
+    """A key that all nodes of one invocation of this graph share, and no other invocation has."""
     spaces = str((config.get("configurable") or {}).get("checkpoint_ns") or "")
     return get_runtime().control, spaces.rpartition("|")[0]
 
@@ -69,8 +69,8 @@ def root(config: RunnableConfig) -> str | None:
 
 
 def thread_of(config: RunnableConfig, digest: str) -> str | None:
-    """The ledger's name for a thread: LangGraph's; within a parent graph with the node's path and
-    the question, for there several may run at once. None without a thread id."""
+    """The ledger's name for a thread: LangGraph's id. Within a parent graph, where several questions may
+    run at once, the node's path and the question's digest follow it. None without a thread id."""
     top = root(config)
     spaces = str((config.get("configurable") or {}).get("checkpoint_ns") or "").split("|")[:-1]
     path = "/".join(space.partition(":")[0] for space in spaces)

@@ -1,4 +1,4 @@
-"""How replies change a run: one pure function that folds the outcomes of a step into its state."""
+"""Folds the outcomes of a step into the state of a run, as a pure function."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from anytime_graph.run.calls import (
     STRUCTURED,
     Outcome,
     PlannedMove,
-    answers,
     concluded,
     judges,
     kind,
     kind_of,
     places,
+    seeks_answer,
 )
 from anytime_graph.run.pairs import Candidate, Pair, explained, judged_pair, scored_pairs
 from anytime_graph.run.ranking import Match, both_orders, champion, next_match, strengths
-from anytime_graph.run.state import Decides, Judging, Payoff, Point, State, paid, payoff
+from anytime_graph.run.state import Decides, Judging, Payoff, Point, State, add_payoffs, payoff
 from anytime_graph.scoring import normal
 
 _KEPT = 64
@@ -29,8 +29,8 @@ _KEPT = 64
 
 
 def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, Tokenizer]) -> State:
-    """The state after the replies in `returned`. Pure; order of arrival does not matter.
-    tokenizers: by role, to correct the calibrations."""
+    """The state after the replies in `returned`. Their order of arrival does not matter. tokenizers: by
+    role, to correct the calibrations."""
     outcomes = sorted(state.get("returned", []), key=lambda o: o["call"]["ordinal"])
     if not outcomes:
         return State()
@@ -52,61 +52,57 @@ def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, To
     spent["seconds"] = seconds + union(times)
 
     best, pairs, ballots = state["best"], _reasoned(state["pairs"], outcomes), state["ballots"]
-    matches = [Match(*match) for match in state["matches"]]
-    new_matches: list[Match] = []
+    earlier = [Match(*match) for match in state["matches"]]
     candidates = _reviewed(candidates, outcomes)
-    if decides != "judge":
-        new_matches, _ = _compared(candidates, outcomes)
-        matches += new_matches
+    new_matches, judged_pairs = _compared(candidates, outcomes)
+    matches = [*earlier, *new_matches]
     if decides == "scorer":
         best = max(candidates, key=_by_score, default=None)
         pairs = scored_pairs(candidates, pairs, width)
     elif decides == "vote":
         new = [c for c in candidates if c["id"] >= state["ordinal"]]
-        best, candidates, ballots = _voted(best, candidates, new, ballots)
+        best, candidates, ballots = _vote(best, candidates, new, ballots)
     else:
-        best = _standing(best, candidates, matches)
-        new_matches, found = _compared(candidates, outcomes)
-        matches += new_matches
+        best = _incumbent(best, candidates, earlier)
         if best is not None and new_matches:
-            held = champion(matches, best["id"], since=len(matches) - len(new_matches))
-            best = next(c for c in candidates if c["id"] == held)
-        pairs = [*found, *pairs][:width]
+            winner = champion(matches, best["id"], since=len(earlier))
+            best = next(c for c in candidates if c["id"] == winner)
+        pairs = [*judged_pairs, *pairs][:width]
         best, candidates, matches = _concluded(best, candidates, matches)
         drafted = [c for c in candidates if c["id"] >= state["ordinal"] and c["node"] == "draft"]
-        ballots = _counted(ballots, drafted)
+        ballots = _add_ballots(ballots, drafted)
         candidates = [_with_votes(c, ballots) for c in candidates]
     if best is not None:
         best = next(c for c in [*candidates, best] if c["id"] == best["id"])
     arrived = [c for c in candidates if c["id"] >= state["ordinal"]] if decides == "scorer" else []
-    curve = _risen(state["curve"], [*arrived, *([best] if best else [])])
+    curve = _extended_curve(state["curve"], [*arrived, *([best] if best else [])])
     forced = [of for o in outcomes if (of := concluded(o["call"]["move"])) is not None]
     receipts = [o["receipt"] for o in outcomes]
     fruitless = all(
         (o["receipt"]["failed"] and "candidate" not in o) or o["receipt"]["unserved"]
         for o in outcomes
     )
-    asked = any(came["spend"]["calls"] or came["unserved"] for came in receipts)
+    called = any(came["spend"]["calls"] or came["unserved"] for came in receipts)
     waits = [came["retry_after"] for came in receipts if came["failed"]]
     idle = all(came["lost"] for came in receipts)
     failures = state["failures"] if idle else state["failures"] + 1 if fruitless else 0
     if any(o["receipt"]["closed"] and o["call"]["role"] != STRUCTURED for o in outcomes):
         failures = max(failures, PATIENCE)
-    kept = _trimmed(candidates, best, width, decides, matches)
-    ids = {c["id"] for c in kept}
+    candidates_kept = _trimmed(candidates, best, width, decides, matches)
+    ids = {c["id"] for c in candidates_kept}
     return State(
         best=best,
         spent=spent,
         spent_by=spent_by,
         made=made,
         concluded=forced[-1] if forced else state["concluded"],
-        candidates=kept,
+        candidates=candidates_kept,
         matches=[list(m) for m in matches if {m.first, m.second} <= ids][-_KEPT:],
         pairs=pairs,
         principles=next(
             (o["principles"] for o in outcomes if o.get("principles")), state["principles"]
         ),
-        judging=_judged(state["judging"], outcomes, candidates, new_matches),
+        judging=_updated_judging(state["judging"], outcomes, candidates, new_matches),
         payoffs=_paid_off(state, best, outcomes),
         ballots=ballots,
         curve=curve,
@@ -125,7 +121,7 @@ def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, To
         owed=_owed(outcomes),
         failures=failures,
         refusals=state.get("refusals", 0) + sum(came["unserved"] for came in receipts),
-        wait=max(waits, default=0.0) if asked else state["wait"],
+        wait=max(waits, default=0.0) if called else state["wait"],
         interrupted=any(came["interrupted"] for came in receipts),
     )
 
@@ -136,47 +132,47 @@ def _calibrated(
     tokenizers: Mapping[str, Tokenizer],
 ) -> dict[str, Calibration]:
     """The calibrations, corrected by what the providers reported."""
-    found = dict(calibrations)
+    by_role = dict(calibrations)
     for outcome in outcomes:
         call, came, role = outcome["call"], outcome["receipt"], outcome["call"]["role"]
-        known = found.get(role) or uncalibrated()
+        known = by_role.get(role) or uncalibrated()
         if came["reported"] is not None:
             bare = kind_of(call["move"]) == "draft" and "agent" not in call
             known = tokenizers[role].learn(known, call["shape"], came["reported"], base=bare)
-            found[role] = known
+            by_role[role] = known
         if (once := came["billed_once"]) is not None:
-            found[role] = {**known, "once": once and known.get("once") is not False}
-    return found
+            by_role[role] = {**known, "once": once and known.get("once") is not False}
+    return by_role
 
 
 def contests(state: State, most: int = 2) -> list[tuple[int, int]]:
-    """The comparisons that tell most about who is best, of the incumbent with others: each
-    other answer is asked about once."""
+    """The comparisons of the incumbent with others that tell most about which is best. Each other
+    answer is compared once."""
     best = state["best"]
     if best is None:
         return []
     distinct = {normal(c["answer"]): c["id"] for c in [*state["candidates"], best] if not c["lost"]}
     known = [Match(*match) for match in state["matches"]]
-    found: list[tuple[int, int]] = []
-    while len(found) < most and (
+    pairs: list[tuple[int, int]] = []
+    while len(pairs) < most and (
         pair := next_match(distinct.values(), known, best["id"], doubt=0.0)
     ):
-        if pair in found:
+        if pair in pairs:
             break
-        found.append(pair)
+        pairs.append(pair)
         known.append(Match(*pair, None))
-    return found
+    return pairs
 
 
 def _by_score(c: Candidate) -> tuple[float, bool, int]:
     return (-1.0 if c["score"] is None else c["score"], c["complete"], -c["id"])
 
 
-def _standing(
+def _incumbent(
     best: Candidate | None, candidates: Sequence[Candidate], matches: Sequence[Match]
 ) -> Candidate | None:
-    """The incumbent before new comparisons: the first answer, but one that was cut off gives way to
-    the first complete one, unless it won its place in a comparison."""
+    """The incumbent before new comparisons: the first answer. One that was cut off gives way to the
+    first complete answer, unless it has been in a comparison."""
     if best is not None and (
         best["complete"] or any(best["id"] in (m.first, m.second) for m in matches)
     ):
@@ -186,7 +182,7 @@ def _standing(
 
 
 def _reasoned(pairs: Sequence[Pair], outcomes: Sequence[Outcome]) -> list[Pair]:
-    """The pairs with the reasons that the judge was asked for."""
+    """The pairs with the reasons that the judge gave."""
     reasons = {}
     for o in outcomes:
         move = o["call"]["move"]
@@ -198,7 +194,7 @@ def _reasoned(pairs: Sequence[Pair], outcomes: Sequence[Outcome]) -> list[Pair]:
     ]
 
 
-def _judged(
+def _updated_judging(
     judging: Judging,
     outcomes: Sequence[Outcome],
     candidates: Sequence[Candidate],
@@ -224,14 +220,14 @@ def _judged(
         agreed=judging["agreed"] + len(won),
         flips=judging["flips"] + len(flips),
         firsts=judging["firsts"] + sum(flips),
-        longer=judging["longer"] + sum(more > 0 for more in won),
-        shorter=judging["shorter"] + sum(more < 0 for more in won),
+        longer=judging["longer"] + sum(gap > 0 for gap in won),
+        shorter=judging["shorter"] + sum(gap < 0 for gap in won),
     )
 
 
 def _owed(outcomes: Sequence[Outcome]) -> list[PlannedMove]:
-    """What is to be asked for one by one: the rest of several choices, where the provider makes
-    fewer than were asked for."""
+    """The moves to make one by one: the rest of several choices, where the provider made fewer than
+    requested."""
     owed = []
     for o in outcomes:
         if o["receipt"]["billed_once"] is False and not o["receipt"]["failed"]:
@@ -244,15 +240,15 @@ def _owed(outcomes: Sequence[Outcome]) -> list[PlannedMove]:
 def _paid_off(
     state: State, best: Candidate | None, outcomes: Sequence[Outcome]
 ) -> dict[str, Payoff]:
-    """Payoffs with this step's, by kind. Under a judge an answer pays off when it takes the best
-    one's place, which is a step after it came."""
+    """Payoffs by kind, with this step's. Under a judge an answer pays off when it becomes the best,
+    which is a step after it came."""
     payoffs = dict(state["payoffs"])
     scores = {c["id"]: c["score"] or 0.0 for c in state["candidates"]}
     each = 0
     for o in outcomes:
         call, spend = o["call"], o["receipt"]["spend"]
         move, cap = call["move"], call["max_output"]
-        if answers(move) and (spend["calls"] or "candidate" in o):
+        if seeks_answer(move) and (spend["calls"] or "candidate" in o):
             score = (o["candidate"]["score"] or 0.0) if "candidate" in o else 0.0
             change = score - scores.get(move["of"], 0.0) if move["kind"] == "refine" else 0.0
             written = spend["output_tokens"]
@@ -261,18 +257,18 @@ def _paid_off(
                 each = each if call["choice"] else written // call["n"]
                 cut, written = "candidate" in o and not o["candidate"]["complete"], each
             used = spend["tokens"] if "agent" in call else written
-            one = payoff(score, change, spend["tokens"], used, cut)
-            payoffs[kind_of(move)] = paid(payoffs.get(kind_of(move)), one)
+            own = payoff(score, change, spend["tokens"], used, cut)
+            payoffs[kind_of(move)] = add_payoffs(payoffs.get(kind_of(move)), own)
     before = state["best"]
     risen = best is not None and before is not None and best["id"] != before["id"]
     if best is not None and risen and best["score"] is None and best["node"] != "conclude":
         named = kind(best["node"], best["taught"])
-        payoffs[named] = paid(payoffs.get(named), payoff(1.0, tries=0))
+        payoffs[named] = add_payoffs(payoffs.get(named), payoff(1.0, tries=0))
     return payoffs
 
 
 def _reviewed(candidates: list[Candidate], outcomes: Sequence[Outcome]) -> list[Candidate]:
-    """Reviews (critiques of one candidate) become its feedback."""
+    """The candidates with reviews (critiques of one candidate) as their feedback."""
     notes = {}
     for o in outcomes:
         move = o["call"]["move"]
@@ -293,20 +289,20 @@ def _reviewed(candidates: list[Candidate], outcomes: Sequence[Outcome]) -> list[
 def _compared(
     candidates: Sequence[Candidate], outcomes: Sequence[Outcome]
 ) -> tuple[list[Match], list[Pair]]:
-    """The step's comparisons, both orders of each in one: a preference counts only if it survives
-    the swap, and makes a pair."""
-    asked: dict[tuple[int, int], dict[bool, Outcome]] = {}
+    """The step's comparisons, both orders of each in one. A preference counts, and makes a pair, only
+    if it survives the swap."""
+    compared: dict[tuple[int, int], dict[bool, Outcome]] = {}
     for o in outcomes:
         move = o["call"]["move"]
         if move["kind"] == "critique" and move["second"] is not None and not o["receipt"]["lost"]:
-            asked.setdefault((move["first"], move["second"]), {})[move["swapped"]] = o
+            compared.setdefault((move["first"], move["second"]), {})[move["swapped"]] = o
     by_id = {c["id"]: c for c in candidates}
     matches, pairs = [], []
-    for (first, second), orders in asked.items():
+    for (first, second), orders in compared.items():
         if first == second or len(orders) < 2 or not {first, second} <= by_id.keys():
             continue
-        one, other = (orders[order].get("preferred") for order in (False, True))
-        matches.append(match := both_orders(first, second, one, other))
+        preferred, swapped = (orders[order].get("preferred") for order in (False, True))
+        matches.append(match := both_orders(first, second, preferred, swapped))
         if match.winner is not None:
             loser = second if match.winner == first else first
             reasons = (orders[order].get("why") for order in (False, True))
@@ -318,29 +314,21 @@ def _compared(
 def _concluded(
     best: Candidate | None, candidates: list[Candidate], matches: list[Match]
 ) -> tuple[Candidate | None, list[Candidate], list[Match]]:
-    """An answer forced out of the incumbent's cut reasoning is the incumbent's own answer, and
-    its comparisons are its own."""
+    """Put an answer that was forced out of the incumbent's cut reasoning in the incumbent's place, with
+    its comparisons."""
     if best is None or best["complete"]:
         return best, candidates, matches
     old = best["id"]
-    mine = (c for c in candidates if c["node"] == "conclude" and c["parents"] == [old])
-    own = next((c for c in mine if c["complete"]), None)
-    if own is None:
+    forced = (c for c in candidates if c["node"] == "conclude" and c["parents"] == [old])
+    new = next((c for c in forced if c["complete"]), None)
+    if new is None:
         return best, candidates, matches
-    new = own["id"]
-
-    def named(i: int) -> int:
-        return new if i == old else i
-
-    inherited = [
-        Match(named(m.first), named(m.second), None if m.winner is None else named(m.winner))
-        for m in matches
-    ]
-    return own, [{**c, "lost": True} if c["id"] == old else c for c in candidates], inherited
+    inherited = [Match._make(new["id"] if i == old else i for i in match) for match in matches]
+    return new, [{**c, "lost": True} if c["id"] == old else c for c in candidates], inherited
 
 
-def _counted(ballots: Mapping[str, int], new: Sequence[Candidate]) -> dict[str, int]:
-    """The answers with how many gave each; what was cut off gives none."""
+def _add_ballots(ballots: Mapping[str, int], new: Sequence[Candidate]) -> dict[str, int]:
+    """How many candidates gave each answer; those that were cut off do not count."""
     counts = Counter(ballots)
     counts.update(normal(c["answer"]) for c in new if c["complete"])
     return dict(counts.most_common(_KEPT) if len(counts) > _KEPT else counts)
@@ -350,13 +338,13 @@ def _with_votes(c: Candidate, ballots: Mapping[str, int]) -> Candidate:
     return {**c, "votes": ballots.get(normal(c["answer"]), 0) if c["complete"] else 0}
 
 
-def _voted(
+def _vote(
     best: Candidate | None,
     candidates: list[Candidate],
     new: Sequence[Candidate],
     ballots: dict[str, int],
 ) -> tuple[Candidate | None, list[Candidate], dict[str, int]]:
-    ballots = _counted(ballots, new)
+    ballots = _add_ballots(ballots, new)
     counted = [_with_votes(c, ballots) for c in candidates]
     if best is not None:
         best = _with_votes(best, ballots)
@@ -375,8 +363,8 @@ def _trimmed(
     decides: Decides,
     matches: Sequence[Match],
 ) -> list[Candidate]:
-    """At most `width`: the incumbent, then the better ones (scorer), or those that the judge has
-    not met, the stronger and the newer ones."""
+    """At most `width` candidates: the incumbent, then the better ones (scorer), or those that the judge
+    has not compared, the stronger and the newer ones."""
     if len(candidates) <= width:
         return sorted(candidates, key=lambda c: c["id"])
     level = strengths((c["id"] for c in candidates), matches) if decides == "judge" else {}
@@ -384,14 +372,14 @@ def _trimmed(
 
     def worth(c: Candidate) -> tuple[bool, bool, bool, float, int]:
         score = -1.0 if c["score"] is None or decides != "scorer" else c["score"]
-        held = best is not None and c["id"] == best["id"]
-        return (held, not c["lost"], c["id"] not in met, level.get(c["id"], score), c["id"])
+        incumbent = best is not None and c["id"] == best["id"]
+        return (incumbent, not c["lost"], c["id"] not in met, level.get(c["id"], score), c["id"])
 
     return sorted(sorted(candidates, key=worth, reverse=True)[:width], key=lambda c: c["id"])
 
 
-def _risen(curve: list[Point], incumbents: Sequence[Candidate]) -> list[Point]:
-    """The curve with a point for each new incumbent, thinned in the middle if it grows long."""
+def _extended_curve(curve: list[Point], incumbents: Sequence[Candidate]) -> list[Point]:
+    """The curve with a point for each new incumbent. A long curve loses points in its middle."""
     for c in incumbents:
         risen = not curve or (c["score"] or 0.0) > (curve[-1]["score"] or 0.0) or c["score"] is None
         if risen and (not curve or curve[-1]["candidate"] != c["id"]):
@@ -400,7 +388,8 @@ def _risen(curve: list[Point], incumbents: Sequence[Candidate]) -> list[Point]:
 
 
 def union(spans: Iterable[tuple[float, float]]) -> float:
-    """Length of the union of time spans: parallel calls share their seconds."""
+    """Length of the union of time spans: parallel calls share their seconds. (0, 3) and (2, 5) are 5
+    seconds, not 6."""
     length, until = 0.0, float("-inf")
     for start, end in sorted(spans):
         length += max(0.0, end - max(start, until))

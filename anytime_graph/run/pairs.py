@@ -1,5 +1,7 @@
-"""Candidates, and the preference pairs synthesized from them (the paper's step 2: which
-trajectory led to the better answer, and where the two part)."""
+"""Candidates, and the preference pairs made from them: which answer is better, and where two differ.
+
+This is the paper's step 2.
+"""
 
 from __future__ import annotations
 
@@ -16,23 +18,23 @@ from anytime_graph.budget import Spend
 from anytime_graph.scoring import normal
 
 Shown = Literal["both", "chosen", "principles"] | None
-"""What a prompt shows of preference pairs: better and worse with the reason (PDP), the better
-alone (PDP(+)), or the principles learned from them (LEAP)."""
+"""What a prompt shows of preference pairs: better and worse with the reason (PDP), only the better
+(PDP(+)), or the principles learned from them (LEAP)."""
 
 _EXCERPT = 300
-"""Characters of each side of a pair that are kept to be shown."""
+"""Characters that are kept of each side of a pair."""
 _WORDS = re.compile(r"\w+|[^\w\s]")
 _ALIKE = 0.95
-"""Share of words in common from which two answers are too alike to tell anything."""
+"""Two answers that share this part of their words, or more, are too alike to teach anything."""
 
 
 class Candidate(TypedDict):
-    """An answer. text: the whole reply it was found in. complete: an answer was found in it, or
-    the reply ended by itself. score: in [0, 1], None if no scorer gave one. feedback: what a
-    scorer or a review finds wrong. right: what a scorer finds right, and must stay. satisfied: a
-    review found nothing. parents: ids of the candidates it was made from. spent: what the run had
-    spent when it stood. taught: its prompt showed preference pairs or principles. votes: drafts that agree with it. lost: replaced by the answer that was
-    forced out of it.
+    """An answer. text: the whole reply that it was found in. complete: an answer was found in it, or
+    the reply ended by itself. score: in [0, 1], None if no scorer gave one. feedback: what a scorer
+    or a review finds wrong. right: what a scorer finds right, and must stay. satisfied: a review
+    found nothing wrong. parents: ids of the candidates it was made from. spent: what the run had
+    spent by then. taught: its prompt showed preference pairs or principles. votes: drafts that agree
+    with it. lost: replaced by the answer that was forced out of it.
     """
 
     id: int
@@ -53,11 +55,11 @@ class Candidate(TypedDict):
 
 
 class Pair(TypedDict):
-    """A preference: `chosen` is better than `rejected` (answers). by: who decided. gap: how much
-    better, in (0, 1]. better, worse: excerpts of the two replies from where they part.
+    """A preference: the answer `chosen` is better than the answer `rejected`. by: what decided. gap:
+    how much better, in (0, 1]. better, worse: excerpts of the two replies from where they differ.
 
-    why: the reason, and why_by whose it is: "scorer" (its feedback), "judge" (in one sentence),
-    "score" (only the numbers, so far) or "nobody" (asked, but no reason came).
+    why: the reason. why_by: where it comes from: "scorer" (its feedback), "judge" (one sentence),
+    "score" (only the numbers, so far) or "nobody" (the judge gave no reason).
     """
 
     chosen: str
@@ -73,9 +75,9 @@ class Pair(TypedDict):
 
 
 class Example(TypedDict):
-    """A preference from an earlier question, as a memory recalls it. better, worse: excerpts of
-    two answers from where they part. gap: how much better, in (0, 1]. principles: short rules that
-    its run learned."""
+    """A preference from an earlier question, as a memory recalls it. better, worse: excerpts of two
+    answers from where they differ. gap: how much better, in (0, 1]. principles: short rules that its
+    run learned."""
 
     question: str
     better: str
@@ -87,10 +89,10 @@ class Example(TypedDict):
 
 
 def scored_pairs(candidates: Sequence[Candidate], known: Sequence[Pair], most: int) -> list[Pair]:
-    """The widest gaps in score, beside the pairs known before: no answer stands in two pairs, nor
-    do two that were made from one parent, or are nearly the same, make a pair."""
+    """The widest gaps in score, among new pairs and those known before. No answer is in two pairs, and
+    two answers from one parent, or nearly the same, make no pair."""
     scored = [c for c in candidates if c["score"] is not None]
-    made = {(p["chosen_id"], p["rejected_id"]) for p in known}
+    paired = {(p["chosen_id"], p["rejected_id"]) for p in known}
     options: list[tuple[float, Pair | tuple[Candidate, Candidate]]] = [
         *((p["gap"], p) for p in known),
         *(
@@ -98,7 +100,7 @@ def scored_pairs(candidates: Sequence[Candidate], known: Sequence[Pair], most: i
             for b in scored
             for w in scored
             if (gap := (b["score"] or 0.0) - (w["score"] or 0.0)) > 0
-            and (b["id"], w["id"]) not in made
+            and (b["id"], w["id"]) not in paired
         ),
     ]
     kept: list[Pair] = []
@@ -110,25 +112,25 @@ def scored_pairs(candidates: Sequence[Candidate], known: Sequence[Pair], most: i
             sides = {normal(option["chosen"]), normal(option["rejected"])}
         else:
             sides = {normal(c["answer"]) for c in option}
-        if not sides & shown and (isinstance(option, dict) or _telling(*option)):
-            kept.append(option if isinstance(option, dict) else _scored(*option, gap))
+        if not sides & shown and (isinstance(option, dict) or _differ(*option)):
+            kept.append(option if isinstance(option, dict) else _scored_pair(*option, gap))
             shown |= sides
     return kept
 
 
 def judged_pair(better: Candidate, worse: Candidate, why: str) -> Pair:
-    """What a comparison in both orders came to."""
+    """The pair of a comparison in both orders."""
     return _pair(better, worse, why or "preferred in both orders", why != "", "judge", 1.0)
 
 
 def explained(pair: Pair, why: str) -> Pair:
-    """The pair with the judge's reason for it, "" if none came."""
+    """The pair with the judge's reason for it; "" if it gave none."""
     return {**pair, "why": why or pair["why"], "why_by": "judge" if why else "nobody"}
 
 
 def parting(one: str, other: str, length: int = _EXCERPT) -> tuple[str, str]:
-    """Excerpts of two texts from where they part, without the sentences that they begin or end
-    with in common; at most `length` characters each."""
+    """Excerpts of two texts from where they differ, without the sentences that both begin or end with;
+    at most `length` characters each."""
     first, second = _sentences(one), _sentences(other)
     same = list(takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
     first, second = first[len(same) :], second[len(same) :]
@@ -138,18 +140,18 @@ def parting(one: str, other: str, length: int = _EXCERPT) -> tuple[str, str]:
     return _excerpt(first, same != [], ends, length), _excerpt(second, same != [], ends, length)
 
 
-def _scored(better: Candidate, worse: Candidate, gap: float) -> Pair:
+def _scored_pair(better: Candidate, worse: Candidate, gap: float) -> Pair:
     notes = [("Better, but", better["feedback"]), ("Worse", worse["feedback"])]
-    told = " ".join(f"{side}: {note}" for side, note in notes if note)
-    why = told or f"scored {better['score']:.2f} against {worse['score']:.2f}"
-    return _pair(better, worse, why, bool(told), "scorer", gap)
+    feedback = " ".join(f"{side}: {note}" for side, note in notes if note)
+    why = feedback or f"scored {better['score']:.2f} against {worse['score']:.2f}"
+    return _pair(better, worse, why, bool(feedback), "scorer", gap)
 
 
 def _pair(
     chosen: Candidate,
     rejected: Candidate,
     why: str,
-    told: bool,
+    reasoned: bool,
     by: Literal["scorer", "judge"],
     gap: float,
 ) -> Pair:
@@ -162,22 +164,23 @@ def _pair(
         better=better,
         worse=worse,
         why=why,
-        why_by=by if told else "score" if by == "scorer" else "nobody",
+        why_by=by if reasoned else "score" if by == "scorer" else "nobody",
         by=by,
         gap=gap,
     )
 
 
-def _telling(one: Candidate, other: Candidate) -> bool:
+def _differ(one: Candidate, other: Candidate) -> bool:
+    """Whether two answers have different parents and differ enough in their words."""
     if set(one["parents"]) & set(other["parents"]):
         return False
-    words, others = _counted(one["text"]), _counted(other["text"])
+    words, others = _word_counts(one["text"]), _word_counts(other["text"])
     return (words & others).total() < _ALIKE * (words | others).total()
 
 
 @lru_cache(maxsize=64)
-def _counted(text: str) -> Counter[str]:
-    """Each answer is held against all others, step after step."""
+def _word_counts(text: str) -> Counter[str]:
+    """Cached, because each answer is compared with all others, step after step."""
     return Counter(_WORDS.findall(text.lower()))
 
 
@@ -186,7 +189,7 @@ def _sentences(text: str) -> list[str]:
 
 
 def _excerpt(sentences: Sequence[str], begun: bool, ends: int, length: int) -> str:
-    """Sentences but the last `ends`; begun: something stood before them."""
-    told = " ".join(sentences[: len(sentences) - max(0, ends)])
-    told = f"... {told}" if begun else told
-    return told if len(told) <= length else told[: length - 4].rstrip() + " ..."
+    """The sentences without the last `ends`. begun: others came before them."""
+    text = " ".join(sentences[: len(sentences) - max(0, ends)])
+    text = f"... {text}" if begun else text
+    return text if len(text) <= length else text[: length - 4].rstrip() + " ..."

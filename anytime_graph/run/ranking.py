@@ -1,6 +1,6 @@
-"""Who is best, from few and noisy comparisons: strengths, what to compare next, who is champion.
+"""Ranks candidates by few and noisy comparisons: strengths, the next comparison, the champion.
 
-The judge is asked in both orders, so a comparison is two calls: either may be wrong, and both lean
+The judge is asked in both orders, so a comparison is two calls. Either may be wrong, and both lean
 towards the place shown first. Pure functions over plain matches; candidates may arrive at any time.
 """
 
@@ -12,12 +12,12 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 PRIOR = 0.5
-"""Precision of the normal prior of a log-strength: two strangers are likely within e^2 of each
-other, so that a pair of calls moves strengths, but never by much."""
+"""Precision of the normal prior of a log-strength. Two unknown candidates are likely within e^2 of
+each other, so a pair of calls moves strengths, but never by much."""
 DOUBT = 2.0
-"""Standard errors of which a challenger is given the benefit."""
+"""Standard errors by which a challenger's lead is estimated upwards."""
 MEETINGS = 8
-"""Comparisons after which the judge is held to be unable to tell a pair apart."""
+"""Comparisons of a pair after which the judge counts as unable to decide."""
 
 
 class Match(NamedTuple):
@@ -28,21 +28,21 @@ class Match(NamedTuple):
     winner: int | None
 
 
-def both_orders(first: int, second: int, said: int | None, swapped: int | None) -> Match:
-    """What a comparison comes to. said, swapped: whom the judge preferred with `first` and with
-    `second` shown first. A lean towards a place makes ties, never a winner."""
-    return Match(first, second, said if said == swapped else None)
+def both_orders(first: int, second: int, preferred: int | None, swapped: int | None) -> Match:
+    """The match of two calls. preferred, swapped: the judge's choice with `first`, and with `second`,
+    shown first. A lean towards a place makes ties, never a winner."""
+    return Match(first, second, preferred if preferred == swapped else None)
 
 
 def strengths(ids: Iterable[int], matches: Sequence[Match]) -> dict[int, float]:
-    """Log-strengths, of mean 0, of `ids` and of all who are in `matches`: the most probable under
+    """Log-strengths, of mean 0, of `ids` and of all candidates in `matches`: the most probable under
     Bradley & Terry (1952) with a normal prior.
 
-    A win is two calls won, a tie one call each: that is the likelihood of the calls themselves,
-    so ties need no parameter of their own as in Rao & Kupper (1967) or Davidson (1970), which a
-    few matches could not tell. The likelihood alone has a finite maximum only if wins lead from
-    everyone to everyone (Hunter 2004); the prior keeps it finite always, and leaves candidates
-    without matches at 0, so that an arrival changes nobody else's strength.
+    A win is two calls won, a tie one call each. That is the likelihood of the calls themselves, so
+    ties need no parameter of their own as in Rao & Kupper (1967) or Davidson (1970), which a few
+    matches could not determine. The likelihood alone has a finite maximum only if wins connect all
+    candidates in both directions (Hunter 2004). With the prior the maximum is always finite, and
+    candidates without matches stay at 0, so that a new one changes no other strength.
     """
     order, levels, _ = _fit(ids, matches)
     return dict(zip(order, levels, strict=True))
@@ -51,26 +51,27 @@ def strengths(ids: Iterable[int], matches: Sequence[Match]) -> dict[int, float]:
 def next_match(
     ids: Iterable[int], matches: Sequence[Match], incumbent: int, doubt: float = DOUBT
 ) -> tuple[int, int] | None:
-    """Whom to compare the incumbent with: who would be furthest ahead of it if `DOUBT` standard
-    errors were in their favour (an upper confidence bound, as in Zoghi et al. 2014, on the
-    difference of strengths). Only the incumbent is challenged, for only it can lose its place.
+    """The next comparison: the incumbent and the candidate that would be furthest ahead of it if
+    `DOUBT` standard errors were in the candidate's favour (an upper confidence bound on the difference
+    of strengths, as in Zoghi et al. 2014). Every comparison has the incumbent in it, because only the
+    incumbent can lose its place.
 
-    None if it leads all others by `doubt` standard errors (0: each is asked about once; 2: until
-    it is clear) or has met those that it does not `MEETINGS` times, which bounds the comparisons
-    of each pair. But who was in no match is always asked about, for the prior is no evidence, and
-    so is an equal that it never met.
+    None if the incumbent leads all others by `doubt` standard errors (0: each is compared once; 2:
+    until the lead is clear), or has met the rest `MEETINGS` times, which bounds the comparisons of
+    each pair. A candidate without any match is always compared, because the prior is no evidence, and
+    so is an equally strong one that the incumbent never met.
     """
     others = [i for i in dict.fromkeys(ids) if i != incumbent]
     order, levels, spread = _fit([*others, incumbent], matches)
     at = {i: k for k, i in enumerate(order)}
-    held = at[incumbent]
+    best = at[incumbent]
     played = {i for m in matches for i in m[:2]}
     met = Counter(m.first + m.second - incumbent for m in matches if incumbent in m[:2])
 
     def hope(other: int, doubt: float = DOUBT) -> float:
         k = at[other]
-        error = math.sqrt(spread[held][held] + spread[k][k] - 2 * spread[held][k])
-        return round(levels[k] - levels[held] + doubt * error, 9)
+        error = math.sqrt(spread[best][best] + spread[k][k] - 2 * spread[best][k])
+        return round(levels[k] - levels[best] + doubt * error, 9)
 
     def asks(i: int) -> bool:
         ahead = hope(i, doubt)
@@ -82,10 +83,10 @@ def next_match(
 
 
 def champion(matches: Sequence[Match], incumbent: int, since: int = 0) -> int:
-    """Who holds the place after `matches`, if `incumbent` held it before those from `since` on.
+    """The best candidate after `matches`, if `incumbent` was the best before `matches[since:]`.
 
-    It falls only to one that has just beaten it in both orders (P3), and only if that one is the
-    stronger by all matches so far: else noise would unseat the best again and again.
+    The incumbent loses its place only to a candidate that has just beaten it in both orders (P3) and
+    is the stronger by all matches so far. Otherwise noise would replace the best again and again.
     """
     for n, match in enumerate(matches[since:], since + 1):
         if match.winner is not None and match.winner != incumbent and incumbent in match[:2]:
@@ -97,8 +98,8 @@ def champion(matches: Sequence[Match], incumbent: int, since: int = 0) -> int:
 def _fit(
     ids: Iterable[int], matches: Sequence[Match]
 ) -> tuple[list[int], list[float], list[list[float]]]:
-    """Who, their log-strengths, and the covariance of these (Laplace's approximation): by Newton's
-    method, in steps too short to overshoot, since the log-posterior is concave."""
+    """The candidates, their log-strengths, and the covariance of these (Laplace's approximation), by
+    Newton's method. The log-posterior is concave, and the steps are too short to overshoot."""
     order = list(dict.fromkeys([*ids, *(i for m in matches for i in m[:2])]))
     at = {i: k for k, i in enumerate(order)}
     won: Counter[tuple[int, int]] = Counter()
@@ -131,8 +132,8 @@ def _fit(
 
 
 def _inverse(matrix: list[list[float]]) -> list[list[float]]:
-    """Of a positive definite matrix (Gauss & Jordan, without pivoting). Quickest if who met most
-    comes last, for then most of it stays zero."""
+    """The inverse of a positive definite matrix (Gauss & Jordan, without pivoting). It is quickest if
+    the candidate with the most matches comes last, because most entries then stay zero."""
     rows = list(matrix)
     for k in range(len(rows)):
         pivot = 1 / rows[k][k]

@@ -22,9 +22,9 @@ Decides = Literal["scorer", "judge", "vote"]
 
 
 class Judging(TypedDict):
-    """The judge so far. spent: on comparisons, reasons and principles. comparisons: asked in both
-    orders; agreed: of those, how many named one answer twice; flips: how many the same place; firsts:
-    of these, the first shown.
+    """The judge so far. spent: on comparisons, reasons and principles. comparisons: how many were asked
+    in both orders. agreed: how many of them named one answer twice. flips: how many named one place
+    twice. firsts: how many of the flips named the first place.
     longer, shorter: how often the longer, the shorter answer was preferred."""
 
     spent: Spend
@@ -38,10 +38,10 @@ class Judging(TypedDict):
 
 class Payoff(TypedDict):
     """What a kind of answer has brought. tries: answers asked for. worth: sum of their scores; under
-    a judge, how many became the best. change: sum of how far refinements score above what they
-    refine. squares, changes: sums of the squares of both. tokens: what they cost; written: those that
-    depend on the reply, its own, or all that an agent used. cut: how many used up their slice. whole:
-    what the others have written."""
+    a judge, how many became the best. change: sum of the scores of refinements minus those of what
+    they refine. squares, changes: sums of the squares of both. tokens: what they cost. written: the
+    output tokens, or all tokens that an agent used. cut: how many used up their slice. whole:
+    `written` by the others."""
 
     tries: int
     worth: float
@@ -55,7 +55,7 @@ class Payoff(TypedDict):
 
 
 class Point(TypedDict):
-    """A point of the quality-against-spend curve: a new incumbent."""
+    """A point of the curve of quality against spend: a new best answer."""
 
     candidate: int
     score: float | None
@@ -63,7 +63,7 @@ class Point(TypedDict):
 
 
 def gather(kept: list[Outcome], new: list[Outcome] | None) -> list[Outcome]:
-    """Collects what the tasks of a step return; None empties it."""
+    """Reducer that collects what the calls of a step bring; None empties it."""
     return [] if new is None else [*kept, *new]
 
 
@@ -89,14 +89,17 @@ class Output(TypedDict, total=False):
 
 
 class State(Output, Input, total=False):
-    """budget: what the caller grants with this input; gone once counted into `limits`.
+    """The channels of a run.
+
+    budget: what the caller grants with this input; gone once it is counted into `limits`.
     returned: replies of the step, emptied by the fold. matches: the judge's comparisons among the
-    candidates, as [first, second, winner or None]. calibrations: by gate. examples: pairs that the
-    memory recalled for this question, and the namespace it was asked in. unstructured: the judge's
+    candidates, as [first, second, winner or None]. calibrations: by role. examples: pairs that the
+    memory recalled for this question. namespace: in which it was asked. unstructured: the judge's
     provider refused to hold verdicts to a schema. overhead: input tokens that an agent with tools adds
-    to the prompt of a draft. owed: moves that a request for several choices left undone. failures: steps
-    in a row that failed as a whole. refusals: calls that cost nothing, as they were refused. chosen:
-    None where a branch may choose afresh. anytime_form: which form all this has; see upgrade.py."""
+    to the prompt of a draft. owed: moves that a request for several choices left undone. failures:
+    steps in a row that failed entirely. refusals: calls that were refused and cost nothing. chosen:
+    None where a branch may choose again. anytime_form: the form of the state; see upgrade.py.
+    """
 
     returned: Annotated[list[Outcome], gather]
     question_id: str
@@ -177,7 +180,7 @@ def payoff(
     cut: bool = False,
     tries: int = 1,
 ) -> Payoff:
-    """Of one answer."""
+    """The payoff of one answer."""
     return Payoff(
         tries=tries,
         worth=worth,
@@ -191,8 +194,8 @@ def payoff(
     )
 
 
-def paid(known: Payoff | None, more: Payoff) -> Payoff:
-    """Both together."""
+def add_payoffs(known: Payoff | None, more: Payoff) -> Payoff:
+    """The sum of both."""
     if known is None:
         return more
     added = cast("Mapping[str, float]", more)
@@ -208,35 +211,32 @@ def question_of(messages: Sequence[BaseMessage]) -> BaseMessage:
 
 
 def without_repeats(messages: Sequence[BaseMessage]) -> tuple[list[BaseMessage], list[str]]:
-    """The messages without repetitions of an unanswered question, as a program leaves that asks it
-    again after a crash; and the ids of those left out."""
+    """The messages without repetitions of an unanswered question, which a program causes that asks again
+    after a crash; and the ids of the messages left out."""
     kept: list[BaseMessage] = []
     dropped = []
     for message in messages:
-        if (
-            kept
-            and message.type == kept[-1].type == "human"
-            and message.content == kept[-1].content
-        ):
+        last = kept[-1] if kept else None
+        if last and message.type == last.type == "human" and message.content == last.content:
             dropped.append(str(kept.pop().id))
         kept.append(message)
     return kept, dropped
 
 
 def conversation_of(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
-    """What was said up to the question, as role and content."""
+    """The conversation up to the question, as role and content."""
     roles = {"human": "user", "ai": "assistant"}
     last = max(i for i, m in enumerate(messages) if m.type == "human")
     return [{"role": roles.get(m.type, m.type), "content": m.content} for m in messages[: last + 1]]
 
 
 def conversation_digest(messages: Sequence[BaseMessage]) -> str:
-    """What a question is known by after its message ids are lost: a digest of the conversation
-    up to it."""
+    """A digest of the conversation up to the question, which identifies it once its message ids are
+    lost."""
     text = json.dumps(conversation_of(messages), default=str, sort_keys=True)
     return hashlib.sha256(text.encode(errors="replace")).hexdigest()
 
 
 def merged(state: Mapping[str, Any], update: State) -> State:
-    """The state with an update applied, for reading on within a node."""
+    """The state with an update applied, to be read within a node."""
     return cast("State", {**state, **update})

@@ -1,11 +1,11 @@
-"""Checkpoints of earlier versions, in today's form: states, what was sent to spokes, what came back.
+"""Brings checkpoints of earlier versions into today's form: states, assignments and outcomes.
 
 A thread that was killed, or that waits for more budget, holds work that an earlier version planned. In
-form 0, calls were "tasks" and replies were "outcomes" without a call: what is known of a draft's agent
-and of several choices stood in the move, and `room` and `prompt_bound` were the reservation.
+form 0, calls were "tasks" and replies were "outcomes" without a call. The move held the facts about a
+draft's agent and about several choices; `room` and `prompt_bound` were the reservation.
 
-A channel of the state that gets another name keeps its old one in StoredState: LangGraph hands the hub
-no channel that is declared nowhere.
+A channel that gets a new name keeps its old one in StoredState, because LangGraph gives the hub only
+channels that are declared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from anytime_graph.run.calls import AgentCall, AgentDraft, Assignment, PlannedCa
 from anytime_graph.run.state import Payoff, State, fresh
 
 CHANNEL = "anytime_form"
-"""Where a state says which form it has; a parent graph may have channels of its own beside it."""
+"""The channel with the form of the state. A parent graph may have channels of its own beside it."""
 _RENAMED = {"gate": "role", "prompt_bound": "max_input", "room": "max_output"}
 _OF_CALLS = ("ordinal", "step", "slice", "shape")
 _OF_RUNS = ("run_id", "thread", "plan", "question", "spent", "limits")
@@ -27,11 +27,11 @@ _MEANING = ("candidate", "preferred", "why", "principles")
 
 
 class StoredState(State, total=False):
-    """The state as the hub reads it: today's channels, and those of earlier forms."""
+    """The state as the hub reads it: the channels of today's form and of earlier ones."""
 
 
-def migrated(state: Mapping[str, Any]) -> State:
-    """The state in today's form, with the replies that came in while it stood. Raises NewerForm."""
+def migrated_state(state: Mapping[str, Any]) -> State:
+    """The state in today's form, with the replies that wait in it. Raises NewerForm."""
     form, thread = state.get(CHANNEL, 0), state.get("thread", "")
     refuse_newer(f"the state of thread {thread!r}", form, len(STATE))
     now = dict(state)
@@ -44,63 +44,63 @@ def migrated(state: Mapping[str, Any]) -> State:
 
 
 def changes(state: Mapping[str, Any], now: Mapping[str, Any]) -> State:
-    """What `migrated` changed of a state, to be written with the next step."""
+    """What `migrated_state` changed in a state, to be written with the next step."""
     return cast(State, {k: v for k, v in now.items() if k not in state or state[k] is not v})
 
 
 def migrated_assignment(sent: Mapping[str, Any]) -> Assignment:
-    """What was sent to a spoke, as a killed run left it in its checkpoint. Raises NewerForm."""
+    """An assignment that a killed run left in its checkpoint, in today's form. Raises NewerForm."""
     return cast(Assignment, upgraded(sent, ASSIGNMENT, "the plan of a call"))
 
 
 def migrated_final(state: Mapping[str, Any]) -> State:
-    """What the finish was handed, in today's form. Raises NewerForm."""
+    """The state that the finish got, in today's form. Raises NewerForm."""
     return cast(State, upgraded(state, FINAL, "the end of a run"))
 
 
 def planned_call(row: Mapping[str, Any]) -> PlannedCall:
-    """What a row of the ledger's calls was planned as. Raises NewerForm."""
+    """The plan in a row of the ledger's calls, in today's form. Raises NewerForm."""
     planned = upgraded(json.loads(row["task"]), PLANNED, "the plan of a call in the ledger")
     del planned[KEY]
     return cast(PlannedCall, planned)
 
 
-# --- the upgrades from form 0, of versions that did not say which form they wrote
+# --- the upgrades from form 0, which versions wrote that did not state a form
 
 
 def planned_from_task(task: Stored) -> Stored:
-    """A planned call, from what the ledger kept of a task."""
+    """A planned call, from a task as the ledger kept it."""
     move = dict(task["move"])
-    found: Stored = {key: task[key] for key in _OF_CALLS}
-    found |= {new: task[old] for old, new in _RENAMED.items()}
-    found |= {"n": move.pop("choices", 1), "prompt_copies": move.pop("billed", 1)}
+    call: Stored = {key: task[key] for key in _OF_CALLS}
+    call |= {new: task[old] for old, new in _RENAMED.items()}
+    call |= {"n": move.pop("choices", 1), "prompt_copies": move.pop("billed", 1)}
     if (choice := move.pop("choice", None)) is not None:
-        found["choice"] = choice
+        call["choice"] = choice
     agent, overhead = move.pop("agent", None), move.pop("overhead", 0)
     if agent is not None:
         growth = task.get("growth", 1.0)
-        found["agent"] = AgentDraft(may_return=bool(agent), overhead=overhead, growth=growth)
+        call["agent"] = AgentDraft(may_return=bool(agent), overhead=overhead, growth=growth)
     within, request, final = (move.pop(key, None) for key in ("within", "request", "final"))
     if within is not None:
-        found["agent_call"] = AgentCall(draft=within, request=request or "", last=bool(final))
-    return {**found, "move": _move(move, task.get("swapped", False))}
+        call["agent_call"] = AgentCall(draft=within, request=request or "", last=bool(final))
+    return {**call, "move": _move(move, task.get("swapped", False))}
 
 
 def receipt_from_reply(reply: Stored) -> Stored:
-    """A receipt, from a reply as the ledger kept it or an outcome as the state did."""
+    """A receipt, from a reply as the ledger kept it, or an outcome as the state did."""
     started = float(reply["started"])
     usual = receipt(started, float(reply.get("ended_at") or started))
-    found = {key: reply.get(key, value) for key, value in usual.items()}
-    return {**found, "billed_once": reply.get("once")}
+    kept = {key: reply.get(key, value) for key, value in usual.items()}
+    return {**kept, "billed_once": reply.get("once")}
 
 
 def _with_all_channels(state: Stored) -> Stored:
-    """Channels came one by one. What is not known of earlier replies counts as not tried."""
+    """Fill in channels that were added one by one. Payoffs without all of their fields are left out."""
     none = fresh(state["question_id"], {}, state.get("run_id", 0), "", state["limits"])
     filled: Stored = {**none, "chosen": None, **state}
     filled["judging"] = {**none["judging"], **filled["judging"]}
-    whole = Payoff.__required_keys__
-    filled["payoffs"] = {k: p for k, p in filled["payoffs"].items() if p.keys() == whole}
+    fields = Payoff.__required_keys__
+    filled["payoffs"] = {k: p for k, p in filled["payoffs"].items() if p.keys() == fields}
     filled["owed"] = [_move(dict(move), False) for move in filled["owed"]]
     return filled
 

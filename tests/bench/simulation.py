@@ -145,11 +145,11 @@ class SimulatedTokenizer(Tokenizer):
             size += len(message.content) / 4 + sum(sizes)
         return [size]
 
-    def bound(self, of: list[float], known: Any, within: bool = False) -> int:
+    def bound(self, of: list[float], calibration: Any, within: bool = False) -> int:
         return int(of[0]) + 10
 
-    def learn(self, known: Any, of: list[float], reported: int, base: bool) -> Any:
-        return known
+    def learn(self, calibration: Any, of: list[float], reported: int, base: bool) -> Any:
+        return calibration
 
 
 METER = Meter(

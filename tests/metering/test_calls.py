@@ -382,7 +382,7 @@ def test_a_call_that_came_whole_is_made_and_its_broken_neighbour_is_told_of() ->
         AIMessageChunk("", tool_call_chunks=[chunk(0, "a", "remove", '{"path": 1}')]),
         AIMessageChunk("", tool_call_chunks=[chunk(1, "b", "remove", '{"path": "/da')]),
     ]
-    message = calls.whole(chunks[0] + chunks[1])
+    message = calls.with_whole_calls(chunks[0] + chunks[1])
     assert [c["args"] for c in message.tool_calls] == [{"path": 1}]
     assert [c["args"] for c in message.invalid_tool_calls] == ['{"path": "/da']
     assert not calls.broken(message)
@@ -390,9 +390,9 @@ def test_a_call_that_came_whole_is_made_and_its_broken_neighbour_is_told_of() ->
 
 def test_a_client_that_tells_nothing_of_a_replys_end_may_call_without_arguments() -> None:
     message = AIMessage("", tool_calls=[{"id": "a", "name": "remove", "args": {}}])
-    assert calls.whole(message) is message
+    assert calls.with_whole_calls(message) is message
     cut = message.model_copy(update={"response_metadata": {"finish_reason": "length"}})
-    assert calls.broken(calls.whole(cut))
+    assert calls.broken(calls.with_whole_calls(cut))
 
 
 def test_fragments_that_no_index_joins_are_no_calls() -> None:
@@ -403,7 +403,7 @@ def test_fragments_that_no_index_joins_are_no_calls() -> None:
         for name, args in parts
     ]
     end = AIMessageChunk("", response_metadata={"finish_reason": "tool_calls"})
-    message = calls.whole(chunks[0] + [*chunks[1:], end])
+    message = calls.with_whole_calls(chunks[0] + [*chunks[1:], end])
     assert message.tool_calls == []
     assert calls.broken(message)
 
@@ -417,7 +417,7 @@ def test_raw_calls_in_a_message_count_as_they_were_sent(finish: str | None) -> N
         {"id": "d", "function": {"name": "remove", "arguments": "{}"}},
     ]
     said = {"finish_reason": finish} if finish else {}
-    message = calls.whole(
+    message = calls.with_whole_calls(
         AIMessage("", additional_kwargs={"tool_calls": raw}, response_metadata=said)
     )
     assert [c["id"] for c in message.tool_calls] == ["a", "d"]
@@ -425,7 +425,7 @@ def test_raw_calls_in_a_message_count_as_they_were_sent(finish: str | None) -> N
     assert "tool_calls" not in message.additional_kwargs
     empty = [{"id": "a", "name": "remove", "args": ""}]
     chunked: Any = AIMessageChunk("", tool_call_chunks=empty, response_metadata=said)  # type: ignore[arg-type]
-    assert bool(calls.whole(chunked).tool_calls) == (finish not in ("length", None))
+    assert bool(calls.with_whole_calls(chunked).tool_calls) == (finish not in ("length", None))
 
 
 def chunk(index: int | None, id: str | None, name: str | None, args: str) -> Any:

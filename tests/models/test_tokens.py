@@ -18,6 +18,8 @@ from langchain_openai import ChatOpenAI
 from anytime_graph.local import embedded_file, local_model
 from anytime_graph.models import tokens
 
+ANY = tokens.Tokenizer()
+"""One of an unknown model."""
 PROSE = (
     "The river rose in the night and by morning the lower field lay under a sheet of brown water. "
     "Nobody in the village had seen it come so quickly, although the old ferryman claimed that he "
@@ -99,14 +101,14 @@ def test_bound_holds_on_the_real_model_before_and_after_calibration(model: ChatO
             prompt.insert(0, SystemMessage("Think step by step."))
         if i % 3 == 2:
             prompt += [AIMessage("I see."), HumanMessage("Go on.")]
-        shape, true = tokens.shape(prompt), counted(model, prompt)
+        shape, true = ANY.shape(prompt), counted(model, prompt)
         if i % 30 == 0:
             assert true == reported(model, prompt)
-        assert true <= tokens.bound(shape, tokens.uncalibrated()), (kind, text)
-        assert true <= tokens.bound(shape, known), (kind, text)
+        assert true <= ANY.bound(shape, tokens.uncalibrated()), (kind, text)
+        assert true <= ANY.bound(shape, known), (kind, text)
         if i:
-            ratios.append(tokens.bound(shape, known) / true)
-        known = tokens.learn(known, shape, true)
+            ratios.append(ANY.bound(shape, known) / true)
+        known = ANY.learn(known, shape, true, base=False)
     assert statistics.mean(ratios) <= 1.35
 
 
@@ -115,27 +117,27 @@ def test_bound_is_exact_for_a_prompt_seen_before_and_tight_for_one_that_contains
 ) -> None:
     for _, text in texts(100, seed=2):
         prompt: list[BaseMessage] = [HumanMessage(text)]
-        shape, true = tokens.shape(prompt), counted(model, prompt)
-        known = tokens.learn(tokens.uncalibrated(), shape, true, base=True)
-        assert tokens.bound(shape, known, within=True) == true
+        shape, true = ANY.shape(prompt), counted(model, prompt)
+        known = ANY.learn(tokens.uncalibrated(), shape, true, base=True)
+        assert ANY.bound(shape, known, within=True) == true
         longer = [*prompt, AIMessage(PROSE[:200]), HumanMessage("Improve on it, please.")]
-        bound = tokens.bound(tokens.shape(longer), known, within=True)
+        bound = ANY.bound(ANY.shape(longer), known, within=True)
         assert counted(model, longer) <= bound <= true + 110
 
 
 def test_a_report_above_the_bound_raises_the_next_bounds() -> None:
-    shape = tokens.shape([HumanMessage(PROSE)])
-    first = tokens.bound(shape, tokens.uncalibrated())
-    known = tokens.learn(tokens.uncalibrated(), shape, 2 * first)
-    assert tokens.bound(shape, known) >= 2 * first
+    shape = ANY.shape([HumanMessage(PROSE)])
+    first = ANY.bound(shape, tokens.uncalibrated())
+    known = ANY.learn(tokens.uncalibrated(), shape, 2 * first, base=False)
+    assert ANY.bound(shape, known) >= 2 * first
 
 
 @given(st.text(max_size=400))
 def test_bounds_are_ordered_and_bytes_are_the_ceiling(text: str) -> None:
     size = len(text.encode(errors="replace"))
-    assert 0 <= tokens.upper(text) <= max(1, size)
-    empty = tokens.bound(tokens.shape([HumanMessage("")]), tokens.uncalibrated())
-    full = tokens.bound(tokens.shape([HumanMessage(text)]), tokens.uncalibrated())
+    assert 0 <= tokens.max_tokens(text) <= max(1, size)
+    empty = ANY.bound(ANY.shape([HumanMessage("")]), tokens.uncalibrated())
+    full = ANY.bound(ANY.shape([HumanMessage(text)]), tokens.uncalibrated())
     assert empty <= full <= empty + size + 1
 
 
@@ -167,5 +169,6 @@ def test_tiktoken_counts_where_it_has_a_vocabulary_and_is_done_without_where_not
     count = tokens.openai_counter("gpt-4")
     assert count is not None
     assert count("abc<|endoftext|>") == len("abc<|endoftext|>")
-    shape = tokens.shape([HumanMessage("abcdef")], count=count)
-    assert tokens.bound(shape, tokens.uncalibrated(), exact=True) == 6 + 4 + 7
+    tokenizer = tokens.Tokenizer(count=count)
+    shape = tokenizer.shape([HumanMessage("abcdef")])
+    assert tokenizer.bound(shape, tokens.uncalibrated()) == 6 + 4 + 7

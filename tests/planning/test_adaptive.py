@@ -49,7 +49,7 @@ from anytime_graph.planning.prospects import (
 from anytime_graph.planning.strategies import STRATEGIES, pdp
 from anytime_graph.planning.until import outweighed
 from anytime_graph.run.ranking import both_orders
-from anytime_graph.run.state import Payoff, paid
+from anytime_graph.run.state import Payoff, add_payoffs
 from anytime_graph.run.state import payoff as one_answer
 from tests.bench.simulation import DRAFT, KINDS, Kind, cell, normal, setup, simulate
 from tests.kit.samples import FILE
@@ -169,7 +169,7 @@ def drafts(*scores: float, tokens: Sequence[int] = (300,), cut: bool = False) ->
     """Each with a prompt of 200 tokens."""
     lengths = itertools.cycle(tokens)
     each = [one_answer(s, 0.0, 200 + n, n, cut) for s, n in zip(scores, lengths, strict=False)]
-    return reduce(paid, each)
+    return reduce(add_payoffs, each)
 
 
 def seen(left: int = 10_000, whole: bool = False, best: float = 0.6, **payoffs: Payoff) -> View:
@@ -614,7 +614,7 @@ def test_the_profiles_of_a_ledger_are_shown_and_saved(server: Server, tmp_path: 
 
 
 def test_the_curve_of_a_profile_rises_to_the_best_of_many() -> None:
-    drafts = paid(one_answer(0.2, tokens=100), one_answer(0.6, tokens=300))
+    drafts = add_payoffs(one_answer(0.2, tokens=100), one_answer(0.6, tokens=300))
     points, tokens = expected_best({"draft": drafts})
     heights = [point["score"] or 0.0 for point in points]
     assert heights[0] == pytest.approx(0.4)
