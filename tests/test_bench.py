@@ -23,7 +23,7 @@ from click.testing import CliRunner, Result
 
 from anytime_graph.benchmark.cells import Records, append, lines
 from anytime_graph.benchmark.paper import cut
-from anytime_graph.benchmark.recording import Take
+from anytime_graph.benchmark.recording import RecordedReply
 from anytime_graph.checkpoints import LedgerError
 from anytime_graph.checkpoints.sqlite import SqliteStore
 from anytime_graph.cli import main
@@ -265,13 +265,13 @@ def test_modes_show_what_trajectories_on_other_questions_taught(
 
 
 def test_a_cut_is_by_pieces_by_a_tokenizer_or_told_to_be_an_estimate() -> None:
-    def take(*pieces: Any) -> Take:
-        return Take("k", 0, 9, list(pieces), [], "stop")
+    def reply(*pieces: Any) -> RecordedReply:
+        return RecordedReply("k", 0, 9, list(pieces), [], "stop")
 
-    assert cut(take("a ", "b ", None, "c"), 4, 2) == ("a b ", "pieces")
-    assert cut(take(["he thinks ", ""], "b "), 2, 1) == ("he thinks ", "pieces")
-    assert cut(take("a ", "b "), 2, 2) == ("a b ", "whole")
-    assert cut(take("abcdefgh"), 8, 2) == ("ab", "estimate")
+    assert cut(reply("a ", "b ", None, "c"), 4, 2) == ("a b ", "pieces")
+    assert cut(reply(["he thinks ", ""], "b "), 2, 1) == ("he thinks ", "pieces")
+    assert cut(reply("a ", "b "), 2, 2) == ("a b ", "whole")
+    assert cut(reply("abcdefgh"), 8, 2) == ("ab", "estimate")
 
     class Halves:
         def encode(self, text: str, *, disallowed_special: tuple[()]) -> list[int]:
@@ -280,7 +280,7 @@ def test_a_cut_is_by_pieces_by_a_tokenizer_or_told_to_be_an_estimate() -> None:
         def decode(self, tokens: list[int]) -> str:
             return bytes(tokens).decode(errors="replace")
 
-    assert cut(take("ab\u00e9d"), 5, 3, Halves()) == ("ab", "tokenizer")
+    assert cut(reply("ab\u00e9d"), 5, 3, Halves()) == ("ab", "tokenizer")
 
 
 def test_hidden_reasoning_cannot_be_cut(server: Server, bench: Bench) -> None:
@@ -435,7 +435,7 @@ def test_a_call_that_fails_now_and_then_is_made_again(server: Server, bench: Ben
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("what", ["INSERT INTO calls", "LEFT JOIN answers a"])
+@pytest.mark.parametrize("what", ["INSERT INTO calls", "SELECT * FROM calls WHERE"])
 def test_a_cell_whose_ledger_failed_for_a_moment_is_measured_again(
     kind: str, what: str, server: Server, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -491,6 +491,34 @@ def test_ctrl_c_leaves_a_report_and_the_rest_for_later(
     assert 0 < len(records("a")) < len(records("undisturbed"))
     bench(*words, "--out", "a")
     assert tables("a") == tables("undisturbed")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ctrl_c_while_preference_data_is_replayed_ends_it_like_any_other(
+    kind: str, server: Server, bench: Bench, folder: Path
+) -> None:
+    """The scorer of a training question presses it, when it sees an answer for the second time."""
+    server.script = varied
+    words = [*OWN, *MODEL, *KINDS[kind], "--out", "a"]
+    bench(*words)
+    before, file = records("a"), Path("a", "records.jsonl")
+    prepared = [row for row in lines(file) if row["strategy"] == "(preparation)"]
+    file.write_text("".join(json.dumps(row) + "\n" for row in prepared))
+    (folder / "check.py").write_text(
+        "import os, signal\n\npresses = iter([signal.SIGINT])\n\n"
+        "def check(question, answer):\n"
+        "    for signal_number in presses:\n"
+        "        os.kill(os.getpid(), signal_number)\n"
+        "    return float(answer)\n"
+    )
+    asked = len(server.settled().calls)
+    done = bench(*words, exit_code=130)
+    assert "it was interrupted" in done.stdout
+    assert list(lines(file)) == prepared
+    (folder / "check.py").write_text(CHECK)
+    bench(*words)
+    assert records("a") == before
+    assert len(server.settled().calls) == asked
 
 
 @pytest.mark.parametrize("price", [None, "2,2,0.2"])

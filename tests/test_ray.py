@@ -22,9 +22,9 @@ import psycopg
 import pytest
 
 from anytime_graph.benchmark.cells import lines
-from anytime_graph.benchmark.recording import Bought, Facts, Recording, Take
+from anytime_graph.benchmark.recording import Bought, Facts, RecordedReply, Recording
 from anytime_graph.benchmark.run import Unmeasured
-from anytime_graph.benchmark.shared import Grants, Lent
+from anytime_graph.benchmark.shared import Grants, WorkerRecording
 from anytime_graph.benchmark.spread import work
 from anytime_graph.benchmark.tape import facts_of
 from anytime_graph.models import resolve_model
@@ -255,8 +255,8 @@ def recording(tmp_path: Path) -> Iterator[Recording]:
     recording.close()
 
 
-def take(key: str) -> Take:
-    return Take(key, 0, 9, ["so"], [], "stop")
+def reply(key: str) -> RecordedReply:
+    return RecordedReply(key, 0, 9, ["so"], [], "stop")
 
 
 def test_a_grant_is_worked_on_once_and_not_after_its_end(
@@ -265,18 +265,20 @@ def test_a_grant_is_worked_on_once_and_not_after_its_end(
     stop = threading.Event()
     with Grants.opened(database, recording) as grants:
 
-        def lent(grant: str) -> Any:
-            return Lent.opened(grants.store, database, grant, grants.benchmark, "cell", None, stop)
+        def opened(grant: str) -> Any:
+            return WorkerRecording.opened(
+                grants.store, database, grant, grants.benchmark, "cell", None, stop
+            )
 
         first, second = grants.give("cell"), grants.give("cell")
-        with lent(first) as takes:
-            takes.ask("k", 10, 0.0)
-        with pytest.raises(Unmeasured, match="withdrawn"), lent(first):
+        with opened(first) as worker:
+            worker.ask("k", 10, 0.0)
+        with pytest.raises(Unmeasured, match="withdrawn"), opened(first):
             pass
         grants.settle(first, "cell")
         grants.settle(second, "cell")
         assert recording.bought.tokens == 10, "what was asked and never answered"
-        with pytest.raises(Unmeasured, match="withdrawn"), lent(second):
+        with pytest.raises(Unmeasured, match="withdrawn"), opened(second):
             pass
 
 
@@ -288,17 +290,17 @@ def test_a_grant_is_not_settled_while_a_worker_may_still_buy(
     with Grants.opened(database, recording) as grants:
         grant = grants.give("cell")
         with ThreadPoolExecutor() as pool:
-            with Lent.opened(
+            with WorkerRecording.opened(
                 grants.store, database, grant, grants.benchmark, "cell", None, stop
-            ) as takes:
+            ) as worker:
                 settling = pool.submit(grants.settle, grant, "cell")
-                takes.ask("k", 10, 0.0)
+                worker.ask("k", 10, 0.0)
                 with pytest.raises(TimeoutError):
                     settling.result(0.3)
-                takes.answer(take("k"), 7, 0.0)
+                worker.answer(reply("k"), 7, 0.0)
             settling.result(10)
     assert recording.bought.tokens == 7
-    assert [t.key for t in recording.takes()] == ["k"]
+    assert [r.key for r in recording.replies()] == ["k"]
 
 
 def test_two_workers_make_a_call_once(database: str, recording: Recording) -> None:
@@ -306,7 +308,9 @@ def test_two_workers_make_a_call_once(database: str, recording: Recording) -> No
     with Grants.opened(database, recording) as grants, ExitStack() as stack:
         one, other = (
             stack.enter_context(
-                Lent.opened(grants.store, database, grants.give(c), grants.benchmark, c, None, stop)
+                WorkerRecording.opened(
+                    grants.store, database, grants.give(c), grants.benchmark, c, None, stop
+                )
             )
             for c in ("a", "b")
         )
@@ -316,9 +320,9 @@ def test_two_workers_make_a_call_once(database: str, recording: Recording) -> No
             one.ask("k", 10, 0.0)
             with pytest.raises(TimeoutError):
                 waiting.result(0.3)
-            one.answer(take("k"), 7, 0.0)
+            one.answer(reply("k"), 7, 0.0)
             one.release("k")
-            assert waiting.result(10) == take("k")
+            assert waiting.result(10) == reply("k")
             assert one.claim("other", stop) is None
             waiting = pool.submit(other.claim, "other", stop)
             one.fail("other", 0, 0.0)
@@ -333,19 +337,19 @@ def test_what_a_dead_driver_had_not_taken_in_counts_from_the_start(
     """ended: it died between the end of the grant and its copy."""
     with Grants.opened(database, recording) as grants:
         grant = grants.give("cell")
-        with Lent.opened(
+        with WorkerRecording.opened(
             grants.store, database, grant, grants.benchmark, "cell", None, threading.Event()
-        ) as takes:
-            takes.ask("k", 10, 0.0)
-            takes.answer(take("k"), 7, 0.0)
-            takes.ask("lost", 5, 0.0)
+        ) as worker:
+            worker.ask("k", 10, 0.0)
+            worker.answer(reply("k"), 7, 0.0)
+            worker.ask("lost", 5, 0.0)
         if ended:
             with grants.store.transaction() as execute:
                 execute("DELETE FROM benchmark_grants", {})
     for _ in range(2):
         with Grants.opened(database, recording):
             assert recording.bought == Bought(12, 0.0, 2)
-            assert recording.takes() == [take("k")]
+            assert recording.replies() == [reply("k")]
 
 
 def test_another_database_than_before_is_refused(
@@ -354,10 +358,10 @@ def test_another_database_than_before_is_refused(
     stop = threading.Event()
     with Grants.opened(database, recording) as grants:
         grant = grants.give("cell")
-        with Lent.opened(
+        with WorkerRecording.opened(
             grants.store, database, grant, grants.benchmark, "cell", None, stop
-        ) as takes:
-            takes.ask("k", 10, 0.0)
+        ) as worker:
+            worker.ask("k", 10, 0.0)
         grants.settle(grant, "cell")
     with (
         fresh(postgres) as another,

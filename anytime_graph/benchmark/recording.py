@@ -81,7 +81,7 @@ class Recorded:
         self.prices = prices
         self.bought = Bought()
         self.tells_ends = False
-        self._takes: dict[str, RecordedReply] = {}
+        self._replies: dict[str, RecordedReply] = {}
         self._asked: dict[str, tuple[float, float]] = {}
         self._answering: set[str] = set()
         self._changed = threading.Condition()
@@ -90,7 +90,7 @@ class Recorded:
         """The take, or None: then the caller is to make it, and nobody else does meanwhile."""
         with self._changed:
             while True:
-                if (take := self._takes.get(key)) is not None:
+                if (take := self._replies.get(key)) is not None:
                     return take
                 if key not in self._answering or (stop is not None and stop.is_set()):
                     self._answering.add(key)
@@ -128,7 +128,7 @@ class Recorded:
         else:
             take = RecordedReply(**row["take"])
             self._settle(take.key, *row["cost"])
-            self._takes[take.key] = take
+            self._replies[take.key] = take
             self.tells_ends |= bool(take.usage or take.finish)
 
     def _settle(self, key: str, tokens: float, usd: float) -> None:
@@ -195,8 +195,8 @@ class Recording(Recorded):
         cost = new.bought
         return {**nothing(), "tokens": int(cost.tokens), "usd": cost.usd, "calls": cost.calls}
 
-    def takes(self) -> list[RecordedReply]:
-        return list(self._takes.values())
+    def replies(self) -> list[RecordedReply]:
+        return list(self._replies.values())
 
     def _migrated(self, row: dict[str, Any]) -> dict[str, Any]:
         """A row of the file in today's form: its own is that of the last row before it that tells."""

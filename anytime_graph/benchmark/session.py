@@ -67,25 +67,21 @@ class Session:
             self.ended = "preparation"
 
     def _prepare(self, cells: Sequence[Cell], kind: str) -> None:
-        """What was made before is made again from the tape, and costs nothing."""
+        """Make the preference data of one kind. A cell with a record is replayed, at no cost."""
         learned: dict[str, Learned] = {}
 
         def keep(cell: Cell, what: Learned | None) -> None:
             learned[cell.name] = what or Learned(cell.question.prompt, [], [])
 
-        for cell in cells:
-            if cell.name in self.records:
-                model = self._heard(cell, replayed=True)
-                keep(cell, self.measure.measure(cell, model, None)[1])
-        self._all([c for c in cells if c.name not in self.records], keep)
+        self._all(cells, keep)
         if all(cell.name in learned for cell in cells):
             self._memories[kind] = FixedMemory([learned[cell.name] for cell in cells])
 
-    def _heard(self, cell: Cell, replayed: bool = False) -> CellModel:
+    def _model(self, cell: Cell) -> CellModel:
         return CellModel(
             self.recording,
             self.facts,
-            None if replayed else self.inner,
+            None if cell.name in self.records else self.inner,
             str(cell),
             cell.model_seed,
             ceiling(*self.measure.ceiling(cell)),
@@ -134,7 +130,7 @@ class Session:
 
         with ThreadPoolExecutor(self.parallel) as pool:
             for cell in cells:
-                model = self._heard(cell)
+                model = self._model(cell)
                 if not admitted(model):
                     break
                 memory = self._memories.get(cell.lessons or "")
@@ -145,7 +141,9 @@ class Session:
         return failed
 
     def _hold(self, model: CellModel) -> bool:
-        """Hold back what the cell may cost; False if it does not fit now."""
+        """Hold back what the cell may cost; False if it does not fit now. A replay costs nothing."""
+        if model.inner is None:
+            return True
         with self.total.lock:
             rest, most = self.total.left(), model.account.limits
             if any(most[d] > amount for d, amount in rest.items()):
@@ -154,7 +152,8 @@ class Session:
             return True
 
     def _release(self, model: CellModel) -> None:
-        self.total.settle(_as_spend(model.account.limits), model.account.spent)
+        if model.inner is not None:
+            self.total.settle(_as_spend(model.account.limits), model.account.spent)
 
     def _over(self, in_a_row: int) -> bool:
         if self.stop is not None and self.stop.is_set():
@@ -175,7 +174,8 @@ class Session:
         except Unmeasured as failure:
             self.failures.append(f"{cell}: {failure}")
             return failure
-        self.records.add(record)
+        if cell.name not in self.records:
+            self.records.add(record)
         keep(cell, learned)
         return None
 

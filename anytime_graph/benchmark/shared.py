@@ -110,7 +110,7 @@ class Grants:
                 raise ValueError(f"--ledger: the calls of {self.recording.file} are in another")
             self.recording.copy({r["id"]: json.loads(r["row"]) for r in rows if r["cell"]})
             there = {row["take"] for row in rows}
-            for take in self.recording.takes():
+            for take in self.recording.replies():
                 if take.key not in there:
                     execute(
                         "INSERT INTO benchmark_calls (benchmark, cell, take, row) VALUES "
@@ -200,7 +200,7 @@ class WorkerRecording(Recorded):
             ).fetchone()
         if found is None:
             return None
-        take = self._takes[key] = RecordedReply(**json.loads(found[0])["take"])
+        take = self._replies[key] = RecordedReply(**json.loads(found[0])["take"])
         return take
 
     def _alone(self, name: str, stop: threading.Event | None) -> bool:
