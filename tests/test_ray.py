@@ -379,7 +379,7 @@ def test_a_worker_that_hears_another_model_or_has_no_database_measures_nothing(
     job: Any = SimpleNamespace(
         model="openai:scripted", rate=None, prices=None, facts=Facts("another")
     )
-    with pytest.raises(ValueError, match="on a worker it is set otherwise"):
+    with pytest.raises(ValueError, match="other settings on a worker"):
         work(job)
     job.facts = facts_of(resolve_model(job.model))
     job.address = "postgresql://127.0.0.1:9/nobody"
