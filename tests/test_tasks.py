@@ -73,7 +73,11 @@ def value(question: Question, answer: str) -> float:
 @pytest.mark.parametrize(
     ("name", "options", "told"),
     [
-        ("trips", {}, "task 'trips': there is none of that name; the names are constraints, trip, "),
+        (
+            "trips",
+            {},
+            "task 'trips': there is none of that name; the names are constraints, trip, ",
+        ),
         ("trip:5", {}, "trip takes nothing behind a colon"),
         ("jsonl", {}, "needs a file, jsonl:FILE"),
         ("reasoning_gym", {}, "needs a name, reasoning_gym:NAME"),
