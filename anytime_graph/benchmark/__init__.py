@@ -1,7 +1,7 @@
-"""Benchmarks: strategies on a task's questions, at equal budgets, with everything that was spent.
+"""Benchmarks: compare strategies on the questions of a task, at equal budgets.
 
-cells: what is measured, and its records. recording, tape: what the model answered, and the model in
-front of it that answers from there. run, paper: the two protocols. session: cell after cell within a budget for all.
-spread, shared: the same by workers of a Ray cluster, and what they buy.
-figures, report: what the records say. command: `anytime-graph bench`.
+cells: what is measured, and the records. recording, tape: every reply, and the model that replays
+them. run, paper: the two protocols. session: measures all cells within one budget. spread, shared:
+measure on a Ray cluster. figures, chart, report, advice: what the records show. order: the options
+of `anytime-graph bench`.
 """

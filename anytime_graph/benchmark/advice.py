@@ -1,4 +1,4 @@
-"""From a benchmark's records to what a quality takes: which strategy, at which budget."""
+"""Advice from the records of a benchmark: the strategy and budget that reach a quality."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from anytime_graph.benchmark.cells import PREPARATION, UNITS, Protocol, Record, migrated
+from anytime_graph.benchmark.cells import PREPARATION, UNITS, Protocol, Record, upgraded_record
 from anytime_graph.metrics import Interval, mean, wilson
 
-_NEEDED = set(Record.__annotations__) - {"brought", "cut"}
+_REQUIRED_FIELDS = set(Record.__annotations__) - {"brought", "cut"}
 Verdict = Literal["enough", "likely", "unknown", "out of reach"]
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A strategy at a budget. quality: with an interval that holds for all choices at once; of
-    scores between 0 and 1 it is too wide, never too narrow, as none spread more than such that are 0
-    or 1. tokens, usd: what a question costs on average (of the paper's protocol: all its checkpoints)."""
+class MeasuredQuality:
+    """A strategy at a budget. quality: its interval holds for all choices at once. It is computed
+    as if each score were 0 or 1, which spreads most, so it may be too wide but never too narrow.
+    tokens, usd: the mean cost of a question, in the paper's protocol with all its checkpoints."""
 
     strategy: str
     budget: int
@@ -33,11 +33,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Advice:
-    """For one task and model.
+    """The advice for one task and model.
 
-    verdict: "enough": the cheapest choice whose interval is above the quality; "likely": the
-    cheapest whose mean is; "unknown": the highest, whose interval still holds the quality; "out of
-    reach": the highest, and no interval comes so far.
+    verdict: "enough": `choice` is the cheapest whose interval is above the quality. "likely": the
+    cheapest whose mean is. "unknown": the highest, and some interval contains the quality. "out of
+    reach": the highest, and every interval is below the quality.
     """
 
     task: str
@@ -45,39 +45,43 @@ class Advice:
     protocol: Protocol
     decide: str
     verdict: Verdict
-    choice: Choice
+    choice: MeasuredQuality
 
-    def told(self, quality: float) -> str:
+    def sentence(self, quality: float) -> str:
+        """The advice in words."""
         c, n = self.choice, self.choice.questions
-        found = (
+        measured = (
             f"{c.strategy} at {c.budget:,} {UNITS[self.protocol]}: {c.quality.mean:.3f} "
             f"[{c.quality.low:.3f}, {c.quality.high:.3f}], about {c.tokens:,.0f} tokens a question"
             + (f", {c.usd:.4f} USD" if c.usd else "")
         )
-        more = f"{n} questions do not tell for sure; measure more with a larger --samples"
+        uncertain = f"{n} questions do not tell for sure; measure more with a larger --samples"
         return {
-            "enough": f"Use {found}.",
-            "likely": f"Probably {found}. {more}.",
-            "unknown": f"Not known. The highest measured is {found}. {more}, or larger --budgets.",
-            "out of reach": f"Nothing measured comes to {quality:g}. The highest is {found}. Larger "
+            "enough": f"Use {measured}.",
+            "likely": f"Probably {measured}. {uncertain}.",
+            "unknown": f"Not known. The highest measured is {measured}. {uncertain}, or larger --budgets.",
+            "out of reach": f"Nothing measured comes to {quality:g}. The highest is {measured}. Larger "
             "--budgets, another model or another strategy would have to be measured.",
         }[self.verdict]
 
 
 def advise(records: Iterable[Record], quality: float) -> list[Advice]:
-    """What `quality` takes, for each task and model in the records. Raises ValueError if it is not
-    in (0, 1]."""
+    """The advice for a quality, for each task and model in the records. Raises ValueError if the
+    quality is not in (0, 1]."""
     if not 0 < quality <= 1:
         raise ValueError(f"quality={quality!r}: a number above 0, up to 1, is needed")
     groups = defaultdict[tuple[str, str, Protocol, str], list[Record]](list)
     for r in records:
         if r["strategy"] != PREPARATION:
             groups[r["task"], r["model"], r["protocol"], r["decide"]].append(r)
-    return [Advice(*of, *_chosen(_choices(own), quality)) for of, own in groups.items()]
+    return [
+        Advice(*of, *_judged_choice(_measured_qualities(own), quality))
+        for of, own in groups.items()
+    ]
 
 
 def recorded(directory: Path) -> list[Record]:
-    """The records of a benchmark, which may still be writing. Raises ValueError for what are none."""
+    """The records of a benchmark, which may still be running. Raises ValueError if there are none."""
     file = directory / "records.jsonl"
     if not file.is_file():
         raise ValueError(f"{directory}: no records.jsonl; name the --out directory of a benchmark")
@@ -86,18 +90,20 @@ def recorded(directory: Path) -> list[Record]:
         rows: list[Any] = [json.loads(row) for row in whole.splitlines()]
     except ValueError:
         rows = [None]
-    rows = [migrated(row, file) if isinstance(row, dict) else None for row in rows]
-    if not all(isinstance(row, dict) and row.keys() >= _NEEDED for row in rows):
+    rows = [upgraded_record(row, file) if isinstance(row, dict) else None for row in rows]
+    if not all(isinstance(row, dict) and row.keys() >= _REQUIRED_FIELDS for row in rows):
         raise ValueError(f"{file}: these are no records of a benchmark")
     return [cast("Record", row) for row in rows]
 
 
-def _chosen(choices: Sequence[Choice], quality: float) -> tuple[Verdict, Choice]:
-    def cheapest(good: Sequence[Choice]) -> Choice:
+def _judged_choice(
+    choices: Sequence[MeasuredQuality], quality: float
+) -> tuple[Verdict, MeasuredQuality]:
+    def cheapest(good: Sequence[MeasuredQuality]) -> MeasuredQuality:
         return min(good, key=lambda c: (c.budget, c.tokens))
 
-    if surely := [c for c in choices if c.quality.low >= quality]:
-        return "enough", cheapest(surely)
+    if sure := [c for c in choices if c.quality.low >= quality]:
+        return "enough", cheapest(sure)
     if likely := [c for c in choices if c.quality.mean >= quality]:
         return "likely", cheapest(likely)
     highest = max(choices, key=lambda c: (c.quality.mean, -c.budget))
@@ -105,7 +111,7 @@ def _chosen(choices: Sequence[Choice], quality: float) -> tuple[Verdict, Choice]
     return "unknown" if near else "out of reach", highest
 
 
-def _choices(records: Sequence[Record]) -> list[Choice]:
+def _measured_qualities(records: Sequence[Record]) -> list[MeasuredQuality]:
     scores = defaultdict[tuple[str, int], dict[str, list[float]]](lambda: defaultdict(list))
     costs = defaultdict[tuple[str, int], list[Record]](list)
     for record in records:
@@ -113,10 +119,10 @@ def _choices(records: Sequence[Record]) -> list[Choice]:
             scores[record["strategy"], budget][record["question"]].append(score)
             costs[record["strategy"], budget].append(record)
     return [
-        Choice(
+        MeasuredQuality(
             strategy,
             budget,
-            _interval(list(map(mean, by_question.values())), 1 - 0.05 / len(scores)),
+            _wilson_interval(list(map(mean, by_question.values())), 1 - 0.05 / len(scores)),
             len(by_question),
             mean([r["spent"]["tokens"] for r in costs[strategy, budget]]),
             mean([r["spent"]["usd"] for r in costs[strategy, budget]]),
@@ -125,5 +131,5 @@ def _choices(records: Sequence[Record]) -> list[Choice]:
     ]
 
 
-def _interval(values: Sequence[float], level: float) -> Interval:
+def _wilson_interval(values: Sequence[float], level: float) -> Interval:
     return wilson(min(len(values), math.fsum(values)), len(values), level)

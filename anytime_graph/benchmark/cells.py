@@ -1,4 +1,4 @@
-"""What a benchmark measures: its cells, and the record that each of them leaves."""
+"""The cells that a benchmark measures, and the records that they leave."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ Decide = Literal["scorer", "judge", "vote"]
 Protocol = Literal["run", "paper"]
 MEMORY = "+memory"
 PREPARATION = "(preparation)"
-"""The strategy of cells that make the preference data which others are shown."""
+"""Stands in the records of cells that make preference data for the others."""
 MODES = ("base", "leap", "pdp_positive", "pdp")
-"""The paper's: one chain of thought; with principles, with winners, with pairs in its prompt."""
+"""The paper's strategies: a chain of thought alone, or with principles, with better answers, or
+with pairs in its prompt."""
 OPENING = 4
-"""Calls that most strategies begin with, all drafts; only behind them do they part."""
+"""Most strategies begin with this many drafts, and differ only after them."""
 UNITS: dict[Protocol, str] = {"run": "tokens", "paper": "generated tokens"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the cells of a benchmark have in common, and what tells them from those of another.
+    """What the cells of a benchmark have in common.
 
-    task: its name. options: those that it was made with. model: as it was named. budgets:
-    ascending; in `run` tokens a run may spend on input and output, in `paper` the checkpoints in
-    generated tokens. training: questions that preference data is made from, `training_budget`
-    tokens on each; trajectories: chains of thought on each of them (`paper`). room: output tokens
-    of a forced answer (`paper`).
+    task, options: the name of the task, and its options. model: the name that was given. budgets:
+    ascending; in `run` the tokens of a run, in `paper` the checkpoints in generated tokens.
+    training: the number of questions for preference data, with `training_budget` tokens each.
+    trajectories: chains of thought on each training question (`paper`). room: output tokens of a
+    forced answer (`paper`).
     """
 
     protocol: Protocol
@@ -58,7 +59,7 @@ class Settings:
         rising = all(a < b for a, b in zip(self.budgets, self.budgets[1:], strict=False))
         if not self.budgets or self.budgets[0] < 1 or not rising:
             raise ValueError(
-                f"budgets={','.join(map(str, self.budgets))}: whole numbers from 1 that ascend, "
+                f"budgets={','.join(map(str, self.budgets))}: ascending whole numbers from 1 are needed, "
                 "as in 256,512,1024"
             )
         for name in ("training", "trajectories", "room"):
@@ -69,15 +70,15 @@ class Settings:
 
     @property
     def prepared_at(self) -> int:
-        """Tokens for each training question; those of a test question if none were named."""
+        """Tokens for each training question; by default the largest budget of a test question."""
         return self.training_budget or self.budgets[-1]
 
 
 @dataclass(frozen=True)
 class Cell:
     """A strategy on a question with a seed: in `run` within one budget, in `paper` a chain of
-    thought through all checkpoints. lessons: the strategy whose preference data it is shown, if
-    any. prepares: it makes such data itself."""
+    thought through all checkpoints. lessons: the strategy whose preference data the cell is shown,
+    or None. prepares: whether the cell makes such data."""
 
     settings: Settings
     strategy: str
@@ -89,21 +90,21 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """A digest of all that its result depends on, but for what the model answers."""
+        """A digest of everything that the result depends on, except the model's replies."""
         s = self.settings
-        made: list[Any] = [s.protocol, s.task, sorted(s.options.items()), s.model, s.decide]
-        made += [self.strategy, list(self.budgets), self.question.id, self.seed, self.prepares]
+        identity: list[Any] = [s.protocol, s.task, sorted(s.options.items()), s.model, s.decide]
+        identity += [self.strategy, list(self.budgets), self.question.id, self.seed, self.prepares]
         if s.protocol == "paper":
-            made.append(s.room)
+            identity.append(s.room)
         if self.lessons or self.prepares:
-            made += [self.lessons, s.training, s.prepared_at, s.trajectories]
-        told = json.dumps(made, default=str)
-        return f"bench-{hashlib.sha256(told.encode(errors='replace')).hexdigest()[:24]}"
+            identity += [self.lessons, s.training, s.prepared_at, s.trajectories]
+        text = json.dumps(identity, default=str)
+        return f"bench-{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:24]}"
 
     @property
     def model_seed(self) -> int:
-        """The question's own, the same for all strategies and budgets: what they ask in the same
-        words is answered in the same words."""
+        """The seed of the question, equal for all strategies and budgets: equal requests then get
+        equal replies."""
         return zlib.crc32(f"{self.question.id} {self.seed}".encode()) % 2**30
 
     def __str__(self) -> str:
@@ -112,8 +113,8 @@ class Cell:
 
 
 class CallGains(TypedDict):
-    """What calls of a kind brought. scores: sum of the true scores of their answers. better: answers
-    above all before them in their run; rise: by how much, in sum. tokens: what the calls cost."""
+    """What calls of a kind gained. scores: the sum of the true scores of their answers. better: how
+    many answers beat all earlier ones of their run; rise: by how much, summed. tokens: their cost."""
 
     calls: int
     scores: float
@@ -122,20 +123,20 @@ class CallGains(TypedDict):
     tokens: int
 
 
-def nought() -> CallGains:
+def no_gains() -> CallGains:
     return CallGains(calls=0, scores=0.0, better=0, rise=0.0, tokens=0)
 
 
 class Record(TypedDict):
-    """What a cell came to; no text of a question or an answer.
+    """The result of a cell, without the text of a question or an answer.
 
-    scores: at each of its budgets, the true score of the answer that was held there. oracle: the
-    best true score of all answers up to there. curve: in `run`, (tokens spent, score held, best
-    score so far) whenever one of the two scores changed. answering: tokens for forced answers.
-    judging: tokens for the judge. unscored: answers that the scorer failed on, which count 0. pairs: preference pairs
-    that were made of it. brought: in `run`, by kind of call, behind the first OPENING. cut: how
-    prefixes were cut ("pieces", "tokenizer", "estimate").
-    spent: as the cell was charged, whoever paid for a reply first.
+    scores: the true score of the answer held at each budget. oracle: the best true score of all
+    answers up to each budget. curve: in `run`, (tokens spent, score held, best score so far) at
+    each change of a score. answering: tokens for forced answers. judging: tokens for the judge.
+    unscored: answers that the scorer failed on, which count 0. pairs: preference pairs made from
+    the cell. brought: in `run`, the gains by kind of call after the first OPENING. cut: how
+    prefixes were cut ("pieces", "tokenizer", "estimate"). spent: the cell's full charge, even if
+    another cell paid for the reply.
     """
 
     cell: str
@@ -163,13 +164,13 @@ class Record(TypedDict):
 def cells(
     settings: Settings, task: Task, strategies: Sequence[str], seeds: Sequence[int]
 ) -> list[Cell]:
-    """All cells, question by question, so that an early end leaves whole comparisons. Raises
-    ValueError for a strategy that the protocol does not have."""
+    """All cells, question by question, so that an early end leaves complete comparisons. Raises
+    ValueError for an unknown strategy."""
     if not strategies or not seeds:
         raise ValueError("strategies and seeds: at least one of each is needed")
-    for given in (strategies, seeds):
-        if len(set(given)) < len(given):
-            raise ValueError(f"{','.join(map(str, given))}: each is to be named once")
+    for values in (strategies, seeds):
+        if len(set(values)) < len(values):
+            raise ValueError(f"{','.join(map(str, values))}: name each only once")
     lessons = {name: _lessons(settings.protocol, name) for name in strategies}
     shares = [(b,) for b in settings.budgets] if settings.protocol == "run" else [settings.budgets]
     return [
@@ -180,57 +181,59 @@ def cells(
 
 
 def _lessons(protocol: Protocol, strategy: str) -> str | None:
-    """Which strategy makes the preference data that this one is shown."""
+    """The strategy that makes the preference data for this one, or None."""
     if protocol == "paper":
         if strategy not in MODES:
-            raise ValueError(f"strategy {strategy!r}: the paper's are {', '.join(MODES)}")
+            raise ValueError(f"strategy {strategy!r}: the paper's protocol has {', '.join(MODES)}")
         return None if strategy == "base" else "leap" if strategy == "leap" else "pdp"
     own = strategy.removesuffix(MEMORY)
     if own not in STRATEGIES:
-        raise ValueError(f"strategy {strategy!r}: one of {', '.join(STRATEGIES)}, or NAME{MEMORY}")
+        raise ValueError(
+            f"strategy {strategy!r}: one of {', '.join(STRATEGIES)}, or NAME{MEMORY}, is needed"
+        )
     return None if own == strategy else "leap" if own == "leap" else "pdp"
 
 
 def preparations(settings: Settings, lessons: str, questions: Sequence[Question]) -> list[Cell]:
-    """The cells that make preference data of these training questions."""
+    """The cells that make preference data from the training questions."""
     budgets = (settings.prepared_at,)
     return [Cell(settings, lessons, q, 0, budgets, prepares=True) for q in questions]
 
 
 UPGRADES: tuple[Upgrade, ...] = ()
-"""Of a record, from each form to the next; see forms.py."""
+"""The steps that upgrade a record from each form to the next; see forms.py."""
 
 
-def migrated(row: Mapping[str, Any], file: Path) -> Record:
-    """A record of the file in today's form. Raises NewerForm."""
+def upgraded_record(row: Mapping[str, Any], file: Path) -> Record:
+    """A record of the file in the current form. Raises NewerForm."""
     record = upgraded(row, UPGRADES, str(file))
     del record[KEY]
     return cast("Record", record)
 
 
 class Records:
-    """A file of records, one a line, only ever appended to. A last line that a kill has torn is
-    dropped; a line that is not a record is a ValueError."""
+    """A file with one record on each line, which only grows. A last line torn by a kill is dropped.
+    Raises ValueError for a line that is not a record."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        found = (migrated(row, file) for row in lines(file))
-        self._of: dict[str, Record] = {record["cell"]: record for record in found}
+        records = (upgraded_record(row, file) for row in lines(file))
+        self._by_cell: dict[str, Record] = {record["cell"]: record for record in records}
 
     def __contains__(self, cell: str) -> bool:
-        return cell in self._of
+        return cell in self._by_cell
 
     def __getitem__(self, cell: str) -> Record:
-        return self._of[cell]
+        return self._by_cell[cell]
 
     def add(self, record: Record) -> None:
         append(self._file, {**record, KEY: len(UPGRADES)} if UPGRADES else record)
-        self._of[record["cell"]] = record
+        self._by_cell[record["cell"]] = record
 
 
 def lines(file: Path) -> Iterator[Any]:
-    """The rows of a JSON Lines file, without one torn at its end, which is cut off the file. Raises
-    ValueError for any other that is no JSON object."""
+    """The rows of a JSON Lines file. A torn last row is cut off the file. Raises ValueError for any
+    other row that is not a JSON object."""
     if not file.exists():
         return
     data = file.read_bytes()
@@ -248,8 +251,8 @@ def lines(file: Path) -> Iterator[Any]:
 
 
 def append(file: Path, *rows: Any) -> None:
-    """Rows at the end of a file that only its owner may read; on their way to the disk, so that a
-    kill of this process loses none of them."""
+    """Append rows to a file that only its owner may read. When this
+    returns the system has them, so a kill of this process loses none."""
     data = "".join(line(row) + "\n" for row in rows).encode()
     descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:

@@ -1,5 +1,7 @@
-"""Quality against budget, drawn as SVG that goes into a page: it takes the page's ink, refers to
-nothing outside of itself, and is the same for the same figures."""
+"""The chart of quality against budget, as SVG inside a page.
+
+It takes the colour of the page's text, needs no other file, and is equal for equal figures.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from typing import Any
 from anytime_graph.benchmark.figures import Figures
 
 _INK = "#012345"
-"""Replaced by the page's own colour, which is another in the dark."""
+"""A placeholder for the page's text colour, which differs in dark mode."""
 _COLOURS = ("#0a84d0", "#d9730d", "#1a9850", "#b04ccf", "#d6334c", "#8a7a00", "#00979d", "#7a7a7a")
 _MARKS = "osD^vPX*"
 _LINES = ("-", "--", "-.", ":")
@@ -33,9 +35,9 @@ def chart(figures: Figures) -> str:
             _line(axes, figures, name, n)
         _dress(axes, figures)
         figure.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=9, labelcolor=_INK)
-        written = io.StringIO()
-        figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
-    return _embedded(written.getvalue())
+        svg = io.StringIO()
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    return _embedded(svg.getvalue())
 
 
 def _line(axes: Any, figures: Figures, name: str, n: int) -> None:
@@ -76,7 +78,7 @@ def _dress(axes: Any, figures: Figures) -> None:
 
 
 def _embedded(svg: str) -> str:
-    """The picture as a part of a page."""
+    """The drawing without what a page forbids or sets itself: header, metadata, size and ink."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)

@@ -1,7 +1,6 @@
-"""What the records of a benchmark say: qualities with intervals, differences, indices, costs.
+"""The figures of a benchmark: qualities with intervals, differences, indices and costs.
 
-Numbers in, numbers out. A quality is first the mean over a question's seeds; intervals are over
-questions.
+The seeds of a question are averaged first. Intervals are over questions.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from anytime_graph.benchmark.cells import (
     Cell,
     Protocol,
     Record,
-    nought,
+    no_gains,
 )
 from anytime_graph.budget import Spend, total
 from anytime_graph.metrics import (
@@ -39,13 +38,13 @@ Rows = Sequence[Sequence[float]]
 """For each question, a quality for each budget."""
 _RESAMPLES = 1_000
 _CACHED = 0.1
-"""What a cached input token counts as, where no prices are known."""
+"""The cost of a cached input token in tokens, where no prices are known."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a strategy's cells were charged. judging, answering: tokens of it for the judge, and
-    for forced answers. pairs: preference pairs that were made."""
+    """The charges of a strategy's cells. judging, answering: tokens of them for the judge, and for
+    forced answers. pairs: preference pairs that they made."""
 
     cells: int
     spent: Spend
@@ -55,7 +54,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Choice:
+class MeanQuality:
     """A strategy at a budget, and its mean quality."""
 
     strategy: str
@@ -67,13 +66,12 @@ class Choice:
 class Figures:
     """The figures of one task.
 
-    returned, oracle: by strategy; oracle is the best answer so far, picked per question and seed by
-    one who knows the true quality. left_out: questions that lack a cell, and are in no comparison.
-    brought: by strategy and kind of call, for each question, what such calls brought at the largest
-    budget, behind the opening; empty where records do not tell.
-    charged: by strategy, what a cell cost on average at each budget, in USD, or, if it is not `priced`,
-    in tokens of which cached input counts a tenth. unscored: answers that the scorer failed on.
-    estimated: some prefixes were cut by an estimate.
+    returned, oracle: qualities by strategy, of the answer returned, and of the truly best answer so
+    far for each question and seed. left_out: questions without all cells, left out of comparisons.
+    brought: by strategy and kind of call, the gains for each question at the largest budget, after
+    the opening; empty if the records lack them. charged: by strategy, the mean cost of a cell at
+    each budget, in USD if `priced`, else in tokens, where cached input counts a tenth. unscored:
+    answers that the scorer failed on. estimated: some prefixes were cut by an estimate.
     """
 
     task: str
@@ -110,12 +108,12 @@ class Figures:
         return _columns(self.returned[strategy])
 
     def difference(self, strategy: str, at: int) -> Difference:
-        """From the baseline, on the same questions."""
+        """The difference in quality from the baseline, on the same questions."""
         ours, theirs = self.returned[strategy], self.returned[self.baseline]
         return paired([row[at] for row in ours], [row[at] for row in theirs])
 
     def index_difference(self, strategy: str) -> Difference:
-        """The same of the index of what was returned. Needs two budgets."""
+        """The difference in the index of answers returned. Needs two budgets."""
         ours, theirs = (
             [
                 anytime_index(self.budgets, row, **self._terms, oracle=False)
@@ -130,60 +128,62 @@ class Figures:
         return {"q_max": self.q_max, "origin": self.origin}
 
     def index(self, strategy: str, of: str) -> Interval:
-        """The Anytime Index of what was `returned`; the `paper`'s, whose best so far is taken on the
-        mean curve; or that of the `oracle`. Needs two budgets."""
+        """The Anytime Index. of: "returned"; "paper", where the best so far is taken on the mean
+        curve; or "oracle". Needs two budgets."""
         rows = self.oracle[strategy] if of == "oracle" else self.returned[strategy]
-        return _interval(
+        return _bootstrap_interval(
             rows,
             lambda means: anytime_index(self.budgets, means, **self._terms, oracle=of == "paper"),
         )
 
     def for_the_cost(self, strategy: str, at: int) -> tuple[Interval, bool] | None:
-        """The quality that a strategy reaches for what the baseline costs at a budget, between its
-        own budgets by interpolation; and whether its largest budget costs less than that. None if
-        its smallest costs more."""
+        """The quality of a strategy for the baseline's cost at a budget, interpolated between the
+        strategy's own budgets; and whether its largest budget costs less than that. None if its
+        smallest budget costs more."""
         cost, own = self.charged[self.baseline][at], self.charged[strategy]
-        paid = [i for i, charge in enumerate(own) if charge <= cost]
-        if not paid:
+        affordable = [i for i, charge in enumerate(own) if charge <= cost]
+        if not affordable:
             return None
-        i = paid[-1]
+        i = affordable[-1]
+        # Costs of 100 and 200 at the strategy's budgets, 150 of the baseline: half way between.
         part = (cost - own[i]) / (own[i + 1] - own[i]) if i + 1 < len(own) else 0.0
         rows = [(*row, row[-1]) for row in self.returned[strategy]]
         reached = [row[i] + part * (row[i + 1] - row[i]) for row in rows]
         return bootstrap(reached), i + 1 == len(own) and own[i] < cost
 
     def rises(self, strategy: str, kind: str) -> Interval:
-        """By how much calls of a kind raised the best score so far, for each 1,000 tokens of them."""
-        rows = [(of["rise"], of["tokens"]) for of in self.brought[strategy][kind]]
-        return _interval(rows, lambda means: 1_000 * means[0] / max(1e-9, means[1]))
+        """The rise of the best score so far for each 1,000 tokens of calls of a kind."""
+        rows = [(gains["rise"], gains["tokens"]) for gains in self.brought[strategy][kind]]
+        return _bootstrap_interval(rows, lambda means: 1_000 * means[0] / max(1e-9, means[1]))
 
     def gain(self, strategy: str) -> Interval:
-        """Quality gained for each 1,000 tokens from the smallest budget to the largest."""
-        return _interval(
+        """The rise in quality for each 1,000 tokens, from the smallest budget to the largest."""
+        return _bootstrap_interval(
             self.returned[strategy], lambda means: 1_000 * gain_per_token(self.budgets, means)
         )
 
     def reached(self, strategy: str, quality: float) -> int | None:
-        found = budget_to_reach(self.budgets, best_so_far(self.means(strategy)), quality)
-        return None if found is None else int(found)
+        """The smallest budget at which the strategy reaches the quality, or None."""
+        budget = budget_to_reach(self.budgets, best_so_far(self.means(strategy)), quality)
+        return None if budget is None else int(budget)
 
     @cached_property
-    def best(self) -> Choice:
-        """The highest mean quality; of equals, at the smallest budget."""
+    def best(self) -> MeanQuality:
+        """The highest mean quality; of equal ones, that at the smallest budget."""
         return max(self._choices(), key=lambda c: (c.quality, -c.budget))
 
-    def cheapest(self, share: float) -> Choice:
-        """The best at the smallest budget at which any comes to `share` of the highest quality."""
+    def cheapest(self, share: float) -> MeanQuality:
+        """The best at the smallest budget where any reaches `share` of the highest quality."""
         enough = [c for c in self._choices() if c.quality >= share * self.best.quality]
         return min(enough, key=lambda c: (c.budget, -c.quality))
 
-    def best_at(self, at: int) -> Choice:
+    def best_at(self, at: int) -> MeanQuality:
         here = [c for c in self._choices() if c.budget == self.budgets[at]]
         return max(here, key=lambda c: c.quality)
 
-    def _choices(self) -> list[Choice]:
+    def _choices(self) -> list[MeanQuality]:
         return [
-            Choice(name, budget, quality)
+            MeanQuality(name, budget, quality)
             for name in self.strategies
             for budget, quality in zip(self.budgets, self.means(name), strict=True)
         ]
@@ -199,13 +199,13 @@ def figures(
     q_max: float = 1.0,
     origin: bool = False,
 ) -> Figures:
-    """What the records say about these cells, all of one task. Raises ValueError if no question has
-    all its cells."""
-    of = {record["cell"]: record for record in records}
+    """The figures of these cells, all of one task. Raises ValueError if no question has all its
+    cells."""
+    by_cell = {record["cell"]: record for record in records}
     by_question = defaultdict[str, list[Cell]](list)
     for cell in cells:
         by_question[cell.question.id].append(cell)
-    whole = [q for q, own in by_question.items() if all(c.name in of for c in own)]
+    whole = [q for q, own in by_question.items() if all(c.name in by_cell for c in own)]
     if not whole:
         raise ValueError(f"{cells[0].settings.task}: no question has been measured in full yet")
     strategies = list(dict.fromkeys(cell.strategy for cell in cells))
@@ -213,21 +213,23 @@ def figures(
     returned: dict[str, Rows] = {}
     oracle: dict[str, Rows] = {}
     for name in strategies:
-        per_question = [[of[c.name] for c in by_question[q] if c.strategy == name] for q in whole]
+        per_question = [
+            [by_cell[c.name] for c in by_question[q] if c.strategy == name] for q in whole
+        ]
         returned[name] = [_mean(_by_seed(own, "scores")) for own in per_question]
         oracle[name] = [
             _mean(list(accumulate(row, max)) for row in _by_seed(own, "oracle"))
             for own in per_question
         ]
-    have = [of[cell.name] for cell in cells if cell.name in of]
+    measured = [by_cell[cell.name] for cell in cells if cell.name in by_cell]
     prepared = [record for record in records if record["strategy"] == PREPARATION]
-    groups = {name: [r for r in have if r["strategy"] == name] for name in strategies}
+    groups = {name: [r for r in measured if r["strategy"] == name] for name in strategies}
     compared = {name: [r for r in own if r["question"] in whole] for name, own in groups.items()}
-    priced = any(r["spent"]["usd"] for r in have)
+    priced = any(r["spent"]["usd"] for r in measured)
     return Figures(
         task=settings.task,
         protocol=settings.protocol,
-        model=have[0]["model"],
+        model=measured[0]["model"],
         decide=settings.decide,
         metric=metric,
         about=about,
@@ -241,21 +243,24 @@ def figures(
         costs={
             name: _cost(group) for name, group in {**groups, PREPARATION: prepared}.items() if group
         },
-        charged=_charged(compared, settings.budgets, priced) if settings.protocol == "run" else {},
+        charged=_mean_costs(compared, settings.budgets, priced)
+        if settings.protocol == "run"
+        else {},
         brought={
-            name: _brought(own, settings.budgets[-1], whole) for name, own in compared.items()
+            name: _gains_per_question(own, settings.budgets[-1], whole)
+            for name, own in compared.items()
         },
         priced=priced,
         baseline=baseline,
-        unscored=sum(record["unscored"] for record in have),
-        estimated=any(record.get("cut") == "estimate" for record in have),
+        unscored=sum(record["unscored"] for record in measured),
+        estimated=any(record.get("cut") == "estimate" for record in measured),
         q_max=q_max,
         origin=origin,
     )
 
 
 def _by_seed(records: Sequence[Record], what: Literal["scores", "oracle"]) -> list[list[float]]:
-    """For each seed, the values at all budgets, ascending; they stand in one record or in many."""
+    """For each seed, the values at all budgets, ascending. A record holds one budget or all."""
     seeds = defaultdict[int, dict[int, float]](dict)
     for record in records:
         values: list[float] = record[what]
@@ -273,20 +278,20 @@ def _cost(records: Sequence[Record]) -> Cost:
     )
 
 
-def _brought(
+def _gains_per_question(
     records: Sequence[Record], budget: int, questions: Sequence[str]
 ) -> dict[str, Sequence[CallGains]]:
-    """By kind of call, the sums over seeds for each question."""
-    found: dict[str, dict[str, CallGains]] = {}
+    """By kind of call, the gains of each question, summed over seeds."""
+    by_kind: dict[str, dict[str, CallGains]] = {}
     for record in records:
         for kind, new in record.get("brought", {}).items() if record["budgets"] == [budget] else ():
-            of = found.setdefault(kind, {q: nought() for q in questions})[record["question"]]
-            for name in of:
-                of[name] += new[name]  # type: ignore[literal-required]
-    return {kind: list(of.values()) for kind, of in found.items()}
+            gains = by_kind.setdefault(kind, {q: no_gains() for q in questions})[record["question"]]
+            for name in gains:
+                gains[name] += new[name]  # type: ignore[literal-required]
+    return {kind: list(gains.values()) for kind, gains in by_kind.items()}
 
 
-def _charged(
+def _mean_costs(
     groups: Mapping[str, Sequence[Record]], budgets: Sequence[int], priced: bool
 ) -> dict[str, Sequence[float]]:
     """By strategy, the mean cost of a run at each budget."""
@@ -308,5 +313,5 @@ def _columns(rows: Rows) -> list[float]:
     return [mean(column) for column in zip(*rows, strict=True)]
 
 
-def _interval(rows: Rows, statistic: Callable[[list[float]], float]) -> Interval:
+def _bootstrap_interval(rows: Rows, statistic: Callable[[list[float]], float]) -> Interval:
     return bootstrap(rows, lambda drawn: statistic(_columns(drawn)), resamples=_RESAMPLES)

@@ -1,4 +1,4 @@
-"""What a benchmark command orders, from its options to the report."""
+"""A benchmark from its command-line options to its report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from anytime_graph.benchmark.cells import MODES, Cell, Decide, Protocol, Records
 from anytime_graph.benchmark.figures import Figures, figures
 from anytime_graph.benchmark.paper import PaperProtocol
 from anytime_graph.benchmark.recording import Facts, Recording
-from anytime_graph.benchmark.report import Made, markdown, page, parts, summary, verdict
+from anytime_graph.benchmark.report import (
+    Source,
+    markdown,
+    page,
+    report_blocks,
+    summary,
+    verdict,
+)
 from anytime_graph.benchmark.run import RunProtocol
 from anytime_graph.benchmark.session import Session
 from anytime_graph.benchmark.shared import Grants
@@ -31,19 +38,22 @@ from anytime_graph.tasks import Question, Task, load
 CALLS, RECORDS, LEDGER = "calls.jsonl", "records.jsonl", "ledger.db"
 Engine = Literal["local", "ray"]
 Progress = Callable[[int, Recording], AbstractContextManager[Callable[[Cell, str | None], None]]]
-"""Of a number of cells and a recording: shows each cell that ends, with its failure if it failed."""
+"""From the number of cells and the recording, a function that shows each cell that ends, with its
+failure or None."""
 _STRATEGIES: dict[Protocol, str] = {"run": "single,best_of_n,pdp", "paper": ",".join(MODES)}
 
 
 @dataclass(frozen=True)
-class Done:
+class BenchmarkResult:
+    """The lines to print, and why some cells were not run, or None."""
+
     lines: Sequence[str]
     ended: str | None
 
 
 @dataclass(frozen=True)
 class ModelUnderTest:
-    """The model that a benchmark hears: what it is, and it metered; None in a replay."""
+    """The model that a benchmark measures. inner: the metered model, None in a replay."""
 
     name: str
     facts: Facts
@@ -52,8 +62,8 @@ class ModelUnderTest:
 
 
 @dataclass
-class Part:
-    """A task, its cells, and what they came to."""
+class TaskPlan:
+    """A task of the benchmark, with its cells and its training questions."""
 
     settings: Settings
     task: Task
@@ -63,7 +73,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Order:
-    """The options, as they were given."""
+    """The options of the command."""
 
     tasks: Sequence[str]
     task_option: Sequence[str]
@@ -100,26 +110,28 @@ class Order:
             if value is not None and not value > 0:
                 raise ValueError(f"--{name.replace('_', '-')} {value}: more than 0 is needed")
         if self.q_max < 1:
-            raise ValueError(f"--q-max {self.q_max:g}: scores go up to 1, so 1 is the least")
+            raise ValueError(f"--q-max {self.q_max:g}: scores go up to 1, so at least 1 is needed")
         if self.baseline is not None and self.baseline not in self.strategies:
             raise ValueError(
                 f"--baseline {self.baseline!r}: one of the strategies, {', '.join(self.strategies)}"
             )
         if self.protocol == "paper" and self.decide != "scorer":
             raise ValueError(
-                f"--decide {self.decide}: in the paper's protocol nothing is chosen, for each "
-                "checkpoint has one answer"
+                f"--decide {self.decide}: the paper's protocol chooses no answer, as each "
+                "checkpoint has only one"
             )
         if (self.engine == "ray") != (self.ledger is not None):
-            raise ValueError("--engine ray and --ledger postgresql://...: the one needs the other")
+            raise ValueError("--engine ray and --ledger postgresql://...: give both or neither")
         if self.ledger and not self.ledger.startswith(("postgresql://", "postgres://")):
             raise ValueError(
-                "--ledger: a database that all workers reach, as postgresql://HOST/NAME"
+                "--ledger: a database that all workers reach is needed, postgresql://HOST/NAME"
             )
         if self.replay and self.ledger:
-            raise ValueError(f"--replay {self.replay}: it asks no model; leave out --engine ray")
+            raise ValueError(
+                f"--replay {self.replay}: a replay asks no model; leave out --engine ray"
+            )
         if self.replay and self.replay.resolve() in (self.out.resolve(), self._calls.resolve()):
-            raise ValueError(f"--replay {self.replay}: give another --out for what it comes to")
+            raise ValueError(f"--replay {self.replay}: its results need another --out")
 
     @property
     def strategies(self) -> list[str]:
@@ -131,31 +143,31 @@ class Order:
 
     # --- the whole
 
-    def run(self, command: str, progress: Progress) -> Done:
+    def run(self, command: str, progress: Progress) -> BenchmarkResult:
         planned = [self._planned(name) for name in self.tasks]
         self.out.mkdir(parents=True, exist_ok=True)
         with self._recording() as recording:
-            heard = self._heard(recording)
-            recording.prices = heard.prices
+            under_test = self._model_under_test(recording)
+            recording.prices = under_test.prices
             records = Records(self.out / RECORDS)
             for part in planned:
-                part.settings = replace(part.settings, model=heard.name)
+                part.settings = replace(part.settings, model=under_test.name)
                 part.cells = self._cells(part.settings, part.task)
             with (
                 self._engine(recording) as grants,
                 open_checkpoints(self.out / LEDGER) as store,
             ):
-                made = self._measured(
-                    planned, recording, records, heard, store.ledger, grants, command, progress
+                source = self._measured(
+                    planned, recording, records, under_test, store.ledger, grants, command, progress
                 )
-        return self._reported(planned, records, made)
+        return self._reported(planned, records, source)
 
-    def _planned(self, name: str) -> Part:
-        """What can be said before there is a model; bad options come out here."""
+    def _planned(self, name: str) -> TaskPlan:
+        """The task and its cells, before the model is known. Bad options are found here."""
         settings = self._settings(name, self.model or "")
-        made = self._loaded(name, self.samples)
-        cells = self._cells(settings, made)
-        return Part(settings, made, cells, lambda: self._training(name, made))
+        task = self._loaded(name, self.samples)
+        cells = self._cells(settings, task)
+        return TaskPlan(settings, task, cells, lambda: self._training(name, task))
 
     def _settings(self, task: str, model: str) -> Settings:
         name, options = self._named(task)
@@ -177,19 +189,19 @@ class Order:
 
     def _measured(
         self,
-        planned: Sequence[Part],
+        planned: Sequence[TaskPlan],
         recording: Recording,
         records: Records,
-        heard: ModelUnderTest,
+        under_test: ModelUnderTest,
         ledger: Ledger,
         grants: Grants | None,
         command: str,
         progress: Progress,
-    ) -> Made:
-        most = {"tokens": self.total_tokens, "usd": self.total_usd} if heard.inner else {}
+    ) -> Source:
+        limits = {"tokens": self.total_tokens, "usd": self.total_usd} if under_test.inner else {}
         bought: Spend = {**nothing(), "tokens": int(recording.bought.tokens)}
         total = Account(
-            {d: amount for d, amount in most.items() if amount is not None},
+            {d: amount for d, amount in limits.items() if amount is not None},
             {**bought, "usd": recording.bought.usd},
         )
         failures: list[str] = []
@@ -200,14 +212,14 @@ class Order:
                 protocol: type[RunProtocol | PaperProtocol] = (
                     RunProtocol if self.protocol == "run" else PaperProtocol
                 )
-                measure = protocol(part.task, ledger, heard.prices, stop)
+                measure = protocol(part.task, ledger, under_test.prices, stop)
                 session = Session(
-                    Spread(measure, grants, heard.name, self._share) if grants else measure,
+                    Spread(measure, grants, under_test.name, self._share) if grants else measure,
                     records,
                     recording,
                     total,
-                    heard.facts,
-                    heard.inner,
+                    under_test.facts,
+                    under_test.inner,
                     self.parallel,
                     stop,
                     report,
@@ -219,29 +231,31 @@ class Order:
                     break
         if ended is None and any(c.name not in records for p in planned for c in p.cells):
             ended = "failures"
-        return Made(command, recording.bought, ended, failures, heard.inner is None)
+        return Source(command, recording.bought, ended, failures, under_test.inner is None)
 
-    def _reported(self, planned: Sequence[Part], records: Records, made: Made) -> Done:
-        found: list[Figures] = []
+    def _reported(
+        self, planned: Sequence[TaskPlan], records: Records, source: Source
+    ) -> BenchmarkResult:
+        measured: list[Figures] = []
         lines = []
         for part in planned:
             try:
-                found.append(self._figures(part, records))
+                measured.append(self._figures(part, records))
             except ValueError as error:
                 lines.append(str(error))
-        if found:
-            content = parts(found, made)
-            written = (("report.md", markdown(content)), ("report.html", page(content)))
-            for name, text in written:
+        if measured:
+            content = report_blocks(measured, source)
+            files = (("report.md", markdown(content)), ("report.html", page(content)))
+            for name, text in files:
                 (self.out / name).write_text(text, encoding="utf-8")
-            for figured in found:
+            for figured in measured:
                 lines += [f"\n{figured.task}", summary(figured), *verdict(figured)]
-            lines += ["", *(str(self.out / name) for name, _ in written)]
-        if made.ended is not None:
-            lines.append(made.unfinished())
-        return Done(lines, made.ended)
+            lines += ["", *(str(self.out / name) for name, _ in files)]
+        if source.ended is not None:
+            lines.append(source.unfinished())
+        return BenchmarkResult(lines, source.ended)
 
-    def _figures(self, part: Part, records: Records) -> Figures:
+    def _figures(self, part: TaskPlan, records: Records) -> Figures:
         names = [cell.name for cell in part.cells]
         for kind in dict.fromkeys(c.lessons for c in part.cells if c.lessons):
             prepared = plan.preparations(part.settings, kind, part.training())
@@ -259,9 +273,9 @@ class Order:
     # --- the questions
 
     def _named(self, task: str) -> tuple[str, dict[str, Any]]:
-        """A task's name, and its options: those behind its question mark, and those of all."""
+        """The name of a task, and its options: those after its question mark, and --task-option."""
         name, _, own = task.partition("?")
-        found: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         for text in [*self.task_option, *filter(None, own.split("&"))]:
             option, equals, value = text.partition("=")
             if not (option and equals):
@@ -269,28 +283,28 @@ class Order:
                     f"--task {task!r}, option {text!r}: NAME=VALUE, as in difficulty=3"
                 )
             try:
-                found[option] = json.loads(value)
+                options[option] = json.loads(value)
             except ValueError:
-                found[option] = value
-        return name, found
+                options[option] = value
+        return name, options
 
-    def _loaded(self, task: str, count: int | None, **more: Any) -> Task:
+    def _loaded(self, task: str, count: int | None, **extra: Any) -> Task:
         name, options = self._named(task)
-        return load(name, **{**options, **({"count": count} if count else {}), **more})
+        return load(name, **{**options, **({"count": count} if count else {}), **extra})
 
     def _training(self, name: str, tested: Task) -> Sequence[Question]:
-        """Questions that are not asked in the test. Raises ValueError if there are too few."""
-        asked = {question.id for question in tested.questions}
+        """Training questions, none of them tested. Raises ValueError if there are too few."""
+        tested_ids = {question.id for question in tested.questions}
         seed = self._named(name)[1].get("seed", 0) + 1
         try:
-            pool = self._loaded(name, self.train + len(asked), seed=seed)
-        except ValueError:  # there are not so many: all there are
+            pool = self._loaded(name, self.train + len(tested_ids), seed=seed)
+        except ValueError:  # the task has fewer questions: take all
             pool = self._loaded(name, None, seed=seed)
-        others = [question for question in pool.questions if question.id not in asked]
+        others = [question for question in pool.questions if question.id not in tested_ids]
         if len(others) < self.train:
             raise ValueError(
-                f"--train {self.train}: {name} has {len(others)} questions beside the "
-                f"{len(asked)} that are tested; give a smaller --train or --samples"
+                f"--train {self.train}: {name} has {len(others)} questions besides the "
+                f"{len(tested_ids)} that are tested; give a smaller --train or --samples"
             )
         return others[: self.train]
 
@@ -316,7 +330,7 @@ class Order:
                 yield grants
         elif recording.shared and recording.live:
             raise ValueError(
-                f"--out {self.out}: begun with --engine ray, whose calls are in its --ledger; give "
+                f"--out {self.out}: this benchmark was begun with --engine ray and --ledger; give "
                 "both again"
             )
         else:
@@ -324,12 +338,12 @@ class Order:
 
     @property
     def _share(self) -> float | None:
-        """Of the rate, what each of the cells side by side may use."""
+        """The rate that each of the parallel cells may use."""
         return self.rate / self.parallel if self.rate is not None else None
 
-    def _heard(self, recording: Recording) -> ModelUnderTest:
+    def _model_under_test(self, recording: Recording) -> ModelUnderTest:
         if self.replay is not None:
-            return self._recorded(recording)
+            return self._recorded_model(recording)
         name = self.model or default_model()
         model = limited(resolve_model(name), self.rate)
         prices = self.price or prices_of(model)
@@ -341,13 +355,13 @@ class Order:
         facts = recording.introduce(name, facts_of(model, prices))
         return ModelUnderTest(name, facts, meter(model, prices), prices)
 
-    def _recorded(self, recording: Recording) -> ModelUnderTest:
+    def _recorded_model(self, recording: Recording) -> ModelUnderTest:
         names = list(recording.facts)
         name = self.model or (names[0] if len(names) == 1 else "")
         if name not in recording.facts:
             raise ValueError(
-                f"--model {name!r}: the recording is of {', '.join(names) or 'no model'}"
+                f"--model {name!r}: the recording has {', '.join(names) or 'no model'}"
             )
         facts = recording.facts[name]
-        known = cast("Mapping[str, Any] | None", facts.prices)
-        return ModelUnderTest(name, facts, None, Prices(**known) if known else None)
+        prices = cast("Mapping[str, Any] | None", facts.prices)
+        return ModelUnderTest(name, facts, None, Prices(**prices) if prices else None)

@@ -1,9 +1,9 @@
-"""The paper's protocol (Zhang et al. 2026, arXiv 2601.11038): full chains of thought, cut at
-checkpoints in generated tokens, and an answer forced from what stands before each cut.
+"""The paper's protocol: cuts chains of thought at checkpoints, and asks for an answer at each cut.
 
-The modes differ in what the prompt of a chain shows of other questions: nothing (`base`), principles
-learned from mistakes (`leap`), better trajectories (`pdp_positive`), or better and worse ones (`pdp`).
-Where the paper is silent, docs/benchmark.md says what is done here.
+The paper is Zhang et al. 2026, arXiv 2601.11038. Checkpoints are in generated tokens. The modes
+differ in what the prompt of a chain shows from other questions: nothing (`base`), principles learned
+from mistakes (`leap`), better trajectories (`pdp_positive`), or better and worse ones (`pdp`). Where
+the paper leaves a choice, docs/benchmark.md names ours.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from anytime_graph import prompts
 from anytime_graph.benchmark.cells import Cell, Record
-from anytime_graph.benchmark.places import Places, TooDear
-from anytime_graph.benchmark.recording import RecordedReply, heard
+from anytime_graph.benchmark.places import OverCeiling, Places
+from anytime_graph.benchmark.recording import RecordedReply, piece_texts
 from anytime_graph.benchmark.run import (
     NAMESPACE,
     FixedMemory,
-    Learned,
+    Lesson,
     SafeScorer,
     Unmeasured,
-    check,
-    dearest,
+    dearest_price,
     record_of,
+    require_measured,
 )
 from anytime_graph.benchmark.tape import CellModel
 from anytime_graph.budget import Prices
@@ -54,25 +54,24 @@ _SHOWN: dict[str, Shown] = {
     "pdp": "both",
 }
 _EXAMPLES, _PAIRS = 3, 2
-"""How many a prompt shows, and how many are kept of a training question."""
-_LESSONS = 1_500
-"""Input tokens that examples may take in a prompt, by the upper bound."""
-_RULES = 256
-"""Output tokens for the principles of a training question."""
+"""Examples in a prompt; pairs kept from a training question."""
+_EXAMPLES_INPUT = 1_500
+"""Most input tokens for the examples in a prompt, by the upper bound."""
+_PRINCIPLES_OUTPUT = 256
+"""Most output tokens for the principles from a training question."""
 _MARGIN = 250
-"""Input tokens for what a prompt says beside the question and the reasoning."""
-_LOOSE = 2
-"""Tokens, by the upper bound, that a generated token of a prefix may be as input."""
+"""Input tokens for the fixed text of a prompt."""
+_INPUT_PER_GENERATED = 2
+"""Input tokens, by the upper bound, for each generated token of a prefix."""
 _TAG = re.compile(r"</?answer>", re.IGNORECASE)
-How = Literal["whole", "pieces", "tokenizer", "estimate"]
-_ENDS = 2
-"""Tokens that a provider may bill and not show, such as the one that ends a reply."""
+CutMethod = Literal["whole", "pieces", "tokenizer", "estimate"]
+_UNSHOWN = 2
+"""Tokens that a provider may bill without showing them, such as the end of a reply."""
 
 
 @dataclass(frozen=True)
 class PaperProtocol:
-    """Measures cells of the paper's protocol. Each is a thread of the ledger, and each of its calls
-    is metered."""
+    """Measures cells of the paper's protocol. Each is a thread of the ledger with metered calls."""
 
     task: Task
     ledger: Ledger
@@ -80,24 +79,28 @@ class PaperProtocol:
     stop: threading.Event | None = None
 
     def ceiling(self, cell: Cell) -> tuple[float, float]:
-        """The most that a cell can cost, in tokens and USD: a generous estimate, which `measure`
-        keeps to. Chains with their examples, and every prefix once more as input."""
-        question = _bound(cell.question.conversation) + _MARGIN
+        """The most that a cell can cost, in tokens and USD: a generous estimate that `measure`
+        never exceeds. It pays for the chains with their examples, and for each prefix as input."""
+        # A question of 50 tokens, checkpoints 64 and 128, an answer of 256 tokens, no examples:
+        # 300 + 128 for the chain, (300 + 2 x 64 + 256) + (300 + 2 x 128 + 256) for the answers.
+        question = _prompt_bound(cell.question.conversation) + _MARGIN
         room, chains = cell.settings.room, cell.settings.trajectories if cell.prepares else 1
-        chain = question + (_LESSONS if cell.lessons else 0) + cell.budgets[-1]
-        answers = sum(question + _LOOSE * at + room for at in cell.budgets)
+        chain = question + (_EXAMPLES_INPUT if cell.lessons else 0) + cell.budgets[-1]
+        answers = sum(question + _INPUT_PER_GENERATED * at + room for at in cell.budgets)
         learning = cell.prepares and cell.strategy == "leap"
-        most = chains * (chain + answers) + (question + _LESSONS + _RULES if learning else 0)
-        return most, most * dearest(self.prices) / 1e6
+        most = chains * (chain + answers) + (
+            question + _EXAMPLES_INPUT + _PRINCIPLES_OUTPUT if learning else 0
+        )
+        return most, most * dearest_price(self.prices) / 1e6
 
     def measure(
         self, cell: Cell, model: CellModel, memory: FixedMemory | None
-    ) -> tuple[Record, Learned | None]:
-        """Make the chain, cut it, have each prefix answered. Raises Unmeasured, or NotRecorded in a
-        replay that misses a call."""
+    ) -> tuple[Record, Lesson | None]:
+        """Make the chain, cut it, and ask for an answer at each cut. Raises Unmeasured, or
+        NotRecorded if a replay lacks a call."""
         protocol = self.task.answer if callable(self.task.answer) else "tags"
         with self._places(cell, model) as places:
-            work = _Work(cell, model, places, answer_format(protocol), SafeScorer(cell.question))
+            work = _CellRun(cell, model, places, answer_format(protocol), SafeScorer(cell.question))
             return work.prepare() if cell.prepares else (work.measure(memory), None)
 
     @contextmanager
@@ -118,7 +121,7 @@ class PaperProtocol:
 
 @dataclass(frozen=True)
 class _Chain:
-    """A chain of thought. generated: its tokens, as the provider counts them."""
+    """A chain of thought. generated: its output tokens, as the provider counts them."""
 
     call: PlannedCall
     reply: Reply
@@ -126,55 +129,56 @@ class _Chain:
 
 
 @dataclass
-class _Work:
-    """One cell under way."""
+class _CellRun:
+    """The measurement of one cell. how: how its prefixes were cut. too_dear: an answer did not fit the
+    ceiling of the cell."""
 
     cell: Cell
     model: CellModel
     places: Places
     answers: AnswerFormat
-    truth: SafeScorer
+    scorer: SafeScorer
     answering: int = 0
     how: str = "whole"
-    dear: bool = False
+    too_dear: bool = False
 
     def measure(self, memory: FixedMemory | None) -> Record:
         shown = _SHOWN[self.cell.strategy]
         lessons = Lessons(
-            examples=examples(memory, self.cell.question) if memory and shown else (),
+            examples=examples_for(memory, self.cell.question) if memory and shown else (),
             memory=shown,
-            allowance=_LESSONS,
+            allowance=_EXAMPLES_INPUT,
         )
         chain = self._chain(lessons, self.cell.budgets[-1])
         scores: list[float] = []
         for n, at in enumerate(self.cell.budgets):
             if n and self.cell.budgets[n - 1] >= chain.generated:
-                scores.append(scores[-1])  # it had ended: the same prefix, the same answer
+                scores.append(scores[-1])  # the chain has ended: same prefix, same answer
                 continue
-            scores.append(self.truth.of(self._answer(chain, at)))
+            scores.append(self.scorer.value(self._answer(chain, at)))
         self.places.close("done")
         return self._record(scores, chain)
 
-    def prepare(self) -> tuple[Record, Learned]:
-        """Trajectories on a training question, and what they teach."""
+    def prepare(self) -> tuple[Record, Lesson]:
+        """Make trajectories on a training question, and the lesson from them."""
         budget, question = self.cell.budgets[0], self.cell.question
         candidates = []
         for _ in range(self.cell.settings.trajectories):
             chain = self._chain(Lessons(), budget)
-            candidates += self._scored(chain, self._answer(chain, budget))
+            candidates += self._scored_candidates(chain, self._answer(chain, budget))
         pairs = scored_pairs(candidates, [], _PAIRS)
         rules: list[str] = []
         if self.cell.strategy == "leap" and pairs:
             move = planned_move(Learn())
             assert move["kind"] == "learn"
             prompt = prompts.principles(prompts.Case(question.prompt), pairs, 1.0)
-            _, reply = self._call(move, prompt, _RULES)
-            found = learn.absorb(move, reply)
-            rules = found if isinstance(found, list) else []
+            _, reply = self._call(move, prompt, _PRINCIPLES_OUTPUT)
+            learned = learn.absorb(move, reply)
+            rules = learned if isinstance(learned, list) else []
         self.places.close("done")
         best = max((c["score"] or 0.0 for c in candidates), default=0.0)
         record = self._record([best], chain)
-        return {**record, "pairs": len(pairs)}, Learned(question.prompt, pairs, rules)
+        return {**record, "pairs": len(pairs)}, Lesson(question.prompt, pairs, rules)
 
     def _record(self, scores: Sequence[float], chain: _Chain) -> Record:
         return record_of(
@@ -184,8 +188,8 @@ class _Work:
             oracle=list(accumulate(scores, max)),
             spent=self.places.spent,
             answering=self.answering,
-            unscored=self.truth.unscored,
-            stop_reason="too dear" if self.dear else chain.reply.receipt["ended"],
+            unscored=self.scorer.unscored,
+            stop_reason="too dear" if self.too_dear else chain.reply.receipt["ended"],
             cut=self.how,
         )
 
@@ -196,24 +200,24 @@ class _Work:
             self.cell.question.conversation, self.answers.protocol, lessons, 1.0, room
         )
         call, reply = self._call(planned_move(Draft()), prompt, room)
-        take = self.model.heard[-1]
-        shown = sum(piece is not None for piece in take.pieces)
+        recorded = self.model.replies[-1]
+        shown = sum(piece is not None for piece in recorded.pieces)
         hidden = reply.receipt["spend"]["reasoning_tokens"]
-        if hidden and not any(isinstance(piece, list) for piece in take.pieces):
+        if hidden and not any(isinstance(piece, list) for piece in recorded.pieces):
             raise ValueError(
                 f"--protocol paper: {self.model.facts.name} hides its reasoning ({hidden} tokens), "
                 "so its chains cannot be cut; --protocol run measures it"
             )
-        known = reply.receipt["reported"] is not None and not take.cut
-        self._kept(call, reply, reply.text)
-        return _Chain(call, reply, reply.receipt["spend"]["output_tokens"] if known else shown)
+        counted = reply.receipt["reported"] is not None and not recorded.cut
+        self._keep_answer(call, reply, reply.text)
+        return _Chain(call, reply, reply.receipt["spend"]["output_tokens"] if counted else shown)
 
     def _answer(self, chain: _Chain, at: int) -> str:
-        """The answer that is forced from the first `at` tokens; it sees nothing after them."""
+        """The answer forced from the first `at` tokens. The model sees nothing after them."""
         counted = self.model.facts.counted
         exact = tokenizer(self.model.facts.name) if counted else None
-        take = next(t for t in self.model.heard if t.seed == self._seed(chain.call))
-        prefix, how = cut(take, chain.generated, at, exact)
+        recorded = next(r for r in self.model.replies if r.seed == self._seed(chain.call))
+        prefix, how = cut(recorded, chain.generated, at, exact)
         self.how = how if how != "whole" else self.how
         prompt = self.cell.question.conversation
         if prefix.strip():
@@ -224,19 +228,19 @@ class _Work:
             call, reply = self._call(
                 planned_move(Draft(conclude=chain.call["ordinal"])), prompt, room
             )
-        except TooDear:
-            self.dear = True
+        except OverCeiling:
+            self.too_dear = True
             return ""
         self.answering += reply.receipt["spend"]["tokens"]
-        found = self.answers.extract(reply.text) or _TAG.sub("", reply.text).strip()
-        self._kept(call, reply, found)
-        return found
+        answer = self.answers.extract(reply.text) or _TAG.sub("", reply.text).strip()
+        self._keep_answer(call, reply, answer)
+        return answer
 
     def _call(
         self, move: PlannedMove, prompt: Sequence[BaseMessage], room: int
     ) -> tuple[PlannedCall, Reply]:
         call, reply = self.places.call(move, prompt, room)
-        check(self.model)
+        require_measured(self.model)
         if reply.receipt["lost"]:
             raise Unmeasured(reply.receipt["errors"][-1])
         return call, reply
@@ -246,31 +250,31 @@ class _Work:
 
     # --- answers
 
-    def _kept(self, call: PlannedCall, reply: Reply, answer: str) -> None:
-        """The answer goes into the ledger, for whoever wants to read it there."""
-        found = candidate(call, reply, self.answers, self.places.spent)
-        if found is not None:
-            self.places.keep(call, {**found, "answer": answer})
+    def _keep_answer(self, call: PlannedCall, reply: Reply, answer: str) -> None:
+        """Record the answer in the ledger."""
+        kept = candidate(call, reply, self.answers, self.places.spent)
+        if kept is not None:
+            self.places.keep(call, {**kept, "answer": answer})
 
-    def _scored(self, chain: _Chain, answer: str) -> list[Candidate]:
-        """The trajectory with its score, as pairs are made from; none if it is empty."""
-        score = self.truth.verdict(answer)
-        found = candidate(chain.call, chain.reply, self.answers, self.places.spent)
-        if found is None:
+    def _scored_candidates(self, chain: _Chain, answer: str) -> list[Candidate]:
+        """The trajectory with its score, to make pairs from; [] if it is empty."""
+        score = self.scorer.verdict(answer)
+        trajectory = candidate(chain.call, chain.reply, self.answers, self.places.spent)
+        if trajectory is None:
             return []
-        judged: Any = {"score": score.value, "feedback": score.feedback, "right": score.right}
-        return [{**found, "answer": answer, **judged}]
+        verdict: Any = {"score": score.value, "feedback": score.feedback, "right": score.right}
+        return [{**trajectory, "answer": answer, **verdict}]
 
 
-def examples(memory: FixedMemory, question: Question) -> list[Example]:
-    """Of the questions most like this one; of the others where those are too few."""
-    found = list(memory.recall(NAMESPACE, question.prompt, _EXAMPLES))
-    for one in memory.learned:
-        found += [e for e in memory.recall(NAMESPACE, one.question, 1) if e not in found]
-    return found[:_EXAMPLES]
+def examples_for(memory: FixedMemory, question: Question) -> list[Example]:
+    """Examples from the questions most like this one, then from the others."""
+    examples = list(memory.recall(NAMESPACE, question.prompt, _EXAMPLES))
+    for lesson in memory.lessons:
+        examples += [e for e in memory.recall(NAMESPACE, lesson.question, 1) if e not in examples]
+    return examples[:_EXAMPLES]
 
 
-def _bound(messages: Sequence[BaseMessage]) -> int:
+def _prompt_bound(messages: Sequence[BaseMessage]) -> int:
     estimate = tokens.Tokenizer()
     return estimate.bound(estimate.shape(messages), tokens.uncalibrated())
 
@@ -279,41 +283,43 @@ def _bound(messages: Sequence[BaseMessage]) -> int:
 
 
 class Prefix(NamedTuple):
-    """What stands before a cut, and how it was found."""
+    """The text before a cut, and how the cut was found."""
 
     text: str
-    how: How
+    how: CutMethod
 
 
-class Tokenizer(Protocol):
-    """tiktoken's encodings are such."""
+class ReversibleTokenizer(Protocol):
+    """A tokenizer that turns text into tokens and back, such as an encoding of tiktoken."""
 
     def encode(self, text: str, *, disallowed_special: tuple[()]) -> list[int]: ...
 
     def decode(self, tokens: list[int]) -> str: ...
 
 
-def tokenizer(model: str) -> Tokenizer | None:
-    """OpenAI's for the model of this name; None if it is not known, or not to be had."""
+def tokenizer(model: str) -> ReversibleTokenizer | None:
+    """tiktoken's tokenizer for this model; None if it has none, or cannot load it."""
     import tiktoken
 
     try:
         return tiktoken.encoding_for_model(model)
-    except Exception:  # an unknown model is a KeyError; offline it is the network library's own
+    except Exception:  # KeyError for an unknown model; the network library's errors offline
         return None
 
 
-def cut(take: RecordedReply, generated: int, at: int, exact: Tokenizer | None = None) -> Prefix:
+def cut(
+    reply: RecordedReply, generated: int, at: int, exact: ReversibleTokenizer | None = None
+) -> Prefix:
     """The first `at` of the `generated` tokens of a reply.
 
-    By the pieces of its stream, if there were as many as tokens; else by the tokenizer, if there is
-    one; else at the same share of its characters, which is an estimate.
+    The cut is by the pieces of the stream, if there are as many as tokens; else by the tokenizer, if
+    there is one; else at the same share of the characters, which is an estimate.
     """
-    pieces = heard(take)
+    pieces = piece_texts(reply)
     text = "".join(pieces)
     if at >= generated:
         return Prefix(text, "whole")
-    if abs(generated - len(pieces)) <= _ENDS:
+    if abs(generated - len(pieces)) <= _UNSHOWN:
         return Prefix("".join(pieces[:at]), "pieces")
     if exact is not None:
         start = exact.decode(exact.encode(text, disallowed_special=())[:at])

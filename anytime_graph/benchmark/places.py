@@ -1,4 +1,4 @@
-"""Metered calls one after the other, each at a place of its own in the ledger."""
+"""Metered calls outside a graph, one after the other, each with its own place in the ledger."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from anytime_graph.run.pairs import Candidate
 from anytime_graph.run.state import State, conversation_digest, conversation_of, fresh
 
 
-class TooDear(ValueError):
-    """A call does not fit what its cell may cost."""
+class OverCeiling(ValueError):
+    """A call costs more than is left of its cell's ceiling."""
 
 
 @dataclass
 class Places:
-    """The calls of one thread, paid from one account."""
+    """The calls of one thread, paid from one account. Open with `opened`."""
 
     meter: Meter
     journal: RunJournal
@@ -55,13 +55,13 @@ class Places:
         tokens: float,
         stop: threading.Event | None,
     ) -> Iterator[Places]:
-        """A new run on the thread; it is released at the end. Raises ThreadBusy."""
-        asked: list[BaseMessage] = [HumanMessage(question)]
+        """Begin a new run on the thread, and release the thread at the end. Raises ThreadBusy."""
+        messages: list[BaseMessage] = [HumanMessage(question)]
         state = fresh(question, {}, randbits(53), thread, {"tokens": tokens})
         record = {
-            "asked": conversation_digest(asked),
+            "asked": conversation_digest(messages),
             "question": question,
-            "conversation": conversation_of(asked),
+            "conversation": conversation_of(messages),
             "model": ready.name,
             "strategy": strategy,
             "decides": "scorer",
@@ -88,15 +88,15 @@ class Places:
     def call(
         self, move: PlannedMove, prompt: Sequence[BaseMessage], max_output: int
     ) -> tuple[PlannedCall, Reply]:
-        """Make the next call. Raises TooDear, before it is made, if it may exceed the rest."""
+        """Make the next call. Raises OverCeiling before the call if it may exceed what is left."""
         ordinal, self.ordinal = self.ordinal, self.ordinal + 1
         shape, max_input = self.meter.max_input(list(prompt), uncalibrated())
         cap = self.meter.cap(max_output)
         amounts, rest = self.meter.reservation(max_input, max_output), self.account.left()
         if amounts["tokens"] > rest["tokens"]:
-            raise TooDear(
+            raise OverCeiling(
                 f"call {ordinal}: {max_input} + {max_output} tokens do not fit the "
-                f"{rest['tokens']:.0f} that are left of what its cell may cost"
+                f"{rest['tokens']:.0f} that are left for its cell"
             )
         place = Place(self.run["run_id"], ordinal)
         planned = PlannedCall(
@@ -129,7 +129,7 @@ class Places:
         self.journal.keep(planned, self.run["run_id"], candidate, fresh=True)
 
     def close(self, reason: str) -> None:
-        """The run is over, for this reason."""
+        """End the run, for this reason."""
         ledger, hold = self.journal
         ledger.save(hold, self.record, self.state, self.state, self.run["plan"], reason)
 

@@ -1,7 +1,7 @@
-"""What a benchmark's model has answered, kept in a file of JSON Lines.
+"""The recording of a benchmark: every reply of its model, in a file of JSON Lines.
 
-The file holds what the model is, as metering sees it; what is asked, by the digest of the request and
-with its reservation, before it is; and what came. So it is as private as the replies are.
+The file holds the facts of the model, each request as a digest with its reservation, written before
+the request is sent, and each reply. It is as private as the replies are.
 """
 
 from __future__ import annotations
@@ -20,17 +20,20 @@ from anytime_graph.budget import Prices, Spend, nothing
 from anytime_graph.forms import NewerForm, Upgrade, refuse_newer, unchanged
 
 UPGRADES: tuple[Upgrade, ...] = (unchanged,)
-"""Of a row, from each form to the next; see forms.py. The first files are of form 1."""
+"""The steps that upgrade a row from each form to the next; see forms.py. The first form is 1."""
 FORM = f"anytime-graph calls {len(UPGRADES)}"
 POLL = 0.1
-"""Seconds between looks at whether to stop."""
+"""Seconds between two checks for a stop."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What of a model decides which requests are made of it: its name; the output tokens that it
-    never exceeds; whether tiktoken counts its prompts; what is bound to hold it to a schema; and
-    the options that travel with each request. prices: USD per million tokens, as Prices has them."""
+    """The properties of a model that decide which requests it gets.
+
+    ceiling: its largest number of output tokens. counted: whether tiktoken counts its prompts.
+    structured: the options that hold it to a schema. beside: the options sent with each request.
+    prices: USD per million tokens, as in Prices.
+    """
 
     name: str
     ceiling: int | None = None
@@ -42,9 +45,9 @@ class Facts:
 
 @dataclass(frozen=True)
 class RecordedReply:
-    """A reply as it came. pieces: of the stream: text; None for one that shows nothing; [what the
-    model thought, text] where it shows its thoughts. usage: reports, in order. finish: the
-    provider's word for how it ended. cut: by us, as the provider ignored its cap."""
+    """A reply as it arrived. pieces: those of the stream: text, None for an empty piece, or
+    [reasoning, text]. usage: the usage reports, in order. finish: the provider's finish reason.
+    cut: whether we cut the reply, as the provider ignored its cap."""
 
     key: str
     seed: int
@@ -57,7 +60,7 @@ class RecordedReply:
 
 @dataclass
 class Bought:
-    """What was paid for. calls in flight, and those lost with their process, count in full."""
+    """What was paid for. Running calls, and calls lost with their process, count in full."""
 
     tokens: float = 0
     usd: float = 0.0
@@ -70,47 +73,49 @@ class Bought:
 
 
 class Recorded:
-    """What was answered, and what it cost; safe for threads. Whoever keeps it beyond this process
-    does so in `_keep`.
+    """The replies of a model and their cost, in memory; safe for threads. Subclasses store rows in
+    `_keep`.
 
-    prices: for what was bought. tells_ends: replies came with a word on how they ended, or with
-    usage; so one without either broke off.
+    prices: those of the model. tells_ends: replies have come with a finish reason or with usage, so
+    one without either has broken off.
     """
 
     def __init__(self, prices: Prices | None = None) -> None:
         self.prices = prices
         self.bought = Bought()
         self.tells_ends = False
-        self._takes: dict[str, RecordedReply] = {}
-        self._asked: dict[str, tuple[float, float]] = {}
-        self._answering: set[str] = set()
+        self._replies: dict[str, RecordedReply] = {}
+        self._reserved: dict[str, tuple[float, float]] = {}
+        self._claimed: set[str] = set()
         self._changed = threading.Condition()
 
     def claim(self, key: str, stop: threading.Event | None) -> RecordedReply | None:
-        """The take, or None: then the caller is to make it, and nobody else does meanwhile."""
+        """The reply, or None: then the caller makes the call, and no other caller does until
+        `release`."""
         with self._changed:
             while True:
-                if (take := self._takes.get(key)) is not None:
-                    return take
-                if key not in self._answering or (stop is not None and stop.is_set()):
-                    self._answering.add(key)
+                if (reply := self._replies.get(key)) is not None:
+                    return reply
+                if key not in self._claimed or (stop is not None and stop.is_set()):
+                    self._claimed.add(key)
                     return None
                 self._changed.wait(POLL)
 
     def release(self, key: str) -> None:
         with self._changed:
-            self._answering.discard(key)
+            self._claimed.discard(key)
             self._changed.notify_all()
 
     def ask(self, key: str, tokens: float, usd: float) -> None:
-        """Write the reservation, before the request leaves."""
+        """Record the reservation, before the request is sent."""
         self._keep({"ask": key, "reserved": [tokens, usd]})
 
-    def answer(self, take: RecordedReply, tokens: float, usd: float) -> None:
-        self._keep({"take": asdict(take), "cost": [tokens, usd]})
+    def answer(self, reply: RecordedReply, tokens: float, usd: float) -> None:
+        """Record the reply, and what it cost."""
+        self._keep({"take": asdict(reply), "cost": [tokens, usd]})
 
     def fail(self, key: str, tokens: float, usd: float) -> None:
-        """The call failed; it may be made again."""
+        """Record that the call failed. It may be made again."""
         self._keep({"failed": key, "cost": [tokens, usd]})
 
     def _keep(self, row: dict[str, Any]) -> None:
@@ -118,22 +123,22 @@ class Recorded:
             self._read(row)
 
     def _read(self, row: dict[str, Any]) -> None:
-        """An earlier reservation of the same request that was never answered stays charged."""
+        """Take in a row. An earlier reservation of the same request without a reply stays charged."""
         if "ask" in row:
             tokens, usd = row["reserved"]
-            self._asked[row["ask"]] = (tokens, usd)
+            self._reserved[row["ask"]] = (tokens, usd)
             self.bought.add(tokens, usd, 1)
         elif "failed" in row:
             self._settle(row["failed"], *row["cost"])
         else:
-            take = RecordedReply(**row["take"])
-            self._settle(take.key, *row["cost"])
-            self._takes[take.key] = take
-            self.tells_ends |= bool(take.usage or take.finish)
+            reply = RecordedReply(**row["take"])
+            self._settle(reply.key, *row["cost"])
+            self._replies[reply.key] = reply
+            self.tells_ends |= bool(reply.usage or reply.finish)
 
     def _settle(self, key: str, tokens: float, usd: float) -> None:
-        """What a call cost, instead of its reservation, if that is known."""
-        held = self._asked.pop(key, None)
+        """Replace the reservation of a call, if there is one, by its cost."""
+        held = self._reserved.pop(key, None)
         if held is None:
             self.bought.add(tokens, usd, 1)
         else:
@@ -141,10 +146,10 @@ class Recorded:
 
 
 class Recording(Recorded):
-    """The takes of a file; for one process at a time.
+    """The replies in a file, for one process at a time.
 
-    file: appended to, unless `live` is False. shared: what names the recording in a database, if
-    workers buy for it; rows: of that database, those that the file has.
+    file: rows are appended to it unless `live` is False. shared: the name of the recording in a
+    database, if workers buy for it. rows: the numbers of the database's rows that the file has.
     """
 
     def __init__(self, file: Path, prices: Prices | None = None, live: bool = True) -> None:
@@ -169,24 +174,25 @@ class Recording(Recorded):
             self._lock.close()
 
     def introduce(self, model: str, facts: Facts) -> Facts:
-        """What the model of this name is. Raises ValueError if it was another before."""
-        known = self.facts.get(model)
-        if known is not None and known != facts:
+        """Record the facts of the model. Raises ValueError if they were different before."""
+        before = self.facts.get(model)
+        if before is not None and before != facts:
             raise ValueError(
-                f"{self.file}: --model {model} was priced or set otherwise before; give another --out"
+                f"{self.file}: --model {model} had other prices or settings before; give another --out"
             )
-        if known is None:
+        if before is None:
             self._keep({"form": FORM, "model": model, "facts": asdict(facts)})
         return facts
 
     def share(self) -> str:
+        """The name of the recording in a database; made at the first call."""
         if self.shared is None:
             self._keep({"shared": uuid4().hex})
         return cast("str", self.shared)
 
     def copy(self, rows: Mapping[int, dict[str, Any]]) -> Spend:
-        """Take in rows of the database, by their numbers there; those that are here count once.
-        Returns what they cost."""
+        """Take in rows of the database, by their numbers. Rows that are in the file already are
+        skipped. Returns what the new ones cost."""
         new = Recorded(self.prices)
         for number, row in rows.items():
             if number not in self.rows:
@@ -195,11 +201,11 @@ class Recording(Recorded):
         cost = new.bought
         return {**nothing(), "tokens": int(cost.tokens), "usd": cost.usd, "calls": cost.calls}
 
-    def takes(self) -> list[RecordedReply]:
-        return list(self._takes.values())
+    def replies(self) -> list[RecordedReply]:
+        return list(self._replies.values())
 
     def _migrated(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A row of the file in today's form: its own is that of the last row before it that tells."""
+        """A row of the file in the current form. Its form is that of the last row that names one."""
         if "form" in row:
             self._form = int(row["form"].rpartition(" ")[2])
             refuse_newer(str(self.file), self._form, len(UPGRADES))
@@ -228,8 +234,9 @@ class Recording(Recorded):
 
 
 def _locked(file: Path) -> sqlite3.Connection:
-    """A hold on the file for as long as this process lives, by an empty database beside it: SQLite
-    has locks for every system. Raises ValueError if another has it, or if none can be had there."""
+    """A lock on the file while this process lives. It is that of an empty SQLite database beside the
+    file, which works on every system. Raises ValueError if another process has it, or if the folder
+    cannot be locked."""
     try:
         with ExitStack() as failed:
             hold = sqlite3.connect(
@@ -245,7 +252,7 @@ def _locked(file: Path) -> sqlite3.Connection:
     return hold
 
 
-def heard(take: RecordedReply) -> list[str]:
-    """The pieces of a reply as text, thoughts included, in the order they came."""
-    shown = ["".join(p) if isinstance(p, list) else p for p in take.pieces]
+def piece_texts(reply: RecordedReply) -> list[str]:
+    """The pieces of a reply as text with the reasoning, in order of arrival."""
+    shown = ["".join(p) if isinstance(p, list) else p for p in reply.pieces]
     return [text for text in shown if text]

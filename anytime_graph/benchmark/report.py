@@ -1,4 +1,4 @@
-"""The report of a benchmark, in Markdown and as one page of HTML that needs nothing beside it."""
+"""The report of a benchmark, as Markdown and as one self-contained page of HTML."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from anytime_graph.benchmark.recording import Bought
 from anytime_graph.metrics import Interval
 
 _ENOUGH = 0.95
-"""The share of the highest quality that counts as nearly as good."""
-_SILENT = ("learn", "critique")
-"""Kinds of calls that bring no answer."""
+"""A strategy with this share of the highest quality is nearly as good."""
+_WITHOUT_ANSWER = ("learn", "critique")
+"""Kinds of calls that give no answer."""
 _FEW = 20
 """Questions below which bootstrap intervals are too narrow."""
 
@@ -42,7 +42,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: the first column is of names, the others of numbers."""
+    """A table: names in the first column, numbers in the others."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -50,18 +50,18 @@ class Grid:
 
 @dataclass(frozen=True)
 class Picture:
-    """SVG, and what it shows."""
+    """An SVG drawing, and what it shows."""
 
     svg: str
     about: str
 
 
-Part = Heading | Text | Code | Grid | Picture
+Block = Heading | Text | Code | Grid | Picture
 
 
 @dataclass(frozen=True)
-class Made:
-    """How a report came about. ended: why not all cells were run, if so."""
+class Source:
+    """How the measurements of a report came about. ended: why some cells were not run, or None."""
 
     command: str
     bought: Bought
@@ -80,38 +80,38 @@ class Made:
         return f"Not finished: {why}. The same command goes on where it stopped."
 
 
-def parts(all_figures: Sequence[Figures], made: Made) -> list[Part]:
-    """The report's content."""
-    told: list[Part] = [Heading("Which strategy, at which budget", 1), Code(made.command)]
-    if made.ended is not None:
-        told.append(Text(made.unfinished(), strong=True))
+def report_blocks(all_figures: Sequence[Figures], source: Source) -> list[Block]:
+    """The content of the report."""
+    blocks: list[Block] = [Heading("Which strategy, at which budget", 1), Code(source.command)]
+    if source.ended is not None:
+        blocks.append(Text(source.unfinished(), strong=True))
     for figures in all_figures:
-        told += _task(figures)
-    told += [Heading("How it was made"), Text(_versions()), Text(_bought(made))]
-    return told
+        blocks += _task(figures)
+    blocks += [Heading("How it was made"), Text(_versions()), Text(_bought(source))]
+    return blocks
 
 
-def _task(figures: Figures) -> list[Part]:
-    told: list[Part] = [Heading(figures.task), Text(_setting(figures))]
-    told += [Text(sentence, strong=True) for sentence in verdict(figures)]
+def _task(figures: Figures) -> list[Block]:
+    blocks: list[Block] = [Heading(figures.task), Text(_setting(figures))]
+    blocks += [Text(sentence, strong=True) for sentence in verdict(figures)]
     try:
-        told.append(Picture(chart(figures), _caption(figures)))
+        blocks.append(Picture(chart(figures), _caption(figures)))
     except ImportError as error:
-        told.append(Text(f"No picture: {error}"))
-    told += [Heading("Quality of the answer returned", 3), _qualities(figures)]
+        blocks.append(Text(f"No picture: {error}"))
+    blocks += [Heading("Quality of the answer returned", 3), _qualities(figures)]
     if len(figures.strategies) > 1:
-        told += [Heading(f"Difference from {figures.baseline}", 3), _differences(figures)]
-        told.append(Text(_DIFFERENCES))
+        blocks += [Heading(f"Difference from {figures.baseline}", 3), _differences(figures)]
+        blocks.append(Text(_DIFFERENCES))
     if len(figures.budgets) > 1:
-        told += [Heading("How early quality comes", 3), _indices(figures)]
-        told.append(Text(_index_terms(figures)))
+        blocks += [Heading("How early quality comes", 3), _indices(figures)]
+        blocks.append(Text(_index_terms(figures)))
     if any(figures.brought.values()):
-        told += [Heading("What single calls brought", 3), _brought(figures)]
-        told.append(Text(_brought_terms(figures)))
-    told += [Heading("What it cost", 3), _costs(figures), Text(_COSTS[figures.protocol])]
+        blocks += [Heading("What single calls brought", 3), _gains_grid(figures)]
+        blocks.append(Text(_gains_terms(figures)))
+    blocks += [Heading("What it cost", 3), _costs(figures), Text(_COSTS[figures.protocol])]
     if figures.charged and len(figures.strategies) > 1:
-        told += [Heading("At equal cost", 3), _for_the_cost(figures), Text(_equal_terms(figures))]
-    return told
+        blocks += [Heading("At equal cost", 3), _for_the_cost(figures), Text(_equal_terms(figures))]
+    return blocks
 
 
 def _setting(f: Figures) -> str:
@@ -132,15 +132,15 @@ def _setting(f: Figures) -> str:
 
 
 def _faults(f: Figures) -> str:
-    told = ""
+    faults = ""
     if prepared := f.costs.get(PREPARATION):
-        told += f" Training questions gave {prepared.pairs} preference pairs"
-        told += "." if prepared.pairs else ", so nothing could be shown of them."
+        faults += f" Training questions gave {prepared.pairs} preference pairs"
+        faults += "." if prepared.pairs else ", so nothing could be shown of them."
     if f.unscored:
-        told += f" The scorer failed on {f.unscored} answers, which count 0."
+        faults += f" The scorer failed on {f.unscored} answers, which count 0."
     if f.estimated:
-        told += " Some chains could not be cut at the token, but by an estimate."
-    return told
+        faults += " Some chains could not be cut at the token, but by an estimate."
+    return faults
 
 
 _METRICS = {"csr": "the share of constraints met", "accuracy": "accuracy"}
@@ -159,30 +159,30 @@ _COSTS = {
 
 
 def verdict(f: Figures) -> list[str]:
-    """What to use, in a sentence for the whole and one for each budget."""
+    """Which strategy to use: a sentence for the whole, and one for each budget."""
     best, cheap = f.best, f.cheapest(_ENOUGH)
-    told = [f"Highest: {best.strategy} at {best.budget:,} {f.unit}, {best.quality:.3f}."]
+    sentences = [f"Highest: {best.strategy} at {best.budget:,} {f.unit}, {best.quality:.3f}."]
     if cheap != best:
-        told[0] += (
+        sentences[0] += (
             f" Nearly as good ({_ENOUGH:.0%} of it) from {cheap.budget:,} on: {cheap.strategy}, "
             f"{cheap.quality:.3f}."
         )
     for at, budget in enumerate(f.budgets):
         here = f.best_at(at)
         if here.strategy == f.baseline:
-            told.append(f"At {budget:,}: {here.strategy}, {here.quality:.3f}.")
+            sentences.append(f"At {budget:,}: {here.strategy}, {here.quality:.3f}.")
             continue
         d = f.difference(here.strategy, at)
         sure = "beyond chance" if d.p < 0.05 else "which may be chance"
-        told.append(
+        sentences.append(
             f"At {budget:,}: {here.strategy}, {here.quality:.3f}; {d.mean:+.3f} on {f.baseline}, "
             f"{sure} (p = {d.p:.3f})."
         )
-    return told
+    return sentences
 
 
 def summary(f: Figures) -> str:
-    """The qualities, for a terminal."""
+    """The table of qualities, as text for a terminal."""
     grid = _qualities(f)
     widths = [max(map(len, column)) for column in zip(grid.head, *grid.rows, strict=True)]
     return "\n".join(
@@ -197,7 +197,7 @@ def _caption(f: Figures) -> str:
 
 def _qualities(f: Figures) -> Grid:
     rows = [
-        [name, *(_told(f.quality(name, at)) for at in range(len(f.budgets)))]
+        [name, *(_with_interval(f.quality(name, at)) for at in range(len(f.budgets)))]
         for name in f.strategies
     ]
     return Grid(["strategy", *(f"{b:,}" for b in f.budgets)], rows)
@@ -208,11 +208,17 @@ def _differences(f: Figures) -> Grid:
     for name in f.strategies:
         if name == f.baseline:
             continue
-        found = [f.difference(name, at) for at in range(len(f.budgets))]
+        differences = [f.difference(name, at) for at in range(len(f.budgets))]
         if len(f.budgets) > 1:
-            found.append(f.index_difference(name))
+            differences.append(f.index_difference(name))
         rows.append(
-            [name, *(f"{d.mean:+.3f}\n[{d.low:+.3f}, {d.high:+.3f}]\np={d.p:.3f}" for d in found)]
+            [
+                name,
+                *(
+                    f"{d.mean:+.3f}\n[{d.low:+.3f}, {d.high:+.3f}]\np={d.p:.3f}"
+                    for d in differences
+                ),
+            ]
         )
     index = ["index, returned"] * (len(f.budgets) > 1)
     return Grid(["strategy", *(f"{b:,}" for b in f.budgets), *index], rows)
@@ -226,8 +232,8 @@ def _indices(f: Figures) -> Grid:
         rows.append(
             [
                 name,
-                *(_told(f.index(name, of)) for of in ("returned", "paper", "oracle")),
-                _told(f.gain(name)),
+                *(_with_interval(f.index(name, of)) for of in ("returned", "paper", "oracle")),
+                _with_interval(f.gain(name)),
                 "not reached" if at is None else f"{at:,}",
             ]
         )
@@ -257,8 +263,8 @@ def _costs(f: Figures) -> Grid:
                 f"{s['tokens']:,}",
                 f"{s['input_tokens']:,}",
                 f"{s['output_tokens']:,}",
-                _share(s["cached_tokens"], s["input_tokens"]),
-                _share(cost.answering if f.protocol == "paper" else cost.judging, s["tokens"]),
+                _percentage(s["cached_tokens"], s["input_tokens"]),
+                _percentage(cost.answering if f.protocol == "paper" else cost.judging, s["tokens"]),
                 f"{s['usd']:.4f}",
             ]
         )
@@ -267,29 +273,30 @@ def _costs(f: Figures) -> Grid:
     return Grid(head, rows)
 
 
-def _brought(f: Figures) -> Grid:
+def _gains_grid(f: Figures) -> Grid:
     rows = []
     for name, kinds in f.brought.items():
         for kind, of in kinds.items():
             calls, scores, better, tokens = (
-                sum(one[what] for one in of) for what in ("calls", "scores", "better", "tokens")
+                sum(gains[amount] for gains in of)
+                for amount in ("calls", "scores", "better", "tokens")
             )
-            answers = kind not in _SILENT
+            answers = kind not in _WITHOUT_ANSWER
             rows.append(
                 [
                     f"{name}: {kind}",
                     f"{calls:,}",
                     f"{scores / calls:.3f}" if answers else "-",
-                    _share(better, calls) if answers else "-",
+                    _percentage(better, calls) if answers else "-",
                     f"{tokens / calls:,.0f}",
-                    _told(f.rises(name, kind)) if answers else "-",
+                    _with_interval(f.rises(name, kind)) if answers else "-",
                 ]
             )
     head = ["strategy: asked for", "calls", "mean score", "better than the best so far"]
     return Grid([*head, "tokens each", "rise for 1,000 tokens"], rows)
 
 
-def _brought_terms(f: Figures) -> str:
+def _gains_terms(f: Figures) -> str:
     return (
         f"At {f.budgets[-1]:,} {f.unit}, calls behind the first {OPENING} of a run, which are drafts "
         "that most strategies have in common. Taught: with preference pairs or principles in the prompt, of this "
@@ -307,8 +314,8 @@ def _for_the_cost(f: Figures) -> Grid:
     )
 
 
-def _reached(found: tuple[Interval, bool] | None) -> str:
-    return "too dear" if found is None else _told(found[0]) + " or more" * found[1]
+def _reached(quality: tuple[Interval, bool] | None) -> str:
+    return "too dear" if quality is None else _with_interval(quality[0]) + " or more" * quality[1]
 
 
 def _equal_terms(f: Figures) -> str:
@@ -319,23 +326,25 @@ def _equal_terms(f: Figures) -> str:
     )
 
 
-def _share(part: float, whole: float) -> str:
+def _percentage(part: float, whole: float) -> str:
     return f"{part / whole:.1%}" if whole else "-"
 
 
-def _told(i: Interval) -> str:
+def _with_interval(i: Interval) -> str:
     return f"{i.mean:.3f} [{i.low:.3f}, {i.high:.3f}]"
 
 
 def _versions() -> str:
     names = ("anytime-graph", "langgraph", "langchain-core")
-    told = ", ".join(f"{name} {version(name)}" for name in names)
-    return f"{told}, Python {platform.python_version()}."
+    packages = ", ".join(f"{name} {version(name)}" for name in names)
+    return f"{packages}, Python {platform.python_version()}."
 
 
-def _bought(made: Made) -> str:
-    b = made.bought
-    what = "The recording that was replayed holds" if made.replayed else "Bought in this directory:"
+def _bought(source: Source) -> str:
+    b = source.bought
+    what = (
+        "The recording that was replayed holds" if source.replayed else "Bought in this directory:"
+    )
     return (
         f"{what} {b.calls:,} calls, {b.tokens:,.0f} tokens, {b.usd:.4f} USD, of all benchmarks there; "
         "a request made before was not bought again, and calls that a kill cut off count in full."
@@ -345,19 +354,19 @@ def _bought(made: Made) -> str:
 # --- as Markdown
 
 
-def markdown(told: Sequence[Part]) -> str:
-    return "\n\n".join(_markdown(part) for part in told) + "\n"
+def markdown(blocks: Sequence[Block]) -> str:
+    return "\n\n".join(_markdown(part) for part in blocks) + "\n"
 
 
-def _markdown(part: Part) -> str:
+def _markdown(part: Block) -> str:
     if isinstance(part, Heading):
-        return f"{'#' * part.level} {_plain(part.text)}"
+        return f"{'#' * part.level} {_as_markdown(part.text)}"
     if isinstance(part, Text):
-        return f"**{_plain(part.text)}**" if part.strong else _plain(part.text)
+        return f"**{_as_markdown(part.text)}**" if part.strong else _as_markdown(part.text)
     if isinstance(part, Code):
         return f"    {part.text}"
     if isinstance(part, Picture):
-        return f"(The picture is in report.html: {_plain(part.about)}.)"
+        return f"(The picture is in report.html: {_as_markdown(part.about)}.)"
     rule = ["---", *["---:"] * (len(part.head) - 1)]
     rows = [part.head, rule, *part.rows]
     return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows)
@@ -366,13 +375,13 @@ def _markdown(part: Part) -> str:
 _MARKED = re.compile(r"[\\`*<>|]|(?<!\w)_|_(?!\w)|^#|\](?=[(\[:])")
 
 
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
+def _as_markdown(text: str) -> str:
+    """The text with Markdown's marks escaped."""
     return _MARKED.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def _cell(text: str) -> str:
-    return text if set(text) <= {"-", ":"} else _plain(text)
+    return text if set(text) <= {"-", ":"} else _as_markdown(text)
 
 
 # --- as HTML
@@ -398,9 +407,9 @@ th:first-child, td:first-child { text-align: left; } td:first-child { font-weigh
 """
 
 
-def page(told: Sequence[Part], title: str = "anytime-graph bench") -> str:
-    """One page; what came from outside (names, models' words) is text in it, never markup."""
-    body = "\n".join(map(_html, told))
+def page(blocks: Sequence[Block], title: str = "anytime-graph bench") -> str:
+    """One page. Names and model output are escaped: text, never markup."""
+    body = "\n".join(map(_html, blocks))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -409,7 +418,7 @@ def page(told: Sequence[Part], title: str = "anytime-graph bench") -> str:
     )
 
 
-def _html(part: Part) -> str:
+def _html(part: Block) -> str:
     if isinstance(part, Heading):
         return f"<h{part.level}>{html.escape(part.text)}</h{part.level}>"
     if isinstance(part, Code):

@@ -1,4 +1,4 @@
-"""The protocol "run": what the graph returns at each budget, as a user lives it."""
+"""The protocol "run": measures the answer that the graph returns at each budget."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from anytime_graph.benchmark.cells import (
     CallGains,
     Cell,
     Record,
-    nought,
+    no_gains,
 )
 from anytime_graph.benchmark.tape import CellModel, NotRecorded
 from anytime_graph.budget import Budget, BudgetTooSmall, NoAnswer, Prices, nothing
@@ -38,16 +38,16 @@ NAMESPACE: Namespace = ("benchmark",)
 
 
 class Unmeasured(RuntimeError):
-    """A cell came to nothing for the provider's failures, or was interrupted; it may be run again."""
+    """A cell was not measured, as calls failed or it was interrupted. It may be run again."""
 
 
 class Lost(Unmeasured):
-    """Its worker died, which says nothing of the provider."""
+    """The worker of a cell died, which is not the provider's failure."""
 
 
 @dataclass(frozen=True)
-class Learned:
-    """What a training question taught."""
+class Lesson:
+    """The preference pairs and principles from a training question."""
 
     question: str
     pairs: Sequence[Pair]
@@ -65,21 +65,21 @@ class RunProtocol:
 
     def ceiling(self, cell: Cell) -> tuple[float, float]:
         """The most that a cell can cost, in tokens and USD."""
-        return cell.budgets[0], cell.budgets[0] * dearest(self.prices) / 1e6
+        return cell.budgets[0], cell.budgets[0] * dearest_price(self.prices) / 1e6
 
     def measure(
         self, cell: Cell, model: CellModel, memory: FixedMemory | None
-    ) -> tuple[Record, Learned | None]:
-        """Run the cell from its beginning; what was bought for it before is on the tape. Raises
-        Unmeasured, or NotRecorded in a replay that misses a call."""
-        truth = SafeScorer(cell.question)
+    ) -> tuple[Record, Lesson | None]:
+        """Run the cell from its beginning; calls that were bought before are replayed. Raises
+        Unmeasured, or NotRecorded if a replay lacks a call."""
+        scorer = SafeScorer(cell.question)
         decide = cell.settings.decide
         self.ledger.forget(cell.name)
         failures = self.ledger.failures
         graph = create_anytime_graph(
             model.model(),
             budget=Budget(tokens=cell.budgets[0]),
-            scorer=truth if decide == "scorer" else decide,
+            scorer=scorer if decide == "scorer" else decide,
             strategy=cell.strategy.removesuffix(MEMORY),
             answer=self.task.answer,
             prices=self.prices,
@@ -90,7 +90,7 @@ class RunProtocol:
             "configurable": {"thread_id": cell.name},
             "recursion_limit": 10_000,
         }
-        reason, spent, judged, learned = "", nothing(), 0, None
+        reason, spent, judged, lesson = "", nothing(), 0, None
         try:
             out: Any = graph.compile().invoke(
                 {"messages": cell.question.conversation},
@@ -104,11 +104,11 @@ class RunProtocol:
         else:
             reason, spent = out["stop_reason"], out["spent"]
             judged = out["judging"]["spent"]["tokens"]
-            learned = Learned(cell.question.prompt, out["pairs"], out["principles"])
-        check(model)
-        if self.ledger.failures > failures:  # a call was not made, and the run went on to others
+            lesson = Lesson(cell.question.prompt, out["pairs"], out["principles"])
+        require_measured(model)
+        if self.ledger.failures > failures:  # a call was not made, and the run continued without it
             raise Unmeasured(self.ledger.last_failure)
-        curve, kinds = self._course(cell.name, truth)
+        curve, kinds = self._curve_and_gains(cell.name, scorer)
         record = record_of(
             cell,
             model,
@@ -117,22 +117,22 @@ class RunProtocol:
             curve=curve,
             spent=spent,
             judging=judged,
-            unscored=truth.unscored,
-            pairs=len(learned.pairs) if learned else 0,
+            unscored=scorer.unscored,
+            pairs=len(lesson.pairs) if lesson else 0,
             stop_reason=reason,
             brought=kinds,
         )
-        return record, learned
+        return record, lesson
 
-    def _course(
-        self, thread: str, truth: SafeScorer
+    def _curve_and_gains(
+        self, thread: str, scorer: SafeScorer
     ) -> tuple[list[tuple[int, float, float]], dict[str, CallGains]]:
-        """The curve of the thread's last run, and what its calls brought."""
+        """The curve of the thread's last run, and the gains of its calls."""
         runs = self.ledger.runs(thread)
         if not runs:
             return [], {}
         answers = self.ledger.answers(runs[-1]["id"])
-        scores = {a["ordinal"]: truth.of(a["answer"]) for a in answers}
+        scores = {a["ordinal"]: scorer.value(a["answer"]) for a in answers}
         arrived = [(a["tokens"], "any", scores[a["ordinal"]]) for a in answers]
         held_since = [
             (p["tokens"], "held", scores[p["ordinal"]]) for p in self.ledger.curve(thread)
@@ -145,34 +145,34 @@ class RunProtocol:
                 curve.pop()
             if not curve or curve[-1][1:] != (held, best):
                 curve.append((tokens, held, best))
-        return curve, brought(self.ledger.calls(runs[-1]["id"]), scores)
+        return curve, gains_by_kind(self.ledger.calls(runs[-1]["id"]), scores)
 
 
-def brought(
+def gains_by_kind(
     calls: Sequence[Mapping[str, Any]], scores: Mapping[int, float]
 ) -> dict[str, CallGains]:
-    """By kind, what the calls of a run brought behind the first OPENING. calls: rows of the ledger, as
-    planned; scores: of the answers, by ordinal."""
-    found: dict[str, CallGains] = {}
+    """The gains of a run's calls after the first OPENING, by kind. calls: rows of the ledger, as
+    planned. scores: those of the answers, by ordinal."""
+    by_kind: dict[str, CallGains] = {}
     best = 0.0
     for n, call in enumerate(calls):
         score = scores.get(call["ordinal"], 0.0)
         if n >= OPENING:
             move = planned_call(call)["move"]
             kind = "forced answer" if concluded(move) is not None else kind_of(move)
-            of = found.setdefault(kind, nought())
-            of["calls"] += 1
-            of["scores"] += score
-            of["better"] += score > best
-            of["rise"] += max(0.0, score - best)
-            of["tokens"] += call["tokens"]
+            gains = by_kind.setdefault(kind, no_gains())
+            gains["calls"] += 1
+            gains["scores"] += score
+            gains["better"] += score > best
+            gains["rise"] += max(0.0, score - best)
+            gains["tokens"] += call["tokens"]
         best = max(best, score)
-    return found
+    return by_kind
 
 
-def check(model: CellModel) -> None:
-    """Whether what a cell came to is a measurement of anything but the provider's failures, or of a
-    stop, which can look like many things. Raises Unmeasured or NotRecorded."""
+def require_measured(model: CellModel) -> None:
+    """Check that a result is not due to failed calls or to a stop, which can look like many things.
+    Raises Unmeasured or NotRecorded."""
     if model.missing:
         raise NotRecorded(f"not in the recording: {model.missing[0]}")
     if model.stop is not None and model.stop.is_set():
@@ -182,6 +182,7 @@ def check(model: CellModel) -> None:
 
 
 def record_of(cell: Cell, model: CellModel, **measured: Any) -> Record:
+    """The record of a cell: its identity, defaults, and what was measured."""
     own: Mapping[str, Any] = {
         "cell": cell.name,
         "protocol": cell.settings.protocol,
@@ -202,8 +203,8 @@ def record_of(cell: Cell, model: CellModel, **measured: Any) -> Record:
 
 
 class SafeScorer:
-    """The question's scorer, for answers as texts. unscored: answers that it failed on, which
-    count 0, as a user's scorer may take for granted that a reply was not cut."""
+    """The scorer of a question, which may fail, for example on a reply that was cut. unscored: the
+    number of answers that it failed on, which count 0."""
 
     def __init__(self, question: Question) -> None:
         self.question = question
@@ -212,7 +213,7 @@ class SafeScorer:
     def __call__(self, question: str, answer: Any) -> Any:
         return self.question.scorer(question, answer)
 
-    def of(self, answer: str | None) -> float:
+    def value(self, answer: str | None) -> float:
         return self.verdict(answer).value if answer else 0.0
 
     def verdict(self, answer: str) -> Score:
@@ -226,13 +227,13 @@ class SafeScorer:
 
 
 class FixedMemory:
-    """A memory of what training questions taught, in their order; it learns from no others."""
+    """A memory of the lessons of training questions, in their order. It learns nothing more."""
 
-    def __init__(self, learned: Sequence[Learned]) -> None:
-        self.learned = learned
+    def __init__(self, lessons: Sequence[Lesson]) -> None:
+        self.lessons = lessons
         self._memory = memory_of(InMemoryStore())
-        for n, one in enumerate(learned):
-            self._memory.learn(NAMESPACE, one.question, one.pairs, one.principles, n)
+        for n, lesson in enumerate(lessons):
+            self._memory.learn(NAMESPACE, lesson.question, lesson.pairs, lesson.principles, n)
 
     def recall(
         self, namespace: Namespace, question: str, limit: int = 3, *, besides: Collection[int] = ()
@@ -245,6 +246,6 @@ class FixedMemory:
         return 0
 
 
-def dearest(prices: Prices | None) -> float:
-    """USD for a million tokens of the dearer kind; 0 if nothing is known."""
+def dearest_price(prices: Prices | None) -> float:
+    """The higher of the input and output prices, in USD per million tokens; 0 without prices."""
     return max(prices.input, prices.output) if prices else 0.0

@@ -1,5 +1,7 @@
-"""A benchmark from its first cell to its last, within a budget for all of them; or from where it was
-killed, without paying for anything twice."""
+"""Measures all cells of a benchmark within one budget, and continues after a stop.
+
+No reply is paid for twice.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from typing import Protocol
 
 from anytime_graph.benchmark.cells import Cell, Record, Records, preparations
 from anytime_graph.benchmark.recording import Facts, Recording
-from anytime_graph.benchmark.run import FixedMemory, Learned, Lost, Unmeasured
+from anytime_graph.benchmark.run import FixedMemory, Lesson, Lost, Unmeasured
 from anytime_graph.benchmark.tape import CellModel
 from anytime_graph.budget import Limits, Spend, nothing
 from anytime_graph.metering.account import Account
@@ -20,26 +22,30 @@ from anytime_graph.metering.meter import Meter
 from anytime_graph.tasks import Question
 
 _PATIENCE = 3
-"""Cells in a row that may come to nothing before the benchmark gives up."""
+"""The benchmark ends when this many cells in a row fail."""
 _TRIES = 3
-"""Times that a cell is run, if calls fail."""
+"""How often a cell is run at most, if calls fail."""
 
 
 class Measure(Protocol):
-    """A protocol: the most a cell can cost, in tokens and USD, and what it comes to."""
+    """A protocol: the most that a cell can cost, in tokens and USD, and its measurement."""
 
     def ceiling(self, cell: Cell) -> tuple[float, float]: ...
 
     def measure(
         self, cell: Cell, model: CellModel, memory: FixedMemory | None
-    ) -> tuple[Record, Learned | None]: ...
+    ) -> tuple[Record, Lesson | None]: ...
 
 
 @dataclass
 class Session:
-    """total: what the benchmark may cost as a whole, and has cost. A cell's ceiling is held back from it
-    before the cell starts. inner: the model; None to replay. report: called whenever a cell has
-    ended, with None if it was measured, else why not."""
+    """The measurement of the cells of one task.
+
+    total: the account of the whole benchmark. A cell's ceiling is reserved there before the cell
+    starts. inner: the model, None in a replay. report: called with each cell that ends, and None if
+    it was measured, else the reason. ended: why some cells were not run, or None. failures: why
+    single cells were not measured.
+    """
 
     measure: Measure
     records: Records
@@ -55,57 +61,54 @@ class Session:
     _memories: dict[str, FixedMemory] = field(default_factory=dict)
 
     def run(self, cells: Sequence[Cell], training: Callable[[], Sequence[Question]]) -> None:
-        """All cells that have no record yet; first those that make the preference data for them.
-        Afterwards `ended` says why not all of them were run, None if they were; `failures`, what
-        kept single ones from being measured. training: the questions for preference data."""
+        """Run all cells without a record, after the cells that make preference data for them.
+        training: the questions for preference data."""
         todo = [cell for cell in cells if cell.name not in self.records]
         for kind in dict.fromkeys(cell.lessons for cell in todo if cell.lessons):
             self._prepare(preparations(todo[0].settings, kind, training()), kind)
         ready = [c for c in todo if c.lessons is None or c.lessons in self._memories]
-        self._all(ready, lambda cell, learned: None)
+        self._run_with_retries(ready, lambda cell, lesson: None)
         if len(ready) < len(todo) and self.ended is None:
             self.ended = "preparation"
 
     def _prepare(self, cells: Sequence[Cell], kind: str) -> None:
-        """What was made before is made again from the tape, and costs nothing."""
-        learned: dict[str, Learned] = {}
+        """Make the preference data of one kind. A cell with a record is replayed, at no cost."""
+        lessons: dict[str, Lesson] = {}
 
-        def keep(cell: Cell, what: Learned | None) -> None:
-            learned[cell.name] = what or Learned(cell.question.prompt, [], [])
+        def keep(cell: Cell, lesson: Lesson | None) -> None:
+            lessons[cell.name] = lesson or Lesson(cell.question.prompt, [], [])
 
-        for cell in cells:
-            if cell.name in self.records:
-                model = self._heard(cell, replayed=True)
-                keep(cell, self.measure.measure(cell, model, None)[1])
-        self._all([c for c in cells if c.name not in self.records], keep)
-        if all(cell.name in learned for cell in cells):
-            self._memories[kind] = FixedMemory([learned[cell.name] for cell in cells])
+        self._run_with_retries(cells, keep)
+        if all(cell.name in lessons for cell in cells):
+            self._memories[kind] = FixedMemory([lessons[cell.name] for cell in cells])
 
-    def _heard(self, cell: Cell, replayed: bool = False) -> CellModel:
+    def _model(self, cell: Cell) -> CellModel:
         return CellModel(
             self.recording,
             self.facts,
-            None if replayed else self.inner,
+            None if cell.name in self.records else self.inner,
             str(cell),
             cell.model_seed,
-            ceiling(*self.measure.ceiling(cell)),
+            cell_account(*self.measure.ceiling(cell)),
             self.stop,
         )
 
-    def _all(self, cells: Sequence[Cell], keep: Callable[[Cell, Learned | None], None]) -> None:
-        """All of them; those that came to nothing once more, after the others."""
+    def _run_with_retries(
+        self, cells: Sequence[Cell], keep: Callable[[Cell, Lesson | None], None]
+    ) -> None:
+        """Run the cells; those that fail run again after the others."""
         for _ in range(_TRIES):
             self.failures.clear()
-            cells = self._pass(cells, keep)
+            cells = self._run_once(cells, keep)
             if not cells or self.ended is not None:
                 return
 
-    def _pass(
-        self, cells: Iterable[Cell], keep: Callable[[Cell, Learned | None], None]
+    def _run_once(
+        self, cells: Iterable[Cell], keep: Callable[[Cell, Lesson | None], None]
     ) -> list[Cell]:
-        """Side by side, in their order; the first that the total cannot hold ends it. Returns those
-        that came to nothing."""
-        running: dict[Future[tuple[Record, Learned | None]], tuple[Cell, CellModel]] = {}
+        """Run the cells in parallel, in their order, until the total cannot pay for the next one.
+        Returns those that failed."""
+        running: dict[Future[tuple[Record, Lesson | None]], tuple[Cell, CellModel]] = {}
         failed: list[Cell] = []
         in_a_row = 0
 
@@ -114,7 +117,7 @@ class Session:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 cell, model = running.pop(future)
                 self._release(model)
-                failure = self._ended(cell, future, keep)
+                failure = self._collected(cell, future, keep)
                 in_a_row = 0 if failure is None else in_a_row + (not isinstance(failure, Lost))
                 failed.extend([cell] if failure else [])
                 self.report(cell, str(failure) if failure else None)
@@ -123,7 +126,7 @@ class Session:
             while True:
                 while len(running) >= self.parallel:
                     collect()
-                if self._over(in_a_row):
+                if self._must_end(in_a_row):
                     return False
                 if self._hold(model):
                     return True
@@ -134,54 +137,58 @@ class Session:
 
         with ThreadPoolExecutor(self.parallel) as pool:
             for cell in cells:
-                model = self._heard(cell)
+                model = self._model(cell)
                 if not admitted(model):
                     break
                 memory = self._memories.get(cell.lessons or "")
                 running[pool.submit(self.measure.measure, cell, model, memory)] = (cell, model)
             while running:
                 collect()
-        self._over(in_a_row)
+        self._must_end(in_a_row)
         return failed
 
     def _hold(self, model: CellModel) -> bool:
-        """Hold back what the cell may cost; False if it does not fit now."""
+        """Reserve what the cell may cost; False if it does not fit now. A replay costs nothing."""
+        if model.inner is None:
+            return True
         with self.total.lock:
-            rest, most = self.total.left(), model.account.limits
-            if any(most[d] > amount for d, amount in rest.items()):
+            ceiling = model.account.limits
+            if any(ceiling[d] > amount for d, amount in self.total.left().items()):
                 return False
-            self.total.hold(_as_spend(most))
+            self.total.hold(_as_spend(ceiling))
             return True
 
     def _release(self, model: CellModel) -> None:
-        self.total.settle(_as_spend(model.account.limits), model.account.spent)
+        if model.inner is not None:
+            self.total.settle(_as_spend(model.account.limits), model.account.spent)
 
-    def _over(self, in_a_row: int) -> bool:
+    def _must_end(self, in_a_row: int) -> bool:
         if self.stop is not None and self.stop.is_set():
             self.ended = "interrupted"
         elif in_a_row >= _PATIENCE:
             self.ended = "failures"
         return self.ended is not None
 
-    def _ended(
+    def _collected(
         self,
         cell: Cell,
-        future: Future[tuple[Record, Learned | None]],
-        keep: Callable[[Cell, Learned | None], None],
+        future: Future[tuple[Record, Lesson | None]],
+        keep: Callable[[Cell, Lesson | None], None],
     ) -> Unmeasured | None:
-        """RecordedReply in what a cell came to; returns why it came to nothing, if so."""
+        """Keep the record and the lesson of a cell; returns why it was not measured, or None."""
         try:
-            record, learned = future.result()
+            record, lesson = future.result()
         except Unmeasured as failure:
             self.failures.append(f"{cell}: {failure}")
             return failure
-        self.records.add(record)
-        keep(cell, learned)
+        if cell.name not in self.records:
+            self.records.add(record)
+        keep(cell, lesson)
         return None
 
 
-def ceiling(tokens: float, usd: float) -> Account:
-    """What one cell may cost."""
+def cell_account(tokens: float, usd: float) -> Account:
+    """The account of one cell, with its ceiling as limits."""
     return Account({"tokens": tokens, "usd": usd})
 
 

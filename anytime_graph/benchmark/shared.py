@@ -1,10 +1,12 @@
-"""What workers buy for a benchmark, in PostgreSQL: each call is written there before it is made and
-when it is answered, and copied from there into the file of the recording.
+"""The calls of a benchmark's workers, in PostgreSQL, and the grants that limit what they spend.
 
-A cell is sent out under a grant, within which one worker may work once. It holds the cell's lock over
-the connection that it writes its calls through: while the lock is held the worker may still spend, and
-once it is not, no call that is not written down can leave. So the driver settles a grant under that
-lock, whatever became of the worker, and knows all that was bought under it.
+A worker writes each call to the database before it makes the call and after the reply. The driver
+copies the rows into the file of the recording.
+
+A cell is sent out under a grant, which one worker may use once. The worker holds the cell's lock on
+the same connection that writes its calls. While it holds the lock it may spend; without the lock it
+can make no call that is not written down. So the driver settles a grant under that lock, even if
+the worker died, and sees everything that was bought under it.
 """
 
 from __future__ import annotations
@@ -33,17 +35,17 @@ _TABLES = (
     "UNIQUE (benchmark, take))",
     "CREATE INDEX IF NOT EXISTS benchmark_calls_cell ON benchmark_calls (benchmark, cell)",
 )
-"""take: the key of a row that is one. cell: empty for what was copied here from the file."""
+"""take: the key of the reply, if the row holds one. cell: empty for rows copied from the file."""
 _LOCK = "(hashtextextended(CAST(%s AS text), 0))"
 _OPTIONS = (
     "-c search_path=anytime -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 "
     "-c tcp_keepalives_count=4"
 )
-"""The server lets go of what a machine held that is gone, in half a minute."""
+"""The server frees the locks of a lost machine within half a minute."""
 
 
 class Grants:
-    """The driver's side: grants of one recording, and what was bought under them."""
+    """The driver's side: the grants of one recording, and the calls made under them."""
 
     def __init__(self, url: str, store: PostgresStore, recording: Recording) -> None:
         self.url, self.store, self.recording = url, store, recording
@@ -52,8 +54,8 @@ class Grants:
     @classmethod
     @contextmanager
     def opened(cls, url: str, recording: Recording) -> Iterator[Grants]:
-        """With all that earlier workers have bought. Waits for those that are still at work. Raises
-        LedgerError, or ValueError for another database than before."""
+        """Open the grants, after the calls of earlier workers are copied. Waits for workers that are
+        still running. Raises LedgerError, or ValueError if the database is not the one used before."""
         store = PostgresStore(url)
         try:
             with store.explained(), alone(url), store.transaction() as execute:
@@ -66,6 +68,7 @@ class Grants:
             store.close()
 
     def give(self, cell: str) -> str:
+        """Create a grant for the cell; returns its name."""
         grant = uuid4().hex
         with self.store.transaction() as execute:
             execute(
@@ -75,13 +78,15 @@ class Grants:
         return grant
 
     def settle(self, grant: str, cell: str) -> Spend:
-        """End a grant, and take in what was bought under it; waits while a worker has it. Returns what
-        that cost."""
+        """End a grant, and copy the calls made under it. Waits while a worker uses it. Returns what
+        the calls cost."""
         while True:
             with self.store.transaction() as execute:
                 lock = _LOCK.replace("%s", ":cell")
-                (lent,) = execute(f"SELECT pg_try_advisory_xact_lock{lock} AS mine", {"cell": cell})
-                if lent["mine"]:
+                (lock_row,) = execute(
+                    f"SELECT pg_try_advisory_xact_lock{lock} AS mine", {"cell": cell}
+                )
+                if lock_row["mine"]:
                     execute("DELETE FROM benchmark_grants WHERE id = :id", {"id": grant})
                     rows = execute(
                         "SELECT id, row FROM benchmark_calls WHERE benchmark = :benchmark AND "
@@ -93,10 +98,10 @@ class Grants:
         return self.recording.copy({row["id"]: json.loads(row["row"]) for row in rows})
 
     def _catch_up(self) -> None:
-        ours = {"benchmark": self.benchmark}
+        of_benchmark = {"benchmark": self.benchmark}
         with self.store.reading() as execute:
             open_ = execute(
-                "SELECT id, cell FROM benchmark_grants WHERE benchmark = :benchmark", ours
+                "SELECT id, cell FROM benchmark_grants WHERE benchmark = :benchmark", of_benchmark
             )
         for grant in open_:
             self.settle(grant["id"], grant["cell"])
@@ -104,23 +109,26 @@ class Grants:
             rows = execute(
                 "SELECT id, cell, take, row FROM benchmark_calls WHERE benchmark = :benchmark "
                 "ORDER BY id",
-                ours,
+                of_benchmark,
             )
             if not self.recording.rows <= {row["id"] for row in rows}:
-                raise ValueError(f"--ledger: the calls of {self.recording.file} are in another")
+                raise ValueError(
+                    f"--ledger: the calls of {self.recording.file} are in another database"
+                )
             self.recording.copy({r["id"]: json.loads(r["row"]) for r in rows if r["cell"]})
-            there = {row["take"] for row in rows}
-            for take in self.recording.takes():
-                if take.key not in there:
+            stored_keys = {row["take"] for row in rows}
+            for reply in self.recording.replies():
+                if reply.key not in stored_keys:
                     execute(
                         "INSERT INTO benchmark_calls (benchmark, cell, take, row) VALUES "
                         "(:benchmark, '', :take, :row)",
-                        ours | {"take": take.key, "row": json.dumps({"take": asdict(take)})},
+                        of_benchmark
+                        | {"take": reply.key, "row": json.dumps({"take": asdict(reply)})},
                     )
 
 
 class WorkerRecording(Recorded):
-    """A worker's side: what it hears and buys for one cell."""
+    """The worker's side: the replies that it gets and buys for one cell."""
 
     def __init__(
         self,
@@ -146,7 +154,8 @@ class WorkerRecording(Recorded):
         prices: Prices | None,
         stop: threading.Event,
     ) -> Iterator[WorkerRecording]:
-        """For as long as the grant is worked on. Raises Unmeasured if it has ended or was begun."""
+        """Use the grant until the block ends. Raises Unmeasured if the grant has ended, or was used
+        before."""
         import psycopg
 
         with (
@@ -155,34 +164,36 @@ class WorkerRecording(Recorded):
                 url, autocommit=True, connect_timeout=10, options=_OPTIONS
             ) as connection,
         ):
-            lent = cls(store, connection, benchmark, cell, prices)
-            if not lent._alone(cell, stop):
+            recording = cls(store, connection, benchmark, cell, prices)
+            if not recording._wait_for_lock(cell, stop):
                 raise Unmeasured("interrupted")
             begun = (
                 "UPDATE benchmark_grants SET begun = true WHERE id = %s AND NOT begun RETURNING id"
             )
             if connection.execute(begun, [grant]).fetchone() is None:
                 raise Unmeasured("its grant was withdrawn")
-            yield lent
+            yield recording
 
     def claim(self, key: str, stop: threading.Event | None) -> RecordedReply | None:
-        """The same among all workers."""
-        take = super().claim(key, stop)
-        if take is not None:
-            return take
+        """As in Recorded, but among all workers."""
+        reply = super().claim(key, stop)
+        if reply is not None:
+            return reply
         try:
-            take = self._found(key) if self._alone(self._name(key), stop) else None
+            reply = (
+                self._stored_reply(key) if self._wait_for_lock(self._lock_name(key), stop) else None
+            )
         except LedgerError:
             super().release(key)
             raise
-        if take is not None:
+        if reply is not None:
             self.release(key)
-        return take
+        return reply
 
     def release(self, key: str) -> None:
         super().release(key)
         with self._store.explained():
-            self._connection.execute(f"SELECT pg_advisory_unlock{_LOCK}", [self._name(key)])
+            self._connection.execute(f"SELECT pg_advisory_unlock{_LOCK}", [self._lock_name(key)])
 
     def _keep(self, row: dict[str, Any]) -> None:
         with self._store.explained():
@@ -192,27 +203,27 @@ class WorkerRecording(Recorded):
             )
         super()._keep(row)
 
-    def _found(self, key: str) -> RecordedReply | None:
+    def _stored_reply(self, key: str) -> RecordedReply | None:
         with self._store.explained():
-            found = self._connection.execute(
+            stored = self._connection.execute(
                 "SELECT row FROM benchmark_calls WHERE benchmark = %s AND take = %s",
                 [self._benchmark, key],
             ).fetchone()
-        if found is None:
+        if stored is None:
             return None
-        take = self._takes[key] = RecordedReply(**json.loads(found[0])["take"])
-        return take
+        reply = self._replies[key] = RecordedReply(**json.loads(stored[0])["take"])
+        return reply
 
-    def _alone(self, name: str, stop: threading.Event | None) -> bool:
-        """Wait for a lock of this name; False if a stop came first."""
+    def _wait_for_lock(self, name: str, stop: threading.Event | None) -> bool:
+        """Wait for the lock of this name; False if a stop came first."""
         while True:
             with self._store.explained():
-                asked = self._connection.execute(f"SELECT pg_try_advisory_lock{_LOCK}", [name])
-                if asked.fetchone()[0]:
+                cursor = self._connection.execute(f"SELECT pg_try_advisory_lock{_LOCK}", [name])
+                if cursor.fetchone()[0]:
                     return True
             if stop is not None and stop.is_set():
                 return False
             time.sleep(POLL)
 
-    def _name(self, key: str) -> str:
+    def _lock_name(self, key: str) -> str:
         return f"{self._benchmark} {key}"

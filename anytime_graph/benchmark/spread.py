@@ -1,5 +1,8 @@
-"""The engine "ray": each cell is measured by a worker of a Ray cluster. The driver keeps the total, the
-records and the recording; a worker buys within the ceiling that was held back for its cell."""
+"""The engine "ray": workers of a Ray cluster measure the cells.
+
+The driver keeps the total, the records and the recording. A worker spends at most the ceiling that
+the driver has reserved for its cell.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from langchain_core.language_models import BaseChatModel
 from anytime_graph.benchmark.cells import Cell, Record
 from anytime_graph.benchmark.paper import PaperProtocol
 from anytime_graph.benchmark.recording import POLL, Facts
-from anytime_graph.benchmark.run import FixedMemory, Learned, Lost, RunProtocol, Unmeasured
+from anytime_graph.benchmark.run import FixedMemory, Lesson, Lost, RunProtocol, Unmeasured
 from anytime_graph.benchmark.shared import Grants, WorkerRecording
 from anytime_graph.benchmark.tape import CellModel, facts_of, limited
 from anytime_graph.budget import Limits, Prices
@@ -32,8 +35,9 @@ from anytime_graph.tasks import Task
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is told. address: of the database. rate: requests a minute, its own. learned:
-    what the cell is shown, if anything. The others: see Grants, Facts, Recorded, RunProtocol and CellModel."""
+    """The work of a worker. address: that of the database. rate: the worker's requests per minute.
+    lessons: those that the cell is shown, or None. For the other fields see Grants, Facts, Recorded,
+    RunProtocol and CellModel."""
 
     address: str = field(repr=False)
     benchmark: str
@@ -47,12 +51,12 @@ class Job:
     task: Task
     cell: Cell
     ceiling: Limits
-    learned: Sequence[Learned] | None
+    lessons: Sequence[Lesson] | None
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Measures cells by workers; in this process only what asks no model."""
+    """Measures cells by workers, and replays in this process."""
 
     local: RunProtocol | PaperProtocol
     grants: Grants
@@ -64,8 +68,8 @@ class Spread:
 
     def measure(
         self, cell: Cell, model: CellModel, memory: FixedMemory | None
-    ) -> tuple[Record, Learned | None]:
-        """Raises Lost if the worker died: what it had bought is kept."""
+    ) -> tuple[Record, Lesson | None]:
+        """Measure the cell on a worker. Raises Lost if the worker died; its calls are kept."""
         if model.inner is None:
             return self.local.measure(cell, model, memory)
         job = Job(
@@ -81,28 +85,28 @@ class Spread:
             replace(self.local.task, questions=()),
             cell,
             model.account.limits,
-            memory.learned if memory else None,
+            memory.lessons if memory else None,
         )
         try:
-            return _sent(job, self.local.stop)
+            return _run_on_worker(job, self.local.stop)
         finally:
             model.account.book(self.grants.settle(job.grant, cell.name))
 
 
-def _sent(job: Job, stop: threading.Event | None) -> tuple[Record, Learned | None]:
+def _run_on_worker(job: Job, stop: threading.Event | None) -> tuple[Record, Lesson | None]:
     import ray
     from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 
     remote: Any = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(work)
     cancelled = False
     try:
-        coming = remote.remote(job)
-        while not ray.wait([coming], timeout=POLL)[0]:
+        future = remote.remote(job)
+        while not ray.wait([future], timeout=POLL)[0]:
             if stop is not None and stop.is_set() and not cancelled:
-                ray.cancel(coming)  # a Ctrl-C to the worker
+                ray.cancel(future)  # the worker gets a Ctrl-C
                 cancelled = True
-        found: tuple[Record, Learned | None] = ray.get(coming)
-        return found
+        measured: tuple[Record, Lesson | None] = ray.get(future)
+        return measured
     except TaskCancelledError:
         raise Unmeasured("interrupted") from None
     except RayTaskError as error:
@@ -111,21 +115,21 @@ def _sent(job: Job, stop: threading.Event | None) -> tuple[Record, Learned | Non
         raise Lost(f"its worker was lost ({type(error).__name__})") from None
 
 
-def work(job: Job) -> tuple[Record, Learned | None]:
-    """What a worker does. Raises Unmeasured, also if its database fails; ValueError if its model is
-    not the driver's."""
+def work(job: Job) -> tuple[Record, Lesson | None]:
+    """Measure a cell in a worker. Raises Unmeasured, also if the database fails, and ValueError if
+    the worker's model differs from the driver's."""
     try:
         return _measured(job)
     except LedgerError as error:
         raise Unmeasured(str(error)) from None
 
 
-def _measured(job: Job) -> tuple[Record, Learned | None]:
+def _measured(job: Job) -> tuple[Record, Lesson | None]:
     model = _model(job.model, job.rate)
     if facts_of(model, job.prices) != job.facts:
         raise ValueError(
-            f"--model {job.model}: on a worker it is set otherwise than here; give all the same "
-            "packages and the same environment"
+            f"--model {job.model}: the model has other settings on a worker; give all machines "
+            "the same packages and environment"
         )
     with (
         interruptible() as stop,
@@ -138,11 +142,11 @@ def _measured(job: Job) -> tuple[Record, Learned | None]:
             job.cell.name,
             job.prices,
             stop,
-        ) as takes,
+        ) as recording,
     ):
-        takes.tells_ends = job.tells_ends
-        hearing = CellModel(
-            takes,
+        recording.tells_ends = job.tells_ends
+        model_of_cell = CellModel(
+            recording,
             job.facts,
             meter(model, job.prices),
             str(job.cell),
@@ -150,9 +154,9 @@ def _measured(job: Job) -> tuple[Record, Learned | None]:
             Account(job.ceiling),
             stop,
         )
-        memory = FixedMemory(job.learned) if job.learned is not None else None
+        memory = FixedMemory(job.lessons) if job.lessons is not None else None
         protocol = job.protocol(job.task, ledger, job.prices, stop)
-        return protocol.measure(job.cell, hearing, memory)
+        return protocol.measure(job.cell, model_of_cell, memory)
 
 
 @lru_cache(maxsize=1)
@@ -162,8 +166,8 @@ def _model(name: str, rate: float | None) -> BaseChatModel:
 
 @contextmanager
 def cluster(size: int) -> Iterator[None]:
-    """This process's Ray if it has one, else the cluster at RAY_ADDRESS, else one of this machine's own
-    for so many workers, which ends with the block."""
+    """Connect to this process's Ray, else to the cluster at RAY_ADDRESS, else to a new one on this
+    machine with `size` workers, which ends with the block."""
     try:
         import ray
     except ImportError:

@@ -1,8 +1,7 @@
-"""The tape: a model in front of the model, which remembers what was answered.
+"""The tape: a chat model that records the replies of another one, and replays them.
 
-It stands there in every benchmark. What was asked before in the same words, with the same seed and the
-same cap, is answered from the recording; so a benchmark that was killed goes on where it was, and one
-that is replayed, without any model, comes to exactly the same.
+Every benchmark uses it. A request with the same messages, seed and cap as before is answered from the
+recording. So a benchmark continues after a kill, and a replay gets the same results without a model.
 """
 
 from __future__ import annotations
@@ -39,18 +38,18 @@ _OPENAI = "api.openai.com"
 
 
 class NotRecorded(ValueError):
-    """A strategy asked what the recording does not hold."""
+    """A replay needs a reply that the recording does not hold."""
 
 
 def facts_of(model: BaseChatModel, prices: Prices | None = None) -> Facts:
-    """Raises ValueError for a model that no budget can hold."""
-    own, held = meter(model, None), with_json_schema(model, critique.VERDICT)
+    """The facts of a model. Raises ValueError for a model that no budget can limit."""
+    own, structured = meter(model, None), with_json_schema(model, critique.VERDICT)
     options = {name: getattr(own.model, name, None) for name in ("model_kwargs", "extra_body")}
     return Facts(
         own.name,
         own.ceiling,
         own.tokenizer.count is not None,
-        _as_json(held.kwargs) if isinstance(held, RunnableBinding) else None,
+        _as_json(structured.kwargs) if isinstance(structured, RunnableBinding) else None,
         {name: _as_json(value) or {} for name, value in options.items() if value},
         asdict(prices) if prices else None,
     )
@@ -64,7 +63,7 @@ def _as_json(value: Any) -> dict[str, Any] | None:
 
 
 def limited(model: BaseChatModel, rate: float | None) -> BaseChatModel:
-    """The model with so many requests a minute, at most."""
+    """The model with at most `rate` requests per minute."""
     if rate is None:
         return model
     limiter = InMemoryRateLimiter(requests_per_second=rate / 60)
@@ -73,9 +72,9 @@ def limited(model: BaseChatModel, rate: float | None) -> BaseChatModel:
 
 @dataclass
 class CellModel:
-    """What a cell hears its model through. inner: the model to ask, None in a replay. account: the
-    most that the cell may buy, and what it has bought. failures: calls that the provider failed.
-    missing: what a replay did not find. heard: the replies so far."""
+    """The model of a cell. inner: the model to ask, None in a replay. account: the most that the
+    cell may spend, and its spend. failures: why calls failed. missing: requests that a replay did
+    not find. replies: those so far."""
 
     recording: Recorded
     facts: Facts
@@ -86,9 +85,10 @@ class CellModel:
     stop: threading.Event | None = None
     failures: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    heard: list[RecordedReply] = field(default_factory=list)
+    replies: list[RecordedReply] = field(default_factory=list)
 
     def model(self) -> Tape:
+        """The chat model that the strategy uses."""
         profile: Any = {"structured_output": self.facts.structured is not None}
         return Tape(
             of=self,
@@ -101,26 +101,26 @@ class CellModel:
     def play(
         self, tape: Tape, messages: list[BaseMessage], options: dict[str, Any]
     ) -> RecordedReply:
-        """The reply, recorded before or bought now. What cannot be written down is not asked, and
-        the cell comes to nothing."""
-        key = _key(tape, messages, options)
+        """The reply, recorded before or bought now. If the request cannot be recorded, it is not
+        sent, and the cell fails."""
+        key = _request_key(tape, messages, options)
         try:
-            take = self.recording.claim(key, self.stop)
-            if take is None:
+            recorded = self.recording.claim(key, self.stop)
+            if recorded is None:
                 try:
                     if self.inner is None:
                         self._miss(key, tape)
-                    take = self._bought(self.inner, key, tape, messages, options)
+                    recorded = self._bought(self.inner, key, tape, messages, options)
                 finally:
                     self.recording.release(key)
         except (OSError, LedgerError) as error:
             self.failures.append(describe(error))
             raise
-        self.heard.append(take)
-        return take
+        self.replies.append(recorded)
+        return recorded
 
     def _miss(self, key: str, tape: Tape) -> NoReturn:
-        """A call's place in its run is what metering has added to the seed."""
+        """Note what is missing. Metering adds the place of a call in its run to the seed."""
         place = f"call {tape.seed - self.seed}, seed {tape.seed}, cap {tape.max_tokens}"
         missing = f"{self.cell}: {place}, request {key[:12]}"
         self.missing.append(missing)
@@ -147,26 +147,28 @@ class CellModel:
         held = self._held(inner.reservation(max_input, tape.max_tokens))
         self.recording.ask(key, held["tokens"], held["usd"])
         reply = call(ready, request, {"callbacks": []}, self.stop)
-        came = reply.receipt
-        if came["interrupted"]:
+        receipt = reply.receipt
+        if receipt["interrupted"]:
             self.account.settle(held, held)
             raise NotRecorded("interrupted")
-        take = _recorded(key, tape, reply)
-        unended = self.recording.tells_ends and not (take.usage or take.finish or take.cut)
+        recorded = _recorded_reply(key, tape, reply)
+        unended = self.recording.tells_ends and not (
+            recorded.usage or recorded.finish or recorded.cut
+        )
         if reply.error is not None or unended:
             failure = "the stream broke off" if reply.error is None else describe(reply.error)
             self.failures.append(failure)
-            spend = held if came["spend"]["calls"] else nothing()
+            spend = held if receipt["spend"]["calls"] else nothing()
             self.account.settle(held, spend)
             self.recording.fail(key, spend["tokens"], spend["usd"])
             raise reply.error or ConnectionError(failure)
-        spend = came["spend"] if take.usage and not take.cut else held
+        spend = receipt["spend"] if recorded.usage and not recorded.cut else held
         self.account.settle(held, spend)
-        self.recording.answer(take, spend["tokens"], spend["usd"])
-        return take
+        self.recording.answer(recorded, spend["tokens"], spend["usd"])
+        return recorded
 
     def _held(self, amounts: Spend) -> Spend:
-        """The most that the call can cost, as the cell keeps to its ceiling."""
+        """Reserve the most that the call can cost, which is at most what the cell has left."""
         with self.account.lock:
             left = self.account.left()
             held: Spend = {
@@ -179,8 +181,8 @@ class CellModel:
 
 
 class Tape(BaseChatModel):
-    """The model as a cell has it; see CellModel. Metering finds in it what it would find in the model
-    behind it, so that a replay makes the requests that were recorded."""
+    """The chat model of a cell; see CellModel. To metering it looks like the recorded model, so a
+    replay makes the same requests."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -195,7 +197,7 @@ class Tape(BaseChatModel):
 
     @property
     def root_client(self) -> Any:
-        """Only its address is looked at: what OpenAI serves is counted by tiktoken."""
+        """Metering reads only its address: tiktoken counts what OpenAI serves."""
         host = _OPENAI if self.of.facts.counted else ""
         return type("Client", (), {"base_url": type("Address", (), {"host": host})})
 
@@ -231,14 +233,14 @@ class Tape(BaseChatModel):
         return ChatResult(generations=[ChatGeneration(message=AIMessage(text))])
 
 
-def _key(tape: Tape, messages: list[BaseMessage], options: Mapping[str, Any]) -> str:
-    said = [[m.type, m.content] for m in messages]
-    asked = json.dumps([tape.model_name, tape.seed, tape.max_tokens, said, options], default=str)
-    return hashlib.sha256(asked.encode(errors="replace")).hexdigest()[:32]
+def _request_key(tape: Tape, messages: list[BaseMessage], options: Mapping[str, Any]) -> str:
+    texts = [[m.type, m.content] for m in messages]
+    request = json.dumps([tape.model_name, tape.seed, tape.max_tokens, texts, options], default=str)
+    return hashlib.sha256(request.encode(errors="replace")).hexdigest()[:32]
 
 
-def _recorded(key: str, tape: Tape, reply: Reply) -> RecordedReply:
-    """The reply as it came."""
+def _recorded_reply(key: str, tape: Tape, reply: Reply) -> RecordedReply:
+    """The reply as it arrived."""
     pieces: list[Any] = []
     usage: list[dict[str, Any]] = []
     finish: str | None = None
@@ -265,15 +267,15 @@ def _piece(chunk: Any) -> Any:
     return [thought, text] if isinstance(thought, str) and thought else text or None
 
 
-def _played(take: RecordedReply) -> Iterator[AIMessageChunk]:
-    for piece in take.pieces:
+def _played(reply: RecordedReply) -> Iterator[AIMessageChunk]:
+    for piece in reply.pieces:
         thought, text = piece if isinstance(piece, list) else (None, piece)
         extra = {"reasoning_content": thought} if thought else {}
         yield AIMessageChunk(content=text or "", additional_kwargs=extra)
-    finish = {"finish_reason": take.finish} if take.finish else {}
-    if take.cut:
+    finish = {"finish_reason": reply.finish} if reply.finish else {}
+    if reply.cut:
         return
-    reports: list[Any] = [*take.usage] or [None]
+    reports: list[Any] = [*reply.usage] or [None]
     for usage in reports:
         yield AIMessageChunk(content="", usage_metadata=usage, response_metadata=finish)
         finish = {}

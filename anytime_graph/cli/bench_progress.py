@@ -1,4 +1,4 @@
-"""A bar while a benchmark runs."""
+"""The progress bar of a running benchmark."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from anytime_graph.text import harmless
 
 
 @contextmanager
-def progress(todo: int, recording: Recording) -> Iterator[Callable[[Cell, str | None], None]]:
-    """A bar with the time left and what was spent, on standard error if that is a terminal."""
+def cell_progress(todo: int, recording: Recording) -> Iterator[Callable[[Cell, str | None], None]]:
+    """Show a bar with the time left and the spend, on standard error if that is a terminal. Call
+    the value it yields for each cell that ends, with its failure or None."""
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),
@@ -43,9 +44,9 @@ def progress(todo: int, recording: Recording) -> Iterator[Callable[[Cell, str | 
     with bar:
         shown = bar.add_task("measuring", total=todo, spent=spent())
 
-        def told(cell: Cell, failure: str | None) -> None:
+        def advance(cell: Cell, failure: str | None) -> None:
             bar.update(shown, advance=not (failure or cell.prepares), spent=spent())
             if failure is not None:
                 console.print(harmless(f"{cell}: {failure}"), markup=False, highlight=False)
 
-        yield told
+        yield advance

@@ -1,5 +1,7 @@
-"""Runs in the terminal: budget bar, improving answers, the curve; the ledger as a table and as a
-story. What a model wrote is shown, never obeyed: no markup, no escape sequences."""
+"""Everything that the commands show in a terminal: progress, answers, curves and tables.
+
+Text from a model is shown as it is: it is never read as markup or as escape sequences.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,7 @@ _CLIP = 300
 
 
 def say(text: str) -> None:
-    """Print an answer: harmless to a terminal, as it is to a file or a pipe."""
+    """Print an answer: exactly to a file or a pipe, without escape sequences to a terminal."""
     exact = text.encode(errors="replace").decode()
     click.echo(harmless(text) if sys.stdout.isatty() else exact, color=True)
 
@@ -48,9 +50,9 @@ def _inert(text: object, style: str = "") -> Text:
     return Text(harmless(str(text)), style)
 
 
-def watch(events: Iterable[Any], quiet: bool = False) -> Output:
-    """Follow a stream of ["custom", "tasks", "values"] to its end; returns the output. Shows the
-    budget and each improving answer on standard error, unless quiet."""
+def follow(events: Iterable[Any], quiet: bool = False) -> Output:
+    """Follow a stream of ["custom", "tasks", "values"] to its end, and return the output. Unless
+    quiet, the budget and each better answer are shown on standard error."""
     console = Console(stderr=True, quiet=quiet)
     out: Any = {}
     running: dict[str, PlannedCall] = {}
@@ -62,9 +64,11 @@ def watch(events: Iterable[Any], quiet: bool = False) -> Output:
                 out = event
                 spent, limits = event.get("spent", spent), event.get("limits", limits)
             elif (
-                mode == "tasks" and isinstance(sent := event.get("input"), dict) and "call" in sent
+                mode == "tasks"
+                and isinstance(given := event.get("input"), dict)
+                and "call" in given
             ):
-                running[event["id"]] = sent["call"]
+                running[event["id"]] = given["call"]
             elif mode == "tasks" and "input" not in event:
                 running.pop(event["id"], None)
             elif mode == "custom" and (better := improvement(event)) is not None:
@@ -91,11 +95,11 @@ def _display(console: Console) -> Iterator[Any]:
 
 
 def _bars(spent: Spend, limits: Limits, running: list[PlannedCall]) -> Group:
-    """One bar for each limited dimension: spent, reserved by calls in flight, left."""
+    """One bar for each limited dimension: spent, reserved by running calls, and left."""
     rows = []
     for dimension in (d for d in DIMENSIONS if d in limits):
         used = cast(float, spent[dimension])  # type: ignore[literal-required]
-        held = min(_reserved(running, dimension), max(0.0, limits[dimension] - used))
+        held = min(_reserved_by_calls(running, dimension), max(0.0, limits[dimension] - used))
         whole = limits[dimension] or 1
         full, reserved = (round(_WIDTH * min(1, x / whole)) for x in (used, held))
         bar = Text()
@@ -108,7 +112,7 @@ def _bars(spent: Spend, limits: Limits, running: list[PlannedCall]) -> Group:
     return Group(*rows)
 
 
-def _reserved(running: list[PlannedCall], dimension: str) -> float:
+def _reserved_by_calls(running: list[PlannedCall], dimension: str) -> float:
     if dimension == "calls":
         return float(len(running))
     if dimension == "seconds":
@@ -122,19 +126,19 @@ def _reserved(running: list[PlannedCall], dimension: str) -> float:
 
 @contextmanager
 def progress(what: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, for what is told (done, of)."""
+    """Show a bar on standard error. Call the value it yields with (finished, total)."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=quiet)
     with bar:
         task = bar.add_task(what, total=None)
-        yield lambda done, of: bar.update(task, completed=done, total=of)
+        yield lambda finished, total: bar.update(task, completed=finished, total=total)
 
 
-_ASKED = {
-    "agreement": "names what the scorer puts higher, each call",
-    "agreement_decided": "names what the scorer puts higher, both orders",
-    "decided": "names a winner in both orders",
-    "itself": "says the same when the order is swapped",
+_AUDIT_ROWS = {
+    "agreement": "agrees with the scorer, single call",
+    "agreement_decided": "agrees with the scorer, both orders",
+    "decided": "names the same winner in both orders",
+    "itself": "agrees with itself when the order is swapped",
     "first": "names the answer shown first",
     "longer": "names the longer answer",
     "scorer_longer": "(the scorer names the longer answer)",
@@ -142,61 +146,67 @@ _ASKED = {
 }
 
 
-def audited(found: Audit) -> None:
-    """An audit as a table, and its verdict."""
+def audited(audit: Audit) -> None:
+    """Show an audit as a table, and its verdict."""
     console = Console(highlight=False)
-    if not found.comparisons:
-        console.print(_inert(found.verdict, "bold"))
+    if not audit.comparisons:
+        console.print(_inert(audit.verdict, "bold"))
         return
     table = Table("the judge", box=None, header_style="bold", pad_edge=False)
     for name in ("share", "95% interval", "of"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name, told in _ASKED.items():
-        interval, unit = getattr(found, name), (lambda x: f"{x:.2f}") if name == "length" else _pc
-        shown = ("-", "-") if interval is None else (unit(interval.mean), _between(interval, unit))
-        table.add_row(told, *shown, f"{found.sizes[name]:,}")
+    for name, label in _AUDIT_ROWS.items():
+        interval, unit = (
+            getattr(audit, name),
+            (lambda x: f"{x:.2f}") if name == "length" else _percent,
+        )
+        shown = (
+            ("-", "-")
+            if interval is None
+            else (unit(interval.mean), _interval_text(interval, unit))
+        )
+        table.add_row(label, *shown, f"{audit.sizes[name]:,}")
     console.print(table)
     console.print(
-        f"\n{found.comparisons:,} comparisons of {found.questions:,} questions in {found.calls:,} "
-        f"calls, {found.unread:,} of them without a verdict; spent: {_spending(found.spent, {})}"
+        f"\n{audit.comparisons:,} comparisons of {audit.questions:,} questions in {audit.calls:,} "
+        f"calls, {audit.unread:,} of them without a verdict; spent: {_spending(audit.spent, {})}"
     )
-    for error in found.errors[:3]:
+    for error in audit.errors[:3]:
         console.print(_inert(f"noted: {error}", "yellow"))
-    console.print(_inert(found.verdict, "bold"))
+    console.print(_inert(audit.verdict, "bold"))
 
 
-def warmed(done: WarmUp) -> None:
-    """A warm-up as a table: what was learned from each question, and what it cost."""
+def warmed(summary: WarmUp) -> None:
+    """Show a warm-up as a table: the pairs from each question, and their cost."""
     table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
     table.add_column("question", ratio=1, no_wrap=True, overflow="ellipsis")
     for name in ("best score", "pairs", "tokens"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("stopped by", no_wrap=True)
-    for q in done.questions:
-        told = _ending(q.stop_reason, False)
+    for q in summary.questions:
         table.add_row(
             Text(clipped(q.question, _CLIP)),
-            _score(q.score),
+            _score_text(q.score),
             str(q.pairs),
             f"{q.spent['tokens']:,}",
-            _inert(told, "yellow" if q.error else ""),
+            _inert(_ending(q.stop_reason, False), "yellow" if q.error else ""),
         )
     console = Console(highlight=False)
     console.print(table)
-    left = f", {done.left} questions left" if done.left else ""
+    left = f", {summary.left} questions left" if summary.left else ""
     console.print(
-        f"\n{done.pairs} preference pairs from {len(done.questions)} questions{left}; "
-        f"spent: {_spending(done.spent, {})}"
+        f"\n{summary.pairs} preference pairs from {len(summary.questions)} questions{left}; "
+        f"spent: {_spending(summary.spent, {})}"
     )
-    for error in dict.fromkeys(q.error for q in done.questions if q.error):
+    for error in dict.fromkeys(q.error for q in summary.questions if q.error):
         console.print(_inert(f"noted: {error}", "yellow"))
 
 
-def _pc(share: float) -> str:
+def _percent(share: float) -> str:
     return f"{100 * share:.0f}%"
 
 
-def _between(interval: Interval, unit: Callable[[float], str]) -> str:
+def _interval_text(interval: Interval, unit: Callable[[float], str]) -> str:
     return f"{unit(interval.low)} to {unit(interval.high)}"
 
 
@@ -205,14 +215,14 @@ def title(head: str, question: str) -> None:
 
 
 def result(out: Output) -> None:
-    """The best answer, why the run stopped, what each node cost, and the curve."""
+    """Show the best answer, why the run stopped, the cost of each node, and the curve."""
     console, best = Console(), out["best"]
     assert best is not None, "a run without an answer raises NoAnswer"
     score = "" if best["score"] is None else f", score {best['score']:.2f}"
     console.print(Panel(_inert(best["answer"]), title=f"Best answer{score}", title_align="left"))
     console.print(_inert(f"Stopped by: {out['stop_reason']}"))
-    if told := _parts(out["spent"], out["judging"]["spent"]["tokens"]):
-        console.print(Text(told))
+    if shares := _shares(out["spent"], out["judging"]["spent"]["tokens"]):
+        console.print(Text(shares))
     table = Table("node", "calls", "input", "output", "tokens", "seconds", box=None)
     for node in ("draft", "critique", "refine"):
         spend = out["spent_by"].get(node, nothing())
@@ -229,17 +239,17 @@ def result(out: Output) -> None:
         console.print(_inert(f"noted: {error}", "yellow"))
 
 
-def ended(out: Output, quiet: bool) -> None:
-    """How a run ended, on standard error: why, at what cost, and whose part that was. Quiet, only
-    what calls for an explanation."""
+def run_ended(out: Output, quiet: bool) -> None:
+    """Show on standard error why a run ended and what it cost. If quiet, only a stop reason that
+    needs an explanation."""
     console = Console(stderr=True, highlight=False)
     if not quiet:
         spent = _spending(out["spent"], out["limits"])
         console.print(_inert(f"Stopped by: {out['stop_reason']}. Spent: {spent}", "dim"))
-        if told := _parts(out["spent"], out["judging"]["spent"]["tokens"]):
-            console.print(Text(told, "dim"))
-    if told := _explained(out["stop_reason"]):
-        console.print(Text(told))
+        if shares := _shares(out["spent"], out["judging"]["spent"]["tokens"]):
+            console.print(Text(shares, "dim"))
+    if explanation := _explained(out["stop_reason"]):
+        console.print(Text(explanation))
 
 
 def _explained(stop_reason: str | None) -> str:
@@ -250,24 +260,24 @@ def _explained(stop_reason: str | None) -> str:
     )
 
 
-def _parts(spent: Mapping[str, Any], judged: int) -> str:
-    """The judge's part of the tokens, and the cached part of the input; "" if there is neither."""
-    told = []
+def _shares(spent: Mapping[str, Any], judged: int) -> str:
+    """The judge's share of the tokens and the cached share of the input; "" without both."""
+    shares = []
     if judged:
-        told.append(f"{judged / spent['tokens']:.0%} of the tokens by the judge")
+        shares.append(f"{judged / spent['tokens']:.0%} of the tokens by the judge")
     if spent["cached_tokens"]:
-        told.append(f"{spent['cached_tokens'] / spent['input_tokens']:.0%} of the input cached")
-    return ", ".join(told)
+        shares.append(f"{spent['cached_tokens'] / spent['input_tokens']:.0%} of the input cached")
+    return ", ".join(shares)
 
 
 def curve(points: list[Point], tokens: int) -> str:
-    """Best-so-far score against tokens, drawn with characters; empty without scores."""
-    known = [(p["spent"]["tokens"], p["score"]) for p in points if p["score"] is not None]
-    if not known or not tokens:
+    """The best score so far against tokens, drawn with characters; "" without scores."""
+    scored = [(p["spent"]["tokens"], p["score"]) for p in points if p["score"] is not None]
+    if not scored or not tokens:
         return ""
     columns = []
     for x in range(_WIDTH):
-        reached = [s for t, s in known if t <= (x + 1) * tokens / _WIDTH]
+        reached = [s for t, s in scored if t <= (x + 1) * tokens / _WIDTH]
         columns.append(max(reached, default=None))
     lines = []
     for y in range(_HEIGHT, -1, -1):
@@ -292,7 +302,7 @@ def curve(points: list[Point], tokens: int) -> str:
 
 
 def profiled(model: str, task: str, learned: Profile) -> None:
-    """What kinds of answers brought, as a table."""
+    """Show what each kind of answer brought, as a table."""
     title("profile", f"{model}, {task or 'all threads'}")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("kind")
@@ -307,7 +317,7 @@ def profiled(model: str, task: str, learned: Profile) -> None:
 
 
 def listing(threads: list[dict[str, Any]]) -> None:
-    """The threads as a table."""
+    """Show the threads as a table."""
     table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
     table.add_column("thread", max_width=24, overflow="fold")
     table.add_column("question", ratio=1, no_wrap=True, overflow="ellipsis")
@@ -319,7 +329,7 @@ def listing(threads: list[dict[str, Any]]) -> None:
         table.add_row(
             _inert(row["thread"]),
             Text(clipped(row["question"] or "(not kept)", _CLIP)),
-            _score(row["score"]),
+            _score_text(row["score"]),
             f"{row['tokens']:,}",
             _usd(row["usd"]),
             str(row["calls"]),
@@ -330,14 +340,14 @@ def listing(threads: list[dict[str, Any]]) -> None:
 
 
 def story(thread: str, runs: list[dict[str, Any]], running: bool) -> None:
-    """The runs of a thread as a person would read them. Each has its calls, answers and pairs."""
+    """Show the runs of a thread one after the other, with their calls, answers and pairs."""
     console = Console(highlight=False)
     places = {run["id"]: i for i, run in enumerate(runs, 1)}
     for i, run in enumerate(runs, 1):
         last = i == len(runs)
         head = _inert(f"{thread}, run {i} of {len(runs)}, {_when(run['started'])}")
-        asked = _inert(run["question"] if run["question"] is not None else "(not kept)")
-        console.print(Panel(asked, title=head, title_align="left"))
+        question = _inert(run["question"] if run["question"] is not None else "(not kept)")
+        console.print(Panel(question, title=head, title_align="left"))
         parent = run["parent_id"]
         branch = "" if parent is None else f"; branched off run {places.get(parent, parent)}"
         decides = f"{run['decides']} decides"
@@ -345,16 +355,16 @@ def story(thread: str, runs: list[dict[str, Any]], running: bool) -> None:
             _inert(f"{run['model']}, strategy {run['strategy']}, the {decides}{branch}", "dim")
         )
         if run["calls"]:
-            console.print(_calls(run["calls"]))
-        _tell_answers(console, run)
-        _tell_pairs(console, run)
+            console.print(_call_table(run["calls"]))
+        _print_answers(console, run)
+        _print_pairs(console, run)
         stop = run["stop_reason"]
         over = "Running" if running and last else f"Stopped by: {stop}" if stop else "Unfinished"
         console.print(_inert(over, "bold"))
         console.print(Text(f"Spent: {_spending(run['spent'], run['limits'])}"))
-        for told in (_explained(stop), _parts(run["spent"], run["judging"]["tokens"])):
-            if told:
-                console.print(Text(f"  {told}"))
+        for note in (_explained(stop), _shares(run["spent"], run["judging"]["tokens"])):
+            if note:
+                console.print(Text(f"  {note}"))
         if any(run["inherited"].values()):
             console.print(
                 Text(f"  of it before it branched off: {_spending(run['inherited'], {})}")
@@ -364,7 +374,7 @@ def story(thread: str, runs: list[dict[str, Any]], running: bool) -> None:
         console.print(_inert(f"It was cut off. To go on: anytime-graph resume {thread}", "yellow"))
 
 
-def _calls(calls: list[dict[str, Any]]) -> Table:
+def _call_table(calls: list[dict[str, Any]]) -> Table:
     table = Table("#", "call", box=None, header_style="bold", expand=True)
     for name in ("input", "output", "tokens", "usd", "seconds"):
         table.add_column(name, justify="right")
@@ -379,15 +389,15 @@ def _calls(calls: list[dict[str, Any]]) -> Table:
 
 
 def _ended(call: dict[str, Any]) -> Text:
-    known = {"stop": "complete", "length": "at its limit", "cut": "cut", "error": "failed"}
-    told = {
+    endings = {"stop": "complete", "length": "at its limit", "cut": "cut", "error": "failed"}
+    outcome = {
         "reserved": "in flight; its reservation is counted",
         "abandoned": "lost with its process; charged its reservation",
-    }.get(call["state"], known.get(call["ended"], str(call["ended"])))
-    return Text(clipped("; ".join([told, *call["errors"]]), _CLIP))
+    }.get(call["state"], endings.get(call["ended"], str(call["ended"])))
+    return Text(clipped("; ".join([outcome, *call["errors"]]), _CLIP))
 
 
-def _tell_answers(console: Console, run: dict[str, Any]) -> None:
+def _print_answers(console: Console, run: dict[str, Any]) -> None:
     for answer in run["answers"]:
         best = answer["id"] == run["best_id"]
         parents = ", ".join(map(str, answer["parents"]))
@@ -398,13 +408,13 @@ def _tell_answers(console: Console, run: dict[str, Any]) -> None:
         console.print(
             _inert(head + (", the best" if best else ""), "bold green" if best else "bold")
         )
-        told = Text(clipped(answer["answer"] or "(not kept)", _CLIP))
+        text = Text(clipped(answer["answer"] or "(not kept)", _CLIP))
         if answer["feedback"]:
-            told.append(f"\nto mend: {clipped(answer['feedback'], _CLIP)}", "dim")
-        console.print(Padding(told, (0, 0, 0, 2)))
+            text.append(f"\nto mend: {clipped(answer['feedback'], _CLIP)}", "dim")
+        console.print(Padding(text, (0, 0, 0, 2)))
 
 
-def _tell_pairs(console: Console, run: dict[str, Any]) -> None:
+def _print_pairs(console: Console, run: dict[str, Any]) -> None:
     for pair in run["pairs"]:
         head = f"Answer {pair['chosen_ordinal']} over {pair['rejected_ordinal']}"
         why = clipped(pair["why"] or "(not kept)", _CLIP)
@@ -412,22 +422,22 @@ def _tell_pairs(console: Console, run: dict[str, Any]) -> None:
 
 
 def _spending(spent: Mapping[str, Any], limits: Limits) -> str:
-    """Amounts with their limits; without a limit, those that are not 0."""
-    told = []
+    """The amounts with their limits; amounts without a limit only if they are not 0."""
+    amounts = []
     for d in DIMENSIONS:
         amount = round(spent[d], 6 if d == "usd" else 1)
         if d in limits:
-            told.append(f"{amount:,} of {limits[d]:,} {d.replace('_', ' ')}")
+            amounts.append(f"{amount:,} of {limits[d]:,} {d.replace('_', ' ')}")
         elif amount:
-            told.append(f"{amount:,} {d.replace('_', ' ')}")
-    return ", ".join(told) or "nothing"
+            amounts.append(f"{amount:,} {d.replace('_', ' ')}")
+    return ", ".join(amounts) or "nothing"
 
 
 def _ending(stop_reason: str | None, running: bool) -> str:
     return "running" if running else "unfinished" if stop_reason is None else stop_reason
 
 
-def _score(score: float | None) -> str:
+def _score_text(score: float | None) -> str:
     return "-" if score is None else f"{score:.2f}"
 
 

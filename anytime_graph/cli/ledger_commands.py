@@ -1,4 +1,4 @@
-"""The command line over a ledger: what is in it, and what can be made of it."""
+"""The commands that read and change a ledger, such as `threads`, `show` and `export`."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ INTERRUPTED = 130
 
 @contextmanager
 def opened(db: str, **how: Any) -> Iterator[Checkpoints]:
-    """The ledger and the checkpoints of --db, if they are there."""
+    """The ledger and the checkpoints of --db. Raises UsageError if they do not exist."""
     remote = db.startswith(("postgresql://", "postgres://"))
     if not remote and not Path(db).is_file():
         raise click.UsageError(
-            f"--db {db!r}: there is no such file; name one, or begin one with "
+            f"--db {db!r}: there is no such file; name another, or create it with "
             "`anytime-graph solve QUESTION --db FILE --thread NAME`"
         )
     try:
@@ -46,8 +46,8 @@ def opened(db: str, **how: Any) -> Iterator[Checkpoints]:
 
 
 @contextmanager
-def told(as_json: bool) -> Iterator[None]:
-    """Errors as messages and exit codes."""
+def errors_shown(as_json: bool) -> Iterator[None]:
+    """Turn the library's errors into messages and exit codes."""
     try:
         yield
     except (BudgetTooSmall, LedgerError, ValueError, FileNotFoundError, ImportError) as error:
@@ -61,7 +61,7 @@ def told(as_json: bool) -> Iterator[None]:
 
 
 def runs_of(ledger: Ledger, thread: str) -> list[dict[str, Any]]:
-    """The runs of a thread that must be there."""
+    """The runs of a thread. Raises ClickException if the ledger has no such thread."""
     runs = ledger.runs(thread)
     if not runs:
         raise click.ClickException(
@@ -70,17 +70,21 @@ def runs_of(ledger: Ledger, thread: str) -> list[dict[str, Any]]:
     return runs
 
 
-as_json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON and nothing else."
-)
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print only JSON.")
 
 
 @click.command()
 @options.database
-@click.option("--search", metavar="WORDS", help="Only those that speak of all these words.")
+@click.option(
+    "--search",
+    metavar="WORDS",
+    help="List only threads with all these words in a question or an answer.",
+)
 @as_json_option
 def threads(db: str, search: str | None, as_json: bool) -> None:
-    """List the threads of a ledger, newest first, with their last question.
+    """List the threads of a ledger with their last questions.
+
+    The thread that changed last comes first.
 
     \b
     anytime-graph threads
@@ -89,14 +93,16 @@ def threads(db: str, search: str | None, as_json: bool) -> None:
     with opened(db) as store:
         rows = [_summary(row) for row in store.ledger.threads()]
         if search is not None:
-            found = {hit["thread"] for hit in store.ledger.search(search)}
-            rows = [row for row in rows if row["thread"] in found]
+            matching = {hit["thread"] for hit in store.ledger.search(search)}
+            rows = [row for row in rows if row["thread"] in matching]
     if as_json:
         click.echo(line(rows))
     elif rows:
         display.listing(rows)
     else:
-        click.echo("no threads" if search is None else f"no thread speaks of {search!r}", err=True)
+        click.echo(
+            "no threads" if search is None else f"no thread contains the words {search!r}", err=True
+        )
 
 
 def _summary(row: dict[str, Any]) -> dict[str, Any]:
@@ -105,20 +111,21 @@ def _summary(row: dict[str, Any]) -> dict[str, Any]:
     return {**{name: row[name] for name in names}, **spent}
 
 
-@click.command()
+@click.command("show")
 @click.argument("thread")
 @options.database
 @as_json_option
-def show(thread: str, db: str, as_json: bool) -> None:
-    """Tell what happened on THREAD: calls, answers, preferences, spend, and why it stopped.
+def show_command(thread: str, db: str, as_json: bool) -> None:
+    """Show what happened on THREAD: calls, answers and costs.
 
-    All its questions, oldest first; also while another process is running it.
+    Every question of the thread is shown, oldest first, with its calls, answers and preference
+    pairs, what was spent, and why it stopped. It works while another process runs the thread.
 
     \b
     anytime-graph show rivers
     """
     with opened(db) as store:
-        runs = [_whole(store.ledger, run) for run in runs_of(store.ledger, thread)]
+        runs = [_run_details(store.ledger, run) for run in runs_of(store.ledger, thread)]
         running = _running(store.ledger, thread)
     if as_json:
         click.echo(line({"thread": thread, "running": running, "runs": runs}))
@@ -130,7 +137,7 @@ def _running(ledger: Ledger, thread: str) -> bool:
     return any(row["running"] for row in ledger.threads() if row["thread"] == thread)
 
 
-def _whole(ledger: Ledger, run: dict[str, Any]) -> dict[str, Any]:
+def _run_details(ledger: Ledger, run: dict[str, Any]) -> dict[str, Any]:
     calls = ledger.calls(run["id"])
     judging = [call for call in calls if judges(planned_call(call)["move"])]
     return {
@@ -146,40 +153,49 @@ def _whole(ledger: Ledger, run: dict[str, Any]) -> dict[str, Any]:
 @click.argument("thread")
 @options.database
 def best(thread: str, db: str) -> None:
-    """Print the best answer to the last question of THREAD, and nothing else.
+    """Print the best answer to the last question of THREAD.
 
-    Also while another process is running it: the best so far. Exit code 1: there is none.
+    Nothing else is printed. While another process runs the thread, it is the best answer so far.
+    Exit code 1: there is no answer yet.
 
     \b
     anytime-graph best rivers > answer.txt
     """
     with opened(db) as store:
         runs_of(store.ledger, thread)
-        found = store.ledger.best(thread)
-    if found is None:
+        answer = store.ledger.best(thread)
+    if answer is None:
         raise click.ClickException(f"thread {thread!r}: its last question has no answer yet")
-    if found["answer"] is None:
+    if answer["answer"] is None:
         raise click.ClickException(f'thread {thread!r}: answers were not kept (record="usage")')
-    display.say(found["answer"])
+    display.say(answer["answer"])
 
 
 @click.command()
 @click.argument("thread", required=False)
 @options.database
-@click.option("--all", "everything", is_flag=True, help="Every thread, oldest first.")
-@click.option("--as", "form", type=click.Choice(list(FORMS)), required=True, help="What to make.")
+@click.option("--all", "everything", is_flag=True, help="Export every thread, oldest first.")
 @click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, allow_dash=True), default="-", help="A file."
+    "--as", "form", type=click.Choice(list(FORMS)), required=True, help="What to export; see above."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    default="-",
+    help="Write to this file.  [default: standard output]",
 )
 def export(thread: str | None, db: str, everything: bool, form: str, output: str) -> None:
-    """Write the record of THREAD, or of all, as JSON Lines to standard output or a file.
+    """Export answers, preference pairs or runs as JSON Lines.
+
+    Name one THREAD, or give --all.
 
     \b
-    dpo        preference pairs for TRL: prompt, chosen and rejected as texts
-    dpo-chat   the same as messages, which keep who said what before the question
-    openai     preference pairs as OpenAI's fine-tuning takes them, and others after it
-    answers    each answer, with its score and what to mend
-    runs       each question, with its budget, its spend and why it stopped
+    dpo       preference pairs for TRL: prompt, chosen and rejected as text
+    dpo-chat  the same as chat messages, with the conversation so far
+    openai    preference pairs in the format of OpenAI's fine-tuning API
+    answers   every answer, with its score and its feedback
+    runs      every question, with its budget, spend and stop reason
 
     \b
     anytime-graph export --all --as dpo-chat -o pairs.jsonl
@@ -197,7 +213,7 @@ def export(thread: str | None, db: str, everything: bool, form: str, output: str
 
 
 def _written(rows: Iterable[Row | None], output: str) -> int:
-    """How many rows there was nothing to write for."""
+    """Write the rows; returns how many were None, and so could not be written."""
     skipped = 0
     try:
         opened_file = click.open_file(output, "w", encoding="utf-8")
@@ -212,7 +228,7 @@ def _written(rows: Iterable[Row | None], output: str) -> int:
     return skipped
 
 
-@click.command()
+@click.command("plot")
 @click.argument("thread")
 @options.database
 @click.option(
@@ -220,15 +236,17 @@ def _written(rows: Iterable[Row | None], output: str) -> int:
     "--output",
     required=True,
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The picture; .png, .svg or .pdf.",
+    help="The picture to write: .png, .svg or .pdf.",
 )
-def plot(thread: str, db: str, output: Path) -> None:
-    """Draw how good the best answer of THREAD was at each spend, for its last question.
+def plot_command(thread: str, db: str, output: Path) -> None:
+    """Draw the quality of the best answer against the tokens spent.
+
+    The picture shows the last question of THREAD.
 
     \b
     anytime-graph plot rivers -o curve.png
     """
-    from anytime_graph.cli.plot import plot as draw
+    from anytime_graph.cli.plot import plot_curve
 
     with opened(db) as store:
         run = runs_of(store.ledger, thread)[-1]
@@ -236,7 +254,7 @@ def plot(thread: str, db: str, output: Path) -> None:
     if not curve:
         raise click.ClickException(f"thread {thread!r}: its last question has no answer yet")
     try:
-        draw(run, curve, answers, output)
+        plot_curve(run, curve, answers, output)
     except (ImportError, ValueError, OSError) as error:
         raise click.UsageError(f"-o {output}: {error}") from None
     click.echo(output)
@@ -245,9 +263,9 @@ def plot(thread: str, db: str, output: Path) -> None:
 @click.command()
 @click.argument("thread")
 @options.database
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Delete without asking.")
 def rm(thread: str, db: str, yes: bool) -> None:
-    """Delete THREAD: its record in the ledger and its checkpoints.
+    """Delete THREAD: its ledger record and its checkpoints.
 
     \b
     anytime-graph rm rivers
@@ -255,10 +273,12 @@ def rm(thread: str, db: str, yes: bool) -> None:
     with opened(db) as store:
         runs = runs_of(store.ledger, thread)
         if _running(store.ledger, thread):
-            raise click.ClickException(f"thread {thread!r} is being run; stop that first")
+            raise click.ClickException(f"thread {thread!r} is being run; stop its process first")
         if not yes:
             last = clipped(runs[-1]["question"] or "(not kept)", 60)
-            click.confirm(f"Delete {thread!r} ({len(runs)} asked, the last: {last})?", abort=True)
+            click.confirm(
+                f"Delete {thread!r} ({len(runs)} questions, the last: {last})?", abort=True
+            )
         store.ledger.forget(thread)
         store.saver.delete_thread(thread)
     click.echo(f"deleted {thread!r}")
@@ -266,43 +286,44 @@ def rm(thread: str, db: str, yes: bool) -> None:
 
 @click.command()
 @options.database
-@click.option("--model", help="Only runs of this model.")
+@click.option("--model", help="Include only runs of this model.")
 @click.option(
     "--task",
     "tasks",
     multiple=True,
     metavar="PREFIX",
-    help="A kind of task: threads whose names begin so. Repeatable. [default: all threads as one]",
+    help="A kind of task: the threads whose names begin with PREFIX. Can be repeated.  "
+    "[default: all threads together]",
 )
 @click.option(
     "--save",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Put them into this file, for load_profile, beside those that it holds of others.",
+    help="Save the profiles in this file, for load_profile. Other profiles in it are kept.",
 )
 @as_json_option
 def profile(
     db: str, model: str | None, tasks: Sequence[str], save: Path | None, as_json: bool
 ) -> None:
-    """Show what drafts and refinements brought, by model and kind of task.
+    """Show how much drafts and refinements improve the answers.
 
-    Only runs that a scorer rated count. The curve is the expected best of so many drafts, their
-    scores taken as normal.
+    There is one table for each model and kind of task. Only runs with a scorer count. The curve is the expected best score of 1, 2, 3, ... drafts, if their scores are normally
+    distributed.
 
     \b
     anytime-graph profile --task rivers --task bikes --save profiles.json
     """
-    with told(as_json), opened(db) as store:
-        found = _profiles(store.ledger, model, tasks or [""])
+    with errors_shown(as_json), opened(db) as store:
+        profiles = _profiles(store.ledger, model, tasks or [""])
         if save is not None:
-            for (name, task), learned in found.items():
+            for (name, task), learned in profiles.items():
                 save_profile(save, learned, name, task)
     if as_json:
-        rows = [{"model": m, "task": t, "kinds": kinds} for (m, t), kinds in found.items()]
+        rows = [{"model": m, "task": t, "kinds": kinds} for (m, t), kinds in profiles.items()]
         click.echo(line(rows))
         return
-    if not found:
+    if not profiles:
         click.echo("no answers that a scorer rated", err=True)
-    for (name, task), learned in found.items():
+    for (name, task), learned in profiles.items():
         display.profiled(name, task, learned)
         click.echo(display.curve(*expected_best(learned)) + "\n")
 
@@ -319,4 +340,4 @@ def _profiles(
     }
 
 
-COMMANDS = (threads, show, best, export, plot, profile, rm)
+COMMANDS = (threads, show_command, best, export, plot_command, profile, rm)

@@ -1,4 +1,4 @@
-"""Options of the command line that several commands share, and what they mean."""
+"""Command-line options that several commands share, and the values they become."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from anytime_graph.scoring import Judge, Scorer, scorer_in
 
 _CONSTRAINTS = ("sentences", "words", "include", "forbid", "starts_with", "ends_with", "matches")
 _JUDGE = ("judge", "rubric")
-KEPT = (
+REMEMBERED = (
     "model",
     "strategy",
     "answer",
@@ -28,7 +28,7 @@ KEPT = (
     "namespace",
     "price",
 )
-"""What a ledger remembers of a command, so that `resume` can go on in the same way."""
+"""Options that the ledger keeps, so that `resume` can continue with the same ones."""
 
 
 class _Range(click.ParamType[Any]):
@@ -56,78 +56,107 @@ database = click.option(
     default="anytime.db",
     show_default=True,
     metavar="FILE|URL",
-    help="The ledger: a SQLite file, or postgresql://USER@HOST/DATABASE.",
+    help="The ledger: a SQLite file, or a database postgresql://USER@HOST/DATABASE.",
 )
 
 
 def budgeted(tokens: int) -> Callable[[Any], Any]:
-    """Options for a budget. tokens: what is taken if none is given."""
+    """The options of a budget. tokens: the default, named in the help."""
     return _all(
         click.option(
-            "--tokens", type=int, help=f"Budget: input + output tokens. [default: {tokens}]"
+            "--tokens",
+            type=int,
+            help=f"Budget: input and output tokens together.  [default: {tokens}]",
         ),
         click.option("--output-tokens", type=int, help="Budget: output tokens."),
         click.option(
-            "--usd", type=float, help="Budget: US dollars; needs known prices or --price."
+            "--usd",
+            type=float,
+            help="Budget: US dollars. The price of the model must be known, or given with --price.",
         ),
         click.option("--calls", type=int, help="Budget: model calls."),
-        click.option("--seconds", type=float, help="Budget: seconds of active time."),
+        click.option("--seconds", type=float, help="Budget: seconds of running time."),
     )
 
 
 budget = budgeted(2_000)
 grant = _all(
-    click.option("--tokens", type=int, metavar="+N", help="So many more tokens."),
-    click.option("--output-tokens", type=int, metavar="+N", help="So many more output tokens."),
-    click.option("--usd", type=float, metavar="+X", help="So many more US dollars."),
-    click.option("--calls", type=int, metavar="+N", help="So many more model calls."),
-    click.option("--seconds", type=float, metavar="+X", help="So many more seconds."),
+    click.option(
+        "--tokens", type=int, metavar="+N", help="Add N input and output tokens to the budget."
+    ),
+    click.option(
+        "--output-tokens", type=int, metavar="+N", help="Add N output tokens to the budget."
+    ),
+    click.option("--usd", type=float, metavar="+X", help="Add X US dollars to the budget."),
+    click.option("--calls", type=int, metavar="+N", help="Add N model calls to the budget."),
+    click.option("--seconds", type=float, metavar="+X", help="Add X seconds to the budget."),
 )
-_model = click.option("--model", help="openai:NAME, provider:NAME, local or local:FILE.gguf.")
+model_option = click.option(
+    "--model",
+    help="The chat model: openai:NAME, PROVIDER:NAME, local (the embedded model), or local:FILE.gguf.",
+)
 _strategy = click.option(
-    "--strategy", type=click.Choice(list(STRATEGIES)), help="How to spend the budget."
+    "--strategy", type=click.Choice(list(STRATEGIES)), help="How the budget is spent."
 )
 _answer = click.option(
     "--answer",
     type=click.Choice(["tags", "whole"]),
-    help="How the answer is found in a reply: in <answer> tags, or the reply as a whole.",
+    help="Where the answer is in a reply: inside <answer> tags, or the whole reply.",
 )
 price = click.option(
     "--price",
     metavar="INPUT,OUTPUT[,CACHED]",
-    help="US dollars per million tokens of input, output and cached input.",
+    help="Price of the model: US dollars per million tokens of input, output and, optionally, "
+    "cached input.",
 )
 _checking = _all(
     click.option(
         "--check",
         metavar="FILE.py:FUNCTION",
-        help="Scorer: a function (question, answer) -> number in [0, 1].",
+        help="Score answers with a Python function (question, answer) -> number from 0 to 1.",
     ),
-    click.option("--sentences", type=_Range(), help="Constraint: so many sentences."),
-    click.option("--words", type=_Range(), help="Constraint: so many words."),
-    click.option("--include", multiple=True, help="Constraint: contains this. Repeatable."),
-    click.option("--forbid", multiple=True, help="Constraint: does not contain this. Repeatable."),
-    click.option("--starts-with", help="Constraint: starts with this."),
-    click.option("--ends-with", help="Constraint: ends with this."),
-    click.option("--matches", help="Constraint: this regular expression is found."),
+    click.option(
+        "--sentences", type=_Range(), help="Constraint: the number of sentences, as in 3 or 3-4."
+    ),
+    click.option(
+        "--words", type=_Range(), help="Constraint: the number of words, as in 40 or 40-60."
+    ),
+    click.option(
+        "--include",
+        multiple=True,
+        help="Constraint: the answer contains this text. Can be repeated.",
+    ),
+    click.option(
+        "--forbid",
+        multiple=True,
+        help="Constraint: the answer does not contain this text. Can be repeated.",
+    ),
+    click.option("--starts-with", help="Constraint: the answer starts with this text."),
+    click.option("--ends-with", help="Constraint: the answer ends with this text."),
+    click.option("--matches", help="Constraint: this regular expression is found in the answer."),
 )
 _judging = _all(
-    click.option("--judge", metavar="MODEL", help="Another model, to compare the answers."),
-    click.option("--rubric", metavar="TEXT", help="What the judge shall go by."),
+    click.option(
+        "--judge", metavar="MODEL", help="The model that compares answers, if it is not --model."
+    ),
+    click.option(
+        "--rubric", metavar="TEXT", help="What makes an answer good, in words for the judge."
+    ),
 )
 namespace = click.option(
-    "--namespace", metavar="A/B", help="Whose preference pairs, such as TENANT/USER."
+    "--namespace", metavar="A/B", help="The part of the memory to use, such as TENANT/USER."
 )
-making = _all(_model, _strategy, _answer, _checking, _judging, price)
-"""What a graph is made of."""
-warming = _all(_model, _strategy, _answer, _checking, _judging, price, namespace)
-auditing = _all(_model, _answer, _checking, _judging, price)
+making = _all(model_option, _strategy, _answer, _checking, _judging, price)
+"""The options that decide how a graph is built."""
+warming = _all(model_option, _strategy, _answer, _checking, _judging, price, namespace)
+auditing = _all(model_option, _answer, _checking, _judging, price)
 remembering = _all(
     click.option(
         "--memory",
         is_flag=True,
         default=None,
-        help="Show preference pairs of earlier questions in --db, and keep this one's.",
+        help="Show the model preference pairs of earlier questions in --db, and keep the pairs of "
+        "this one.",
     ),
     namespace,
 )
@@ -140,49 +169,50 @@ class _Duration(click.ParamType[Any]):
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         if isinstance(value, float):
             return value
-        told = re.fullmatch(r"(\d+(?:\.\d+)?)(d|h|min|s)", str(value))
-        if told is None:
-            self.fail(f"{value!r} is no duration, as in 30d, 12h, 45min or 90s", param, ctx)
-        return float(told[1]) * self._SECONDS[told[2]]
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(d|h|min|s)", str(value))
+        if match is None:
+            self.fail(f"{value!r} is not a duration, as in 30d, 12h, 45min or 90s", param, ctx)
+        return float(match[1]) * self._SECONDS[match[2]]
 
 
 DURATION = _Duration()
-"""Seconds, from 30d, 12h, 45min or 90s."""
+"""An option that reads 30d, 12h, 45min or 90s as seconds."""
 
 
 def amounts(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The dimensions of a budget that were given."""
+    """The dimensions of the budget that the command line limits."""
     return {name: options[name] for name in DIMENSIONS if options[name] is not None}
 
 
-def kept(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a ledger shall remember, as JSON has it. A scorer's file keeps its place when the
-    working directory does not."""
-    told = {name: options[name] for name in KEPT if options[name] not in (None, ())}
-    if "check" in told:
-        path, _, name = told["check"].rpartition(":")
-        told["check"] = f"{Path(path).resolve()}:{name}"
-    return told
+def remembered(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the ledger keeps, as JSON. The path of a scorer becomes absolute, so that
+    `resume` finds it from another directory."""
+    values = {name: options[name] for name in REMEMBERED if options[name] not in (None, ())}
+    if "check" in values:
+        path, _, name = values["check"].rpartition(":")
+        values["check"] = f"{Path(path).resolve()}:{name}"
+    return values
 
 
-def restored(told: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of this command, and for those not given what was remembered."""
+def restored(values: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of this command, and the remembered values of those that it leaves out."""
     out = dict(options)
-    for name in KEPT:
-        if options[name] in (None, ()) and name in told:
-            value = told[name]
+    for name in REMEMBERED:
+        if options[name] in (None, ()) and name in values:
+            value = values[name]
             out[name] = tuple(value) if isinstance(value, list) else value
     return out
 
 
-def parts(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as arguments of create_anytime_graph. Raises ValueError for a bad one."""
-    rates = scorer(options)
+def graph_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as arguments of create_anytime_graph. Raises ValueError for a bad value."""
+    scoring_rule = scorer(options)
     return {
         "model": options["model"],
-        "scorer": rates,
+        "scorer": scoring_rule,
         "strategy": options["strategy"] or "pdp",
-        "answer": options["answer"] or ("whole" if isinstance(rates, Constraints) else "tags"),
+        "answer": options["answer"]
+        or ("whole" if isinstance(scoring_rule, Constraints) else "tags"),
         "prices": prices(options["price"]),
         "judge": judge(options),
     }
@@ -196,7 +226,7 @@ def judge(options: Mapping[str, Any]) -> Judge | None:
 
 
 def space(namespace: str | None) -> list[str]:
-    """--namespace as the context takes it. Raises ValueError."""
+    """The parts of a --namespace. Raises ValueError for an empty part."""
     if namespace is None:
         return []
     parts = namespace.split("/")
@@ -205,10 +235,10 @@ def space(namespace: str | None) -> list[str]:
     return parts
 
 
-def questions(path: str, rates: Scorer | Constraints | None) -> list[str]:
-    """The questions in a file: one a line, or JSON Lines with a "question"; with the rules, if
-    constraints are the scorer. Raises ValueError."""
-    told = []
+def questions(path: str, scoring_rule: Scorer | Constraints | None) -> list[str]:
+    """The questions in a file of text lines or of JSON Lines with a "question". If constraints score
+    the answers, each question states them. Raises ValueError."""
+    texts = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
@@ -220,30 +250,33 @@ def questions(path: str, rates: Scorer | Constraints | None) -> list[str]:
                 question = None
         if not isinstance(question, str) or not question.strip():
             raise ValueError(f'{path}, line {number}: a JSON object with a "question" is needed')
-        told.append(question.strip())
-    if not told:
+        texts.append(question.strip())
+    if not texts:
         raise ValueError(f"{path}: there is no question in it; write one on each line")
-    rules = rates.describe() if isinstance(rates, Constraints) else None
-    return [f"{question}\n\n{rules}" if rules else question for question in told]
+    stated = scoring_rule.describe() if isinstance(scoring_rule, Constraints) else None
+    return [f"{question}\n\n{stated}" if stated else question for question in texts]
 
 
 def scorer(options: Mapping[str, Any]) -> Scorer | Constraints | None:
-    wanted = {name: options[name] for name in _CONSTRAINTS if options[name] not in (None, ())}
-    if options["check"] and wanted:
+    """The scorer of --check, or of the constraint options. Raises ValueError for both."""
+    rules = {name: options[name] for name in _CONSTRAINTS if options[name] not in (None, ())}
+    if options["check"] and rules:
         raise ValueError("--check and the constraint options are two scorers; give one")
     if options["check"]:
         return scorer_in(options["check"])
-    return Constraints(**wanted) if wanted else None
+    return Constraints(**rules) if rules else None
 
 
 def prices(price: str | None) -> Prices | None:
-    """What --price says. Raises ValueError."""
+    """The prices that --price states. Raises ValueError."""
     if price is None:
         return None
     try:
-        paid, made, *cached = (float(part) for part in price.split(","))
+        input_price, output_price, *cached = (float(part) for part in price.split(","))
         if len(cached) > 1:
             raise ValueError
     except ValueError:
         raise ValueError(f"--price {price!r}: two numbers, as in 0.40,1.60, or three") from None
-    return Prices(input=paid, output=made, cached_input=cached[0] if cached else None)
+    return Prices(
+        input=input_price, output=output_price, cached_input=cached[0] if cached else None
+    )

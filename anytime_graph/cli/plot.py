@@ -1,4 +1,4 @@
-"""The quality-against-spend curve as a picture."""
+"""The curve of quality against tokens spent, as a picture."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from anytime_graph.text import clipped
 _BEST, _OTHERS = "#1f6feb", "#8b949e"
 
 
-def plot(run: dict[str, Any], curve: list[dict[str, Any]], answers: list[Any], file: Path) -> None:
-    """Draw the best score so far against tokens, and each answer as a dot; without scores, the
-    answers that were the best one after the other. The file's ending names its format.
+def plot_curve(
+    run: dict[str, Any], curve: list[dict[str, Any]], answers: list[Any], file: Path
+) -> None:
+    """Draw the best score so far against tokens, and each answer as a dot. Without scores, draw
+    when each answer became the best. The ending of the file name sets the format.
 
-    Raises ImportError without the extra `plots`, ValueError for a format that is not known and
+    Raises ImportError without the extra `plots`, ValueError for an unknown format, and
     OSError for a file that cannot be written.
     """
     try:

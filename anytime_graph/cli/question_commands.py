@@ -1,4 +1,4 @@
-"""The command line over many questions: the audit of a judge; what a memory learns and forgets."""
+"""The commands over many questions: `audit`, `warm-up` and `forget`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from anytime_graph.audit import audit as audit_ledger
-from anytime_graph.audit import audit_questions
+from anytime_graph.audit import audit, audit_questions
 from anytime_graph.budget import DIMENSIONS, Budget
 from anytime_graph.checkpoints import open_checkpoints
 from anytime_graph.checkpoints.export import line
@@ -18,85 +17,86 @@ from anytime_graph.cli import options as option
 from anytime_graph.constraints import Constraints
 from anytime_graph.interrupt import interruptible
 from anytime_graph.models import default_model
-from anytime_graph.warm_up import warm_up as fill
+from anytime_graph.warm_up import warm_up
 
-_FRESH = ("model", "answer", "judge", "rubric", "price", *DIMENSIONS)
-_AGAIN = "interrupted; the same command goes on, and pays for nothing twice"
+_NEW_COMPARISONS_ONLY = ("model", "answer", "judge", "rubric", "price", *DIMENSIONS)
+_INTERRUPTED_NOTE = "interrupted; run the same command again to continue, nothing is paid for twice"
 
 
-@click.command()
+@click.command("audit")
 @click.argument("thread", required=False)
 @option.database
 @click.option(
     "--questions",
     type=click.Path(exists=True, dir_okay=False),
-    help='Ask these: one on a line, or JSON Lines with a "question". The budget is for each.',
+    help="Buy new comparisons for the questions in this file: one on each line, or JSON Lines with a "
+    '"question". The budget is for each question.',
 )
 @option.auditing
 @option.budgeted(8_000)
 @ledger_commands.as_json_option
-def audit(
+def audit_command(
     thread: str | None, db: str, questions: str | None, as_json: bool, **options: Any
 ) -> None:
-    """Find out whether a model's judgement means anything.
+    """Measure whether a model can judge answers.
 
-    Without a scorer, a model compares its own answers, and small models do so no better than a coin.
-    This counts how often the judge agrees with a scorer (--check, or constraints), with itself when
-    the two answers change places, and with mere length, each with a 95% interval; and says in words
-    whether to let it judge.
+    Without a scorer, a model compares its own answers, and small models do that no better than
+    chance. The audit counts how often the judge agrees with a scorer (--check, or constraints),
+    how often it agrees with itself when the two answers are swapped, and how often it prefers the
+    longer answer. Each figure has a 95% interval. A sentence says whether to trust the judge.
 
-    Reads the comparisons that are in the ledger, of THREAD or of all, at no cost. With --questions
-    it buys new ones: each question is answered a few times, and answers with different scores are
-    compared. Ctrl-C keeps what was bought, and exits with 130; the same command goes on.
+    The audit reads the comparisons in the ledger, of THREAD or of all threads, at no cost. With
+    --questions it buys new ones: it answers each question several times, and compares answers with
+    different scores. Ctrl-C keeps what was bought, with exit code 130. The same command continues.
 
     \b
     anytime-graph audit rivers --check check.py:score
-    anytime-graph audit --questions some.txt --words 20-40 --model openai:gpt-4.1-mini
-    anytime-graph audit --questions some.txt --check check.py:score --judge openai:gpt-4.1
+    anytime-graph audit --questions some.txt --check check.py:score \\
+        --model openai:gpt-4.1-mini --judge openai:gpt-4.1
     """
     if questions is None:
-        for name in _FRESH:
+        for name in _NEW_COMPARISONS_ONLY:
             if options[name] is not None:
                 raise click.UsageError(f"--{name.replace('_', '-')} goes with --questions")
     elif thread is not None:
-        raise click.UsageError("give a THREAD, or --questions, not both")
+        raise click.UsageError("give a THREAD or --questions, not both")
     quiet = as_json or not sys.stderr.isatty()
-    with ledger_commands.told(as_json):
-        rates = option.scorer(options)
+    with ledger_commands.errors_shown(as_json):
+        scorer = option.scorer(options)
         if questions is None:
             with ledger_commands.opened(db) as store:
                 if thread is not None:
                     ledger_commands.runs_of(store.ledger, thread)
-                found = audit_ledger(store.ledger, thread, rates)
+                report = audit(store.ledger, thread, scorer)
             stopped = False
         else:
-            if rates is None:
-                raise ValueError("--questions: a scorer is needed: --check, or a constraint")
+            if scorer is None:
+                raise ValueError("--questions: a scorer is needed; give --check or a constraint")
             with (
                 open_checkpoints(db) as store,
                 interruptible() as stop,
                 display.progress("questions", quiet) as progress,
             ):
-                found = audit_questions(
-                    option.questions(questions, rates),
+                report = audit_questions(
+                    option.questions(questions, scorer),
                     options["model"] or default_model(),
-                    rates,
+                    scorer,
                     Budget(**(option.amounts(options) or {"tokens": 8_000})),
                     store,
                     option.judge(options),
                     answer=options["answer"]
-                    or ("whole" if isinstance(rates, Constraints) else "tags"),
+                    or ("whole" if isinstance(scorer, Constraints) else "tags"),
                     prices=option.prices(options["price"]),
                     progress=progress,
                     stop=stop,
                 )
             stopped = stop.is_set()
     if as_json:
-        click.echo(line(found.as_dict()))
+        click.echo(line(report.as_dict()))
     else:
-        display.audited(found)
+        display.audited(report)
     if stopped:
-        click.echo(_AGAIN, err=True)
+        click.echo(_INTERRUPTED_NOTE, err=True)
         sys.exit(ledger_commands.INTERRUPTED)
 
 
@@ -106,49 +106,51 @@ def audit(
 @option.warming
 @option.budgeted(4_000)
 @ledger_commands.as_json_option
-def warm_up(file: str, db: str, as_json: bool, **options: Any) -> None:
-    """Fill the memory of --db with preference pairs, from the example questions in FILE.
+def warm_up_command(file: str, db: str, as_json: bool, **options: Any) -> None:
+    """Fill the memory in --db from example questions in FILE.
 
-    One question on a line, or JSON Lines with a "question". Each is answered a few times within the
-    budget (it is for each), the scorer (--check, or constraints; else the model itself) says which
-    answers were better, and later questions of the same --namespace that are alike are shown these
-    pairs: `solve --memory --db ... --namespace ...`, or memory=ledger in a program.
+    FILE has one question on each line, or JSON Lines with a "question". Each question is answered
+    several times, within a budget of its own. The scorer (--check or constraints, otherwise the
+    model itself) decides which answers are better. The resulting preference pairs are shown with
+    similar later questions of the same --namespace: with `solve --memory`, or with memory=ledger
+    in a program.
 
-    Ctrl-C keeps what is done, and exits with 130. The same command goes on, and pays nothing for
-    questions that are over.
+    Ctrl-C keeps what is done, with exit code 130. The same command continues, and pays nothing for
+    questions that are finished.
 
     \b
-    anytime-graph warm-up examples.txt --check check.py:score --namespace acme/ann
-    anytime-graph solve "Describe a fox." --db anytime.db --thread fox --memory --namespace acme/ann
+    anytime-graph warm-up examples.txt --check check.py:score --namespace acme
+    anytime-graph solve "Describe a fox." --db anytime.db --thread fox \\
+        --memory --namespace acme
     """
     quiet = as_json or not sys.stderr.isatty()
-    with ledger_commands.told(as_json):
+    with ledger_commands.errors_shown(as_json):
         options["strategy"] = options["strategy"] or "best_of_n"
         options["model"] = options["model"] or default_model()
-        made = option.parts(options)
-        asked = option.questions(file, made["scorer"])
+        arguments = option.graph_arguments(options)
+        texts = option.questions(file, arguments["scorer"])
         with (
             open_checkpoints(db) as store,
             interruptible() as stop,
             display.progress("questions", quiet) as progress,
         ):
-            done = fill(
-                asked,
-                made.pop("scorer") or "judge",
+            summary = warm_up(
+                texts,
+                arguments.pop("scorer") or "judge",
                 Budget(**(option.amounts(options) or {"tokens": 4_000})),
-                **made,
+                **arguments,
                 checkpoints=store,
                 namespace=tuple(option.space(options["namespace"])),
                 progress=progress,
                 stop=stop,
             )
     if as_json:
-        told = {"pairs": done.pairs, "left": done.left, "spent": done.spent}
-        click.echo(line({**told, "questions": [vars(q) for q in done.questions]}))
+        totals = {"pairs": summary.pairs, "left": summary.left, "spent": summary.spent}
+        click.echo(line({**totals, "questions": [vars(q) for q in summary.questions]}))
     else:
-        display.warmed(done)
+        display.warmed(summary)
     if stop.is_set():
-        click.echo(_AGAIN, err=True)
+        click.echo(_INTERRUPTED_NOTE, err=True)
         sys.exit(ledger_commands.INTERRUPTED)
 
 
@@ -156,32 +158,38 @@ def warm_up(file: str, db: str, as_json: bool, **options: Any) -> None:
 @option.database
 @option.namespace
 @click.option(
-    "--older-than", type=option.DURATION, help="Only pairs older than this: 30d, 12h, 45min, 90s."
+    "--older-than",
+    type=option.DURATION,
+    help="Delete only pairs older than this, as in 30d, 12h, 45min or 90s.",
 )
 @click.option(
-    "--keep", type=click.IntRange(min=0), help="Keep the newest so many of each namespace."
+    "--keep",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Keep the newest N pairs of each namespace.",
 )
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Delete without asking.")
 def forget(
     db: str, namespace: str | None, older_than: float | None, keep: int | None, yes: bool
 ) -> None:
-    """Delete preference pairs from the memory of --db, so that they are shown no more.
+    """Delete preference pairs from the memory in --db.
 
-    Of one --namespace, or of all. Without --older-than and --keep it deletes all of them, and asks
-    before. Questions, answers and what they cost stay: `rm` deletes those.
+    They are not shown to the model any more. Only the pairs of --namespace are deleted, or those of
+    every namespace. Without --older-than and --keep, all pairs are deleted, after a confirmation.
+    Questions, answers and costs stay in the ledger; `rm` deletes those.
 
     \b
     anytime-graph forget --older-than 30d
     anytime-graph forget --namespace acme/ann --keep 100
     anytime-graph forget --namespace acme/ann --yes
     """
-    with ledger_commands.told(False), ledger_commands.opened(db) as store:
+    with ledger_commands.errors_shown(False), ledger_commands.opened(db) as store:
         space = None if namespace is None else tuple(option.space(namespace))
         if older_than is None and not keep and not yes:
-            of = "every namespace" if namespace is None else f"{namespace!r}"
-            click.confirm(f"Forget all preference pairs of {of}?", abort=True)
-        gone = LedgerMemory(store.ledger).forget(space, older_than=older_than, keep=keep)
-    click.echo(f"forgot {gone} preference pair{'' if gone == 1 else 's'}")
+            scope = "every namespace" if namespace is None else f"{namespace!r}"
+            click.confirm(f"Forget all preference pairs of {scope}?", abort=True)
+        deleted = LedgerMemory(store.ledger).forget(space, older_than=older_than, keep=keep)
+    click.echo(f"forgot {deleted} preference pair{'' if deleted == 1 else 's'}")
 
 
-COMMANDS = (audit, warm_up, forget)
+COMMANDS = (audit_command, warm_up_command, forget)

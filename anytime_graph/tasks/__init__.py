@@ -1,11 +1,11 @@
-"""Tasks with checkable answers, to measure anytime reasoning on.
+"""Tasks with answers that a program can check, to measure anytime reasoning.
 
     task = load("trip", count=20, cities=6)
     for question in task.questions:
         score = question.scorer(question.prompt, ask(question.prompt))
 
-Generated tasks ("constraints", "trip") need nothing; the others need a package, a file of the user's,
-or access to the Hugging Face Hub. No question of anybody else's is shipped.
+The generated tasks ("constraints", "trip") need nothing else. The other tasks need a package, a file
+of the user, or access to the Hugging Face Hub. This package contains none of their questions.
 """
 
 from __future__ import annotations
@@ -34,21 +34,23 @@ TASKS: dict[str, Callable[..., Task]] = {
     "reasoning_gym": reasoning_gym,
     "jsonl": jsonl,
 }
-"""What makes each task. Those that take a file or a name have it behind a colon."""
+"""The function that makes each task. Its file or name, if it takes one, follows a colon."""
 
 
 def load(name: str, **options: Any) -> Task:
     """The task of that name: "constraints", "trip", "natural_plan_trip:FILE", "aime_2024[:FILE]",
     "gpqa_diamond[:FILE]", "reasoning_gym:NAME" or "jsonl:FILE".
 
-    options: those of the function that makes it; all take `count` (how many questions; of a file all,
-    if not given) and `seed`, and give the same questions for the same.
+    options: those of the function that makes the task. All tasks take `count`, the number of
+    questions (by default all of a file), and `seed`. Equal options give equal questions.
 
-    Raises ValueError for a name or an option that there is not.
+    Raises ValueError for an unknown name or option.
     """
     kind, _, target = name.partition(":")
     if kind not in TASKS:
-        raise ValueError(f"task {name!r}: there is none of that name; there are {', '.join(TASKS)}")
+        raise ValueError(
+            f"task {name!r}: there is none of that name; the names are {', '.join(TASKS)}"
+        )
     make = TASKS[kind]
     parameters = list(inspect.signature(make).parameters.values())
     slot = parameters.pop(0) if parameters[0].kind is not inspect.Parameter.KEYWORD_ONLY else None

@@ -1,5 +1,7 @@
-"""AIME 2024: thirty problems whose answers are integers, from the Hub or a user's file. None is
-shipped."""
+"""The task AIME 2024: thirty mathematics problems, from the Hub or a file of the user.
+
+This package contains none of them.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,13 @@ def aime_2024(file: str = "", *, count: int | None = None, seed: int = 0) -> Tas
     return Task(
         "aime_2024",
         "mathematics problems whose answer is an integer from 0 to 999",
-        sampled(partial(_question, rows, file or HUB[0]), len(rows), count, seed),
+        sampled(partial(_aime_question, rows, file or HUB[0]), len(rows), count, seed),
         "tags",
         "accuracy",
     )
 
 
-def _question(rows: Sequence[Mapping[str, Any]], source: str, at: int) -> Question:
+def _aime_question(rows: Sequence[Mapping[str, Any]], source: str, at: int) -> Question:
     where = f"{source}, row {at + 1}"
     problem = str(column(rows[at], ("problem", "question"), where))
     key = numeric(str(column(rows[at], ("answer",), where)))
@@ -42,9 +44,9 @@ def _question(rows: Sequence[Mapping[str, Any]], source: str, at: int) -> Questi
 
 
 def _integer(key: int, question: str, answer: str) -> Score:
-    found = numeric(answer)
-    if found is None:
+    number = numeric(answer)
+    if number is None:
         return Score(0.0, "It does not end in one number. Give the final answer as one integer.")
-    if found.denominator != 1 or not 0 <= found <= 999:
-        return Score(0.0, f"{found!s:.20} is not an integer from 0 to 999.")
-    return Score(1.0) if found == key else Score(0.0, f"{found} is not the answer.")
+    if number.denominator != 1 or not 0 <= number <= 999:
+        return Score(0.0, f"{number!s:.20} is not an integer from 0 to 999.")
+    return Score(1.0) if number == key else Score(0.0, f"{number} is not the answer.")

@@ -1,8 +1,7 @@
-"""Finding the final answer in a reply, and comparing it. A reply is data: nothing in it is ever
-evaluated.
+"""Finds the final answer in a reply, and compares it. Nothing in a reply is ever evaluated.
 
-The final answer is, whichever comes last, a `\\boxed{...}` or a line "Answer: ..." (also "The
-answer is ..."). A reply with neither is an answer only if it leaves no doubt: one number, one letter.
+The final answer is the last `\\boxed{...}` or line "Answer: ..." (also "The answer is ..."). A reply
+with neither is an answer only if it is unambiguous: one number, or one letter.
 """
 
 from __future__ import annotations
@@ -29,25 +28,25 @@ _LONGEST = 400
 
 
 def final(text: str) -> str | None:
-    """The last box that is closed and not empty, or the rest of the last answer line."""
+    """The last closed box that is not empty, or the rest of the last answer line."""
     boxes = [(at, inside) for at, inside in _boxes(text) if inside.strip()]
     lines = [(m.start(), m[1]) for m in _LINE.finditer(text) if m[1].strip(" *_.")]
-    found = max([*boxes[-1:], *lines[-1:]], default=None)
-    if found is None:
+    last = max([*boxes[-1:], *lines[-1:]], default=None)
+    if last is None:
         return None
-    inside = [part for _, part in _boxes(found[1]) if part.strip()]
-    return (inside[-1] if inside else found[1]).strip()
+    inside = [part for _, part in _boxes(last[1]) if part.strip()]
+    return (inside[-1] if inside else last[1]).strip()
 
 
 def tail(text: str) -> str:
-    """All that follows the last "Answer:", for answers of several lines; else the text."""
+    """All text after the last "Answer:", for answers of several lines; without one, the text."""
     return re.split(r"\banswer[*_ ]*:[*_ ]*", text, flags=re.IGNORECASE)[-1].strip()
 
 
 def number(text: str) -> Fraction | None:
-    """The one number that the text gives, exactly: "025", "$1,024$", "\\frac{1}{2}", "25.0 cm". Of a
-    text with several, the one behind the last "=" of its last line: "3 + 4 = 7". None if there is no
-    number, or more than one value."""
+    """The one number in the text, exactly: "025", "$1,024$", "\\frac{1}{2}", "25.0 cm". With several
+    numbers, the one after the last "=" of the last line: "3 + 4 = 7". None without a number, or with
+    more than one value."""
     text = text.replace("\\!", "").replace("{,}", ",").replace("\u2212", "-")
     values = {_value(m) for m in _NUMBER.finditer(text)}
     if len(values) > 1:
@@ -60,17 +59,17 @@ def number(text: str) -> Fraction | None:
 
 def numeric(reply: str) -> Fraction | None:
     """The number that a reply gives as its answer."""
-    return number(found if (found := final(reply)) is not None else reply)
+    return number(answer if (answer := final(reply)) is not None else reply)
 
 
 def letter(reply: str, letters: str = "ABCD") -> str | None:
     """The choice that a reply gives as its answer: "B", "(b)", "Answer: B) because", "\\boxed{B}"."""
-    given = found if (found := final(reply)) is not None else reply.strip()
-    given = given.replace("\\text{", "").replace("\\mathrm{", "")
-    match = _LETTER.match(given)
-    if match and _ANOTHER.match(given, match.end()):
+    answer = end if (end := final(reply)) is not None else reply.strip()
+    answer = answer.replace("\\text{", "").replace("\\mathrm{", "")
+    match = _LETTER.match(answer)
+    if match and _ANOTHER.match(answer, match.end()):
         return None
-    if match and (match[1].isupper() or len(given.strip("()[]{}.:*_ ")) == 1):
+    if match and (match[1].isupper() or len(answer.strip("()[]{}.:*_ ")) == 1):
         return chosen if (chosen := match[1].upper()) in letters else None
     return None
 
@@ -81,33 +80,33 @@ def is_number(text: str) -> bool:
 
 
 def same(reply: str, expected: str) -> bool:
-    """Whether a reply gives the expected answer: as a number if that is one, else as a text, in
-    which case, spaces and final stops do not count."""
+    """Whether a reply gives the expected answer. A number is compared by value; other text without
+    regard to case, spaces and final full stops."""
     if is_number(expected):
         return numeric(reply) == number(expected)
     return normal(expected) in (normal(reply), normal((final(reply) or "").strip("*_ ")))
 
 
 def _boxes(text: str) -> list[tuple[int, str]]:
-    """(where, what) of each closed box, in the order they close; braces inside may be nested."""
+    """(position, content) of each closed box, in the order they close. Braces may be nested."""
     open_: list[tuple[int, int] | None] = []
-    found = []
+    boxes = []
     for m in _BRACE.finditer(text):
         if m[0] == "}":
             box = open_.pop() if open_ else None
             if box:
-                found.append((box[0], text[box[1] : m.start()]))
+                boxes.append((box[0], text[box[1] : m.start()]))
         else:
             open_.append((m.start(), m.end()) if m[1] else None)
-    return found
+    return boxes
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
-    sign, top, bottom, plain, under = match.groups()
+    sign, top, bottom, plain, divisor = match.groups()
     if len(match[0]) > _LONGEST:
         return None
     value = Fraction(top) if top else Fraction(plain.replace(",", ""))
-    below = int(bottom or under or 1)
+    below = int(bottom or divisor or 1)
     if not below:
         return None
     return (-value if sign else value) / below

@@ -1,4 +1,4 @@
-"""Records from a file of the user's."""
+"""Reads the questions of a task from a file of the user, or from the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ KINDS = ".jsonl, .csv or .parquet"
 
 
 def records(path: str | Path) -> Sequence[dict[str, Any]]:
-    """The rows of a JSON Lines, CSV or Parquet file (the last needs `pyarrow`), as the Hub has them.
+    """The rows of a JSON Lines, CSV or Parquet file. Parquet needs `pyarrow`.
 
-    Raises ValueError, which names the file and the line and never their content, if it does not
-    exist, is of another kind, empty, or malformed.
+    Raises ValueError if the file does not exist, has another format, is empty, or is malformed. The
+    error names the file and the line, never their content.
     """
     file = Path(path)
     if not file.is_file():
@@ -37,9 +37,9 @@ def records(path: str | Path) -> Sequence[dict[str, Any]]:
 
 
 def from_hub(task: str, name: str, config: str | None) -> Sequence[dict[str, Any]]:
-    """The rows of a data set of the Hugging Face Hub, through `datasets`, which uses the user's own
-    token and keeps a copy in its own cache. Raises ImportError without `datasets`, ConnectionError
-    if the Hub does not give it."""
+    """The rows of a data set on the Hugging Face Hub, through the package `datasets`, with the user's
+    token and its own cache. Raises ImportError without `datasets`, and ConnectionError if the Hub
+    does not deliver."""
     try:
         datasets = import_module("datasets")
     except ImportError:
@@ -48,7 +48,7 @@ def from_hub(task: str, name: str, config: str | None) -> Sequence[dict[str, Any
         ) from None
     try:
         return list(datasets.load_dataset(name, config, split="train"))
-    except Exception as error:  # the Hub's client raises a great many kinds
+    except Exception as error:  # the Hub's client raises many kinds of errors
         raise ConnectionError(
             f"{task}: {name} could not be loaded from the Hub ({type(error).__name__}). If it is "
             f"gated, accept its terms there and set HF_TOKEN; or give a file: {task}:FILE"

@@ -1,7 +1,8 @@
-"""GPQA-Diamond (Rein et al. 2023, arXiv 2311.12022), from the Hub or a user's file.
+"""The task GPQA-Diamond: science questions with four choices, from the Hub or a file of the user.
 
-Its authors ask that no example appear in plain text online. So none is shipped, ids are hashes, and
-no error, repr or feedback holds a question's text.
+The paper is Rein et al. 2023, arXiv 2311.12022. Its authors ask that no example appear in plain text
+online. So this package contains none, ids are hashes, and no error, repr or feedback shows the text of
+a question.
 """
 
 from __future__ import annotations
@@ -21,42 +22,41 @@ _WRONG = ("incorrect answer 1", "incorrect answer 2", "incorrect answer 3")
 
 
 def gpqa_diamond(file: str = "", *, count: int | None = None, seed: int = 0) -> Task:
-    """198 questions of science with four choices,
-    shuffled by a hash of the question. A file needs the columns Question, Correct Answer and
-    Incorrect Answer 1 to 3."""
+    """198 science questions with four choices, shuffled by a hash of the question. A file needs the
+    columns Question, Correct Answer and Incorrect Answer 1 to 3."""
     rows = records(file) if file else from_hub("gpqa_diamond", *HUB)
     return Task(
         "gpqa_diamond",
         "graduate-level science questions with four choices",
-        sampled(partial(_question, rows, file or HUB[0]), len(rows), count, seed),
+        sampled(partial(_gpqa_question, rows, file or HUB[0]), len(rows), count, seed),
         "tags",
         "accuracy",
     )
 
 
-def _question(rows: Sequence[Mapping[str, Any]], source: str, at: int) -> Question:
+def _gpqa_question(rows: Sequence[Mapping[str, Any]], source: str, at: int) -> Question:
     where = f"{source}, row {at + 1}"
     text = str(column(rows[at], ("question",), where)).strip()
     right = str(column(rows[at], ("correct answer",), where)).strip()
     wrong = [str(column(rows[at], (name,), where)).strip() for name in _WRONG]
-    choices = sorted(enumerate([right, *wrong]), key=lambda c: _digest(f"{text}\n{c[0]}\n{c[1]}"))
-    listed = "\n".join(
+    choices = sorted(enumerate([right, *wrong]), key=lambda c: _sha256(f"{text}\n{c[0]}\n{c[1]}"))
+    choice_list = "\n".join(
         f"({name}) {choice}" for name, (_, choice) in zip("ABCD", choices, strict=True)
     )
     key = "ABCD"[[place for place, _ in choices].index(0)]
     return Question(
-        _digest(text)[:16],
-        f"{text}\n\n{listed}\n\nThe answer is one letter: A, B, C or D.",
+        _sha256(text)[:16],
+        f"{text}\n\n{choice_list}\n\nThe answer is one letter: A, B, C or D.",
         partial(_choice, key),
     )
 
 
 def _choice(key: str, question: str, answer: str) -> Score:
-    found = letter(answer)
-    if found is None:
+    choice = letter(answer)
+    if choice is None:
         return Score(0.0, "It does not end in one choice. Give the final answer as one letter.")
-    return Score(1.0) if found == key else Score(0.0, f"{found} is not the answer.")
+    return Score(1.0) if choice == key else Score(0.0, f"{choice} is not the answer.")
 
 
-def _digest(text: str) -> str:
+def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Tasks of the optional package `reasoning-gym` (pip install reasoning-gym)."""
+"""The tasks of the optional package `reasoning-gym` (pip install reasoning-gym)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from anytime_graph.scoring import Score
 from anytime_graph.tasks.answers import final, is_number, numeric, same, tail
-from anytime_graph.tasks.task import Lazy, Question, Task, whole
+from anytime_graph.tasks.task import Lazy, Question, Task, whole_number
 
 EVALUATED = frozenset(
     {
@@ -24,25 +24,26 @@ EVALUATED = frozenset(
         "string_insertion",
     }
 )
-"""Their graders run what a model wrote as code (`eval`, or sympy's parser, which uses it)."""
+"""Tasks whose graders run a model's text as code, with `eval` or with sympy's parser."""
 _EXAMPLES = 1_000_003
-"""The seed of solved questions, far from those of questions that are asked."""
+"""The seed of solved questions, far from the seeds of the questions asked."""
 
 
 def reasoning_gym(
     name: str, *, count: int = 50, seed: int = 0, examples: int = 0, **parameters: Any
 ) -> Task:
     """A task of Reasoning Gym (Stojanovski et al. 2025, arXiv 2505.24760), by its name there.
-    `parameters` are its own and set how hard it is: `min_terms`, `max_digits` and such.
+    `parameters` are those of the task, such as `min_terms` and `max_digits`; they set its difficulty.
 
-    examples: so many solved questions are shown before each, arithmetic with its working ("3 + 4 =
-    7"), and a reply is then the answer, without tags: small models follow examples, not instructions.
+    examples: the number of solved questions shown before each question. Arithmetic is shown with its
+    working ("3 + 4 = 7"). With examples the whole reply is the answer, without tags, because small
+    models follow examples better than instructions.
 
-    A task whose key is a number, or that has no grader of its own, scores 0 or 1; others score what
-    their grader gives to the final answer.
+    A task with a number as its key, or without a grader of its own, scores 0 or 1. In other tasks
+    the grader scores the final answer.
 
-    Raises ImportError without the package; ValueError for a name it does not have, a parameter the
-    task does not have, a task whose grader evaluates answers as code, or one with wrong keys.
+    Raises ImportError without the package, and ValueError for an unknown name or parameter, a task
+    whose grader runs answers as code, or a task with wrong keys.
     """
     if name in EVALUATED:
         raise ValueError(f"reasoning_gym:{name}: refused, its grader runs answers as code")
@@ -52,8 +53,8 @@ def reasoning_gym(
         raise ValueError(
             f"reasoning_gym:{name}: refused, about one in five of its keys is reversed"
         )
-    whole("count", count, least=1)
-    whole("examples", examples, least=0)
+    whole_number("count", count, least=1)
+    whole_number("examples", examples, least=0)
     if name == "basic_arithmetic":
         parameters = _rightly_keyed(parameters)
     try:
@@ -64,17 +65,17 @@ def reasoning_gym(
         some = ", ".join(sorted(set(gym.factory.DATASETS) - EVALUATED)[:8])
         raise ValueError(f"reasoning_gym:{name}: there is no such task; there are {some}, ...")
     try:
-        made = gym.create_dataset(name, size=count, seed=seed, **parameters)
-        others = gym.create_dataset(name, size=2 * examples + 1, seed=_EXAMPLES, **parameters)
+        dataset = gym.create_dataset(name, size=count, seed=seed, **parameters)
+        worked = gym.create_dataset(name, size=2 * examples + 1, seed=_EXAMPLES, **parameters)
     except (TypeError, AssertionError) as error:
         raise ValueError(f"reasoning_gym:{name}: {error}") from None
-    solved = {others[at]["question"]: _solved(others[at]) for at in range(2 * examples)}
-    arithmetic = "expression" in others[0]["metadata"]
-    own = type(made).score_answer is not gym.dataset.ProceduralDataset.score_answer
+    solved = {worked[at]["question"]: _solved(worked[at]) for at in range(2 * examples)}
+    arithmetic = "expression" in worked[0]["metadata"]
+    own = type(dataset).score_answer is not gym.dataset.ProceduralDataset.score_answer
     return Task(
         f"reasoning_gym:{name}",
         f"{name.replace('_', ' ')}, from Reasoning Gym",
-        Lazy(partial(_question, made, own, seed, solved, examples), range(count)),
+        Lazy(partial(_gym_question, dataset, own, seed, solved, examples), range(count)),
         "tags" if not examples else figure if arithmetic else "whole",
         "accuracy",
     )
@@ -82,7 +83,7 @@ def reasoning_gym(
 
 def figure(reply: str) -> str | None:
     """The number that a reply gives as its answer, so that "3 + 4 = 7" and "7" are one answer."""
-    return None if (found := numeric(reply)) is None else str(found)
+    return None if (number := numeric(reply)) is None else str(number)
 
 
 def _solved(entry: dict[str, Any]) -> str:
@@ -91,38 +92,39 @@ def _solved(entry: dict[str, Any]) -> str:
 
 
 def _rightly_keyed(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Without parentheses its keys ignore precedence; with "/" some are rounded down."""
-    chosen = {"operators": ["+", "-", "*"], **parameters}
-    operators = set(chosen["operators"])
-    if "/" in operators or ("*" in operators and not chosen.get("allow_parentheses", True)):
+    """The parameters, if the keys are right for them. Without parentheses the keys ignore
+    precedence, and with "/" some are rounded down."""
+    given = {"operators": ["+", "-", "*"], **parameters}
+    operators = set(given["operators"])
+    if "/" in operators or ("*" in operators and not given.get("allow_parentheses", True)):
         raise ValueError(
             "reasoning_gym:basic_arithmetic: refused, its keys are often wrong with '/' among the "
             "operators, or with '*' and allow_parentheses=False; operators=['+', '-', '*'] with "
-            "parentheses, or ['+', '-'] will do"
+            "parentheses, or ['+', '-'], are fine"
         )
-    return {**chosen, "operators": list(chosen["operators"])}
+    return {**given, "operators": list(given["operators"])}
 
 
-def _question(
-    made: Any, own: bool, seed: int, solved: dict[str, str], examples: int, at: int
+def _gym_question(
+    dataset: Any, own: bool, seed: int, solved: dict[str, str], examples: int, at: int
 ) -> Question:
-    entry = made[at]
-    shown = [(asked, told) for asked, told in solved.items() if asked != entry["question"]]
-    score = partial(_score, made, own, entry)
+    entry = dataset[at]
+    shown = [pair for pair in solved.items() if pair[0] != entry["question"]]
+    score = partial(_grade, dataset, own, entry)
     return Question(f"{seed}-{at}", entry["question"], score, shown[:examples])
 
 
-def _score(made: Any, own: bool, entry: dict[str, Any], question: str, answer: str) -> Score:
+def _grade(dataset: Any, own: bool, entry: dict[str, Any], question: str, answer: str) -> Score:
     key = str(entry["answer"])
     if not own:
         value = float(same(answer, key))
     elif is_number(key) and same(answer, key):
         value = 1.0
     else:
-        given = tail(answer) if "\n" in key else final(answer) or answer
+        last = tail(answer) if "\n" in key else final(answer) or answer
         try:
-            graded = float(made.score_answer(given, entry))
-        except Exception:  # some graders take for granted that an answer is of their form
+            graded = float(dataset.score_answer(last, entry))
+        except Exception:  # some graders fail on an answer of another form
             graded = 0.0
         value = min(1.0, max(0.0, graded if not is_number(key) else math.floor(graded)))
     return Score(value, None if value == 1 else "That is not the answer.")

@@ -1,5 +1,7 @@
-"""NATURAL PLAN, Trip Planning (Zheng et al. 2024, arXiv 2406.04520): its official file, as the user
-has it, with the constraint satisfaction rate or the official score."""
+"""The task Trip Planning of NATURAL PLAN, from its official file, which the user provides.
+
+The paper is Zheng et al. 2024, arXiv 2406.04520.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,11 @@ def natural_plan_trip(
 ) -> Task:
     """The examples of a `trip_planning.json`.
 
-    score: "csr", the share of the constraints met, which does justice to every right plan; or "exact",
-    the official score, 1 if cities and days are those of the one golden plan, else 0.
+    score: "csr" is the share of the constraints met, which accepts every correct plan. "exact" is the
+    official score: 1 if cities and days are those of the one golden plan, else 0.
 
-    Raises ValueError for a file that is not of this form, and, when a question is asked for, for one
-    whose fields contradict its prompt.
+    Raises ValueError for a file of another form, and when a question is read whose fields contradict
+    its prompt.
     """
     if score not in ("csr", "exact"):
         raise ValueError(f"score={score!r}: 'csr' or 'exact'")
@@ -44,13 +46,13 @@ def natural_plan_trip(
     return Task(
         "natural_plan_trip",
         "plans of trips under constraints, from NATURAL PLAN",
-        sampled(partial(_question, examples, names, score), len(names), count, seed),
+        sampled(partial(_natural_plan_question, examples, names, score), len(names), count, seed),
         "tags",
         "csr" if score == "csr" else "accuracy",
     )
 
 
-def _question(
+def _natural_plan_question(
     examples: Mapping[str, Mapping[str, Any]], names: Sequence[str], score: str, at: int
 ) -> Question:
     name = names[at]
@@ -61,7 +63,7 @@ def _question(
     problem = trips.parse(prompt)
     golden = list(zip(cities.split("**"), (int(d) for d in days.split("**")), strict=False))
     if cities.count("**") != days.count("**") or sorted(golden) != sorted(problem.stays):
-        raise ValueError(f"{name}: cities and durations are not those of its prompt")
+        raise ValueError(f"{name}: its cities and durations contradict its prompt")
     scorer = (
         partial(trips.score, problem) if score == "csr" else partial(_exact, golden, problem.days)
     )
@@ -69,9 +71,9 @@ def _question(
 
 
 def exact_match(golden: Sequence[tuple[str, int]], total: int, answer: str) -> bool:
-    """The official score: cities and days there are read off the flights of the plan, whose last day
-    is that of its last stay, and must be those of the golden plan, in order. What stands behind a stay
-    that ends on day `total` does not count."""
+    """The official score: whether cities and days equal those of the golden plan, in order. They are
+    read from the flights of the plan; the last day is that of the last stay. Text after a stay that
+    ends on day `total` does not count."""
     flights: list[tuple[int, str, str]] = []
     end = None
     for line in answer.splitlines():

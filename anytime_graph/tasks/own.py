@@ -1,4 +1,4 @@
-"""Questions of the user's own."""
+"""The task of a user's own questions, from a file."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def jsonl(
     count: int | None = None,
     seed: int = 0,
 ) -> Task:
-    """A file with a question (or prompt) on each line, and an id if it has one; CSV and Parquet do
-    as well.
+    """A JSON Lines, CSV or Parquet file with a question (or prompt) in each row, and optionally an
+    id.
 
     check: a scorer, or FILE.py:FUNCTION, a function (question, answer) -> number in [0, 1]. Without
-    it each line needs an `answer`, which a reply must give: exactly, if it is a number, else but for
-    case, spaces and final stops.
+    it each row needs the correct `answer`. A number is compared by value; other text without regard
+    to case, spaces and final full stops.
     """
     if answer not in ("tags", "whole"):
         raise ValueError(f"answer={answer!r}: 'tags' or 'whole'")
@@ -34,13 +34,13 @@ def jsonl(
     return Task(
         f"jsonl:{file}",
         f"questions of {file}",
-        sampled(partial(_question, rows, file, scorer), len(rows), count, seed),
+        sampled(partial(_own_question, rows, file, scorer), len(rows), count, seed),
         answer,
         "csr" if scorer else "accuracy",
     )
 
 
-def _question(
+def _own_question(
     rows: Sequence[Mapping[str, Any]], file: str, scorer: Scorer | None, at: int
 ) -> Question:
     row, where = rows[at], f"{file}, row {at + 1}"

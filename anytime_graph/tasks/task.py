@@ -1,4 +1,4 @@
-"""What a task is, and the ways its questions are come by."""
+"""The classes of a task and its questions, and functions to generate or sample questions."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Question:
-    """id: unique in its task, and the same in every run. scorer: (question, answer) -> Score; it
-    needs the answer only. examples: solved questions, (question, answer), that are shown before it as
-    turns of the conversation. Neither texts nor key show in the repr."""
+    """A question and its scorer. id: unique in its task, and equal in every run. scorer: (question,
+    answer) -> Score; it needs only the answer. examples: solved questions, (question, answer), shown
+    before it as turns of the conversation. The repr shows neither texts nor the correct answer."""
 
     id: str
     prompt: str = field(repr=False)
@@ -27,10 +27,10 @@ class Question:
 
     @property
     def conversation(self) -> list[AnyMessage]:
-        """The examples, and the question as the last message."""
+        """The messages of the examples, and the question as the last message."""
         turns: list[AnyMessage] = []
-        for asked, told in self.examples:
-            turns += [HumanMessage(asked), AIMessage(told)]
+        for question, answer in self.examples:
+            turns += [HumanMessage(question), AIMessage(answer)]
         return [*turns, HumanMessage(self.prompt)]
 
 
@@ -38,7 +38,7 @@ class Question:
 class Task:
     """Questions of one kind, and how their answers are found and measured.
 
-    answer: what create_anytime_graph takes as `answer=`. metric: what the mean of the scores is, the
+    answer: the `answer=` of create_anytime_graph. metric: the meaning of the mean score, the
     constraint satisfaction rate ("csr") or accuracy.
     """
 
@@ -50,8 +50,8 @@ class Task:
 
 
 class Lazy(Sequence[T]):
-    """A sequence whose items are made when they are asked for, anew each time: `make` must give the
-    same for the same index."""
+    """A sequence that makes its items each time they are read. `make` must give equal items for equal
+    indices."""
 
     def __init__(self, make: Callable[[int], T], indices: Sequence[int]) -> None:
         self._make = make
@@ -74,27 +74,28 @@ class Lazy(Sequence[T]):
 
 
 def generated(make: Callable[[Random], T], count: int, seed: int) -> Lazy[T]:
-    """`count` items, each of dice of its own: item 7 is the same whatever `count` is."""
-    whole("count", count, least=1)
+    """`count` items, each with its own random numbers, so item 7 does not depend on `count`."""
+    whole_number("count", count, least=1)
     return Lazy(lambda at: make(dice(f"{seed}/{at}")), range(count))
 
 
 def sampled(make: Callable[[int], T], total: int, count: int | None, seed: int) -> Lazy[T]:
-    """All of `total` items for count=None, else a seeded sample, in their order."""
+    """All `total` items for count=None, else a seeded sample, in order."""
     if count is None:
         return Lazy(make, range(total))
-    whole("count", count, least=1)
+    whole_number("count", count, least=1)
     if count > total:
         raise ValueError(f"count={count}: there are {total} questions; give {total} or fewer")
     return Lazy(make, sorted(dice(seed).sample(range(total), count)))
 
 
 def dice(seed: int | str) -> Random:
+    """A random number generator with this seed."""
     return Random(seed)  # noqa: S311 - the same questions for the same seed
 
 
-def whole(name: str, value: object, least: int, most: int | None = None) -> int:
-    """The value, if it is a whole number within the bounds. Raises ValueError else."""
+def whole_number(name: str, value: object, least: int, most: int | None = None) -> int:
+    """The value. Raises ValueError if it is not a whole number within the bounds."""
     bounds = f"at least {least}" if most is None else f"{least} to {most}"
     if not isinstance(value, int) or value < least or (most is not None and value > most):
         raise ValueError(f"{name}={value!r:.60}: a whole number is needed, {bounds}")
@@ -102,10 +103,10 @@ def whole(name: str, value: object, least: int, most: int | None = None) -> int:
 
 
 def column(row: Mapping[str, Any], names: Iterable[str], where: str) -> Any:
-    """The first of the columns that the row has, whatever their case. Raises ValueError, which shows
-    nothing of the row: without a header, the names of its columns are content."""
-    low = {str(key).lower(): value for key, value in row.items()}
+    """The value of the first named column in the row, without regard to case. Raises ValueError, which
+    shows nothing of the row: in a file without a header, even column names are content."""
+    by_name = {str(key).lower(): value for key, value in row.items()}
     for name in names:
-        if low.get(name) not in (None, ""):
-            return low[name]
+        if by_name.get(name) not in (None, ""):
+            return by_name[name]
     raise ValueError(f"{where}: a column {' or '.join(map(repr, names))} is needed")

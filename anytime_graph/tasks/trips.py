@@ -1,8 +1,8 @@
-"""Trips: an order of cities, each stayed in for so many days, with direct flights only and events on
-fixed days. The problem, its wording, plans, their score, and a generator.
+"""The task of planning trips: problems, their wording, plans, scores, and a generator.
 
-The wording is that of the Trip Planning task of NATURAL PLAN (Zheng et al. 2024, arXiv 2406.04520),
-so that problems made here and those of its file are read by the same grammar.
+A trip is an order of cities with a number of days in each, direct flights only, and events on fixed
+days. The wording is that of the Trip Planning task of NATURAL PLAN (Zheng et al. 2024, arXiv
+2406.04520), so one parser reads generated problems and those of its file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import pairwise
 from random import Random
 
 from anytime_graph.scoring import Score
-from anytime_graph.tasks.task import Question, Task, generated, whole
+from anytime_graph.tasks.task import Question, Task, generated, whole_number
 
 CONVENTIONS = """\
 How days are counted: a day on which you fly counts in both cities, so you arrive in the next city on \
@@ -24,12 +24,12 @@ flight home. Each city is visited once. "A and B" is a direct flight both ways, 
 that way. You are in the city of an event on all its days.
 Write the plan, and nothing else, as a line for each stay, "Day FIRST-LAST: Visit CITY for N days.", \
 and between two stays a line for the flight, "Day N: Fly from CITY to CITY.\""""
-"""What a plan is, which the prompts of NATURAL PLAN leave to their examples."""
+"""The rules of a plan, which the prompts of NATURAL PLAN only show in examples."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something in a city on the days `first` to `last`."""
+    """An event in a city on the days `first` to `last`."""
 
     what: str
     city: str
@@ -39,8 +39,8 @@ class Event:
 
 @dataclass(frozen=True)
 class Trip:
-    """days: of the whole trip. stays: city and days there, in the order stated. flights: (from, to)
-    for each direction."""
+    """A problem. days: those of the whole trip. stays: each city and its days, in the order stated.
+    flights: (from, to) for each direction."""
 
     days: int
     stays: tuple[tuple[str, int], ...]
@@ -50,7 +50,7 @@ class Trip:
 
 @dataclass(frozen=True)
 class Stay:
-    """The days `first` to `last` in a city."""
+    """A stay in a city on the days `first` to `last`."""
 
     city: str
     first: int
@@ -100,7 +100,7 @@ _READ_EVENTS = {what: _pattern(wording) for what, wording in _EVENTS.items()}
 
 
 def render(trip: Trip, dice: Random) -> str:
-    """The problem in words: wordings and the order of the flights by chance."""
+    """The problem in words, with random wordings and a random order of flights."""
     lines = [f"{_HEAD.format(n=len(trip.stays), days=trip.days)}. {_ONLY}."]
     for city, days in trip.stays:
         lines.append(dice.choice(_DURATIONS).format(city=city, days=days))
@@ -118,15 +118,15 @@ def render(trip: Trip, dice: Random) -> str:
 
 
 def parse(prompt: str) -> Trip:
-    """The problem that a prompt states. Raises ValueError for a sentence that is none of the known
-    wordings, or a problem that does not fit together."""
+    """The problem that a prompt states. Raises ValueError for an unknown wording, or a problem that
+    contradicts itself."""
     parts = [" ".join(part.split()) for part in re.split(r"\n\s*\n", prompt.strip())]
     if len(parts) < 2 or not parts[1].startswith(_FLIGHTS):
         raise ValueError(f"prompt={prompt!r:.80}: constraints, then {_FLIGHTS!r}, are needed")
     head, *sentences = filter(None, re.split(r"\.\s+|\.$", parts[0]))
     stated = _READ_HEAD.fullmatch(head)
     if stated is None:
-        raise ValueError(f"{head!r:.120} is no known wording")
+        raise ValueError(f"{head!r:.120} is not a known wording")
     stays: list[tuple[str, int]] = []
     events: list[Event] = []
     for sentence in sentences:
@@ -140,7 +140,7 @@ def parse(prompt: str) -> Trip:
         elif stay:
             stays.append((stay["city"], int(stay["days"])))
         elif sentence != _ONLY:
-            raise ValueError(f"{sentence!r:.120} is no known wording")
+            raise ValueError(f"{sentence!r:.120} is not a known wording")
     cities = {city for city, _ in stays}
     flights: set[tuple[str, str]] = set()
     for text in parts[1].removeprefix(_FLIGHTS).strip(" .").split(", "):
@@ -149,7 +149,7 @@ def parse(prompt: str) -> Trip:
         elif two := re.fullmatch(r"(.+?) and (.+)", text):
             flights |= {(two[1], two[2]), (two[2], two[1])}
         else:
-            raise ValueError(f"{text!r:.120} is no known wording of a flight")
+            raise ValueError(f"{text!r:.120} is not a known wording of a flight")
     unknown = ({e.city for e in events} | {city for pair in flights for city in pair}) - cities
     if unknown or len(cities) != int(stated["n"]) or len(stays) != len(cities):
         raise ValueError(
@@ -159,7 +159,7 @@ def parse(prompt: str) -> Trip:
 
 
 def write(stays: Sequence[Stay]) -> str:
-    """A plan in words, as CONVENTIONS asks for it."""
+    """A plan in words, in the form that CONVENTIONS asks for."""
     lines = []
     for at, stay in enumerate(stays):
         if at:
@@ -183,15 +183,15 @@ _NEW = re.compile(
 
 
 def read_plan(text: str, cities: Sequence[str]) -> list[Stay]:
-    """The stays of the plan in a text, in its order: of the last plan, if it holds several.
+    """The stays of the last plan in a text, in order; [] if there is none.
 
-    A plan is made of entries, "Day 1-7: ...", "Day 1: ... for 7 days" or "Day 7: ...", at the start
-    of a line or before a colon. A flight is a day in both its cities. Entries that follow each other in one city are one
-    stay. Empty if there is none.
+    A plan consists of entries, "Day 1-7: ...", "Day 1: ... for 7 days" or "Day 7: ...", at the start
+    of a line or before a colon. A flight is a day in both of its cities. Consecutive entries in one
+    city are one stay.
     """
     stays: list[Stay] = []
-    for first, last, said in _last_plan(_entries(text)):
-        for city in _where(said, first == last, cities):
+    for first, last, text_of_days in _last_plan(_entries(text)):
+        for city in _cities_of_entry(text_of_days, first == last, cities):
             before = stays[-1] if stays else None
             if before and before.city == city and before.first <= first <= before.last + 1:
                 stays[-1] = Stay(city, before.first, max(before.last, last))
@@ -201,52 +201,54 @@ def read_plan(text: str, cities: Sequence[str]) -> list[Stay]:
 
 
 def _entries(text: str) -> list[tuple[int, int, str]]:
-    """(first day, last day, what is said of them), wherever the days do not run backwards."""
-    found = list(_ENTRY.finditer(text))
-    bounds = [*(m.start() for m in found), len(text)]
+    """(first day, last day, text) of each entry whose days do not run backwards."""
+    matches = list(_ENTRY.finditer(text))
+    bounds = [*(m.start() for m in matches), len(text)]
     entries = []
-    for m, end in zip(found, bounds[1:], strict=True):
+    for m, end in zip(matches, bounds[1:], strict=True):
         first = int(m[1] or m[3])
-        said = text[m.end() : end].strip("*_: \n").split("\n", 1)[0]
-        stated = _LASTING.search(said)
+        content = text[m.end() : end].strip("*_: \n").split("\n", 1)[0]
+        stated = _LASTING.search(content)
         last = int(m[2] or m[4] or first + (int(stated[1]) - 1 if stated else 0))
         if last >= first:
-            entries.append((first, last, said))
+            entries.append((first, last, content))
     return entries
 
 
 def _last_plan(entries: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
-    """From where the days last go back to 1."""
+    """The entries from the last one that goes back to day 1."""
     starts = [i for i in range(1, len(entries)) if entries[i][0] == 1 < entries[i - 1][0]]
     return entries[starts[-1] :] if starts else entries
 
 
-def _where(said: str, one_day: bool, cities: Sequence[str]) -> list[str]:
+def _cities_of_entry(content: str, one_day: bool, cities: Sequence[str]) -> list[str]:
     """The cities of an entry: two for a flight, one for a stay, none if it names none."""
     names = {city.lower(): city for city in cities}
-    move = _MOVE.search(said)
+    move = _MOVE.search(content)
     if move and one_day:
         return [names.get(city.lower(), city) for city in move.groups()]
-    told = [
+    named = [
         (m.start(), names[m[0].lower()])
-        for m in re.finditer(r"[\w'-]+", said)
+        for m in re.finditer(r"[\w'-]+", content)
         if m[0].lower() in names and not (move and m.start() == move.start(1))
     ]
     visited = [
         city
-        for at, city in told
-        if re.search(r"\b(?:visit\w*|stay\w*(?: in)?|explor\w+|in)\s+$", said[:at], re.IGNORECASE)
+        for at, city in named
+        if re.search(
+            r"\b(?:visit\w*|stay\w*(?: in)?|explor\w+|in)\s+$", content[:at], re.IGNORECASE
+        )
     ]
-    if visited or told:
-        return [(visited or [city for _, city in told])[0]]
-    new = _NEW.search(said)
+    if visited or named:
+        return [(visited or [city for _, city in named])[0]]
+    new = _NEW.search(content)
     return [new[1]] if new else []
 
 
 def rate(trip: Trip, plan: Sequence[Stay]) -> list[tuple[bool, str]]:
-    """Whether each constraint holds, and what to say if it does not: the length of the trip, each
-    city once, a duration for each city, each event, and each of the flights between n cities. How
-    many there are depends on the trip only, not on the plan."""
+    """Whether each constraint holds, and the feedback if it does not. The constraints are the length of
+    the trip, each city once, a duration for each city, each event, and each flight between the
+    cities. Their number depends only on the trip, not on the plan."""
     wanted = [city for city, _ in trip.stays]
     visited = [stay.city for stay in plan]
     start, end = (plan[0].first, max(s.last for s in plan)) if plan else (0, 0)
@@ -275,7 +277,7 @@ def rate(trip: Trip, plan: Sequence[Stay]) -> list[tuple[bool, str]]:
 
 
 def _days(stays: Sequence[Stay]) -> int:
-    """How many days lie in at least one of the stays."""
+    """The number of days in at least one of the stays."""
     count = reached = 0
     for stay in sorted(stays, key=lambda stay: stay.first):
         count += max(0, stay.last - max(stay.first - 1, reached))
@@ -284,7 +286,7 @@ def _days(stays: Sequence[Stay]) -> int:
 
 
 def score(trip: Trip, question: str, answer: str) -> Score:
-    """The constraint satisfaction rate of a plan: met / all. The feedback names those that fail."""
+    """The share of constraints that a plan meets. The feedback names the others."""
     plan = read_plan(answer, [city for city, _ in trip.stays])
     if not plan:
         return Score(
@@ -310,34 +312,34 @@ NAMES = (  # noqa: SIM905 - a list of words reads better as text
 def trip(
     *, count: int = 50, seed: int = 0, cities: int = 5, density: float = 0.3, events: float = 0.4
 ) -> Task:
-    """Problems made here, solvable by construction.
+    """Generated problems, solvable by construction.
 
-    cities: how many, 2 or more. density: the share of the other pairs of cities that have a flight
-    too; more flights, more wrong ways. events: the share of cities that have one.
+    cities: the number of cities, 2 or more. density: the share of the remaining pairs of cities with
+    a flight; more flights allow more wrong routes. events: the share of cities with an event.
     """
-    whole("cities", cities, least=2)
+    whole_number("cities", cities, least=2)
     for name, value in (("density", density), ("events", events)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name}={value!r}: a share between 0 and 1 is needed")
     return Task(
         "trip",
         f"plans of trips to {cities} cities under constraints",
-        generated(partial(_question, cities, density, events), count, seed),
+        generated(partial(_trip_question, cities, density, events), count, seed),
         "tags",
         "csr",
     )
 
 
-def _question(cities: int, density: float, events: float, dice: Random) -> Question:
-    problem, _ = make(dice, cities, density, events)
+def _trip_question(cities: int, density: float, events: float, dice: Random) -> Question:
+    problem, _ = make_trip(dice, cities, density, events)
     text = render(problem, dice)
     return Question(
         f"{dice.getrandbits(48):012x}", f"{text}\n\n{CONVENTIONS}", partial(score, problem)
     )
 
 
-def make(dice: Random, cities: int, density: float, events: float) -> tuple[Trip, list[Stay]]:
-    """A problem, and the plan that it was made from."""
+def make_trip(dice: Random, cities: int, density: float, events: float) -> tuple[Trip, list[Stay]]:
+    """A problem, and the plan that it is made from."""
     names = dice.sample([_name(k) for k in range(max(cities, len(NAMES)))], cities)
     plan: list[Stay] = []
     for city in names:
@@ -363,7 +365,7 @@ def make(dice: Random, cities: int, density: float, events: float) -> tuple[Trip
 
 
 def _name(k: int) -> str:
-    """City k: from the list, and beyond it "New..." of one that is."""
+    """City k: from the list, and after its end "New" with a name of the list."""
     name = NAMES[k % len(NAMES)]
     for _ in range(k // len(NAMES)):
         name = f"New{name.lower()}"

@@ -1,4 +1,4 @@
-"""Short texts under rules that a program can check."""
+"""The task of writing short texts under rules that a program can check."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import partial
 from random import Random
 
 from anytime_graph.constraints import Constraints
-from anytime_graph.tasks.task import Question, Task, generated, whole
+from anytime_graph.tasks.task import Question, Task, generated, whole_number
 
 _SUBJECTS = (  # noqa: SIM905 - a list of words reads better as text
     "a fox in the snow|a night train|the first day at school|a lighthouse keeper|"
@@ -24,27 +24,27 @@ _FORBIDDEN = ("very", ",", "was", "and", "it", "of", "the")
 
 
 def constraints(*, count: int = 50, seed: int = 0, difficulty: int = 2) -> Task:
-    """A short text about a subject, under rules that are more and tighter, the higher `difficulty`
-    (1 to 5) is: how many sentences and words, words to use and to avoid, how to end. The score is the
+    """A short text about a subject, under rules: the number of sentences and words, words to use and to
+    avoid, and the ending. A higher `difficulty` (1 to 5) has more and tighter rules. The score is the
     share of the rules met."""
-    whole("difficulty", difficulty, 1, 5)
+    whole_number("difficulty", difficulty, 1, 5)
     return Task(
         "constraints",
         f"short texts under checkable rules, difficulty {difficulty}",
-        generated(partial(_question, difficulty), count, seed),
+        generated(partial(_writing_question, difficulty), count, seed),
         "whole",
         "csr",
     )
 
 
-def _question(difficulty: int, dice: Random) -> Question:
-    rules = make(dice, difficulty)
+def _writing_question(difficulty: int, dice: Random) -> Question:
+    rules = make_rules(dice, difficulty)
     prompt = f"Write a short text about {dice.choice(_SUBJECTS)}. {rules.describe()}"
     return Question(f"{dice.getrandbits(48):012x}", prompt, rules)
 
 
-def make(dice: Random, difficulty: int) -> Constraints:
-    """Rules that a text can meet all at once: 5 of them for difficulty 1 and 2, then 7, 7 and 8."""
+def make_rules(dice: Random, difficulty: int) -> Constraints:
+    """Rules that a text can meet together: 5 of them for difficulty 1 and 2, then 7, 7 and 8."""
     sentences = dice.randint(2, 4)
     words = sentences * dice.randint(9, 13)
     slack = round(words * (0.75 - 0.12 * difficulty))

@@ -223,13 +223,13 @@ def test_modes_show_what_trajectories_on_other_questions_taught(
 
 
 def test_a_cut_is_by_pieces_by_a_tokenizer_or_told_to_be_an_estimate() -> None:
-    def take(*pieces: Any) -> RecordedReply:
+    def reply(*pieces: Any) -> RecordedReply:
         return RecordedReply("k", 0, 9, list(pieces), [], "stop")
 
-    assert cut(take("a ", "b ", None, "c"), 4, 2) == ("a b ", "pieces")
-    assert cut(take(["he thinks ", ""], "b "), 2, 1) == ("he thinks ", "pieces")
-    assert cut(take("a ", "b "), 2, 2) == ("a b ", "whole")
-    assert cut(take("abcdefgh"), 8, 2) == ("ab", "estimate")
+    assert cut(reply("a ", "b ", None, "c"), 4, 2) == ("a b ", "pieces")
+    assert cut(reply(["he thinks ", ""], "b "), 2, 1) == ("he thinks ", "pieces")
+    assert cut(reply("a ", "b "), 2, 2) == ("a b ", "whole")
+    assert cut(reply("abcdefgh"), 8, 2) == ("ab", "estimate")
 
     class Halves:
         def encode(self, text: str, *, disallowed_special: tuple[()]) -> list[int]:
@@ -238,7 +238,7 @@ def test_a_cut_is_by_pieces_by_a_tokenizer_or_told_to_be_an_estimate() -> None:
         def decode(self, tokens: list[int]) -> str:
             return bytes(tokens).decode(errors="replace")
 
-    assert cut(take("ab\u00e9d"), 5, 3, Halves()) == ("ab", "tokenizer")
+    assert cut(reply("ab\u00e9d"), 5, 3, Halves()) == ("ab", "tokenizer")
 
 
 def test_hidden_reasoning_cannot_be_cut(server: Server, bench: Bench) -> None:
@@ -405,6 +405,34 @@ def test_ctrl_c_leaves_a_report_and_the_rest_for_later(
     assert 0 < len(records("a")) < len(records("undisturbed"))
     bench(*words, "--out", "a")
     assert tables("a") == tables("undisturbed")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ctrl_c_while_preference_data_is_replayed_ends_it_like_any_other(
+    kind: str, server: Server, bench: Bench, folder: Path
+) -> None:
+    """The scorer of a training question presses it, when it sees an answer for the second time."""
+    server.script = varied
+    words = [*OWN, *MODEL, *KINDS[kind], "--out", "a"]
+    bench(*words)
+    before, file = records("a"), Path("a", "records.jsonl")
+    prepared = [row for row in lines(file) if row["strategy"] == "(preparation)"]
+    file.write_text("".join(json.dumps(row) + "\n" for row in prepared))
+    (folder / "check.py").write_text(
+        "import os, signal\n\npresses = iter([signal.SIGINT])\n\n"
+        "def check(question, answer):\n"
+        "    for signal_number in presses:\n"
+        "        os.kill(os.getpid(), signal_number)\n"
+        "    return float(answer)\n"
+    )
+    asked = len(server.settled().calls)
+    done = bench(*words, exit_code=130)
+    assert "it was interrupted" in done.stdout
+    assert list(lines(file)) == prepared
+    (folder / "check.py").write_text(CHECK)
+    bench(*words)
+    assert records("a") == before
+    assert len(server.settled().calls) == asked
 
 
 @pytest.mark.parametrize("price", [None, "2,2,0.2"])
@@ -619,11 +647,11 @@ def test_tasks_have_options_of_their_own_and_examples_are_turns(
     ("words", "why"),
     [
         (["--strategy", "guess"], "strategy 'guess': one of single, best_of_n"),
-        (["--strategy", "single,single"], "each is to be named once"),
-        (["--protocol", "paper", "--strategy", "single"], "the paper's are base, leap"),
-        (["--protocol", "paper", "--decide", "vote"], "nothing is chosen"),
-        (["--budgets", "512,256"], "whole numbers from 1 that ascend"),
-        (["--budgets", "many"], "whole numbers with commas between"),
+        (["--strategy", "single,single"], "name each only once"),
+        (["--protocol", "paper", "--strategy", "single"], "the paper's protocol has base, leap"),
+        (["--protocol", "paper", "--decide", "vote"], "chooses no answer"),
+        (["--budgets", "512,256"], "ascending whole numbers from 1"),
+        (["--budgets", "many"], "whole numbers separated by commas"),
         (["--samples", "0"], "--samples 0: at least 1"),
         (["--samples", "99"], "there are 8 questions; give 8 or fewer"),
         (["--parallel", "0"], "--parallel 0: at least 1"),
@@ -638,10 +666,10 @@ def test_tasks_have_options_of_their_own_and_examples_are_turns(
         (["--task", "trip?cities"], "option 'cities': NAME=VALUE"),
         (["--task", "trip?cities=2&speed=3"], "no option"),
         (["--train", "0"], "training=0"),
-        (["--strategy", "pdp+memory", "--train", "5"], "has 4 questions beside the 4"),
+        (["--strategy", "pdp+memory", "--train", "5"], "has 4 questions besides the 4"),
         (["--task", "rivers"], "there is none of that name"),
-        (["--engine", "ray"], "the one needs the other"),
-        (["--ledger", "postgresql://h/d"], "the one needs the other"),
+        (["--engine", "ray"], "give both or neither"),
+        (["--ledger", "postgresql://h/d"], "give both or neither"),
         (["--engine", "ray", "--ledger", "a.db"], "a database that all workers reach"),
         (["--engine", "ray", "--ledger", "postgresql://h/d", "--replay", "."], "asks no model"),
         (["--replay", "check.py"], "line 1: not a JSON object"),

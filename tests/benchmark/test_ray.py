@@ -252,7 +252,7 @@ def recording(tmp_path: Path) -> Iterator[Recording]:
     recording.close()
 
 
-def take(key: str) -> RecordedReply:
+def reply(key: str) -> RecordedReply:
     return RecordedReply(key, 0, 9, ["so"], [], "stop")
 
 
@@ -262,20 +262,20 @@ def test_a_grant_is_worked_on_once_and_not_after_its_end(
     stop = threading.Event()
     with Grants.opened(database, recording) as grants:
 
-        def lent(grant: str) -> Any:
+        def opened(grant: str) -> Any:
             return WorkerRecording.opened(
                 grants.store, database, grant, grants.benchmark, "cell", None, stop
             )
 
         first, second = grants.give("cell"), grants.give("cell")
-        with lent(first) as takes:
-            takes.ask("k", 10, 0.0)
-        with pytest.raises(Unmeasured, match="withdrawn"), lent(first):
+        with opened(first) as worker:
+            worker.ask("k", 10, 0.0)
+        with pytest.raises(Unmeasured, match="withdrawn"), opened(first):
             pass
         grants.settle(first, "cell")
         grants.settle(second, "cell")
         assert recording.bought.tokens == 10, "what was asked and never answered"
-        with pytest.raises(Unmeasured, match="withdrawn"), lent(second):
+        with pytest.raises(Unmeasured, match="withdrawn"), opened(second):
             pass
 
 
@@ -289,15 +289,15 @@ def test_a_grant_is_not_settled_while_a_worker_may_still_buy(
         with ThreadPoolExecutor() as pool:
             with WorkerRecording.opened(
                 grants.store, database, grant, grants.benchmark, "cell", None, stop
-            ) as takes:
+            ) as worker:
                 settling = pool.submit(grants.settle, grant, "cell")
-                takes.ask("k", 10, 0.0)
+                worker.ask("k", 10, 0.0)
                 with pytest.raises(TimeoutError):
                     settling.result(0.3)
-                takes.answer(take("k"), 7, 0.0)
+                worker.answer(reply("k"), 7, 0.0)
             settling.result(10)
     assert recording.bought.tokens == 7
-    assert [t.key for t in recording.takes()] == ["k"]
+    assert [r.key for r in recording.replies()] == ["k"]
 
 
 def test_two_workers_make_a_call_once(database: str, recording: Recording) -> None:
@@ -317,9 +317,9 @@ def test_two_workers_make_a_call_once(database: str, recording: Recording) -> No
             one.ask("k", 10, 0.0)
             with pytest.raises(TimeoutError):
                 waiting.result(0.3)
-            one.answer(take("k"), 7, 0.0)
+            one.answer(reply("k"), 7, 0.0)
             one.release("k")
-            assert waiting.result(10) == take("k")
+            assert waiting.result(10) == reply("k")
             assert one.claim("other", stop) is None
             waiting = pool.submit(other.claim, "other", stop)
             one.fail("other", 0, 0.0)
@@ -336,17 +336,17 @@ def test_what_a_dead_driver_had_not_taken_in_counts_from_the_start(
         grant = grants.give("cell")
         with WorkerRecording.opened(
             grants.store, database, grant, grants.benchmark, "cell", None, threading.Event()
-        ) as takes:
-            takes.ask("k", 10, 0.0)
-            takes.answer(take("k"), 7, 0.0)
-            takes.ask("lost", 5, 0.0)
+        ) as worker:
+            worker.ask("k", 10, 0.0)
+            worker.answer(reply("k"), 7, 0.0)
+            worker.ask("lost", 5, 0.0)
         if ended:
             with grants.store.transaction() as execute:
                 execute("DELETE FROM benchmark_grants", {})
     for _ in range(2):
         with Grants.opened(database, recording):
             assert recording.bought == Bought(12, 0.0, 2)
-            assert recording.takes() == [take("k")]
+            assert recording.replies() == [reply("k")]
 
 
 def test_another_database_than_before_is_refused(
@@ -357,8 +357,8 @@ def test_another_database_than_before_is_refused(
         grant = grants.give("cell")
         with WorkerRecording.opened(
             grants.store, database, grant, grants.benchmark, "cell", None, stop
-        ) as takes:
-            takes.ask("k", 10, 0.0)
+        ) as worker:
+            worker.ask("k", 10, 0.0)
         grants.settle(grant, "cell")
     with (
         fresh(postgres) as another,
@@ -376,7 +376,7 @@ def test_a_worker_that_hears_another_model_or_has_no_database_measures_nothing(
     job: Any = SimpleNamespace(
         model="openai:scripted", rate=None, prices=None, facts=Facts("another")
     )
-    with pytest.raises(ValueError, match="on a worker it is set otherwise"):
+    with pytest.raises(ValueError, match="other settings on a worker"):
         work(job)
     job.facts = facts_of(resolve_model(job.model))
     job.address = "postgresql://127.0.0.1:9/nobody"

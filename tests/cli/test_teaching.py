@@ -149,7 +149,7 @@ def test_ctrl_c_keeps_what_a_warm_up_has_done(server: Server, command: Command) 
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
-    assert "the same command goes on" in err
+    assert "run the same command again to continue" in err
     assert "Traceback" not in err
     server.settled()
     out = json.loads(command(*words, "--json").stdout)

@@ -79,7 +79,7 @@ def test_threads_are_found_by_their_words(server: Server, command: Command, solv
     assert found("camouflage meander") == []
     for wild in ('"', "AND", "a*b(", "NOT x:y", "-", "'; --", "%s"):
         assert found(wild) == []
-    assert "no thread speaks of 'zebra'" in command("threads", "--search", "zebra").stderr
+    assert "no thread contains the words 'zebra'" in command("threads", "--search", "zebra").stderr
 
 
 def test_show_tells_what_happened(server: Server, command: Command, solve: Command) -> None:
@@ -289,7 +289,7 @@ def test_a_thread_of_a_program_needs_a_model(server: Server, command: Command) -
         app.invoke({"messages": [("user", "Why?")]}, {"configurable": {"thread_id": "t"}})
     done = command("resume", "t", "--calls", "+3")
     assert done.exit_code == 2
-    assert "name its --model (it was scripted)" in told(done)
+    assert "give --model (it was scripted)" in told(done)
     done = command("resume", "t", "--calls", "+3", "--model", "openai:scripted")
     assert (done.exit_code, done.stdout) == (0, "fine\n"), done.output
     assert len(server.calls) == 2
@@ -466,7 +466,7 @@ def test_rm_asks_and_deletes_the_record_and_the_checkpoints(
     before = rows()
     done = command("rm", "t", input="n\n")
     assert done.exit_code == 1
-    assert "Delete 't' (2 asked, the last: Really?)?" in done.output
+    assert "Delete 't' (2 questions, the last: Really?)?" in done.output
     assert rows() == before
     done = command("rm", "t", input="y\n")
     assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "deleted 't'")

@@ -73,7 +73,11 @@ def value(question: Question, answer: str) -> float:
 @pytest.mark.parametrize(
     ("name", "options", "told"),
     [
-        ("trips", {}, "task 'trips': there is none of that name; there are constraints, trip, "),
+        (
+            "trips",
+            {},
+            "task 'trips': there is none of that name; the names are constraints, trip, ",
+        ),
         ("trip:5", {}, "trip takes nothing behind a colon"),
         ("jsonl", {}, "needs a file, jsonl:FILE"),
         ("reasoning_gym", {}, "needs a name, reasoning_gym:NAME"),
@@ -121,7 +125,7 @@ def test_every_task_tells_how_its_answers_are_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("difficulty", [1, 2, 3, 4, 5])
 def test_all_rules_can_be_met_at_once(difficulty: int) -> None:
     for seed in range(100):
-        rules = writing.make(Random(seed), difficulty)
+        rules = writing.make_rules(Random(seed), difficulty)
         score = rules("", obedient(rules))
         assert score == Score(1.0), (rules, obedient(rules))
 
@@ -138,10 +142,10 @@ def obedient(rules: Constraints) -> str:
 
 def test_harder_means_more_rules_and_less_room() -> None:
     def rules(difficulty: int) -> int:
-        return len(writing.make(Random(0), difficulty)._checks)
+        return len(writing.make_rules(Random(0), difficulty)._checks)
 
     def room(difficulty: int) -> float:
-        ranges = [writing.make(Random(seed), difficulty).words for seed in range(50)]
+        ranges = [writing.make_rules(Random(seed), difficulty).words for seed in range(50)]
         return sum(high - low for low, high in ranges)  # type: ignore[misc]
 
     assert [rules(d) for d in range(1, 6)] == sorted(rules(d) for d in range(1, 6))

@@ -169,7 +169,7 @@ def test_days_in_a_city_count_once(spans: list[tuple[int, int]]) -> None:
 
 def made(count: int, cities: range) -> Iterator[tuple[int, Trip, list[Stay]]]:
     for seed in range(count):
-        yield seed, *trips.make(Random(seed), cities[seed % len(cities)], 0.3, 0.4)
+        yield seed, *trips.make_trip(Random(seed), cities[seed % len(cities)], 0.3, 0.4)
 
 
 def test_a_thousand_problems_are_solvable_and_their_wording_is_read_back() -> None:
@@ -235,7 +235,7 @@ def test_the_search_finds_the_solutions_that_trying_all_orders_finds() -> None:
 
 
 def test_any_number_of_cities() -> None:
-    problem, golden = trips.make(Random(0), 200, 0.01, 0.2)
+    problem, golden = trips.make_trip(Random(0), 200, 0.01, 0.2)
     assert parse(render(problem, Random(1))).flights == problem.flights
     assert trips.score(problem, "", write(golden)).value == 1
     assert read_plan(write(golden), [city for city, _ in problem.stays]) == golden
@@ -275,10 +275,10 @@ GOOD = render(BASE, Random(0))
     ("old", "new", "told"),
     [
         ("Here are the", "These are", "are needed"),
-        ("You plan to visit 4", "You plan to see 4", "You plan to see 4 .* no known wording"),
-        ("in total.", "in total. Bring a hat.", "'Bring a hat' is no known wording"),
+        ("You plan to visit 4", "You plan to see 4", "You plan to see 4 .* not a known wording"),
+        ("in total.", "in total. Bring a hat.", "'Bring a hat' is not a known wording"),
         ("visit 4", "visit 5", "5 cities are announced"),
-        (" and ", " or ", "no known wording"),
+        (" and ", " or ", "not a known wording"),
     ],
 )
 def test_a_prompt_of_another_wording_is_refused(old: str, new: str, told: str) -> None:
