@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from anytime_graph.benchmark.cells import Records, append
+from anytime_graph.benchmark.cells import Records, append, lines
 from anytime_graph.benchmark.paper import cut
 from anytime_graph.benchmark.recording import RecordedReply
 from anytime_graph.checkpoints import LedgerError
@@ -418,6 +418,7 @@ def test_ctrl_c_while_preference_data_is_replayed_ends_it_like_any_other(
     before, file = records("a"), Path("a", "records.jsonl")
     prepared = [row for row in lines(file) if row["strategy"] == "(preparation)"]
     file.write_text("".join(json.dumps(row) + "\n" for row in prepared))
+    check = (folder / "check.py").read_text()
     (folder / "check.py").write_text(
         "import os, signal\n\npresses = iter([signal.SIGINT])\n\n"
         "def check(question, answer):\n"
@@ -429,7 +430,7 @@ def test_ctrl_c_while_preference_data_is_replayed_ends_it_like_any_other(
     done = bench(*words, exit_code=130)
     assert "it was interrupted" in done.stdout
     assert list(lines(file)) == prepared
-    (folder / "check.py").write_text(CHECK)
+    (folder / "check.py").write_text(check)
     bench(*words)
     assert records("a") == before
     assert len(server.settled().calls) == asked
