@@ -53,8 +53,8 @@ NO_MODELS = {
     ("chat", "self.invoke"),
     ("chat", "self.parser.invoke"),
     ("cli.main", "app.stream"),
-    ("metering.metered", "plain.agenerate"),
-    ("metering.metered", "plain.generate"),
+    ("metering.metered", "_unmetered(self).agenerate"),
+    ("metering.metered", "_unmetered(self).generate"),
     ("nodes.agent", "agent.ainvoke"),
     ("nodes.agent", "agent.invoke"),
 }
