@@ -381,7 +381,7 @@ def test_a_critic_that_is_never_satisfied_ends_with_the_budget(server: Server) -
         return Reply(text="No, not yet.\nVerdict: improve" if judging(request) else f"River {i}.")
 
     server.script = script
-    out = run(server, Budget(tokens=5_000), strategy="self_refine")
+    out = run(server, Budget(tokens=5_000), strategy="self_refine", scorer=lambda q, a: 0.5)
     assert out["stop_reason"] == "tokens"
     assert server.served <= 5_000
 
