@@ -4,29 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, cast
 
 from anytime_graph.budget import Limits, Spend
-from anytime_graph.run.calls import CritiqueMove, DraftMove, LearnMove, PlannedMove, RefineMove
+from anytime_graph.run.calls import PlannedMove
 from anytime_graph.run.pairs import Candidate, Pair, Shown
 from anytime_graph.run.state import Decides, Judging, Payoff
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """Answer afresh. pairs: what to show of this question's preference pairs. memory: what to show
-    of those that the memory recalled from earlier questions. share: of what is left, as a cap."""
+    """Answer the question from the start.
 
+    pairs: what to show of this question's preference pairs. memory: what to show of the pairs that
+    the memory recalled from earlier questions. share: the part of what is left that it may spend.
+    conclude: the id of a candidate whose reasoning was cut; an answer is forced out of it, instead of
+    answering from the start.
+    """
+
+    kind: ClassVar = "draft"
     pairs: Shown = None
     memory: Shown = "chosen"
     share: float | None = None
     conclude: int | None = None
-    """Not to answer afresh, but to force an answer out of this candidate's cut reasoning."""
 
 
 @dataclass(frozen=True)
 class Critique:
     """Compare two candidates (asked in both orders), or review one."""
 
+    kind: ClassVar = "critique"
     first: int
     second: int | None = None
     share: float | None = None
@@ -34,8 +41,9 @@ class Critique:
 
 @dataclass(frozen=True)
 class Refine:
-    """Improve a candidate. pairs, memory: as for a draft."""
+    """Improve a candidate. pairs, memory, share: as for a draft."""
 
+    kind: ClassVar = "refine"
     of: int
     pairs: Shown = None
     memory: Shown = "chosen"
@@ -47,6 +55,7 @@ class Learn:
     """Have the judge say why a pair's chosen answer is the better one; or, without ids, which
     principles the pairs teach (LEAP, Zhang et al. 2024, arXiv 2402.05403)."""
 
+    kind: ClassVar = "learn"
     chosen: int | None = None
     rejected: int | None = None
     share: float | None = None
@@ -60,23 +69,25 @@ class Stop:
     estimate: float | None = None
 
 
-Move = Draft | Critique | Refine | Learn | Stop
+CallingMove = Draft | Critique | Refine | Learn
+Move = CallingMove | Stop
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
     """What a strategy may know.
 
-    candidates: those the state keeps, oldest first. best: the incumbent. pairs: most telling first.
-    contests: pairs of ids whose comparison would tell most about who is best (empty unless the
-    judge decides). compared: pairs of ids that were compared, whoever decides. judging: whether the
-    judge can still be asked, for its share of the budget is bounded. whole: whether a reply as it
-    stands, be it cut, is an answer. recalled: whether the memory had pairs of earlier questions.
-    principles: what was learned from the pairs. payoffs: what drafts and refinements have brought,
-    profile: on earlier questions. ballots: without a scorer, how many drafts gave
-    each answer; under a vote, refinements count too. judged: the judge so far. made: moves
-    that brought a reply, by kind. spent, left: amounts by dimension; `left` has the limited ones
-    only.
+    candidates: those that the state keeps, oldest first. best: the incumbent. pairs: the one with the
+    widest gap first. principles: rules learned from the pairs. recalled: whether the memory had pairs
+    of earlier questions.
+    decides: who chooses the best answer. contests: pairs of ids whose comparison would tell most about
+    which is best; empty unless the judge decides. compared: pairs of ids that were compared. judging:
+    whether the judge may still be asked, because its share of the budget is limited. judged: the
+    judge so far. ballots: without a scorer, how many drafts gave each answer; under a vote,
+    refinements count too.
+    whole: whether any reply is an answer, even one that was cut. payoffs: what drafts and refinements
+    have brought in this run; profile: on earlier questions. made: moves that brought a reply, by kind.
+    spent: amounts by dimension. left: of the limited dimensions only.
     """
 
     candidates: Sequence[Candidate]
@@ -101,49 +112,12 @@ class View:
 Strategy = Callable[[View], Sequence[Move]]
 
 
-def planned_move(
-    move: Draft | Critique | Refine | Learn, with_pairs: bool = False, swapped: bool = False
-) -> PlannedMove:
-    """A move as plain data, for the state. with_pairs: of a draft or a refinement, its prompt shows
-    preference pairs. swapped: of a comparison, the second candidate is shown first."""
-    match move:
-        case Draft():
-            return DraftMove(
-                kind="draft",
-                pairs=move.pairs,
-                memory=move.memory,
-                share=move.share,
-                conclude=move.conclude,
-                with_pairs=with_pairs,
-            )
-        case Refine():
-            return RefineMove(
-                kind="refine",
-                of=move.of,
-                pairs=move.pairs,
-                memory=move.memory,
-                share=move.share,
-                with_pairs=with_pairs,
-            )
-        case Critique():
-            return CritiqueMove(
-                kind="critique",
-                first=move.first,
-                second=move.second,
-                share=move.share,
-                swapped=swapped,
-            )
-        case Learn():
-            return LearnMove(
-                kind="learn", chosen=move.chosen, rejected=move.rejected, share=move.share
-            )
-
-
-def draft_again(move: DraftMove) -> Draft:
-    """The move that a planned draft was made from."""
-    return Draft(
-        pairs=move["pairs"],
-        memory=move["memory"],
-        share=move["share"],
-        conclude=move["conclude"],
-    )
+def planned_move(move: CallingMove) -> PlannedMove:
+    """A move as plain data, for the state. Whether its prompt shows preference pairs, and which of two
+    candidates it shows first, is set when the call is planned."""
+    planned: dict[str, Any] = {"kind": move.kind, **vars(move)}
+    if isinstance(move, Draft | Refine):
+        planned["with_pairs"] = False
+    elif isinstance(move, Critique):
+        planned["swapped"] = False
+    return cast(PlannedMove, planned)

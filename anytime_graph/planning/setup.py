@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AnyMessage
@@ -37,20 +37,10 @@ Drafter = Callable[[BaseChatModel], Runnable[Any, Any]]
 the like, whose last message is the draft, or a message, or a text."""
 
 
-class Ask(Protocol):
-    """Builds the prompt of a move: detail, in [0, 1], is how much of the optional material it shows;
-    max_output what it says of the room for a reply; allowance the input tokens that preference
-    pairs may take; structured whether the reply is held to a JSON schema."""
-
-    def __call__(
-        self,
-        state: State,
-        move: PlannedMove,
-        detail: float,
-        max_output: int | None = None,
-        allowance: int | None = None,
-        structured: bool = False,
-    ) -> list[AnyMessage]: ...
+Ask = Callable[[State, PlannedMove, float, int | None, int | None, bool], list[AnyMessage]]
+"""Builds the prompt of a move. Its arguments after state and move: detail, how much of the optional
+material it shows, in [0, 1]; max_output, what it says of the room for a reply; allowance, the input
+tokens that preference pairs may take; structured, whether the reply is held to a JSON schema."""
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from anytime_graph.budget import Prices
-from anytime_graph.planning.moves import Draft, Move, Refine, Stop, View
+from anytime_graph.planning.moves import Stop, View
 from anytime_graph.planning.prospects import Prospect, agreement, prospects
-from anytime_graph.run.calls import kind
+from anytime_graph.run.calls import PlannedMove, kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,14 +74,15 @@ def reached(until: Until, view: View) -> Stop | None:
     return None
 
 
-def outweighed(until: Until, view: View, moves: Sequence[Move]) -> Stop | None:
+def outweighed(until: Until, view: View, moves: Sequence[PlannedMove]) -> Stop | None:
     """Whether the next answer costs more than it brings, of the kinds that `moves` ask for; where
     they only prepare one, of the kind that promises most."""
     if view.best is None or (until.min_gain is None and until.price is None):
         return None
     found = prospects(view)
-    asked = {_kind(move, view) for move in moves if isinstance(move, Draft | Refine)}
-    next_ = [p for kind, p in found.items() if kind in asked] or list(found.values())
+    answers = [m for m in moves if m["kind"] == "draft" or m["kind"] == "refine"]
+    asked = {kind(m["kind"], bool(m["pairs"] and view.pairs)) for m in answers}
+    next_ = [p for name, p in found.items() if name in asked] or list(found.values())
     if until.min_gain is not None:
         gain = 1_000 * max(p.rate for p in next_)
         if gain < until.min_gain:
@@ -96,7 +97,3 @@ def outweighed(until: Until, view: View, moves: Sequence[Move]) -> Stop | None:
         if (worth := max(map(net, next_))) < 0:
             return Stop("price", worth)
     return None
-
-
-def _kind(move: Draft | Refine, view: View) -> str:
-    return kind(type(move).__name__.lower(), bool(move.pairs and view.pairs))

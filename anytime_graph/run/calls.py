@@ -5,7 +5,7 @@ All of it goes into checkpoints and the ledger, so it holds only dicts, lists, n
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired
+from typing import Literal, NotRequired, TypeGuard
 
 from langchain_core.messages import AnyMessage
 from typing_extensions import TypedDict
@@ -229,7 +229,7 @@ def judges(move: PlannedMove) -> bool:
     return move["kind"] == "learn"
 
 
-def seeks_answer(move: PlannedMove) -> bool:
+def seeks_answer(move: PlannedMove) -> TypeGuard[DraftMove | RefineMove]:
     """Whether a call seeks a new answer, not one forced out of cut reasoning."""
     if move["kind"] == "draft":
         return move["conclude"] is None

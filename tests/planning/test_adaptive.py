@@ -36,6 +36,7 @@ from anytime_graph import (
 )
 from anytime_graph.cli import main
 from anytime_graph.metrics import wilson
+from anytime_graph.planning.moves import planned_move
 from anytime_graph.planning.plan import view
 from anytime_graph.planning.profiles import expected_best
 from anytime_graph.planning.prospects import (
@@ -235,7 +236,7 @@ def test_a_strategy_and_a_rule_go_by_the_same_estimate() -> None:
     best = max(("draft", "taught draft", "taught refine"), key=lambda kind: found[kind].rate)
     asked = pdp(run)
     assert [type(move).__name__.lower() for move in asked] == [best.split()[-1]] * len(asked)
-    stop = outweighed(Until(min_gain=9.0), run, [Draft()])
+    stop = outweighed(Until(min_gain=9.0), run, [planned_move(Draft())])
     assert stop is not None
     assert stop.estimate == 1_000 * found["draft"].rate
 
