@@ -126,7 +126,8 @@ class Hub:
         instances of this graph, each has a thread of its own: told apart by their budgets, so that
         none resumes the run of one that was given more, and else numbered."""
         assert self.ledger is not None
-        here = invocation(config)
+        here = invocation()
+        assert here is not None, "the hub is a node of a graph"
         if kept is not None and "#" in thread and kept.startswith(thread):
             thread = kept
         elif "#" in thread and kept is None:

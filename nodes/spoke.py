@@ -58,7 +58,7 @@ class Spoke(Runnable[Assignment, State]):
         if self.ledger is None:
             return self._made(assigned, config, None)
         thread, top = assigned["run"]["thread"], root(config)
-        hold = self.ledger.enter(thread, top, invocation(config))
+        hold = self.ledger.enter(thread, top, invocation())
         try:
             return self._made(assigned, config, RunJournal(self.ledger, hold))
         finally:
@@ -116,7 +116,7 @@ class Spoke(Runnable[Assignment, State]):
         if self.ledger is None:
             return await self._amade(assigned, config, None)
         thread, top, ledger, broken = assigned["run"]["thread"], root(config), self.ledger, True
-        entering = asyncio.to_thread(ledger.enter, thread, top, invocation(config))
+        entering = asyncio.to_thread(ledger.enter, thread, top, invocation())
         hold = await _held(ledger, entering, top)
         try:
             state = await self._amade(assigned, config, RunJournal(ledger, hold))

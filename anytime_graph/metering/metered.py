@@ -20,7 +20,6 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables import RunnableConfig
-from langgraph.runtime import get_runtime
 
 from anytime_graph import prompts
 from anytime_graph.budget import GOOD_ROOM, MIN_ROOM, Limits, Prices, Spend, output_room
@@ -33,6 +32,7 @@ from anytime_graph.metering.streamed import reports_its_end
 from anytime_graph.metering.tool_calls import broken
 from anytime_graph.models import prices_of, resolve_model
 from anytime_graph.models.tokens import Shape
+from anytime_graph.run.context import invocation
 
 _LEAST_MATERIAL = 40
 """A last call shows earlier material only if it may show more characters than this."""
@@ -409,25 +409,12 @@ def calling_account() -> Account | None:
 
 def current_account() -> Account | None:
     """The account of the agent's invocation that a node belongs to."""
-    here = _invocation()
     with _lock:
-        return None if here is None else _accounts.get(here)
+        return None if (here := invocation()) is None else _accounts.get(here)
 
 
 def open_account(account: Account) -> Account:
     """Make it the account of this invocation, for all nodes of the agent."""
-    here = _invocation()
     with _lock:
-        _accounts[here] = account
+        _accounts[invocation()] = account
     return account
-
-
-def _invocation() -> Hashable | None:
-    """A key that all nodes of one invocation of a graph share, and no other invocation has at the same
-    time; None outside a graph."""
-    try:
-        runtime = get_runtime()
-    except (RuntimeError, KeyError):
-        return None
-    info = runtime.execution_info if runtime else None
-    return (runtime.control, info.checkpoint_ns.rpartition("|")[0]) if info else None

@@ -56,10 +56,15 @@ def stop_signal() -> StopSignal | None:
     return cast("StopSignal | None", context().get("stop"))
 
 
-def invocation(config: RunnableConfig) -> Invocation:
-    """A key that all nodes of one invocation of this graph share, and no other invocation has."""
-    spaces = str((config.get("configurable") or {}).get("checkpoint_ns") or "")
-    return get_runtime().control, spaces.rpartition("|")[0]
+def invocation() -> Invocation | None:
+    """A key that all nodes of one invocation of a graph share, and no other invocation has at the same
+    time; None outside a graph."""
+    try:
+        runtime = get_runtime()
+    except (RuntimeError, KeyError):
+        return None
+    info = runtime.execution_info if runtime else None
+    return (runtime.control, info.checkpoint_ns.rpartition("|")[0]) if info else None
 
 
 def root(config: RunnableConfig) -> str | None:
