@@ -1,4 +1,4 @@
-"""How an answer is asked for and found in a reply, and what a prompt shows of preference pairs."""
+"""How an answer is asked for and found in a reply, and which preference pairs a prompt shows."""
 
 from __future__ import annotations
 
@@ -16,24 +16,20 @@ from anytime_graph.run.calls import DraftMove, RefineMove
 from anytime_graph.run.state import State, question_of
 
 
-def _as_it_is(ordinal: int, reply: Reply) -> Reply:
-    return reply
-
-
 @dataclass(frozen=True)
 class AnswerFormat:
-    """How answers are asked for and found. read: makes of the reply at a place the text to look in,
-    where there is more to it than its text; None if it is no answer."""
+    """How answers are asked for and found. read: from an ordinal and its reply to the reply in which to
+    look for the answer; None if that reply is no answer."""
 
     protocol: Protocol
     extract: scoring.Extractor
-    read: Callable[[int, Reply], Reply | None] = _as_it_is
+    read: Callable[[int, Reply], Reply | None] = lambda ordinal, reply: reply
 
 
 def answer_format(
     answer: str | scoring.Extractor | type[BaseModel] | AnswerFormat,
 ) -> AnswerFormat:
-    """Read the `answer=` argument. Raises ValueError if it is none of the three."""
+    """The format that the `answer=` argument names. Raises ValueError for anything else."""
     if isinstance(answer, AnswerFormat):
         return answer
     if answer == "tags":
@@ -55,13 +51,13 @@ def conversation(state: State) -> Sequence[BaseMessage]:
 
 
 def case(state: State) -> Case:
-    """The question and what it rests on, as a judge is shown them."""
+    """The question and the rest of the conversation, as a judge is shown them."""
     question = question_of(state["messages"])
     return Case(question.text, [m for m in conversation(state) if m is not question])
 
 
 def pair_context(state: State, move: DraftMove | RefineMove, allowance: int | None) -> Lessons:
-    """What the move wants shown of the pairs, of this question and of earlier ones."""
+    """The pairs that the move wants to show, of this question and of earlier ones."""
     return Lessons(
         examples=state["examples"],
         pairs=state["pairs"],

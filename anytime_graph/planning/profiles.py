@@ -14,9 +14,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import NormalDist
-from typing import Annotated, Any, Literal, Protocol, Self, cast
+from typing import Annotated, Any, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from anytime_graph.budget import nothing
 from anytime_graph.forms import Upgrade, refuse_newer, unchanged
@@ -24,6 +25,7 @@ from anytime_graph.run.calls import kind_of, seeks_answer
 from anytime_graph.run.state import Payoff, Point, add_payoffs, payoff
 from anytime_graph.run.upgrade import planned_call
 
+T = TypeVar("T")
 Profile = Mapping[str, Payoff]
 
 UPGRADES: tuple[Upgrade, ...] = (unchanged,)
@@ -33,47 +35,42 @@ _CURVE = 16
 _LARGEST = 1_000_000
 """The most bytes that a profile file may have."""
 
-_Count = Annotated[int, Field(strict=True, ge=0, le=10**12)]
-_Sum = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+_MOST = 10**12
+"""The most tries or tokens that are believed."""
 
 
-class _Payoff(BaseModel):
-    """The numbers of a Payoff, checked: they can be sums over the same answers, with scores in [0, 1]."""
-
-    model_config = ConfigDict(extra="forbid")
-    tries: _Count
-    worth: _Sum
-    squares: _Sum
-    change: _Sum
-    changes: _Sum
-    tokens: _Count
-    written: _Count
-    cut: _Count
-    whole: _Count
-
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        n = self.tries
-        in_range = all(0 <= total <= n for total in (self.worth, self.squares, self.changes))
-        # A mean square is never below the squared mean: scores of .2 and .6 have .2 and .16.
-        means = ((self.worth, self.squares), (self.change, self.changes))
-        spread = all(squares * n >= total**2 - 1e-6 * n for total, squares in means)
-        ordered = self.cut <= n and self.whole <= self.written <= self.tokens
-        if not (in_range and abs(self.change) <= n and spread and ordered):
-            raise ValueError(f"these numbers cannot be of the same {n} answers, scored in [0, 1]")
-        return self
+def _agreeing(payoff: Payoff) -> Payoff:
+    """Its numbers can be counts, and sums over the same answers with scores in [0, 1]."""
+    n, sums = payoff["tries"], [payoff[name] for name in ("worth", "squares", "changes")]
+    # A mean square is never below the squared mean: scores of .2 and .6 have .2 and .16.
+    means = ((payoff["worth"], payoff["squares"]), (payoff["change"], payoff["changes"]))
+    if not (
+        0 <= payoff["cut"] <= n <= _MOST
+        and all(0 <= total <= n for total in (*sums, abs(payoff["change"])))
+        and all(squares * n >= total**2 - 1e-6 * n for total, squares in means)
+        and 0 <= payoff["whole"] <= payoff["written"] <= payoff["tokens"] <= _MOST
+    ):
+        raise ValueError(f"these numbers cannot be of the same {n} answers, scored in [0, 1]")
+    return payoff
 
 
-_Kinds = dict[Literal["draft", "taught draft", "refine", "taught refine"], _Payoff]
+_Kinds = dict[
+    Annotated[str, Field(pattern="^(taught )?(draft|refine)$")],
+    Annotated[Payoff, AfterValidator(_agreeing)],
+]
 
 
-class _Row(BaseModel):
+class _Row(TypedDict):
     """The profile of one model on one kind of task, as a file holds it."""
 
-    model_config = ConfigDict(extra="forbid")
     model: str
     task: str
     kinds: _Kinds
+
+
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+_PROFILE: TypeAdapter[dict[str, Payoff]] = TypeAdapter(_Kinds, config=_STRICT)
+_ROWS: TypeAdapter[list[_Row]] = TypeAdapter(list[_Row], config=_STRICT)
 
 
 class RunRecords(Protocol):
@@ -115,7 +112,7 @@ def save_profile(path: str | Path, profile: Profile, model: str, task: str = "")
     path = Path(path)
     rows = _rows(path) if path.exists() else []
     rows = [row for row in rows if (row["model"], row["task"]) != (model, task)]
-    rows.append({"model": model, "task": task, "kinds": checked(profile)})
+    rows.append(_Row(model=model, task=task, kinds=checked(profile)))
     whole = json.dumps({"version": len(UPGRADES), "profiles": rows}, indent=1, allow_nan=False)
     draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     draft.write_text(whole + "\n", encoding="utf-8")
@@ -128,26 +125,26 @@ def load_profile(path: str | Path, model: str, task: str = "") -> dict[str, Payo
     rows = _rows(Path(path))
     for row in rows:
         if (row["model"], row["task"]) == (model, task):
-            return cast("dict[str, Payoff]", row["kinds"])
+            return row["kinds"]
     known = ", ".join(f"{row['model']!r} on {row['task']!r}" for row in rows) or "none"
     raise KeyError(f"{path}: no profile of {model!r} on {task!r}; it has {known}")
 
 
 def checked(profile: Profile) -> dict[str, Payoff]:
-    """The profile as it is. Raises ValueError for anything but Payoffs that can be true: counts and sums
+    """The profile as a dict. Raises ValueError for anything but Payoffs that can be true: counts and sums
     that are finite, in range, and agree with one another."""
-    _validate(_Kinds, profile, "profile")
-    return dict(profile)
+    data = dict(profile) if isinstance(profile, Mapping) else profile
+    return _valid(_PROFILE, data, "profile")
 
 
-def _validate(form: Any, data: Any, where: str) -> None:
+def _valid(form: TypeAdapter[T], data: Any, where: str) -> T:
     try:
-        TypeAdapter(form).validate_python(data)
+        return form.validate_python(data)
     except ValidationError as error:
         first = error.errors()[0]
-        message = first["msg"].removeprefix("Value error, ")
         place = ", ".join(map(str, (where, *first["loc"])))
-        raise ValueError(f"{place}={first['input']!r:.60}: {message}") from None
+        needed = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{place}={first['input']!r:.60}: {needed}") from None
 
 
 def expected_best(learned: Profile) -> tuple[list[Point], int]:
@@ -168,7 +165,7 @@ def expected_best(learned: Profile) -> tuple[list[Point], int]:
     return points, round(_CURVE * tokens)
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(path: Path) -> list[_Row]:
     if path.stat().st_size > _LARGEST:
         raise ValueError(f"{path}: a file of profiles has at most {_LARGEST:,} bytes")
     try:
@@ -181,5 +178,4 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     refuse_newer(str(path), version, len(UPGRADES))
     for upgrade in UPGRADES[version:]:
         stored = upgrade(stored)
-    _validate(list[_Row], rows := stored.get("profiles"), f"{path}, profiles")
-    return cast("list[dict[str, Any]]", rows)
+    return _valid(_ROWS, stored.get("profiles"), f"{path}, profiles")

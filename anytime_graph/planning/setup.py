@@ -1,4 +1,4 @@
-"""What a graph was built with, made ready once for each choice of the context."""
+"""What a graph was built with, made ready once for each model and strategy that the context chooses."""
 
 from __future__ import annotations
 
@@ -33,9 +33,8 @@ from anytime_graph.run.state import Decides, Payoff, State
 from anytime_graph.scoring import Judge, Scorer
 
 Drafter = Callable[[BaseChatModel], Runnable[Any, Any]]
-"""From a metered chat model to what drafts with it. That is given {"messages": [...]} and returns
-the like, whose last message is the draft, or a message, or a text."""
-
+"""From a metered chat model to an agent that drafts with it. The agent gets {"messages": [...]}. It
+returns the draft as a text, as a message, or as the last of {"messages": [...]}."""
 
 Ask = Callable[[State, PlannedMove, float, int | None, int | None, bool], list[AnyMessage]]
 """Builds the prompt of a move. Its arguments after state and move: detail, how much of the optional
@@ -45,8 +44,12 @@ tokens that preference pairs may take; structured, whether the reply is held to 
 
 @dataclass(frozen=True)
 class Setup:
-    """meters: by role; see run.calls. ask: builds the prompts. drafter: makes the agent that drafts,
-    if one does. profile: what drafts and refinements brought on earlier questions."""
+    """What a graph was built with, for one choice of the context.
+
+    meters: by role; see run.calls. ask: builds the prompts. width: how many candidates and pairs the
+    state keeps. profile: what drafts and refinements brought on earlier questions. drafter: makes the
+    agent that drafts, if one does.
+    """
 
     meters: Mapping[str, Meter]
     ask: Ask
@@ -73,7 +76,7 @@ class Setup:
 
 
 class Setups:
-    """The setups of one graph: one for each choice of the context, made when it is first needed."""
+    """The setups of one graph. Each is made when its model and strategy are first chosen."""
 
     def __init__(self, make: Callable[[Chosen], Setup]) -> None:
         self._make = make
@@ -81,14 +84,14 @@ class Setups:
         self._making = threading.Lock()
 
     def __getitem__(self, chosen: Chosen) -> Setup:
-        """May load a model."""
+        """The setup for a choice. To make one may take long: it may load a model."""
         with self._making:
             if (key := _key(chosen)) not in self._made:
                 self._made[key] = self._make(chosen)
             return self._made[key]
 
     async def get(self, chosen: Chosen) -> Setup:
-        """The same, off the event loop if it is to be made."""
+        """The same without blocking the event loop."""
         if (made := self._made.get(_key(chosen))) is not None:
             return made
         return await asyncio.to_thread(self.__getitem__, chosen)
@@ -101,40 +104,38 @@ def _key(chosen: Chosen) -> tuple[str | None, str | None]:
 def meters(
     model: BaseChatModel | Any, prices: Prices | None, judge: Judge, schema: Mapping[str, Any]
 ) -> dict[str, Meter]:
-    """The meters of a graph, by role. schema: what verdicts are held to, where a provider can."""
-    own = meter(model, prices)
-    judging = without_tools(model)
-    bare = its_own = own if judging is model else meter(judging, prices)
+    """The meters of a graph, by role. schema: of verdicts, for a provider that can hold replies to one."""
+    own, judging = meter(model, prices), without_tools(model)
+    by_role: dict[str, Meter] = {OWN: own, PLAIN: own}
+    if judging is not model:
+        by_role[REVIEW] = by_role[PLAIN] = meter(judging, prices)
     if judge.model is not None:
         judging = resolve_model(judge.model)
-        its_own = meter(judging, judge.prices or prices_of(judging))
-    found: dict[str, Meter] = {OWN: own, PLAIN: its_own}
-    if bare is not own:
-        found[REVIEW] = bare
+        by_role[PLAIN] = meter(judging, judge.prices or prices_of(judging))
     if (held := with_json_schema(judging, schema)) is not None:
-        found[STRUCTURED] = meter(held, its_own.prices)
-    return found
+        by_role[STRUCTURED] = meter(held, by_role[PLAIN].prices)
+    return by_role
 
 
 def named_model(models: Mapping[str, Any] | None, model: Any, chosen: Chosen) -> Any:
-    """The model that was chosen, of those there are: no name is resolved that the context brings.
-    Raises ValueError for one that the graph does not have."""
+    """The model that the context chose. A name that the context brings is only looked up among the
+    graph's own models. Raises ValueError for another name."""
     name = chosen.get("model")
-    if models is None and name is not None:
-        raise ValueError(
-            f"context model={name!r}: this graph has one model; build it with "
-            "model={'name': ..., ...} to let the context choose"
-        )
-    if models is not None:
-        name = next(iter(models)) if name is None else name
-        if name not in models:
-            raise ValueError(f"context model={name!r}: one of {', '.join(models)}")
-        return models[name]
-    return model
+    if models is None:
+        if name is not None:
+            raise ValueError(
+                f"context model={name!r}: this graph has one model; build it with "
+                "model={'name': ..., ...} to let the context choose"
+            )
+        return model
+    name = next(iter(models)) if name is None else name
+    if name not in models:
+        raise ValueError(f"context model={name!r}: one of {', '.join(models)} is needed")
+    return models[name]
 
 
 def affordable(setup: Setup, budget: Budget) -> Budget:
-    """Raises ValueError for a budget in USD if the prices are not known."""
+    """The budget. Raises ValueError if it is in USD and the prices of a model are not known."""
     unpriced = next((m.name for m in setup.meters.values() if m.prices is None), None)
     if budget.usd is not None and unpriced:
         raise ValueError(

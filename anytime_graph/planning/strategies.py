@@ -1,8 +1,8 @@
 """Strategies: pure functions from a view of the run to the next moves.
 
-A strategy neither counts money nor calls models. It names what it would do next, best first;
-the budget edge gives each move a slice of what is left, drops moves that cannot be paid for,
-and asks again when the replies are in. It runs until it says Stop or the budget ends.
+A strategy neither counts money nor calls models. It names the moves that it wants next, best first.
+The budget edge gives each move a slice of what is left, drops moves that cannot be paid for, and asks
+again when the replies are in, until the strategy returns Stop or the budget ends.
 
     def two_then_polish(view: View) -> list[Move]:
         if len(view.candidates) < 2:
@@ -31,15 +31,15 @@ from anytime_graph.run.pairs import Shown
 from anytime_graph.scoring import normal
 
 _AT_ONCE = 4
-"""Drafts side by side, at the most."""
-_TOO_LITTLE = 0.01
-"""Standard deviations between drafts that a comparison must promise, or the judge is left alone."""
+"""The most drafts side by side."""
+_LEAST_GAIN = 0.01
+"""In standard deviations between drafts. A judge whose comparisons promise less is not asked."""
 _STAKE = 0.125
 """The part of what is left that one step of several drafts may take."""
 _AGREED = 0.99
 """Posterior probability from which no other answer is expected to lead: after 7 equal drafts of 7."""
 _QUARTER = 0.25
-"""The part of what is left that a reply of unknown length may take, or any reply, lest it be cut."""
+"""The part of what is left that a reply may take: one of unknown length, or one that must not be cut."""
 
 
 def single(view: View) -> list[Move]:
@@ -48,20 +48,20 @@ def single(view: View) -> list[Move]:
 
 
 def best_of_n(view: View, n: int = 4) -> list[Move]:
-    """Drafts, n at a time, as many as the budget buys; the scorer or the judge picks."""
+    """Drafts, n at a time, as many as the budget pays for; the scorer or the judge picks the best."""
     part = 0.5 if view.decides == "judge" else 1.0
     return _comparisons(view) or _agreed(view) or _drafts(view, n, "chosen", part / n)
 
 
 def self_consistency(view: View, n: int = 4) -> list[Move]:
-    """Drafts, n at a time, as many as the budget buys; the answer most drafts agree on
-    (Wang et al. 2022, arXiv 2203.11171)."""
+    """Drafts, n at a time, as many as the budget pays for; the answer that most of them agree on is the
+    best (Wang et al. 2022, arXiv 2203.11171)."""
     return best_of_n(view, n)
 
 
 def self_refine(view: View) -> list[Move]:
-    """Draft, review, refine, over and over (Madaan et al. 2023, arXiv 2303.17651), but a
-    refinement replaces the incumbent only if it is better."""
+    """Draft, then review and refine in turn (Madaan et al. 2023, arXiv 2303.17651). A refinement replaces
+    the incumbent only if it is better."""
     if view.best is None:
         return [Draft(share=0.25)]
     if comparisons := _comparisons(view):
@@ -76,16 +76,14 @@ def self_refine(view: View) -> list[Move]:
 
 
 def pdp(view: View, n: int = 4, shown: Shown = "both") -> list[Move]:
-    """Preference Data Prompting (Zhang et al. 2026, arXiv 2601.11038): n drafts at equal slices,
-    pairs synthesized from them, then whatever promises the largest rise per token by what was seen so
-    far: a fresh draft or a refinement with the pairs in context, or a bare draft."""
-    if first := _comparisons(view) or _agreed(view):
-        return first
-    if (missing := n - view.made.get("draft", 0)) > 0 or view.best is None:
-        return _opening(view, max(1, missing), shown)
+    """Preference Data Prompting (Zhang et al. 2026, arXiv 2601.11038): n drafts at equal slices, pairs
+    made from them, then the move that promises the largest rise per token: a draft or a refinement with
+    the pairs in its prompt, or a bare draft."""
+    if (opening := _opening(view, n, shown)) or view.best is None:
+        return opening
     if shown == "both" and view.judging and (reasons := _reasons(view)):
         return reasons
-    found, part = prospects(view), partial(_share, view, least=_QUARTER)
+    part = partial(_share, view, least=_QUARTER)
     moves: dict[str, Move] = {
         "taught draft": Draft(pairs=shown, memory=shown, share=part("taught draft")),
         "taught refine": Refine(
@@ -95,32 +93,33 @@ def pdp(view: View, n: int = 4, shown: Shown = "both") -> list[Move]:
     }
     if not view.pairs and not view.recalled:
         del moves["taught draft"]
-    if view.decides == "vote":  # it would vote for what it was made from
+    if view.decides == "vote":  # a refinement would vote for the answer that it was made from
         del moves["taught refine"]
     tried = set(view.payoffs)
-    if "refine" in tried:  # with no pairs to show, or no room for them
+    if "refine" in tried:  # one was asked for with pairs, but there were none, or no room for them
         tried.add("taught refine")
-    if view.pairs and view.made["draft"] <= n:  # what earlier questions taught may have been tried
+    if (
+        view.pairs and view.made["draft"] <= n
+    ):  # taught drafts so far had pairs of earlier questions
         tried.discard("taught draft")
-    cheap = _STAKE * tokens_left(view)
+    # Each kind is tried once, a dear one only when it takes no more than an eighth of what is left.
+    expected, cheap = prospects(view), _STAKE * tokens_left(view)
     untried = [k for k in moves if k not in tried]
-    due = [k for k in untried if k == "taught draft" or found[k].tokens <= cheap]
+    due = [k for k in untried if k == "taught draft" or expected[k].tokens <= cheap]
     known = [k for k in moves if k in tried or k == "draft"]
-    kind = due[0] if due else max(known, key=lambda k: found[k].rate)
+    kind = due[0] if due else max(known, key=lambda k: expected[k].rate)
     return [moves[kind]] * (1 if view.decides == "judge" else _at_once(view, kind))
 
 
 pdp_positive: Strategy = partial(pdp, shown="chosen")
-"""PDP(+): the winners of the pairs only."""
+"""PDP(+): PDP that shows only the better side of each pair."""
 
 
 def leap(view: View, n: int = 4) -> list[Move]:
-    """LEAP (Zhang et al. 2024, arXiv 2402.05403): n drafts, a few short principles learned from
-    where they went wrong, then drafts with the principles in context."""
-    if first := _comparisons(view) or _agreed(view):
-        return first
-    if (missing := n - view.made.get("draft", 0)) > 0 or view.best is None:
-        return _opening(view, max(1, missing), "principles")
+    """LEAP (Zhang et al. 2024, arXiv 2402.05403): n drafts, a few short principles learned from their
+    mistakes, then drafts with the principles in the prompt."""
+    if opening := _opening(view, n, "principles"):
+        return opening
     if view.pairs and view.judging and not view.made.get("learn"):
         return [Learn(share=0.25)]
     part = _share(view, "taught draft", _QUARTER)
@@ -128,8 +127,8 @@ def leap(view: View, n: int = 4) -> list[Move]:
 
 
 def adaptive(view: View) -> Sequence[Move]:
-    """The move with the largest expected gain per token: a bare draft, one taught by pairs, a
-    refinement, bare or taught, a comparison, or an end where the judge cannot tell answers apart."""
+    """The move with the largest expected gain per token: a draft or a refinement, each bare or taught by
+    pairs, or a comparison. An end, if the judge cannot tell answers apart."""
     if view.best is None:
         if view.whole and reply_length(view) is None and tokens_left(view) < 2 * FIRST:
             return _drafts(view, 2, "chosen", _QUARTER)
@@ -138,20 +137,21 @@ def adaptive(view: View) -> Sequence[Move]:
         return _agreed(view) or _drafts(
             view, _at_once(view, "draft"), "chosen", _share(view, "draft")
         )
-    found = prospects(view)
+    expected = prospects(view)
     if view.decides == "judge":
-        most = max(p.gain for p in found.values())
-        if most < _TOO_LITTLE:
-            return [Stop("undecided", most)]
+        gain = max(p.gain for p in expected.values())
+        if gain < _LEAST_GAIN:
+            return [Stop("undecided", gain)]
         if view.contests:
             return [Critique(*view.contests[0])]
         if agreed := _agreed(view):
             return agreed
+        # An answer has no use until it was compared, so its comparison is a part of its cost.
         checked = tokens(view, "compare")
-        found = {kind: p._replace(tokens=p.tokens + checked) for kind, p in found.items()}
+        expected = {k: p._replace(tokens=p.tokens + checked) for k, p in expected.items()}
     lessons = view.pairs or view.recalled
-    open_ = [kind for kind in found if lessons or not kind.startswith("taught")]
-    kind = max(open_, key=lambda k: found[k].rate)
+    open_ = [k for k in expected if lessons or not k.startswith("taught")]
+    kind = max(open_, key=lambda k: expected[k].rate)
     pairs: Shown = "both" if kind.startswith("taught") else None
     if kind.endswith("refine"):
         return [Refine(view.best["id"], pairs=pairs, memory=pairs, share=_share(view, kind))]
@@ -172,6 +172,7 @@ STRATEGIES: dict[str, Strategy] = {
 
 
 def resolve(strategy: str | Strategy) -> Strategy:
+    """The strategy of that name, or the function itself. Raises ValueError for another name."""
     if callable(strategy):
         return strategy
     try:
@@ -183,22 +184,29 @@ def resolve(strategy: str | Strategy) -> Strategy:
 
 
 def _opening(view: View, n: int, memory: Shown) -> list[Move]:
-    """Drafts for half of what is left; for up to all of it, if a judge need not be paid and half would
-    cut them."""
-    most = 0.5 if view.decides == "judge" else 1.0
-    part = min(most, max(0.5, n * slice_(view, "draft") / tokens_left(view)))
-    return _drafts(view, n, memory, part / n)
+    """What comes before pairs can teach: due comparisons, an end, or what is missing of n drafts. The
+    drafts get half of what is left. If no judge need be paid and half would cut them, they get up to all
+    of it: of 8,000 tokens, four drafts whose slices are 1,550 get 4 * 1,550 = 6,200."""
+    if due := _comparisons(view) or _agreed(view):
+        return due
+    missing = n - view.made.get("draft", 0)
+    if missing <= 0 and view.best is not None:
+        return []
+    drafts, most = max(1, missing), 0.5 if view.decides == "judge" else 1.0
+    part = min(most, max(0.5, drafts * slice_(view, "draft") / tokens_left(view)))
+    return _drafts(view, drafts, memory, part / drafts)
 
 
 def _drafts(view: View, n: int, memory: Shown, share: float) -> list[Move]:
-    """Half of them are shown what the memory recalled, until scores tell which of them pay."""
+    """n drafts, half of them with what the memory recalled, until scores tell which kind pays. After 3
+    taught and 1 bare draft, 4 more are 1 taught and 3 bare: 4 and 4 in all."""
     shown, bare = Draft(memory=memory, share=share), Draft(memory=None, share=share)
-    taught, others = (view.payoffs.get(k, NONE)["tries"] for k in ("taught draft", "draft"))
     if not view.recalled:
         return [bare] * n
+    taught, others = (view.payoffs.get(k, NONE)["tries"] for k in ("taught draft", "draft"))
     if view.decides == "scorer" and taught and others:
-        found = prospects(view)
-        return [shown if found["taught draft"].rate > found["draft"].rate else bare] * n
+        expected = prospects(view)
+        return [shown if expected["taught draft"].rate > expected["draft"].rate else bare] * n
     due = min(n, max(0, math.ceil((n + taught + others) / 2) - taught))
     first, then = [shown] * due, [bare] * (n - due)
     return [*first, *then] if taught <= others else [*then, *first]
@@ -209,8 +217,8 @@ def _comparisons(view: View) -> list[Move]:
 
 
 def _agreed(view: View) -> list[Move]:
-    """Without a scorer: an end, once drafts agree on the incumbent's answer so far that more of them
-    would only repeat it."""
+    """Without a scorer, an end: so many drafts agree on the incumbent's answer that more of them would only
+    repeat it."""
     if view.decides == "scorer" or view.best is None or not view.ballots:
         return []
     led = view.best["votes"] >= max(view.ballots.values())
@@ -219,7 +227,7 @@ def _agreed(view: View) -> list[Move]:
 
 
 def _unchanged(view: View) -> bool:
-    """Without a scorer: a refinement left the incumbent's answer as it was."""
+    """Without a scorer, whether a refinement left the incumbent's answer unchanged."""
     best = view.best
     return view.decides != "scorer" and any(
         best is not None
@@ -232,8 +240,8 @@ def _unchanged(view: View) -> bool:
 
 
 def _reasons(view: View) -> list[Move]:
-    """The two most telling pairs are asked about, if only their scores tell them apart, and if calls
-    are left to make use of it."""
+    """Ask why, for the two pairs with the widest gaps, if only their scores tell the sides apart and if
+    calls are left to use the reasons."""
     if view.left.get("calls", 4) < 4:
         return []
     return [
@@ -244,11 +252,12 @@ def _reasons(view: View) -> list[Move]:
 
 
 def _share(view: View, kind: str, least: float = 0.0) -> float:
-    """What a move of this kind may use, as a part of what is left."""
+    """What a move of this kind may spend, as a part of what is left, and at least `least` of it."""
     return max(least, slice_(view, kind) / tokens_left(view))
 
 
 def _at_once(view: View, kind: str) -> int:
-    """Drafts that together take a small part of what is left, and no more than were seen so far."""
-    seen = view.payoffs[kind]["tries"] if kind in view.payoffs else 0
+    """How many moves of this kind to make side by side: together they take an eighth of what is left, and
+    they are no more than were seen so far. Of 10,000 tokens, 1,250 pay for two of 500 each."""
+    seen = view.payoffs.get(kind, NONE)["tries"]
     return int(max(1, min(_AT_ONCE, seen, _STAKE * tokens_left(view) / tokens(view, kind))))
