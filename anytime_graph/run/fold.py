@@ -34,34 +34,38 @@ def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, To
     outcomes = sorted(state.get("returned", []), key=lambda o: o["call"]["ordinal"])
     if not outcomes:
         return State()
+    receipts = [o["receipt"] for o in outcomes]
     spent, spent_by, made = state["spent"], dict(state["spent_by"]), dict(state["made"])
     least_room, seconds = state["least_room"], spent["seconds"]
     candidates = list(state["candidates"])
-    for outcome in outcomes:
-        call, came = outcome["call"], outcome["receipt"]
-        node = call["move"]["kind"]
-        spent = total([spent, came["spend"]])
-        spent_by[node] = total([spent_by.get(node, nothing()), came["spend"]])
-        if came["starved"]:
+    for outcome, receipt in zip(outcomes, receipts, strict=True):
+        call, node = outcome["call"], outcome["call"]["move"]["kind"]
+        spent = total([spent, receipt["spend"]])
+        spent_by[node] = total([spent_by.get(node, nothing()), receipt["spend"]])
+        if receipt["starved"]:
             least_room = max(least_room, 2 * (call["max_output"] or 0))
-        elif not came["lost"] and (not came["failed"] or node == "learn"):
+        elif not receipt["lost"] and (not receipt["failed"] or node == "learn"):
             made[node] = made.get(node, 0) + 1
         if "candidate" in outcome:
             candidates.append({**outcome["candidate"], "spent": spent})
-    times = ((o["receipt"]["started"], o["receipt"]["ended_at"]) for o in outcomes)
-    spent["seconds"] = seconds + union(times)
+    spent["seconds"] = seconds + union((r["started"], r["ended_at"]) for r in receipts)
 
     best, pairs, ballots = state["best"], _reasoned(state["pairs"], outcomes), state["ballots"]
-    earlier = [Match(*match) for match in state["matches"]]
     candidates = _reviewed(candidates, outcomes)
-    new_matches, judged_pairs = _compared(candidates, outcomes)
+    comparisons = _comparisons(outcomes)
+    new_matches, judged_pairs = _compared(candidates, comparisons)
+    earlier = [Match(*match) for match in state["matches"]]
     matches = [*earlier, *new_matches]
+    new = {c["id"] for c in candidates if c["id"] >= state["ordinal"]}
+    if decides != "scorer":  # under a judge, refinements of an answer are no votes for it
+        voters = [c for c in candidates if decides == "vote" or c["node"] == "draft"]
+        ballots = _add_ballots(ballots, [c for c in voters if c["id"] in new])
+        candidates = [_with_votes(c, ballots) for c in candidates]
     if decides == "scorer":
         best = max(candidates, key=_by_score, default=None)
         pairs = scored_pairs(candidates, pairs, width)
     elif decides == "vote":
-        new = [c for c in candidates if c["id"] >= state["ordinal"]]
-        best, candidates, ballots = _vote(best, candidates, new, ballots)
+        best = _elected(best, candidates)
     else:
         best = _incumbent(best, candidates, earlier)
         if best is not None and new_matches:
@@ -69,27 +73,16 @@ def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, To
             best = next(c for c in candidates if c["id"] == winner)
         pairs = [*judged_pairs, *pairs][:width]
         best, candidates, matches = _concluded(best, candidates, matches)
-        drafted = [c for c in candidates if c["id"] >= state["ordinal"] and c["node"] == "draft"]
-        ballots = _add_ballots(ballots, drafted)
-        candidates = [_with_votes(c, ballots) for c in candidates]
     if best is not None:
         best = next(c for c in [*candidates, best] if c["id"] == best["id"])
-    arrived = [c for c in candidates if c["id"] >= state["ordinal"]] if decides == "scorer" else []
-    curve = _extended_curve(state["curve"], [*arrived, *([best] if best else [])])
-    forced = [of for o in outcomes if (of := concluded(o["call"]["move"])) is not None]
-    receipts = [o["receipt"] for o in outcomes]
-    fruitless = all(
-        (o["receipt"]["failed"] and "candidate" not in o) or o["receipt"]["unserved"]
-        for o in outcomes
-    )
-    called = any(came["spend"]["calls"] or came["unserved"] for came in receipts)
-    waits = [came["retry_after"] for came in receipts if came["failed"]]
-    idle = all(came["lost"] for came in receipts)
-    failures = state["failures"] if idle else state["failures"] + 1 if fruitless else 0
-    if any(o["receipt"]["closed"] and o["call"]["role"] != STRUCTURED for o in outcomes):
-        failures = max(failures, PATIENCE)
+    arrived = [c for c in candidates if c["id"] in new] if decides == "scorer" else []
     candidates_kept = _trimmed(candidates, best, width, decides, matches)
     ids = {c["id"] for c in candidates_kept}
+    forced = [of for o in outcomes if (of := concluded(o["call"]["move"])) is not None]
+    learned = (o["principles"] for o in outcomes if o.get("principles"))
+    agents = [o["call"]["agent"] for o in outcomes if "agent" in o["call"]]
+    called = any(r["spend"]["calls"] or r["unserved"] for r in receipts)
+    waits = [r["retry_after"] for r in receipts if r["failed"]]
     return State(
         best=best,
         spent=spent,
@@ -99,31 +92,38 @@ def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, To
         candidates=candidates_kept,
         matches=[list(m) for m in matches if {m.first, m.second} <= ids][-_KEPT:],
         pairs=pairs,
-        principles=next(
-            (o["principles"] for o in outcomes if o.get("principles")), state["principles"]
-        ),
-        judging=_updated_judging(state["judging"], outcomes, candidates, new_matches),
+        principles=next(learned, state["principles"]),
+        judging=_updated_judging(state["judging"], outcomes, candidates, new_matches, comparisons),
         payoffs=_paid_off(state, best, outcomes),
         ballots=ballots,
-        curve=curve,
-        errors=[*state["errors"], *(e for came in receipts for e in came["errors"])][-_KEPT:],
+        curve=_extended_curve(state["curve"], [*arrived, *([best] if best else [])]),
+        errors=[*state["errors"], *(e for r in receipts for e in r["errors"])][-_KEPT:],
         ordinal=max(o["call"]["ordinal"] + places(o["call"]) for o in outcomes),
         calibrations=_calibrated(state["calibrations"], outcomes, tokenizers),
         unstructured=state["unstructured"]
         or any(o["receipt"]["refused"] and o["call"]["role"] == STRUCTURED for o in outcomes),
         least_room=least_room,
-        overhead=max(
-            [
-                state["overhead"],
-                *(o["call"]["agent"]["overhead"] for o in outcomes if "agent" in o["call"]),
-            ]
-        ),
+        overhead=max([state["overhead"], *(agent["overhead"] for agent in agents)]),
         owed=_owed(outcomes),
-        failures=failures,
-        refusals=state.get("refusals", 0) + sum(came["unserved"] for came in receipts),
+        failures=_failures(state["failures"], outcomes),
+        refusals=state.get("refusals", 0) + sum(r["unserved"] for r in receipts),
         wait=max(waits, default=0.0) if called else state["wait"],
-        interrupted=any(came["interrupted"] for came in receipts),
+        interrupted=any(r["interrupted"] for r in receipts),
     )
+
+
+def _failures(before: int, outcomes: Sequence[Outcome]) -> int:
+    """Steps in a row that failed entirely. A provider that refuses all further calls ends the patience
+    at once, unless it only refuses verdicts as JSON. A step whose calls were all lost says nothing."""
+    if any(o["receipt"]["closed"] and o["call"]["role"] != STRUCTURED for o in outcomes):
+        return PATIENCE
+    if all(o["receipt"]["lost"] for o in outcomes):
+        return before
+    fruitless = all(
+        (o["receipt"]["failed"] and "candidate" not in o) or o["receipt"]["unserved"]
+        for o in outcomes
+    )
+    return before + 1 if fruitless else 0
 
 
 def _calibrated(
@@ -134,33 +134,33 @@ def _calibrated(
     """The calibrations, corrected by what the providers reported."""
     by_role = dict(calibrations)
     for outcome in outcomes:
-        call, came, role = outcome["call"], outcome["receipt"], outcome["call"]["role"]
+        call, receipt, role = outcome["call"], outcome["receipt"], outcome["call"]["role"]
         known = by_role.get(role) or uncalibrated()
-        if came["reported"] is not None:
+        if receipt["reported"] is not None:
             bare = kind_of(call["move"]) == "draft" and "agent" not in call
-            known = tokenizers[role].learn(known, call["shape"], came["reported"], base=bare)
+            known = tokenizers[role].learn(known, call["shape"], receipt["reported"], base=bare)
             by_role[role] = known
-        if (once := came["billed_once"]) is not None:
+        if (once := receipt["billed_once"]) is not None:
             by_role[role] = {**known, "once": once and known.get("once") is not False}
     return by_role
 
 
 def contests(state: State, most: int = 2) -> list[tuple[int, int]]:
-    """The comparisons of the incumbent with others that tell most about which is best. Each other
-    answer is compared once."""
+    """The comparisons of the incumbent with other answers that tell most about which is best. Each answer
+    is compared with the incumbent once."""
     best = state["best"]
     if best is None:
         return []
     distinct = {normal(c["answer"]): c["id"] for c in [*state["candidates"], best] if not c["lost"]}
-    known = [Match(*match) for match in state["matches"]]
+    matches = [Match(*match) for match in state["matches"]]
     pairs: list[tuple[int, int]] = []
     while len(pairs) < most and (
-        pair := next_match(distinct.values(), known, best["id"], doubt=0.0)
+        pair := next_match(distinct.values(), matches, best["id"], doubt=0.0)
     ):
         if pair in pairs:
             break
         pairs.append(pair)
-        known.append(Match(*pair, None))
+        matches.append(Match(*pair, None))
     return pairs
 
 
@@ -168,11 +168,22 @@ def _by_score(c: Candidate) -> tuple[float, bool, int]:
     return (-1.0 if c["score"] is None else c["score"], c["complete"], -c["id"])
 
 
+def _elected(best: Candidate | None, candidates: Sequence[Candidate]) -> Candidate | None:
+    """The winner of the vote. The incumbent gives way only to more votes, or to a complete answer with as
+    many votes as a cut one."""
+
+    def votes(c: Candidate) -> tuple[int, bool, bool, int]:
+        incumbent = best is not None and c["id"] == best["id"]
+        return c["votes"], c["complete"], incumbent, -c["id"]
+
+    return max(candidates, key=votes, default=None)
+
+
 def _incumbent(
     best: Candidate | None, candidates: Sequence[Candidate], matches: Sequence[Match]
 ) -> Candidate | None:
-    """The incumbent before new comparisons: the first answer. One that was cut off gives way to the
-    first complete answer, unless it has been in a comparison."""
+    """The incumbent before new comparisons: the first answer. One that was cut gives way to the first
+    complete answer, unless it has been in a comparison."""
     if best is not None and (
         best["complete"] or any(best["id"] in (m.first, m.second) for m in matches)
     ):
@@ -194,127 +205,134 @@ def _reasoned(pairs: Sequence[Pair], outcomes: Sequence[Outcome]) -> list[Pair]:
     ]
 
 
+Orders = dict[bool, Outcome]
+"""The replies to one comparison, by whether the second candidate was shown first."""
+
+
+def _comparisons(outcomes: Sequence[Outcome]) -> dict[tuple[int, int], Orders]:
+    """The step's comparisons, by their candidates."""
+    comparisons: dict[tuple[int, int], Orders] = {}
+    for o in outcomes:
+        move = o["call"]["move"]
+        if move["kind"] == "critique" and move["second"] is not None and not o["receipt"]["lost"]:
+            comparisons.setdefault((move["first"], move["second"]), {})[move["swapped"]] = o
+    return comparisons
+
+
+def _compared(
+    candidates: Sequence[Candidate], comparisons: Mapping[tuple[int, int], Orders]
+) -> tuple[list[Match], list[Pair]]:
+    """The comparisons as matches, and the pairs that they make. A preference counts only if it survives
+    the swap of the answers."""
+    by_id = {c["id"]: c for c in candidates}
+    matches, pairs = [], []
+    for (first, second), orders in comparisons.items():
+        if first == second or len(orders) < 2 or not {first, second} <= by_id.keys():
+            continue
+        plain, swapped = orders[False], orders[True]
+        match = both_orders(first, second, plain.get("preferred"), swapped.get("preferred"))
+        matches.append(match)
+        if match.winner is not None:
+            loser = first + second - match.winner
+            why = plain.get("why") or swapped.get("why") or ""
+            pairs.append(judged_pair(by_id[match.winner], by_id[loser], why))
+    return matches, pairs
+
+
 def _updated_judging(
     judging: Judging,
     outcomes: Sequence[Outcome],
     candidates: Sequence[Candidate],
     matches: Sequence[Match],
+    comparisons: Mapping[tuple[int, int], Orders],
 ) -> Judging:
     lengths = {c["id"]: len(c["answer"]) for c in candidates}
-    won = [
+    gaps = [
         lengths[m.winner] - lengths[m.first + m.second - m.winner]
         for m in matches
         if m.winner is not None
     ]
-    sides: dict[tuple[int, int], dict[bool, int]] = {}
-    for o in outcomes:
-        move = o["call"]["move"]
-        named = o.get("preferred")
-        if move["kind"] == "critique" and move["second"] is not None and named is not None:
-            sides.setdefault((move["first"], move["second"]), {})[move["swapped"]] = named
-    paid_to_judge = (o["receipt"]["spend"] for o in outcomes if judges(o["call"]["move"]))
-    flips = [s[False] == first for (first, _), s in sides.items() if len({*s.values()}) == 2]
+    named = {
+        ids: {
+            swapped: id for swapped, o in orders.items() if (id := o.get("preferred")) is not None
+        }
+        for ids, orders in comparisons.items()
+    }
+    # Of each flip, whether it named the candidate that was shown first.
+    flips = [by[False] == ids[0] for ids, by in named.items() if len({*by.values()}) == 2]
+    spends = (o["receipt"]["spend"] for o in outcomes if judges(o["call"]["move"]))
     return Judging(
-        spent=total([judging["spent"], *paid_to_judge]),
+        spent=total([judging["spent"], *spends]),
         comparisons=judging["comparisons"] + len(matches),
-        agreed=judging["agreed"] + len(won),
+        agreed=judging["agreed"] + len(gaps),
         flips=judging["flips"] + len(flips),
         firsts=judging["firsts"] + sum(flips),
-        longer=judging["longer"] + sum(gap > 0 for gap in won),
-        shorter=judging["shorter"] + sum(gap < 0 for gap in won),
+        longer=judging["longer"] + sum(gap > 0 for gap in gaps),
+        shorter=judging["shorter"] + sum(gap < 0 for gap in gaps),
     )
 
 
 def _owed(outcomes: Sequence[Outcome]) -> list[PlannedMove]:
-    """The moves to make one by one: the rest of several choices, where the provider made fewer than
-    requested."""
+    """The moves to make one by one, where a provider made fewer choices than were requested: of 4 drafts
+    in a request that brought 1, the other 3."""
     owed = []
     for o in outcomes:
         if o["receipt"]["billed_once"] is False and not o["receipt"]["failed"]:
             first, n = o["call"]["ordinal"], o["call"]["n"]
-            came = sum(first <= other["call"]["ordinal"] < first + n for other in outcomes)
-            owed += [o["call"]["move"]] * (n - came)
+            brought = sum(first <= other["call"]["ordinal"] < first + n for other in outcomes)
+            owed += [o["call"]["move"]] * (n - brought)
     return owed
 
 
 def _paid_off(
     state: State, best: Candidate | None, outcomes: Sequence[Outcome]
 ) -> dict[str, Payoff]:
-    """Payoffs by kind, with this step's. Under a judge an answer pays off when it becomes the best,
+    """The payoffs by kind, with this step's. Under a judge an answer pays off when it becomes the best,
     which is a step after it came."""
     payoffs = dict(state["payoffs"])
     scores = {c["id"]: c["score"] or 0.0 for c in state["candidates"]}
-    each = 0
+    written_each = 0
     for o in outcomes:
-        call, spend = o["call"], o["receipt"]["spend"]
-        move, cap = call["move"], call["max_output"]
-        if seeks_answer(move) and (spend["calls"] or "candidate" in o):
-            score = (o["candidate"]["score"] or 0.0) if "candidate" in o else 0.0
-            change = score - scores.get(move["of"], 0.0) if move["kind"] == "refine" else 0.0
-            written = spend["output_tokens"]
-            cut = cap is not None and written >= cap
-            if "choice" in call:  # the first bears the cost of all
-                each = each if call["choice"] else written // call["n"]
-                cut, written = "candidate" in o and not o["candidate"]["complete"], each
-            used = spend["tokens"] if "agent" in call else written
-            own = payoff(score, change, spend["tokens"], used, cut)
-            payoffs[kind_of(move)] = add_payoffs(payoffs.get(kind_of(move)), own)
+        call, move, spend = o["call"], o["call"]["move"], o["receipt"]["spend"]
+        if not seeks_answer(move) or not (spend["calls"] or "candidate" in o):
+            continue
+        score = (o["candidate"]["score"] or 0.0) if "candidate" in o else 0.0
+        change = score - scores.get(move["of"], 0.0) if move["kind"] == "refine" else 0.0
+        written, cap = spend["output_tokens"], call["max_output"]
+        cut = cap is not None and written >= cap
+        if "choice" in call:  # the first choice bears the cost of all: 4 of 100 tokens report 400
+            written_each = written_each if call["choice"] else written // call["n"]
+            cut, written = "candidate" in o and not o["candidate"]["complete"], written_each
+        used = spend["tokens"] if "agent" in call else written
+        answer = payoff(score, change, spend["tokens"], used, cut)
+        payoffs[kind_of(move)] = add_payoffs(payoffs.get(kind_of(move)), answer)
     before = state["best"]
     risen = best is not None and before is not None and best["id"] != before["id"]
     if best is not None and risen and best["score"] is None and best["node"] != "conclude":
-        named = kind(best["node"], best["taught"])
-        payoffs[named] = add_payoffs(payoffs.get(named), payoff(1.0, tries=0))
+        name = kind(best["node"], best["taught"])
+        payoffs[name] = add_payoffs(payoffs.get(name), payoff(1.0, tries=0))
     return payoffs
 
 
 def _reviewed(candidates: list[Candidate], outcomes: Sequence[Outcome]) -> list[Candidate]:
     """The candidates with reviews (critiques of one candidate) as their feedback."""
-    notes = {}
+    reviews = {}
     for o in outcomes:
         move = o["call"]["move"]
         if move["kind"] == "critique" and move["second"] is None and "why" in o:
-            notes[move["first"]] = o
-    return [
-        {
-            **c,
-            "feedback": notes[c["id"]]["why"],
-            "satisfied": notes[c["id"]]["preferred"] == c["id"],
-        }
-        if c["id"] in notes
-        else c
-        for c in candidates
-    ]
-
-
-def _compared(
-    candidates: Sequence[Candidate], outcomes: Sequence[Outcome]
-) -> tuple[list[Match], list[Pair]]:
-    """The step's comparisons, both orders of each in one. A preference counts, and makes a pair, only
-    if it survives the swap."""
-    compared: dict[tuple[int, int], dict[bool, Outcome]] = {}
-    for o in outcomes:
-        move = o["call"]["move"]
-        if move["kind"] == "critique" and move["second"] is not None and not o["receipt"]["lost"]:
-            compared.setdefault((move["first"], move["second"]), {})[move["swapped"]] = o
-    by_id = {c["id"]: c for c in candidates}
-    matches, pairs = [], []
-    for (first, second), orders in compared.items():
-        if first == second or len(orders) < 2 or not {first, second} <= by_id.keys():
-            continue
-        preferred, swapped = (orders[order].get("preferred") for order in (False, True))
-        matches.append(match := both_orders(first, second, preferred, swapped))
-        if match.winner is not None:
-            loser = second if match.winner == first else first
-            reasons = (orders[order].get("why") for order in (False, True))
-            why = next(filter(None, reasons), "")
-            pairs.append(judged_pair(by_id[match.winner], by_id[loser], why))
-    return matches, pairs
+            reviews[move["first"]] = o
+    reviewed: list[Candidate] = []
+    for c in candidates:
+        if (review := reviews.get(c["id"])) is not None:
+            c = {**c, "feedback": review["why"], "satisfied": review["preferred"] == c["id"]}
+        reviewed.append(c)
+    return reviewed
 
 
 def _concluded(
     best: Candidate | None, candidates: list[Candidate], matches: list[Match]
 ) -> tuple[Candidate | None, list[Candidate], list[Match]]:
-    """Put an answer that was forced out of the incumbent's cut reasoning in the incumbent's place, with
+    """An answer that was forced out of the incumbent's cut reasoning replaces the incumbent, and takes over
     its comparisons."""
     if best is None or best["complete"]:
         return best, candidates, matches
@@ -328,7 +346,7 @@ def _concluded(
 
 
 def _add_ballots(ballots: Mapping[str, int], new: Sequence[Candidate]) -> dict[str, int]:
-    """How many candidates gave each answer; those that were cut off do not count."""
+    """How many candidates gave each answer; answers that were cut do not count."""
     counts = Counter(ballots)
     counts.update(normal(c["answer"]) for c in new if c["complete"])
     return dict(counts.most_common(_KEPT) if len(counts) > _KEPT else counts)
@@ -338,24 +356,6 @@ def _with_votes(c: Candidate, ballots: Mapping[str, int]) -> Candidate:
     return {**c, "votes": ballots.get(normal(c["answer"]), 0) if c["complete"] else 0}
 
 
-def _vote(
-    best: Candidate | None,
-    candidates: list[Candidate],
-    new: Sequence[Candidate],
-    ballots: dict[str, int],
-) -> tuple[Candidate | None, list[Candidate], dict[str, int]]:
-    ballots = _add_ballots(ballots, new)
-    counted = [_with_votes(c, ballots) for c in candidates]
-    if best is not None:
-        best = _with_votes(best, ballots)
-    leader = max(counted, key=lambda c: (c["votes"], c["complete"], -c["id"]), default=None)
-    if best is None or (
-        leader and (leader["votes"], leader["complete"]) > (best["votes"], best["complete"])
-    ):
-        best = leader
-    return best, counted, ballots
-
-
 def _trimmed(
     candidates: Sequence[Candidate],
     best: Candidate | None,
@@ -363,8 +363,8 @@ def _trimmed(
     decides: Decides,
     matches: Sequence[Match],
 ) -> list[Candidate]:
-    """At most `width` candidates: the incumbent, then the better ones (scorer), or those that the judge
-    has not compared, the stronger and the newer ones."""
+    """At most `width` candidates, by id: the incumbent, then those with the better scores; under a judge,
+    those that it has not compared, then the stronger; the newer of equals."""
     if len(candidates) <= width:
         return sorted(candidates, key=lambda c: c["id"])
     level = strengths((c["id"] for c in candidates), matches) if decides == "judge" else {}
@@ -379,7 +379,8 @@ def _trimmed(
 
 
 def _extended_curve(curve: list[Point], incumbents: Sequence[Candidate]) -> list[Point]:
-    """The curve with a point for each new incumbent. A long curve loses points in its middle."""
+    """The curve with a point for each new incumbent. A long curve loses points in its middle: of 65, the
+    33rd."""
     for c in incumbents:
         risen = not curve or (c["score"] or 0.0) > (curve[-1]["score"] or 0.0) or c["score"] is None
         if risen and (not curve or curve[-1]["candidate"] != c["id"]):
