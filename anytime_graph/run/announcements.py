@@ -1,7 +1,6 @@
-"""Running questions as this process sees them, for display and for the clock.
+"""Running questions as this process sees them: answers to announce, and how long calls are active.
 
-A Live knows which answer was announced, what the running step has spent, and how long calls have been
-active. Nothing here decides on money, and nothing is lost if it is gone.
+Nothing here decides about money, and a run loses nothing if this is gone.
 """
 
 from __future__ import annotations
@@ -35,7 +34,8 @@ class Improvement(TypedDict):
 
 
 class Live:
-    """One running question. reached: the hub's plan of which a call has brought a good enough answer."""
+    """One running question: the answer announced last, what the running step has spent, and how long its
+    calls have been active. reached: the hub's plan one of whose calls brought a good enough answer."""
 
     def __init__(self) -> None:
         self.reached: str | None = None
@@ -49,8 +49,8 @@ class Live:
 
     @contextmanager
     def active(self, step: int, spent: Spend) -> Iterator[float]:
-        """Open while a call of this step runs. Yields the seconds that the step has been active before.
-        spent: what the run had spent before the step."""
+        """Open while a call of this step runs. Yields the seconds for which the step was active before.
+        spent: what the run had spent before the step. Calls side by side share their seconds."""
         with self._lock:
             if step != self._step:
                 self._step, self._active, self._spent = step, 0.0, spent
@@ -73,7 +73,7 @@ class Live:
 
     def offer(self, candidate: Candidate, limits: Limits) -> Improvement | None:
         """An event if a new answer of the running step beats the announced one. Without scores only the
-        first answer counts, because the judge or the vote decides later."""
+        first answer is announced, because the judge or the vote decides later."""
         with self._lock:
             best = self._announced
             if best is not None and (candidate["score"] or 0.0) <= (best["score"] or 0.0):
@@ -92,7 +92,7 @@ class Live:
 
 
 class Lives:
-    """The running questions of a graph, by run id; the least recently used are forgotten first."""
+    """The running questions of a graph, by run id. The least recently used are forgotten first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -119,7 +119,7 @@ def _event(candidate: Candidate, spent: Spend, limits: Limits) -> Improvement:
 
 
 def improvement(event: Any) -> Improvement | None:
-    """The event if it is an Improvement; other nodes of an app may write custom events too."""
+    """The event if it is an Improvement, as other nodes of an app may write custom events too."""
     ours = isinstance(event, dict) and event.keys() == Improvement.__annotations__.keys()
     return event if ours else None
 
@@ -131,7 +131,7 @@ def announce(event: Improvement | None) -> None:
 
 
 def note(node: str, candidate: Candidate | None, spend: Spend) -> None:
-    """Add score and spend to the metadata of the node's run in LangSmith, and of what it exports."""
+    """Add score and spend to the metadata of the node's run in LangSmith."""
     run = get_current_run_tree()
     if run is not None and run.name == node:
         score = None if candidate is None else candidate["score"]

@@ -15,17 +15,17 @@ from anytime_graph.models.tokens import Shape
 from anytime_graph.run.pairs import Candidate, Shown
 
 Role = Literal["own", "review", "judge", "structured"]
-"""Which meter a call goes through: the model's own; for reviews, the same without bound options such as
-tools; the judge's, plain or held to a schema."""
+"""Which meter a call goes through: "own", the run's model; "review", that model without bound options such
+as tools; "judge", the judge's model; "structured", the judge's model held to a JSON schema."""
 OWN: Role = "own"
 REVIEW: Role = "review"
 PLAIN: Role = "judge"
 STRUCTURED: Role = "structured"
 PATIENCE = 3
-"""Steps in a row that may fail entirely before the run gives up, and calls in a row that may be refused
-before a draft does. Calls that cost nothing need a bound on their number."""
+"""After this many steps in a row that failed entirely, a run ends; after this many refused calls in a row,
+an agent's draft. Refused calls cost nothing, so their number needs a bound."""
 PLACES = 1_000
-"""Model calls that an agent may make in a draft. Each has its own place in the run."""
+"""The most model calls that an agent may make in a draft. Each has its own place in the run."""
 
 
 class DraftMove(TypedDict):
@@ -40,7 +40,7 @@ class DraftMove(TypedDict):
 
 
 class RefineMove(TypedDict):
-    """See planning.moves.Refine. with_pairs: as of a draft."""
+    """See planning.moves.Refine. with_pairs: as for a draft."""
 
     kind: Literal["refine"]
     of: int
@@ -73,7 +73,7 @@ PlannedMove = DraftMove | RefineMove | CritiqueMove | LearnMove
 
 
 class AgentDraft(TypedDict):
-    """A draft by an agent. may_return: it may give its slice back if that is too small for its tools.
+    """A draft by an agent. may_return: the agent may give its slice back if it is too small for its tools.
     overhead: input tokens that the agent adds to the prompt. growth: see tokens.Calibration."""
 
     may_return: bool
@@ -83,7 +83,7 @@ class AgentDraft(TypedDict):
 
 class AgentCall(TypedDict):
     """One of the model calls of an agent's draft. draft: the draft's ordinal. request: a digest of the
-    request. last: the agent had to answer, so tool calls are not carried out."""
+    request. last: the agent had to answer in it, so its tool calls are not carried out."""
 
     draft: int
     request: str
@@ -94,11 +94,11 @@ class PlannedCall(TypedDict):
     """One metered call, planned before any money is spent.
 
     ordinal: its place among the calls of the question. step: the ordinal of the step's first call.
-    role: which meter it goes through. slice: the most it may spend.
+    role: which meter it goes through. slice: the most that it may spend.
     max_input, max_output: the reservation in tokens, for all of its choices; None: not limited.
     n: choices that the request asks for, each at its own place from `ordinal` on.
-    prompt_copies: for how many of them the prompt is reserved. choice: which of them this is, after
-    the reply was split into its choices.
+    prompt_copies: the number of choices for which the prompt is reserved. choice: which choice this is,
+    once the reply was split into its choices.
     """
 
     ordinal: int
@@ -124,8 +124,8 @@ class Chosen(TypedDict, total=False):
 
 
 class RunInfo(TypedDict):
-    """What a spoke needs to know of the run. thread, plan: the thread's lease and the hub's plan under
-    which the ledger lets it reserve. spent, limits: as of the plan."""
+    """What a spoke needs to know about the run. thread, plan: the ledger lets a call reserve only under the
+    lease of this thread and the hub's latest plan. spent, limits: at the time of the plan."""
 
     run_id: int
     thread: str
@@ -137,8 +137,8 @@ class RunInfo(TypedDict):
 
 
 class Assignment(TypedDict):
-    """What the hub sends to a spoke. prompt: None for a call that was made before a crash and whose
-    prompt is lost, so that only its reply can be read. wait: seconds to hold back after a refusal."""
+    """What the hub sends to a spoke. prompt: None for a call that was made before a crash; its prompt is
+    lost, so only its reply can be read. wait: seconds to wait before the call, after a refusal."""
 
     call: PlannedCall
     prompt: list[AnyMessage] | None
@@ -153,15 +153,14 @@ Ended = Literal["stop", "length", "cut", "error"]
 class Receipt(TypedDict):
     """How a call ended and what it is charged.
 
-    ended: by itself ("stop"), at the cap ("length"), cut by us ("cut"), or by a failure ("error").
-    spend: what it is charged. reported: input tokens by the provider's report; None without a
-    credible one. billed_once: whether a request for several choices was billed its prompt once;
-    None if this call does not show it.
-    starved: it used up its cap before any text came. failed: it brought no answer. refused: the
-    provider rejects the request itself. unserved: it was refused or never left, so it cannot have
-    been served and costs nothing. closed: the provider will refuse all other calls too. lost: it was
-    not made, or was in flight when its process ended. interrupted: the caller stopped it. recalled:
-    it was read from the journal instead of made.
+    ended: by itself ("stop"), at the cap ("length"), cut by the meter ("cut"), or by a failure ("error").
+    spend: what it is charged. reported: input tokens by the provider's report; None without a credible
+    report. billed_once: whether a request for several choices was billed its prompt once; None if this
+    call does not show it.
+    starved: it used up its cap before any text came. failed: it brought no answer. refused: the provider
+    rejects the request itself. unserved: it was refused or never left, so it costs nothing. closed: the
+    provider will refuse all other calls too. lost: it was not made, or was in flight when its process
+    ended. interrupted: the caller stopped it. recalled: it was read from the journal instead of made.
     retry_after: seconds to wait before the next call. started, ended_at: Unix time.
     """
 
@@ -230,14 +229,14 @@ def judges(move: PlannedMove) -> bool:
 
 
 def seeks_answer(move: PlannedMove) -> TypeGuard[DraftMove | RefineMove]:
-    """Whether a call seeks a new answer, not one forced out of cut reasoning."""
+    """Whether a call is to bring a new answer, not one forced out of cut reasoning."""
     if move["kind"] == "draft":
         return move["conclude"] is None
     return move["kind"] == "refine"
 
 
 def concluded(move: PlannedMove) -> int | None:
-    """The candidate whose cut reasoning an answer is forced out of."""
+    """The id of the candidate out of whose cut reasoning an answer is forced."""
     return move["conclude"] if move["kind"] == "draft" else None
 
 

@@ -1,4 +1,4 @@
-"""What an invocation brings beside its input: the context, and the thread it runs."""
+"""What an invocation brings besides its input: the context, and the thread that it runs."""
 
 from __future__ import annotations
 
@@ -37,15 +37,16 @@ class Context(TypedDict, total=False):
 
 def context() -> Context:
     """The context of the invocation that this node belongs to."""
-    given = get_runtime(Context).context
-    return given if isinstance(given, dict) else {}  # a parent graph's context may be its own
+    settings = get_runtime(Context).context
+    return settings if isinstance(settings, dict) else {}  # a parent graph's may be of another type
 
 
 def chosen() -> Chosen:
-    """What the context chooses, as plain data. Raises ValueError for anything but names."""
-    given, names = context(), Chosen()
+    """The model and strategy that the context names, as plain data. Raises ValueError for anything but
+    names."""
+    settings, names = context(), Chosen()
     for key in ("model", "strategy"):
-        if (name := given.get(key)) is not None:
+        if (name := settings.get(key)) is not None:
             if not isinstance(name, str):
                 raise ValueError(f"context {key}={name!r}: its name is needed")
             names[key] = name
@@ -74,8 +75,9 @@ def root(config: RunnableConfig) -> str | None:
 
 
 def thread_of(config: RunnableConfig, digest: str) -> str | None:
-    """The ledger's name for a thread: LangGraph's id. Within a parent graph, where several questions may
-    run at once, the node's path and the question's digest follow it. None without a thread id."""
+    """The ledger's name for a thread: LangGraph's id. Within a parent graph, several questions may run at
+    once, so the node's path and the question's digest follow: "t1/research/ask#0a1b2c3d4e5f". None
+    without a thread id."""
     top = root(config)
     spaces = str((config.get("configurable") or {}).get("checkpoint_ns") or "").split("|")[:-1]
     path = "/".join(space.partition(":")[0] for space in spaces)

@@ -58,9 +58,12 @@ def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, To
     matches = [*earlier, *new_matches]
     new = {c["id"] for c in candidates if c["id"] >= state["ordinal"]}
     if decides != "scorer":  # under a judge, refinements of an answer are no votes for it
-        voters = [c for c in candidates if decides == "vote" or c["node"] == "draft"]
+        voters = (c for c in candidates if decides == "vote" or c["node"] == "draft")
         ballots = _add_ballots(ballots, [c for c in voters if c["id"] in new])
-        candidates = [_with_votes(c, ballots) for c in candidates]
+        candidates = [
+            {**c, "votes": ballots.get(normal(c["answer"]), 0) if c["complete"] else 0}
+            for c in candidates
+        ]
     if decides == "scorer":
         best = max(candidates, key=_by_score, default=None)
         pairs = scored_pairs(candidates, pairs, width)
@@ -350,10 +353,6 @@ def _add_ballots(ballots: Mapping[str, int], new: Sequence[Candidate]) -> dict[s
     counts = Counter(ballots)
     counts.update(normal(c["answer"]) for c in new if c["complete"])
     return dict(counts.most_common(_KEPT) if len(counts) > _KEPT else counts)
-
-
-def _with_votes(c: Candidate, ballots: Mapping[str, int]) -> Candidate:
-    return {**c, "votes": ballots.get(normal(c["answer"]), 0) if c["complete"] else 0}
 
 
 def _trimmed(

@@ -1,7 +1,4 @@
-"""Candidates, and the preference pairs made from them: which answer is better, and where two differ.
-
-This is the paper's step 2.
-"""
+"""Candidates, and the preference pairs made from them: step 2 of Preference Data Prompting."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import takewhile
+from itertools import permutations, takewhile
 from typing import Literal
 
 from typing_extensions import TypedDict
@@ -18,23 +15,26 @@ from anytime_graph.budget import Spend
 from anytime_graph.scoring import normal
 
 Shown = Literal["both", "chosen", "principles"] | None
-"""What a prompt shows of preference pairs: better and worse with the reason (PDP), only the better
+"""What a prompt shows of preference pairs: both sides with the reason (PDP), only the better side
 (PDP(+)), or the principles learned from them (LEAP)."""
 
 _EXCERPT = 300
 """Characters that are kept of each side of a pair."""
 _WORDS = re.compile(r"\w+|[^\w\s]")
 _ALIKE = 0.95
-"""Two answers that share this part of their words, or more, are too alike to teach anything."""
+"""Two answers that share at least this part of their words are too alike to teach anything."""
 
 
 class Candidate(TypedDict):
-    """An answer. text: the whole reply that it was found in. complete: an answer was found in it, or
-    the reply ended by itself. score: in [0, 1], None if no scorer gave one. feedback: what a scorer
-    or a review finds wrong. right: what a scorer finds right, and must stay. satisfied: a review
-    found nothing wrong. parents: ids of the candidates it was made from. spent: what the run had
-    spent by then. taught: its prompt showed preference pairs or principles. votes: drafts that agree
-    with it. lost: replaced by the answer that was forced out of it.
+    """An answer.
+
+    node: the kind of its move, or "conclude" for an answer forced out of cut reasoning. text: the whole
+    reply that it was found in. complete: an answer was found in the reply, or the reply ended by itself.
+    score: in [0, 1]; None if no scorer gave one. feedback: what a scorer or a review finds wrong. right:
+    what a scorer finds right, and must stay. satisfied: a review found nothing wrong. parents: ids of
+    the candidates that it was made from. spent: what the run had spent by then. votes: drafts that agree
+    with it. lost: it was replaced by the answer that was forced out of it. taught: its prompt showed
+    preference pairs or principles.
     """
 
     id: int
@@ -55,11 +55,11 @@ class Candidate(TypedDict):
 
 
 class Pair(TypedDict):
-    """A preference: the answer `chosen` is better than the answer `rejected`. by: what decided. gap:
-    how much better, in (0, 1]. better, worse: excerpts of the two replies from where they differ.
+    """A preference: the answer `chosen` is better than the answer `rejected`. by: who decided. gap: how
+    much better, in (0, 1]. better, worse: excerpts of the two replies from where they differ.
 
-    why: the reason. why_by: where it comes from: "scorer" (its feedback), "judge" (one sentence),
-    "score" (only the numbers, so far) or "nobody" (the judge gave no reason).
+    why: the reason. why_by: its source: "scorer" (feedback), "judge" (one sentence), "score" (only the
+    numbers, so far) or "nobody" (the judge gave no reason).
     """
 
     chosen: str
@@ -91,35 +91,32 @@ class Example(TypedDict):
 def scored_pairs(candidates: Sequence[Candidate], known: Sequence[Pair], most: int) -> list[Pair]:
     """The widest gaps in score, among new pairs and those known before. No answer is in two pairs, and
     two answers from one parent, or nearly the same, make no pair."""
-    scored = [c for c in candidates if c["score"] is not None]
+    scores = {c["id"]: score for c in candidates if (score := c["score"]) is not None}
     paired = {(p["chosen_id"], p["rejected_id"]) for p in known}
-    options: list[tuple[float, Pair | tuple[Candidate, Candidate]]] = [
-        *((p["gap"], p) for p in known),
-        *(
-            (gap, (b, w))
-            for b in scored
-            for w in scored
-            if (gap := (b["score"] or 0.0) - (w["score"] or 0.0)) > 0
-            and (b["id"], w["id"]) not in paired
-        ),
+    options: list[tuple[float, str, str, Pair | tuple[Candidate, Candidate]]] = [
+        (p["gap"], p["chosen"], p["rejected"], p) for p in known
     ]
+    for better, worse in permutations((c for c in candidates if c["id"] in scores), 2):
+        ids, gap = (better["id"], worse["id"]), scores[better["id"]] - scores[worse["id"]]
+        if gap > 0 and ids not in paired:
+            options.append((gap, better["answer"], worse["answer"], (better, worse)))
     kept: list[Pair] = []
     shown: set[str] = set()
-    for gap, option in sorted(options, key=lambda o: -o[0]):
-        if len(kept) == most:
-            break
-        if isinstance(option, dict):
-            sides = {normal(option["chosen"]), normal(option["rejected"])}
-        else:
-            sides = {normal(c["answer"]) for c in option}
-        if not sides & shown and (isinstance(option, dict) or _differ(*option)):
-            kept.append(option if isinstance(option, dict) else _scored_pair(*option, gap))
-            shown |= sides
+    for gap, chosen, rejected, option in sorted(options, key=lambda o: -o[0]):
+        sides = {normal(chosen), normal(rejected)}
+        if len(kept) == most or sides & shown:
+            continue
+        if isinstance(option, tuple):  # excerpts are made only for the pairs that are kept
+            if not _differ(*option):
+                continue
+            option = _scored_pair(*option, gap)
+        kept.append(option)
+        shown |= sides
     return kept
 
 
 def judged_pair(better: Candidate, worse: Candidate, why: str) -> Pair:
-    """The pair of a comparison in both orders."""
+    """The pair that a comparison in both orders makes. why: "" if the judge gave no reason."""
     return _pair(better, worse, why or "preferred in both orders", why != "", "judge", 1.0)
 
 
@@ -129,8 +126,9 @@ def explained(pair: Pair, why: str) -> Pair:
 
 
 def parting(one: str, other: str, length: int = _EXCERPT) -> tuple[str, str]:
-    """Excerpts of two texts from where they differ, without the sentences that both begin or end with;
-    at most `length` characters each."""
+    """Excerpts of two texts, without the sentences that both begin or end with; at most `length` characters
+    each. Of "It bends. Sand is slow. So it is." and "It bends. Water is slow. So it is." they are
+    "... Sand is slow." and "... Water is slow."."""
     first, second = _sentences(one), _sentences(other)
     same = list(takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
     first, second = first[len(same) :], second[len(same) :]
@@ -180,7 +178,7 @@ def _differ(one: Candidate, other: Candidate) -> bool:
 
 @lru_cache(maxsize=64)
 def _word_counts(text: str) -> Counter[str]:
-    """Cached, because each answer is compared with all others, step after step."""
+    """Cached, because each answer is compared with all others in every step."""
     return Counter(_WORDS.findall(text.lower()))
 
 

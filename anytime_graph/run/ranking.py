@@ -1,7 +1,8 @@
-"""Ranks candidates by few and noisy comparisons: strengths, the next comparison, the champion.
+"""Ranks candidates by a few noisy comparisons: strengths, the next comparison, the champion.
 
-The judge is asked in both orders, so a comparison is two calls. Either may be wrong, and both lean
-towards the place shown first. Pure functions over plain matches; candidates may arrive at any time.
+A comparison is two calls, because the judge is asked in both orders. Each may be wrong, and a judge may
+lean towards the answer shown first. Pure functions over plain matches; candidates may arrive at any
+time.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 PRIOR = 0.5
-"""Precision of the normal prior of a log-strength. Two unknown candidates are likely within e^2 of
-each other, so a pair of calls moves strengths, but never by much."""
+"""Precision of the normal prior of a log-strength. The difference of two unknown candidates has a standard
+deviation of sqrt(2 / 0.5) = 2, so one is likely to win within e^2 = 7.4 times as often as the other."""
 DOUBT = 2.0
-"""Standard errors by which a challenger's lead is estimated upwards."""
+"""Standard errors that are added to a challenger's expected lead."""
 MEETINGS = 8
-"""Comparisons of a pair after which the judge counts as unable to decide."""
+"""Comparisons of one pair after which the judge counts as unable to decide."""
 
 
 class Match(NamedTuple):
@@ -30,7 +31,7 @@ class Match(NamedTuple):
 
 def both_orders(first: int, second: int, preferred: int | None, swapped: int | None) -> Match:
     """The match of two calls. preferred, swapped: the judge's choice with `first`, and with `second`,
-    shown first. A lean towards a place makes ties, never a winner."""
+    shown first. A lean towards one place makes ties, never a winner."""
     return Match(first, second, preferred if preferred == swapped else None)
 
 
@@ -38,11 +39,12 @@ def strengths(ids: Iterable[int], matches: Sequence[Match]) -> dict[int, float]:
     """Log-strengths, of mean 0, of `ids` and of all candidates in `matches`: the most probable under
     Bradley & Terry (1952) with a normal prior.
 
-    A win is two calls won, a tie one call each. That is the likelihood of the calls themselves, so
-    ties need no parameter of their own as in Rao & Kupper (1967) or Davidson (1970), which a few
-    matches could not determine. The likelihood alone has a finite maximum only if wins connect all
-    candidates in both directions (Hunter 2004). With the prior the maximum is always finite, and
-    candidates without matches stay at 0, so that a new one changes no other strength.
+    A win counts as two calls won, a tie as one call for each. That is the likelihood of the calls
+    themselves. So ties need no parameter of their own as in Rao & Kupper (1967) or Davidson (1970); a
+    few matches could not determine one. The likelihood alone has a finite maximum only if wins connect
+    all candidates in both directions (Hunter 2004). With the prior the maximum is always finite, and
+    candidates without matches stay at 0, so a new one changes no other strength. After one match,
+    the strengths are .74 and -.74: odds of e^1.48 = 4.4 for the winner.
     """
     order, levels, _ = _fit(ids, matches)
     return dict(zip(order, levels, strict=True))
@@ -51,15 +53,15 @@ def strengths(ids: Iterable[int], matches: Sequence[Match]) -> dict[int, float]:
 def next_match(
     ids: Iterable[int], matches: Sequence[Match], incumbent: int, doubt: float = DOUBT
 ) -> tuple[int, int] | None:
-    """The next comparison: the incumbent and the candidate that would be furthest ahead of it if
-    `DOUBT` standard errors were in the candidate's favour (an upper confidence bound on the difference
-    of strengths, as in Zoghi et al. 2014). Every comparison has the incumbent in it, because only the
-    incumbent can lose its place.
+    """The next comparison: the incumbent, and the candidate that is furthest ahead of it if `DOUBT`
+    standard errors are added in the candidate's favour (an upper confidence bound on the difference of
+    strengths, as in Zoghi et al. 2014). The incumbent is in every comparison, because only the incumbent
+    can lose its place.
 
-    None if the incumbent leads all others by `doubt` standard errors (0: each is compared once; 2:
-    until the lead is clear), or has met the rest `MEETINGS` times, which bounds the comparisons of
-    each pair. A candidate without any match is always compared, because the prior is no evidence, and
-    so is an equally strong one that the incumbent never met.
+    None if the incumbent leads all others by `doubt` standard errors (0: each is compared once; 2: until
+    the lead is clear). Candidates that it has met `MEETINGS` times do not count. A candidate without any
+    match is always compared, because the prior is no evidence; so is an equally strong one that the
+    incumbent never met.
     """
     others = [i for i in dict.fromkeys(ids) if i != incumbent]
     order, levels, spread = _fit([*others, incumbent], matches)
@@ -85,8 +87,8 @@ def next_match(
 def champion(matches: Sequence[Match], incumbent: int, since: int = 0) -> int:
     """The best candidate after `matches`, if `incumbent` was the best before `matches[since:]`.
 
-    The incumbent loses its place only to a candidate that has just beaten it in both orders (P3) and
-    is the stronger by all matches so far. Otherwise noise would replace the best again and again.
+    The incumbent loses its place only to a candidate that has just beaten it in both orders and is
+    stronger by all matches so far. Otherwise noise would replace the best again and again.
     """
     for n, match in enumerate(matches[since:], since + 1):
         if match.winner is not None and match.winner != incumbent and incumbent in match[:2]:
@@ -99,7 +101,7 @@ def _fit(
     ids: Iterable[int], matches: Sequence[Match]
 ) -> tuple[list[int], list[float], list[list[float]]]:
     """The candidates, their log-strengths, and the covariance of these (Laplace's approximation), by
-    Newton's method. The log-posterior is concave, and the steps are too short to overshoot."""
+    Newton's method. The log-posterior is concave; steps of at most 0.5 cannot overshoot."""
     order = list(dict.fromkeys([*ids, *(i for m in matches for i in m[:2])]))
     at = {i: k for k, i in enumerate(order)}
     won: Counter[tuple[int, int]] = Counter()
@@ -132,8 +134,8 @@ def _fit(
 
 
 def _inverse(matrix: list[list[float]]) -> list[list[float]]:
-    """The inverse of a positive definite matrix (Gauss & Jordan, without pivoting). It is quickest if
-    the candidate with the most matches comes last, because most entries then stay zero."""
+    """The inverse of a positive definite matrix (Gauss & Jordan, without pivoting). It is fastest if the
+    candidate with the most matches comes last, because most entries then stay zero."""
     rows = list(matrix)
     for k in range(len(rows)):
         pivot = 1 / rows[k][k]

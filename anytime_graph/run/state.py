@@ -22,10 +22,10 @@ Decides = Literal["scorer", "judge", "vote"]
 
 
 class Judging(TypedDict):
-    """The judge so far. spent: on comparisons, reasons and principles. comparisons: how many were asked
-    in both orders. agreed: how many of them named one answer twice. flips: how many named one place
-    twice. firsts: how many of the flips named the first place.
-    longer, shorter: how often the longer, the shorter answer was preferred."""
+    """The judge so far. spent: on comparisons, reasons and principles. comparisons: how many were made in
+    both orders. agreed: in how many both orders named the same answer; flips: the same place. firsts:
+    how many flips named the first place. longer, shorter: how often the longer or the shorter answer
+    was preferred."""
 
     spent: Spend
     comparisons: int
@@ -37,11 +37,11 @@ class Judging(TypedDict):
 
 
 class Payoff(TypedDict):
-    """What a kind of answer has brought. tries: answers asked for. worth: sum of their scores; under
-    a judge, how many became the best. change: sum of the scores of refinements minus those of what
-    they refine. squares, changes: sums of the squares of both. tokens: what they cost. written: the
-    output tokens, or all tokens that an agent used. cut: how many used up their slice. whole:
-    `written` by the others."""
+    """What a kind of answer has brought. tries: answers asked for. worth: the sum of their scores; under a
+    judge, how many became the best. change: the sum of what refinements changed in the scores of their
+    parents. squares, changes: the sums of the squares of both. tokens: what they cost. written: their
+    output tokens, or all tokens that an agent used. cut: how many used up their slice. whole: the
+    `written` of the others."""
 
     tries: int
     worth: float
@@ -63,7 +63,7 @@ class Point(TypedDict):
 
 
 def gather(kept: list[Outcome], new: list[Outcome] | None) -> list[Outcome]:
-    """Reducer that collects what the calls of a step bring; None empties it."""
+    """Reducer that collects what the calls of a step bring. None empties it."""
     return [] if new is None else [*kept, *new]
 
 
@@ -92,13 +92,16 @@ class State(Output, Input, total=False):
     """The channels of a run.
 
     budget: what the caller grants with this input; gone once it is counted into `limits`.
-    returned: replies of the step, emptied by the fold. matches: the judge's comparisons among the
-    candidates, as [first, second, winner or None]. calibrations: by role. examples: pairs that the
-    memory recalled for this question. namespace: in which it was asked. unstructured: the judge's
-    provider refused to hold verdicts to a schema. overhead: input tokens that an agent with tools adds
-    to the prompt of a draft. owed: moves that a request for several choices left undone. failures:
-    steps in a row that failed entirely. refusals: calls that were refused and cost nothing. chosen:
-    None where a branch may choose again. anytime_form: the form of the state; see upgrade.py.
+    returned: replies of the step; the fold empties it. chosen: None where a branch may choose again.
+    concluded: the candidate out of whose cut reasoning an answer was forced. ordinal: of the next call.
+    made: moves that brought a reply, by kind. ballots: see View. matches: the judge's comparisons among
+    the candidates, as [first, second, winner or None]. payoffs: by kind of answer. calibrations: by role.
+    unstructured: the judge's provider refused to hold verdicts to a schema. examples: pairs that the
+    memory recalled for this question. namespace: in which it was asked. least_room: output tokens that a
+    call needs, as starved calls have shown. overhead: input tokens that an agent with tools adds to the
+    prompt of a draft. owed: moves that a request for several choices left undone. failures: steps in a
+    row that failed entirely. refusals: calls that were refused and cost nothing. wait: seconds that a
+    provider asked for. anytime_form: the form of the state; see upgrade.py.
     """
 
     returned: Annotated[list[Outcome], gather]
@@ -195,7 +198,7 @@ def payoff(
 
 
 def add_payoffs(known: Payoff | None, more: Payoff) -> Payoff:
-    """The sum of both."""
+    """The sum of both, field by field."""
     if known is None:
         return more
     added = cast("Mapping[str, float]", more)
@@ -211,8 +214,8 @@ def question_of(messages: Sequence[BaseMessage]) -> BaseMessage:
 
 
 def without_repeats(messages: Sequence[BaseMessage]) -> tuple[list[BaseMessage], list[str]]:
-    """The messages without repetitions of an unanswered question, which a program causes that asks again
-    after a crash; and the ids of the messages left out."""
+    """The messages without repetitions of an unanswered question, and the ids of those left out. A program
+    that asks again after a crash causes them."""
     kept: list[BaseMessage] = []
     dropped = []
     for message in messages:
@@ -231,7 +234,7 @@ def conversation_of(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
 
 
 def conversation_digest(messages: Sequence[BaseMessage]) -> str:
-    """A digest of the conversation up to the question, which identifies it once its message ids are
+    """A digest of the conversation up to the question. It identifies the question once its message ids are
     lost."""
     text = json.dumps(conversation_of(messages), default=str, sort_keys=True)
     return hashlib.sha256(text.encode(errors="replace")).hexdigest()

@@ -1,8 +1,8 @@
 """Brings checkpoints of earlier versions into today's form: states, assignments and outcomes.
 
 A thread that was killed, or that waits for more budget, holds work that an earlier version planned. In
-form 0, calls were "tasks" and replies were "outcomes" without a call. The move held the facts about a
-draft's agent and about several choices; `room` and `prompt_bound` were the reservation.
+form 0, calls were "tasks", and replies were "outcomes" without a call. The move held the facts about a
+draft's agent and about several choices. `room` and `prompt_bound` were the reservation.
 
 A channel that gets a new name keeps its old one in StoredState, because LangGraph gives the hub only
 channels that are declared.
@@ -54,7 +54,7 @@ def migrated_assignment(sent: Mapping[str, Any]) -> Assignment:
 
 
 def migrated_final(state: Mapping[str, Any]) -> State:
-    """The state that the finish got, in today's form. Raises NewerForm."""
+    """The state that the finish node was sent, in today's form. Raises NewerForm."""
     return cast(State, upgraded(state, FINAL, "the end of a run"))
 
 
