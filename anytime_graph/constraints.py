@@ -14,11 +14,14 @@ from anytime_graph.scoring import Score
 
 @dataclass(frozen=True, kw_only=True)
 class Constraints:
-    """Scores a text by the fraction of the constraints that it meets; the feedback names the others.
-    Counts are (least, most) pairs, or one number for exactly that many.
+    """Scores a text by the fraction of the constraints that it meets; the feedback names the others. A
+    text that meets 3 of 4 scores .75.
 
-    matches: a regular expression that must be found. json: a pydantic model that the whole text must
-    parse as.
+    sentences, words: (least, most), or one number for exactly that many. include, forbid: texts that
+    must, must not occur, as whole words. matches: a regular expression that must be found. json: a
+    pydantic model that the whole text must parse as.
+
+    Raises ValueError for a constraint that cannot be checked, or if there is none.
     """
 
     sentences: int | tuple[int, int] | None = None
@@ -43,7 +46,7 @@ class Constraints:
                 object.__setattr__(self, name, tuple(value))
         object.__setattr__(self, "_checks", tuple(self._build()))
         if not self._checks:
-            raise ValueError("Constraints(): state at least one constraint")
+            raise ValueError("Constraints(): at least one constraint is needed")
 
     def _build(self) -> list[tuple[str, Callable[[str], bool]]]:
         checks: list[tuple[str, Callable[[str], bool]]] = []
@@ -112,7 +115,7 @@ def _range(name: str, wanted: int | tuple[int, int]) -> tuple[int, int]:
         wanted if isinstance(wanted, tuple | list) and len(wanted) == 2 else (wanted, wanted)
     )
     if not (isinstance(low, int) and isinstance(high, int) and 0 <= low <= high):
-        raise ValueError(f"{name}={wanted!r}: a number, or (least, most)")
+        raise ValueError(f"{name}={wanted!r}: a number, or (least, most), is needed")
     return low, high
 
 

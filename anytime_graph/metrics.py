@@ -1,7 +1,8 @@
 """Measures of anytime reasoning, and the confidence in them.
 
-Pure arithmetic on lists of numbers; it needs nothing else of the package. A curve is given as two lists of equal length: `budgets`, strictly ascending (tokens, seconds, any
-unit), and `qualities`, one for each budget.
+Pure arithmetic on lists of numbers; it needs nothing else from the package. A curve is given as two lists
+of equal length: `budgets`, strictly ascending, in any unit (tokens, seconds), and `qualities`, one for
+each budget.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def mean(values: Sequence[float]) -> float:
 
 
 def best_so_far(qualities: Sequence[float]) -> list[float]:
-    """Q*_t = max over i <= t of Q_i. Raises ValueError for an empty list, or a value that is not a finite
-    number."""
+    """Q*_t = max over i <= t of Q_i: [.2, .5, .4] becomes [.2, .5, .5]. Raises ValueError for an empty list,
+    or a value that is not a finite number."""
     return list(accumulate(_numbers("qualities", qualities, least=1), max))
 
 
@@ -49,13 +50,14 @@ def anytime_index(
     origin: bool = False,
     oracle: bool = True,
 ) -> float:
-    """How early quality comes, in [0, 1]: the area under the best-so-far curve, as a part of the
-    area under a curve that stands at `q_max` throughout.
+    """How early quality comes, in [0, 1]: the area under the best-so-far curve, as a part of the area under
+    a curve that is `q_max` throughout.
 
         sum_{t<T} (Q*_t + Q*_{t+1}) / 2 * (b_{t+1} - b_t)  /  ((b_T - b_1) * q_max)
 
-    The Anytime Index of Zhang et al. 2026 (arXiv 2601.11038). What the paper leaves open is a
-    parameter here, so say which was used:
+    At budgets 1, 2 and 4, qualities 0, .5 and 1 have the area .25 * 1 + .75 * 2 = 1.75 of 3: .583.
+    The Anytime Index of Zhang et al. 2026 (arXiv 2601.11038). What the paper leaves open is a parameter
+    here, so report which values were used:
 
     q_max: the most that quality can be, in the unit of `qualities`; `max(qualities)` measures only
     the shape of the curve.
@@ -121,7 +123,7 @@ def bootstrap(
     seed: int = 0,
     resamples: int = 2_000,
 ) -> Interval:
-    """How far a figure over questions would move with other questions of the same kind.
+    """How much a figure over questions would vary with other questions of the same kind.
 
     The percentile interval (Efron 1979): `statistic` of `resamples` samples of the questions, drawn
     with replacement. `Interval.mean` is the statistic of the given values. Each value belongs to one

@@ -1,9 +1,9 @@
 """The texts that are sent to models, and how their messages are laid out.
 
-Stable parts (instructions, pairs, conversation) come first and what changes from call to call comes
-last, so that providers' prompt caches hit. Only the length of a reply, rounded to wide steps, stands
-with the instructions. Every builder takes `detail` in (1, 0.5, 0.25, 0): how much of the optional
-material fits the slice. At 0 only what the call needs is left.
+Stable parts (instructions, pairs, conversation) come first, and what changes from call to call comes
+last, so that providers' prompt caches hit. Only the length of a reply, rounded to wide steps, is part of
+the instructions. Every builder takes `detail` in (1, 0.5, 0.25, 0): how much of the optional material to
+show. At 0 only what the call needs is left.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ _SUM_UP = (
 
 @dataclass(frozen=True)
 class Protocol:
-    """How an answer is asked for. kind: in <answer> tags, as JSON for a schema, or as the reply."""
+    """How an answer is asked for. kind: in <answer> tags, as JSON for a schema, or as the whole reply."""
 
     kind: Literal["tags", "json", "whole"]
     schema: type[BaseModel] | None = None
@@ -131,10 +131,10 @@ class Lessons:
         return bool((self.memory and self.examples) or self._own())
 
     def text(self, detail: float) -> str:
-        """The examples come first, because they stay the same in all prompts of a question. They take
-        at most half of the allowance if there are pairs to show too. Items are shown whole, with the
-        longest excerpts at which one fits. Of 400 tokens, examples that take 120 of their 200 leave
-        280 to the pairs."""
+        """The lessons that fit the allowance times `detail`. The examples come first, because they stay the
+        same in all prompts of a question. They take at most half of the room if there are pairs to show
+        too: of 400 tokens, examples that take 120 of their 200 leave 280 to the pairs. Items are shown
+        whole, with the longest excerpts at which one fits."""
         room = math.inf if self.allowance is None else self.allowance * detail
         half = room / 2 if self._own() else room
         examples = _fitting(half, _OF_OTHERS.get(self.memory or ""), self._remembered)
@@ -173,8 +173,8 @@ class Case:
     beside: Sequence[BaseMessage] = ()
 
     def parts(self, length: int, detail: float) -> list[tuple[str, str]]:
-        """Parts to be fenced. The question takes at most `length` characters, the conversation half as
-        many as an answer; at detail 0 it is left out."""
+        """The parts to be put between fences. The question takes at most `length` characters, the
+        conversation 4,000 times `detail`."""
         turns = ((_OTHERS.get(m.type, "MATERIAL"), spoken_text(m)) for m in self.beside)
         beside = "\n".join(f"{who}: {text}" for who, text in turns if text)
         room = int(4_000 * detail)
@@ -222,7 +222,7 @@ def opening(
     detail: float,
     room: int | None,
 ) -> list[AnyMessage]:
-    """A draft's prompt, with which a refinement's begins too. room: tokens that the reply may take."""
+    """A draft's prompt; a refinement's prompt begins with it too. room: tokens that the reply may take."""
     own = [protocol.instructions()] if detail or protocol.schema else []
     if detail:
         own += [lessons.text(detail), _remaining(room)]
@@ -254,7 +254,7 @@ def refine(
     detail: float,
     room: int | None,
 ) -> list[AnyMessage]:
-    """wrong, right: the answer's known faults, and what must stay."""
+    """A refinement. wrong, right: the answer's known faults, and what must stay."""
     messages = opening(conversation, protocol, lessons, detail, room)
     notes = [
         clip(wrong or "", 600),
@@ -273,7 +273,7 @@ def compare(
     rubric: str | None,
     structured: bool,
 ) -> list[AnyMessage]:
-    """first is shown as A, second as B. rubric: the user's, which goes before all else. structured:
+    """A comparison. first is shown as A, second as B. rubric: the user's; it takes precedence. structured:
     ask for the verdict as JSON."""
     length = int(8_000 * detail) or 500
     parts = (
@@ -312,7 +312,7 @@ def review(case: Case, answer: str, detail: float) -> list[AnyMessage]:
 def with_remaining(
     conversation: Sequence[BaseMessage], rest: Mapping[str, float]
 ) -> list[AnyMessage]:
-    """An agent's prompt with what remains in each dimension, at the end of the last message: some chat
+    """An agent's prompt with what remains in each dimension. It follows in the last message, as some chat
     templates refuse two messages of one kind in a row."""
     *before, last = _listed(conversation)
     if last.type not in ("human", "tool"):
@@ -330,9 +330,9 @@ def sum_up(
     system: bool,
     question: BaseMessage | None = None,
 ) -> list[AnyMessage]:
-    """An agent's last prompt, without tool calls: the question (by default the last user message), and
-    the other messages as plain text in `allowance` characters; the newest get theirs first.
-    system: include the agent's own instructions."""
+    """An agent's last prompt, without tool calls: the question (by default the last user message), and the
+    other messages as plain text in `allowance` characters. The newest get their part first. system:
+    include the agent's own instructions."""
     own = [m for m in conversation if m.type == "system"]
     talk = [m for m in conversation if m.type != "system"]
     if question is None:
@@ -366,9 +366,9 @@ def _followed(content: Any, text: str) -> Any:
 
 
 def _remaining(room: int | None) -> str:
-    """How long a reply may be, in steps of 1, 2, 5, 10, ...: 780 tokens become 500, so that prompts
-    seldom differ by it and stay in caches. It stands with the instructions, because small models take
-    a number behind the question for a part of the question."""
+    """How long a reply may be, in steps of 1, 2, 5, 10, ...: 780 tokens become 500. So prompts seldom differ
+    by it, and stay in caches. It is part of the instructions, because small models take a number after
+    the question for a part of the question."""
     if not room:
         return ""
     step = 10 ** (len(str(room)) - 1)

@@ -1,4 +1,4 @@
-"""Scores answers, and finds the answers in replies."""
+"""Scores answers, and finds answers in replies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from anytime_graph.budget import Prices
 
 @dataclass(frozen=True)
 class Score:
-    """A scorer's verdict. value: in [0, 1], higher is better. feedback: what is still wrong, for the next
+    """A scorer's verdict. value: in [0, 1]; higher is better. feedback: what is still wrong, for the next
     refinement. right: what is right and must stay."""
 
     value: float
@@ -35,8 +35,8 @@ class Judge:
     """Decides by comparing two answers at a time, in both orders; a verdict that flips is a tie.
 
     model: a second model as judge (anything that create_anytime_graph takes); default: the model
-    itself. prices: of a second model; default: looked up by its name. rubric: what to judge by.
-    share: the part of the tokens or USD that the judge may spend, reasons for pairs included.
+    itself. prices: of the second model; default: looked up by its name. rubric: a text that says what
+    to prefer. share: the part of the tokens or USD that the judge may spend, on reasons too.
     Raises ValueError for a share outside (0, 1].
     """
 
@@ -47,7 +47,9 @@ class Judge:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.share, int | float) and 0 < self.share <= 1):
-            raise ValueError(f"Judge(share={self.share!r}): a part of the budget, as in 0.3")
+            raise ValueError(
+                f"Judge(share={self.share!r}): a part of the budget is needed, as in 0.3"
+            )
         if not (self.rubric is None or isinstance(self.rubric, str)):
             raise ValueError(f"Judge(rubric={self.rubric!r}): a text is needed")
 
@@ -80,10 +82,10 @@ def as_score(verdict: object) -> Score:
 
 
 def scorer_in(reference: str) -> Scorer:
-    """The scorer that FILE.py:FUNCTION names; the file is run. Raises ValueError."""
+    """The scorer that FILE.py:FUNCTION names. The file is run. Raises ValueError if there is none."""
     path, colon, name = reference.rpartition(":")
     if not (colon and path.endswith(".py") and Path(path).is_file()):
-        raise ValueError(f"check {reference!r}: FILE.py:FUNCTION, of a file that exists")
+        raise ValueError(f"check {reference!r}: FILE.py:FUNCTION is needed, of a file that exists")
     function = runpy.run_path(path, run_name="check").get(name)
     if not callable(function):
         raise ValueError(f"check {reference!r}: {path} has no function {name!r}")
@@ -110,7 +112,8 @@ def verdict_of(scorer: Scorer, question: str, subject: Any) -> Verdict:
     try:
         return pool.submit(asyncio.run, wait()).result()
     except asyncio.CancelledError:
-        raise CancelledError from None  # the one that is an Exception: this thread goes on
+        # This one is an Exception, so it costs a score, not the thread's work.
+        raise CancelledError from None
     finally:
         pool.shutdown(wait=False)
 
