@@ -70,6 +70,7 @@ class Stop:
 
 
 CallingMove = Draft | Critique | Refine | Learn
+"""The moves that make calls."""
 Move = CallingMove | Stop
 
 

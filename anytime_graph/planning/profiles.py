@@ -34,7 +34,6 @@ _CURVE = 16
 """Drafts that the curve of a profile goes up to."""
 _LARGEST = 1_000_000
 """The most bytes that a profile file may have."""
-
 _MOST = 10**12
 """The most tries or tokens that are believed."""
 

@@ -255,14 +255,11 @@ def _updated_judging(
         for m in matches
         if m.winner is not None
     ]
-    named = {
-        ids: {
-            swapped: id for swapped, o in orders.items() if (id := o.get("preferred")) is not None
-        }
-        for ids, orders in comparisons.items()
-    }
-    # Of each flip, whether it named the candidate that was shown first.
-    flips = [by[False] == ids[0] for ids, by in named.items() if len({*by.values()}) == 2]
+    flips = [  # whether the first place was named, of each comparison whose orders named two answers
+        orders[False]["preferred"] == first
+        for (first, _), orders in comparisons.items()
+        if len({o.get("preferred") for o in orders.values()} - {None}) == 2
+    ]
     spends = (o["receipt"]["spend"] for o in outcomes if judges(o["call"]["move"]))
     return Judging(
         spent=total([judging["spent"], *spends]),

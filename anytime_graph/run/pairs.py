@@ -117,7 +117,9 @@ def scored_pairs(candidates: Sequence[Candidate], known: Sequence[Pair], most: i
 
 def judged_pair(better: Candidate, worse: Candidate, why: str) -> Pair:
     """The pair that a comparison in both orders makes. why: "" if the judge gave no reason."""
-    return _pair(better, worse, why or "preferred in both orders", why != "", "judge", 1.0)
+    return _pair(
+        better, worse, why or "preferred in both orders", "judge" if why else "nobody", 1.0
+    )
 
 
 def explained(pair: Pair, why: str) -> Pair:
@@ -142,15 +144,14 @@ def _scored_pair(better: Candidate, worse: Candidate, gap: float) -> Pair:
     notes = [("Better, but", better["feedback"]), ("Worse", worse["feedback"])]
     feedback = " ".join(f"{side}: {note}" for side, note in notes if note)
     why = feedback or f"scored {better['score']:.2f} against {worse['score']:.2f}"
-    return _pair(better, worse, why, bool(feedback), "scorer", gap)
+    return _pair(better, worse, why, "scorer" if feedback else "score", gap)
 
 
 def _pair(
     chosen: Candidate,
     rejected: Candidate,
     why: str,
-    reasoned: bool,
-    by: Literal["scorer", "judge"],
+    why_by: Literal["scorer", "judge", "score", "nobody"],
     gap: float,
 ) -> Pair:
     better, worse = parting(chosen["text"], rejected["text"])
@@ -162,8 +163,8 @@ def _pair(
         better=better,
         worse=worse,
         why=why,
-        why_by=by if reasoned else "score" if by == "scorer" else "nobody",
-        by=by,
+        why_by=why_by,
+        by="scorer" if why_by in ("scorer", "score") else "judge",
         gap=gap,
     )
 
