@@ -228,8 +228,8 @@ class _Edge:
         if owed := self.state.get("owed"):
             return owed
         moves = list(self.setup.strategy(view(self.setup, self.state)))
-        judged = _calling(moves)
-        if judged and all(map(judges, judged)) and not self._calls(judged, self.rest):
+        calling = _calling(moves)
+        if calling and all(map(judges, calling)) and not self._calls(calling, self.rest):
             moves = list(self.setup.strategy(view(self.setup, self.state, judging=False)))
         first = moves[0] if moves else Stop()
         if isinstance(first, Stop):

@@ -104,13 +104,14 @@ def _fit(
     Newton's method. The log-posterior is concave; steps of at most 0.5 cannot overshoot."""
     order = list(dict.fromkeys([*ids, *(i for m in matches for i in m[:2])]))
     at = {i: k for k, i in enumerate(order)}
-    won: Counter[tuple[int, int]] = Counter()
+    won: Counter[tuple[int, int]] = Counter()  # calls: 2 for a win, 1 each for a tie
     for first, second, winner in matches:
         for one, other in ((first, second), (second, first)):
             won[at[one], at[other]] += 1 if winner is None else 2 * (winner == one)
     calls = [(i, j, won[i, j], won[i, j] + won[j, i]) for i, j in won if i < j]
     levels, spread = [0.0] * len(order), [[0.0]]
     for _ in range(100):
+        # The gradient of the log-posterior, and its negative Hessian.
         slope = [-PRIOR * level for level in levels]
         bend = [[PRIOR * (i == j) for j in range(len(order))] for i in range(len(order))]
         for i, j, mine, both in calls:
