@@ -163,6 +163,8 @@ def _plan(setup: Setup, state: State, stopped: bool) -> list[Planned] | Stop:
         return Stop("interrupted")
     if state["remaining_steps"] <= _STEPS:
         return Stop("steps")
+    if reason := state.get("blocked"):
+        return Stop(f"blocked: {reason}")
     if state["failures"] >= PATIENCE:
         return Stop("errors")
     if (enough := _enough(setup, state)) and not _compares(setup, state):

@@ -78,10 +78,7 @@ def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, To
     curve = _extended_curve(state["curve"], [*arrived, *([best] if best else [])])
     forced = [of for o in outcomes if (of := concluded(o["call"]["move"])) is not None]
     receipts = [o["receipt"] for o in outcomes]
-    fruitless = all(
-        (o["receipt"]["failed"] and "candidate" not in o) or o["receipt"]["unserved"]
-        for o in outcomes
-    )
+    fruitless = all(map(_fruitless, outcomes))
     called = any(came["spend"]["calls"] or came["unserved"] for came in receipts)
     waits = [came["retry_after"] for came in receipts if came["failed"]]
     idle = all(came["lost"] for came in receipts)
@@ -120,10 +117,26 @@ def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, To
         ),
         owed=_owed(outcomes),
         failures=failures,
+        blocked=None if best is not None and best["complete"] else _blocked(outcomes),
         refusals=state.get("refusals", 0) + sum(came["unserved"] for came in receipts),
         wait=max(waits, default=0.0) if called else state["wait"],
         interrupted=any(came["interrupted"] for came in receipts),
     )
+
+
+def _fruitless(outcome: Outcome) -> bool:
+    """Whether a call brought nothing that another of its kind would not fail to bring too."""
+    came, candidate = outcome["receipt"], outcome.get("candidate")
+    if came.get("blocked"):
+        return candidate is None or not candidate["complete"]
+    return (came["failed"] and candidate is None) or came["unserved"]
+
+
+def _blocked(outcomes: Sequence[Outcome]) -> str | None:
+    """Why the provider ended each answer of a step; None if it let one of them be."""
+    answers = [o for o in outcomes if o["call"]["move"]["kind"] in ("draft", "refine")]
+    reasons = [o["receipt"].get("blocked") for o in answers]
+    return reasons[0] if all(reasons) and reasons else None
 
 
 def _calibrated(
