@@ -396,8 +396,8 @@ class _Turn:
             message = message.model_copy(update={"additional_kwargs": extra})
         self.messages[ordinal] = message
         if self.tools and reply.called:
-            halves = reply.whole and broken(message)
-            if reply.whole and not halves and not self._answered:
+            halves = reply.uncut and broken(message)
+            if reply.uncut and not halves and not self._answered:
                 return self._call(reply, message)
             why = "they did not come whole" if halves else "it is no answer"
             errors.append(f"reply {ordinal} calls tools: {why}")

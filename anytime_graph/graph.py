@@ -200,5 +200,6 @@ def _branch(values: dict[str, Any], budget: Budget | None) -> State:
         calibrations=grown(values["calibrations"]),
         interrupted=False,
         failures=0,
+        blocked=None,
         wait=0.0,
     )

@@ -271,7 +271,9 @@ class _Turn:
             response = ModelResponse(result=[AIMessage(said or "")])
         update: dict[str, Any] = {} if reason is None else {"jump_to": "end"}
         if reason is None and _is_answer(response):
-            reason = "done"
+            latest = self.payer.latest
+            blocked = latest.reply.receipt.get("blocked") if latest and latest.reply else None
+            reason = f"blocked: {blocked}" if blocked else "done"
         run = _Run(**self.run | {"growth": dict(self.account.growth)})
         update |= {"spent": self.account.collect(), "stop_reason": reason, "anytime_run": run}
         return ExtendedModelResponse(response, Command(update=update))

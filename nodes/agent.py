@@ -141,7 +141,7 @@ class DraftPayer:
             self._place = call["ordinal"] + 1
             self._replies.append(reply)
             came = reply.receipt
-            if not came["failed"] and (reply.text.strip() or reply.whole):
+            if not came["failed"] and (reply.text.strip() or reply.uncut):
                 made = call["agent_call"]
                 message = _for_agent(reply, made["last"])
                 self._earlier.setdefault(made["request"], []).append(message)
@@ -233,7 +233,7 @@ class DraftPayer:
             self._refused = self._refused + 1 if came["unserved"] else 0
             self._wait = max(self._wait, came["retry_after"])
             self._over |= came["interrupted"] or came["closed"]
-        if reply.whole and broken(reply.message):
+        if reply.uncut and broken(reply.message):
             self._errors.append(f"draft {reserved.place}: its tool calls did not come whole")
             raise DraftError("its tool calls did not come whole")
         if came["failed"] or came["lost"]:
@@ -324,6 +324,7 @@ class DraftPayer:
             "unserved": any(one["unserved"] for one in came)
             and not any(one["spend"]["calls"] for one in came),
             "closed": any(one["closed"] for one in came),
+            "blocked": came[-1].get("blocked") if came and not broken else None,
             "recalled": bool(came) and all(one["recalled"] for one in came),
         }
         call: PlannedCall = {**self.call, "agent": self._agent, "shape": self._worst[0]}
@@ -355,7 +356,7 @@ def _digest(prompt: Sequence[BaseMessage], options: Mapping[str, Any]) -> str:
 def _for_agent(reply: Reply, last: bool) -> AIMessage:
     """The reply as the agent gets it. Tool calls of one that was cut are not to be carried out, nor
     those of one that was to be the last."""
-    if reply.whole and not last:
+    if reply.uncut and not last:
         return reply.message
     if reply.receipt["ended"] in ("cut", "error"):
         return AIMessage(reply.text)

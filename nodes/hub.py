@@ -173,7 +173,9 @@ class Hub:
             if granted is not None:
                 grant = affordable(setup, as_budget(granted))
                 update["limits"] = raised(state["limits"], grant, state["spent"])
-                update |= State(interrupted=False, failures=0, wait=0.0, concluded=None)
+                update |= State(
+                    interrupted=False, failures=0, blocked=None, wait=0.0, concluded=None
+                )
         now = merged(state, update)
         sends = self._next(setup, state, now, config, digest, journal)
         if any(send.node == "finish" for send in sends):

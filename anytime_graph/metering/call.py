@@ -248,6 +248,8 @@ class _Call:
         if request.n > 1:
             id = f"{LC_ID_PREFIX}-{self.run_id}"
             model = model.model_copy(update=providers.with_n_choices(model, request.n, id))
+        else:
+            model = model.model_copy(update=providers.with_refusals(model))
         return model, bound
 
     def config(self, config: RunnableConfig) -> RunnableConfig:
@@ -348,6 +350,8 @@ class _Call:
         if self.streamed.reported and not self.overran:
             self.ended, self.cut = True, None  # it was whole, and its cost known, when it was cut
         shared, now, streamed = self.receipt, time.time(), self.streamed
+        if self.ended and self._broke_off():
+            self.ended, self.cut = False, "the stream ended before the reply did"
         if not self.ended and not shared["failed"] and self.cut is None:
             self.cut = "cut"
         charged = Bill(nothing())
@@ -355,9 +359,8 @@ class _Call:
             charged = bill(self.meter, self.request, streamed, self.ended, self.overran)
         self.errors += charged.errors
         spend: Spend = {**charged.spend, "seconds": max(0.0, now - shared["started"])}
-        full = self._full(charged)
         ended: Ended = (
-            "error" if shared["failed"] else "cut" if self.cut else "length" if full else "stop"
+            "error" if shared["failed"] else "cut" if self.cut else self._own_end(charged)
         )
         shared = {**shared, "ended": ended, "ended_at": now}
         first, *others = (
@@ -382,8 +385,9 @@ class _Call:
         """One choice as a reply. of: the call's receipt, whose `ended` an unfinished choice shares."""
         errors, ended, failed = [] if i else list(self.errors), of["ended"], of["failed"]
         if self.request.n > 1 and part.finish is not None:
-            ended = "length" if part.finish in providers.FULL else "stop"
+            ended = providers.ending(part.finish)
         empty = not part.text.strip()
+        blocked = providers.legible(part.finish or "") if ended == "blocked" else None
         starved = ended == "length" and empty
         if starved:
             errors.append(
@@ -395,6 +399,9 @@ class _Call:
         if empty and ended == "stop" and not called:
             failed = True
             errors.append("the reply was empty")
+        if blocked is not None:
+            errors.append(f"the provider ended the reply: {blocked}")
+            failed = failed or (empty and not called)
         if self.cut and not i and (empty or self.cut not in ("stopped", "out of time")):
             errors.append(self.cut)
         name = f"{self.request.kind} {self.request.place.ordinal + i}"
@@ -403,13 +410,23 @@ class _Call:
             "ended": ended,
             "starved": starved,
             "failed": failed,
+            "blocked": blocked,
             "errors": [f"{name}: {error}" for error in errors],
         }
         return Reply(part.text, message, own, called)
 
-    def _full(self, charged: Bill) -> bool:
-        """Whether the reply used up its cap, as the provider says or, if it does not, reports."""
+    def _broke_off(self) -> bool:
+        """Whether the stream ended although the reply did not: a client that says why replies end gave
+        no reason, and no report came last."""
+        streamed = self.streamed
+        silent = streamed.finish is None and not streamed.closed and not streamed.unreadable
+        return silent and providers.tells_endings(self.meter.model)
+
+    def _own_end(self, charged: Bill) -> Ended:
+        """How the reply ended by the provider's word or, if there is none, by its report."""
         finish, cap = self.streamed.finish, self.request.max_output
-        if finish is not None or charged.reported is None:
-            return finish in providers.FULL
-        return cap is not None and charged.spend["output_tokens"] >= cap
+        if finish is not None:
+            return providers.ending(finish)
+        if charged.reported is None or cap is None:
+            return "stop"
+        return "length" if charged.spend["output_tokens"] >= cap else "stop"

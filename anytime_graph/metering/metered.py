@@ -316,7 +316,7 @@ class AgentPayer:
         # A model that has reported before ends no reply without a report.
         silent = ready.name in account.growth and not reports_its_end(message)
         reserved.broke = silent or (broken(message) and not cut)
-        empty = not message.text.strip()
+        empty = not message.text.strip() and ended != "blocked"
         reserved.unfinished = not message.tool_calls and (cut or reserved.broke or empty)
         if (reported := reply.receipt["reported"]) is not None:
             account.learn(ready, reserved.shape, reported)

@@ -75,6 +75,11 @@ class Reply:
         """Whether the model ended it."""
         return self.receipt["ended"] == "stop"
 
+    @property
+    def uncut(self) -> bool:
+        """Whether it ended by itself or by a filter; neither a cap nor we cut it."""
+        return self.receipt["ended"] in ("stop", "blocked")
+
     def noted(self, *errors: str) -> Reply:
         """The reply with these errors added."""
         receipt = self.receipt

@@ -71,7 +71,7 @@ class StreamedReply:
     reasoning or parts of a tool call. unseen_chunks: chunks whose text the client does not show.
     usage: the provider's report so far. unreadable: the report had no numbers. reported: the report
     came after every choice had ended; an earlier one is less than the cost. called: the model called
-    tools.
+    tools. closed: the last thing that came was a report.
     """
 
     n: int
@@ -85,6 +85,8 @@ class StreamedReply:
     reported: bool = False
     called: bool = False
     finish: str | None = None
+    closed: bool = False
+    _refused: bool = False
     _id: str | None = None
     _text: list[str] = field(default_factory=list)
     _thought: list[str] = field(default_factory=list)
@@ -99,7 +101,8 @@ class StreamedReply:
         self.chunks.append(chunk)
         called = providers.called(chunk)
         self.called = self.called or bool(called)
-        text = providers.clean(chunk.text)
+        refusal = providers.refusal(chunk)
+        text = providers.clean(chunk.text + refusal)
         thought = providers.clean(providers.reasoning(chunk) + called)
         usage = getattr(chunk, "usage_metadata", None)
         if text or thought:
@@ -110,15 +113,21 @@ class StreamedReply:
             for words in filter(None, (text, thought)):
                 self._least += tokens.min_tokens(words)
                 self._typical += tokens.typical(words)
+            self.closed = False
         elif not usage:
             self.unseen_chunks += 1
         self._id = chunk.id or self._id
-        self.finish = (finish := providers.finish(chunk.response_metadata)) or self.finish
+        finish = providers.finish(chunk.response_metadata)
+        self._refused = self._refused or bool(refusal)
+        if finish is not None and self._refused and self.n == 1:
+            finish = providers.REFUSAL
+        self.finish = finish or self.finish
         if self.n > 1 and self.run_id in (chunk.id or ""):
             choice = self._choices.setdefault(chunk.id, StreamedChoice(chunk.id))
             choice.text += text
             choice.finish = finish or choice.finish
         if usage:
+            self.closed = True
             self._report(usage)
             self.reported = self.whole
         return self.max_output is not None and self._exceeds(self.max_output)

@@ -9,10 +9,9 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
@@ -40,13 +39,26 @@ _LEAST_THOUGHT = 1_024
 """The smallest thinking budget that Anthropic accepts."""
 _SAYS = ("reasoning", "thinking", "reasoning_content")
 _FINISHES = ("finish_reason", "stop_reason", "stopReason", "done_reason")
-FULL = ("length", "max_tokens", "MAX_TOKENS", "max_output_tokens", "model_length")
-"""Providers' words for a reply that ended at its cap."""
-_NATURAL = re.compile(
-    r"(stop|STOP|tool_calls|function_call|end_turn|tool_use|completed|COMPLETE|TOOL_CALL|eos"
-    r"|eos_token)\1*"
+_FULL = re.compile(
+    r"(length|max_tokens|max_output_tokens|model_length|model_context_window_exceeded)\1*", re.I
 )
-"""Providers' words for a reply that the model ended; LangChain joins a word that comes twice."""
+"""Providers' words for a reply that ended at its cap; LangChain joins a word that comes twice."""
+_NATURAL = re.compile(
+    r"(stop|stop_sequence|tool_calls?|function_call|end_turn|tool_use|completed?|eos|eos_token)\1*",
+    re.I,
+)
+"""Providers' words for a reply that the model ended."""
+_CLOSING = ("completed", "incomplete", "failed")
+"""Statuses of a reply of the Responses API that has ended."""
+REFUSAL = "refusal"
+"""The word for a reply in which the model refuses to answer. Anthropic sends it; OpenAI sends the
+refusal in a field of its own."""
+_TELLING = {
+    **dict.fromkeys(("langchain_openai", "langchain_anthropic", "langchain_google_genai"), True),
+    **dict.fromkeys(("langchain_groq", "langchain_mistralai", "langchain_ollama"), True),
+    **dict.fromkeys(("langchain_aws", "langchain_openrouter"), True),
+}
+"""Clients that say why a reply ended, so that a reply without a reason broke off."""
 _RESPONSES = (
     "use_responses_api",
     "reasoning",
@@ -270,18 +282,40 @@ def supports_n(model: BaseChatModel, bound: Mapping[str, Any]) -> bool:
 def with_n_choices(model: Any, n: int, id: str) -> dict[str, Any]:
     """The fields of the model for a request of n choices whose streamed pieces name their choice in
     their id: langchain-openai drops a choice's index, and uses its delta's id as the message's."""
+    spoken = _spoken_refusals()
+    return {"n": n, **_reading(model, lambda piece: _split_by_choice(spoken(piece), id))}
 
-    def create(**request: Any) -> Any:
-        return _labelled(model.client.create(**request), id)
 
-    async def acreate(**request: Any) -> Any:
-        return _alabelled(await model.async_client.create(**request), id)
+def with_refusals(model: Any) -> dict[str, Any]:
+    """The fields of a model whose client would drop a streamed refusal, so that it keeps it."""
+    if not _facts(model, _CHOICES) or any(getattr(model, field, None) for field in _RAW):
+        return {}
+    if not hasattr(model.client, "create") or not hasattr(model.async_client, "create"):
+        return {}
+    spoken = _spoken_refusals()
+    return _reading(model, lambda piece: [spoken(piece)])
 
-    return {
-        "n": n,
-        "client": SimpleNamespace(create=create),
-        "async_client": SimpleNamespace(create=acreate),
-    }
+
+def _reading(model: Any, parts: Callable[[Any], Iterable[Any]]) -> dict[str, Any]:
+    """The clients of a model, which hand on the parts of each piece that they stream."""
+
+    class Client:
+        def create(self, **request: Any) -> Any:
+            reply = model.client.create(**request)
+            return _read(reply, parts) if request.get("stream") else reply
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(model.client, name)
+
+    class AsyncClient:
+        async def create(self, **request: Any) -> Any:
+            reply = await model.async_client.create(**request)
+            return _aread(reply, parts) if request.get("stream") else reply
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(model.async_client, name)
+
+    return {"client": Client(), "async_client": AsyncClient()}
 
 
 def choice_index(id: str | None) -> int:
@@ -290,20 +324,40 @@ def choice_index(id: str | None) -> int:
 
 
 @contextmanager
-def _labelled(stream: Any, id: str) -> Iterator[Iterator[dict[str, Any]]]:
+def _read(stream: Any, parts: Callable[[Any], Iterable[Any]]) -> Iterator[Iterator[Any]]:
     with stream as pieces:
-        yield (part for piece in pieces for part in _split_by_choice(piece, id))
+        yield (part for piece in pieces for part in parts(piece))
 
 
 @asynccontextmanager
-async def _alabelled(stream: Any, id: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+async def _aread(
+    stream: Any, parts: Callable[[Any], Iterable[Any]]
+) -> AsyncIterator[AsyncIterator[Any]]:
     async with stream as pieces:
-        yield (part async for piece in pieces for part in _split_by_choice(piece, id))
+        yield (part async for piece in pieces for part in parts(piece))
 
 
-def _split_by_choice(piece: Any, id: str) -> Iterator[dict[str, Any]]:
+def _spoken_refusals() -> Callable[[Any], dict[str, Any]]:
+    """A function over the pieces of a stream that shows what a choice refuses as its text, and as
+    the reason of its end."""
+    refused: set[Any] = set()
+
+    def spoken(piece: Any) -> dict[str, Any]:
+        fields: dict[str, Any] = piece if isinstance(piece, dict) else piece.model_dump()
+        for choice in fields.get("choices") or ():
+            delta = choice.get("delta") or {}
+            if words := delta.get("refusal"):
+                refused.add(choice.get("index"))
+                delta["content"] = (delta.get("content") or "") + words
+            if choice.get("finish_reason") and choice.get("index") in refused:
+                choice["finish_reason"] = REFUSAL
+        return fields
+
+    return spoken
+
+
+def _split_by_choice(fields: dict[str, Any], id: str) -> Iterator[dict[str, Any]]:
     """One piece of the stream for each choice in it; the last has the usage."""
-    fields = piece if isinstance(piece, dict) else piece.model_dump()
     choices = fields.get("choices") or [{"index": 0, "delta": {}}]
     for i, choice in enumerate(choices, 1):
         n = choice.get("index")
@@ -325,6 +379,14 @@ def reasoning(chunk: BaseMessage) -> str:
         for block in chunk.content
         if isinstance(block, dict) and block.get("type") in _SAYS
     )
+
+
+def refusal(chunk: BaseMessage) -> str:
+    """The words with which the model refuses, where they stand apart from the text."""
+    words = [chunk.additional_kwargs.get(REFUSAL)]
+    if isinstance(chunk.content, list):
+        words += [b.get(REFUSAL) for b in chunk.content if isinstance(b, dict)]
+    return "".join(part for part in words if isinstance(part, str))
 
 
 def called(chunk: BaseMessage) -> str:
@@ -353,13 +415,28 @@ def finish(metadata: Mapping[str, Any]) -> str | None:
     """Why a reply ended, in the provider's word."""
     reasons = [metadata.get(key) for key in _FINISHES]
     reasons.append((metadata.get("incomplete_details") or {}).get("reason"))
+    if metadata.get("status") in _CLOSING:
+        reasons.append(metadata["status"])
     return next((reason for reason in reasons if isinstance(reason, str)), None)
+
+
+def ending(reason: str) -> Literal["stop", "length", "blocked"]:
+    """How a reply ended, by the provider's word. A word that is not known to be harmless means that
+    something other than the model ended it, such as a filter: "blocked"."""
+    if _FULL.fullmatch(reason):
+        return "length"
+    return "stop" if _NATURAL.fullmatch(reason) else "blocked"
 
 
 def ended_naturally(metadata: Mapping[str, Any]) -> bool:
     """Whether the provider says that the model ended the reply."""
-    reason = finish(metadata) or metadata.get("status")
-    return isinstance(reason, str) and _NATURAL.fullmatch(reason) is not None
+    reason = finish(metadata)
+    return reason is not None and ending(reason) == "stop"
+
+
+def tells_endings(model: BaseChatModel) -> bool:
+    """Whether the model's client says why a whole reply ended."""
+    return bool(_facts(model, _TELLING))
 
 
 def unserved(error: BaseException | None) -> bool:
@@ -403,6 +480,11 @@ def describe(error: BaseException) -> str:
     if isinstance(code, str) and re.fullmatch(r"[a-z][a-z_]{2,40}", code):
         parts.append(code)
     return " ".join(parts)
+
+
+def legible(word: str) -> str:
+    """A provider's word as it may stand in an error."""
+    return word if re.fullmatch(r"[\w .-]{1,60}", word) else "for a reason that is no plain word"
 
 
 def retry_after(error: Exception) -> float:

@@ -181,6 +181,8 @@ class _Edge:
             return Stop("interrupted")
         if state["remaining_steps"] <= _STEPS:
             return Stop("steps")
+        if reason := state.get("blocked"):
+            return Stop(f"blocked: {reason}")
         if state["failures"] >= PATIENCE:
             return Stop("errors")
         if (enough := self._enough()) and not self._only_compares():

@@ -147,13 +147,15 @@ class Assignment(TypedDict):
     form: NotRequired[int]
 
 
-Ended = Literal["stop", "length", "cut", "error"]
+Ended = Literal["stop", "length", "blocked", "cut", "error"]
 
 
 class Receipt(TypedDict):
     """How a call ended and what it is charged.
 
-    ended: by itself ("stop"), at the cap ("length"), cut by the meter ("cut"), or by a failure ("error").
+    ended: by itself ("stop"), at the cap ("length"), by the provider for another reason such as a
+    filter or a refusal ("blocked"), cut by the meter ("cut"), or by a failure ("error"). blocked: that
+    reason, in the provider's word.
     spend: what it is charged. reported: input tokens by the provider's report; None without a credible
     report. billed_once: whether a request for several choices was billed its prompt once; None if this
     call does not show it.
@@ -180,6 +182,7 @@ class Receipt(TypedDict):
     errors: list[str]
     started: float
     ended_at: float
+    blocked: NotRequired[str | None]
 
 
 def receipt(started: float, ended_at: float) -> Receipt:

@@ -109,6 +109,7 @@ def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, To
         overhead=max([state["overhead"], *(agent["overhead"] for agent in agents)]),
         owed=_owed(outcomes),
         failures=_failures(state["failures"], outcomes),
+        blocked=None if best is not None and best["complete"] else _blocked(outcomes),
         refusals=state.get("refusals", 0) + sum(r["unserved"] for r in receipts),
         wait=max(waits, default=0.0) if called else state["wait"],
         interrupted=any(r["interrupted"] for r in receipts),
@@ -122,11 +123,22 @@ def _failures(before: int, outcomes: Sequence[Outcome]) -> int:
         return PATIENCE
     if all(o["receipt"]["lost"] for o in outcomes):
         return before
-    fruitless = all(
-        (o["receipt"]["failed"] and "candidate" not in o) or o["receipt"]["unserved"]
-        for o in outcomes
-    )
-    return before + 1 if fruitless else 0
+    return before + 1 if all(map(_fruitless, outcomes)) else 0
+
+
+def _fruitless(outcome: Outcome) -> bool:
+    """Whether a call brought nothing that another of its kind would not fail to bring too."""
+    came, candidate = outcome["receipt"], outcome.get("candidate")
+    if came.get("blocked"):
+        return candidate is None or not candidate["complete"]
+    return (came["failed"] and candidate is None) or came["unserved"]
+
+
+def _blocked(outcomes: Sequence[Outcome]) -> str | None:
+    """Why the provider ended each answer of a step; None if it let one of them be."""
+    answers = [o for o in outcomes if o["call"]["move"]["kind"] in ("draft", "refine")]
+    reasons = [o["receipt"].get("blocked") for o in answers]
+    return reasons[0] if all(reasons) and reasons else None
 
 
 def _calibrated(

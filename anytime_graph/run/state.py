@@ -100,7 +100,8 @@ class State(Output, Input, total=False):
     memory recalled for this question. namespace: in which it was asked. least_room: output tokens that a
     call needs, as starved calls have shown. overhead: input tokens that an agent with tools adds to the
     prompt of a draft. owed: moves that a request for several choices left undone. failures: steps in a
-    row that failed entirely. refusals: calls that were refused and cost nothing. wait: seconds that a
+    row that failed entirely. blocked: why the provider ended every answer of the last step, if there
+    is no whole answer. refusals: calls that were refused and cost nothing. wait: seconds that a
     provider asked for. anytime_form: the form of the state; see upgrade.py.
     """
 
@@ -126,6 +127,7 @@ class State(Output, Input, total=False):
     owed: list[PlannedMove]
     failures: int
     refusals: int
+    blocked: str | None
     wait: float
     interrupted: bool
     anytime_form: int
@@ -170,6 +172,7 @@ def fresh(question_id: str, chosen: Chosen, run_id: int, thread: str, limits: Li
         owed=[],
         failures=0,
         refusals=0,
+        blocked=None,
         wait=0.0,
         interrupted=False,
     )

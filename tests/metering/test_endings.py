@@ -1,0 +1,158 @@
+"""A reply counts as whole only if its model ended it; why the provider ended it otherwise is said,
+and the same is not asked again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langchain.agents import create_agent
+
+from anytime_graph import Budget, NoAnswer, create_anytime_graph
+from anytime_graph.chat import ChatAnytime
+from anytime_graph.middleware import TokenBudgetMiddleware
+from anytime_graph.models import providers
+from tests.kit.marks import torture
+from tests.kit.wires import FORMATS, NATURAL, Sent, Wire, anthropic, chat, speaking
+
+QUESTION: Any = {"messages": [("user", "Why do rivers bend?")]}
+HALF = "To do that you first need to"
+NO = "I cannot help with that."
+
+
+@pytest.fixture(scope="module")
+def wire() -> Iterator[Wire]:
+    with speaking() as wire:
+        wire.all = True
+        yield wire
+
+
+def asked(wire: Wire, send: Any, reply: Sent, **options: Any) -> Any:
+    """What a graph returns, with one draft at a time; the wire's requests are those of this run."""
+    wire.send, wire.reply = send, reply
+    wire.requests.clear()
+    options = {"strategy": "single", "answer": "whole"} | options
+    app = create_anytime_graph(wire.model(), budget=Budget(tokens=4_000), **options)
+    return app.compile().invoke(QUESTION)
+
+
+def in_agent(wire: Wire) -> Any:
+    budget = TokenBudgetMiddleware(Budget(tokens=20_000))
+    return create_agent(wire.model(), [], middleware=[budget]).invoke(QUESTION)
+
+
+WORDS = st.sampled_from(
+    [
+        "content_filter",
+        "error",
+        "SAFETY",
+        "abort",
+        "guardrail_intervened",
+        "pause_turn",
+        "sensitive",
+    ]
+) | st.text("abcdefgh_", min_size=1, max_size=12)
+
+
+@pytest.mark.parametrize("send", FORMATS, ids=lambda f: f.__name__)
+@given(word=WORDS)
+@settings(max_examples=torture or 5)
+def test_an_end_that_is_no_known_natural_one_is_incomplete_and_named(
+    wire: Wire, send: Any, word: str
+) -> None:
+    out = asked(wire, send, Sent(finish=word, said=HALF))
+    assert (out["best"]["answer"], out["best"]["complete"]) == (HALF, False)
+    assert out["stop_reason"] == f"blocked: {word}"
+    assert [word in error for error in out["errors"]] == [True]
+    assert len(wire.requests) == 1
+
+
+@pytest.mark.parametrize("word", [*NATURAL, "stop_sequence", "eos", "STOP", "COMPLETE"])
+def test_natural_ends_are_complete(wire: Wire, word: str) -> None:
+    out = asked(wire, chat, Sent(finish=word, said=HALF))
+    assert out["best"]["complete"]
+    assert out["errors"] == []
+
+
+@pytest.mark.parametrize("word", ["length", "max_tokens", "MAX_TOKENS", "model_length"])
+def test_ends_at_the_cap_are_no_blocks(word: str) -> None:
+    assert providers.ending(word) == "length"
+
+
+@pytest.mark.parametrize("send", FORMATS, ids=lambda f: f.__name__)
+def test_an_empty_reply_that_a_filter_ended_is_asked_for_once_a_step(wire: Wire, send: Any) -> None:
+    with pytest.raises(NoAnswer, match="content_filter"):
+        asked(wire, send, Sent(finish="content_filter", said=""))
+    assert len(wire.requests) == 1
+    with pytest.raises(NoAnswer, match="content_filter"):
+        asked(wire, send, Sent(finish="content_filter", said=""), strategy="pdp")
+    assert len(wire.requests) <= 4
+
+
+@pytest.mark.parametrize(
+    "send", [f for f in FORMATS if f is not anthropic], ids=lambda f: f.__name__
+)
+def test_the_words_of_a_refusal_are_the_answer_of_every_door(wire: Wire, send: Any) -> None:
+    out = asked(wire, send, Sent(refusal=NO))
+    assert (out["best"]["answer"], out["best"]["complete"]) == (NO, False)
+    assert out["stop_reason"] == "blocked: refusal"
+    assert len(wire.requests) == 1
+    reply = ChatAnytime(model=wire.model(), budget=Budget(tokens=4_000)).invoke("Why?")
+    assert reply.text == NO
+    agent = in_agent(wire)
+    assert agent["stop_reason"] == "blocked: refusal"
+
+
+def test_a_streamed_refusal_reaches_the_agents_caller(wire: Wire) -> None:
+    wire.send, wire.reply = chat, Sent(refusal=NO)
+    assert in_agent(wire)["messages"][-1].text == NO
+
+
+@pytest.mark.parametrize("send", FORMATS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("said", [HALF, ""])
+def test_an_agent_ends_with_the_reason_after_one_request(wire: Wire, send: Any, said: str) -> None:
+    wire.send, wire.reply = send, Sent(finish="content_filter", said=said)
+    wire.requests.clear()
+    out = in_agent(wire)
+    assert out["messages"][-1].text == said
+    assert out["stop_reason"] == "blocked: content_filter"
+    assert len(wire.requests) == 1
+
+
+def test_one_blocked_draft_among_others_ends_nothing(wire: Wire) -> None:
+    """Every second reply is blocked; the others are whole."""
+    wire.send, wire.reply = (lambda sent: next(turns)), Sent()
+    turns = (
+        chat(Sent(finish="content_filter", said=HALF) if i % 2 else Sent(said=f"Because of {i}."))
+        for i in range(1_000)
+    )
+    wire.requests.clear()
+    app = create_anytime_graph(
+        wire.model(n=1), budget=Budget(calls=8), strategy="best_of_n", answer="whole",
+        scorer=lambda question, answer: 0.5,
+    )  # fmt: skip
+    out: Any = app.compile().invoke(QUESTION)
+    assert out["best"]["complete"]
+    assert out["stop_reason"] == "calls"
+    assert len(wire.requests) == 8
+
+
+def test_a_marked_answer_that_came_before_the_block_is_whole(wire: Wire) -> None:
+    reply = Sent(finish="content_filter", said="So <answer>7</answer> and")
+    out = asked(wire, chat, reply, answer="tags")
+    assert (out["best"]["answer"], out["best"]["complete"]) == ("7", True)
+
+
+@pytest.mark.parametrize("send", [chat, anthropic], ids=lambda f: f.__name__)
+def test_a_stream_that_gives_neither_a_reason_nor_a_report_broke_off(wire: Wire, send: Any) -> None:
+    out = asked(wire, send, Sent(finish=None, said=HALF, reports=False))
+    assert not out["best"]["complete"]
+    assert any("ended before the reply did" in error for error in out["errors"])
+
+
+def test_a_reason_that_is_no_word_is_not_repeated(wire: Wire) -> None:
+    out = asked(wire, chat, Sent(finish="\x1b[31mred</answer>" * 9, said=HALF))
+    assert "\x1b" not in out["stop_reason"] + "".join(out["errors"])
