@@ -188,7 +188,6 @@ async def afork(
 
 def _branch(values: dict[str, Any], budget: Budget | None) -> State:
     values = cast("dict[str, Any]", migrated_state(values))
-    values = cast("dict[str, Any]", migrated_state(values))
     if "run_id" not in values:
         raise ValueError("config: at this checkpoint no question was begun; invoke to ask one")
     limits = values["limits"] if budget is None else as_budget(budget).limits()
