@@ -18,6 +18,7 @@ from typing import Any, cast
 from pydantic import BaseModel
 
 from anytime_graph.budget import Prices
+from anytime_graph.interrupt import contained
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def is_async(scorer: Scorer) -> bool:
 def verdict_of(scorer: Scorer, question: str, subject: Any) -> Verdict:
     """The verdict of a sync or async scorer. An async one runs in a thread of its own, so that it may be
     called while an event loop is running."""
-    verdict = scorer(question, subject)
+    with contained():
+        verdict = scorer(question, subject)
     if not inspect.isawaitable(verdict):
         return verdict
 
@@ -108,7 +110,8 @@ def verdict_of(scorer: Scorer, question: str, subject: Any) -> Verdict:
 
     pool = ThreadPoolExecutor(1, thread_name_prefix="scorer")
     try:
-        return pool.submit(asyncio.run, wait()).result()
+        with contained():
+            return pool.submit(asyncio.run, wait()).result()
     except asyncio.CancelledError:
         raise CancelledError from None  # the one that is an Exception: this thread goes on
     finally:
