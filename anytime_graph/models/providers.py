@@ -10,7 +10,7 @@ import functools
 import json
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -134,8 +134,8 @@ def meterable(
     model: BaseChatModel, bound: Mapping[str, Any]
 ) -> tuple[BaseChatModel, dict[str, Any]]:
     """A copy of the model, and of its bound options, that makes no hidden retries, reports usage in
-    streams, makes one choice, takes no replies from LangChain's cache and has no cap besides `cap_field`. Raises ValueError if that is not
-    possible."""
+    streams, makes one choice, takes no reply from a cache and has no cap besides `cap_field`. Raises
+    ValueError if that is not possible."""
     _refuse(model, bound)
     fields, field = type(model).model_fields, cap_field(model)
     rivals = _CAPS - {field} if field else set()
@@ -441,7 +441,8 @@ def sendable(value: Any) -> Any:
     if isinstance(value, list):
         return [sendable(part) for part in value]
     if isinstance(value, BaseMessage):
-        fields = {name: (part, sendable(part)) for name, part in vars(value).items()}
-        mended = {name: new for name, (old, new) in fields.items() if new != old}
-        return value.model_copy(update=mended) if mended else value
+        with suppress(RecursionError):  # so deep that no client could write it as JSON
+            parts = {name: (part, sendable(part)) for name, part in vars(value).items()}
+            mended = {name: new for name, (old, new) in parts.items() if new != old}
+            return value.model_copy(update=mended) if mended else value
     return value

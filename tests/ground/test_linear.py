@@ -7,7 +7,7 @@ import sys
 
 from tests.kit.marks import torture
 
-SIZE, SECONDS = (1_000_000, 60) if torture else (300_000, 20)
+SIZE, SECONDS = (1_000_000, 60) if torture else (250_000, 12)
 """Characters, and seconds of CPU. Linear work needs a hundredth of that; quadratic work, far more."""
 
 

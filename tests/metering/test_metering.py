@@ -171,6 +171,17 @@ def test_whatever_is_repeated_is_cut_and_booked(
     assert charged.spend["output_tokens"] >= max(room, pieces)
 
 
+@given(word=letters, room=st.integers(20, 200), more=st.integers(1, 16))
+def test_a_stream_that_breaks_off_above_its_cap_is_booked_as_far_as_it_came(
+    idle: Server, word: str, room: int, more: int
+) -> None:
+    streamed = streaming(room)
+    assert fed(streamed, [word] * (room + more)) is None
+    request = Request(prompt=[], max_input=9, max_output=room)
+    charged = bill(meter_of(idle.model(), None), request, streamed, ended=False, overran=False)
+    assert charged.spend["output_tokens"] >= room + more
+
+
 @given(data=st.data(), room=st.integers(20, 150), split=st.booleans())
 def test_a_reply_that_keeps_to_its_cap_is_not_cut(
     idle: Server, data: st.DataObject, room: int, split: bool
