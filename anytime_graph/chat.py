@@ -46,6 +46,7 @@ from pydantic import (
 
 from anytime_graph.budget import Budget, Prices, Spend
 from anytime_graph.graph import create_anytime_graph
+from anytime_graph.interrupt import contained
 from anytime_graph.metering.meter import unbound
 from anytime_graph.metering.request import Reply
 from anytime_graph.metering.tool_calls import broken
@@ -409,7 +410,9 @@ class _Turn:
             errors.append(f"reply {ordinal} ended before its answer did")
             return None
         try:
-            answer = self.form.parsed(message) if self.form else message.additional_kwargs["parsed"]
+            with contained():
+                own = message.additional_kwargs
+                answer = self.form.parsed(message) if self.form else own["parsed"]
         except Exception as error:  # the parser may be of the user's schema
             errors.append(f"reply {ordinal} is no such answer: {describe(error)}")
             return None

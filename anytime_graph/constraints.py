@@ -107,7 +107,9 @@ def count_words(text: str) -> int:
 
 
 def count_sentences(text: str) -> int:
-    return len([s for s in re.split(r"[.!?…]+(?=\s|$)|\n{2,}", text) if re.search(r"\w", s)])
+    return len(
+        [s for s in re.split(r"(?<![.!?…])[.!?…]+(?=\s|$)|\n{2,}", text) if re.search(r"\w", s)]
+    )
 
 
 def _range(name: str, wanted: int | tuple[int, int]) -> tuple[int, int]:

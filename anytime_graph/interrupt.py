@@ -1,7 +1,8 @@
-"""Lets Ctrl-C return the best answer instead of losing it."""
+"""What may end a run early, without loss of the best answer: Ctrl-C, and functions that say `exit()`."""
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,22 @@ class StopSignal(Protocol):
     """Set by a caller to end a run early; a threading.Event is one."""
 
     def is_set(self) -> bool: ...
+
+
+class Exited(Exception):
+    """A function of the user's wanted to end the program; the cause says how."""
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """For calls of the user's functions. Raises Exited for what is meant to end the program, such as
+    SystemExit: it ends only the function. Ctrl-C and the cancelling of a task pass."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError):
+        raise
+    except BaseException as error:
+        raise Exited from error
 
 
 @contextmanager

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
-import json
 import math
 import re
 import runpy
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +18,7 @@ from typing import Any, cast
 from pydantic import BaseModel
 
 from anytime_graph.budget import Prices
+from anytime_graph.interrupt import contained
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ def is_async(scorer: Scorer) -> bool:
 def verdict_of(scorer: Scorer, question: str, subject: Any) -> Verdict:
     """The verdict of a sync or async scorer. An async one runs in a thread of its own, so that it may be
     called while an event loop is running."""
-    verdict = scorer(question, subject)
+    with contained():
+        verdict = scorer(question, subject)
     if not inspect.isawaitable(verdict):
         return verdict
 
@@ -110,7 +112,8 @@ def verdict_of(scorer: Scorer, question: str, subject: Any) -> Verdict:
 
     pool = ThreadPoolExecutor(1, thread_name_prefix="scorer")
     try:
-        return pool.submit(asyncio.run, wait()).result()
+        with contained():
+            return pool.submit(asyncio.run, wait()).result()
     except asyncio.CancelledError:
         # This one is an Exception, so it costs a score, not the thread's work.
         raise CancelledError from None
@@ -120,14 +123,25 @@ def verdict_of(scorer: Scorer, question: str, subject: Any) -> Verdict:
 
 # --- finding the answer -----------------------------------------------------------------------
 
-_JSON_START = re.compile(r"[{\[]")
-_BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_BRACKET = re.compile(r"[{\[]")
+_JSON = re.compile(r'[{}\[\]\\]|"(?:[^"\\\x00-\x1f]++|\\.)*+("?)')
+_CLOSED_BY = {"{": "}", "[": "]"}
+"""What shows where JSON begins and ends: brackets and strings; and backslashes outside of them."""
+_DEEPEST = 200
+"""Levels of brackets above which pydantic reads no JSON."""
 
 
 def tagged(text: str) -> str | None:
     """The last complete, non-empty <answer> block; replies repeat the block when the answer improves."""
-    blocks = [b.strip() for b in _BLOCK.findall(text)]
-    return next((b for b in reversed(blocks) if b), None)
+    found: str | None = None
+    begun: int | None = None
+    for tag in _TAG.finditer(text):
+        if begun is None:
+            begun = None if tag[1] else tag.end()
+        elif tag[1]:
+            found, begun = text[begun : tag.start()].strip() or found, None
+    return found
 
 
 def whole_reply(text: str) -> str | None:
@@ -137,22 +151,54 @@ def whole_reply(text: str) -> str | None:
 
 def parsed(schema: type[BaseModel], text: str) -> str | None:
     """The last piece of JSON in the text that fits the schema, as it was written."""
-    decoder = json.JSONDecoder()
-    answer: str | None = None
-    start = _JSON_START.search(text)
-    while start:
-        at = start.start()
-        try:
-            _, end = decoder.raw_decode(text, at)
-            schema.model_validate_json(text[at:end])
-            answer = text[at:end]
-        except (ValueError, RecursionError):
-            end = at + 1
-        start = _JSON_START.search(text, end)
+    answer, done = None, 0
+    for start, end in _blocks(text):
+        if start >= done:
+            with suppress(ValueError, RecursionError):
+                schema.model_validate_json(text[start:end])
+                answer, done = text[start:end], end
     return answer
+
+
+def _blocks(text: str) -> list[tuple[int, int]]:
+    """Where JSON in the text can begin and end, the outer before the inner.
+
+    The text is read from each bracket that no earlier reading has passed as one. It is read at most
+    twice: of two readings that are under way at once, one takes for strings what the other takes
+    for the rest, as long as neither meets a backslash outside a string, which ends it.
+    """
+    blocks: list[tuple[int, int]] = []
+    passed: set[int] = set()
+    for bracket in _BRACKET.finditer(text):
+        if bracket.start() not in passed:
+            blocks += _read_blocks(text, bracket.start(), passed)
+    return sorted(blocks)
+
+
+def _read_blocks(text: str, at: int, passed: set[int]) -> Iterator[tuple[int, int]]:
+    """The blocks of the bracket there, which may never be closed, and of those within."""
+    open_: list[tuple[int, str]] = []
+    levels: list[int] = []
+    for part in _JSON.finditer(text, at):
+        if part[0] in _CLOSED_BY:
+            passed.add(part.start())
+            open_.append((part.start(), _CLOSED_BY[part[0]]))
+            levels.append(1)
+        elif part[1] is not None:
+            if not part[1]:
+                return  # a string that is not closed
+        elif part[0] != open_[-1][1]:
+            return
+        else:
+            (start, _), deep = open_.pop(), levels.pop()
+            if deep <= _DEEPEST:
+                yield start, part.end()
+            if not open_:
+                return
+            levels[-1] = max(levels[-1], deep + 1)
 
 
 def normal(answer: str) -> str:
     """The form in which a vote compares answers: case, spaces and final full stops do not count."""
     text = " ".join(answer.lower().split()).rstrip(".")
-    return text if len(text) <= 200 else hashlib.sha256(text.encode()).hexdigest()
+    return text if len(text) <= 200 else hashlib.sha256(text.encode(errors="replace")).hexdigest()

@@ -37,7 +37,6 @@ def head_of(text: str, length: int) -> str:
 
 def fenced(parts: Sequence[tuple[str, str]]) -> str:
     """Texts between fences that none of them contains, so that no text can close its fence."""
-    fence = "====="
-    while any(fence in text for _, text in parts):
-        fence += "="
+    runs = (run for _, text in parts for run in re.findall("={5,}", text))
+    fence = "=" * max(5, 1 + max(map(len, runs), default=0))
     return "\n".join(f"{fence} {name}\n{text}\n{fence} END" for name, text in parts)

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 from cachetools import LRUCache
 
+from anytime_graph import clock
 from anytime_graph.budget import DIMENSIONS, Spend, nothing
 from anytime_graph.checkpoints.history import History
 from anytime_graph.checkpoints.leases import LEASE, Hold, Leases, ThreadBusy
@@ -375,7 +376,7 @@ class Ledger(History):
                     "bound": request.max_input,
                     "room": request.max_output,
                     "plan": plan,
-                    "now": time.time(),
+                    "now": clock.now(),
                     "task": plan_row(call),
                 },
             )
@@ -411,7 +412,7 @@ class Ledger(History):
                     "ended": receipt["ended"],
                     "errors": json.dumps(receipt["errors"]),
                     "reply": reply_row({**reply, **unkept}),
-                    "now": time.time(),
+                    "now": clock.now(),
                     **spend,
                 },
             )
@@ -454,7 +455,7 @@ class Ledger(History):
             if fresh:
                 execute(
                     "UPDATE calls SET changed = :now WHERE run_id = :run AND ordinal = :call",
-                    {"run": call.run_id, "call": call.ordinal, "now": time.time()},
+                    {"run": call.run_id, "call": call.ordinal, "now": clock.now()},
                 )
 
     # --- while calls stream
@@ -480,7 +481,7 @@ class Ledger(History):
                 execute(
                     "UPDATE calls SET text = :text, changed = :now WHERE run_id = :run AND "
                     "ordinal = :ordinal AND state = 'reserved'",
-                    {"text": text, "now": time.time(), "run": run_id, "ordinal": ordinal},
+                    {"text": text, "now": clock.now(), "run": run_id, "ordinal": ordinal},
                 )
 
     def forget(self, thread: str) -> bool:

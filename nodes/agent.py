@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -22,9 +21,10 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
 from pydantic import BaseModel
 
+from anytime_graph import clock
 from anytime_graph.budget import GOOD_ROOM, MIN_ROOM, Limits, Prices, Spend, share, total
 from anytime_graph.checkpoints.journal import CallJournal, RunJournal
-from anytime_graph.interrupt import StopSignal
+from anytime_graph.interrupt import StopSignal, contained
 from anytime_graph.metering.account import Account, Short, planned
 from anytime_graph.metering.call import recalled
 from anytime_graph.metering.meter import Meter, meter
@@ -63,7 +63,7 @@ def draft(
     if assigned["prompt"] is None:
         return payer.recorded()
     try:
-        with payer.working() as agent:
+        with contained(), payer.working() as agent:
             return payer.ended(_text(agent.invoke({"messages": assigned["prompt"]}, config)))
     except KeyboardInterrupt:
         return payer.ended(None, interrupted=True)
@@ -83,7 +83,7 @@ async def adraft(
     if assigned["prompt"] is None:
         return payer.recorded()
     try:
-        with payer.working() as agent:
+        with contained(), payer.working() as agent:
             return payer.ended(_text(await agent.ainvoke({"messages": assigned["prompt"]}, config)))
     except Exception as error:
         return payer.ended(None, error)
@@ -126,7 +126,7 @@ class DraftPayer:
         spent: Spend = {**total(r.receipt["spend"] for r in self._replies), "seconds": before}
         self.account = Account(self.call["slice"], spent, running=True)
         self.account.growth[self.meter.name] = self._agent["growth"]
-        self._began = time.time() - before
+        self._began = clock.now() - before
 
     def _remember(self) -> None:
         """Take in the calls that the ledger holds of this draft."""
@@ -309,7 +309,7 @@ class DraftPayer:
         wrote = next((r for r in reversed(replies) if r.text.strip()), None)
         broken = text is None
         text = (wrote.text if wrote else "") if text is None else text
-        empty, now = not text.strip(), time.time()
+        empty, now = not text.strip(), clock.now()
         known: Receipt = {
             **receipt(self._began, now),
             "ended": "error" if broken else came[-1]["ended"] if came else "stop",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from anytime_graph import scoring
 from anytime_graph.budget import Spend
+from anytime_graph.interrupt import contained
 from anytime_graph.metering.request import Reply
 from anytime_graph.models.providers import describe
 from anytime_graph.planning.answers import AnswerFormat
@@ -26,7 +27,8 @@ def candidate(
     if not text:
         return None
     try:
-        found = answers.extract(text)
+        with contained():
+            found = answers.extract(text)
         if not (found is None or isinstance(found, str)):
             raise TypeError("an extractor returns a string or None")
     except Exception as error:  # the user's function: it costs this extraction, not the run

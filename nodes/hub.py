@@ -22,6 +22,7 @@ from anytime_graph.checkpoints.journal import RunJournal
 from anytime_graph.checkpoints.leases import Hold
 from anytime_graph.checkpoints.memory import Memory, encoded, memory_of
 from anytime_graph.forms import KEY
+from anytime_graph.interrupt import contained
 from anytime_graph.models.providers import describe
 from anytime_graph.models.tokens import Calibration, uncalibrated
 from anytime_graph.nodes import finish
@@ -239,7 +240,8 @@ class Hub:
         namespace = context().get("namespace") or ()
         encoded(namespace)
         try:
-            examples = self.memory.recall(tuple(namespace), question, besides=[run_id])
+            with contained():
+                examples = self.memory.recall(tuple(namespace), question, besides=[run_id])
         except Exception as error:
             log.warning("the memory failed: %s", describe(error))
             return State(namespace=list(namespace), errors=[f"memory: {describe(error)}"])
@@ -252,7 +254,8 @@ class Hub:
         namespace, question = tuple(state["namespace"]), question_of(state["messages"]).text
         learned = (state["pairs"], state["principles"], state["run_id"])
         try:
-            self.memory.learn(namespace, question, *learned)
+            with contained():
+                self.memory.learn(namespace, question, *learned)
         except Exception as error:
             log.warning("the memory failed: %s", describe(error))
             return [f"memory: {describe(error)}"]
@@ -262,7 +265,8 @@ class Hub:
         """The budget edge: calls with their slices, or the finish with its reason."""
         stop = stop_signal()
         try:
-            planned = plan(setup, state, stop is not None and stop.is_set())
+            with contained():
+                planned = plan(setup, state, stop is not None and stop.is_set())
         except (BudgetTooSmall, NoAnswer):
             raise
         except Exception as error:  # a strategy of the user's: the answer in hand is not lost

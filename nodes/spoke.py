@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import time
 from collections.abc import Awaitable
 from dataclasses import replace
 from typing import Any, cast
@@ -15,9 +14,11 @@ from langchain_core.runnables.config import get_executor_for_config
 from langgraph.constants import TAG_NOSTREAM
 from pydantic import BaseModel
 
+from anytime_graph import clock
 from anytime_graph.checkpoints import Ledger, LedgerError
 from anytime_graph.checkpoints.journal import RunJournal
 from anytime_graph.checkpoints.leases import Hold
+from anytime_graph.interrupt import contained
 from anytime_graph.metering.call import acall, call
 from anytime_graph.metering.request import Place, Reply, Request
 from anytime_graph.models.providers import describe
@@ -188,7 +189,7 @@ class Spoke(Runnable[Assignment, State]):
         """Tell of the outcome as it leaves; the time of its scoring counts."""
         came, run = outcome["receipt"], assigned["run"]
         if not came["recalled"]:
-            came["ended_at"] = time.time()
+            came["ended_at"] = clock.now()
         live = self.lives[run["run_id"]]
         live.charge(came["spend"])
         note(outcome["call"]["move"]["kind"], outcome.get("candidate"), came["spend"])
@@ -307,10 +308,11 @@ def _keep(outcome: Outcome, run_id: int, journal: RunJournal | None) -> None:
 
 
 async def _averdict(scorer: Scorer, question: str, subject: Any) -> Verdict:
-    if is_async(scorer):
-        return await cast(Awaitable[Verdict], scorer(question, subject))
-    verdict = await asyncio.to_thread(scorer, question, subject)
-    return await verdict if inspect.isawaitable(verdict) else verdict
+    with contained():
+        if is_async(scorer):
+            return await cast(Awaitable[Verdict], scorer(question, subject))
+        verdict = await asyncio.to_thread(scorer, question, subject)
+        return await verdict if inspect.isawaitable(verdict) else verdict
 
 
 def _rate(outcome: Outcome, verdict: Verdict) -> None:

@@ -25,6 +25,7 @@ from anytime_graph.budget import Budget, BudgetTooSmall, NoAnswer, Prices, nothi
 from anytime_graph.checkpoints import Ledger
 from anytime_graph.checkpoints.memory import Namespace, memory_of
 from anytime_graph.graph import Context, create_anytime_graph
+from anytime_graph.interrupt import contained
 from anytime_graph.models.providers import describe
 from anytime_graph.run.calls import concluded, kind_of
 from anytime_graph.run.pairs import Example, Pair
@@ -218,7 +219,8 @@ class SafeScorer:
 
     def verdict(self, answer: str) -> Score:
         try:
-            verdict: Any = self.question.scorer(self.question.prompt, answer)
+            with contained():
+                verdict: Any = self.question.scorer(self.question.prompt, answer)
             return as_score(verdict)
         except Exception as error:
             log.warning("the scorer failed: %s", describe(error))

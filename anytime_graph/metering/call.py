@@ -21,8 +21,9 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.utils.utils import LC_ID_PREFIX
 
+from anytime_graph import clock
 from anytime_graph.budget import Spend, nothing
-from anytime_graph.interrupt import StopSignal
+from anytime_graph.interrupt import StopSignal, contained
 from anytime_graph.metering.bill import Bill, bill
 from anytime_graph.metering.meter import Meter
 from anytime_graph.metering.request import Entry, Journal, JournalError, Reply, Request
@@ -54,8 +55,10 @@ def call(
 
     def pump() -> None:
         try:
-            model, bound = under_way.capped()
-            under_way.drain(model.stream(request.prompt, under_way.config(config), **bound))
+            with contained():
+                model, bound = under_way.capped()
+                prompt = under_way.request.prompt
+                under_way.drain(model.stream(prompt, under_way.config(config), **bound))
         except Exception as error:
             under_way.fail(error)
         finally:
@@ -100,8 +103,10 @@ async def acall(
 
     async def pump() -> None:
         try:
-            model, bound = under_way.capped()
-            await under_way.adrain(model.astream(request.prompt, under_way.config(config), **bound))
+            with contained():
+                model, bound = under_way.capped()
+                prompt = under_way.request.prompt
+                await under_way.adrain(model.astream(prompt, under_way.config(config), **bound))
         except Exception as error:
             under_way.fail(error)
 
@@ -166,7 +171,7 @@ def _in_flight(meter: Meter, request: Request, entry: Entry) -> Reply:
 
 
 def _unmade(request: Request, error: JournalError) -> Reply:
-    now = time.time()
+    now = clock.now()
     unmade: Receipt = {
         **receipt(now, now),
         "ended": "error",
@@ -192,8 +197,9 @@ class _Call:
     """One call under way: it decides when to begin and when to end, and makes the reply."""
 
     def __init__(self, meter: Meter, request: Request, stop: StopSignal | None) -> None:
-        self.meter, self.request, self.stop = meter, request, stop
-        now = time.time()
+        self.meter, self.stop = meter, stop
+        self.request = replace(request, prompt=providers.sendable(list(request.prompt)))
+        now = clock.now()
         self.receipt = receipt(now, now)
         self.clock = time.monotonic()
         self.run_id = uuid4()
@@ -250,7 +256,7 @@ class _Call:
             model = model.model_copy(update=providers.with_n_choices(model, request.n, id))
         else:
             model = model.model_copy(update=providers.with_refusals(model))
-        return model, bound
+        return model, providers.sendable(dict(bound))
 
     def config(self, config: RunnableConfig) -> RunnableConfig:
         """The config of the run. The first of several choices is known by the run's id."""
@@ -349,7 +355,7 @@ class _Call:
         """The reply. What still arrives after this does not count."""
         if self.streamed.reported and not self.overran:
             self.ended, self.cut = True, None  # it was whole, and its cost known, when it was cut
-        shared, now, streamed = self.receipt, time.time(), self.streamed
+        shared, now, streamed = self.receipt, clock.now(), self.streamed
         if self.ended and self._broke_off():
             self.ended, self.cut = False, "the stream ended before the reply did"
         if not self.ended and not shared["failed"] and self.cut is None:

@@ -90,7 +90,8 @@ class StreamedReply:
     _id: str | None = None
     _text: list[str] = field(default_factory=list)
     _thought: list[str] = field(default_factory=list)
-    _choices: dict[str | None, StreamedChoice] = field(default_factory=dict)
+    _texts: dict[str | None, list[str]] = field(default_factory=dict)
+    _finishes: dict[str | None, str] = field(default_factory=dict)
     _length: int = 0
     _least: int = 0
     _typical: float = 0.0
@@ -123,9 +124,9 @@ class StreamedReply:
             finish = providers.REFUSAL
         self.finish = finish or self.finish
         if self.n > 1 and self.run_id in (chunk.id or ""):
-            choice = self._choices.setdefault(chunk.id, StreamedChoice(chunk.id))
-            choice.text += text
-            choice.finish = finish or choice.finish
+            self._texts.setdefault(chunk.id, []).append(text)
+            if finish:
+                self._finishes[chunk.id] = finish
         if usage:
             self.closed = True
             self._report(usage)
@@ -141,13 +142,15 @@ class StreamedReply:
         """What has arrived of each choice, in the provider's order."""
         if self.n == 1:
             return [StreamedChoice(self._id, "".join(self._text), self.finish)]
-        parts = sorted(self._choices.values(), key=lambda choice: providers.choice_index(choice.id))
+        ids = sorted(self._texts, key=providers.choice_index)
+        parts = [StreamedChoice(id, "".join(self._texts[id]), self._finishes.get(id)) for id in ids]
         return parts or [StreamedChoice(None)]
 
     @property
     def whole(self) -> bool:
         """Whether every choice has come to its end."""
-        return sum(choice.finish is not None for choice in self.choices()) >= self.n
+        ended = len(self._finishes) if self.n > 1 else int(self.finish is not None)
+        return ended >= self.n
 
     def message(self, choice: StreamedChoice) -> AIMessage:
         """A choice as a message."""

@@ -50,13 +50,13 @@ def with_whole_calls(message: AIMessage) -> AIMessage:
                 valid.append(tool_call(name=chunk["name"], args=args, id=chunk["id"]))
         message = cast(AIMessage, message_chunk_to_message(message))
     else:
-        sent = list(_sent_arguments(message))
+        sent: dict[Any, list[Any]] = {}
+        for id, arguments in _sent_arguments(message):
+            sent.setdefault(id, []).append(arguments)
         invalid.extend(message.invalid_tool_calls)
         ended = ended or (not sent and providers.finish(message.response_metadata) is None)
         for call in message.tool_calls:
-            texts = [text for id, text in sent if id == call["id"]] or [
-                _argument_text(call["args"])
-            ]
+            texts = sent.get(call["id"]) or [_argument_text(call["args"])]
             if all(_parsed_arguments(text, ended) is not None for text in texts):
                 valid.append(call)
             else:

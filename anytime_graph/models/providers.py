@@ -10,12 +10,14 @@ import functools
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Literal
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.utils.function_calling import convert_to_openai_function
+
+from anytime_graph.interrupt import Exited
 
 CAP_FIELDS = ("max_tokens", "max_output_tokens", "num_predict")
 """Names of the output cap across LangChain's model classes; the first that a class has is used."""
@@ -144,8 +146,8 @@ def meterable(
     model: BaseChatModel, bound: Mapping[str, Any]
 ) -> tuple[BaseChatModel, dict[str, Any]]:
     """A copy of the model, and of its bound options, that makes no hidden retries, reports usage in
-    streams, makes one choice and has no cap besides `cap_field`. Raises ValueError if that is not
-    possible."""
+    streams, makes one choice, takes no reply from a cache and has no cap besides `cap_field`. Raises
+    ValueError if that is not possible."""
     _refuse(model, bound)
     fields, field = type(model).model_fields, cap_field(model)
     rivals = _CAPS - {field} if field else set()
@@ -162,6 +164,7 @@ def meterable(
             update[name] = _uncapped(held)
     if "max_retries" in fields:
         update["max_retries"] = 0
+    update["cache"] = False  # a reply that is not bought is no new draft
     copy = model.model_copy(update=update | clients(model, max_retries=0))
     for name in [key for key in copy.__dict__ if key not in fields]:
         if isinstance(getattr(type(copy), name, None), functools.cached_property):
@@ -473,7 +476,8 @@ def status(error: BaseException | None) -> int | None:
 
 def describe(error: BaseException) -> str:
     """An error in one line without the provider's message, which may repeat a prompt, reply or key."""
-    parts = [type(error).__name__]
+    named = error.__cause__ if isinstance(error, Exited) else error
+    parts = [type(named).__name__]
     http, code = status(error), getattr(error, "code", None)
     if http is not None:
         parts.append(f"HTTP {http}")
@@ -508,3 +512,19 @@ def transient(status: int) -> bool:
 def clean(text: str) -> str:
     """Text without lone surrogates, which no later request could send."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def sendable(value: Any) -> Any:
+    """Messages or options, at any depth, with all their texts clean."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, dict):
+        return {sendable(key): sendable(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [sendable(part) for part in value]
+    if isinstance(value, BaseMessage):
+        with suppress(RecursionError):  # so deep that no client could write it as JSON
+            parts = {name: (part, sendable(part)) for name, part in vars(value).items()}
+            mended = {name: new for name, (old, new) in parts.items() if new != old}
+            return value.model_copy(update=mended) if mended else value
+    return value

@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from anytime_graph.scoring import normal
 
-_LINE = re.compile(r"\banswer\b[*_ ]*(?:\bis\b[* ]*:?|:|=)[*_ ]*(?=\S)([^\n]+)", re.IGNORECASE)
+_LINE = re.compile(r"\banswer\b[*_ ]*+(?:\bis\b[* ]*+:?|:|=)[*_ ]*+(?=\S)([^\n]+)", re.IGNORECASE)
 _BRACE = re.compile(r"(\\(?:boxed|fbox)\s*)?\{|\}")
 _NUMBER = re.compile(
     r"(?<![\w.])(-?)(?:"
@@ -29,13 +29,13 @@ _LONGEST = 400
 
 def final(text: str) -> str | None:
     """The last closed box that is not empty, or the rest of the last answer line."""
-    boxes = [(at, inside) for at, inside in _boxes(text) if inside.strip()]
+    box = _last_box(text)
     lines = [(m.start(), m[1]) for m in _LINE.finditer(text) if m[1].strip(" *_.")]
-    last = max([*boxes[-1:], *lines[-1:]], default=None)
+    last = max([*([box] if box else []), *lines[-1:]], default=None)
     if last is None:
         return None
-    inside = [part for _, part in _boxes(last[1]) if part.strip()]
-    return (inside[-1] if inside else last[1]).strip()
+    inside = _last_box(last[1])
+    return (inside or last)[1].strip()
 
 
 def tail(text: str) -> str:
@@ -87,18 +87,19 @@ def same(reply: str, expected: str) -> bool:
     return normal(expected) in (normal(reply), normal((final(reply) or "").strip("*_ ")))
 
 
-def _boxes(text: str) -> list[tuple[int, str]]:
-    """(position, content) of each closed box, in the order they close. Braces may be nested."""
+def _last_box(text: str) -> tuple[int, str] | None:
+    """(position, content) of the box that is closed last and not empty. Braces may be nested."""
     open_: list[tuple[int, int] | None] = []
     boxes = []
     for m in _BRACE.finditer(text):
         if m[0] == "}":
             box = open_.pop() if open_ else None
             if box:
-                boxes.append((box[0], text[box[1] : m.start()]))
+                boxes.append((*box, m.start()))
         else:
             open_.append((m.start(), m.end()) if m[1] else None)
-    return boxes
+    filled = ((at, text[start:end]) for at, start, end in reversed(boxes))
+    return next(((at, inside) for at, inside in filled if inside.strip()), None)
 
 
 def _value(match: re.Match[str]) -> Fraction | None:

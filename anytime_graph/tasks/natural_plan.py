@@ -16,8 +16,9 @@ from anytime_graph.scoring import Score
 from anytime_graph.tasks import trips
 from anytime_graph.tasks.task import Question, Task, column, sampled
 
-_VISIT = re.compile(r"(\d+)-(\d+)")
-_FLIGHT = re.compile(r"day\s+(\d+).*?from\s+(\w+)\s+to\s+(\w+)", re.IGNORECASE)
+_VISIT = re.compile(r"(?<!\d)\d+-(\d{1,9})(?!\d)")
+_DAY = re.compile(r"day\s+(\d{1,9})(?!\d)", re.IGNORECASE)
+_FLIGHT = re.compile(r"from\s+(\w+)\s+to\s+(\w+)", re.IGNORECASE)
 
 
 def natural_plan_trip(
@@ -78,11 +79,11 @@ def exact_match(golden: Sequence[tuple[str, int]], total: int, answer: str) -> b
     end = None
     for line in answer.splitlines():
         if stay := _VISIT.search(line):
-            end = int(stay[2])
+            end = int(stay[1])
             if end == total:
                 break
-        if flight := _FLIGHT.search(line):
-            flights.append((int(flight[1]), flight[2], flight[3]))
+        if (day := _DAY.search(line)) and (flight := _FLIGHT.search(line, day.end())):
+            flights.append((int(day[1]), flight[1], flight[2]))
     if end is None or not flights:
         return False
     cities = [flights[0][1], *(to for _, _, to in flights)]

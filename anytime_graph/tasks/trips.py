@@ -177,6 +177,7 @@ _ENTRY = re.compile(
 )
 _LASTING = re.compile(r"\bfor (\d{1,4}) days", re.IGNORECASE)
 _MOVE = re.compile(r"\bfrom\s+([\w'-]+)\s+to\s+([\w'-]+)", re.IGNORECASE)
+_VISITED = re.compile(r"\b(?:visit\w*|stay\w*(?: in)?|explor\w+|in)\s+", re.IGNORECASE)
 _NEW = re.compile(
     r"\b(?:[Vv]isit(?:ing)?|[Ss]tay(?:ing)? in|[Ee]xplor(?:e|ing)|[Ii]n)\s+([A-Z][\w'-]*)"
 )
@@ -232,13 +233,8 @@ def _cities_of_entry(content: str, one_day: bool, cities: Sequence[str]) -> list
         for m in re.finditer(r"[\w'-]+", content)
         if m[0].lower() in names and not (move and m.start() == move.start(1))
     ]
-    visited = [
-        city
-        for at, city in named
-        if re.search(
-            r"\b(?:visit\w*|stay\w*(?: in)?|explor\w+|in)\s+$", content[:at], re.IGNORECASE
-        )
-    ]
+    after = {m.end() for m in _VISITED.finditer(content)}
+    visited = [city for at, city in named if at in after]
     if visited or named:
         return [(visited or [city for _, city in named])[0]]
     new = _NEW.search(content)

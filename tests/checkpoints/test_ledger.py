@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from anytime_graph import (
     LedgerError,
     NoAnswer,
     afork,
+    clock,
     fork,
     open_checkpoints,
 )
@@ -148,13 +148,13 @@ class TestResuming:
     def test_scoring_counts_as_active_time_in_every_life(
         self, served: Server, store: Checkpoints, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        clock, scored = time.time, []
+        now, scored = clock.now, []
 
         def slow(question: str, answer: str) -> float:
             scored.append(answer)
             return digit(question, answer).value
 
-        monkeypatch.setattr(time, "time", lambda: clock() + 60 * len(scored))
+        monkeypatch.setattr(clock, "now", lambda: now() + 60 * len(scored))
         for life in (1, 2):
             options: Any = {"scorer": slow, "budget": Budget(seconds=90), "strategy": "single"}
             out = graph(served, store, **options).compile().invoke(ASK, ON)

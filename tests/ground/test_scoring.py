@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -142,3 +145,37 @@ def test_only_a_last_line_that_is_a_verdict_counts(text: str, verdict: str | Non
 @given(st.text(max_size=300), st.integers(10, 400))
 def test_clip_keeps_within_its_length(text: str, length: int) -> None:
     assert len(clip(text, length)) <= max(length, 7)
+
+
+def tried_one_by_one(text: str) -> str | None:
+    """The last JSON for a Fox, by trying each bracket behind the last success."""
+    answer, end = None, 0
+    while starts := [at for at in range(end, len(text)) if text[at] in "{["]:
+        try:
+            _, end = json.JSONDecoder().raw_decode(text, starts[0])
+            Fox.model_validate_json(text[starts[0] : end])
+            answer = text[starts[0] : end]
+        except ValueError:
+            end = starts[0] + 1
+    return answer
+
+
+FOX = '{"name": "a", "tails": 9}'
+PARTS = [*'{}[]",:\\ \n\x01x1', FOX, '"name": "b"', '"tails": 2', '{"x": ', '\\"', "[1, "]
+
+
+@given(st.lists(st.sampled_from(PARTS), max_size=25).map("".join))
+@example(f'[see "this\n" {FOX}')
+@example(f'[ 5" and {FOX}')
+@example(f'{{"fox": {FOX}, "more": {FOX}}} or \\{FOX}')
+def test_the_last_json_that_fits_is_found_in_one_pass(text: str) -> None:
+    assert parsed(Fox, text) == tried_one_by_one(text)
+
+
+TAGS = ["<answer>", "</answer>", "<ANSWER>", "x", " ", "\n", "<answer", "/"]
+
+
+@given(st.lists(st.sampled_from(TAGS), max_size=20).map("".join))
+def test_the_last_block_that_is_whole_and_not_empty_is_the_answer(text: str) -> None:
+    blocks = re.findall(r"(?is)<answer>(.*?)</answer>", text)
+    assert tagged(text) == next((b.strip() for b in reversed(blocks) if b.strip()), None)

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import count, cycle, islice
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain.agents import create_agent
+from langchain_core.caches import InMemoryCache
+from langchain_core.globals import set_llm_cache
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langgraph.checkpoint.memory import InMemorySaver
 
-from anytime_graph import Budget, NoAnswer, create_anytime_graph
+from anytime_graph import Budget, NoAnswer, create_anytime_graph, open_checkpoints
+from anytime_graph.chat import ChatAnytime
 from anytime_graph.metering.bill import bill
 from anytime_graph.metering.meter import meter as meter_of
 from anytime_graph.metering.request import Request
 from anytime_graph.metering.streamed import StreamedReply
+from anytime_graph.middleware import TokenBudgetMiddleware
 from tests.kit.marks import both
 from tests.kit.server import LIES, Reply, Server, serving
 
@@ -161,6 +169,17 @@ def test_whatever_is_repeated_is_cut_and_booked(
     request = Request(prompt=[], max_input=9, max_output=room)
     charged = bill(meter_of(idle.model(), None), request, streamed, ended=False, overran=True)
     assert charged.spend["output_tokens"] >= max(room, pieces)
+
+
+@given(word=letters, room=st.integers(20, 200), more=st.integers(1, 16))
+def test_a_stream_that_breaks_off_above_its_cap_is_booked_as_far_as_it_came(
+    idle: Server, word: str, room: int, more: int
+) -> None:
+    streamed = streaming(room)
+    assert fed(streamed, [word] * (room + more)) is None
+    request = Request(prompt=[], max_input=9, max_output=room)
+    charged = bill(meter_of(idle.model(), None), request, streamed, ended=False, overran=False)
+    assert charged.spend["output_tokens"] >= room + more
 
 
 @given(data=st.data(), room=st.integers(20, 150), split=st.booleans())
@@ -406,3 +425,102 @@ def test_errors_hold_neither_prompt_nor_key(server: Server) -> None:
     assert "rivers" not in str(failure.value)
     assert "HTTP 400" in str(failure.value)
     assert failure.value.spent["tokens"] == 0
+
+
+# --- LangChain's cache
+
+
+@pytest.fixture
+def cached() -> Iterator[None]:
+    set_llm_cache(InMemoryCache())
+    yield
+    set_llm_cache(None)
+
+
+@both
+@pytest.mark.usefixtures("cached")
+@pytest.mark.parametrize("disable_streaming", [False, True])
+def test_no_draft_comes_from_langchains_cache(
+    server: Server, disable_streaming: bool, sync: bool
+) -> None:
+    server.script = lambda request, i: Reply(text=f"so <answer>{i}</answer>")
+    model = server.model(disable_streaming=disable_streaming)
+    scored = {"strategy": "best_of_n", "scorer": lambda q, a: int(a) / 100}
+    out = run(server, Budget(calls=8), sync, model=model, **scored)
+    assert len(server.calls) == 8
+    assert len({c["answer"] for c in out["candidates"]}) == len(out["candidates"])
+    assert out["spent"]["tokens"] == server.served
+
+
+# --- text that no request could send
+
+HALF = "half \ud83d an emoji"
+
+
+@both
+def test_half_an_emoji_in_a_question_is_sent_without_it(server: Server, sync: bool) -> None:
+    server.script = lambda request, i: Reply(text="so <answer>7</answer>")
+    app = create_anytime_graph(server.model(), budget=Budget(calls=2)).compile(InMemorySaver())
+    asked: Any = {"messages": [("ai", HALF), ("user", [{"type": "text", "text": HALF}])]}
+    thread: Any = {"configurable": {"thread_id": "1"}}
+    out = app.invoke(asked, thread) if sync else asyncio.run(app.ainvoke(asked, thread))
+    assert out["best"]["answer"] == "7"
+    assert out["spent"]["tokens"] == server.served > 0
+    assert all("half ? an emoji" in call.text for call in server.calls)
+
+
+def test_half_an_emoji_in_a_ledger_costs_no_answer(server: Server, tmp_path: Path) -> None:
+    server.script = lambda request, i: Reply(text="so <answer>7</answer>")
+    with open_checkpoints(tmp_path / "anytime.db") as store:
+        app = create_anytime_graph(server.model(), budget=Budget(calls=2), ledger=store.ledger)
+        thread: Any = {"configurable": {"thread_id": "1"}}
+        out = app.compile(store.saver).invoke({"messages": [("user", HALF)]}, thread)
+    assert out["best"]["answer"] == "7"
+    assert out["spent"]["tokens"] == server.served > 0
+
+
+@both
+def test_what_a_tool_or_a_schema_says_is_sent_without_half_an_emoji(
+    server: Server, sync: bool
+) -> None:
+    def list_files(folder: str) -> str:
+        return "caf\udce9.txt"
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        return Reply(text="", tools=[("list_files", {"folder": HALF})]) if i == 0 else Reply()
+
+    list_files.__doc__ = f"List files, {HALF}."
+    server.script = script
+    budget = TokenBudgetMiddleware(Budget(tokens=8_000))
+    agent: Any = create_agent(server.model(), [list_files], middleware=[budget])
+    out = agent.invoke(QUESTION) if sync else asyncio.run(agent.ainvoke(QUESTION))
+    assert out["messages"][-1].text == "fine"
+    assert out["stop_reason"] == "done"
+    assert out["spent"]["tokens"] == server.served
+    assert "caf?.txt" in server.calls[1].text
+
+
+@both
+def test_a_chat_model_takes_half_an_emoji(server: Server, sync: bool) -> None:
+    server.script = lambda request, i: Reply(text=f"{HALF} {i}")
+    chat = ChatAnytime(model=server.model(), budget=Budget(calls=3), strategy="best_of_n")
+    said = chat.invoke(HALF) if sync else asyncio.run(chat.ainvoke(HALF))
+    assert said.text
+
+
+# --- the clock
+
+
+@both
+@pytest.mark.parametrize("set_by", [-3_600.0, 3_600.0])
+def test_a_clock_that_is_set_changes_no_time(
+    server: Server, set_by: float, sync: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an hour with each look: what NTP, a suspended machine or a user may do to it."""
+    real, looks = time.time, count()
+    monkeypatch.setattr(time, "time", lambda: real() + set_by * next(looks))
+    server.script = lambda request, i: Reply(text=f"so <answer>{i}</answer>")
+    budget = Budget(calls=4, seconds=3_000.0)
+    out = run(server, budget, sync, strategy="best_of_n", scorer=lambda q, a: 0.5)
+    assert out["stop_reason"] == "calls"
+    assert 0 < out["spent"]["seconds"] < 3_000

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from langchain.agents import create_agent
 from langchain.agents.middleware import ModelRetryMiddleware
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.store.memory import InMemoryStore
 
 from anytime_graph import (
     Budget,
@@ -438,6 +439,85 @@ def test_an_async_scorer_that_is_cancelled_costs_its_score_only(server: Server) 
     out = run(server, Budget(calls=4), sync=True, strategy="best_of_n", scorer=score)
     assert (out["best"]["answer"], out["best"]["score"]) == ("good", 0.9)
     assert sum("CancelledError" in e for e in out["errors"]) == 3
+
+
+class Over(BaseException):
+    """As frameworks have them, so that no `except Exception` stops them."""
+
+
+def ending(by: type[BaseException], awaited: bool = False) -> Any:
+    """A scorer that takes one answer only."""
+
+    def score(question: str, answer: str) -> float:
+        if answer != "good":
+            raise by
+        return 0.9
+
+    async def later(question: str, answer: str) -> float:
+        await asyncio.sleep(0)
+        return score(question, answer)
+
+    return later if awaited else score
+
+
+def good_once(request: dict[str, Any], i: int) -> Reply:
+    return Reply(text=f"<answer>{'good' if i == 2 else 'bad'}</answer>")
+
+
+@both
+@pytest.mark.parametrize("awaited", [False, True])
+@pytest.mark.parametrize("by", [SystemExit, Over])
+def test_a_scorer_that_ends_the_program_costs_its_score_only(
+    server: Server, by: type[BaseException], awaited: bool, sync: bool
+) -> None:
+    server.script = good_once
+    scorer = ending(by, awaited)
+    out = run(server, Budget(calls=8), sync, strategy="best_of_n", scorer=scorer)
+    assert (out["best"]["answer"], out["best"]["score"]) == ("good", 0.9)
+    assert sum(by.__name__ in e for e in out["errors"]) == 7
+
+
+@both
+@pytest.mark.parametrize("by", [SystemExit, Over])
+def test_whatever_of_the_users_ends_the_program_loses_no_answer(
+    server: Server, by: type[BaseException], sync: bool
+) -> None:
+    def extract(reply: str) -> str:
+        raise by
+
+    def plan(view: View) -> Any:
+        if view.best is None:
+            return STRATEGIES["best_of_n"](view)
+        raise by
+
+    def drafter(model: Any) -> Any:
+        if not server.calls:
+            return create_agent(model)
+        raise by
+
+    class Forgetful(InMemoryStore):
+        def search(self, *args: Any, **options: Any) -> Any:
+            raise by
+
+    ways: list[dict[str, Any]] = [
+        {"answer": extract},
+        {"strategy": plan},
+        {"drafter": drafter},
+        {"memory": Forgetful()},
+    ]
+    for way in ways:
+        server.calls.clear()
+        server.script = lambda request, i: Reply(text=f"<answer>{i}</answer>")
+        given = {"strategy": "best_of_n", "scorer": lambda q, a: 0.5} | way
+        out = run(server, Budget(calls=12), sync, **given)
+        assert out["best"]["answer"]
+        assert any(by.__name__ in text for text in [*out["errors"], out["stop_reason"]]), way
+
+
+def test_an_interrupt_in_a_scorer_is_the_users(server: Server) -> None:
+    server.script = good_once
+    with pytest.raises(KeyboardInterrupt):
+        run(server, Budget(calls=8), strategy="best_of_n", scorer=ending(KeyboardInterrupt))
 
 
 @both

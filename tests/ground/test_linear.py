@@ -1,0 +1,17 @@
+"""No text of a model can hold up a run: all that reads one takes time in proportion to its length."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.kit.marks import torture
+
+SIZE, SECONDS = (1_000_000, 60) if torture else (250_000, 12)
+"""Characters, and seconds of CPU. Linear work needs a hundredth of that; quadratic work, far more."""
+
+
+def test_no_text_of_a_model_takes_more_than_linear_time_to_read() -> None:
+    program = [sys.executable, "-W", "ignore", "-m", "tests.kit.hostile", str(SIZE), str(SECONDS)]
+    told = subprocess.run(program, capture_output=True, text=True, check=True)
+    assert told.stdout == ""

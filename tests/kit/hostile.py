@@ -1,0 +1,226 @@
+"""Texts that a model stuck in a loop, or set on by somebody, could write; and all that reads them.
+
+As a program it gives each text to each reader, in processes that the kernel ends after so many seconds
+of CPU, and prints what was ended or failed. In linear time a million characters take about a second;
+in quadratic time, a quarter of an hour at least.
+
+    python -m tests.kit.hostile 1_000_000 60
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
+from pydantic import BaseModel, RootModel
+
+from anytime_graph import Constraints, prompts, scoring
+from anytime_graph.benchmark import paper
+from anytime_graph.checkpoints import likeness
+from anytime_graph.checkpoints.store import plain
+from anytime_graph.metering import tool_calls
+from anytime_graph.metering.request import Reply
+from anytime_graph.metering.streamed import StreamedReply, joined, max_written_tokens
+from anytime_graph.models import providers, tokens
+from anytime_graph.nodes import critique, learn
+from anytime_graph.run import pairs
+from anytime_graph.run.calls import receipt
+from anytime_graph.tasks import answers, natural_plan, trips
+from anytime_graph.text import clipped, fenced, harmless
+
+MEMORY = 4 << 30
+"""Bytes that a reader may take."""
+
+UNITS = [
+    *(".", "?!", "a", "1", "-", "=", " ", "\n", "\r\n", "\t \n", '"', "\\", "'", "* ", "_"),
+    *("\xe9", "\u65e5", "\U0001f642", "\ud83d", "\0", "x. ", "- rule\n", "1) ", "A B ", "1,111"),
+    *("<answer>", "</answer>", "<answer>x</answer>", "<answer", "[", "{", "{}", '["', '{"x":'),
+    *('[{"', "[1,", '{"x":1},', '{"x":"', '{"\\"', "answer is ", "answer: ", "answer * ", "or B "),
+    *("\\boxed{", "\\boxed ", "\\frac{1", "day 1 ", "day 1-", "day 1:\n", "in Rome ", "from a to "),
+    *("from ", "visit ", "verdict:", "1/", "1=", "0.", "option ", "(", "\n\n", "1 and "),
+]
+
+
+def texts(size: int) -> dict[str, str]:
+    def filled(unit: str, head: str = "", tail: str = "") -> str:
+        return head + unit * (size // len(unit)) + tail
+
+    within = [
+        (".", "Well", "x"),
+        ("?!", "Well", "x"),
+        ("_", "A", "x"),
+        ("1", "x", "x"),
+        ("[", '["', ""),
+    ]
+    within += [(" ", head, "\n") for head in ("answer is", "answer:", "day", "from", "verdict")]
+    half, eighth = size // 2, size // 8
+    return {
+        **{f"{unit!r}, repeated": filled(unit) for unit in UNITS},
+        **{f"{unit!r} between {a!r} and {b!r}": filled(unit, a, b) for unit, a, b in within},
+        "boxes in boxes": "\\boxed{" * eighth + "}" * eighth,
+        "lists in lists": "[" * half + "]" * half,
+        "a hundred lists in lists": filled("[1," * 100 + "]" * 100),
+        "objects in objects": filled('{"a":' * 90 + "1" + "}" * 90),
+        "one long line of days": filled("day 1 in Rome "),
+        "digits, a dash, digits": "1" * half + "-" + "1" * half,
+    }
+
+
+# --- what reads the text of a reply
+
+
+class Point(BaseModel):
+    x: int
+
+
+class Numbers(RootModel[list[int]]):
+    pass
+
+
+def constrained(text: str) -> object:
+    rules: dict[str, Any] = {"sentences": 2, "words": 3, "include": ("fox", "in Rome", ".")}
+    return Constraints(**rules, forbid=("a", "1 1"), ends_with=".", json=Point)("", text)
+
+
+def candidate(id: int, text: str) -> Any:
+    return {"id": id, "text": text, "answer": text, "score": 1 / (id + 1), "feedback": text} | {
+        "parents": []
+    }
+
+
+def paired(text: str) -> object:
+    many = [candidate(id, text[id:]) for id in range(3)]
+    return pairs.scored_pairs(many, [], 4), pairs.parting(text, text[1:])
+
+
+def planned(text: str) -> object:
+    trip = trips.Trip(9, (("Rome", 4), ("Oslo", 6)), (), frozenset({("Rome", "Oslo")}))
+    golden = [("Rome", 4), ("Oslo", 6)]
+    return trips.score(trip, "", text), natural_plan.exact_match(golden, 9, text)
+
+
+def shown(text: str) -> object:
+    beside = [HumanMessage(text), AIMessage(text)]
+    case = prompts.Case(text, beside)
+    lesson: Any = {"better": text, "worse": text, "why": text, "question": text, "principles": []}
+    lessons = prompts.Lessons([lesson], [lesson], [text], "both", "principles", 300)
+    return (
+        prompts.compare(case, text, text, 1.0, None, False),
+        prompts.explain(case, text, text, 1.0),
+        prompts.sum_up(beside, 10_000_000, True),
+        lessons.text(1.0),
+        fenced([("TEXT", text)]),
+        clipped(text, 80),
+        harmless(text),
+    )
+
+
+def whole(text: str) -> object:
+    message = AIMessage(text, additional_kwargs={"reasoning_content": text})
+    asked = {"name": "f", "args": {"x": text}, "id": "c", "type": "tool_call"}
+    called = AIMessage("", tool_calls=[asked])
+    reply = StreamedReply(n=1, max_output=300, run_id="")
+    return reply.feed(message), joined([message]), tool_calls.with_whole_calls(called)
+
+
+def many_calls(text: str) -> object:
+    """A tool call for each hundred characters."""
+    calls = [
+        {"name": "f", "args": {"x": text[at : at + 100]}, "id": str(at), "type": "tool_call"}
+        for at in range(0, len(text), 100)
+    ]
+    sent = [{"id": c["id"], "function": {"name": "f", "arguments": "{}"}} for c in calls]
+    message = AIMessage("", tool_calls=calls, additional_kwargs={"tool_calls": sent})
+    return tool_calls.with_whole_calls(message), providers.called(message)
+
+
+def learned(chosen: int | None, text: str) -> object:
+    move: Any = {"chosen": chosen, "rejected": chosen}
+    return learn.absorb(move, Reply(text, AIMessage(text), receipt(0, 0)))
+
+
+READERS: dict[str, Callable[[str], object]] = {
+    "tagged": scoring.tagged,
+    "an object": partial(scoring.parsed, Point),
+    "a list": partial(scoring.parsed, Numbers),
+    "normal": scoring.normal,
+    "constraints": constrained,
+    "final": answers.final,
+    "tail": answers.tail,
+    "number": lambda text: (answers.numeric(text), answers.is_number(text)),
+    "letter": answers.letter,
+    "same": lambda text: (answers.same(text, "7"), answers.same(text, "a fox")),
+    "plans": planned,
+    "verdict": lambda text: (critique.read(text), critique.read(text, structured=True)),
+    "reason": partial(learned, 1),
+    "rules": partial(learned, None),
+    "pairs": paired,
+    "prompts": shown,
+    "likeness": likeness.terms,
+    "tokens": lambda text: (max_written_tokens(text), tokens.min_tokens(text)),
+    "shape": lambda text: tokens.Tokenizer().shape([HumanMessage(text)]),
+    "whole reply": whole,
+    "many calls": many_calls,
+    "stored": plain,
+    "untagged": lambda text: paper._TAG.sub("", text),
+}
+
+
+# --- what reads a stream
+
+
+def streamed(size: int, n: int = 1, **piece: Any) -> object:
+    """The same piece again and again. Each has a report, as some servers send it."""
+    usage: Any = {"input_tokens": 5, "output_tokens": 5, "total_tokens": 10}
+    chunk = AIMessageChunk(**{"content": "", "id": "run", "usage_metadata": usage} | piece)
+    reply = StreamedReply(n=n, max_output=size // 8, run_id="run")
+    for _ in range(size):
+        reply.feed(chunk)
+    return [reply.message(choice) for choice in reply.choices()]
+
+
+STREAMS: dict[str, Callable[[int], object]] = {
+    "letters": partial(streamed, content="a"),
+    "marks": partial(streamed, content="("),
+    "blocks": partial(streamed, content=[{"type": "text", "text": "a", "index": 0}]),
+    "choices": partial(streamed, n=2, content="a"),
+    "thoughts": partial(streamed, additional_kwargs={"reasoning_content": "a"}),
+    "arguments": partial(
+        streamed, tool_call_chunks=[{"name": None, "args": "1", "id": "c", "index": 0}]
+    ),
+}
+
+
+def ended(work: Callable[[], object], seconds: int) -> str | None:
+    """What ended the work: an error, or the kernel; None if it came to its end."""
+    if (child := os.fork()) == 0:
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        try:
+            work()
+        except BaseException as error:
+            sys.stdout.write(f"{type(error).__name__}: {str(error)[:100]!r}: ")
+            sys.stdout.flush()
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return None if status == 0 else "failed" if os.WIFEXITED(status) else "ended by the kernel"
+
+
+def examine(size: int, seconds: int) -> None:
+    for name, text in texts(size).items():
+        for reader, read in READERS.items():
+            if why := ended(partial(read, text), seconds):
+                print(f"{reader}, of {name}: {why}", flush=True)
+    for name, feed in STREAMS.items():
+        if why := ended(partial(feed, size // 2), seconds):
+            print(f"a stream of {name}: {why}", flush=True)
+
+
+if __name__ == "__main__":
+    examine(int(sys.argv[1]), int(sys.argv[2]))
