@@ -82,8 +82,8 @@ class ChatAnytime(BaseChatModel):
 
     The reply is the best one, as its provider sent it; its `usage_metadata` is the total of all calls,
     and `response_metadata["anytime"]` has `stop_reason`, `score` and `spent`. A reply that calls tools
-    is returned without more ado. A stream yields the answer once it stands; better and better ones
-    come as custom events named "anytime_improvement".
+    is returned at once. A stream yields the final answer as one chunk; improving ones come as custom
+    events named "anytime_improvement".
 
     Raises ValueError for a bad argument, BudgetTooSmall (nothing was spent) and NoAnswer (no call
     brought one) when invoked.
@@ -412,8 +412,8 @@ class _Turn:
     def read(self, ordinal: int, reply: Reply) -> Reply | None:
         """The reply with what stands for an answer as its text, or None if it is no answer."""
         errors, message = reply.receipt["errors"], reply.message
-        if self.json and (found := _json(message.text)) is not None:
-            extra = {**message.additional_kwargs, "parsed": found}
+        if self.json and (parsed := _json(message.text)) is not None:
+            extra = {**message.additional_kwargs, "parsed": parsed}
             message = message.model_copy(update={"additional_kwargs": extra})
         self.messages[ordinal] = message
         if self.tools and reply.called:
@@ -489,10 +489,11 @@ def _tracers(run_manager: _Manager) -> _Manager:
     """A manager of this run for the tracers that see the runs below. They leave the run's own manager,
     because their end of the run is another one."""
     inherited = run_manager.inheritable_handlers
-    tracers = [h for h in run_manager.handlers if isinstance(h, BaseTracer) and h in inherited]
     apart = copy(run_manager)
-    apart.handlers = tracers
-    run_manager.handlers = [h for h in run_manager.handlers if h not in tracers]
+    apart.handlers = [
+        h for h in run_manager.handlers if isinstance(h, BaseTracer) and h in inherited
+    ]
+    run_manager.handlers = [h for h in run_manager.handlers if h not in apart.handlers]
     return apart
 
 
@@ -512,8 +513,8 @@ def _asked(messages: Sequence[BaseMessage]) -> dict[str, Any]:
 
 
 def _config(run_manager: _Run, reported: _Reported) -> RunnableConfig:
-    """The config of the graph inside, in which graph this model is called or not. Tracers see its
-    calls as child runs; other handlers would take them for this run's tokens and usage."""
+    """The config of the graph inside; it does not depend on a graph around this model. Tracers see the
+    inner calls as child runs; other handlers would take them for this run's tokens and usage."""
     handlers: list[BaseCallbackHandler] = [reported]
     if run_manager is not None:
         handlers += [h for h in run_manager.inheritable_handlers if isinstance(h, BaseTracer)]
@@ -564,13 +565,13 @@ def _result(turn: _Turn, out: Mapping[str, Any]) -> ChatResult:
         elif best["answer"] != best["text"]:
             message = message.model_copy(update={"content": best["answer"]})
     assert message is not None, "an answer was read off a message"
-    told = {
+    summary = {
         "stop_reason": "tool_calls" if turn.calling else out["stop_reason"],
         "score": None if turn.calling else best["score"],
         "spent": spent,
     }
     own = {k: v for k, v in message.response_metadata.items() if k != "token_usage"}
-    update = {"usage_metadata": _usage(spent), "response_metadata": {**own, "anytime": told}}
+    update = {"usage_metadata": _usage(spent), "response_metadata": {**own, "anytime": summary}}
     return ChatResult(generations=[ChatGeneration(message=message.model_copy(update=update))])
 
 

@@ -135,7 +135,9 @@ def unbound(model: Any) -> tuple[Any, dict[str, Any]]:
     return model, bound
 
 
-def rebound(binding: Any, model: Runnable[Any, Any], options: Mapping[str, Any]) -> Any:
+def rebound(
+    binding: Any, model: Runnable[Any, Any], options: Mapping[str, Any]
+) -> Runnable[Any, Any]:
     """Another model in these bindings: with their config, and with these options instead of theirs."""
     if not isinstance(binding, RunnableBinding):
         return model.bind(**options) if options else model
