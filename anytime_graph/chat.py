@@ -7,8 +7,10 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import Context, copy_context
+from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self, cast
+from functools import partial
+from typing import Any, Literal, Self, TypeVar, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManager,
@@ -27,13 +29,19 @@ from langchain_core.messages import (
     BaseMessage,
     UsageMetadata,
 )
-from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.messages.ai import (
+    InputTokenDetails,
+    OutputTokenDetails,
+    subtract_usage,
+)
+from langchain_core.output_parsers import JsonOutputParser
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableParallel, RunnableSequence
 from langchain_core.runnables.config import set_config_context
 from langchain_core.tools import BaseTool, StructuredTool
 from langchain_core.tracers import BaseTracer
 from langchain_core.utils.function_calling import convert_to_json_schema
+from langchain_core.utils.json import parse_json_markdown
 from langgraph.config import get_stream_writer
 from pydantic import (
     BaseModel,
@@ -47,7 +55,7 @@ from pydantic import (
 from anytime_graph.budget import Budget, Prices, Spend
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import contained
-from anytime_graph.metering.meter import unbound
+from anytime_graph.metering.meter import rebound, unbound
 from anytime_graph.metering.request import Reply
 from anytime_graph.metering.tool_calls import broken
 from anytime_graph.models import providers, resolve_model
@@ -75,8 +83,8 @@ class ChatAnytime(BaseChatModel):
 
     The reply is the best one, as its provider sent it; its `usage_metadata` is the total of all calls,
     and `response_metadata["anytime"]` has `stop_reason`, `score` and `spent`. A reply that calls tools
-    is returned without more ado. A stream yields the answer once it stands; better and better ones
-    come as custom events named "anytime_improvement".
+    is returned at once. A stream yields the final answer as one chunk; improving ones come as custom
+    events named "anytime_improvement".
 
     Raises ValueError for a bad argument, BudgetTooSmall (nothing was spent) and NoAnswer (no call
     brought one) when invoked.
@@ -185,7 +193,8 @@ class ChatAnytime(BaseChatModel):
         chain = _sequence(self._inner.with_structured_output(schema, **kwargs))
         parser = chain.steps[1] if len(chain.steps) == 2 else RunnableSequence(*chain.steps[1:])
         required = convert_to_json_schema(schema).get("required", ())
-        form = _Form(parser, frozenset(required))
+        of_text = any(isinstance(step, JsonOutputParser) for step in chain.steps)
+        form = _Form(parser, frozenset(required), of_text)
         if include_raw:
             chain = _sequence(
                 self._inner.with_structured_output(schema, include_raw=True, **kwargs)
@@ -208,9 +217,9 @@ class ChatAnytime(BaseChatModel):
                 f"({type(bound).__name__}), which ChatAnytime cannot take over"
             )
         _, own = unbound(self.model)
-        copy = self.model_copy(update={"model": inner.bind(**own) if own else inner})
-        copy._form = form
-        return copy.bind(**kwargs)
+        holder = self.model_copy(update={"model": rebound(self.model, inner, own)})
+        holder._form = form
+        return holder.bind(**kwargs)
 
     def as_tool(
         self,
@@ -247,7 +256,8 @@ class ChatAnytime(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         turn, app = self._turn(stop, kwargs)
-        config, writer = _config(run_manager), _writer()
+        reported, writer = _Reported(), _writer()
+        config = _config(run_manager, reported)
 
         def answered() -> dict[str, Any]:
             out: dict[str, Any] = {}
@@ -262,7 +272,10 @@ class ChatAnytime(BaseChatModel):
             return out
 
         with _apart(config) as context:
-            return _result(turn, context.run(answered))
+            result = _result(turn, context.run(answered))
+        if run_manager is not None:
+            _tracers(run_manager).on_llm_end(reported.rest(result))
+        return result
 
     async def _agenerate(
         self,
@@ -272,7 +285,8 @@ class ChatAnytime(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         turn, app = self._turn(stop, kwargs)
-        config, writer = _config(run_manager), _writer()
+        reported, writer = _Reported(), _writer()
+        config = _config(run_manager, reported)
 
         async def answered() -> dict[str, Any]:
             out: dict[str, Any] = {}
@@ -287,7 +301,10 @@ class ChatAnytime(BaseChatModel):
             return out
 
         with _apart(config) as context:
-            return _result(turn, await asyncio.create_task(answered(), context=context))
+            result = _result(turn, await asyncio.create_task(answered(), context=context))
+        if run_manager is not None:
+            await _tracers(run_manager).on_llm_end(reported.rest(result))
+        return result
 
     def stream(
         self,
@@ -347,7 +364,7 @@ class ChatAnytime(BaseChatModel):
             strategy=resolve(self.strategy),
         )
         app = self._graph(
-            inner.bind(**options) if options else inner,
+            rebound(self.model, inner, options),
             turn.moves,
             turn.score if callable(self.scorer) else turn.scorer,
             replace(answer_format("whole" if self._form else self.answer), read=turn.read),
@@ -358,13 +375,17 @@ class ChatAnytime(BaseChatModel):
 
 @dataclass(frozen=True)
 class _Form:
-    """What a structured answer must be. parser: the inner model's own."""
+    """What a structured answer must be. parser: the inner model's own. of_text: it reads JSON off the
+    text, and completes what was cut."""
 
     parser: Runnable[Any, Any]
     required: frozenset[str]
+    of_text: bool
 
     def parsed(self, message: AIMessage) -> Any:
         """Raises ValueError, or what the parser raises, if the message is no such answer."""
+        if self.of_text:
+            parse_json_markdown(message.text, parser=partial(json.loads, strict=False))
         answer = self.parser.invoke(message, {"callbacks": []})
         if answer is None:
             raise ValueError("nothing to parse")
@@ -392,8 +413,8 @@ class _Turn:
     def read(self, ordinal: int, reply: Reply) -> Reply | None:
         """The reply with what stands for an answer as its text, or None if it is no answer."""
         errors, message = reply.receipt["errors"], reply.message
-        if self.json and (found := _json(message.text)) is not None:
-            extra = {**message.additional_kwargs, "parsed": found}
+        if self.json and (parsed := _json(message.text)) is not None:
+            extra = {**message.additional_kwargs, "parsed": parsed}
             message = message.model_copy(update={"additional_kwargs": extra})
         self.messages[ordinal] = message
         if self.tools and reply.called:
@@ -440,6 +461,45 @@ class _Turn:
         return self.strategy(view)
 
 
+class _Reported(BaseCallbackHandler):
+    """The usage that tracers see in the runs below this model's own."""
+
+    def __init__(self) -> None:
+        self.usages: list[UsageMetadata] = []
+
+    def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
+        for generation in response.generations[0]:
+            message = getattr(generation, "message", None)
+            if (usage := getattr(message, "usage_metadata", None)) is not None:
+                self.usages.append(usage)
+
+    def rest(self, result: ChatResult) -> LLMResult:
+        """What tracers are given as the result: its usage is what no run below has shown, so that
+        the runs of a trace add up to the bill. Of 100 tokens, with runs of 34, 34 and one that was
+        cut, the rest is 32."""
+        message = cast(AIMessage, result.generations[0].message)
+        rest = message.usage_metadata
+        for usage in self.usages:
+            rest = subtract_usage(rest, usage)
+        unshown = message.model_copy(update={"usage_metadata": rest})
+        return LLMResult(generations=[[ChatGeneration(message=unshown)]])
+
+
+_Manager = TypeVar("_Manager", CallbackManagerForLLMRun, AsyncCallbackManagerForLLMRun)
+
+
+def _tracers(run_manager: _Manager) -> _Manager:
+    """A manager of this run for the tracers that see the runs below. They leave the run's own manager,
+    because their end of the run is another one."""
+    inherited = run_manager.inheritable_handlers
+    apart = copy(run_manager)
+    apart.handlers = [
+        h for h in run_manager.handlers if isinstance(h, BaseTracer) and h in inherited
+    ]
+    run_manager.handlers = [h for h in run_manager.handlers if h not in apart.handlers]
+    return apart
+
+
 _Run = CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None
 _MODES = ["custom", "values"]
 
@@ -455,13 +515,13 @@ def _asked(messages: Sequence[BaseMessage]) -> dict[str, Any]:
     return {"messages": copies}
 
 
-def _config(run_manager: _Run) -> RunnableConfig:
-    """The run's own config, whatever graph this model is called in. Tracers see it as child runs;
-    other handlers would take inner calls for the outer one's tokens and usage."""
-    tracers: list[BaseCallbackHandler] = []
+def _config(run_manager: _Run, reported: _Reported) -> RunnableConfig:
+    """The config of the graph inside; it does not depend on a graph around this model. Tracers see the
+    inner calls as child runs; other handlers would take them for this run's tokens and usage."""
+    handlers: list[BaseCallbackHandler] = [reported]
     if run_manager is not None:
-        tracers += [h for h in run_manager.inheritable_handlers if isinstance(h, BaseTracer)]
-    return {**_below(run_manager, tracers), "recursion_limit": _STEPS}
+        handlers += [h for h in run_manager.inheritable_handlers if isinstance(h, BaseTracer)]
+    return {**_below(run_manager, handlers), "recursion_limit": _STEPS}
 
 
 def _below(run_manager: _Run, handlers: list[BaseCallbackHandler]) -> RunnableConfig:
@@ -508,13 +568,13 @@ def _result(turn: _Turn, out: Mapping[str, Any]) -> ChatResult:
         elif best["answer"] != best["text"]:
             message = message.model_copy(update={"content": best["answer"]})
     assert message is not None, "an answer was read off a message"
-    told = {
+    summary = {
         "stop_reason": "tool_calls" if turn.calling else out["stop_reason"],
         "score": None if turn.calling else best["score"],
         "spent": spent,
     }
     own = {k: v for k, v in message.response_metadata.items() if k != "token_usage"}
-    update = {"usage_metadata": _usage(spent), "response_metadata": {**own, "anytime": told}}
+    update = {"usage_metadata": _usage(spent), "response_metadata": {**own, "anytime": summary}}
     return ChatResult(generations=[ChatGeneration(message=message.model_copy(update=update))])
 
 

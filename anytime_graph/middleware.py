@@ -130,10 +130,15 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
     def before_agent(self, state: BudgetState, runtime: Runtime[Any]) -> dict[str, Any]:
         """Begin a run: open its account."""
         spent = nothing() if self.per == "run" else _spent(state)
-        asked = next((m for m in reversed(_messages(state)) if m.type == "human"), None)
-        run = _Run(question=asked, growth=_run(state)["growth"], form=len(UPGRADES))
+        question = next((m for m in reversed(_messages(state)) if m.type == "human"), None)
+        run = _Run(question=question, growth=_run(state)["growth"], form=len(UPGRADES))
         self._enter(spent, run)
         return {"spent": Overwrite(spent), "stop_reason": None, "anytime_run": run}
+
+    def after_agent(self, state: BudgetState, runtime: Runtime[Any]) -> dict[str, Any]:
+        """Name the reason of an end that no model call was: a tool's with `return_direct`, or another
+        middleware's."""
+        return {"stop_reason": state.get("stop_reason") or "done"}
 
     def _account(self, state: Any) -> Account:
         """The account of this invocation; of one that is resumed, as the checkpoint has it."""
@@ -153,10 +158,10 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         self, request: Request, handler: Callable[[Request], Response]
     ) -> ExtendedModelResponse[Any]:
         turn = _Turn(self, request)
-        for asked in turn.requests():
+        for attempt in turn.requests():
             with paying_from(turn.payer):
                 try:
-                    turn.take(handler(asked))
+                    turn.take(handler(attempt))
                 except Exception as error:
                     turn.fail(error)
         return turn.result()
@@ -165,10 +170,10 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         self, request: Request, handler: Callable[[Request], Awaitable[Response]]
     ) -> ExtendedModelResponse[Any]:
         turn = _Turn(self, request)
-        for asked in turn.requests():
+        for attempt in turn.requests():
             with paying_from(turn.payer):
                 try:
-                    turn.take(await handler(asked))
+                    turn.take(await handler(attempt))
                 except Exception as error:
                     turn.fail(error)
         return turn.result()
@@ -225,7 +230,7 @@ class _Turn:
         """The requests to make, until there is a response."""
         yield self.request
         short = self.error is None or isinstance(self.error, Short)
-        if self.response is None and self.share and (short or self._said() is not None):
+        if self.response is None and self.share and (short or self._latest_text() is not None):
             self.payer = AgentPayer(self.account, "last", question=self.run["question"])
             messages = [*self.request.messages, *cast("list[Any]", self.written)]
             yield self.request.override(messages=messages, tools=[], tool_choice=None)
@@ -263,12 +268,12 @@ class _Turn:
         model wrote in this run."""
         response, reason = self.response, self.reason
         if response is None:
-            said = self._said()
+            text = self._latest_text()
             unspent = not self.account.due["calls"]
             raised = self.error if unspent or not isinstance(self.error, Short) else None
-            if said is None and raised is not None:
+            if text is None and raised is not None:
                 raise raised
-            response = ModelResponse(result=[AIMessage(said or "")])
+            response = ModelResponse(result=[AIMessage(text or "")])
         update: dict[str, Any] = {} if reason is None else {"jump_to": "end"}
         if reason is None and _is_answer(response):
             latest = self.payer.latest
@@ -278,22 +283,22 @@ class _Turn:
         update |= {"spent": self.account.collect(), "stop_reason": reason, "anytime_run": run}
         return ExtendedModelResponse(response, Command(update=update))
 
-    def _said(self) -> str | None:
-        """What the model said last in this run; None if it said nothing, be it without words."""
-        said = None
+    def _latest_text(self) -> str | None:
+        """What the model said last in this run; None if it did not reply, "" if without words."""
+        text = None
         for message in reversed([*self.request.messages, *self.written]):
             if message.type == "human":
                 break
             if message.type == "ai":
-                said = said or str(message.text).strip()
-        return said
+                text = text or str(message.text).strip()
+        return text
 
 
 @contextmanager
 def _working(account: Account, request: ToolCallRequest) -> Iterator[Account]:
     """A tool call under way, with a part of what is left for itself."""
-    said = next((m for m in reversed(_messages(request.state)) if m.type == "ai"), None)
-    parts = len(getattr(said, "tool_calls", ())) or 1
+    calling = next((m for m in reversed(_messages(request.state)) if m.type == "ai"), None)
+    parts = len(getattr(calling, "tool_calls", ())) or 1
     slice_: Limits = {}
     for dimension, amount in account.left().items():
         part = max(1, amount // parts) if dimension == "calls" else amount / parts

@@ -226,15 +226,14 @@ def opening(
     own = [protocol.instructions()] if detail or protocol.schema else []
     if detail:
         own += [lessons.text(detail), _remaining(room)]
-    head, *rest = _listed(conversation)
-    if head.type == "system":
-        own.insert(0, head.text)
-    else:
-        rest.insert(0, head)
     text = "\n\n".join(part for part in own if part)
-    if head.type == "system" and text == head.text:
-        return [head, *rest]
-    return [SystemMessage(text), *rest] if text else rest
+    head, *rest = messages = _listed(conversation)
+    if not text:
+        return messages
+    if head.type != "system":
+        return [SystemMessage(text), *messages]
+    # Blocks stay blocks: what they say of caching holds for the text up to them.
+    return [SystemMessage(_followed(head.content, text)), *rest]
 
 
 def conclude(

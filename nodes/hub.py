@@ -38,6 +38,7 @@ from anytime_graph.run.context import (
     root,
     stop_signal,
     thread_of,
+    user,
 )
 from anytime_graph.run.fold import fold
 from anytime_graph.run.state import (
@@ -233,19 +234,22 @@ class Hub:
         }
 
     def _recalled(self, question: str, run_id: int) -> State:
-        """What the memory has for a new question. A memory that fails costs its pairs, not the
-        run; a bad namespace is an error before anything is spent."""
+        """What the memory has for a new question. An authenticated user's namespaces begin with the
+        user, so that no client reads another's. A memory that fails costs its pairs, not the run; a
+        bad namespace is an error before anything is spent."""
         if self.memory is None:
             return State()
-        namespace = context().get("namespace") or ()
-        encoded(namespace)
+        named = context().get("namespace") or ()
+        encoded(named)
+        space = (*user(), *named)
+        encoded(space)
         try:
             with contained():
-                examples = self.memory.recall(tuple(namespace), question, besides=[run_id])
+                examples = self.memory.recall(space, question, besides=[run_id])
         except Exception as error:
             log.warning("the memory failed: %s", describe(error))
-            return State(namespace=list(namespace), errors=[f"memory: {describe(error)}"])
-        return State(namespace=list(namespace), examples=examples)
+            return State(namespace=list(space), errors=[f"memory: {describe(error)}"])
+        return State(namespace=list(space), examples=examples)
 
     def _remembered(self, state: State) -> list[str]:
         """Remember the question's pairs, unless the ledger has done so; what went wrong."""

@@ -260,6 +260,7 @@ class _Call:
 
     def config(self, config: RunnableConfig) -> RunnableConfig:
         """The config of the run. The first of several choices is known by the run's id."""
+        config = self.meter.config(config)
         return {**config, "run_id": self.run_id} if self.request.n > 1 else config
 
     # --- while it runs

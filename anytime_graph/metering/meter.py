@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.runnables import Runnable, RunnableBinding
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
+from langchain_core.runnables.config import merge_configs
 
 from anytime_graph.budget import Budget, Prices, Spend, nothing
 from anytime_graph.models import providers, tokens
@@ -27,6 +28,7 @@ class Meter:
     ceiling: output tokens that the model never exceeds. name: the provider's name for it.
     billed_once: whether a request for several choices is billed its prompt once. None: not known yet.
         False also where such requests cannot be made.
+    binding: the model as it was passed, within its bindings.
     """
 
     model: BaseChatModel
@@ -36,6 +38,18 @@ class Meter:
     tokenizer: Tokenizer
     prices: Prices | None
     billed_once: bool | None = False
+    binding: Any = None
+
+    def config(self, config: RunnableConfig) -> RunnableConfig:
+        """The config of a call, merged with what `with_config` and `with_listeners` bound to the model."""
+        binding = self.binding
+        while isinstance(binding, RunnableBinding):
+            if binding.config:
+                config = merge_configs(binding.config, config)
+            if binding.config_factories:
+                config = merge_configs(config, *(make(config) for make in binding.config_factories))
+            binding = binding.bound
+        return config
 
     def cap(self, paid: int | None) -> int | None:
         """The output cap of a call: the tokens that are paid for, or fewer if the model writes no more."""
@@ -67,6 +81,7 @@ class Meter:
 def meter(model: Any, prices: Prices | None) -> Meter:
     """Make a model ready. Raises ValueError if it is no chat model, or if its output cannot be
     limited."""
+    binding = model
     model, bound = unbound(model)
     if not isinstance(model, BaseChatModel):
         raise ValueError(
@@ -107,6 +122,7 @@ def meter(model: Any, prices: Prices | None) -> Meter:
         ),
         prices=prices,
         billed_once=(True if by_openai else None) if several else False,
+        binding=binding,
     )
 
 
@@ -119,6 +135,16 @@ def unbound(model: Any) -> tuple[Any, dict[str, Any]]:
     return model, bound
 
 
+def rebound(
+    binding: Any, model: Runnable[Any, Any], options: Mapping[str, Any]
+) -> Runnable[Any, Any]:
+    """Another model in these bindings: with their config, and with these options instead of theirs."""
+    if not isinstance(binding, RunnableBinding):
+        return model.bind(**options) if options else model
+    inner = rebound(binding.bound, model, {})
+    return binding.model_copy(update={"bound": inner, "kwargs": dict(options)})
+
+
 def without_tools(model: Any) -> Any:
     """The model without options that shape its answers, such as tools: judgements and reviews are no
     answers. The same object if it has none."""
@@ -126,12 +152,13 @@ def without_tools(model: Any) -> Any:
     kept = {key: value for key, value in bound.items() if key not in _SHAPING}
     if len(kept) == len(bound):
         return model
-    return bare.bind(**kept) if kept else bare
+    return rebound(model, bare, kept)
 
 
 def with_json_schema(model: Any, schema: Mapping[str, Any]) -> Runnable[Any, Any] | None:
     """The model bound so that its replies are JSON for the schema; None if its profile does not say
     that its provider supports that."""
+    binding = model
     model, bound = unbound(model)
     if not (getattr(model, "profile", None) or {}).get("structured_output"):
         return None
@@ -144,8 +171,8 @@ def with_json_schema(model: Any, schema: Mapping[str, Any]) -> Runnable[Any, Any
         return None
     if (form := head.kwargs.get("response_format")) is not None:
         options = providers.schema_in_body(model, {**bound, "response_format": form})
-        return cast(BaseChatModel, model).bind(**options)
-    return head.bind(**bound)
+        return rebound(binding, model, options)
+    return rebound(binding, head.bound, {**head.kwargs, **bound})
 
 
 def _served_by_openai(model: BaseChatModel) -> bool:

@@ -155,7 +155,10 @@ def meterable(
     binding = _facts(model, _BINDING)
     if binding and getattr(model, next(iter(binding))) is None:
         update |= binding
-    if "stream_usage" in fields:
+    declined = (
+        "stream_usage" in model.model_fields_set and getattr(model, "stream_usage", None) is False
+    )
+    if "stream_usage" in fields and not declined:
         update["stream_usage"] = True
     if "n" in fields and getattr(model, "n", None) not in (None, 1):
         update["n"] = 1

@@ -23,7 +23,7 @@ class Context(TypedDict, total=False):
     model: for its questions; a name among those that the graph was built with.
     strategy: for its questions, by name.
     namespace: whose preference pairs the memory recalls and remembers, such as [tenant, user];
-        default: the empty namespace.
+        default: the empty namespace. Under LangGraph's authentication it is within the user's own.
     stop: an object with `is_set()`, such as a threading.Event. Once it is set, calls in flight are cut
         and the best answer so far is returned.
     """
@@ -39,6 +39,12 @@ def context() -> Context:
     """The context of the invocation that this node belongs to."""
     settings = get_runtime(Context).context
     return settings if isinstance(settings, dict) else {}  # a parent graph's may be of another type
+
+
+def user() -> tuple[str, ...]:
+    """The user whom LangGraph's server has authenticated, as the start of a namespace; empty without."""
+    server = get_runtime(Context).server_info
+    return (server.user.identity,) if server and server.user else ()
 
 
 def chosen() -> Chosen:

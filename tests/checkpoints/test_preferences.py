@@ -396,6 +396,19 @@ class TestLedger:
         assert run["namespace"] == encoded(US)
         assert memory_of(store.ledger).recall(THEM, RIVERS) == []
 
+    def test_an_authenticated_user_keeps_to_a_memory_of_their_own(
+        self, served: Server, store: Checkpoints
+    ) -> None:
+        """Ann names what is Bob's, and reads and writes what is hers."""
+        app = graph(served, store, memory=store.ledger).compile()
+        spaces: list[str] = []
+        for name, named in [("bob", ["support"]), ("ann", ["bob", "support"]), ("ann", None)]:
+            thread, user = f"{name} as {named}", SimpleNamespace(identity=name)
+            config: Any = {"configurable": {"thread_id": thread, "langgraph_auth_user": user}}
+            app.invoke(ASK, config, context={"namespace": named})
+            spaces += [run["namespace"] for run in store.ledger.runs(thread)]
+        assert spaces == ['["bob", "support"]', '["ann", "bob", "support"]', '["ann"]']
+
     def test_a_reason_may_come_later(self, store: Checkpoints) -> None:
         remembered = Remembered(store)
         run_id = remembered.learn(US, RIVERS, pair("a", why="", why_by="nobody"))

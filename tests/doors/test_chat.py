@@ -22,7 +22,7 @@ from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
 from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel, ValidationError
 
-from anytime_graph import Budget, BudgetTooSmall, NoAnswer, Prices, create_anytime_graph
+from anytime_graph import Budget, BudgetTooSmall, NoAnswer, Prices, Score, create_anytime_graph
 from anytime_graph.chat import IMPROVEMENT, ChatAnytime
 from tests.kit.marks import torture
 from tests.kit.server import Reply, Server, serving
@@ -48,6 +48,16 @@ class Place(BaseModel):
 
     name: str
     people: int
+
+
+class Named(BaseModel):
+    """A place whose people are not always known."""
+
+    name: str
+    people: int | None = None
+
+
+WHOLE = '{"name": "Rome", "people": 2800000}'
 
 
 def chat(server: Server, **options: Any) -> ChatAnytime:
@@ -432,6 +442,24 @@ def test_no_reply_that_fits_is_no_answer(server: Server) -> None:
         chat(server, budget=Budget(calls=2)).with_structured_output(Place).invoke(QUESTION)
 
 
+@pytest.mark.parametrize("method", ["json_mode", "json_schema"])
+@pytest.mark.parametrize("schema", [Named, Named.model_json_schema()], ids=["class", "schema"])
+@given(kept=st.integers(1, len(WHOLE) - 1), fenced=st.booleans())
+@settings(max_examples=torture or 12)
+def test_json_that_was_cut_is_no_answer(
+    endless: Server, method: str, schema: Any, kept: int, fenced: bool
+) -> None:
+    """Though its end is called a natural one, and the schema would be content with less."""
+    start = "```json\n" if fenced else ""
+    endless.script = lambda request, i: Reply(start + WHOLE[:kept])
+    model = chat(endless, scorer=lambda question, answer: 0.5, budget=Budget(calls=2))
+    with pytest.raises(NoAnswer, match="is no such answer"):
+        model.with_structured_output(schema, method=method).invoke(QUESTION)
+    endless.script = lambda request, i: Reply(f"{start}{WHOLE}" + ("\n```" if fenced else ""))
+    if method == "json_mode" or not fenced:
+        assert model.with_structured_output(schema, method=method).invoke(QUESTION)
+
+
 # --- streams, callbacks, traces
 
 
@@ -506,6 +534,30 @@ def test_traces_hold_every_call_below_the_model(server: Server, how: str) -> Non
     assert all("mine" in run.tags for run in calls)
 
 
+@pytest.mark.parametrize("error", [None, "break"])
+@pytest.mark.parametrize("sync", [True, False], ids=["sync", "async"])
+def test_the_model_runs_of_a_trace_add_up_to_the_bill(
+    server: Server, sync: bool, error: str | None
+) -> None:
+    """With a call that ended without a report (break), and so is charged in full."""
+    long = Reply("word " * 20, error=error)
+    server.script = lambda request, i: long if i == 1 else numbered(request, i)
+    traced, model = RunCollectorCallbackHandler(), chat(server, budget=Budget(calls=3))
+    config: Any = {"callbacks": [traced]}
+    with get_usage_metadata_callback() as counted:
+        reply = (
+            model.invoke(QUESTION, config) if sync else asyncio.run(model.ainvoke(QUESTION, config))
+        )
+    (root,) = traced.traced_runs
+    runs = [run for run in (root, *_below(root)) if run.run_type == "llm" and not run.error]
+    replies = [run.outputs["generations"][0][0]["message"]["kwargs"] for run in runs]
+    usages = [reply["usage_metadata"] for reply in replies if "usage_metadata" in reply]
+    bill = reply.usage_metadata["total_tokens"]
+    assert sum(usage["total_tokens"] for usage in usages) == bill
+    assert reply.response_metadata["anytime"]["spent"]["tokens"] == bill >= server.settled().served
+    assert counted.usage_metadata["scripted"]["total_tokens"] == bill
+
+
 def _below(run: Any) -> list[Any]:
     return [inner for child in run.child_runs for inner in (child, *_below(child))]
 
@@ -515,6 +567,57 @@ def test_handlers_of_the_inner_model_hear_each_call(server: Server) -> None:
     inner = server.model(callbacks=[heard])
     ChatAnytime(model=inner, budget=Budget(calls=2), scorer=by_number).invoke(QUESTION)
     assert heard.events.count("start") == heard.events.count("end") == 2
+
+
+@pytest.mark.parametrize("door", ["chat", "graph", "judge", "schema"])
+def test_the_config_that_is_bound_to_a_model_goes_with_its_calls(server: Server, door: str) -> None:
+    heard, traced = Heard(), RunCollectorCallbackHandler()
+    config: Any = {"callbacks": [heard, traced], "tags": ["mine"], "metadata": {"tenant": "acme"}}
+    model: Any = server.model().with_config(config).bind(temperature=0.5)
+    own: Any = {"budget": Budget(calls=5), "scorer": None if door == "judge" else by_number}
+    if door == "graph":
+        create_anytime_graph(model, **own).compile().invoke({"messages": [("user", QUESTION)]})
+    elif door == "schema":
+        server.script, own["scorer"] = placed, lambda question, answer: 0.5
+        ChatAnytime(model=model, **own).with_structured_output(Place).invoke(QUESTION)
+    else:
+        ChatAnytime(model=model, **own).invoke(QUESTION)
+    assert heard.events.count("start") == len(server.calls) == 5
+    assert all(call.request["temperature"] == 0.5 for call in server.calls)
+    assert [("mine" in run.tags, run.metadata["tenant"]) for run in traced.traced_runs] == [
+        (True, "acme")
+    ] * 5
+
+
+def test_listeners_that_are_bound_to_a_model_hear_each_call(server: Server) -> None:
+    ended: list[Any] = []
+    model: Any = server.model().with_listeners(on_end=ended.append)
+    ChatAnytime(model=model, budget=Budget(calls=3), scorer=by_number).invoke(QUESTION)
+    assert len(ended) == 3
+
+
+def test_a_usage_report_that_a_user_declined_is_not_asked_for(server: Server) -> None:
+    model = server.model(stream_usage=False)
+    reply = ChatAnytime(model=model, budget=Budget(tokens=1_000), scorer=by_number).invoke(QUESTION)
+    assert not any("stream_options" in call.request for call in server.calls)
+    assert server.served <= reply.response_metadata["anytime"]["spent"]["tokens"] <= 1_000
+
+
+@pytest.mark.parametrize("answer", ["whole", "tags"])
+def test_instructions_in_blocks_stay_blocks(server: Server, answer: str) -> None:
+    """What is marked for a provider's cache stays marked, in every draft and refinement."""
+    block = {"type": "text", "text": "You know rivers.", "cache_control": {"type": "ephemeral"}}
+    model = ChatAnytime(
+        model=server.model(),
+        budget=Budget(calls=3, tokens=4_000),
+        strategy="self_refine",
+        answer=answer,
+        scorer=lambda question, answer: Score(0.5, "It is too short."),
+    )
+    model.invoke([SystemMessage([block]), HumanMessage(QUESTION)])
+    heads = [call.request["messages"][0] for call in server.calls]
+    assert [(head["role"], head["content"][0]) for head in heads] == [("system", block)] * 3
+    assert any("can be about" in said["text"] for head in heads for said in head["content"][1:])
 
 
 # --- as a tool

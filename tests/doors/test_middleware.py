@@ -446,7 +446,23 @@ def test_a_limit_of_calls_beside_it_ends_the_run_in_its_own_way(server: Server) 
     out = run(agent(server, budget=Budget(tokens=20_000), inside=[limit]))
     assert len(server.calls) == 2
     assert out["spent"]["tokens"] == server.served
-    assert out["stop_reason"] is None
+    assert out["stop_reason"] == "done"
+
+
+@pytest.mark.parametrize("sync", [True, False], ids=["sync", "async"])
+def test_a_tool_whose_result_is_the_answer_ends_the_run_with_a_reason(
+    server: Server, sync: bool
+) -> None:
+    @tool(return_direct=True)
+    def answer(text: str) -> str:
+        """Answer the user."""
+        return text
+
+    server.script = calling(("answer", {"text": ANSWER}))
+    out = run(agent(server, answer, budget=Budget(tokens=20_000)), sync=sync)
+    assert out["messages"][-1].text == ANSWER
+    assert out["stop_reason"] == "done"
+    assert out["spent"]["tokens"] == server.served
 
 
 class City(BaseModel):
