@@ -22,9 +22,9 @@ from anytime_graph.checkpoints import Ledger
 from anytime_graph.checkpoints.memory import Memory
 from anytime_graph.models import prices_of, resolve_model
 from anytime_graph.nodes.asking import Asking
+from anytime_graph.nodes.compiled import AnytimeGraph
 from anytime_graph.nodes.critique import VERDICT
 from anytime_graph.nodes.hub import Hub, grown
-from anytime_graph.nodes.leased import LeasedGraph
 from anytime_graph.nodes.spoke import SPOKES, Spoke
 from anytime_graph.planning.answers import AnswerFormat, answer_format
 from anytime_graph.planning.moves import Strategy
@@ -151,12 +151,8 @@ def create_anytime_graph(
     if budget is not None:
         affordable(default, budget)
     spoke = Spoke(setups, lives, answer if isinstance(answer, type) else None, ledger)
-    kind: type[StateGraph[State, Context, Input, Output]] = (
-        StateGraph if ledger is None else LeasedGraph
-    )
-    graph = kind(State, context_schema=Context, input_schema=Input, output_schema=Output)
-    if isinstance(graph, LeasedGraph) and ledger is not None:
-        graph.ledger = ledger
+    graph = AnytimeGraph(State, context_schema=Context, input_schema=Input, output_schema=Output)
+    graph.ledger = ledger
     graph.add_node("budget", hub.budget_node, destinations=(*SPOKES, "finish"))
     graph.add_edge(START, "budget")
     for name in SPOKES:

@@ -1,4 +1,8 @@
-"""Frees a thread as soon as an invocation of the graph ends, pauses or is abandoned."""
+"""The compiled graph: what is done before and after each of its invocations.
+
+Before: a budget in the input becomes plain data, which any saver may store. After, however the
+invocation ended: its thread is free for others.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +17,16 @@ from langgraph.graph import StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import RunControl, Runtime
 
+from anytime_graph.budget import Budget
 from anytime_graph.checkpoints import Ledger
 from anytime_graph.run.context import Context
 from anytime_graph.run.state import Input, Output, State
 
 
-class LeasedGraph(StateGraph[State, Context, Input, Output]):
-    """A graph whose threads have leases in a ledger."""
+class AnytimeGraph(StateGraph[State, Context, Input, Output]):
+    """The graph before it is compiled."""
 
-    ledger: Ledger
+    ledger: Ledger | None = None
 
     def compile(self, *args: Any, **options: Any) -> CompiledStateGraph[Any, Any, Any, Any]:
         app = super().compile(*args, **options)
@@ -42,9 +47,10 @@ class _Compiled(CompiledStateGraph[State, Context, Input, Output]):
     ) -> Iterator[Any]:
         control, belongs = _identified(config, control)
         try:
-            yield from super().stream(input, config, control=control, **options)
+            yield from super().stream(_plain(input), config, control=control, **options)
         finally:
-            cast(LeasedGraph, self.builder).ledger.end(belongs)
+            if (ledger := cast(AnytimeGraph, self.builder).ledger) is not None:
+                ledger.end(belongs)
 
     async def astream(  # type: ignore[override]
         self,
@@ -55,14 +61,21 @@ class _Compiled(CompiledStateGraph[State, Context, Input, Output]):
         **options: Any,
     ) -> AsyncIterator[Any]:
         control, belongs = _identified(config, control)
-        ledger = cast(LeasedGraph, self.builder).ledger
-        parts = cast(Any, super().astream(input, config, control=control, **options))
+        parts = cast(Any, super().astream(_plain(input), config, control=control, **options))
         try:
             async with aclosing(parts):
                 async for part in parts:
                     yield part
         finally:
-            await asyncio.shield(asyncio.to_thread(ledger.end, belongs))
+            if (ledger := cast(AnytimeGraph, self.builder).ledger) is not None:
+                await asyncio.shield(asyncio.to_thread(ledger.end, belongs))
+
+
+def _plain(given: Any) -> Any:
+    """The input without an object that LangGraph's serializer does not know."""
+    if isinstance(given, dict) and isinstance(budget := given.get("budget"), Budget):
+        return {**given, "budget": budget.limits()}
+    return given
 
 
 def _identified(
