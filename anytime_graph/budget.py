@@ -234,6 +234,9 @@ class BudgetTooSmall(ValueError):
         have = Budget(**_typed(given))
         super().__init__(f"the budget ({have}) cannot pay for {what}; the least is {self.least}")
 
+    def __reduce__(self) -> Any:
+        return _revived, (type(self), self.args, vars(self))
+
 
 class NoAnswer(RuntimeError):
     """Every call failed, so there is no answer.
@@ -245,6 +248,16 @@ class NoAnswer(RuntimeError):
         self.causes = causes
         self.spent = spent
         super().__init__("no call brought an answer: " + "; ".join(dict.fromkeys(causes)))
+
+    def __reduce__(self) -> Any:
+        return _revived, (type(self), self.args, vars(self))
+
+
+def _revived(kind: type[Exception], args: tuple[Any, ...], facts: dict[str, Any]) -> Exception:
+    """An error that comes from another process, without its arguments but with its message."""
+    error = kind.__new__(kind, *args)
+    vars(error).update(facts)
+    return error
 
 
 def _floor(amount: float) -> int:

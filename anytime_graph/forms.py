@@ -22,6 +22,10 @@ class NewerForm(ValueError):
     """A later version of anytime-graph wrote this. Nothing was spent or changed."""
 
 
+class UnknownForm(ValueError):
+    """An early version wrote this in a way that cannot be read any more. Nothing was spent or changed."""
+
+
 def refuse_newer(what: str, form: Any, known: int) -> None:
     """Raises NewerForm for a form that this version cannot read. what: names the data and its place."""
     if not isinstance(form, int) or form > known:
@@ -33,13 +37,23 @@ def refuse_newer(what: str, form: Any, known: int) -> None:
 
 def upgraded(stored: Mapping[str, Any], upgrades: Sequence[Upgrade], what: str) -> Stored:
     """A mapping in today's form, whose number is that of the upgrades. Without a KEY it has form 0.
-    Raises NewerForm."""
+    Raises NewerForm and UnknownForm."""
     form = stored.get(KEY, 0)
     refuse_newer(what, form, len(upgrades))
-    now = dict(stored)
-    for upgrade in upgrades[form:]:
-        now = upgrade(now)
-    return {**now, KEY: len(upgrades)}
+    return {**through(upgrades[form:], dict(stored), what), KEY: len(upgrades)}
+
+
+def through(upgrades: Sequence[Upgrade], stored: Stored, what: str) -> Stored:
+    """What these upgrades make of stored data. Raises UnknownForm."""
+    try:
+        for upgrade in upgrades:
+            stored = upgrade(stored)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UnknownForm(
+            f"{what}: an early version of anytime-graph wrote it, and this one cannot read it "
+            f"({type(error).__name__}: {error}); ask the question again, on another thread"
+        ) from error
+    return stored
 
 
 def unchanged(stored: Stored) -> Stored:

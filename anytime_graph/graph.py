@@ -22,6 +22,7 @@ from anytime_graph.checkpoints import Ledger
 from anytime_graph.checkpoints.memory import Memory
 from anytime_graph.models import prices_of, resolve_model
 from anytime_graph.nodes.asking import Asking
+from anytime_graph.nodes.compiled import AnytimeGraph
 from anytime_graph.nodes.critique import VERDICT
 from anytime_graph.nodes.hub import Hub, grown
 from anytime_graph.nodes.spoke import SPOKES, Spoke
@@ -91,7 +92,7 @@ def create_anytime_graph(
     (with the answer last), `best`, `spent`, `stop_reason`, `curve` and more (see Output). A new
     user message is a new question; a budget alone thinks on. Raises ValueError here for a bad
     argument, and when it runs BudgetTooSmall (nothing was spent), NoAnswer (all calls failed)
-    or, with a ledger, ThreadBusy (somebody else is running the thread).
+    or, with a ledger, ThreadBusy (another invocation is running the thread).
     """
     if not isinstance(width, int) or width < 2:
         raise ValueError(f"width={width!r}: a whole number, 2 or more")
@@ -150,9 +151,8 @@ def create_anytime_graph(
     if budget is not None:
         affordable(default, budget)
     spoke = Spoke(setups, lives, answer if isinstance(answer, type) else None, ledger)
-    graph: StateGraph[State, Context, Input, Output] = StateGraph(
-        State, context_schema=Context, input_schema=Input, output_schema=Output
-    )
+    graph = AnytimeGraph(State, context_schema=Context, input_schema=Input, output_schema=Output)
+    graph.ledger = ledger
     graph.add_node("budget", hub.budget_node, destinations=(*SPOKES, "finish"))
     graph.add_edge(START, "budget")
     for name in SPOKES:

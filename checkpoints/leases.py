@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,21 +23,23 @@ from anytime_graph.checkpoints.store import Execute, Store
 LEASE = 15.0
 """Seconds for which a lease holds unless it is renewed."""
 GRACE = 2.0
-"""Seconds without a node at work after which an invocation of this process counts as gone: it
-gives no sign when its caller stops reading a stream."""
+"""Seconds without a node at work after which an invocation counts as gone. It gives no sign when its
+caller keeps a stream and stops reading it."""
 
 _PATIENCE = 0.5
-"""Seconds that one who was cancelled gets to leave."""
+"""Seconds that a cancelled invocation gets to leave."""
 
 
 class ThreadBusy(RuntimeError):
-    """Somebody else is running the thread. It ends with them, or some seconds after they die."""
+    """Another invocation is running the thread. The thread is free when that one ends or pauses, or
+    some seconds after its process dies."""
 
 
 @dataclass(eq=False)
 class Hold:
     """An invocation's right to a thread. life: what its nodes share. holder: as the lease has it.
-    at_work: how many of its nodes are running; idle: since when none is."""
+    at_work: how many of its nodes are running; idle: since when none is. ended: the invocation is
+    over, or counts as gone. free: its lease was dropped."""
 
     thread: str
     life: Hashable
@@ -45,10 +47,11 @@ class Hold:
     at_work: int = 1
     idle: float = 0.0
     taken: threading.Event = field(default_factory=threading.Event)
-    broken: bool = False
+    ended: bool = False
+    free: bool = False
 
     def gone(self) -> bool:
-        return self.broken or (not self.at_work and time.monotonic() - self.idle > GRACE)
+        return self.ended or (not self.at_work and time.monotonic() - self.idle > GRACE)
 
 
 class Leases:
@@ -68,7 +71,7 @@ class Leases:
         while True:
             with self._lock:
                 hold = self._holds.get(thread)
-                if hold and hold.life == life and hold.taken.is_set() and not hold.broken:
+                if hold and hold.life == life and hold.taken.is_set() and not hold.ended:
                     hold.at_work += 1
                     return hold
                 if hold is None or hold.gone():
@@ -91,7 +94,27 @@ class Leases:
         with self._lock:
             hold.at_work -= 1
             hold.idle = time.monotonic()
-            hold.broken |= broken
+            hold.ended |= broken
+
+    def end(self, belongs: Callable[[Hashable], bool]) -> None:
+        """The invocation to which these lives belong is over: finished, paused or abandoned."""
+        with self._lock:
+            over = [h for h in self._holds.values() if not h.at_work and belongs(h.life)]
+            for hold in over:
+                hold.ended = True
+        self.free()
+        for hold in over:
+            self.forget(hold)
+
+    def free(self) -> None:
+        """Drop the leases of invocations that are gone."""
+        with self._lock:
+            holds = [h for h in self._holds.values() if not h.at_work and h.gone() and not h.free]
+            for hold in holds:
+                hold.ended = hold.free = True
+        for hold in holds:
+            with self._store.transaction() as execute:
+                self.drop(hold, execute)
 
     def forget(self, hold: Hold) -> None:
         with self._lock:
@@ -99,7 +122,7 @@ class Leases:
                 del self._holds[hold.thread]
 
     def drop(self, hold: Hold, execute: Execute) -> None:
-        """Within a write: the thread is free. To be forgotten once that is kept."""
+        """Within a write: free the thread. Forget the hold once the write is kept."""
         execute(
             "DELETE FROM leases WHERE thread = :thread AND holder = :holder",
             {"thread": hold.thread, "holder": hold.holder},
@@ -116,7 +139,7 @@ class Leases:
             raise ThreadBusy(f"thread {hold.thread!r} was taken over by another invocation")
 
     def renew_all(self) -> None:
-        """Renew those of threads at work."""
+        """Renew the leases of threads at work."""
         with self._lock:
             holds = [hold for hold in self._holds.values() if hold.at_work]
         for hold in holds:
@@ -124,7 +147,7 @@ class Leases:
                 self.renew(hold, execute)
 
     def close(self) -> None:
-        """Drop all, as far as the store lets it; no other ledger waits for this one."""
+        """Drop all leases. Other ledgers of this process no longer wait for this one."""
         _OPEN.pop(self._me, None)
         with self._lock:
             holds = list(self._holds.values())
@@ -133,7 +156,7 @@ class Leases:
                 self.drop(hold, execute)
 
     def lost(self, thread: str) -> bool:
-        """Whether the thread is held here and its lease carries another's token by now."""
+        """Whether another invocation has taken a thread that is held here."""
         with self._lock:
             hold = self._holds.get(thread)
         if hold is None or not hold.taken.is_set():
@@ -143,7 +166,7 @@ class Leases:
         return bool(rows) and rows[0]["holder"] != hold.holder and self._holds.get(thread) is hold
 
     def holds(self, holder: str, thread: str) -> bool:
-        """Whether a lease of this ledger's is of an invocation that may still be running."""
+        """Whether the invocation behind this lease may still be running in this ledger."""
         with self._lock:
             hold = self._holds.get(thread)
             return hold is not None and hold.holder == holder and not hold.gone()

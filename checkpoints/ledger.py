@@ -131,6 +131,11 @@ class Ledger(History):
             with self._lock:
                 self._seen[root] = time.monotonic()
 
+    def end(self, belongs: Callable[[Hashable], bool]) -> None:
+        """An invocation is over, or paused: others may have its threads at once."""
+        with suppress(LedgerError):
+            self.leases.end(belongs)
+
     def release(self, hold: Hold) -> None:
         """The invocation ends in an error: others may have the thread at once."""
         self.leases.forget(hold)
@@ -461,13 +466,15 @@ class Ledger(History):
     # --- while calls stream
 
     def _beat(self) -> None:
-        """Renew the leases of runs at work, and keep what has streamed in and until when."""
+        """Renew the leases of runs at work, drop those of runs that are gone, and keep what has
+        streamed in so far."""
         renewed = 0.0
         while not self._closed.wait(_BEAT):
             try:
                 if time.monotonic() - renewed > LEASE / 3:
                     self.leases.renew_all()
                     renewed = time.monotonic()
+                self.leases.free()
                 self._flush()
             except LedgerError as error:
                 log.warning("%s", error)

@@ -9,13 +9,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from anytime_graph.checkpoints import schema
 from anytime_graph.checkpoints.schema import LedgerError
-
-if TYPE_CHECKING:
-    from sqlite_utils.db import Table
 
 PATIENCE = 30.0
 """Seconds to wait for another process's transaction."""
@@ -122,28 +119,12 @@ class SqliteStore:
         schema.refuse_newer(self.where, self._version())
         _wal(self._db.conn)
         with self.transaction():
-            version = self._version()
-            if version < 1:
-                for name, table in schema.TABLES.items():
-                    self._create(name, table)
-            if version < 2:
-                for name, column in schema.SEARCHED.items():
-                    self._searchable(name, column)
-                for name, sql in schema.VIEWS.items():
-                    self._db.create_view(name, sql)
-            if version < 3:
-                self._create("memory", schema.MEMORY)
-                self._searchable("memory", "terms")
-                for statement in schema.ADDED:
-                    self._db.execute(statement)
-            if version < schema.VERSION:
-                self._table("anytime_schema").upsert({"id": 1, "version": schema.VERSION}, pk="id")
-
-    def _table(self, name: str) -> Table:
-        return self._db.table(name)
+            schema.upgrade(
+                self._version(), self._db.execute, "INTEGER PRIMARY KEY", self._searchable
+            )
 
     def _version(self) -> int:
-        if self._table("anytime_schema").exists():
+        if self._db.table("anytime_schema").exists():
             rows = self._execute("SELECT max(version) AS version FROM anytime_schema", {})
             return int(rows[0]["version"])
         if foreign := sorted(set(self._db.table_names()) - _LANGGRAPH):
@@ -153,27 +134,9 @@ class SqliteStore:
             )
         return 0
 
-    def _create(self, name: str, table: schema.Table) -> None:
-        created = self._table(name).create(
-            dict(table.columns),
-            pk=table.key,
-            not_null=set(table.columns) - set(table.optional) - {table.key},
-            foreign_keys=[
-                (column, to, "id")
-                for column, to in table.refers.items()
-                if (name, column) != ("runs", "best_id")
-            ],
-        )
-        if name == "answers":
-            self._table("runs").add_foreign_key("best_id", "answers", "id")
-        if table.unique:
-            created.create_index(table.unique, unique=True)
-        if columns := schema.INDEXES.get(name):
-            created.create_index(columns)
-
     def _searchable(self, name: str, column: str) -> None:
-        self._table(name).enable_fts([column], create_triggers=True)
-        # The column never changes; the trigger would index it anew at every update.
+        self._db.table(name).enable_fts([column], create_triggers=True)
+        # The column never changes; this trigger would index it again at every update of its row.
         self._db.execute(f"DROP TRIGGER {name}_au")
 
 

@@ -18,6 +18,7 @@ from anytime_graph.checkpoints.export import line
 from anytime_graph.cli import display, ledger_commands, question_commands
 from anytime_graph.cli import options as option
 from anytime_graph.cli.bench_commands import advise_command, bench
+from anytime_graph.cli.trust import signed, trusted
 from anytime_graph.constraints import Constraints
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import interruptible
@@ -127,7 +128,8 @@ def resume(thread: str, db: str, as_json: bool, **options: Any) -> None:
 
     The run spends what is left of its budget, and what you add here. No call is paid for twice.
     Options that you leave out keep the values of the `solve` command. A thread that a program
-    began needs --model. The output and the exit codes are those of `solve`.
+    began needs --model. If another user or machine began it, --model, --judge and --check are not
+    taken from the ledger: give them again. The output and the exit codes are those of `solve`.
 
     \b
     anytime-graph resume rivers
@@ -136,7 +138,8 @@ def resume(thread: str, db: str, as_json: bool, **options: Any) -> None:
     with ledger_commands.errors_shown(as_json):
         with ledger_commands.opened(db) as store:
             run = ledger_commands.runs_of(store.ledger, thread)[-1]
-        options |= option.restored(run["options"] or {}, options)
+        remembered = trusted(run["options"] or {}, options, thread)
+        options |= option.restored(remembered, options)
         if options["model"] is None:
             raise ValueError(
                 f"thread {thread!r}: its last run was not begun by `anytime-graph solve`; give --model "
@@ -226,7 +229,7 @@ def _read_question(question: str | None, file: str | None) -> str:
 def _thread_config(thread: str, options: dict[str, Any]) -> RunnableConfig:
     return {
         "configurable": {"thread_id": thread},
-        "metadata": {"anytime_options": option.remembered(options)},
+        "metadata": {"anytime_options": signed(option.remembered(options), thread)},
     }
 
 

@@ -14,13 +14,24 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
-from anytime_graph.forms import KEY, Stored, Upgrade, refuse_newer, unchanged, upgraded
-from anytime_graph.run.calls import AgentCall, AgentDraft, Assignment, PlannedCall, receipt
+from anytime_graph.forms import KEY, Stored, Upgrade, refuse_newer, through, unchanged, upgraded
+from anytime_graph.run.calls import (
+    OWN,
+    PLAIN,
+    REVIEW,
+    AgentCall,
+    AgentDraft,
+    Assignment,
+    PlannedCall,
+    Role,
+    receipt,
+)
+from anytime_graph.run.pairs import parting
 from anytime_graph.run.state import Payoff, State, fresh
 
 CHANNEL = "anytime_form"
 """The channel with the form of the state. A parent graph may have channels of its own beside it."""
-_RENAMED = {"gate": "role", "prompt_bound": "max_input", "room": "max_output"}
+_RENAMED = {"prompt_bound": "max_input", "room": "max_output"}
 _OF_CALLS = ("ordinal", "step", "slice", "shape")
 _OF_RUNS = ("run_id", "thread", "plan", "question", "spent", "limits")
 _MEANING = ("candidate", "preferred", "why", "principles")
@@ -31,13 +42,11 @@ class StoredState(State, total=False):
 
 
 def migrated_state(state: Mapping[str, Any]) -> State:
-    """The state in today's form, with the replies that wait in it. Raises NewerForm."""
-    form, thread = state.get(CHANNEL, 0), state.get("thread", "")
-    refuse_newer(f"the state of thread {thread!r}", form, len(STATE))
-    now = dict(state)
-    if "question_id" in state:  # else no question was begun
-        for upgrade in STATE[form:]:
-            now = upgrade(now)
+    """The state in today's form, with the replies that wait in it. Raises NewerForm and UnknownForm."""
+    form, what = state.get(CHANNEL, 0), f"the state of thread {state.get('thread', '')!r}"
+    refuse_newer(what, form, len(STATE))
+    begun = "question_id" in state
+    now = through(STATE[form:] if begun else (), dict(state), what)
     if now.get("returned"):
         now["returned"] = [upgraded(each, OUTCOME, "a reply") for each in now["returned"]]
     return cast(State, {**now, CHANNEL: len(STATE)})
@@ -49,17 +58,17 @@ def changes(state: Mapping[str, Any], now: Mapping[str, Any]) -> State:
 
 
 def migrated_assignment(sent: Mapping[str, Any]) -> Assignment:
-    """An assignment that a killed run left in its checkpoint, in today's form. Raises NewerForm."""
+    """An assignment that a killed run left in its checkpoint, in today's form. Raises NewerForm and UnknownForm."""
     return cast(Assignment, upgraded(sent, ASSIGNMENT, "the plan of a call"))
 
 
 def migrated_final(state: Mapping[str, Any]) -> State:
-    """The state that the finish node was sent, in today's form. Raises NewerForm."""
+    """The state that the finish node was sent, in today's form. Raises NewerForm and UnknownForm."""
     return cast(State, upgraded(state, FINAL, "the end of a run"))
 
 
 def planned_call(row: Mapping[str, Any]) -> PlannedCall:
-    """The plan in a row of the ledger's calls, in today's form. Raises NewerForm."""
+    """The plan in a row of the ledger's calls, in today's form. Raises NewerForm and UnknownForm."""
     planned = upgraded(json.loads(row["task"]), PLANNED, "the plan of a call in the ledger")
     del planned[KEY]
     return cast(PlannedCall, planned)
@@ -73,6 +82,7 @@ def planned_from_task(task: Stored) -> Stored:
     move = dict(task["move"])
     call: Stored = {key: task[key] for key in _OF_CALLS}
     call |= {new: task[old] for old, new in _RENAMED.items()}
+    call["role"] = task.get("gate") or _role(move)
     call |= {"n": move.pop("choices", 1), "prompt_copies": move.pop("billed", 1)}
     if (choice := move.pop("choice", None)) is not None:
         call["choice"] = choice
@@ -84,6 +94,13 @@ def planned_from_task(task: Stored) -> Stored:
     if within is not None:
         call["agent_call"] = AgentCall(draft=within, request=request or "", last=bool(final))
     return {**call, "move": _move(move, task.get("swapped", False))}
+
+
+def _role(move: Stored) -> Role:
+    """Of a task from before tasks had a gate, when a model was its own judge."""
+    if move["kind"] != "critique":
+        return OWN
+    return REVIEW if move["second"] is None else PLAIN
 
 
 def receipt_from_reply(reply: Stored) -> Stored:
@@ -101,6 +118,9 @@ def _with_all_channels(state: Stored) -> Stored:
     filled["judging"] = {**none["judging"], **filled["judging"]}
     fields = Payoff.__required_keys__
     filled["payoffs"] = {k: p for k, p in filled["payoffs"].items() if p.keys() == fields}
+    filled["candidates"] = list(map(_candidate, filled["candidates"]))
+    filled["best"] = filled["best"] and _candidate(filled["best"])
+    filled["pairs"] = list(map(_pair, filled["pairs"]))
     filled["owed"] = [_move(dict(move), False) for move in filled["owed"]]
     return filled
 
@@ -118,7 +138,22 @@ def _outcome_with_call(outcome: Stored) -> Stored:
         {"step": outcome["ordinal"], "slice": {}, "prompt_bound": 0, **outcome}
     )
     meaning = {key: outcome[key] for key in _MEANING if key in outcome}
+    if "candidate" in meaning:
+        meaning["candidate"] = _candidate(meaning["candidate"])
     return {"call": call, "receipt": {**came, "ended": "error" if failed else "stop"}, **meaning}
+
+
+def _candidate(candidate: Stored) -> Stored:
+    return {"right": None, "taught": False, **candidate}
+
+
+def _pair(pair: Stored) -> Stored:
+    """With the excerpts and the origin of its reason, which pairs did not tell at first."""
+    if "better" in pair:
+        return pair
+    better, worse = parting(pair["chosen"], pair["rejected"])
+    by = pair["by"] if pair["why"] else "score" if pair["by"] == "scorer" else "nobody"
+    return {**pair, "better": better, "worse": worse, "why_by": by}
 
 
 def _move(move: Stored, swapped: bool) -> Stored:

@@ -121,7 +121,7 @@ def test_what_was_killed_goes_on_and_nothing_is_bought_twice(left: Left, served:
         reserved = [call for call in before if call["state"] == "reserved"]
         assert len(reserved) == 1
         if name == "commanded":
-            out = commanded(left, served, "resume", name)
+            out = commanded(left, served, "resume", name, "--model", "openai:scripted")
             said = out["answer"]
         else:
             with opened(left, name, served.url) as app:

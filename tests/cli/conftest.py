@@ -17,6 +17,7 @@ def command(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name, value in environment(server).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
     def invoke(*words: str, input: str | None = None) -> Result:
         return CliRunner().invoke(main, list(words), input=input, catch_exceptions=False)

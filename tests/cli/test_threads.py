@@ -282,6 +282,48 @@ def test_resume_goes_on_with_the_scorer_in_a_file(
     assert (out["answer"], out["score"]) == ("xxxxx", 0.1)
 
 
+@pytest.mark.parametrize("option", ["check", "model", "judge"])
+def test_what_somebody_else_wrote_into_the_ledger_is_not_run(
+    server: Server, command: Command, solve: Command, tmp_path: Path, option: str
+) -> None:
+    ran = tmp_path / "ran"
+    (tmp_path / "theirs.py").write_text(
+        f"import os\nos.mkdir({str(ran)!r})\ndef f(q, a): return 0.5\n"
+    )
+    theirs = {"check": f"{tmp_path}/theirs.py:f", "model": "openai:dear", "judge": "openai:dear"}
+    solve("t", "--calls", "2")
+    made = len(server.calls)
+    with closing(sqlite3.connect("anytime.db")) as db, db:
+        (kept,) = db.execute("SELECT options FROM runs").fetchone()
+        changed = json.dumps({**json.loads(kept), option: theirs[option]})
+        db.execute("UPDATE runs SET options = ?", [changed])
+    done = command("resume", "t", "--calls", "+2")
+    assert done.exit_code == 2
+    assert f"--{option} {theirs[option]}" in told(done)
+    assert not ran.exists()
+    assert len(server.calls) == made
+    own = ["--model", "openai:scripted", "--judge", "openai:scripted", "--check"]
+    done = command("resume", "t", "--calls", "+2", *own, theirs["check"])
+    assert done.exit_code == 0, done.output
+
+
+def test_options_of_another_thread_or_user_are_not_taken(
+    command: Command, solve: Command, tmp_path: Path
+) -> None:
+    solve("mine", "--calls", "2")
+    solve("theirs", "--calls", "2")
+    with closing(sqlite3.connect("anytime.db")) as db, db:
+        db.execute(
+            "UPDATE runs SET options = (SELECT options FROM runs WHERE thread = 'theirs') "
+            "WHERE thread = 'mine'"
+        )
+    assert "give them again" in told(command("resume", "mine", "--calls", "+1"))
+    key = tmp_path / "config" / "anytime-graph" / "key"
+    assert key.stat().st_mode & 0o777 == 0o600
+    key.unlink()
+    assert "give them again" in told(command("resume", "theirs", "--calls", "+1"))
+
+
 def test_a_thread_of_a_program_needs_a_model(server: Server, command: Command) -> None:
     with open_checkpoints("anytime.db") as store:
         graph = create_anytime_graph(server.model(), budget=Budget(calls=1), ledger=store.ledger)

@@ -62,8 +62,9 @@ def test_python_blocks_run(code: str, server: Server, tmp_path: Path) -> None:
     server.script = lambda request, i: Reply(
         text=city if "response_format" in request else f"<answer>{city}</answer>"
     )
-    said = output(code, server, tmp_path)
-    assert said or "print" not in code
+    done = forked(code, tmp_path, environment(server, tmp_path))
+    assert (done.returncode, done.stderr) == (0, ""), "no error, and no warning that is logged"
+    assert done.stdout or "print" not in code
 
 
 @pytest.mark.parametrize("block", blocks("console"))

@@ -1,0 +1,99 @@
+"""The compiled graph: what is done before and after each of its invocations.
+
+Before: a budget in the input becomes plain data, which any saver may store. After, however the
+invocation ended: its thread is free for others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
+from contextlib import aclosing, suppress
+from typing import Any, cast
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.config import get_config
+from langgraph.graph import StateGraph
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.runtime import RunControl, Runtime
+
+from anytime_graph.budget import Budget
+from anytime_graph.checkpoints import Ledger
+from anytime_graph.run.context import Context
+from anytime_graph.run.state import Input, Output, State
+
+
+class AnytimeGraph(StateGraph[State, Context, Input, Output]):
+    """The graph before it is compiled."""
+
+    ledger: Ledger | None = None
+
+    def compile(self, *args: Any, **options: Any) -> CompiledStateGraph[Any, Any, Any, Any]:
+        app = super().compile(*args, **options)
+        app.__class__ = _Compiled
+        return app
+
+
+class _Compiled(CompiledStateGraph[State, Context, Input, Output]):
+    """`invoke` and `ainvoke` read these streams, so every end of an invocation comes by here."""
+
+    def stream(  # type: ignore[override]
+        self,
+        input: Any,
+        config: RunnableConfig | None = None,
+        *,
+        control: RunControl | None = None,
+        **options: Any,
+    ) -> Iterator[Any]:
+        control, belongs = _identified(config, control)
+        try:
+            yield from super().stream(_plain(input), config, control=control, **options)
+        finally:
+            if (ledger := cast(AnytimeGraph, self.builder).ledger) is not None:
+                ledger.end(belongs)
+
+    async def astream(  # type: ignore[override]
+        self,
+        input: Any,
+        config: RunnableConfig | None = None,
+        *,
+        control: RunControl | None = None,
+        **options: Any,
+    ) -> AsyncIterator[Any]:
+        control, belongs = _identified(config, control)
+        parts = cast(Any, super().astream(_plain(input), config, control=control, **options))
+        try:
+            async with aclosing(parts):
+                async for part in parts:
+                    yield part
+        finally:
+            if (ledger := cast(AnytimeGraph, self.builder).ledger) is not None:
+                await asyncio.shield(asyncio.to_thread(ledger.end, belongs))
+
+
+def _plain(given: Any) -> Any:
+    """The input without an object that LangGraph's serializer does not know."""
+    if isinstance(given, dict) and isinstance(budget := given.get("budget"), Budget):
+        return {**given, "budget": budget.limits()}
+    return given
+
+
+def _identified(
+    config: RunnableConfig | None, control: RunControl | None
+) -> tuple[RunControl, Callable[[Hashable], bool]]:
+    """The control that LangGraph would choose for an invocation; and which lives belong to it (see
+    run.context.Invocation). Within a parent graph, invocations share a control and differ in
+    their namespace."""
+    settings = (config or {}).get("configurable")
+    if settings is None:
+        with suppress(RuntimeError):
+            settings = get_config().get("configurable")
+    runtimes = [value for value in (settings or {}).values() if isinstance(value, Runtime)]
+    around = runtimes[0].control if runtimes else None
+    space = str((settings or {}).get("checkpoint_ns") or "") if around else ""
+    own = control or around or RunControl()
+
+    def belongs(life: Any) -> bool:
+        return bool(life[0] is own and life[1].startswith(space))
+
+    return own, belongs
