@@ -66,9 +66,12 @@ def _unreported_spend(
     """The whole reservation; more if more arrived. Pieces count if each can be a token: of 310 "(" at
     a cap of 300, 310; of the 1,400 letters of 300 tokens, none."""
     cap, seen = request.max_output or 0, streamed.seen
-    most, pieces = max_written_tokens(seen), streamed.pieces + streamed.unseen_chunks
-    text = most if overran or not cap else tokens.min_tokens(seen)
-    output = max(cap, text, pieces if overran or pieces <= most else 0)
+    most, pieces = max_written_tokens(seen), streamed.pieces
+    if overran:
+        output = max(cap, most, pieces + streamed.unseen_chunks)
+    else:
+        text = tokens.min_tokens(seen) if cap else most
+        output = max(cap, text, pieces if pieces <= most else 0)
     return meter.priced(request.max_input, output, written=request.max_input)
 
 

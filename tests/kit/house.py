@@ -15,7 +15,7 @@ from tests.kit.places import ROOT
 
 PAGE = ROOT / "docs" / "architecture.md"
 ROOMS = (
-    ("budget", "text", "interrupt", "forms", "local", "metrics"),
+    ("budget", "text", "interrupt", "clock", "forms", "local", "metrics"),
     ("models", "scoring"),
     ("run", "constraints"),
     ("prompts", "tasks"),
