@@ -135,10 +135,10 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         self._enter(spent, run)
         return {"spent": Overwrite(spent), "stop_reason": None, "anytime_run": run}
 
-    def after_agent(self, state: BudgetState, runtime: Runtime[Any]) -> dict[str, Any]:
+    def after_agent(self, state: BudgetState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Name the reason of an end that no model call was: a tool's with `return_direct`, or another
         middleware's."""
-        return {"stop_reason": state.get("stop_reason") or "done"}
+        return None if state.get("stop_reason") else {"stop_reason": "done"}
 
     def _account(self, state: Any) -> Account:
         """The account of this invocation; of one that is resumed, as the checkpoint has it."""
