@@ -53,7 +53,7 @@ ERRORS = [kind for kind in defined() if issubclass(kind, Exception)]
 RECORDS = [kind for kind in defined() if is_public_record(kind)]
 OWN: dict[str, dict[str, Any]] = {
     "Budget": {"tokens": 5},
-    "Constraints": {"words": 3},
+    "Constraints": {"words": 3, "starts_with": "A", "ends_with": ".", "matches": "[a-z]"},
     "Until": {"target": 0.9},
 }
 """Arguments of records that need one of several."""
