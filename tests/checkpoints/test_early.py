@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import lzma
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import pytest
 
 from anytime_graph import Budget, create_anytime_graph, open_checkpoints
 from anytime_graph.forms import UnknownForm
-from anytime_graph.run.upgrade import migrated_state
+from anytime_graph.run.upgrade import migrated_assignment, migrated_state, planned_call
 from tests.kit.places import DATA
 from tests.kit.server import Reply, Server
 
@@ -55,20 +53,18 @@ def test_a_killed_thread_goes_on(server: Server, tmp_path: Path, file: Path, thr
             assert out["spent"]["tokens"] == paid + server.settled().served
 
 
-@pytest.mark.parametrize("file", EARLY, ids=lambda file: file.name)
-def test_what_cannot_be_read_says_so_before_anything_is_spent(
-    server: Server, tmp_path: Path, file: Path
-) -> None:
-    target = left(file, tmp_path)
-    with closing(sqlite3.connect(target)) as connection, connection:
-        connection.execute("UPDATE calls SET task = replace(task, '\"prompt_bound\"', '\"x\"')")
-    with open_checkpoints(target) as store:
-        app = create_anytime_graph(
-            server.model(), budget=Budget(tokens=6_000), ledger=store.ledger
-        ).compile(checkpointer=store.saver)
-        with pytest.raises(UnknownForm, match=r"an early version .* cannot read it .*prompt_bound"):
-            app.invoke(None, {"configurable": {"thread_id": "killed"}})
-    assert not server.calls
+@pytest.mark.parametrize(
+    ("read", "stored"),
+    [
+        (migrated_assignment, {"move": {"kind": "draft"}}),
+        (planned_call, {"task": '{"move": {"kind": "draft"}}'}),
+        (migrated_state, {"question_id": "q", "thread": "rivers"}),
+        (migrated_state, {"returned": [{"ordinal": 0}]}),
+    ],
+)
+def test_what_cannot_be_read_says_so(read: Any, stored: dict[str, Any]) -> None:
+    with pytest.raises(UnknownForm, match=r"an early version .* cannot read it \(KeyError: "):
+        read(stored)
 
 
 def test_candidates_and_pairs_get_the_fields_that_they_lack() -> None:
