@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -80,6 +81,11 @@ class Constraints:
             if parts:
                 rules.append(f"{verb} " + ", ".join(map(repr, parts)))
         return "The text must " + "; ".join(rules) + "."
+
+    def __reduce__(self) -> Any:
+        """Only what was given; the checks are functions, which no other process can be sent."""
+        given = {each.name: getattr(self, each.name) for each in fields(self) if each.init}
+        return partial(Constraints, **given), ()
 
     def __call__(self, question: str, answer: str | BaseModel) -> Score:
         text = answer.model_dump_json() if isinstance(answer, BaseModel) else answer.strip()

@@ -7,14 +7,16 @@ Needs the extra `agents`; `import anytime_graph` does not need langchain.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Annotated, Any, Literal, NotRequired, cast
 
+from cachetools import LRUCache
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langgraph.errors import GraphBubbleUp
-from langgraph.runtime import Runtime
+from langgraph.runtime import Runtime, get_runtime
 from langgraph.types import Command, Overwrite
 from typing_extensions import TypedDict
 
@@ -50,6 +52,9 @@ except ImportError:
 __all__ = ["TokenBudgetMiddleware", "metered"]
 
 log = logging.getLogger(__name__)
+
+_THREADS = 4_096
+"""Threads whose accounts are remembered."""
 
 Request = ModelRequest[Any]
 Response = ModelResponse[Any]
@@ -92,7 +97,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
     budget: what may be spent; the first dimension to run out ends the work. Seconds are those in
         which model calls are active.
     per: "run": the budget is for each invocation and its resumes; "thread": for all of a thread's
-        (needs a checkpointer).
+        (needs a checkpointer). Invocations at the same time share it if they run in one process.
     reserve: what is kept for a last call, in which the model sums up without tools what it has: a
         fraction of the budget, or a Budget. At least what its shortest prompt takes; 0: no such call.
     prices: US dollars per million tokens of the agent's model; default: looked up by its name.
@@ -124,12 +129,14 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         self.per = per
         self.prices = prices
         self.share = _share(reserve, self.budget)
+        self._threads: LRUCache[str, Account] = LRUCache(_THREADS)
+        self._lock = threading.Lock()
 
     # --- the run's account
 
     def before_agent(self, state: BudgetState, runtime: Runtime[Any]) -> dict[str, Any]:
         """Begin a run: open its account."""
-        spent = nothing() if self.per == "run" else _spent(state)
+        spent = nothing() if self.per == "run" else self._thread_spent(state)
         question = next((m for m in reversed(_messages(state)) if m.type == "human"), None)
         run = _Run(question=question, growth=_run(state)["growth"], form=len(UPGRADES))
         self._enter(spent, run)
@@ -146,8 +153,26 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
             return account
         return self._enter(_spent(state), _run(state))
 
+    def _thread_spent(self, state: Any) -> Spend:
+        """What the thread has cost: by its checkpoint, or by invocations that are not in it, because
+        they ran at the same time."""
+        spent, shared = _spent(state), self._shared()
+        return spent if shared is None else shared.at_least(spent)
+
+    def _shared(self) -> Account | None:
+        """The account of the thread, from which its invocations in this process are paid, even those
+        that run at the same time."""
+        info = get_runtime().execution_info
+        if self.per == "run" or info is None or info.thread_id is None or calling_account():
+            return None
+        with self._lock:
+            return self._threads.setdefault(info.thread_id, Account(self.budget.limits()))
+
     def _enter(self, spent: Spend, run: _Run) -> Account:
-        account = Account(self.budget.limits(), spent, calling_account())
+        shared = self._shared()
+        if shared is not None:
+            spent = shared.at_least(spent)
+        account = Account(self.budget.limits(), spent, shared or calling_account())
         account.growth.update(run["growth"])
         account.reserve = last_call_reserve(self.share, account.limits)
         return open_account(account)
@@ -215,6 +240,7 @@ class _Turn:
     """
 
     def __init__(self, middleware: TokenBudgetMiddleware, request: Request) -> None:
+        self.middleware = middleware
         self.run, self.share = _run(request.state), middleware.share
         model = metered(request.model, middleware.prices)
         self.request = _Metered(**{**vars(request), "model": model})
@@ -280,7 +306,10 @@ class _Turn:
             blocked = latest.reply.receipt.get("blocked") if latest and latest.reply else None
             reason = f"blocked: {blocked}" if blocked else "done"
         run = _Run(**self.run | {"growth": dict(self.account.growth)})
-        update |= {"spent": self.account.collect(), "stop_reason": reason, "anytime_run": run}
+        spent: Any = self.account.collect()
+        if self.middleware.per == "thread":
+            spent = Overwrite(self.middleware._thread_spent(_after(self.request.state, spent)))
+        update |= {"spent": spent, "stop_reason": reason, "anytime_run": run}
         return ExtendedModelResponse(response, Command(update=update))
 
     def _latest_text(self) -> str | None:
@@ -332,6 +361,11 @@ def _charged(result: Any, spent: Spend) -> Any:
     given = cast("Mapping[str, Any]", result.update or {})
     kept = {key: value for key, value in given.items() if key not in _OURS}
     return replace(result, update=kept | cost)
+
+
+def _after(state: Any, spent: Spend) -> dict[str, Spend]:
+    """The spend of a state after more was spent."""
+    return {"spent": _added(_spent(state), spent)}
 
 
 def _spent(state: Any) -> Spend:

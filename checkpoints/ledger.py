@@ -26,7 +26,7 @@ from anytime_graph.checkpoints.leases import LEASE, Hold, Leases, ThreadBusy
 from anytime_graph.checkpoints.likeness import keys as keys_of
 from anytime_graph.checkpoints.records import plan_row, reply_row, stored_reply
 from anytime_graph.checkpoints.schema import SPEND, LedgerError
-from anytime_graph.checkpoints.store import Execute, Store, plain
+from anytime_graph.checkpoints.store import Execute, Store, plain, storable
 from anytime_graph.metering.request import Place, Request
 from anytime_graph.run.calls import PlannedCall, Receipt
 from anytime_graph.run.pairs import Candidate, Pair
@@ -113,6 +113,7 @@ class Ledger(History):
 
     def enter(self, thread: str, root: str | None, life: Hashable) -> Hold:
         """A node begins to work on the thread; see Leases.enter. root: LangGraph's id for it."""
+        storable("thread_id", thread)
         hold = self.leases.enter(thread, life)
         if hold.at_work == 1:
             self.failure = None
@@ -221,7 +222,9 @@ class Ledger(History):
                     "inherited": json.dumps(now["spent"] if now.get("parent_run") else nothing()),
                     "plan": plan,
                     "parent": now.get("parent_run"),
-                    "stop": stop if keeps or stop in _REASONS or stop is None else "other",
+                    "stop": plain(stop)
+                    if stop and (keeps or stop in _REASONS)
+                    else stop and "other",
                     "now": time.time(),
                     "namespace": run.get("namespace", ""),
                     "principles": json.dumps(principles) if keeps and principles else None,

@@ -21,6 +21,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint, Checkpoin
 from anytime_graph.checkpoints import postgres, sqlite
 from anytime_graph.checkpoints.ledger import Ledger
 from anytime_graph.checkpoints.schema import LedgerError
+from anytime_graph.checkpoints.store import plain, storable
 from anytime_graph.forms import refuse_newer
 from anytime_graph.run.upgrade import CHANNEL, STATE
 
@@ -185,10 +186,12 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
 
     class Saver(saver):  # type: ignore[misc]
         def get_tuple(self, config: RunnableConfig) -> Any:
+            checked(config)
             with ledger.store.explained():
                 return readable(super().get_tuple(config))
 
         async def aget_tuple(self, config: RunnableConfig) -> Any:
+            checked(config)
             with ledger.store.explained():
                 return readable(await super().aget_tuple(config))
 
@@ -196,7 +199,7 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
             try:
                 ledger.writable(_thread(config))
                 with ledger.store.turn(), ledger.store.explained():
-                    return super().put(config, checkpoint, *rest)  # type: ignore[no-any-return]
+                    return super().put(config, stored(checkpoint), *rest)  # type: ignore[no-any-return]
             except LedgerError as error:
                 ledger.give_up(_thread(config), error)
                 return _at(config, checkpoint)
@@ -217,7 +220,7 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
             try:
                 await asyncio.to_thread(ledger.writable, _thread(config))
                 with ledger.store.explained():
-                    return await whole(super().aput(config, checkpoint, *rest))  # type: ignore[no-any-return]
+                    return await whole(super().aput(config, stored(checkpoint), *rest))  # type: ignore[no-any-return]
             except LedgerError as error:
                 ledger.give_up(_thread(config), error)
                 return _at(config, checkpoint)
@@ -242,6 +245,19 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
             what = f"{ledger.store.where}: the state of thread {_thread(found.config)!r}"
             refuse_newer(what, values[CHANNEL], len(STATE))
         return found
+
+    def checked(config: RunnableConfig) -> None:
+        """Refuse ids that cannot be written. LangGraph reads before a run pays for anything."""
+        for name in ("thread_id", "checkpoint_ns"):
+            storable(name, config["configurable"].get(name, ""))
+
+    def stored(checkpoint: Checkpoint) -> Checkpoint:
+        """PostgreSQL keeps short channels as JSON, which cannot hold every character."""
+        if not isinstance(ledger.store, postgres.PostgresStore):
+            return checkpoint
+        values = checkpoint["channel_values"]
+        texts = {name: plain(value) for name, value in values.items() if isinstance(value, str)}
+        return {**checkpoint, "channel_values": {**values, **texts}}
 
     async def whole(writing: Coroutine[Any, Any, Any]) -> Any:
         """Write to the end even if the run is cancelled: a transaction that is left open would

@@ -27,6 +27,12 @@ class Store(Protocol):
     def close(self) -> None: ...
 
 
+def storable(name: str, value: object) -> None:
+    """Raises ValueError for an id that no database can hold as it is."""
+    if plain(str(value)) != str(value):
+        raise ValueError(f"{name}={value!r}: an id without NUL and lone surrogates is needed")
+
+
 def plain(text: str) -> str:
     """Text as every database takes it: without lone surrogates and NUL."""
     return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\ufffd")

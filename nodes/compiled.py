@@ -37,7 +37,7 @@ class AnytimeGraph(StateGraph[State, Context, Input, Output]):
 class _Compiled(CompiledStateGraph[State, Context, Input, Output]):
     """`invoke` and `ainvoke` read these streams, so every end of an invocation comes by here."""
 
-    def stream(  # type: ignore[override]
+    def stream(
         self,
         input: Any,
         config: RunnableConfig | None = None,
@@ -52,7 +52,7 @@ class _Compiled(CompiledStateGraph[State, Context, Input, Output]):
             if (ledger := cast(AnytimeGraph, self.builder).ledger) is not None:
                 ledger.end(belongs)
 
-    async def astream(  # type: ignore[override]
+    async def astream(
         self,
         input: Any,
         config: RunnableConfig | None = None,

@@ -21,6 +21,7 @@ from anytime_graph.checkpoints import Ledger, LedgerError
 from anytime_graph.checkpoints.journal import RunJournal
 from anytime_graph.checkpoints.leases import Hold
 from anytime_graph.checkpoints.memory import Memory, encoded, memory_of
+from anytime_graph.checkpoints.store import plain
 from anytime_graph.forms import KEY
 from anytime_graph.interrupt import contained
 from anytime_graph.models.providers import describe
@@ -104,7 +105,7 @@ class Hub:
         state = merged(state, State(messages=cast("list[AnyMessage]", messages)))
         question, asked_by = question_of(messages), conversation_digest(messages)
         short = hashlib.sha256(question.text.encode(errors="replace")).hexdigest()[:16]
-        question_id = f"{question.id}:{short}"
+        question_id = plain(f"{question.id}:{short}")
         kept = state["thread"] if question_id == state.get("question_id") else None
         thread = thread_of(config, asked_by) or kept or uuid4().hex
         if self.ledger is None:

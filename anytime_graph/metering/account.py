@@ -114,6 +114,13 @@ class Account:
             for account in self.chain:
                 account.spent = total([account.spent, {**spend, "seconds": 0.0}])
 
+    def at_least(self, spent: Spend) -> Spend:
+        """Raise what was spent to what a state says was, where that is more. Returns what is booked."""
+        with self.lock:
+            mine, theirs = cast("Mapping[str, Any]", self.spent), cast("Mapping[str, Any]", spent)
+            self.spent = cast(Spend, {name: max(mine[name], theirs[name]) for name in mine})
+            return self.spent
+
     def calibration(self, meter: Meter) -> Calibration:
         """How far prompts to this model are known to exceed their bounds."""
         return {**uncalibrated(), "growth": self.growth.get(meter.name, 1.0)}

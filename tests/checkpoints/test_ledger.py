@@ -521,3 +521,25 @@ def _to_version_one(target: str) -> None:
                 sql(target, f"DROP TRIGGER {table}_{trigger}")
             sql(target, f"DROP TABLE {table}_fts")
     sql(target, "UPDATE anytime_schema SET version = 1")
+
+
+def test_how_far_bounds_missed_is_not_forgotten_between_questions(
+    server: Server, target: str
+) -> None:
+    """The provider counts more tokens than the prompt's bound says. The first call of the next
+    question is reserved with that in mind."""
+    server.script = lambda request, i: Reply(
+        "<answer>7</answer>",
+        usage={"prompt_tokens": 900, "completion_tokens": 5, "total_tokens": 905},
+    )
+    with open_checkpoints(target) as store:
+        app = graph(server, store, budget=Budget(tokens=9_000, calls=2)).compile(store.saver)
+        fresh: Any = {"configurable": {"thread_id": "fresh"}}
+        for on in (ON, ON, fresh):
+            app.invoke({"messages": [("user", "Why do rivers bend?")]}, on)
+        _, later = store.ledger.runs("rivers")
+        (first,) = store.ledger.runs("fresh")
+        learned, unlearned = (
+            store.ledger.calls(r["id"])[0]["reserved_input"] for r in (later, first)
+        )
+    assert learned > 2 * unlearned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -17,12 +18,22 @@ from typing import Any
 import pytest
 import sqlite_utils
 from langchain_core.language_models import GenericFakeChatModel
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, HumanMessage
+from langgraph.checkpoint.memory import InMemorySaver
 
-from anytime_graph import Budget, Draft, LedgerError, create_anytime_graph, open_checkpoints
+from anytime_graph import (
+    Budget,
+    Draft,
+    LedgerError,
+    Score,
+    Stop,
+    View,
+    create_anytime_graph,
+    open_checkpoints,
+)
 from tests.kit.ledgers import ASK, ON, graph
 from tests.kit.marks import torture
-from tests.kit.server import Server, by_place
+from tests.kit.server import Reply, Server, by_place
 
 ON_A_DISK_OF_ITS_OWN = """
 import json, subprocess, sys
@@ -226,3 +237,65 @@ def test_a_long_run_keeps_its_checkpoints_small(tmp_path: Path) -> None:
         assert len(rows) == db.table("answers").count == steps
         assert mean(rows[late]) < 1.1 * mean(rows[early])
         assert all(a <= b for a, b in pairwise(p["tokens"] for p in db.table("curve").rows))
+
+
+@pytest.mark.parametrize("odd", ["ri\0vers", "ri\ud800vers"], ids=["NUL", "surrogate"])
+def test_ids_that_cannot_be_stored_are_refused_before_anything_is_paid(
+    server: Server, target: str, odd: str
+) -> None:
+    on: Any = {"configurable": {"thread_id": odd}}
+    with open_checkpoints(target) as store:
+        app = graph(server, store).compile(checkpointer=store.saver)
+        with pytest.raises(ValueError, match="an id without NUL"):
+            app.invoke(ASK, on)
+        on["configurable"] = {"thread_id": "t", "checkpoint_ns": odd}
+        with pytest.raises(ValueError, match="an id without NUL"):
+            store.saver.get_tuple(on)
+
+    async def asked() -> None:
+        async with open_checkpoints(target) as store:
+            app = graph(server, store).compile(checkpointer=store.saver)
+            with pytest.raises(ValueError, match="thread_id="):
+                await app.ainvoke(ASK, {"configurable": {"thread_id": odd}})
+
+    asyncio.run(asked())
+    assert not server.calls
+
+
+def test_a_ledger_beside_another_saver_refuses_them_too(server: Server, target: str) -> None:
+    with open_checkpoints(target) as store:
+        app = graph(server, store).compile(checkpointer=InMemorySaver())
+        with pytest.raises(ValueError, match="thread_id='t\\\\x00'"):
+            app.invoke(ASK, {"configurable": {"thread_id": "t\0"}})
+    assert not server.calls
+
+
+def test_nul_is_stored_wherever_it_comes_from(server: Server, target: str) -> None:
+    """In the question and its id, in replies, in feedback, and in a strategy's reason."""
+    odd = "\0"
+    server.script = lambda request, i: Reply(f"I {odd} say <answer>{odd}{i}</answer>")
+
+    def scorer(question: str, answer: str) -> Score:
+        return Score(0.1 * int(answer[-1]), f"more {odd}, please")
+
+    def strategy(view: View) -> list[Any]:
+        return [Draft()] if view.spent["calls"] < 2 else [Stop(f"enough {odd}")]
+
+    question = HumanMessage(f"Why {odd} do rivers bend?", id=f"{odd}1")
+    with open_checkpoints(target) as store:
+        app = create_anytime_graph(
+            server.model(),
+            budget=Budget(calls=4),
+            scorer=scorer,
+            strategy=strategy,
+            ledger=store.ledger,
+            memory=store.ledger,
+        ).compile(checkpointer=store.saver)
+        out = app.invoke({"messages": [question]}, ON, context={"namespace": [f"a{odd}"]})
+        assert out["best"]["score"] == 0.1
+        assert out["stop_reason"].startswith("enough")
+        (run,) = store.ledger.runs("rivers")
+        assert run["spent"]["tokens"] == server.settled().served
+        more = app.invoke({"budget": Budget(calls=1)}, ON)
+        assert len(store.ledger.runs("rivers")) == 1, "the same question, by its id"
+        assert more["best"]

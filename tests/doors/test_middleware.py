@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -840,6 +841,39 @@ def test_a_threads_budget_adds_up_over_its_invocations(server: Server) -> None:
             break
         assert spent == server.served
     assert 1_000 < spent <= 2_000
+
+
+@both
+def test_invocations_of_a_thread_at_once_share_its_budget(server: Server, sync: bool) -> None:
+    """All four begin before the first has spent anything, and none is in another's checkpoint."""
+    begun = threading.Barrier(4)
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if i < 4:
+            with suppress(threading.BrokenBarrierError):
+                begun.wait(0.5)
+        return Reply(text=None)
+
+    server.script = script
+    app = agent(server, budget=Budget(tokens=1_000), per="thread", checkpointer=InMemorySaver())
+    thread: Any = {"configurable": {"thread_id": "rivers"}}
+
+    def ask(n: int) -> None:
+        with suppress(BudgetTooSmall):
+            app.invoke({"messages": [("user", f"question {n}")]}, thread)
+
+    async def at_once() -> None:
+        asked = [app.ainvoke({"messages": [("user", f"question {n}")]}, thread) for n in range(4)]
+        await asyncio.gather(*asked, return_exceptions=True)
+
+    if sync:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(ask, range(4)))
+    else:
+        asyncio.run(at_once())
+    ask(5)
+    assert 300 < server.settled().served <= 1_000
+    assert app.get_state(thread).values["spent"]["tokens"] <= 1_000
 
 
 @pytest.mark.parametrize("own", [Budget(tokens=5_000), None], ids=["budget", "metered"])
