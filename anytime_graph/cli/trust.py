@@ -10,11 +10,14 @@ import hmac
 import json
 import os
 import secrets
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+
+from anytime_graph.text import harmless
 
 _SIGNATURE = "signature"
 _KEY_BYTES = 32
@@ -41,7 +44,9 @@ def trusted(remembered: Mapping[str, Any], given: Mapping[str, Any], thread: str
         if named.get("model") == "local":  # what a command without --model uses anyway
             del named["model"]
         if named:
-            again = " ".join(f"--{name} {value}" for name, value in named.items())
+            again = " ".join(
+                f"--{name} {shlex.quote(harmless(str(value)))}" for name, value in named.items()
+            )
             raise ValueError(
                 f"thread {thread!r}: its options were not written by you on this machine; if you "
                 f"trust them, give them again: {again}"
