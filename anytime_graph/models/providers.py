@@ -21,6 +21,7 @@ from langchain_core.utils.function_calling import convert_to_openai_function
 CAP_FIELDS = ("max_tokens", "max_output_tokens", "num_predict")
 """Names of the output cap across LangChain's model classes; the first that a class has is used."""
 _NAMES = ("model_name", "model", "model_id")
+_ADDRESSES = ("base_url", "openai_api_base", "anthropic_api_url", "endpoint_url", "endpoint")
 _CAPS = {*CAP_FIELDS, "max_completion_tokens", "max_new_tokens", "maxTokens"}
 _LOOSE = {"n", "candidate_count", "stream", "max_retries", "retries"}
 """Options that multiply what a call buys, or hide its usage."""
@@ -99,7 +100,6 @@ _HIDING = {
 _RESPONDS = re.compile(r"codex|^(gpt|o\d).*-(pro|sol)")
 """Names of models that OpenAI serves only by the Responses API."""
 _FURTHER = "-choice-"
-_LONGEST_WAIT = 30.0
 
 
 # --- before a call
@@ -114,6 +114,13 @@ def model_name(model: Any) -> str | None:
 def name_field(model: BaseChatModel) -> str | None:
     """The field of a model's class that holds that name."""
     return next((field for field in _NAMES if field in type(model).model_fields), None)
+
+
+def address(model: Any) -> str:
+    """Where a model is served; empty if its class does not say."""
+    found = (getattr(model, field, None) for field in _ADDRESSES)
+    root = getattr(getattr(model, "root_client", None), "base_url", None)
+    return next((str(url) for url in (root, *found) if url), "")
 
 
 def cap_field(model: BaseChatModel) -> str | None:
@@ -403,19 +410,6 @@ def describe(error: BaseException) -> str:
     if isinstance(code, str) and re.fullmatch(r"[a-z][a-z_]{2,40}", code):
         parts.append(code)
     return " ".join(parts)
-
-
-def retry_after(error: Exception) -> float:
-    """Seconds to hold back before the next call: what the server asks for, else half a second if it is
-    overloaded or gone, and 0 if the request itself was at fault."""
-    headers: Any = getattr(getattr(error, "response", None), "headers", None)
-    try:
-        return min(_LONGEST_WAIT, max(0.0, float(headers["retry-after"])))
-    except (KeyError, TypeError, ValueError):
-        http = status(error)
-        if http is None:
-            return 0.0 if isinstance(error, ValueError | TypeError) else 0.5
-        return 0.5 if transient(http) else 0.0
 
 
 def transient(status: int) -> bool:

@@ -417,6 +417,9 @@ class _Slicer:
             bound = meter.tokenizer.bound(shape, known, answering) + overhead
             paid = output_room(slice_, bound * copies, meter.prices)
             paid = None if paid is None else paid // n
+            if (beside := meter.known.beside(bound)) is not None:
+                beside = max(MIN_ROOM, beside)  # the server has the last word
+                paid = beside if paid is None else min(paid, beside)
             usual = min(bound, math.ceil(self._length.most) if self._length else bound)
             wanted = {1.0: usual, 0.0: 0}.get(detail, GOOD_ROOM)
             if paid is not None and paid < (min_output if judged else max(wanted, min_output)):
@@ -428,7 +431,7 @@ class _Slicer:
             if judged:
                 most = max(_VERDICT, 2 * state["least_room"])
                 paid = most if paid is None else min(paid, most)
-            cap = meter.cap(paid)
+            cap = meter.cap(paid, bound)
             prompt = self._prompt(move, role, detail, cap, allowance)
             call = PlannedCall(
                 ordinal=ordinal,
@@ -488,7 +491,8 @@ def _both_orders(one: _Ordered) -> list[_Ordered]:
 def _billed_once(setup: Setup, state: State) -> bool | None:
     """Whether a request for several choices is billed its prompt once, by its provider's reports or
     by what is known of it; None if that is to be found out."""
-    return _known(state, OWN).get("once", setup.meters[OWN].billed_once)
+    own = setup.meters[OWN]
+    return False if "n" in own.known.refused else _known(state, OWN).get("once", own.billed_once)
 
 
 def _known(state: State, role: str) -> Calibration:
@@ -498,6 +502,8 @@ def _known(state: State, role: str) -> Calibration:
 def _lessons_allowance(slice_: Limits, meter: Meter) -> int | None:
     """Input tokens of a slice that preference pairs may take."""
     paid = [slice_["tokens"]] if "tokens" in slice_ else []
+    if (window := meter.known.window) is not None:
+        paid.append(window)
     if "usd" in slice_ and meter.prices and meter.prices.input:
         paid.append(slice_["usd"] * 1e6 / meter.prices.input)
     return int(_LESSONS * min(paid)) if paid else None
