@@ -52,7 +52,7 @@ class Part(NamedTuple):
 class Learned:
     """What is known of one model at one address.
 
-    refused: parts that it does not take. taken: parts that it has taken. window: tokens of prompt and
+    refused: parts that it does not take. taken: parts that are not at fault. window: tokens of prompt and
     reply together. ceiling: tokens of a reply. Both None: not known. until: no request before this
     time of the monotonic clock. streak: refusals for load, in a row.
     """
@@ -130,7 +130,6 @@ class Attempts:
         self._began = self._sent = time.monotonic()
         self._dropped: set[str] = set()
         self._guess: str | None = None
-        self._guessed: set[str] = set()
         self._narrowed = self.hopeless = False
 
     def next(self) -> Request:
@@ -138,15 +137,13 @@ class Attempts:
         request, used = self.request, time.monotonic() - self._began
         wait = max(request.wait, self._known.rest())
         seconds = None if request.seconds is None else max(0.0, request.seconds - used)
-        guess = {self._guess} - {None}
+        left_out = self._left_out()
         self._sent = time.monotonic() + wait
-        return replace(
-            request, wait=wait, seconds=seconds, without=frozenset(self._dropped | guess)
-        )
+        return replace(request, wait=wait, seconds=seconds, without=left_out)
 
     def served(self) -> None:
         """The latest attempt was taken: what was left out of it is not needed, the rest is."""
-        known, left_out = self._known, self._dropped | ({self._guess} if self._guess else set())
+        known, left_out = self._known, self._left_out()
         with known.lock:
             known.refused |= left_out
             known.taken |= {name for name in PARTS if self._has(name)} - known.refused
@@ -163,7 +160,7 @@ class Attempts:
         asked = _one(self.request) + (self.request.max_output or 0) // self.request.n
         if (large := refusals.too_large(error, asked)) is not None:
             return self._smaller(large)
-        return refusals.about_form(error) and self._otherwise(refusals.words(error))
+        return refusals.about_form(error) and self._otherwise(error)
 
     def _later(self, error: Exception) -> bool:
         told = refusals.told_wait(error)
@@ -194,10 +191,15 @@ class Attempts:
         self.request = replace(self.request, max_output=smaller * n)
         return True
 
-    def _otherwise(self, said: str) -> bool:
+    def _left_out(self) -> frozenset[str]:
+        return frozenset(self._dropped if self._guess is None else {*self._dropped, self._guess})
+
+    def _otherwise(self, error: Exception) -> bool:
         """Without a part that the refusal names; else without one that it may mean."""
+        said = refusals.words(error)
         if self._guess:
-            self._guessed.add(self._guess)
+            with self._known.lock:
+                self._known.taken.add(self._guess)
             self._guess = None
         left = [n for n in PARTS if n not in self._dropped | self._known.refused and self._has(n)]
         if named := [name for name in left if PARTS[name].named.search(said)]:
@@ -207,9 +209,10 @@ class Attempts:
             with self._known.lock:
                 self._known.refused.add("n")
             return False  # the choices are asked for one by one
-        untried = self._guessed | self._known.taken
-        guesses = [name for name in left if PARTS[name].guessed and name not in untried]
-        self._guess = next(iter(guesses), None)
+        sure = self._known.taken
+        guesses = [name for name in left if PARTS[name].guessed and name not in sure]
+        if providers.status(error) in (400, 422):  # 404 and 413 say what they mean
+            self._guess = next(iter(guesses), None)
         return self._guess is not None
 
     def _has(self, name: str) -> bool:
