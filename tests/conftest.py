@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 
 from anytime_graph import open_checkpoints
 from anytime_graph.checkpoints import Checkpoints
+from anytime_graph.metering import learned
 from tests.kit.marks import torture
 from tests.kit.postgres import fresh, programs, running
 from tests.kit.server import Server, by_place, serving
@@ -62,6 +63,12 @@ def ctrl_c() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
+def nothing_learned() -> None:
+    """Each test meets its servers for the first time."""
+    learned.forget()
 
 
 @pytest.fixture

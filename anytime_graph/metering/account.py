@@ -220,6 +220,6 @@ def planned(
     return shape, Request(
         prompt=messages,
         max_input=max_input,
-        max_output=meter.cap(room),
+        max_output=meter.cap(room, max_input),
         seconds=rest.get("seconds"),
     )

@@ -11,12 +11,11 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
-from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.utils.utils import LC_ID_PREFIX
@@ -25,10 +24,11 @@ from anytime_graph import clock
 from anytime_graph.budget import Spend, nothing
 from anytime_graph.interrupt import StopSignal, contained
 from anytime_graph.metering.bill import Bill, bill
+from anytime_graph.metering.learned import Attempts, Form, shaped
 from anytime_graph.metering.meter import Meter
 from anytime_graph.metering.request import Entry, Journal, JournalError, Reply, Request
 from anytime_graph.metering.streamed import StreamedChoice, StreamedReply
-from anytime_graph.models import providers
+from anytime_graph.models import providers, refusals
 from anytime_graph.run.calls import Ended, Receipt, receipt
 
 log = logging.getLogger(__name__)
@@ -50,15 +50,27 @@ def call(
     call that the journal holds already is not made again."""
     if (earlier := recalled(meter, request, journal)) is not None:
         return earlier
+    attempts, replies = _attempts(meter, request), list[Reply]()
+    while not replies or _again(attempts, replies[-1]):
+        replies.append(_attempt(meter, attempts.next(), config, stop, journal))
+    return _joined(replies, attempts.hopeless)
+
+
+def _attempt(
+    meter: Meter,
+    request: Request,
+    config: RunnableConfig,
+    stop: StopSignal | None,
+    journal: Journal | None,
+) -> Reply:
     under_way = _Call(meter, request, stop)
     done = threading.Event()
 
     def pump() -> None:
         try:
             with contained():
-                model, bound = under_way.capped()
-                prompt = under_way.request.prompt
-                under_way.drain(model.stream(prompt, under_way.config(config), **bound))
+                prompt, model, bound = under_way.capped()
+                under_way.drain(model.stream(list(prompt), under_way.config(config), **bound))
         except Exception as error:
             under_way.fail(error)
         finally:
@@ -93,6 +105,19 @@ async def acall(
         earlier = await asyncio.to_thread(recalled, meter, request, journal)
         if earlier is not None:
             return earlier
+    attempts, replies = _attempts(meter, request), list[Reply]()
+    while not replies or _again(attempts, replies[-1]):
+        replies.append(await _aattempt(meter, attempts.next(), config, stop, journal))
+    return _joined(replies, attempts.hopeless)
+
+
+async def _aattempt(
+    meter: Meter,
+    request: Request,
+    config: RunnableConfig,
+    stop: StopSignal | None,
+    journal: Journal | None,
+) -> Reply:
     under_way = _Call(meter, request, stop)
     for seconds in under_way.waits():
         await asyncio.sleep(seconds)
@@ -104,9 +129,9 @@ async def acall(
     async def pump() -> None:
         try:
             with contained():
-                model, bound = under_way.capped()
-                prompt = under_way.request.prompt
-                await under_way.adrain(model.astream(prompt, under_way.config(config), **bound))
+                prompt, model, bound = under_way.capped()
+                stream = model.astream(list(prompt), under_way.config(config), **bound)
+                await under_way.adrain(stream)
         except Exception as error:
             under_way.fail(error)
 
@@ -134,11 +159,46 @@ def recalled(meter: Meter, request: Request, journal: Journal | None) -> Reply |
     if entry is None:
         return None
     if entry.reply is not None:
-        return _again(entry.reply, entry.changed)
+        return _given_again(entry.reply, entry.changed)
     return _booked(_in_flight(meter, request, entry), request, journal)
 
 
-def _again(reply: Reply, changed: float) -> Reply:
+def _attempts(meter: Meter, request: Request) -> Attempts:
+    return Attempts(request, Form(request.prompt, meter.model, meter.bound), meter.known)
+
+
+def _again(attempts: Attempts, reply: Reply) -> bool:
+    """Whether the call is made again after this reply: it was refused, and may be taken in another
+    form, smaller or later."""
+    came = reply.receipt
+    if came["unserved"] and not came["interrupted"] and reply.error is not None:
+        return not came["closed"] and attempts.again(reply.error)
+    if reply.chunks:
+        attempts.served()
+    return False
+
+
+def _joined(replies: Sequence[Reply], hopeless: bool) -> Reply:
+    """The last reply, with what went wrong before it, as of one call. hopeless: later calls would be
+    refused as well."""
+    *earlier, last = replies
+    if hopeless:
+        last = replace(last, receipt={**last.receipt, "closed": True})
+    if not earlier:
+        return last
+    began = earlier[0].receipt["started"]
+    spend: Spend = {**last.receipt["spend"], "seconds": last.receipt["ended_at"] - began}
+    errors = [error for reply in earlier for error in reply.receipt["errors"]]
+    known: Receipt = {
+        **last.receipt,
+        "started": began,
+        "spend": spend,
+        "errors": [*errors, *last.receipt["errors"]],
+    }
+    return replace(last, receipt=known)
+
+
+def _given_again(reply: Reply, changed: float) -> Reply:
     """A settled reply, as it is given again. changed: when the journal last wrote about it."""
     known = reply.receipt
     receipt: Receipt = {
@@ -148,7 +208,7 @@ def _again(reply: Reply, changed: float) -> Reply:
         "recalled": True,
         "ended_at": max(known["ended_at"], changed),
     }
-    others = tuple(_again(other, changed) for other in reply.others)
+    others = tuple(_given_again(other, changed) for other in reply.others)
     return replace(reply, receipt=receipt, others=others)
 
 
@@ -236,9 +296,9 @@ class _Call:
         """The text that has arrived; of several choices, the first one's."""
         return self.streamed.choices()[0].text
 
-    def capped(self) -> tuple[BaseChatModel, Mapping[str, Any]]:
-        """The model with this call's output cap and, where it takes one, its time limit; and the options
-        that are bound to it."""
+    def capped(self) -> Form:
+        """The request as it is sent: the model has this call's output cap and, where it takes one, its
+        time limit; what its server does not take is left out."""
         update: dict[str, Any] = {}
         model, bound, request = self.meter.model, self.meter.bound, self.request
         if request.max_output is not None:
@@ -256,7 +316,8 @@ class _Call:
             model = model.model_copy(update=providers.with_n_choices(model, request.n, id))
         else:
             model = model.model_copy(update=providers.with_refusals(model))
-        return model, providers.sendable(dict(bound))
+        refused = self.meter.known.refused | request.without
+        return shaped(Form(request.prompt, model, providers.sendable(dict(bound))), refused)
 
     def config(self, config: RunnableConfig) -> RunnableConfig:
         """The config of the run. The first of several choices is known by the run's id."""
@@ -345,7 +406,7 @@ class _Call:
                 "refused": refused,
                 "unserved": unserved,
                 "closed": closed,
-                "retry_after": providers.retry_after(error),
+                "retry_after": refusals.retry_after(error),
             }
         )
         log.debug("call %s failed", self.request.place.ordinal, exc_info=error)

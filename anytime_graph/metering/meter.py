@@ -11,12 +11,26 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langchain_core.runnables.config import merge_configs
 
-from anytime_graph.budget import Budget, Prices, Spend, nothing
+from anytime_graph.budget import (
+    MIN_ROOM,
+    Budget,
+    Limits,
+    Prices,
+    Spend,
+    nothing,
+    output_room,
+)
+from anytime_graph.metering.learned import Learned, learned
 from anytime_graph.models import providers, tokens
 from anytime_graph.models.tokens import Calibration, Shape, Tokenizer
 
 _SHAPING = {"tools", "tool_choice", "parallel_tool_calls", "response_format", "stop"}
 """Request options that shape an answer."""
+_OF_TOOLS = {"tool_choice", "parallel_tool_calls"}
+"""Request options that are an error without tools."""
+_UNKNOWN_CEILING = 32_768
+"""Output tokens asked for at most of a model whose ceiling is not known; reasoning models are served
+with as many."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +65,25 @@ class Meter:
             binding = binding.bound
         return config
 
-    def cap(self, paid: int | None) -> int | None:
-        """The output cap of a call: the tokens that are paid for, or fewer if the model writes no more."""
-        return min((cap for cap in (paid, self.ceiling) if cap is not None), default=None)
+    @property
+    def known(self) -> Learned:
+        """What its server's refusals have taught."""
+        return learned(self.model)
+
+    def cap(self, paid: int | None, max_input: int = 0) -> int | None:
+        """The output cap of a call beside such a prompt: the tokens that are paid for, or fewer if the
+        model writes no more or its window takes no more. A window never forbids a call."""
+        room = self.known.beside(max_input)
+        most = (self.ceiling or _UNKNOWN_CEILING) if paid is not None else self.ceiling
+        caps = (paid, most, None if room is None else max(MIN_ROOM, room))
+        return min((cap for cap in caps if cap is not None), default=None)
+
+    def room(self, slice_: Limits, max_input: int) -> int | None:
+        """Output tokens that a slice pays for after such a prompt, as far as the window takes them; None
+        if neither limits them."""
+        room = self.known.beside(max_input)
+        rooms = (output_room(slice_, max_input, self.prices), room)
+        return min((n for n in rooms if n is not None), default=None)
 
     def max_input(self, prompt: list[Any], calibration: Calibration) -> tuple[Shape, int]:
         """A prompt's shape, and the most input tokens that it can be billed."""
@@ -103,6 +133,8 @@ def meter(model: Any, prices: Prices | None) -> Meter:
             f"({', '.join(providers.CAP_FIELDS)}), so no budget can hold it"
         )
     own = providers.own_caps(model, bound)
+    if not bound.get("tools"):
+        bound = {key: value for key, value in bound.items() if key not in _OF_TOOLS}
     copy, bound = providers.meterable(model, providers.schema_in_body(model, bound))
     held = (getattr(copy, field, None) for field in providers.HOLDERS)
     beside = [part for part in (bound, *held) if part]

@@ -22,7 +22,7 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables import RunnableConfig
 
 from anytime_graph import prompts
-from anytime_graph.budget import GOOD_ROOM, MIN_ROOM, Limits, Prices, Spend, output_room
+from anytime_graph.budget import GOOD_ROOM, MIN_ROOM, Limits, Prices, Spend
 from anytime_graph.interrupt import StopSignal
 from anytime_graph.metering.account import Account, Short, planned
 from anytime_graph.metering.call import acall, call
@@ -354,12 +354,12 @@ class AgentPayer:
     ) -> Sequence[BaseMessage]:
         """The last prompt, with as much material as leaves a quarter of the rest to the reply. Of 4,000
         tokens the reply keeps 1,000; the material is halved until its prompt leaves them."""
-        wanted = max(GOOD_ROOM, (output_room(rest, 0, ready.prices) or 0) // 4)
+        wanted = max(GOOD_ROOM, (ready.room(rest, 0) or 0) // 4)
         full = allowance = sum(len(prompts.spoken_text(m)) for m in prompt)
         while allowance > _LEAST_MATERIAL:
             shorter = prompts.sum_up(prompt, allowance, 4 * allowance >= full, self.question)
             _, max_input = ready.max_input(list(shorter), self.account.calibration(ready))
-            room = output_room(rest, max_input, ready.prices)
+            room = ready.room(rest, max_input)
             if room is None or room >= wanted:
                 return shorter
             allowance //= 2

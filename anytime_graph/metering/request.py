@@ -33,7 +33,7 @@ class Request:
     n: choices asked for. prompt_copies: how many of them the prompt is reserved for; 1 once the
         provider is known to bill the prompt of such a request once.
     place: where the journal records it; its ordinal is added to the model's seed.
-    kind: what its errors call it.
+    kind: what its errors call it. without: parts that are left out; see metering.learned.
     """
 
     prompt: Sequence[BaseMessage]
@@ -45,6 +45,7 @@ class Request:
     prompt_copies: int = 1
     place: Place = NOWHERE
     kind: str = "call"
+    without: frozenset[str] = frozenset()
 
     @property
     def text(self) -> str:

@@ -22,6 +22,7 @@ from anytime_graph.interrupt import Exited
 CAP_FIELDS = ("max_tokens", "max_output_tokens", "num_predict")
 """Names of the output cap across LangChain's model classes; the first that a class has is used."""
 _NAMES = ("model_name", "model", "model_id")
+_ADDRESSES = ("base_url", "openai_api_base", "anthropic_api_url", "endpoint_url", "endpoint")
 _CAPS = {*CAP_FIELDS, "max_completion_tokens", "max_new_tokens", "maxTokens"}
 _LOOSE = {"n", "candidate_count", "stream", "max_retries", "retries"}
 """Options that multiply what a call buys, or hide its usage."""
@@ -113,7 +114,6 @@ _HIDING = {
 _RESPONDS = re.compile(r"codex|^(gpt|o\d).*-(pro|sol)")
 """Names of models that OpenAI serves only by the Responses API."""
 _FURTHER = "-choice-"
-_LONGEST_WAIT = 30.0
 
 
 # --- before a call
@@ -128,6 +128,13 @@ def model_name(model: Any) -> str | None:
 def name_field(model: BaseChatModel) -> str | None:
     """The field of a model's class that holds that name."""
     return next((field for field in _NAMES if field in type(model).model_fields), None)
+
+
+def address(model: Any) -> str:
+    """Where a model is served; empty if its class does not say."""
+    found = (getattr(model, field, None) for field in _ADDRESSES)
+    root = getattr(getattr(model, "root_client", None), "base_url", None)
+    return next((str(url) for url in (root, *found) if url), "")
 
 
 def cap_field(model: BaseChatModel) -> str | None:
@@ -492,19 +499,6 @@ def describe(error: BaseException) -> str:
 def legible(word: str) -> str:
     """A provider's word as it may stand in an error."""
     return word if re.fullmatch(r"[\w .-]{1,60}", word) else "for a reason that is no plain word"
-
-
-def retry_after(error: Exception) -> float:
-    """Seconds to hold back before the next call: what the server asks for, else half a second if it is
-    overloaded or gone, and 0 if the request itself was at fault."""
-    headers: Any = getattr(getattr(error, "response", None), "headers", None)
-    try:
-        return min(_LONGEST_WAIT, max(0.0, float(headers["retry-after"])))
-    except (KeyError, TypeError, ValueError):
-        http = status(error)
-        if http is None:
-            return 0.0 if isinstance(error, ValueError | TypeError) else 0.5
-        return 0.5 if transient(http) else 0.0
 
 
 def transient(status: int) -> bool:

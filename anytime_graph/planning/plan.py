@@ -347,8 +347,9 @@ class _Edge:
     def _together(self, orders: Sequence[_Order]) -> list[_Order]:
         """Equal drafts side by side become one request for several choices, where those can be had.
         Until it is known that the prompt is billed once, it is reserved for each choice."""
-        once = _calibration(self.state, OWN).get("once", self.setup.meters[OWN].billed_once)
-        if once is False or self.setup.drafter is not None:
+        own = self.setup.meters[OWN]
+        once = _calibration(self.state, OWN).get("once", own.billed_once)
+        if once is False or "n" in own.known.refused or self.setup.drafter is not None:
             return list(orders)
         merged: list[_Order] = []
         for order in orders:
@@ -389,6 +390,9 @@ class _Edge:
             bound = meter.tokenizer.bound(shape, calibration, seeks_answer(move)) + overhead
             room = output_room(slice_, bound * copies, meter.prices)
             room = None if room is None else room // n
+            if (beside := meter.known.beside(bound)) is not None:
+                beside = max(MIN_ROOM, beside)  # the server has the last word
+                room = beside if room is None else min(room, beside)
             # In full, a prompt must leave a reply as much room as it takes, or as most replies need.
             usual = min(bound, math.ceil(self._length.most)) if self._length else bound
             wanted = 0 if judged else {1.0: usual, 0.0: 0}.get(detail, GOOD_ROOM)
@@ -403,7 +407,7 @@ class _Edge:
             if judged:
                 most = max(_VERDICT, 2 * state["least_room"])
                 room = most if room is None else min(room, most)
-            cap = meter.cap(room)
+            cap = meter.cap(room, bound)
             messages = prompt(detail, cap)
             sent = move.copy()
             if sent["kind"] == "draft" or sent["kind"] == "refine":
@@ -481,6 +485,8 @@ def _calibration(state: State, role: str) -> Calibration:
 def _lessons_allowance(slice_: Limits, meter: Meter) -> int | None:
     """Input tokens of a slice that preference pairs may take: of 1,000 tokens, 400."""
     amounts = [slice_["tokens"]] if "tokens" in slice_ else []
+    if (window := meter.known.window) is not None:
+        amounts.append(window)
     if "usd" in slice_ and meter.prices and meter.prices.input:
         amounts.append(slice_["usd"] * 1e6 / meter.prices.input)
     return int(_LESSONS * min(amounts)) if amounts else None

@@ -11,7 +11,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -42,7 +42,8 @@ class Reply:
 
     usage: "true", "none" (omitted), or a dict that is sent in its place. reasoning: billed tokens
     spent before the text. cached: of the prompt's tokens, as reported. ignore_limit: serve the text, or for ever, whatever the limit says.
-    error: an HTTP status; "drop" (close before any byte), "break" (close in mid-stream), "junk"
+    error: an HTTP status, with `says` for its message, by default an echo of the prompt, and more
+    `headers`; "drop" (close before any byte), "break" (close in mid-stream), "junk"
     (bytes that are no JSON), "hang" (silence), "torn" (close after the report, before the end),
     "mute" (silence from there on). retry_after: seconds that an HTTP status asks for. pace: seconds a token takes. piece: words a chunk.
     word: what an endless text repeats, one token each. delta: the field of the stream that carries
@@ -58,6 +59,8 @@ class Reply:
     cached: int = 0
     ignore_limit: bool = False
     error: int | str | None = None
+    says: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
     retry_after: float = 0
     pace: float = 0.0
     piece: int = 1
@@ -182,8 +185,9 @@ def serving() -> Iterator[Server]:
             reply = server.script(request, index)
             if isinstance(reply.error, int):
                 call.prompt, call.refused = 0, reply.error in REFUSALS
-                said = {"error": {"message": "no: " + body.decode()}}
-                self._send(reply.error, said, reply.retry_after)
+                message = "no: " + call.text if reply.says is None else reply.says
+                headers = reply.headers or {"retry-after": f"{reply.retry_after:g}"}
+                self._send(reply.error, {"error": {"message": message}}, headers)
             elif reply.error == "drop":
                 self._drop()
             elif reply.error == "junk":
@@ -344,14 +348,19 @@ def serving() -> Iterator[Server]:
             base = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": self.asked}
             self.wfile.write(b"data: " + json.dumps(base | payload).encode() + b"\n\n")
 
-        def _send(self, status: int, payload: dict[str, Any], retry_after: float = 0) -> None:
-            self._raw(status, json.dumps(payload).encode(), "application/json", retry_after)
+        def _send(
+            self, status: int, payload: dict[str, Any], headers: Mapping[str, str] | None = None
+        ) -> None:
+            self._raw(status, json.dumps(payload).encode(), "application/json", headers)
 
-        def _raw(self, status: int, body: bytes, kind: str, retry_after: float = 0) -> None:
+        def _raw(
+            self, status: int, body: bytes, kind: str, headers: Mapping[str, str] | None = None
+        ) -> None:
             self.send_response(status)
             self.send_header("content-type", kind)
             self.send_header("content-length", str(len(body)))
-            self.send_header("retry-after", f"{retry_after:g}")
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
             self.send_header("connection", "close")
             self.end_headers()
             self.close_connection = True

@@ -1,0 +1,341 @@
+"""What a server's refusals have taught of a model: parts of a request that it does not take, the size of
+its window, and when it will serve again.
+
+Known in this process, by model and address, to all runs alike. A refused request costs nothing, so it
+is made again in another form, smaller or later; never in the form that was refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from cachetools import LRUCache
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage, HumanMessage
+
+from anytime_graph.budget import MIN_ROOM
+from anytime_graph.metering.request import Request
+from anytime_graph.models import providers, refusals
+
+_PATIENCE = 90.0
+"""Seconds that a call waits for a server that refuses it, in all. Most limits are by the minute."""
+_FIRST_WAIT = 0.5
+_MODELS = 4_096
+"""Models whose facts are kept."""
+
+
+class Form(NamedTuple):
+    """A request as the client gets it: messages, the model with its fields, and bound options."""
+
+    prompt: Sequence[BaseMessage]
+    model: BaseChatModel
+    bound: Mapping[str, Any]
+
+
+class Part(NamedTuple):
+    """A part of a request that some servers do not take. named: how their refusals name it. without:
+    the form without it; None if it has none. guessed: it may be meant by a refusal that names
+    nothing."""
+
+    named: re.Pattern[str]
+    without: Callable[[Form], Form | None]
+    guessed: bool = False
+
+
+@dataclass
+class Learned:
+    """What is known of one model at one address.
+
+    refused: parts that it does not take. taken: parts that are not at fault. window: tokens of prompt and
+    reply together. ceiling: tokens of a reply. Both None: not known. until: no request before this
+    time of the monotonic clock. streak: refusals for load, in a row.
+    """
+
+    refused: set[str] = field(default_factory=set)
+    taken: set[str] = field(default_factory=set)
+    window: int | None = None
+    ceiling: int | None = None
+    until: float = 0.0
+    streak: int = 0
+    latest: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def beside(self, max_input: int) -> int | None:
+        """The most output tokens that the server takes beside a prompt; None if that is not known."""
+        room = None if self.window is None else self.window - max_input
+        return min((n for n in (room, self.ceiling) if n is not None), default=None)
+
+    def narrow(self, window: int | None = None, ceiling: int | None = None) -> None:
+        """A window or ceiling no larger than this."""
+        with self.lock:
+            self.window = min((n for n in (self.window, window) if n), default=None)
+            self.ceiling = min((n for n in (self.ceiling, ceiling) if n), default=None)
+
+    def put_off(self, told: float | None, sent: float) -> float:
+        """Seconds to wait after a refusal for load of a request that was sent at this time. The wait
+        doubles if it was too short: 0.5, 1, 2 seconds. Requests that were under way side by side
+        count once."""
+        with self.lock:
+            if sent >= self.latest:
+                self.streak += 1
+            self.latest = now = time.monotonic()
+            grown = _FIRST_WAIT * 2 ** min(self.streak - 1, 16)
+            wait = grown if told is None else max(told, grown if self.streak > 1 else 0.0)
+            self.until = max(self.until, now + wait)
+            return self.until - now
+
+    def rest(self) -> float:
+        """Seconds until the server is ready again, as it said; 0 if it is too long to wait for."""
+        rest = max(0.0, self.until - time.monotonic())
+        return rest if rest <= _PATIENCE else 0.0
+
+
+_known: LRUCache[Hashable, Learned] = LRUCache(_MODELS)
+_knowing = threading.Lock()
+
+
+def learned(model: BaseChatModel) -> Learned:
+    """What is known of a model, to all that use it in this process."""
+    key = (type(model).__module__, providers.address(model), providers.model_name(model))
+    with _knowing:
+        return _known.setdefault(key, Learned())
+
+
+def forget() -> None:
+    """Forget everything."""
+    with _knowing:
+        _known.clear()
+
+
+def shaped(form: Form, without: Collection[str]) -> Form:
+    """The form without these parts."""
+    for name, part in PARTS.items():
+        if name in without:
+            form = part.without(form) or form
+    return form
+
+
+class Attempts:
+    """The attempts of one call, each in a form that was not refused yet. hopeless: the server will not
+    serve before time or patience ends."""
+
+    def __init__(self, request: Request, form: Form, known: Learned) -> None:
+        self.request, self._form, self._known = request, form, known
+        self._began = self._sent = time.monotonic()
+        self._dropped: set[str] = set()
+        self._guess: str | None = None
+        self._narrowed = self.hopeless = False
+
+    def next(self) -> Request:
+        """The request of the next attempt."""
+        request, used = self.request, time.monotonic() - self._began
+        wait = max(request.wait, self._known.rest())
+        seconds = None if request.seconds is None else max(0.0, request.seconds - used)
+        left_out = self._left_out()
+        self._sent = time.monotonic() + wait
+        return replace(request, wait=wait, seconds=seconds, without=left_out)
+
+    def served(self) -> None:
+        """The latest attempt was taken: what was left out of it is not needed, the rest is."""
+        known, left_out = self._known, self._left_out()
+        with known.lock:
+            known.refused |= left_out
+            known.taken |= {name for name in PARTS if self._has(name)} - known.refused
+            if self._sent >= known.latest:
+                known.streak = 0
+        if self._narrowed and self.request.max_output is not None:
+            known.narrow(window=_one(self.request) + self.request.max_output // self.request.n)
+
+    def again(self, error: Exception) -> bool:
+        """Whether there is another attempt to make after this refusal; it is made ready."""
+        self.request = replace(self.request, wait=0.0)
+        if refusals.overloaded(error):
+            return self._later(error)
+        asked = _one(self.request) + (self.request.max_output or 0) // self.request.n
+        if (large := refusals.too_large(error, asked)) is not None:
+            return self._smaller(large)
+        return refusals.about_form(error) and self._otherwise(error)
+
+    def _later(self, error: Exception) -> bool:
+        told = refusals.told_wait(error)
+        if told == 0:
+            return False  # the caller may ask at once; how often is the caller's to bound
+        wait, used = self._known.put_off(told, self._sent), time.monotonic() - self._began
+        seconds = self.request.seconds
+        self.hopeless = used + wait >= min(_PATIENCE if seconds is None else seconds, _PATIENCE)
+        return not self.hopeless
+
+    def _smaller(self, large: refusals.TooLarge) -> bool:
+        """Half of the output; at once what the server allows, where it says so. A prompt of at most
+        2,000 tokens in a window of 8,192 leaves 6,192."""
+        n, most, prompt = self.request.n, large.most, _one(self.request)
+        if most is not None:
+            self._known.narrow(**{"window" if large.window else "ceiling": most})
+        if self.request.max_output is None:
+            return False
+        cap = self.request.max_output // n
+        room = cap // 2 if most is None else most - prompt if large.window else most
+        # A bound may be twice the prompt, so one above the window may still fit.
+        smaller = min(room, cap - 1) if room >= MIN_ROOM or most is None else cap // 4
+        if most is None and smaller < MIN_ROOM:
+            self._known.narrow(window=(prompt + cap) // 2)
+        if smaller < MIN_ROOM or (large.window and prompt > 2 * (most or prompt)):
+            return False
+        self._narrowed = most is None
+        self.request = replace(self.request, max_output=smaller * n)
+        return True
+
+    def _left_out(self) -> frozenset[str]:
+        return frozenset(self._dropped if self._guess is None else {*self._dropped, self._guess})
+
+    def _otherwise(self, error: Exception) -> bool:
+        """Without a part that the refusal names; else without one that it may mean."""
+        said = refusals.words(error)
+        if self._guess:
+            with self._known.lock:
+                self._known.taken.add(self._guess)
+            self._guess = None
+        left = [n for n in PARTS if n not in self._dropped | self._known.refused and self._has(n)]
+        if named := [name for name in left if PARTS[name].named.search(said)]:
+            self._dropped.add(named[0])
+            return True
+        if self.request.n > 1 and _CHOICES.search(said):
+            with self._known.lock:
+                self._known.refused.add("n")
+            return False  # the choices are asked for one by one
+        sure = self._known.taken
+        guesses = [name for name in left if PARTS[name].guessed and name not in sure]
+        if providers.status(error) in (400, 422):  # 404 and 413 say what they mean
+            self._guess = next(iter(guesses), None)
+        return self._guess is not None
+
+    def _has(self, name: str) -> bool:
+        return PARTS[name].without(self._form) is not None
+
+
+def _one(request: Request) -> int:
+    """The bound of the prompt, once."""
+    return request.max_input // request.prompt_copies
+
+
+# --- the parts, each with the form that does without it
+
+
+def _without_system(form: Form) -> Form | None:
+    """System text at the head of the user's message; messages of the user that follow each other as
+    one."""
+    merged: list[BaseMessage] = []
+    for message in form.prompt:
+        if message.type == "system":
+            message = HumanMessage(message.content, id=message.id)
+        if merged and merged[-1].type == message.type == "human":
+            both = _together(merged[-1].content, message.content)
+            merged[-1] = message.model_copy(update={"content": both})
+        else:
+            merged.append(message)
+    same = len(merged) == len(form.prompt) and all(m.type != "system" for m in form.prompt)
+    return None if same else form._replace(prompt=merged)
+
+
+def _together(first: Any, second: Any) -> Any:
+    """Two contents as one: of texts one text, else blocks."""
+    if isinstance(first, str) and isinstance(second, str):
+        return f"{first}\n\n{second}"
+    blocks: list[Any] = []
+    for content in (first, second):
+        blocks += [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return blocks
+
+
+def _without_reports(form: Form) -> Form | None:
+    if not getattr(form.model, "stream_usage", False):
+        return None
+    return form._replace(model=form.model.model_copy(update={"stream_usage": False}))
+
+
+def _without_option(name: str) -> Callable[[Form], Form | None]:
+    def without(form: Form) -> Form | None:
+        update: dict[str, Any] = {}
+        if name in type(form.model).model_fields and getattr(form.model, name, None) is not None:
+            update[name] = None
+        for holder in providers.HOLDERS:
+            held = getattr(form.model, holder, None)
+            if isinstance(held, dict) and name in held:
+                update[holder] = _less(held, name)
+        bound = {
+            key: _less(value, name) if key in providers.HOLDERS else value
+            for key, value in form.bound.items()
+            if key != name
+        }
+        if not update and bound == form.bound:
+            return None
+        return form._replace(model=form.model.model_copy(update=update), bound=bound)
+
+    return without
+
+
+def _less(options: Any, name: str) -> Any:
+    if not isinstance(options, dict):
+        return options
+    return {key: value for key, value in options.items() if key != name}
+
+
+def _without_strict(form: Form) -> Form | None:
+    bound = {key: _lax(value) for key, value in form.bound.items()}
+    return None if bound == form.bound else form._replace(bound=bound)
+
+
+def _lax(options: Any) -> Any:
+    """Schemas that are not strict, at any depth."""
+    if isinstance(options, dict):
+        kept = {k: v for k, v in options.items() if not (k == "strict" and isinstance(v, bool))}
+        return {key: _lax(value) for key, value in kept.items()}
+    return [_lax(part) for part in options] if isinstance(options, list) else options
+
+
+def _without_schema(form: Form) -> Form | None:
+    """The schema of the reply in the user's message. It was counted as an option already."""
+    asked = form.bound.get("response_format")
+    asked = asked or (form.bound.get("extra_body") or {}).get("response_format")
+    if asked is None or (bare := _without_option("response_format")(form)) is None:
+        return None
+    schema = (asked.get("json_schema") or {}).get("schema") if isinstance(asked, dict) else None
+    if schema is None:
+        return bare
+    *before, last = form.prompt
+    told = f"Reply in JSON for this schema: {json.dumps(schema)}"
+    content = _together(last.content, told)
+    return bare._replace(prompt=[*before, last.model_copy(update={"content": content})])
+
+
+_CHOICES = re.compile(
+    r"(?<!\w)n(?!\w)|candidate_?count|multiple (choices|completions|candidates)", re.I
+)
+PARTS: dict[str, Part] = {
+    "system": Part(
+        re.compile(
+            r"(?i)(system|developer)\W*(role|message|prompt|instruction)|\broles?\b.*(support|alternate)"
+            r"|(support|only).*\broles?\b"
+        ),
+        _without_system,
+        guessed=True,
+    ),
+    "parallel_tool_calls": Part(
+        re.compile(r"(?i)parallel_?\s?tool_?\s?calls?"), _without_option("parallel_tool_calls")
+    ),
+    "seed": Part(re.compile(r"(?i)\bseed\b"), _without_option("seed")),
+    "strict": Part(
+        re.compile(r"(?i)\bstrict\b|additionalproperties|invalid schema"), _without_strict
+    ),
+    "response_format": Part(
+        re.compile(r"(?i)response_?format|json_?schema|structured output|guided"), _without_schema
+    ),
+    "stream_options": Part(re.compile(r"(?i)stream_?options|include_usage"), _without_reports),
+}
+"""In the order in which they are left out: the least harm first."""

@@ -1,0 +1,167 @@
+"""What a server's refusal says: how long to wait, how large a request may be, which part it does not take.
+
+Pure functions of the error that a client raised. What is learned from them is kept in
+`metering/learned.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, NamedTuple
+
+from anytime_graph.models import providers
+
+_OVERLOADED = (429, 503, 529)
+_SHAPELESS = (400, 404, 413, 422)
+"""Statuses that may blame the form or the size of a request."""
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_DURATION = re.compile(r"([\d.]+)\s*(h|ms|us|µs|ns|m|s)(?![a-z])")
+_IN_TEXT = re.compile(
+    r"(?i)(?:try again|retry) in ((?:[\d.]+\s*(?:ms|h|m|s))+)|retry_?delay\W+(?:seconds\W+)?([\d.]+)"
+)
+_SIZE = re.compile(
+    r"(?i)context.{0,12}(length|window|size|limit)|prompt (is )?too (long|large)|reduce the length"
+    r"|max\w*_?tokens|maxoutputtokens|maximum.{0,20}tokens|too many (input )?tokens|tokens?.{0,20}exceed"
+    r"|exceed.{0,60}tokens?|input (is )?too long|token limit|tokens you requested"
+)
+_WINDOW = re.compile(r"(?i)context|prompt|input")
+_UNKNOWN = re.compile(
+    r"(?i)(un(known|recognized|supported|expected)|not (supported|permitted|allowed)|extra (input|field)s?)"
+    r"\W.{0,60}max_\w*tokens"
+)
+_MOST = re.compile(
+    r"(?i)(?:maximum|limit|at most|up to|supports?|less than or equal to|<=|>|context (?:size|window)"
+    r"|allowed|\[\d+,|inclusive\) to)[^\d]{0,60}?(\d[\d,_]*+)(?!\s*\+)|(\d[\d,_]*)\W+(?:tokens? )?maximum"
+)
+_LONGEST_WAIT = 30.0
+_LEAST = 64
+"""A smaller number in such a message is no limit of a request."""
+
+
+class TooLarge(NamedTuple):
+    """most: tokens that the server allows, where it says so. window: for prompt and reply together."""
+
+    most: int | None
+    window: bool
+
+
+def words(error: BaseException) -> str:
+    """What the server said. It may repeat a prompt, so it is read and never kept."""
+    said = [str(error)]
+    with suppress(Exception):  # the body of a stream may not have been read
+        said.append(str(getattr(error, "response").text))  # noqa: B009
+    return "\n".join(said)
+
+
+def overloaded(error: BaseException) -> bool:
+    """Whether the server refused the request only because of its load or a rate limit."""
+    return providers.status(error) in _OVERLOADED
+
+
+def about_form(error: BaseException) -> bool:
+    """Whether the refusal may be about the form or the size of the request."""
+    return providers.status(error) in _SHAPELESS
+
+
+def too_large(error: BaseException, asked: int) -> TooLarge | None:
+    """Why a request for `asked` tokens in all was too large; None if the refusal is not about that.
+
+    "maximum context length is 8192 tokens. However, you requested 24808" is TooLarge(8192, True).
+    """
+    said = words(error)
+    if not about_form(error) or not _SIZE.search(said) or _UNKNOWN.search(said):
+        return None
+    found = (a or b for a, b in _MOST.findall(said))
+    numbers = [int(re.sub(r"\D", "", number)[:12]) for number in found]
+    allowed = [n for n in numbers if _LEAST <= n < asked]
+    return TooLarge(min(allowed, default=None), bool(_WINDOW.search(said)))
+
+
+def told_wait(error: BaseException) -> float | None:
+    """Seconds that the server asks to wait; None if it does not say.
+
+    Of several limits those count that are used up: "x-ratelimit-remaining-tokens: 0" beside
+    "x-ratelimit-reset-tokens: 6m0s" is 360 seconds.
+    """
+    headers = _headers(error)
+    now = _date(headers.get("date")) or datetime.now(UTC)
+    if (ms := _number(headers.get("retry-after-ms"))) is not None:
+        return ms / 1000
+    if (told := headers.get("retry-after")) is not None:
+        if (seconds := _number(told)) is not None:
+            return seconds
+        if (date := _date(told)) is not None:
+            return max(0.0, (date - now).total_seconds())
+    resets: dict[bool, list[float]] = {True: [], False: []}
+    for name, value in headers.items():
+        limits = "ratelimit" in name and "reset" in name
+        if limits and (seconds := _until(value, now)) is not None:
+            remaining = headers.get(name.replace("reset", "remaining"))
+            resets[_number(remaining) == 0].append(seconds)
+    if resets[True]:
+        return max(resets[True])
+    if resets[False]:
+        return min(resets[False])
+    if (match := _IN_TEXT.search(words(error))) is not None:
+        return _number(match[2]) if match[2] else _duration(match[1])
+    return None
+
+
+def retry_after(error: Exception) -> float:
+    """Seconds to hold back before the next call: what the server asks for, else half a second if it is
+    overloaded or gone, and 0 if the request itself was at fault."""
+    status = providers.status(error)
+    if status is None:
+        return 0.0 if isinstance(error, ValueError | TypeError) else 0.5
+    if (told := told_wait(error)) is not None:
+        return min(told, _LONGEST_WAIT)
+    return 0.5 if providers.transient(status) else 0.0
+
+
+def _headers(error: BaseException | None) -> Mapping[str, str]:
+    while error is not None:
+        response: Any = getattr(error, "response", None)
+        with suppress(Exception):
+            if found := {str(k).lower(): str(v) for k, v in response.headers.items()}:
+                return found
+        error = error.__cause__
+    return {}
+
+
+def _number(text: str | None) -> float | None:
+    """A plain number, 0 or more."""
+    text = (text or "").strip()
+    return float(text) if re.fullmatch(r"\d{1,12}(\.\d*)?|\.\d+", text) else None
+
+
+def _duration(text: str) -> float | None:
+    """As Go writes it: "1m30s" is 90."""
+    parts = _DURATION.findall(text)
+    with suppress(ValueError):
+        return sum(float(n) * _UNITS[unit] for n, unit in parts) if parts else None
+    return None
+
+
+def _until(text: str, now: datetime) -> float | None:
+    """Seconds until a reset, given as a duration, as seconds, or as a time, also a Unix time in seconds
+    or milliseconds."""
+    seconds = _number(text)
+    if seconds is None and (seconds := _duration(text)) is None:
+        date = _date(text)
+        return None if date is None else max(0.0, (date - now).total_seconds())
+    if seconds > 1e11:
+        seconds /= 1000
+    return max(0.0, seconds - now.timestamp()) if seconds > 1e9 else seconds
+
+
+def _date(text: str | None) -> datetime | None:
+    """A date of HTTP or of ISO 8601."""
+    for read in (parsedate_to_datetime, datetime.fromisoformat):
+        with suppress(ValueError, TypeError, IndexError):
+            found = read((text or "").strip().replace("Z", "+00:00"))
+            return found if found.tzinfo else found.replace(tzinfo=UTC)
+    return None

@@ -1,0 +1,284 @@
+"""What a server refuses costs nothing, and the call is made again in another form, smaller or later."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langchain.agents import create_agent
+from langchain_core.language_models import BaseChatModel
+
+from anytime_graph import Budget, create_anytime_graph
+from anytime_graph.chat import ChatAnytime
+from anytime_graph.metering import learned
+from anytime_graph.middleware import TokenBudgetMiddleware
+from tests.kit.marks import torture
+from tests.kit.server import Reply, Server, serving
+
+Q: Any = {"messages": [("user", "Why do rivers bend?")]}
+ANSWER = Reply("so <answer>erosion</answer> it is")
+Door = Callable[[BaseChatModel, Budget], tuple[str, int]]
+
+
+def by_graph(model: BaseChatModel, budget: Budget, **options: Any) -> tuple[str, int]:
+    app = create_anytime_graph(model, budget=budget, **options).compile()
+    out = app.invoke(Q, {"recursion_limit": 3_000})
+    return out["best"]["answer"], out["spent"]["tokens"]
+
+
+def by_async_graph(model: BaseChatModel, budget: Budget) -> tuple[str, int]:
+    app = create_anytime_graph(model, budget=budget, strategy="single").compile()
+    out = asyncio.run(app.ainvoke(Q))
+    return out["best"]["answer"], out["spent"]["tokens"]
+
+
+def by_chat(model: BaseChatModel, budget: Budget) -> tuple[str, int]:
+    reply = ChatAnytime(model=model, budget=budget).invoke("Why do rivers bend?")
+    assert reply.usage_metadata is not None
+    return reply.text, reply.usage_metadata["total_tokens"]
+
+
+def by_agent(model: BaseChatModel, budget: Budget) -> tuple[str, int]:
+    middleware = [TokenBudgetMiddleware(budget)]
+    agent = create_agent(model, [], system_prompt="Be brief.", middleware=middleware)
+    out = agent.invoke(Q)
+    return out["messages"][-1].text, out["spent"]["tokens"]
+
+
+DOORS = pytest.mark.parametrize("door", [by_graph, by_async_graph, by_chat, by_agent])
+
+
+def has_system(request: dict[str, Any]) -> bool:
+    return any(message["role"] == "system" for message in request["messages"])
+
+
+def choosing(request: dict[str, Any]) -> bool:
+    return request.get("n", 1) > 1
+
+
+PARTS: dict[str, tuple[Callable[[dict[str, Any]], bool], str]] = {
+    "system": (has_system, "System role not supported"),
+    "unnamed": (has_system, "Bad request"),
+    "roles": (has_system, "Conversation roles must alternate user/assistant/user/assistant/..."),
+    "reports": (lambda r: "stream_options" in r, "Unrecognized request argument: stream_options"),
+    "seed": (lambda r: "seed" in r, "[{'loc': ('body', 'seed'), 'msg': 'Extra inputs'}]"),
+    "n": (choosing, "Unrecognized request argument supplied: n"),
+}
+
+
+@DOORS
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_that_is_refused_is_left_out_from_then_on(
+    server: Server, part: str, door: Door
+) -> None:
+    refuses, says = PARTS[part]
+    server.script = lambda r, i: Reply(error=400, says=says) if refuses(r) else ANSWER
+    model = server.model(n=None, seed=7)
+    text, spent = door(model, Budget(tokens=6_000))
+    assert "erosion" in text
+    assert server.settled().served <= spent <= 6_000
+    if part != "reports":
+        assert spent == server.served
+    assert sum(call.refused for call in server.calls) <= 4, "a fan-out finds out at once"
+    asked = len(server.calls)
+    door(model, Budget(tokens=6_000))
+    assert not any(call.refused for call in server.calls[asked:]), "it is learned"
+    for call in server.calls:
+        if not call.refused:
+            assert "rivers" in call.text
+
+
+def test_two_parts_are_refused_one_after_the_other(server: Server) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        for refuses, says in (PARTS["system"], PARTS["seed"]):
+            if refuses(request):
+                return Reply(error=422, says=says)
+        return ANSWER
+
+    server.script = script
+    _, spent = by_graph(server.model(seed=7), Budget(tokens=1_000), strategy="single")
+    assert [call.refused for call in server.calls[:3]] == [True, True, False]
+    assert spent == server.served
+
+
+def test_system_text_reaches_the_model_as_the_users(server: Server) -> None:
+    server.script = lambda r, i: Reply(error=400) if has_system(r) else ANSWER
+    by_agent(server.model(), Budget(tokens=3_000))
+    (message,) = server.calls[-1].request["messages"]
+    assert message["role"] == "user"
+    assert message["content"].startswith("Be brief.\n\nWhy do rivers bend?")
+
+
+def test_a_schema_that_is_refused_goes_into_the_message(server: Server) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "reply", "schema": {"type": "object"}}}
+    server.script = lambda r, i: (
+        Reply(error=400, says="response_format is not supported by this model")
+        if "response_format" in r
+        else ANSWER
+    )
+    model: Any = server.model().bind(response_format=form)
+    _, spent = by_graph(model, Budget(tokens=2_000), strategy="single")
+    assert '{"type": "object"}' in server.calls[1].text
+    assert spent == server.settled().served
+
+
+def test_an_option_is_sent_only_with_what_it_is_for(server: Server) -> None:
+    """The last call has no tools, and then the option is an error."""
+    server.script = lambda r, i: (
+        Reply(error=400, says="'parallel_tool_calls' is only allowed when 'tools' are specified")
+        if "parallel_tool_calls" in r and not r.get("tools")
+        else ANSWER
+    )
+    model: Any = server.model().bind(parallel_tool_calls=False)
+    by_graph(model, Budget(tokens=1_000), strategy="single")
+    assert not any(call.refused for call in server.calls)
+
+
+def test_a_form_that_was_taken_is_not_doubted(server: Server) -> None:
+    server.script = lambda r, i: Reply(error=400) if i == 1 else ANSWER
+    by_graph(server.model(), Budget(calls=4, tokens=4_000), strategy="self_refine")
+    assert server.calls[1].refused
+    assert all(has_system(call.request) for call in server.calls)
+
+
+# --- the window
+
+WINDOW = 8_192
+SAYS = {
+    "vllm": "This model's maximum context length is 8192 tokens. However, you requested {all} tokens "
+    "({prompt} in the messages, {cap} in the completion).",
+    "later vllm": "'max_tokens' or 'max_completion_tokens' is too large: {cap}. This model's maximum "
+    "context length is 8192 tokens and your request has {prompt} input tokens ({cap} > 8192 - {prompt}).",
+    "tgi": "`inputs` tokens + `max_new_tokens` must be <= 8192. Given: {prompt} `inputs` tokens and "
+    "{cap} `max_new_tokens`",
+    "anthropic": "input length and `max_tokens` exceed context limit: {prompt} + {cap} > 8192, decrease "
+    "input length or `max_tokens` and try again",
+    "untold": "The requested context length is too long.",
+}
+
+
+def windowed(says: str, reply: Reply = ANSWER) -> Callable[[dict[str, Any], int], Reply]:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        prompt = sum(len(str(m["content"]).split()) for m in request["messages"]) + 10
+        cap = request["max_completion_tokens"]
+        if prompt + cap <= WINDOW:
+            return reply
+        return Reply(error=400, says=says.format(prompt=prompt, cap=cap, all=prompt + cap))
+
+    return script
+
+
+@DOORS
+@pytest.mark.parametrize("says", SAYS)
+def test_a_request_too_large_for_the_window_is_made_smaller_at_once(
+    server: Server, says: str, door: Door
+) -> None:
+    server.script = windowed(SAYS[says])
+    text, spent = door(server.model(), Budget(tokens=100_000))
+    assert "erosion" in text
+    assert spent == server.settled().served
+    caps = [call.limit or 0 for call in server.calls]
+    served = [call.limit or 0 for call in server.calls if not call.refused]
+    assert max(caps) <= 32_768
+    assert max(served) > WINDOW // 4, "it is not made smaller than needed"
+    asked = len(server.calls)
+    door(server.model(), Budget(tokens=100_000))
+    assert not any(call.refused for call in server.calls[asked:]), "it is learned"
+
+
+CEILINGS = {
+    "openai": "max_tokens is too large: {cap}. This model supports at most 4096 completion tokens, "
+    "whereas you provided {cap}.",
+    "anthropic": "max_tokens: {cap} > 4096, which is the maximum allowed number of output tokens",
+    "deepseek": "Invalid max_tokens value, the valid range of max_tokens is [1, 4096]",
+}
+
+
+@pytest.mark.parametrize("says", CEILINGS)
+def test_a_cap_above_the_models_own_is_lowered_to_it(server: Server, says: str) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        cap = request["max_completion_tokens"]
+        return ANSWER if cap <= 4096 else Reply(error=400, says=CEILINGS[says].format(cap=cap))
+
+    server.script = script
+    by_graph(server.model(), Budget(tokens=50_000), strategy="single")
+    assert [call.limit for call in server.calls[1:2]] == [4096]
+
+
+@settings(max_examples=torture or 25)
+@given(
+    budget=st.floats(3, 7).map(lambda digits: int(10**digits)),
+    door=st.sampled_from([by_graph, by_chat, by_agent]),
+    says=st.sampled_from(sorted(SAYS)),
+)
+def test_a_larger_budget_never_brings_less(budget: int, door: Door, says: str) -> None:
+    learned.forget()
+    with serving() as server:
+        server.script = windowed(SAYS[says])
+        text, spent = door(server.model(), Budget(tokens=budget))
+        assert "erosion" in text
+        assert spent == server.settled().served <= budget
+
+
+@pytest.mark.parametrize("says", ["maximum context length is 8192 tokens", SAYS["untold"]])
+def test_the_last_call_does_not_repeat_what_was_too_large(server: Server, says: str) -> None:
+    def fetch(url: str) -> str:
+        """Fetch a page."""
+        return "Erosion bends rivers. " * 6_000
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if i == 0:
+            return Reply("", tools=[("fetch", {"url": "r"})])
+        return windowed(says)(request, i)
+
+    server.script = script
+    middleware = [TokenBudgetMiddleware(Budget(tokens=100_000))]
+    out = create_agent(server.model(max_tokens=500), [fetch], middleware=middleware).invoke(Q)
+    assert "erosion" in out["messages"][-1].text
+    assert out["spent"]["tokens"] == server.settled().served
+    sizes = [call.prompt for call in server.calls if not call.refused]
+    assert len(sizes) == 2
+
+
+# --- waiting
+
+
+def dated(seconds: float) -> dict[str, str]:
+    """A server's clock may be an hour off."""
+    now = time.time() + 3_600
+    at = formatdate(now + seconds, usegmt=True)
+    return {"retry-after": at, "date": formatdate(now, usegmt=True)}
+
+
+WAITS: dict[str, dict[str, str]] = {
+    "seconds": {"retry-after": "0.05"},
+    "ms": {"retry-after-ms": "50"},
+    "openai": {
+        "x-ratelimit-remaining-requests": "9",
+        "x-ratelimit-reset-requests": "9m0s",
+        "x-ratelimit-remaining-tokens": "0",
+        "x-ratelimit-reset-tokens": "50ms",
+    },
+}
+
+
+@DOORS
+@pytest.mark.parametrize("form", WAITS)
+@pytest.mark.parametrize("status", [429, 503, 529])
+def test_refusals_that_waiting_ends_do_not_end_a_run(
+    server: Server, form: str, status: int, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learned, "_FIRST_WAIT", 0.01)
+    open_from = 5
+    server.script = lambda r, i: (
+        ANSWER if i >= open_from else Reply(error=status, headers=WAITS[form])
+    )
+    text, spent = door(server.model(), Budget(tokens=4_000))
+    assert "erosion" in text
+    assert spent == server.settled().served
