@@ -112,7 +112,10 @@ def _check(of: Any, where: str) -> None:
         value = of[name]
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST:
             raise ValueError(f"{where}: {name}={value!r:.60} is no count from 0 to {_MOST:,}")
-    tries = of["tries"]
+    if (tries := of["tries"]) < 1:
+        raise ValueError(
+            f"{where}: tries={tries}: 1 or more are needed; leave out what was not tried"
+        )
     for name in ("worth", "squares", "change", "changes"):
         value = of[name]
         number = isinstance(value, int | float) and not isinstance(value, bool)
