@@ -31,6 +31,7 @@ from anytime_graph.metering.metered import (
     paying_from,
 )
 from anytime_graph.models.providers import describe
+from anytime_graph.models.tokens import check_media_tokens
 
 try:
     from langchain.agents.middleware import (
@@ -97,6 +98,9 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         fraction of the budget, or a Budget. At least what its shortest prompt takes; 0: no such call.
     prices: US dollars per million tokens of the agent's model; default: looked up by its name.
 
+    media_tokens: the most input tokens that an image, a document or a tool of the provider adds to
+        a prompt; see create_anytime_graph.
+
     Put it first in `middleware=[...]`. Sub-agents, tools and middlewares that call a model of their
     own draw on the budget if the model is `metered(model)`; docs/middleware.md tells more. The
     agent's state has `spent` and `stop_reason`.
@@ -114,6 +118,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         per: Literal["run", "thread"] = "run",
         reserve: float | Budget = 0.2,
         prices: Prices | None = None,
+        media_tokens: int | None = None,
     ) -> None:
         super().__init__()
         if per not in ("run", "thread"):
@@ -123,6 +128,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         self.budget = as_budget(budget)
         self.per = per
         self.prices = prices
+        self.media_tokens = check_media_tokens(media_tokens)
         self.share = _share(reserve, self.budget)
 
     # --- the run's account
@@ -143,6 +149,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
 
     def _enter(self, spent: Spend, run: _Run) -> Account:
         account = Account(self.budget.limits(), spent, calling_account())
+        account.media_tokens = self.media_tokens
         account.growth.update(run["growth"])
         account.reserve = last_call_reserve(self.share, account.limits)
         return open_account(account)

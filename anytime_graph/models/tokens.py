@@ -14,11 +14,11 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from string import ascii_lowercase
-from typing import NotRequired
+from typing import Any, NotRequired
 from unicodedata import normalize
 
 from langchain_core.messages import BaseMessage
@@ -82,13 +82,37 @@ _TOOLS = 100
 """Tokens that providers and chat templates add to the schemas of tools."""
 _MOST_GROWTH = 8.0
 """A report that is more times the bound than this says nothing about the tokenizer."""
-_MEDIA = {"image", "image_url", "input_image", "audio", "input_audio", "video", "file", "media"}
-_NOT_TEXT = 3_000
-"""Tokens allowed for an image or another block of media."""
+_TEXTUAL = {
+    *("text", "input_text", "output_text", "refusal", "reasoning", "thinking", "redacted_thinking"),
+    *(
+        "tool_use",
+        "tool_result",
+        "tool_call",
+        "tool_call_chunk",
+        "invalid_tool_call",
+        "input_json_delta",
+    ),
+    *(
+        "function_call",
+        "function_call_output",
+        "custom_tool_call",
+        "custom_tool_call_output",
+        "json",
+    ),
+    *("search_result", "cachePoint", "cache_point", "guardContent", "reasoningContent", "toolUse"),
+    *("toolResult", "reasoning_content", "non_standard"),
+}
+"""Blocks of a message that hold nothing but what is written in them, by type or, where they have none,
+by key. Of others the provider may make any number of tokens."""
+_IMAGES = {"image", "image_url", "input_image"}
+_MEDIA = _IMAGES | {"audio", "input_audio", "video", "file", "input_file", "media", "document"}
+_LARGEST_IMAGE = {"gpt-4o-mini": 48_169, "gpt-4o": 1_445, "gpt-4.1": 6_144, "claude": 5_000}
+"""Tokens of the largest image, as OpenAI and Anthropic document them, by a part of the model's name.
+gpt-4o-mini: 2,833 and 5,667 for each of 8 tiles; gpt-4o: 85 and 170 for each."""
 
 Shape = list[float]
-"""Of a prompt: mean tokens of its text, the square of their spread, their ceiling; then the numbers of
-messages and of blocks that are not text."""
+"""Of a prompt: mean tokens of its text, the square of their spread, their ceiling; then the number of
+messages, and the tokens of blocks that are not text."""
 
 
 class Calibration(TypedDict):
@@ -115,36 +139,46 @@ class Tokenizer:
 
     count: the exact count of a text, where there is one. family: the model's name. tools: the model
     is given tools. extra: text that travels with each prompt (tools, schemas).
+    media_tokens: the user's bound of what an image, a document or the like can add. hosted: what else
+    the provider adds to each prompt, of which each counts as one of those: its own tools, for example.
     """
 
     count: CountTokens | None = None
     family: str = ""
     tools: bool = False
     extra: str = ""
+    media_tokens: int | None = None
+    hosted: tuple[str, ...] = ()
 
     def shape(self, prompt: Sequence[BaseMessage]) -> Shape:
-        """Measure a prompt."""
-        parts, media = [self.extra], 0
+        """Measure a prompt. Raises ValueError for what cannot be bounded."""
+        parts, media = [self.extra], float(sum(map(self._added, self.hosted)))
         for message in prompt:
-            content = message.content
-            for block in [content] if isinstance(content, str) else content:
-                if isinstance(block, str):
-                    parts.append(block)
-                elif isinstance(block.get("text"), str):
-                    parts.append(block["text"])
-                elif _MEDIA & {block.get("type")}:
-                    media += 1
+            for block in _blocks(message):
+                if (kind := _not_text(block, message)) is not None:
+                    media += self._added(kind)
                 else:
-                    parts.append(json.dumps(block, default=str, ensure_ascii=False))
-            for kind in ("tool_calls", "invalid_tool_calls"):
-                if calls := getattr(message, kind, None):
-                    parts.append(json.dumps(calls, default=str))
+                    parts.append(_written(block))
+
         text = "\n".join(part for part in parts if part)
         measured = _measured(text)
         if self.count is not None:
             exact = float(self.count(text))
             measured = (exact, 0.0, exact)
-        return [*measured, float(len(prompt)), float(media)]
+        return [*measured, float(len(prompt)), media]
+
+    def _added(self, kind: str) -> int:
+        """The most tokens that something of this kind adds to a prompt."""
+        if self.media_tokens is not None:
+            return self.media_tokens
+        if kind in _IMAGES:
+            for part, most in _LARGEST_IMAGE.items():
+                if part in self.family:
+                    return most
+        raise ValueError(
+            f"media_tokens=None: {kind!r} may add any number of tokens to a prompt for "
+            f"{self.family or 'this model'!r}; pass media_tokens=, the most that one of them adds"
+        )
 
     def bound(self, of: Shape, calibration: Calibration, within: bool = False) -> int:
         """The most tokens that the provider will report for a prompt of this shape. within: the prompt
@@ -167,6 +201,13 @@ class Tokenizer:
 
     def _upper(self, of: Shape) -> float:
         return _upper(of, self.count is not None, _preamble(self.family, self.tools))
+
+
+def check_media_tokens(given: int | None) -> int | None:
+    """The user's bound. Raises ValueError if it is none."""
+    if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 0):
+        raise ValueError(f"media_tokens={given!r}: a whole number of tokens is needed, 0 or more")
+    return given
 
 
 def max_tokens(text: str) -> int:
@@ -206,6 +247,45 @@ def openai_counter(model: str) -> CountTokens | None:
 
 _NON_ASCII = re.compile(r"[^\x00-\x7f]")
 _REPEATED = re.compile(r"(?s)(.)(?=\1)|\s(?=\s)")
+
+
+def _blocks(message: BaseMessage) -> Iterator[Any]:
+    """What is sent of a message, with blocks within the results of tools."""
+    content = message.content
+    queue: list[Any] = [content] if isinstance(content, str) else [*content]
+    for name in ("tool_calls", "invalid_tool_calls"):
+        queue += getattr(message, name, None) or ()
+    while queue:
+        block = queue.pop()
+        inner = block.get("content") if isinstance(block, dict) else None
+        if isinstance(inner, list):
+            queue += inner
+            block = {key: value for key, value in block.items() if key != "content"}
+        yield block
+    if beside := {k: v for k, v in message.additional_kwargs.items() if v and k != "tool_calls"}:
+        yield {"type": "non_standard", "value": beside}
+
+
+def _not_text(block: Any, message: BaseMessage) -> str | None:
+    """The kind of a block that is not text. What a model wrote is text, if it is no medium."""
+    if isinstance(block, str):
+        return None
+    kinds = [block["type"]] if isinstance(block.get("type"), str) else list(block)
+    if block.get("type") == "text-plain" and isinstance(block.get("text"), str):
+        return None
+    source = block.get("source")
+    if isinstance(source, dict) and source.get("type") in ("text", "content"):
+        return None
+    if message.type == "ai":
+        return next((kind for kind in kinds if kind in _MEDIA), None)
+    return next((kind for kind in kinds if kind not in _TEXTUAL), None)
+
+
+def _written(block: Any) -> str:
+    if isinstance(block, str):
+        return block
+    text = block.get("text")
+    return text if isinstance(text, str) else json.dumps(block, default=str, ensure_ascii=False)
 
 
 @functools.lru_cache(maxsize=32)
@@ -283,4 +363,4 @@ def _upper(of: Shape, exact: bool, preamble: int) -> float:
         template = _OPENAI_PROMPT + _OPENAI_MESSAGE * messages
     else:
         template = (_PER_PROMPT + preamble if messages else 0) + _PER_MESSAGE * messages
-    return text + template + _NOT_TEXT * media
+    return text + template + media

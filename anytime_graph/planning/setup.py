@@ -109,20 +109,24 @@ def _key(chosen: Chosen) -> tuple[str | None, str | None]:
 
 
 def meters(
-    model: BaseChatModel | Any, prices: Prices | None, judge: Judge, schema: Mapping[str, Any]
+    model: BaseChatModel | Any,
+    prices: Prices | None,
+    judge: Judge,
+    schema: Mapping[str, Any],
+    media_tokens: int | None = None,
 ) -> dict[str, Meter]:
     """The meters of a graph, by role. schema: what verdicts are held to, where a provider can."""
-    own = meter(model, prices)
+    own = meter(model, prices, media_tokens)
     judging = without_tools(model)
-    bare = its_own = own if judging is model else meter(judging, prices)
+    bare = its_own = own if judging is model else meter(judging, prices, media_tokens)
     if judge.model is not None:
         judging = resolve_model(judge.model)
-        its_own = meter(judging, judge.prices or prices_of(judging))
+        its_own = meter(judging, judge.prices or prices_of(judging), media_tokens)
     found: dict[str, Meter] = {OWN: own, PLAIN: its_own}
     if bare is not own:
         found[REVIEW] = bare
     if (held := with_json_schema(judging, schema)) is not None:
-        found[STRUCTURED] = meter(held, its_own.prices)
+        found[STRUCTURED] = meter(held, its_own.prices, media_tokens)
     return found
 
 

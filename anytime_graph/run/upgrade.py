@@ -140,7 +140,7 @@ def _measured(call: Stored) -> Stored:
     """With the shape of today: the mean tokens of those kinds, and no spread."""
     *kinds, _, messages, media = call["shape"] or [0.0] * 14
     mean = sum(n * w for n, w in zip(kinds, _MEANS, strict=True))
-    return {**call, "shape": [mean, 0.0, mean, messages, media]}
+    return {**call, "shape": [mean, 0.0, mean, messages, 3_000 * media]}
 
 
 def _with_measured_call(stored: Stored) -> Stored:
