@@ -17,6 +17,7 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableBinding
+from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_function
 
 CAP_FIELDS = ("max_tokens", "max_output_tokens", "num_predict")
@@ -161,14 +162,17 @@ def at_list_price(sent: Mapping[str, Any]) -> bool:
 def hosted(sent: Mapping[str, Any]) -> tuple[str, ...]:
     """What the provider itself adds to a prompt of a request with these options, such as what its own
     tools find."""
-    tools = [tool for tool in sent.get("tools", ()) if isinstance(tool, dict)]
-    own = [
-        str(tool.get("type") or next(iter(tool), "tool"))
-        for tool in tools
-        if tool.get("type") not in _CLIENT_TOOLS
-        and (tool.get("type") or not _FUNCTION_KEYS & tool.keys())
-    ]
-    return (*own, *(name for name in _HOSTED if name in sent))
+    kinds = [_hosted_kind(tool) for tool in sent.get("tools", ())]
+    return (*filter(None, kinds), *(name for name in _HOSTED if name in sent))
+
+
+def _hosted_kind(tool: Any) -> str | None:
+    """The kind of a tool that the caller does not carry out, as far as can be told."""
+    if not isinstance(tool, dict):
+        return None if isinstance(tool, BaseTool) or callable(tool) else type(tool).__name__
+    if (kind := tool.get("type")) is not None:
+        return None if kind in _CLIENT_TOOLS else str(kind)
+    return None if _FUNCTION_KEYS & tool.keys() else next(iter(tool), "tool")
 
 
 def name_field(model: BaseChatModel) -> str | None:

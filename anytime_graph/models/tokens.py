@@ -262,7 +262,8 @@ def _blocks(message: BaseMessage) -> Iterator[Any]:
             queue += inner
             block = {key: value for key, value in block.items() if key != "content"}
         yield block
-    if beside := {k: v for k, v in message.additional_kwargs.items() if v and k != "tool_calls"}:
+    beside = {k: v for k, v in message.additional_kwargs.items() if v and k != "tool_calls"}
+    if beside and message.type == "ai":
         yield {"type": "non_standard", "value": beside}
 
 

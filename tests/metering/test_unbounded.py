@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,6 +41,7 @@ HOSTED: list[dict[str, Any]] = [
     {"tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]},
     {"tools": [{"url_context": {}}]},
     {"tools": [{"type": "tomorrow_20991231", "name": "t"}]},
+    {"tools": [SimpleNamespace(google_search={})]},
     {"previous_response_id": "resp_1"},
     {"extra_body": {"cached_content": "c"}},
     {"web_search_options": {"search_context_size": "low"}},
