@@ -457,6 +457,6 @@ def test_a_vote_by_several_choices_is_far_above_one_by_separate_calls(server: Se
     unknown, known = (
         of(name, 280) for name in ("prompt billed once, as by OpenAI", "the same, with a profile")
     )
-    assert unknown.votes == 16
+    assert unknown.votes == 2 * 16
     assert known.votes == 4 * 16
     assert known.accuracy > unknown.accuracy
