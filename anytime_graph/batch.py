@@ -39,7 +39,9 @@ def checked(questions: Iterable[str]) -> list[str]:
 
 def named(model: Any) -> str:
     """What a model is known by in the name of a thread."""
-    return model if isinstance(model, str) else meter(resolve_model(model), None).name
+    return (
+        model if isinstance(model, str) else meter(resolve_model(model), None, media_tokens=0).name
+    )
 
 
 def thread_name(kind: str, *parts: Any) -> str:

@@ -11,6 +11,9 @@ from typing_extensions import TypedDict
 
 DIMENSIONS = ("tokens", "output_tokens", "usd", "calls", "seconds")
 _WHOLE = ("tokens", "output_tokens", "calls")
+_MOST = 10**15
+"""The largest amount of a budget. Numbers above it do not fit the ledger's columns."""
+_ROUNDING = 2.0**-52
 _UNDIVIDED = {"seconds": math.inf, "calls": 1}
 """Dimensions that a slice does not divide, and the most that it takes of them."""
 
@@ -50,8 +53,8 @@ class Budget:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ValueError(f"{name}={value!r}: a budget is a number")
-            if not math.isfinite(value) or value < 0:
-                raise ValueError(f"{name}={value!r}: a budget is 0 or more, and finite")
+            if not 0 <= value <= _MOST:
+                raise ValueError(f"{name}={value!r:.40}: a budget is from 0 to {_MOST:.0e}")
             if name in _WHOLE and value != int(value):
                 raise ValueError(f"{name}={value!r}: a whole number is needed")
         if not self.limits():
@@ -68,7 +71,7 @@ class Budget:
         """A part of this budget: its amounts times `share` in [0, 1], rounded down."""
         if not 0 <= share <= 1:
             raise ValueError(f"share={share!r}: a fraction is between 0 and 1")
-        return Budget(**_typed({d: v * share for d, v in self.limits().items()}, _floor))
+        return Budget(**_typed({d: _part(v, share) for d, v in self.limits().items()}, _floor))
 
     def split(self, n: int) -> list[Budget]:
         """n equal parts that add up to no more than this budget. Time is divided too, because the parts
@@ -155,7 +158,7 @@ def raised(limits: Limits, extra: Budget, spent: Spend) -> Limits:
 def share(of: Limits, fraction: float) -> Limits:
     """A slice: `fraction` of what is left. Parallel moves share the time, so it is not divided; a move
     makes one call."""
-    slices = _typed({d: amount * fraction for d, amount in of.items()})
+    slices = _typed({d: _part(amount, fraction) for d, amount in of.items()})
     return slices | {d: min(most, of[d]) for d, most in _UNDIVIDED.items() if d in of}
 
 
@@ -258,6 +261,12 @@ def _revived(kind: type[Exception], args: tuple[Any, ...], facts: dict[str, Any]
     error = kind.__new__(kind, *args)
     vars(error).update(facts)
     return error
+
+
+def _part(amount: float, fraction: float) -> float:
+    """A part of an amount, so far rounded down that 1/fraction of them never exceed it: as
+    floats, three thirds of 0.1 could add up to more."""
+    return amount if fraction == 1 else amount * max(0.0, fraction - _ROUNDING)
 
 
 def _floor(amount: float) -> int:

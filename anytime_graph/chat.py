@@ -55,11 +55,11 @@ from pydantic import (
 from anytime_graph.budget import Budget, Prices, Spend
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import contained
-from anytime_graph.metering.meter import rebound, unbound
+from anytime_graph.metering.meter import rebound
 from anytime_graph.metering.request import Reply
 from anytime_graph.metering.tool_calls import broken
 from anytime_graph.models import providers, resolve_model
-from anytime_graph.models.providers import describe
+from anytime_graph.models.providers import describe, unbound
 from anytime_graph.planning.answers import answer_format
 from anytime_graph.planning.moves import Draft, Move, Stop, Strategy, View
 from anytime_graph.planning.strategies import resolve
@@ -77,7 +77,7 @@ class ChatAnytime(BaseChatModel):
     """A chat model that answers as well as another one can within a budget.
 
     model: a chat model, "provider:name" or "local". budget: what each invocation may cost.
-    scorer, strategy, prices, width, judge: as in create_anytime_graph. answer: "whole" (the reply as
+    scorer, strategy, prices, media_tokens, width, judge: as in create_anytime_graph. answer: "whole" (the reply as
     the model writes it), "tags" (it is asked to reason and to mark its answer), or a function from
     reply to answer. temperature, max_tokens, stop: as chat models have them, for each call.
 
@@ -96,6 +96,7 @@ class ChatAnytime(BaseChatModel):
     strategy: SkipValidation[str | Strategy] = "pdp"
     answer: SkipValidation[str | Extractor] = "whole"
     prices: Prices | None = None
+    media_tokens: int | None = None
     width: int = 8
     judge: SkipValidation[Judge | None] = None
     temperature: float | None = None
@@ -134,6 +135,7 @@ class ChatAnytime(BaseChatModel):
             strategy=strategy,
             answer=answer,
             prices=prices,
+            media_tokens=self.media_tokens,
             width=self.width,
             judge=self.judge,
         ).compile(checkpointer=False)
@@ -150,7 +152,7 @@ class ChatAnytime(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        own = ("budget", "scorer", "strategy", "answer", "prices", "width", "judge")
+        own = ("budget", "scorer", "strategy", "answer", "prices", "media_tokens", "width", "judge")
         return {name: repr(getattr(self, name)) for name in own}
 
     def _get_invocation_params(

@@ -21,6 +21,7 @@ from anytime_graph.budget import Budget, Prices, as_budget
 from anytime_graph.checkpoints import Ledger
 from anytime_graph.checkpoints.memory import Memory
 from anytime_graph.models import prices_of, resolve_model
+from anytime_graph.models.tokens import check_media_tokens
 from anytime_graph.nodes.asking import Asking
 from anytime_graph.nodes.compiled import AnytimeGraph
 from anytime_graph.nodes.critique import VERDICT
@@ -50,6 +51,7 @@ def create_anytime_graph(
     strategy: str | Strategy = "pdp",
     answer: str | Extractor | type[BaseModel] | AnswerFormat = "tags",
     prices: Prices | None = None,
+    media_tokens: int | None = None,
     width: int = 8,
     ledger: Ledger | None = None,
     memory: Ledger | BaseStore | Memory | None = None,
@@ -74,6 +76,9 @@ def create_anytime_graph(
         a function from reply to answer, or a pydantic model.
     prices: US dollars per million tokens; default: looked up by the model's name when a budget
         in USD needs them (extra `prices`).
+    media_tokens: the most input tokens that an image, a document, a tool of the provider or the like
+        adds to a prompt. Needed for all but text, tools of your own, and images whose largest size
+        the provider documents.
     width: how many candidates and pairs the state keeps.
     ledger: the record that makes runs resumable to the last paid call; see open_checkpoints.
     memory: where preference pairs of earlier questions are recalled from, and this one's are
@@ -96,6 +101,7 @@ def create_anytime_graph(
     """
     if not isinstance(width, int) or width < 2:
         raise ValueError(f"width={width!r}: a whole number, 2 or more")
+    check_media_tokens(media_tokens)
     if isinstance(scorer, str) and scorer not in ("judge", "vote"):
         raise ValueError(f"scorer={scorer!r}: a function, 'judge' or 'vote'")
     if not (scorer is None or isinstance(scorer, str | Judge) or callable(scorer)):
@@ -131,7 +137,7 @@ def create_anytime_graph(
         if until is not None:
             until.check(decides, known)
         return Setup(
-            meters=meters(chat_model, known, by_judge, VERDICT),
+            meters=meters(chat_model, known, by_judge, VERDICT, media_tokens),
             ask=Asking(answers, by_judge.rubric),
             answers=answers,
             strategy=resolve_strategy(rules),

@@ -33,6 +33,7 @@ from anytime_graph.metering.metered import (
     paying_from,
 )
 from anytime_graph.models.providers import describe
+from anytime_graph.models.tokens import check_media_tokens
 
 try:
     from langchain.agents.middleware import (
@@ -102,6 +103,9 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         fraction of the budget, or a Budget. At least what its shortest prompt takes; 0: no such call.
     prices: US dollars per million tokens of the agent's model; default: looked up by its name.
 
+    media_tokens: the most input tokens that an image, a document or a tool of the provider adds to
+        a prompt; see create_anytime_graph.
+
     Put it first in `middleware=[...]`. Sub-agents, tools and middlewares that call a model of their
     own draw on the budget if the model is `metered(model)`; docs/middleware.md tells more. The
     agent's state has `spent` and `stop_reason`.
@@ -119,6 +123,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         per: Literal["run", "thread"] = "run",
         reserve: float | Budget = 0.2,
         prices: Prices | None = None,
+        media_tokens: int | None = None,
     ) -> None:
         super().__init__()
         if per not in ("run", "thread"):
@@ -128,6 +133,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         self.budget = as_budget(budget)
         self.per = per
         self.prices = prices
+        self.media_tokens = check_media_tokens(media_tokens)
         self.share = _share(reserve, self.budget)
         self._threads: LRUCache[str, Account] = LRUCache(_THREADS)
         self._lock = threading.Lock()
@@ -173,6 +179,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         if shared is not None:
             spent = shared.at_least(spent)
         account = Account(self.budget.limits(), spent, shared or calling_account())
+        account.media_tokens = self.media_tokens
         account.growth.update(run["growth"])
         account.reserve = last_call_reserve(self.share, account.limits)
         return open_account(account)

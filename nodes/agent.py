@@ -27,7 +27,7 @@ from anytime_graph.checkpoints.journal import CallJournal, RunJournal
 from anytime_graph.interrupt import StopSignal, contained
 from anytime_graph.metering.account import Account, Short, planned
 from anytime_graph.metering.call import recalled
-from anytime_graph.metering.meter import Meter, meter
+from anytime_graph.metering.meter import Meter, priced
 from anytime_graph.metering.metered import Reservation, paid_by, paying_from
 from anytime_graph.metering.request import Place, Reply, Request
 from anytime_graph.metering.tool_calls import broken
@@ -181,7 +181,12 @@ class DraftPayer:
         its tools even once gives its slice back, if more is to be had. The reply to the same request
         before a crash is given again; it is charged already. Raises DraftError if the call cannot be
         paid for."""
-        ready = meter(model.bind(**{**self.meter.bound, **options}), prices)
+        ready = priced(
+            model.bind(**self.meter.bound),
+            options,
+            prices,
+            self.meter.tokenizer.media_tokens,
+        )
         digest = _digest(prompt, options)
         with self.account.lock:
             if earlier := self._earlier.get(digest):

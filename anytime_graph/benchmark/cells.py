@@ -245,7 +245,7 @@ def lines(file: Path) -> Iterator[Any]:
             row = json.loads(text)
             if not isinstance(row, dict):
                 raise ValueError
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError(f"{file}, line {n}: not a JSON object; remove the line") from None
         yield row
 

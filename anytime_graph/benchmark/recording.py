@@ -125,14 +125,14 @@ class Recorded:
     def _read(self, row: dict[str, Any]) -> None:
         """Take in a row. An earlier reservation of the same request without a reply stays charged."""
         if "ask" in row:
-            tokens, usd = row["reserved"]
+            tokens, usd = _amounts(row["reserved"])
             self._reserved[row["ask"]] = (tokens, usd)
             self.bought.add(tokens, usd, 1)
         elif "failed" in row:
-            self._settle(row["failed"], *row["cost"])
+            self._settle(row["failed"], *_amounts(row["cost"]))
         else:
             reply = RecordedReply(**row["take"])
-            self._settle(reply.key, *row["cost"])
+            self._settle(reply.key, *_amounts(row["cost"]))
             self._replies[reply.key] = reply
             self.tells_ends |= bool(reply.usage or reply.finish)
 
@@ -143,6 +143,19 @@ class Recorded:
             self.bought.add(tokens, usd, 1)
         else:
             self.bought.add(tokens - held[0], usd - held[1])
+
+
+def _amounts(pair: Any) -> tuple[float, float]:
+    """Tokens and dollars, as they were written. Raises ValueError for what no call can cost."""
+    tokens, usd = pair
+    for amount in (tokens, usd):
+        if (
+            isinstance(amount, bool)
+            or not isinstance(amount, int | float)
+            or not 0 <= amount < 1e15
+        ):
+            raise ValueError(f"cost={pair!r:.60}: two numbers, 0 or more, are needed")
+    return tokens, usd
 
 
 class Recording(Recorded):

@@ -10,6 +10,7 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langchain_core.runnables.config import merge_configs
+from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from anytime_graph.budget import (
     MIN_ROOM,
@@ -21,7 +22,8 @@ from anytime_graph.budget import (
     output_room,
 )
 from anytime_graph.metering.learned import Learned, learned
-from anytime_graph.models import providers, tokens
+from anytime_graph.models import prices_of, providers, tokens
+from anytime_graph.models.providers import unbound
 from anytime_graph.models.tokens import Calibration, Shape, Tokenizer
 
 _SHAPING = {"tools", "tool_choice", "parallel_tool_calls", "response_format", "stop"}
@@ -108,9 +110,9 @@ class Meter:
         }
 
 
-def meter(model: Any, prices: Prices | None) -> Meter:
-    """Make a model ready. Raises ValueError if it is no chat model, or if its output cannot be
-    limited."""
+def meter(model: Any, prices: Prices | None, media_tokens: int | None = None) -> Meter:
+    """Make a model ready. media_tokens: see Tokenizer. Raises ValueError if it is no chat model, if its
+    output cannot be limited, or if nothing bounds what its provider adds to a prompt."""
     binding = model
     model, bound = unbound(model)
     if not isinstance(model, BaseChatModel):
@@ -138,33 +140,53 @@ def meter(model: Any, prices: Prices | None) -> Meter:
     copy, bound = providers.meterable(model, providers.schema_in_body(model, bound))
     held = (getattr(copy, field, None) for field in providers.HOLDERS)
     beside = [part for part in (bound, *held) if part]
-    name = providers.model_name(model) or type(model).__name__
+    sent = providers.sent_options(model, bound)
+    name = str(sent.get("model") or type(model).__name__)
     by_openai = _served_by_openai(model)
     several = getattr(model, "n", 1) != 1 and providers.supports_n(copy, bound)
+    tokenizer = Tokenizer(
+        count=tokens.openai_counter(name) if by_openai else None,
+        family=name,
+        tools=bool(bound.get("tools")),
+        extra=json.dumps(beside, default=_as_sent, ensure_ascii=False) if beside else "",
+        media_tokens=media_tokens,
+        hosted=providers.hosted(sent),
+    )
+    tokenizer.shape([])
     return Meter(
         model=copy,
         bound=bound,
         ceiling=min(own, default=None),
         name=name,
-        tokenizer=Tokenizer(
-            count=tokens.openai_counter(name) if by_openai else None,
-            family=name,
-            tools=bool(bound.get("tools")),
-            extra=json.dumps(beside, default=str, ensure_ascii=False) if beside else "",
-        ),
+        tokenizer=tokenizer,
         prices=prices,
         billed_once=(True if by_openai else None) if several else False,
         binding=binding,
     )
 
 
-def unbound(model: Any) -> tuple[Any, dict[str, Any]]:
-    """The model within its bindings, and the options that are bound to it."""
-    bound: dict[str, Any] = {}
-    while isinstance(model, RunnableBinding):
-        bound = {**model.kwargs, **bound}
-        model = model.bound
-    return model, bound
+def priced(
+    model: Any,
+    options: Mapping[str, Any],
+    prices: Prices | None,
+    media_tokens: int | None = None,
+) -> Meter:
+    """The meter of a call with these options. prices: the model's own; if the options ask for another
+    model or tier, those are looked up."""
+    asked = model.bind(**options)
+    before = providers.sent_options(*unbound(model)) | {"tools": None}
+    now = providers.sent_options(*unbound(asked)) | {"tools": None}
+    if prices is None or before != now:
+        prices = prices_of(asked)
+    return meter(asked, prices, media_tokens)
+
+
+def _as_sent(part: Any) -> Any:
+    """A schema or a tool that was given as a class or function, as it is sent."""
+    try:
+        return convert_to_openai_tool(part)
+    except (TypeError, ValueError):
+        return str(part)
 
 
 def rebound(

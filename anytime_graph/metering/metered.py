@@ -26,11 +26,11 @@ from anytime_graph.budget import GOOD_ROOM, MIN_ROOM, Limits, Prices, Spend
 from anytime_graph.interrupt import StopSignal
 from anytime_graph.metering.account import Account, Short, planned
 from anytime_graph.metering.call import acall, call
-from anytime_graph.metering.meter import Meter, meter
+from anytime_graph.metering.meter import Meter, priced
 from anytime_graph.metering.request import Journal, Reply, Request
 from anytime_graph.metering.streamed import reports_its_end
 from anytime_graph.metering.tool_calls import broken
-from anytime_graph.models import prices_of, resolve_model
+from anytime_graph.models import resolve_model
 from anytime_graph.models.tokens import Shape
 from anytime_graph.run.context import invocation
 
@@ -261,7 +261,7 @@ class AgentPayer:
     def _ready(
         self, model: BaseChatModel, options: Mapping[str, Any], prices: Prices | None
     ) -> Meter:
-        ready = meter(model.bind(**options), prices or prices_of(model))
+        ready = priced(model, options, prices, self.account.media_tokens)
         if ready.prices is None and "usd" in self.account.limits:
             raise ValueError(
                 f"budget usd: the price of {ready.name!r} is not known; pass "

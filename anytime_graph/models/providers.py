@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
+from langchain_core.runnables import RunnableBinding
+from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_function
 
 from anytime_graph.interrupt import Exited
@@ -26,6 +28,25 @@ _ADDRESSES = ("base_url", "openai_api_base", "anthropic_api_url", "endpoint_url"
 _CAPS = {*CAP_FIELDS, "max_completion_tokens", "max_new_tokens", "maxTokens"}
 _LOOSE = {"n", "candidate_count", "stream", "max_retries", "retries"}
 """Options that multiply what a call buys, or hide its usage."""
+_LIST_PRICE = {
+    "service_tier": ("auto", "default", "standard", "standard_only", "on_demand", "flex", "batch"),
+    "inference_geo": ("global",),
+    "speed": ("standard",),
+    "modalities": (["text"],),
+    "response_modalities": (["TEXT"],),
+}
+"""Options that change the price, and their values at which it is the listed one or less."""
+_CLIENT_TOOLS = ("function", "custom")
+_FUNCTION_KEYS = {
+    *("input_schema", "parameters", "function_declarations", "functionDeclarations"),
+    *("toolSpec", "cachePoint"),
+}
+"""Keys of tools without a type that the caller carries out."""
+_HOSTED = (
+    *("previous_response_id", "conversation", "cached_content", "cachedContent", "prompt"),
+    *("web_search_options", "search_parameters", "plugins", "mcp_servers", "container"),
+)
+"""Options by which the provider adds to a prompt what the request does not hold."""
 HOLDERS = ("model_kwargs", "extra_body", "generation_config")
 _REPLACING = {
     "langchain_ollama": ("options",),
@@ -123,6 +144,49 @@ def model_name(model: Any) -> str | None:
     """The name by which the provider knows a chat model."""
     names = (getattr(model, field, None) for field in _NAMES)
     return next((name for name in names if isinstance(name, str) and name), None)
+
+
+def unbound(model: Any) -> tuple[Any, dict[str, Any]]:
+    """The model within its bindings, and the options that are bound to it."""
+    bound: dict[str, Any] = {}
+    while isinstance(model, RunnableBinding):
+        bound = {**model.kwargs, **bound}
+        model = model.bound
+    return model, bound
+
+
+def sent_options(model: Any, bound: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a request that its price and its bound depend on, the last that counts."""
+    names = ("model", *_LIST_PRICE, *_HOSTED, "tools", "audio")
+    fields = {name: getattr(model, name, None) for name in names if name != "model"}
+    sent = {**fields, "model": model_name(model)}
+    for options in (*(getattr(model, holder, None) for holder in HOLDERS), bound):
+        sent |= {k: v for k, v in (options or {}).items() if k in names}
+    for holder in HOLDERS:
+        sent |= {k: v for k, v in (bound.get(holder) or {}).items() if k in names}
+    return {name: value for name, value in sent.items() if value}
+
+
+def at_list_price(sent: Mapping[str, Any]) -> bool:
+    """Whether a request with these options costs no more than the price that is listed."""
+    usual = all(sent.get(name, values[0]) in values for name, values in _LIST_PRICE.items())
+    return usual and "audio" not in sent and not hosted(sent)
+
+
+def hosted(sent: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the provider itself adds to a prompt of a request with these options, such as what its own
+    tools find."""
+    kinds = [_hosted_kind(tool) for tool in sent.get("tools", ())]
+    return (*filter(None, kinds), *(name for name in _HOSTED if name in sent))
+
+
+def _hosted_kind(tool: Any) -> str | None:
+    """The kind of a tool that the caller does not carry out, as far as can be told."""
+    if not isinstance(tool, dict):
+        return None if isinstance(tool, BaseTool) or callable(tool) else type(tool).__name__
+    if (kind := tool.get("type")) is not None:
+        return None if kind in _CLIENT_TOOLS else str(kind)
+    return None if _FUNCTION_KEYS & tool.keys() else next(iter(tool), "tool")
 
 
 def name_field(model: BaseChatModel) -> str | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from itertools import product
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 
 from anytime_graph.budget import Prices
 from anytime_graph.local import embedded_file, local_model
-from anytime_graph.models.providers import model_name
+from anytime_graph.models.providers import at_list_price, sent_options, unbound
 
 
 def resolve_model(model: Any) -> Any:
@@ -55,25 +57,31 @@ def default_model() -> str:
 
 
 def prices_of(model: BaseChatModel | Any) -> Prices | None:
-    """List prices from genai-prices (extra `prices`), or None if they are unknown. Of a price with tiers
-    or time windows it takes the highest, because a budget must hold in all of them."""
-    if (name := model_name(model)) is None:
+    """List prices from genai-prices (extra `prices`) of what the model is asked for, its bound options
+    included; None if they are unknown, as with a tier of service that costs more. Of a price with
+    tiers or hours of the day it takes the highest, because a budget must hold in all of them."""
+    sent = sent_options(*unbound(model))
+    if (name := sent.get("model")) is None or not at_list_price(sent):
         return None
     try:
         from genai_prices import Usage, calc_price
     except ImportError:
         return None
 
-    def dollars(scale: int, **usage: int) -> float:
-        return float(calc_price(Usage(**usage), name).total_price) * 1e6 / scale
+    now = datetime.now(UTC)
+    hours = [now.replace(hour=hour) for hour in range(24)]
+
+    def dollars(scale: int, at: datetime, **usage: int) -> float:
+        price = calc_price(Usage(**usage), name, genai_request_timestamp=at)
+        return float(price.total_price) * 1e6 / scale
 
     prices = []
-    for scale in (1_000, 1_000_000):
+    for scale, at in product((1_000, 1_000_000), hours):
         try:
-            fresh = dollars(scale, input_tokens=scale)
-            cached = dollars(scale, input_tokens=scale, cache_read_tokens=scale)
-            written = dollars(scale, input_tokens=scale, cache_write_tokens=scale)
-            both = dollars(scale, input_tokens=scale, output_tokens=scale)
+            fresh = dollars(scale, at, input_tokens=scale)
+            cached = dollars(scale, at, input_tokens=scale, cache_read_tokens=scale)
+            written = dollars(scale, at, input_tokens=scale, cache_write_tokens=scale)
+            both = dollars(scale, at, input_tokens=scale, output_tokens=scale)
         except LookupError:
             return None
         prices.append((fresh, both - fresh, cached, written))

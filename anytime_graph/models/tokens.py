@@ -1,10 +1,10 @@
 """How many tokens a text can be, estimated before the provider counts them.
 
 A prompt must be bounded before it is sent. tiktoken counts the prompts of OpenAI's models. For all
-others a linear estimate over eleven kinds of text is taken at three standard deviations. Weights
-and deviations were fitted over five tokenizers (SmolLM2, cl100k, o200k, Claude's and DeepSeek's)
-on prose, code, JSON, digits, hex, German, Russian, Chinese, Japanese and emoji. UTF-8 bytes are
-the ceiling, which no byte-level tokenizer exceeds. The provider's reports then correct the bound.
+others a text is cut into pieces: words, single marks, runs. A piece has a mean, fitted to the
+tokenizer of nine that needs most, and a ceiling, no more than its UTF-8 bytes, which no byte-level
+tokenizer exceeds. Means hold on average over different pieces only. So what repeats counts in
+proportion to its ceiling. The provider's reports then correct the bound.
 """
 
 from __future__ import annotations
@@ -13,30 +13,64 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NotRequired
+from itertools import pairwise
+from string import ascii_lowercase
+from typing import Any, NotRequired
+from unicodedata import normalize
 
 from langchain_core.messages import BaseMessage
 from typing_extensions import TypedDict
 
-Counter = Callable[[str], int]
+CountTokens = Callable[[str], int]
 """An exact token count, such as tiktoken's."""
 
-_KINDS = (  # pattern, mean tokens per match, standard deviation between tokenizers
-    (re.compile(r"[A-Za-z]+"), 0.8, 0.05),
-    (re.compile(r"(?<=[A-Za-z]{4})[A-Za-z]"), 0.09, 0.09),
-    (re.compile(r"(?<=[A-Za-z])[A-Z0-9]|(?<=[0-9])[A-Za-z]"), 0.35, 0.3),
-    (re.compile(r"(?i)[bcdfghjklmnpqrstvwxz]{4}"), 2.0, 1.8),
-    (re.compile(r"[0-9]"), 1.0, 0.25),
-    (re.compile(r"([!-/:-@\[-`{-~])(?!\1)"), 0.95, 0.1),
-    (re.compile(r"\n\s*|[ \t]{2,}"), 1.1, 0.3),
-    (re.compile(r"[\x80-\u07ff]"), 1.3, 0.8),
-    (re.compile(r"[\u0800-\uffff]"), 1.25, 0.3),
-    (re.compile(r"[\U00010000-\U0010ffff]"), 2.5, 0.35),
-    (re.compile(r"[\x00-\x08\x0e-\x1f\x7f]"), 1.0, 0.0),
+_KINDS = (  # pattern, tokens per match in ordinary text
+    (re.compile(r"[A-Za-z]+"), 0.8),
+    (re.compile(r"(?<=[A-Za-z]{4})[A-Za-z]"), 0.09),
+    (re.compile(r"(?<=[A-Za-z])[A-Z0-9]|(?<=[0-9])[A-Za-z]"), 0.35),
+    (re.compile(r"(?i)[bcdfghjklmnpqrstvwxz]{4}"), 2.0),
+    (re.compile(r"[0-9]"), 1.0),
+    (re.compile(r"([!-/:-@\[-`{-~])(?!\1)"), 0.95),
+    (re.compile(r"\n\s*|[ \t]{2,}"), 1.1),
+    (re.compile(r"[\x80-\u07ff]"), 1.3),
+    (re.compile(r"[\u0800-\uffff]"), 1.25),
+    (re.compile(r"[\U00010000-\U0010ffff]"), 2.5),
+    (re.compile(r"[\x00-\x08\x0e-\x1f\x7f]"), 1.0),
 )
 _WORDS, _DIGITS = _KINDS[0][0], _KINDS[4][0]
+_PIECES = re.compile(r" ?(?:[A-Z]?[a-z]+|[A-Z]+)|([ =#*_-])\1+|(?s:.)")
+"""Words, with the space before them; runs of marks that tokenizers join; single characters."""
+_JOINED = 15
+"""Marks in such a run that each tokenizer takes for one token."""
+_LONG = 24
+"""Letters of the longest words that are words."""
+_FOLLOWERS = (
+    "bcdfghiklmnprstuvyz aeiloru acehiklortu aeiorsu abcdefgiklmnoprstuvwxy aefiloru aehilnorsu "
+    "aeiortuy abcdefgklmnoprstvz aeu aeios adeilostuy abeimopu acdefgiknostuvy abcdfgiklmnoprstuvw "
+    "aehiloprstu u abcdegiklmnorstuvy acehiklmopstu aehilorstuy abcdegilmnprst aeio aeio  aes aei"
+)
+"""For each letter from a to z those that often follow it in the words of European languages."""
+_COMMON = {
+    first + second
+    for first, followers in zip(ascii_lowercase, _FOLLOWERS.split(" "), strict=True)
+    for second in followers
+}
+_SEAMS = re.compile(r"(?<=[a-z0-9])[A-Z]|(?<=[A-Za-z])[0-9]|(?<=[0-9])[a-z]")
+"""Where pieces of one word meet, as in base64: tokens end elsewhere, so some pieces take one more."""
+_MARKS = {**dict.fromkeys("0123456789", 1.0), " ": 1.0, "\n": 0.75}
+"""Mean tokens of digits and blanks; other marks of ASCII have 0.85."""
+_FOREIGN = (  # characters of many vocabularies, their mean tokens; of others, the mean is the ceiling
+    (re.compile("[\xa0-\u017f]"), 1.5),
+    (re.compile("[\u0391-\u03c9\u0410-\u044f\u05d0-\u05ea\u0621-\u064a]"), 1.2),
+    (re.compile("[\u0904-\u094d\u0e01-\u0e4d\u2010-\u2044\u3001-\u3011\u3041-\u30fe]"), 1.85),
+    (re.compile("[\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f]"), 1.85),
+    (re.compile("[\U0001f300-\U0001f6ff\U0001f900-\U0001f9ff]"), 2.8),
+)
+_HAN = 1.85
+"""Mean tokens of a frequent Chinese character: one of the first level of GB 2312."""
 _PER_MESSAGE = 6
 _PER_PROMPT = 28
 _OPENAI_MESSAGE, _OPENAI_PROMPT = 4, 7
@@ -48,12 +82,37 @@ _TOOLS = 100
 """Tokens that providers and chat templates add to the schemas of tools."""
 _MOST_GROWTH = 8.0
 """A report that is more times the bound than this says nothing about the tokenizer."""
-_MEDIA = {"image", "image_url", "input_image", "audio", "input_audio", "video", "file", "media"}
-_NOT_TEXT = 3_000
-"""Tokens allowed for an image or another block of media."""
+_TEXTUAL = {
+    *("text", "input_text", "output_text", "refusal", "reasoning", "thinking", "redacted_thinking"),
+    *(
+        "tool_use",
+        "tool_result",
+        "tool_call",
+        "tool_call_chunk",
+        "invalid_tool_call",
+        "input_json_delta",
+    ),
+    *(
+        "function_call",
+        "function_call_output",
+        "custom_tool_call",
+        "custom_tool_call_output",
+        "json",
+    ),
+    *("search_result", "cachePoint", "cache_point", "guardContent", "reasoningContent", "toolUse"),
+    *("toolResult", "reasoning_content", "non_standard"),
+}
+"""Blocks of a message that hold nothing but what is written in them, by type or, where they have none,
+by key. Of others the provider may make any number of tokens."""
+_IMAGES = {"image", "image_url", "input_image"}
+_MEDIA = _IMAGES | {"audio", "input_audio", "video", "file", "input_file", "media", "document"}
+_LARGEST_IMAGE = {"gpt-4o-mini": 48_169, "gpt-4o": 1_445, "gpt-4.1": 6_144, "claude": 5_000}
+"""Tokens of the largest image, as OpenAI and Anthropic document them, by a part of the model's name.
+gpt-4o-mini: 2,833 and 5,667 for each of 8 tiles; gpt-4o: 85 and 170 for each."""
 
 Shape = list[float]
-"""Counts of a text's kinds, then bytes, then messages and blocks that are not text."""
+"""Of a prompt: mean tokens of its text, the square of their spread, their ceiling; then the number of
+messages, and the tokens of blocks that are not text."""
 
 
 class Calibration(TypedDict):
@@ -80,36 +139,46 @@ class Tokenizer:
 
     count: the exact count of a text, where there is one. family: the model's name. tools: the model
     is given tools. extra: text that travels with each prompt (tools, schemas).
+    media_tokens: the user's bound of what an image, a document or the like can add. hosted: what else
+    the provider adds to each prompt, of which each counts as one of those: its own tools, for example.
     """
 
-    count: Counter | None = None
+    count: CountTokens | None = None
     family: str = ""
     tools: bool = False
     extra: str = ""
+    media_tokens: int | None = None
+    hosted: tuple[str, ...] = ()
 
     def shape(self, prompt: Sequence[BaseMessage]) -> Shape:
-        """Measure a prompt."""
-        parts, media = [self.extra], 0
+        """Measure a prompt. Raises ValueError for what cannot be bounded."""
+        parts, media = [self.extra], float(sum(map(self._added, self.hosted)))
         for message in prompt:
-            content = message.content
-            for block in [content] if isinstance(content, str) else content:
-                if isinstance(block, str):
-                    parts.append(block)
-                elif isinstance(block.get("text"), str):
-                    parts.append(block["text"])
-                elif _MEDIA & {block.get("type")}:
-                    media += 1
+            for block in _blocks(message):
+                if (kind := _not_text(block, message)) is not None:
+                    media += self._added(kind)
                 else:
-                    parts.append(json.dumps(block, default=str, ensure_ascii=False))
-            for kind in ("tool_calls", "invalid_tool_calls"):
-                if calls := getattr(message, kind, None):
-                    parts.append(json.dumps(calls, default=str))
+                    parts.append(_written(block))
+
         text = "\n".join(part for part in parts if part)
-        if self.count is None:
-            kinds = _counts(text)
-        else:
-            kinds = [float(self.count(text))] + [0.0] * (len(_KINDS) - 1)
-        return [*kinds, _size(text), float(len(prompt)), float(media)]
+        measured = _measured(text)
+        if self.count is not None:
+            exact = float(self.count(text))
+            measured = (exact, 0.0, exact)
+        return [*measured, float(len(prompt)), media]
+
+    def _added(self, kind: str) -> int:
+        """The most tokens that something of this kind adds to a prompt."""
+        if self.media_tokens is not None:
+            return self.media_tokens
+        if kind in _IMAGES:
+            for part, most in _LARGEST_IMAGE.items():
+                if part in self.family:
+                    return most
+        raise ValueError(
+            f"media_tokens=None: {kind!r} may add any number of tokens to a prompt for "
+            f"{self.family or 'this model'!r}; pass media_tokens=, the most that one of them adds"
+        )
 
     def bound(self, of: Shape, calibration: Calibration, within: bool = False) -> int:
         """The most tokens that the provider will report for a prompt of this shape. within: the prompt
@@ -134,14 +203,21 @@ class Tokenizer:
         return _upper(of, self.count is not None, _preamble(self.family, self.tools))
 
 
+def check_media_tokens(given: int | None) -> int | None:
+    """The user's bound. Raises ValueError if it is none."""
+    if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 0):
+        raise ValueError(f"media_tokens={given!r}: a whole number of tokens is needed, 0 or more")
+    return given
+
+
 def max_tokens(text: str) -> int:
     """The most tokens that a text is, by any common tokenizer."""
-    return math.ceil(_upper([*_counts(text), _size(text), 0, 0], False, 0))
+    return math.ceil(_upper([*_measured(text), 0, 0], False, 0))
 
 
 def typical(text: str) -> float:
     """About how many tokens a text is; additive over its parts."""
-    return sum(_matches(pattern, text) * mean for pattern, mean, _ in _KINDS)
+    return sum(_matches(pattern, text) * mean for pattern, mean in _KINDS)
 
 
 def min_tokens(text: str) -> int:
@@ -157,7 +233,7 @@ def repeated(text: str) -> int:
     return _matches(_REPEATED, text)
 
 
-def openai_counter(model: str) -> Counter | None:
+def openai_counter(model: str) -> CountTokens | None:
     """tiktoken's count for one of OpenAI's models, or None where its vocabulary cannot be had
     (tiktoken fetches it at first use; offline, an estimate replaces it)."""
     import tiktoken
@@ -173,10 +249,92 @@ _NON_ASCII = re.compile(r"[^\x00-\x7f]")
 _REPEATED = re.compile(r"(?s)(.)(?=\1)|\s(?=\s)")
 
 
+def _blocks(message: BaseMessage) -> Iterator[Any]:
+    """What is sent of a message, with blocks within the results of tools."""
+    content = message.content
+    queue: list[Any] = [content] if isinstance(content, str) else [*content]
+    for name in ("tool_calls", "invalid_tool_calls"):
+        queue += getattr(message, name, None) or ()
+    while queue:
+        block = queue.pop()
+        inner = block.get("content") if isinstance(block, dict) else None
+        if isinstance(inner, list):
+            queue += inner
+            block = {key: value for key, value in block.items() if key != "content"}
+        yield block
+    beside = {k: v for k, v in message.additional_kwargs.items() if v and k != "tool_calls"}
+    if beside and message.type == "ai":
+        yield {"type": "non_standard", "value": beside}
+
+
+def _not_text(block: Any, message: BaseMessage) -> str | None:
+    """The kind of a block that is not text. What a model wrote is text, if it is no medium."""
+    if isinstance(block, str):
+        return None
+    kinds = [block["type"]] if isinstance(block.get("type"), str) else list(block)
+    if block.get("type") == "text-plain" and isinstance(block.get("text"), str):
+        return None
+    source = block.get("source")
+    if isinstance(source, dict) and source.get("type") in ("text", "content"):
+        return None
+    if message.type == "ai":
+        return next((kind for kind in kinds if kind in _MEDIA), None)
+    return next((kind for kind in kinds if kind not in _TEXTUAL), None)
+
+
+def _written(block: Any) -> str:
+    if isinstance(block, str):
+        return block
+    text = block.get("text")
+    return text if isinstance(text, str) else json.dumps(block, default=str, ensure_ascii=False)
+
+
 @functools.lru_cache(maxsize=32)
-def _counts(text: str) -> list[float]:
-    """Counts of each kind. Cached, because planning measures the same prompt several times."""
-    return [float(_matches(pattern, text)) for pattern, _, _ in _KINDS]
+def _measured(text: str) -> tuple[float, float, float]:
+    """A text's mean tokens, the square of their spread, and their ceiling. Cached, because planning
+    measures the same prompt several times.
+
+    A piece that comes n times adds n * (ceiling - mean) squared to the square of the spread. So one
+    piece is bounded by its ceiling, however often it repeats; k different ones by their means and
+    1/sqrt(k) of the rest. 1,000 times " dap": mean 1,000, spread 1,800, ceiling 2,800. 1,000
+    different words of three letters: mean 1,000, spread 57.
+    """
+    mean = spread = ceiling = 0.0
+    text = _longest(text)
+    for piece, n in Counter(match.group() for match in _PIECES.finditer(text)).items():
+        usual, most, different = _piece(piece)
+        mean += n * usual
+        ceiling += n * most
+        spread += (n * (most - usual) * different) ** 2
+    seams = 0.3 * _matches(_SEAMS, text)
+    return mean + seams, spread, min(ceiling + seams, _size(text))
+
+
+def _piece(piece: str) -> tuple[float, float, float]:
+    """A piece's mean and most tokens, and how often its spread counts: three times for single
+    characters, for a short string that repeats may hold nine of them and not more than four words."""
+    if piece[-1].isascii():
+        word = piece.lstrip(" ").lower()
+        if not word.isalpha():
+            most = min(len(piece), 2 + len(piece) / _JOINED)
+            return (1 if len(piece) > 1 else _MARKS.get(piece, 0.85)), most, 3
+        n, rare = len(word), sum(pair not in _COMMON for pair in map("".join, pairwise(word)))
+        capitals = piece.strip().isupper()
+        length = 0.45 * n if capitals else 1 + 0.08 * max(0, n - 4)
+        most = n if capitals or n > _LONG else min(n, 1 + 0.6 * n + 0.6 * rare)
+        return min(max(1, length) + 0.9 * rare, most), most, 1
+    size = len(piece.encode(errors="replace"))
+    usual = next((mean for pattern, mean in _FOREIGN if pattern.match(piece)), size)
+    if b"\xb0" <= piece.encode("gb2312", "ignore")[:1] < b"\xd8":
+        usual = _HAN
+    return usual, size, 3
+
+
+def _longest(text: str) -> str:
+    """The text in the longest of the forms into which tokenizers normalize it."""
+    if text.isascii():
+        return text
+    return max((text, *(normalize(form, text) for form in ("NFC", "NFKC"))), key=_size)
 
 
 def _matches(pattern: re.Pattern[str], text: str) -> int:
@@ -197,15 +355,13 @@ def _preamble(family: str, tools: bool) -> int:
 def _upper(of: Shape, exact: bool, preamble: int) -> float:
     """The most tokens of this shape, uncorrected.
 
-    A prompt of one message of 100 lower-case words of up to four letters: mean 80, of the tokenizers
-    (100 * 0.05)^2 = 25, of chance 80 + 0.006 * 80^2 = 118; 80 + 3 * sqrt(143) = 116 tokens of text.
-    The chat template adds 28 + 6, so the bound is 150.
+    A prompt of one message of 100 words of four letters, each of them once: mean 100, spread
+    sqrt(100 * 2.4^2) = 24, so 124 tokens of text. The chat template adds 28 + 6: the bound is 158.
     """
-    *kinds, size, messages, media = of
+    mean, spread, ceiling, messages, media = of
+    text = min(ceiling, mean + math.sqrt(spread))
     if exact:
-        return kinds[0] + (_OPENAI_PROMPT + _OPENAI_MESSAGE * messages) + _NOT_TEXT * media
-    template = (_PER_PROMPT + preamble if messages else 0) + _PER_MESSAGE * messages
-    mean = sum(n * w for n, (_, w, _) in zip(kinds, _KINDS, strict=True))
-    between = sum((n * sd) ** 2 for n, (_, _, sd) in zip(kinds, _KINDS, strict=True))
-    text = mean + 3 * math.sqrt(between + mean + 0.006 * mean * mean)
-    return min(text, size) + template + _NOT_TEXT * media
+        template = _OPENAI_PROMPT + _OPENAI_MESSAGE * messages
+    else:
+        template = (_PER_PROMPT + preamble if messages else 0) + _PER_MESSAGE * messages
+    return text + template + media

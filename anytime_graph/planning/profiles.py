@@ -41,6 +41,8 @@ _MOST = 10**12
 def _agreeing(payoff: Payoff) -> Payoff:
     """Its numbers can be counts, and sums over the same answers with scores in [0, 1]."""
     n, sums = payoff["tries"], [payoff[name] for name in ("worth", "squares", "changes")]
+    if n < 1:
+        raise ValueError("tries: 1 or more are needed; leave out what was not tried")
     # A mean square is never below the squared mean: scores of .2 and .6 have .2 and .16.
     means = ((payoff["worth"], payoff["squares"]), (payoff["change"], payoff["changes"]))
     if not (

@@ -102,18 +102,22 @@ def _key(chosen: Chosen) -> tuple[str | None, str | None]:
 
 
 def meters(
-    model: BaseChatModel | Any, prices: Prices | None, judge: Judge, schema: Mapping[str, Any]
+    model: BaseChatModel | Any,
+    prices: Prices | None,
+    judge: Judge,
+    schema: Mapping[str, Any],
+    media_tokens: int | None = None,
 ) -> dict[str, Meter]:
     """The meters of a graph, by role. schema: of verdicts, for a provider that can hold replies to one."""
-    own, judging = meter(model, prices), without_tools(model)
+    own, judging = meter(model, prices, media_tokens), without_tools(model)
     by_role: dict[str, Meter] = {OWN: own, PLAIN: own}
     if judging is not model:
-        by_role[REVIEW] = by_role[PLAIN] = meter(judging, prices)
+        by_role[REVIEW] = by_role[PLAIN] = meter(judging, prices, media_tokens)
     if judge.model is not None:
         judging = resolve_model(judge.model)
-        by_role[PLAIN] = meter(judging, judge.prices or prices_of(judging))
+        by_role[PLAIN] = meter(judging, judge.prices or prices_of(judging), media_tokens)
     if (held := with_json_schema(judging, schema)) is not None:
-        by_role[STRUCTURED] = meter(held, by_role[PLAIN].prices)
+        by_role[STRUCTURED] = meter(held, by_role[PLAIN].prices, media_tokens)
     return by_role
 
 

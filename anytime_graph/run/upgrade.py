@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from anytime_graph.forms import KEY, Stored, Upgrade, refuse_newer, through, unchanged, upgraded
+from anytime_graph.models.tokens import uncalibrated
 from anytime_graph.run.calls import (
     OWN,
     PLAIN,
@@ -34,6 +35,7 @@ CHANNEL = "anytime_form"
 _RENAMED = {"prompt_bound": "max_input", "room": "max_output"}
 _OF_CALLS = ("ordinal", "step", "slice", "shape")
 _OF_RUNS = ("run_id", "thread", "plan", "question", "spent", "limits")
+_MEANS = (0.8, 0.09, 0.35, 2.0, 1.0, 0.95, 1.1, 1.3, 1.25, 2.5, 1.0)
 _MEANING = ("candidate", "preferred", "why", "principles")
 
 
@@ -166,8 +168,31 @@ def _move(move: Stored, swapped: bool) -> Stored:
     return move
 
 
-STATE: tuple[Upgrade, ...] = (_with_all_channels,)
-ASSIGNMENT: tuple[Upgrade, ...] = (_assignment_from_task,)
-OUTCOME: tuple[Upgrade, ...] = (_outcome_with_call,)
+# --- the upgrades from form 1, whose shapes counted eleven kinds of text
+
+
+def _measured(call: Stored) -> Stored:
+    """With the shape of today: the mean tokens of those kinds, and no spread."""
+    *kinds, _, messages, media = call["shape"] or [0.0] * 14
+    mean = sum(n * w for n, w in zip(kinds, _MEANS, strict=True))
+    return {**call, "shape": [mean, 0.0, mean, messages, 3_000 * media]}
+
+
+def _with_measured_call(stored: Stored) -> Stored:
+    return {**stored, "call": _measured(stored["call"])}
+
+
+def _uncalibrated(state: Stored) -> Stored:
+    """Calibrations keep only how far bounds missed."""
+    kept = {
+        role: {**uncalibrated(), "growth": known["growth"]}
+        for role, known in state["calibrations"].items()
+    }
+    return {**state, "calibrations": kept}
+
+
+STATE: tuple[Upgrade, ...] = (_with_all_channels, _uncalibrated)
+ASSIGNMENT: tuple[Upgrade, ...] = (_assignment_from_task, _with_measured_call)
+OUTCOME: tuple[Upgrade, ...] = (_outcome_with_call, _with_measured_call)
 FINAL: tuple[Upgrade, ...] = (unchanged,)
-PLANNED: tuple[Upgrade, ...] = (planned_from_task,)
+PLANNED: tuple[Upgrade, ...] = (planned_from_task, _measured)

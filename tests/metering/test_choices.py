@@ -155,7 +155,7 @@ def test_a_server_that_makes_one_choice_is_asked_for_the_others_one_by_one(
         waves.append(len(view.candidates))
         return [Draft(share=0.1)] * 4 if len(waves) < 3 else [Stop()]
 
-    out = run(server, sync, strategy=two_waves)
+    out = run(server, sync, strategy=two_waves, budget=Budget(tokens=2_000))
     assert waves == [0, 4, 8]
     assert asked(server) == [4] + [1] * 7
     assert out["spent"]["tokens"] == server.served
@@ -455,8 +455,8 @@ def test_a_vote_by_several_choices_is_far_above_one_by_separate_calls(server: Se
         assert openais.accuracy > separate.accuracy + gain
         assert (each.votes, each.right) >= (separate.votes, separate.right)
     unknown, known = (
-        of(name, 260) for name in ("prompt billed once, as by OpenAI", "the same, with a profile")
+        of(name, 280) for name in ("prompt billed once, as by OpenAI", "the same, with a profile")
     )
-    assert unknown.votes == 16
+    assert unknown.votes == 2 * 16
     assert known.votes == 4 * 16
     assert known.accuracy > unknown.accuracy

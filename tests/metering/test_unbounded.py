@@ -1,0 +1,222 @@
+"""What a request asks for besides text, another model or a dearer tier: bounded, priced or refused before
+any call."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from langchain.agents import create_agent
+from langchain.agents.middleware import AgentMiddleware
+from langchain_core.messages import AIMessage, HumanMessage
+from pydantic import BaseModel, Field
+
+from anytime_graph import Budget, NoAnswer, Prices, create_anytime_graph
+from anytime_graph.chat import ChatAnytime
+from anytime_graph.metering.meter import meter
+from anytime_graph.middleware import TokenBudgetMiddleware
+from anytime_graph.models import prices_of
+from anytime_graph.models.tokens import uncalibrated
+from tests.kit.server import Reply, Server, serving
+
+DATA = "QUJDRA+z" * 10_000
+BLOCKS: list[dict[str, Any]] = [
+    {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}},
+    {"type": "image", "url": "https://example.org/a.png"},
+    {"type": "file", "url": "https://example.org/y.pdf", "mime_type": "application/pdf"},
+    {"type": "document", "source": {"type": "url", "url": "https://example.org/y.pdf"}},
+    {"type": "document", "source": {"type": "base64", "data": DATA}},
+    {"type": "input_file", "file_id": "file-1"},
+    {"type": "input_audio", "input_audio": {"data": DATA, "format": "wav"}},
+    {"type": "video", "file_id": "v"},
+    {"document": {"format": "pdf", "source": {"s3Location": {"uri": "s3://a/b"}}}},
+    {"type": "tomorrow", "of": "an unknown kind"},
+]
+HOSTED: list[dict[str, Any]] = [
+    {"tools": [{"type": "web_search"}]},
+    {"tools": [{"type": "file_search", "vector_store_ids": ["v"]}]},
+    {"tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]},
+    {"tools": [{"url_context": {}}]},
+    {"tools": [{"type": "tomorrow_20991231", "name": "t"}]},
+    {"tools": [SimpleNamespace(google_search={})]},
+    {"previous_response_id": "resp_1"},
+    {"extra_body": {"cached_content": "c"}},
+    {"web_search_options": {"search_context_size": "low"}},
+]
+PRICES = Prices(input=1, output=1)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as running:
+        running.script = lambda request, i: Reply(text="so <answer>7</answer>")
+        yield running
+
+
+def asking(block: dict[str, Any]) -> dict[str, Any]:
+    return {"messages": [HumanMessage([{"type": "text", "text": "What is it?"}, block])]}
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: next(iter(block.values()), ""))
+def test_what_is_not_text_is_refused_at_every_door_unless_a_bound_is_given(
+    server: Server, block: dict[str, Any]
+) -> None:
+    budget, asked = Budget(tokens=50_000), asking(block)
+    doors = (
+        lambda: create_anytime_graph(server.model(), budget=budget).compile().invoke(asked),
+        lambda: ChatAnytime(model=server.model(), budget=budget).invoke(asked["messages"]),
+        lambda: create_agent(server.model(), middleware=[TokenBudgetMiddleware(budget)]).invoke(
+            asked
+        ),
+    )
+    for door in doors:
+        with pytest.raises(ValueError, match="media_tokens"):
+            door()
+    assert not server.calls
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: next(iter(block.values()), ""))
+def test_a_bound_that_the_user_gives_takes_the_place_of_the_data(
+    server: Server, block: dict[str, Any]
+) -> None:
+    ready = meter(server.model(), None, media_tokens=4_000)
+    _, most = ready.max_input(asking(block)["messages"], uncalibrated())
+    assert 4_000 < most < 4_100
+
+
+def test_the_bound_reaches_the_calls_of_each_door(server: Server) -> None:
+    short, enough = Budget(tokens=9_000), Budget(tokens=11_000)
+    image = asking(BLOCKS[0])
+
+    def invoked(budget: Budget) -> list[int]:
+        server.calls.clear()
+        options: Any = {"budget": budget, "media_tokens": 10_000}
+        doors = (
+            lambda: create_anytime_graph(server.model(), **options).compile().invoke(image),
+            lambda: ChatAnytime(model=server.model(), **options).invoke(image["messages"]),
+            lambda: create_agent(
+                server.model(), middleware=[TokenBudgetMiddleware(**options)]
+            ).invoke(image),
+        )
+        made = []
+        for door in doors:
+            before = len(server.calls)
+            with contextlib.suppress(ValueError, NoAnswer):
+                door()
+            made.append(len(server.calls) - before)
+        return made
+
+    assert invoked(short) == [0, 0, 0]
+    assert 0 not in invoked(enough)
+
+
+def test_an_image_has_the_largest_size_that_its_provider_documents(server: Server) -> None:
+    mini = meter(server.model().model_copy(update={"model_name": "gpt-4o-mini"}), None)
+    _, most = mini.max_input(asking(BLOCKS[0])["messages"], uncalibrated())
+    assert 48_169 < most < 48_300
+
+
+@pytest.mark.parametrize("options", HOSTED, ids=str)
+def test_what_the_provider_adds_itself_is_refused_unless_a_bound_is_given(
+    server: Server, options: dict[str, Any]
+) -> None:
+    model = server.model().bind(**options)
+    with pytest.raises(ValueError, match="media_tokens"):
+        create_anytime_graph(model, budget=Budget(tokens=9_000))
+    plain = meter(server.model(), None).max_input([HumanMessage("hi")], uncalibrated())[1]
+    bounded = meter(model, None, media_tokens=4_000)
+    assert bounded.max_input([HumanMessage("hi")], uncalibrated())[1] > plain + 4_000
+
+
+def test_results_of_tools_and_older_calls_are_looked_into(server: Server) -> None:
+    ready = meter(server.model(), None)
+    picture = {"type": "tool_result", "tool_use_id": "t", "content": [BLOCKS[0]]}
+    with pytest.raises(ValueError, match="image_url"):
+        ready.max_input([HumanMessage([picture])], uncalibrated())
+    legacy = {"function_call": {"name": "f", "arguments": '{"a": ' + "1" * 3_000 + "}"}}
+    _, most = ready.max_input([AIMessage("", additional_kwargs=legacy)], uncalibrated())
+    assert most > 3_000
+
+
+def test_a_schema_given_as_a_class_counts_as_it_is_sent(server: Server) -> None:
+    class Verbose(BaseModel):
+        """A class."""
+
+        field: int = Field(description="word " * 2_000)
+
+    ready = meter(server.model().bind(tools=[Verbose]), None)
+    assert ready.max_input([HumanMessage("hi")], uncalibrated())[1] > 2_000
+
+
+# --- prices
+
+
+def priced(server: Server, **fields: Any) -> Any:
+    return server.model(**fields).model_copy(update={"model_name": "gpt-4.1-nano"})
+
+
+DEARER = prices_of(type("Named", (), {"model_name": "gpt-4.1"})())
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        lambda model: model.bind(model="gpt-4.1"),
+        lambda model: model.bind(extra_body={"model": "gpt-4.1"}),
+        lambda model: model.model_copy(update={"extra_body": {"model": "gpt-4.1"}}),
+    ],
+)
+def test_the_price_is_that_of_the_model_that_is_asked_for(server: Server, asked: Any) -> None:
+    model = asked(priced(server))
+    assert DEARER is not None
+    assert prices_of(model) == DEARER
+    out = (
+        create_anytime_graph(model, budget=Budget(usd=0.01))
+        .compile()
+        .invoke({"messages": [("user", "Why do rivers bend?")]})
+    )
+    billed = sum(DEARER.usd(c.prompt, c.output) for c in server.settled().calls)
+    assert {c.request["model"] for c in server.calls} == {"gpt-4.1"}
+    assert billed == pytest.approx(out["spent"]["usd"])
+    assert billed <= 0.01
+
+
+def test_a_middleware_that_asks_for_another_model_pays_its_price(server: Server) -> None:
+    class Dearer(AgentMiddleware[Any, Any, Any]):
+        def wrap_model_call(self, request: Any, handler: Any) -> Any:
+            return handler(request.override(model_settings={"model": "gpt-4.1"}))
+
+    budget = TokenBudgetMiddleware(Budget(usd=0.01), prices=Prices(input=0.01, output=0.01))
+    agent = create_agent(priced(server), middleware=[budget, Dearer()])
+    out = agent.invoke({"messages": [("user", "hi")]})
+    assert DEARER is not None
+    billed = sum(DEARER.usd(c.prompt, c.output) for c in server.settled().calls)
+    assert billed == pytest.approx(out["spent"]["usd"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"service_tier": "priority"},
+        {"extra_body": {"service_tier": "priority"}},
+        {"extra_body": {"modalities": ["text", "audio"], "audio": {"voice": "alloy"}}},
+        {"extra_body": {"speed": "fast"}},
+    ],
+    ids=str,
+)
+def test_a_dearer_tier_asks_for_its_price(server: Server, options: dict[str, Any]) -> None:
+    for model in (priced(server, **options), priced(server).bind(**options)):
+        with pytest.raises(ValueError, match="prices=Prices"):
+            create_anytime_graph(model, budget=Budget(usd=0.01))
+        create_anytime_graph(model, budget=Budget(usd=0.01), prices=PRICES)
+    for tier in ("auto", "default", "flex"):
+        assert prices_of(priced(server, service_tier=tier)) is not None
+
+
+def test_a_price_that_changes_with_the_hour_is_that_of_the_dearest() -> None:
+    found = prices_of(type("Named", (), {"model_name": "deepseek-reasoner"})())
+    assert found is not None
+    assert found.output > 2
