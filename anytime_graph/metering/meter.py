@@ -92,6 +92,18 @@ class Meter:
         shape = self.tokenizer.shape(prompt)
         return shape, self.tokenizer.bound(shape, calibration)
 
+    def check_price(self, budget: str) -> None:
+        """Raise ValueError for this budget in USD if the model's price is not known."""
+        if self.prices is not None:
+            return
+        dearer = providers.surcharges(providers.sent_options(self.model, self.bound))
+        asked = f" with {', '.join(dearer)}" if dearer else ""
+        raise ValueError(
+            f"{budget}: the price of {self.name!r}{asked} is not known; pass "
+            "prices=Prices(input=..., output=...) in dollars per million tokens"
+            + ("" if dearer else ", or install anytime-graph[prices]")
+        )
+
     def reservation(self, max_input: int, max_output: int | None) -> Spend:
         """The most that a call can cost: its prompt at the dearest price, its output at the cap."""
         return self.priced(max_input, max_output or 0, written=max_input)

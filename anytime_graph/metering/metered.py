@@ -262,12 +262,8 @@ class AgentPayer:
         self, model: BaseChatModel, options: Mapping[str, Any], prices: Prices | None
     ) -> Meter:
         ready = priced(model, options, prices, self.account.media_tokens)
-        if ready.prices is None and "usd" in self.account.limits:
-            raise ValueError(
-                f"budget usd: the price of {ready.name!r} is not known; pass "
-                "prices=Prices(input=..., output=...) in dollars per million tokens, or install "
-                "anytime-graph[prices]"
-            )
+        if "usd" in self.account.limits:
+            ready.check_price("budget usd")
         return ready
 
     def journal(self, reserved: Reservation) -> Journal | None:

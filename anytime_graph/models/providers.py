@@ -167,10 +167,14 @@ def sent_options(model: Any, bound: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in sent.items() if value}
 
 
-def at_list_price(sent: Mapping[str, Any]) -> bool:
-    """Whether a request with these options costs no more than the price that is listed."""
-    usual = all(sent.get(name, values[0]) in values for name, values in _LIST_PRICE.items())
-    return usual and "audio" not in sent and not hosted(sent)
+def surcharges(sent: Mapping[str, Any]) -> list[str]:
+    """What a request with these options asks for that may cost more than the price that is listed."""
+    dearer = [
+        f"{name}={sent[name]!r:.40}"
+        for name, usual in _LIST_PRICE.items()
+        if name in sent and sent[name] not in usual
+    ]
+    return [*dearer, *(["audio"] if "audio" in sent else []), *hosted(sent)]
 
 
 def hosted(sent: Mapping[str, Any]) -> tuple[str, ...]:

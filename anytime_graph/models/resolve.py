@@ -10,7 +10,7 @@ from langchain_core.language_models import BaseChatModel
 
 from anytime_graph.budget import Prices
 from anytime_graph.local import embedded_file, local_model
-from anytime_graph.models.providers import at_list_price, sent_options, unbound
+from anytime_graph.models.providers import sent_options, surcharges, unbound
 
 
 def resolve_model(model: Any) -> Any:
@@ -61,7 +61,7 @@ def prices_of(model: BaseChatModel | Any) -> Prices | None:
     included; None if they are unknown, as with a tier of service that costs more. Of a price with
     tiers or hours of the day it takes the highest, because a budget must hold in all of them."""
     sent = sent_options(*unbound(model))
-    if (name := sent.get("model")) is None or not at_list_price(sent):
+    if (name := sent.get("model")) is None or surcharges(sent):
         return None
     try:
         from genai_prices import Usage, calc_price

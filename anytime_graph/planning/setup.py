@@ -140,11 +140,7 @@ def named_model(models: Mapping[str, Any] | None, model: Any, chosen: Chosen) ->
 
 def affordable(setup: Setup, budget: Budget) -> Budget:
     """The budget. Raises ValueError if it is in USD and the prices of a model are not known."""
-    unpriced = next((m.name for m in setup.meters.values() if m.prices is None), None)
-    if budget.usd is not None and unpriced:
-        raise ValueError(
-            f"budget usd={budget.usd}: the price of {unpriced!r} is not known; pass "
-            "prices=Prices(input=..., output=...) in dollars per million tokens, or install "
-            "anytime-graph[prices]"
-        )
+    if budget.usd is not None:
+        for meter in setup.meters.values():
+            meter.check_price(f"budget usd={budget.usd}")
     return budget
