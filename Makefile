@@ -34,8 +34,9 @@ demo: setup
 test: setup postgres
 	$(MAKE) --no-print-directory --jobs=2 lint pytest
 
+# Compiled modules are kept, because many tests start Pythons of their own.
 pytest: setup
-	$(BIN)/python -m pytest
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
 # mypy sees the package as it is installed, with nodes/ and checkpoints/ inside it.
 TYPED := build/typed/anytime_graph

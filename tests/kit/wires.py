@@ -12,7 +12,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from typing import Any
 
-from langchain_anthropic import ChatAnthropic
 from langchain_openai import ChatOpenAI
 
 Json = dict[str, Any]
@@ -191,6 +190,8 @@ class Wire:
 
     def model(self, **options: Any) -> Any:
         if self.send is anthropic:
+            from langchain_anthropic import ChatAnthropic
+
             return ChatAnthropic(model="claude-m", base_url=self.url, api_key="none", max_retries=0)  # type: ignore[call-arg,arg-type]
         return ChatOpenAI(
             model="m",
