@@ -57,6 +57,8 @@ NO_MODELS = {
     ("metering.metered", "_unmetered(self).generate"),
     ("nodes.agent", "agent.ainvoke"),
     ("nodes.agent", "agent.invoke"),
+    ("nodes.compiled", "super().astream"),
+    ("nodes.compiled", "super().stream"),
 }
 """Graphs, agents and parsers; models that answer for themselves; and a metered model that works for
 nobody with a budget, and so is the model itself."""

@@ -261,7 +261,7 @@ def test_a_conversation_goes_in_as_it_is_and_stays_as_it_was(server: Server) -> 
         HumanMessage([{"type": "text", "text": "And this?"}, picture], name="ann"),
     ]
     before = [m.model_dump() for m in messages]
-    chat(server, budget=Budget(calls=1)).invoke(messages)
+    chat(server, budget=Budget(calls=1), media_tokens=1_000).invoke(messages)
     sent = server.calls[0].request["messages"]
     assert [m["role"] for m in sent] == ["system", *["user", "assistant"] * 2, "user"]
     assert [m["content"] for m in sent[:5]] == ["Be brief.", "one", "two", "one", "three"]

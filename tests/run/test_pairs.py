@@ -362,6 +362,14 @@ def test_a_refinement_that_copies_the_best_is_worth_nothing(server: Server) -> N
     assert out["spent_by"]["draft"]["calls"] > 4 * out["spent_by"]["refine"]["calls"] > 0
 
 
+LONG_FEEDBACK = (
+    "The answer must be longer. Say where the river rises, which towns it passes on its way to the "
+    "sea, and why the people who live there call it old. Do not begin two sentences with the same "
+    "word; leave out numbers, names of kings and anything that a child could not follow. End with "
+    "a question to the reader, but not one that can be answered by yes or no, and thank nobody."
+)
+
+
 @pytest.mark.parametrize("strategy", ["pdp", "pdp_positive", "leap"])
 def test_pairs_are_learned_from_drafts_that_were_not_cut(server: Server, strategy: str) -> None:
     """Half of the budget would pay for a part of each of the first four, all of it for the whole."""
@@ -371,7 +379,7 @@ def test_pairs_are_learned_from_drafts_that_were_not_cut(server: Server, strateg
     )
     app = create_anytime_graph(
         server.model(seed=0),
-        budget=Budget(tokens=1_700),
+        budget=Budget(tokens=2_000),
         scorer=lambda q, a: Score(quality(q, a), "more"),
         strategy=strategy,
     )
@@ -379,7 +387,7 @@ def test_pairs_are_learned_from_drafts_that_were_not_cut(server: Server, strateg
     drafts = [c for c in server.calls if not learning(c.request)][:4]
     assert all(call.output > length for call in drafts)
     assert any("Better:" in c.text or learning(c.request) for c in server.calls[4:])
-    assert out["spent"]["tokens"] <= 1_700
+    assert out["spent"]["tokens"] <= 2_000
 
 
 @pytest.mark.parametrize("worth", [(5, 90), (50, 50)])
@@ -402,12 +410,17 @@ def test_a_refinement_that_would_take_much_of_what_is_left_is_not_tried(
     assert out["spent_by"]["draft"]["calls"] > 4
 
 
+def prose(i: int) -> str:
+    """80 words in another order for each reply; what repeats would be bounded by its ceiling."""
+    return "".join(f"{WORDS[(i + j * (1 + i % 5)) % 12]} " for j in range(80))
+
+
 def calls_of(
     server: Server, tokens: int, text: str, worth: Sequence[int], feedback: str, **options: Any
 ) -> list[Call]:
     """Of a run whose replies end in what they are worth, of 100, and then in the last of those."""
     server.script = lambda r, i: Reply(
-        text=f"{text or (WORDS[i % 12] + ' ') * 80}<answer>{worth[min(i, len(worth) - 1)]}</answer>"
+        text=f"{text or prose(i)}<answer>{worth[min(i, len(worth) - 1)]}</answer>"
     )
     app = create_anytime_graph(
         server.model(seed=0),
@@ -422,7 +435,7 @@ def calls_of(
 @pytest.mark.parametrize("strategy", ["pdp", "pdp_positive"])
 def test_a_draft_that_is_to_be_taught_is_sent_with_a_lesson(server: Server, strategy: str) -> None:
     """Though excerpts in full, and what a scorer says at length, would not fit its slice."""
-    worth, told = [10, 17, 24, 31], "It must be longer. " * 20
+    worth, told = [10, 17, 24, 31], LONG_FEEDBACK
     calls = calls_of(server, 1_500, "", worth, told, strategy=strategy, answer="whole")
     assert "Better:" in calls[4].text
 
