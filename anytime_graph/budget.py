@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from decimal import ROUND_FLOOR, Context, Decimal
 from typing import Any, cast
 
 from typing_extensions import TypedDict
@@ -13,7 +14,9 @@ DIMENSIONS = ("tokens", "output_tokens", "usd", "calls", "seconds")
 _WHOLE = ("tokens", "output_tokens", "calls")
 _MOST = 10**15
 """The largest amount of a budget. Numbers above it do not fit the ledger's columns."""
-_ROUNDING = 2.0**-52
+_DOWN = Context(prec=12, rounding=ROUND_FLOOR)
+_BELOW_ONE = 1 - 2.0**-51
+"""Makes up for the rounding of a fraction and of its product."""
 _UNDIVIDED = {"seconds": math.inf, "calls": 1}
 """Dimensions that a slice does not divide, and the most that it takes of them."""
 
@@ -71,7 +74,7 @@ class Budget:
         """A part of this budget: its amounts times `share` in [0, 1], rounded down."""
         if not 0 <= share <= 1:
             raise ValueError(f"share={share!r}: a fraction is between 0 and 1")
-        return Budget(**_typed({d: _part(v, share) for d, v in self.limits().items()}, _floor))
+        return Budget(**_parts(self.limits(), share))
 
     def split(self, n: int) -> list[Budget]:
         """n equal parts that add up to no more than this budget. Time is divided too, because the parts
@@ -158,8 +161,7 @@ def raised(limits: Limits, extra: Budget, spent: Spend) -> Limits:
 def share(of: Limits, fraction: float) -> Limits:
     """A slice: `fraction` of what is left. Parallel moves share the time, so it is not divided; a move
     makes one call."""
-    slices = _typed({d: _part(amount, fraction) for d, amount in of.items()})
-    return slices | {d: min(most, of[d]) for d, most in _UNDIVIDED.items() if d in of}
+    return _parts(of, fraction) | {d: min(most, of[d]) for d, most in _UNDIVIDED.items() if d in of}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,10 +265,18 @@ def _revived(kind: type[Exception], args: tuple[Any, ...], facts: dict[str, Any]
     return error
 
 
-def _part(amount: float, fraction: float) -> float:
-    """A part of an amount, so far rounded down that 1/fraction of them never exceed it: as
-    floats, three thirds of 0.1 could add up to more."""
-    return amount if fraction == 1 else amount * max(0.0, fraction - _ROUNDING)
+def _parts(amounts: Limits, fraction: float) -> dict[str, Any]:
+    """A part of each amount, rounded down, so that 1/fraction of them never exceed it. As floats, three
+    thirds of $0.10 could add up to more, so a third is $0.0333333333333. Of 3,000 tokens it is 1,000,
+    though as floats it may be 999.9999999."""
+    if fraction == 1:
+        return dict(amounts)
+    return {
+        d: _floor(amount * fraction * _BELOW_ONE)
+        if d in _WHOLE
+        else float(_DOWN.multiply(Decimal(amount), Decimal(fraction)))
+        for d, amount in amounts.items()
+    }
 
 
 def _floor(amount: float) -> int:

@@ -244,7 +244,7 @@ with SqliteSaver.from_conn_string({str(tmp_path / "strict.db")!r}) as saver:
     out = app.invoke({{"budget": Budget(calls=4)}}, config)
     assert out["spent"]["calls"] == 8, out["spent"]
     for snapshot in app.get_state_history(config):
-        assert snapshot.values.get("budget") is None or type(snapshot.values["budget"]) is Budget
+        assert snapshot.values.get("budget") is None or type(snapshot.values["budget"]) is dict
 """
     monkeypatch.setenv("LANGGRAPH_STRICT_MSGPACK", "true")
     done = subprocess.run(
