@@ -7,7 +7,7 @@ import sys
 
 from tests.kit.marks import torture
 
-SIZE, SECONDS = (1_000_000, 60) if torture else (100_000, 2)
+SIZE, SECONDS = (1_000_000, 60) if torture else (100_000, 3)
 """Characters, and seconds of CPU. Linear work needs a twentieth of that; quadratic work, far more."""
 
 
