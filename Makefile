@@ -53,7 +53,8 @@ torture: setup postgres
 		tests/checkpoints/test_storage.py tests/docs/test_docs.py tests/doors/test_chat.py \
 		tests/doors/test_fastapi.py tests/doors/test_middleware.py tests/graph/test_promises.py \
 		tests/ground/test_linear.py tests/metering/test_choices.py tests/metering/test_fuzz.py \
-		tests/metering/test_nested.py tests/models/test_tokens.py tests/nodes/test_judge.py
+		tests/metering/test_nested.py tests/models/test_tokens.py tests/nodes/test_failures.py \
+		tests/nodes/test_judge.py
 
 ARITHMETIC = examples=3&min_terms=2&max_terms=2&min_digits=1
 # The second is the table of strategies on the embedded model, some minutes of one core; go on with

@@ -218,7 +218,7 @@ def examine(size: int, seconds: int) -> None:
             if why := ended(partial(read, text), seconds):
                 print(f"{reader}, of {name}: {why}", flush=True)
     for name, feed in STREAMS.items():
-        if why := ended(partial(feed, size // 2), seconds):
+        if why := ended(partial(feed, size // 4), seconds):
             print(f"a stream of {name}: {why}", flush=True)
 
 

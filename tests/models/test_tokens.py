@@ -23,6 +23,7 @@ from langchain_openai import ChatOpenAI
 
 from anytime_graph.local import embedded_file, local_model
 from anytime_graph.models import tokens
+from tests.kit.marks import torture
 
 ANY = tokens.Tokenizer()
 """One of an unknown model."""
@@ -101,7 +102,7 @@ def counted(model: ChatOpenAI, prompt: list[BaseMessage]) -> int:
 
 def test_bound_holds_on_the_real_model_before_and_after_calibration(model: ChatOpenAI) -> None:
     ratios, known = [], tokens.uncalibrated()
-    for i, (kind, text) in enumerate(texts(300, seed=1)):
+    for i, (kind, text) in enumerate(texts(300 if torture else 120, seed=1)):
         prompt: list[BaseMessage] = [HumanMessage(text)]
         if i % 3 == 1:
             prompt.insert(0, SystemMessage("Think step by step."))
@@ -121,7 +122,7 @@ def test_bound_holds_on_the_real_model_before_and_after_calibration(model: ChatO
 def test_bound_is_exact_for_a_prompt_seen_before_and_tight_for_one_that_contains_it(
     model: ChatOpenAI,
 ) -> None:
-    for _, text in texts(100, seed=2):
+    for _, text in texts(100 if torture else 40, seed=2):
         prompt: list[BaseMessage] = [HumanMessage(text)]
         shape, true = ANY.shape(prompt), counted(model, prompt)
         known = ANY.learn(tokens.uncalibrated(), shape, true, base=True)

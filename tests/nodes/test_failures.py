@@ -44,6 +44,7 @@ def judging(request: dict[str, Any]) -> bool:
     return "Verdict" in request["messages"][0]["content"]
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("failure", FAILURES, ids=str)
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
@@ -93,7 +94,7 @@ def test_all_calls_fail(server: Server, sync: bool) -> None:
 MISHAPS: list[Any] = [*REFUSALS, 408, 500, 502, 504, "drop", "break", "junk", "torn", "empty", None]
 
 
-@settings(max_examples=torture or 60)
+@settings(max_examples=torture or 40)
 @given(
     mishaps=st.lists(st.sampled_from(MISHAPS), min_size=1, max_size=12),
     strategy=st.sampled_from(sorted(STRATEGIES)),
@@ -521,6 +522,7 @@ def test_an_interrupt_in_a_scorer_is_the_users(server: Server) -> None:
         run(server, Budget(calls=8), strategy="best_of_n", scorer=ending(KeyboardInterrupt))
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("tokens", [150, 300, 650, 1_300, 2_600, 5_200])
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
