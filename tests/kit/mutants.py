@@ -15,6 +15,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -96,10 +97,8 @@ def passes(tests: Sequence[str], seconds: float) -> bool:
     while not ended and time.monotonic() < end:
         time.sleep(0.1)
         ended, status = os.waitpid(child, os.WNOHANG)
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     if not ended:
         os.waitpid(child, 0)
     return bool(ended) and status == 0
@@ -119,13 +118,12 @@ def main(room: str, sample: str, seed: str, *modules: str) -> None:
     if not passes(tests, 3600):
         sys.exit(f"{(COPY / 'log').read_text()}\nThe room's tests fail as they are")
     patience = 30 + 3 * (time.monotonic() - began)
-    tried = survivors = 0
+    survivors = 0
     for file, name, n, line in drawn:
         source = (ROOT / file).read_text(encoding="utf-8")
         changed = mutate_code(source, get_operator(name)(), n)
         assert changed is not None
         (COPY / file).write_text(changed, encoding="utf-8")
-        tried += 1
         if passes(tests, patience):
             survivors += 1
             now = changed.splitlines()[line - 1].strip()
