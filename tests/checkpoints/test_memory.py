@@ -125,7 +125,7 @@ def test_a_strategy_shows_what_it_shows_of_its_own(
     assert ("- Be late." in shown) == (strategy == "leap")
 
 
-@pytest.mark.parametrize("tokens", [700, 1_200, 6_000], ids=["tight", "less tight", "ample"])
+@pytest.mark.parametrize("tokens", [800, 1_200, 6_000], ids=["tight", "less tight", "ample"])
 @pytest.mark.parametrize("strategy", ["best_of_n", "pdp", "leap"])
 def test_at_most_half_of_the_first_drafts_are_shown_what_was_recalled(
     server: Server, strategy: str, tokens: int
