@@ -128,6 +128,8 @@ def main(room: str, sample: str, seed: str, *modules: str) -> None:
             survivors += 1
             now = changed.splitlines()[line - 1].strip()
             print(f"{file}:{line}  {name.removeprefix('core/')}\n    {now}", flush=True)
+        else:
+            print(".", end="", file=sys.stderr, flush=True)
         shutil.copy2(ROOT / file, COPY / file)
     print(f"{room}: {len(drawn)} mutants, {len(drawn) - survivors} killed, {survivors} survived")
 
