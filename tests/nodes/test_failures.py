@@ -474,8 +474,8 @@ def test_an_async_scorer_that_is_cancelled_costs_its_score_only(server: Server) 
     assert sum("CancelledError" in e for e in out["errors"]) == 3
 
 
-class Over(BaseException):
-    """As frameworks have them, so that no `except Exception` stops them."""
+class Over(SystemExit):
+    """As frameworks have their own."""
 
 
 def ending(by: type[BaseException], awaited: bool = False) -> Any:
