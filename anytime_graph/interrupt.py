@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import threading
 from collections.abc import Iterator
@@ -18,18 +17,16 @@ class StopSignal(Protocol):
 
 
 class Exited(Exception):
-    """A function of the user's wanted to end the program; the cause says how."""
+    """A function of the user's wanted to exit from the program."""
 
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """For calls of the user's functions. Raises Exited for what is meant to end the program, such as
-    SystemExit: it ends only the function. Ctrl-C and the cancelling of a task pass."""
+    """For calls of the user's functions. Raises Exited in place of SystemExit, so that `exit()` ends only
+    the function. Ctrl-C and the cancelling of a task pass."""
     try:
         yield
-    except (Exception, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError):
-        raise
-    except BaseException as error:
+    except SystemExit as error:
         raise Exited from error
 
 

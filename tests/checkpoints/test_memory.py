@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from langgraph.store.memory import InMemoryStore
 
 from anytime_graph import Budget, Score, create_anytime_graph, open_checkpoints
+from anytime_graph.checkpoints import likeness
+from anytime_graph.checkpoints.memory import Namespace, encoded, memory_of
 from tests.kit.server import Reply, Script, Server, serving
 
 FIRST = "Write a poem about the river Rhine in autumn."
@@ -123,7 +125,7 @@ def test_a_strategy_shows_what_it_shows_of_its_own(
     assert ("- Be late." in shown) == (strategy == "leap")
 
 
-@pytest.mark.parametrize("tokens", [700, 1_200, 6_000], ids=["tight", "less tight", "ample"])
+@pytest.mark.parametrize("tokens", [800, 1_200, 6_000], ids=["tight", "less tight", "ample"])
 @pytest.mark.parametrize("strategy", ["best_of_n", "pdp", "leap"])
 def test_at_most_half_of_the_first_drafts_are_shown_what_was_recalled(
     server: Server, strategy: str, tokens: int
@@ -175,6 +177,36 @@ def test_no_tenant_sees_another_s_pairs(turns: list[tuple[int, str]]) -> None:
             )
             seen = {name for c in server.calls for name in re.findall(r"tenant\d", c.text)}
             assert seen == {f"tenant{tenant}"}
+
+
+def collision() -> tuple[Namespace, Namespace]:
+    """Two namespaces that the ledger's index cannot tell apart."""
+    seen: dict[str, Namespace] = {}
+    for n in range(10**6):
+        name = (f"tenant {n}",)
+        [key] = likeness.keys(encoded(name), "rhine")
+        if key in seen:
+            return seen[key], name
+        seen[key] = name
+    raise AssertionError
+
+
+@pytest.mark.parametrize("alike", [False, True], ids=["any", "alike in the index"])
+def test_each_namespace_has_a_memory_of_its_own(
+    server: Server, memory: dict[str, Any], alike: bool
+) -> None:
+    own, other = collision() if alike else (("acme", "ann"), ("acme",))
+    server.script = numbered
+    asked(server, FIRST, of=own, **memory)
+    server.calls.clear()
+    asked(server, LIKE, of=other, **memory)
+    assert not told(server)
+    known = memory_of(memory["memory"])
+    assert known.recall(own, LIKE)
+    assert {example["question"] for example in known.recall(other, FIRST)} == {LIKE}
+    assert known.forget(own) > 0
+    assert known.recall(own, LIKE) == []
+    assert known.recall(other, LIKE)
 
 
 @pytest.mark.parametrize("wrong", ["acme", [""], [3], {"a": 1}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -206,6 +207,36 @@ def test_a_question_goes_on_once_the_key_is_right(server: Server) -> None:
     out = app.invoke({"budget": Budget(tokens=100)}, on)
     assert out["best"]["answer"] == "fine"
     assert out["spent"]["tokens"] == server.served <= 1_000
+
+
+@both
+def test_a_question_that_was_stopped_goes_on_when_it_is_given_more(
+    server: Server, sync: bool
+) -> None:
+    on: Any = {"configurable": {"thread_id": "rivers"}}
+    stop = threading.Event()
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if i < 4:
+            return Reply(text="the Rhine <answer>3</answer>")
+        stop.set()
+        return Reply(text=None, pace=0.01, ignore_limit=True)
+
+    def call(given: dict[str, Any], **context: Any) -> dict[str, Any]:
+        if sync:
+            return app.invoke(given, on, context=context)
+        return asyncio.run(app.ainvoke(given, on, context=context))
+
+    server.script = script
+    options: dict[str, Any] = {"scorer": lambda q, a: 0.5, "strategy": "best_of_n"}
+    app = create_anytime_graph(server.model(), budget=Budget(calls=9), **options)
+    app = app.compile(InMemorySaver())
+    first = call(QUESTION, stop=stop)
+    assert first["stop_reason"] == "interrupted"
+    server.script = lambda request, i: Reply(text="the Rhine <answer>4</answer>")
+    out = call({"budget": Budget(calls=3)})
+    assert out["stop_reason"] == "calls"
+    assert first["spent"]["calls"] < out["spent"]["calls"] == 9 + 3
 
 
 def test_what_was_refused_is_not_charged_in_another_life(server: Server, tmp_path: Path) -> None:
@@ -443,8 +474,8 @@ def test_an_async_scorer_that_is_cancelled_costs_its_score_only(server: Server) 
     assert sum("CancelledError" in e for e in out["errors"]) == 3
 
 
-class Over(BaseException):
-    """As frameworks have them, so that no `except Exception` stops them."""
+class Over(SystemExit):
+    """As frameworks have their own."""
 
 
 def ending(by: type[BaseException], awaited: bool = False) -> Any:
