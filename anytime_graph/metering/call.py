@@ -278,6 +278,8 @@ class _Call:
         until = time.monotonic() + self.request.wait
         while not self.over() and (rest := until - time.monotonic()) > 0:
             yield min(rest, _POLL)
+        if self.cut == "out of time" and self.request.wait:
+            self.cut = "out of time, because the provider had asked to wait"
 
     def reserve(self, journal: Journal | None) -> bool:
         """Write the reservation. Returns False if the call must not be made."""

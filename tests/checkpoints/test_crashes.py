@@ -234,7 +234,9 @@ def test_a_killed_run_goes_on_where_it_was(
 @pytest.mark.pairwise
 @pytest.mark.parametrize("asks", [False, True])
 def test_one_process_at_a_time_runs_a_thread(specs: Specs, asks: bool) -> None:
-    first, second, third = (specs(0, out=specs(n)["out"], lease=FOR_EVER) for n in range(3))
+    first, second, third = (
+        specs(0, out=specs(n)["out"], lease=FOR_EVER, tokens=3_000) for n in range(3)
+    )
     release = threading.Event()
 
     def hold(request: dict[str, Any], i: int) -> Reply:

@@ -81,7 +81,8 @@ class Scripted:
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"model": self.server.model(), "budget": Budget(tokens=30_000, calls=5)}
+        budget = Budget(tokens=30_000, calls=5)
+        return {"model": self.server.model(), "budget": budget, "media_tokens": 1_000}
 
     @property
     def standard_chat_model_params(self) -> dict[str, Any]:

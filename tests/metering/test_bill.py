@@ -72,7 +72,7 @@ def test_a_call_without_a_report_is_charged_its_reservation(meter: Meter) -> Non
 
 def test_what_overran_is_charged_piece_by_piece_shown_or_not(meter: Meter) -> None:
     streamed = StreamedReply(n=1, max_output=100, run_id="run")
-    for piece in [*("river" * 40), *[""] * 7]:
+    for piece in [*("the " * 50), *[""] * 7]:
         streamed.feed(AIMessageChunk(piece))
     spend = charged(meter, streamed, ended=False, overran=True).spend
     assert spend["output_tokens"] == 200 + 7

@@ -102,7 +102,7 @@ def counted(model: ChatOpenAI, prompt: list[BaseMessage]) -> int:
 
 def test_bound_holds_on_the_real_model_before_and_after_calibration(model: ChatOpenAI) -> None:
     ratios, known = [], tokens.uncalibrated()
-    for i, (kind, text) in enumerate(texts(300 if torture else 120, seed=1)):
+    for i, (kind, text) in enumerate(texts(300 if torture else 180, seed=1)):
         prompt: list[BaseMessage] = [HumanMessage(text)]
         if i % 3 == 1:
             prompt.insert(0, SystemMessage("Think step by step."))
