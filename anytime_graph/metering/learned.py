@@ -203,10 +203,11 @@ class Attempts:
         if named := [name for name in left if PARTS[name].named.search(said)]:
             self._dropped.add(named[0])
             return True
-        if self.request.n > 1 and _CHOICES.search(said):
-            with self._known.lock:
-                self._known.refused.add("n")
-            return False  # the choices are asked for one by one
+        if self.request.n > 1:  # the choices are asked for one by one
+            if _CHOICES.search(said):
+                with self._known.lock:
+                    self._known.refused.add("n")
+            return False
         sure = self._known.taken
         guesses = [name for name in left if PARTS[name].guessed and name not in sure]
         if providers.status(error) in (400, 422):  # 404 and 413 say what they mean

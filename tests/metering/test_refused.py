@@ -85,7 +85,8 @@ def test_a_part_that_is_refused_is_left_out_from_then_on(
     assert server.settled().served <= spent <= 6_000
     if part != "reports":
         assert spent == server.served
-    assert sum(call.refused for call in server.calls) <= 4, "a fan-out finds out at once"
+    most = 1 + 4  # one request for several choices, then as many as are made side by side
+    assert sum(call.refused for call in server.calls) <= most
     asked = len(server.calls)
     door(model, Budget(tokens=6_000))
     assert not any(call.refused for call in server.calls[asked:]), "it is learned"
