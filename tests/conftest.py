@@ -71,9 +71,11 @@ def ctrl_c() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_learned() -> None:
-    """Each test meets its servers for the first time."""
+def nothing_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test meets its servers for the first time, and waits for none of them for long."""
     learned.forget()
+    monkeypatch.setattr(learned, "_FIRST_WAIT", 0.001)
+    monkeypatch.setattr(learned, "_PATIENCE", 0.25)
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ class Learned:
 
     refused: parts that it does not take. taken: parts that are not at fault. window: tokens of prompt and
     reply together. ceiling: tokens of a reply. Both None: not known. until: no request before this
-    time of the monotonic clock. streak: refusals for load, in a row.
+    time of the monotonic clock. streak: refusals for load, in a row. latest: when the last of them came.
     """
 
     refused: set[str] = field(default_factory=set)
@@ -82,9 +82,9 @@ class Learned:
         doubles if it was too short: 0.5, 1, 2 seconds. Requests that were under way side by side
         count once."""
         with self.lock:
+            now = time.monotonic()
             if sent >= self.latest:
-                self.streak += 1
-            self.latest = now = time.monotonic()
+                self.streak, self.latest = self.streak + 1, now
             grown = _FIRST_WAIT * 2 ** min(self.streak - 1, 16)
             wait = grown if told is None else max(told, grown if self.streak > 1 else 0.0)
             self.until = max(self.until, now + wait)
@@ -163,10 +163,8 @@ class Attempts:
         return refusals.about_form(error) and self._otherwise(error)
 
     def _later(self, error: Exception) -> bool:
-        told = refusals.told_wait(error)
-        if told == 0:
-            return False  # the caller may ask at once; how often is the caller's to bound
-        wait, used = self._known.put_off(told, self._sent), time.monotonic() - self._began
+        wait = self._known.put_off(refusals.told_wait(error), self._sent)
+        used = time.monotonic() - self._began
         seconds = self.request.seconds
         self.hopeless = used + wait >= min(_PATIENCE if seconds is None else seconds, _PATIENCE)
         return not self.hopeless
@@ -205,10 +203,11 @@ class Attempts:
         if named := [name for name in left if PARTS[name].named.search(said)]:
             self._dropped.add(named[0])
             return True
-        if self.request.n > 1 and _CHOICES.search(said):
-            with self._known.lock:
-                self._known.refused.add("n")
-            return False  # the choices are asked for one by one
+        if self.request.n > 1:  # the choices are asked for one by one
+            if _CHOICES.search(said):
+                with self._known.lock:
+                    self._known.refused.add("n")
+            return False
         sure = self._known.taken
         guesses = [name for name in left if PARTS[name].guessed and name not in sure]
         if providers.status(error) in (400, 422):  # 404 and 413 say what they mean

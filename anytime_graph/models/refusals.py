@@ -135,7 +135,7 @@ def _headers(error: BaseException | None) -> Mapping[str, str]:
 def _number(text: str | None) -> float | None:
     """A plain number, 0 or more."""
     text = (text or "").strip()
-    return float(text) if re.fullmatch(r"\d{1,12}(\.\d*)?|\.\d+", text) else None
+    return float(text) if re.fullmatch(r"\d{1,15}(\.\d*)?|\.\d+", text) else None
 
 
 def _duration(text: str) -> float | None:

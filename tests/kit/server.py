@@ -356,7 +356,8 @@ def serving() -> Iterator[Server]:
         def _raw(
             self, status: int, body: bytes, kind: str, headers: Mapping[str, str] | None = None
         ) -> None:
-            self.send_response(status)
+            dated = "date" in (headers or {})
+            self.send_response_only(status) if dated else self.send_response(status)
             self.send_header("content-type", kind)
             self.send_header("content-length", str(len(body)))
             for name, value in (headers or {}).items():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from langchain.agents import create_agent
 from langchain_core.language_models import BaseChatModel
 
-from anytime_graph import Budget, create_anytime_graph
+from anytime_graph import Budget, NoAnswer, create_anytime_graph
 from anytime_graph.chat import ChatAnytime
 from anytime_graph.metering import learned
 from anytime_graph.middleware import TokenBudgetMiddleware
@@ -85,7 +85,8 @@ def test_a_part_that_is_refused_is_left_out_from_then_on(
     assert server.settled().served <= spent <= 6_000
     if part != "reports":
         assert spent == server.served
-    assert sum(call.refused for call in server.calls) <= 4, "a fan-out finds out at once"
+    most = 1 + 4  # one request for several choices, then as many as are made side by side
+    assert sum(call.refused for call in server.calls) <= most
     asked = len(server.calls)
     door(model, Budget(tokens=6_000))
     assert not any(call.refused for call in server.calls[asked:]), "it is learned"
@@ -125,6 +126,21 @@ def test_a_schema_that_is_refused_goes_into_the_message(server: Server) -> None:
     model: Any = server.model().bind(response_format=form)
     _, spent = by_graph(model, Budget(tokens=2_000), strategy="single")
     assert '{"type": "object"}' in server.calls[1].text
+    assert spent == server.settled().served
+
+
+def test_a_strict_schema_that_is_refused_is_sent_as_a_loose_one(server: Server) -> None:
+    schema = {"type": "object", "properties": {"strict": {"type": "string"}}}
+    form = {"type": "json_schema", "json_schema": {"name": "r", "strict": True, "schema": schema}}
+    server.script = lambda r, i: (
+        Reply(error=400, says="json_schema.strict: Extra inputs are not permitted")
+        if r.get("response_format", {}).get("json_schema", {}).get("strict")
+        else ANSWER
+    )
+    model: Any = server.model().bind(response_format=form)
+    _, spent = by_graph(model, Budget(tokens=2_000), strategy="single")
+    assert [call.refused for call in server.calls[:2]] == [True, False]
+    assert server.calls[1].request["response_format"]["json_schema"]["schema"] == schema
     assert spent == server.settled().served
 
 
@@ -250,7 +266,7 @@ def test_the_last_call_does_not_repeat_what_was_too_large(server: Server, says: 
 
 
 def dated(seconds: float) -> dict[str, str]:
-    """A server's clock may be an hour off."""
+    """As a server says it whose clock is an hour ahead."""
     now = time.time() + 3_600
     at = formatdate(now + seconds, usegmt=True)
     return {"retry-after": at, "date": formatdate(now, usegmt=True)}
@@ -259,6 +275,8 @@ def dated(seconds: float) -> dict[str, str]:
 WAITS: dict[str, dict[str, str]] = {
     "seconds": {"retry-after": "0.05"},
     "ms": {"retry-after-ms": "50"},
+    "at once": {"retry-after": "0"},
+    "a clock that is ahead": dated(0),
     "openai": {
         "x-ratelimit-remaining-requests": "9",
         "x-ratelimit-reset-requests": "9m0s",
@@ -274,11 +292,38 @@ WAITS: dict[str, dict[str, str]] = {
 def test_refusals_that_waiting_ends_do_not_end_a_run(
     server: Server, form: str, status: int, door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learned, "_FIRST_WAIT", 0.01)
-    open_from = 5
-    server.script = lambda r, i: (
-        ANSWER if i >= open_from else Reply(error=status, headers=WAITS[form])
-    )
+    monkeypatch.setattr(learned, "_PATIENCE", 90.0)
+    server.script = lambda r, i: ANSWER if i >= 8 else Reply(error=status, headers=WAITS[form])
     text, spent = door(server.model(), Budget(tokens=4_000))
     assert "erosion" in text
     assert spent == server.settled().served
+
+
+def test_what_one_run_learns_of_a_limit_the_next_one_waits_for(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serves_from: list[float] = []
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if not serves_from:
+            serves_from.append(time.monotonic() + 0.5)
+        if time.monotonic() < serves_from[0]:
+            return Reply(error=429, retry_after=0.6)
+        return ANSWER
+
+    server.script = script
+    with pytest.raises(NoAnswer, match="HTTP 429"):
+        by_graph(server.model(), Budget(tokens=1_000), strategy="single")
+    monkeypatch.setattr(learned, "_PATIENCE", 90.0)
+    by_graph(server.model(), Budget(tokens=1_000), strategy="single")
+    assert [call.refused for call in server.calls] == [True, False]
+
+
+def test_refusals_under_way_side_by_side_count_once_and_those_that_follow_each_once() -> None:
+    """However the requests overlap, the wait grows."""
+    known = learned.Learned()
+    sent = [time.monotonic()] * 2
+    for turn in range(8):
+        known.put_off(0.0, sent[turn % 2])
+        sent[turn % 2] = time.monotonic()
+    assert known.streak == 4

@@ -139,6 +139,9 @@ def test_a_call_costs_what_it_can_have_cost_whatever_befalls_it(
 
 
 PRICES = Prices(input=1.0, output=4.0)
+LOADED = (429, 503, 529)
+ROUNDS = 10
+"""Of requests at most, for tests wait from 1 to 128 ms, twice as long each time."""
 
 
 @both
@@ -158,7 +161,8 @@ def test_a_server_that_refuses_everything_costs_nothing_and_is_soon_left_alone(
     assert spent == {**nothing(), "seconds": spent["seconds"]}
     steps = 1 if status in (401, 403, 404) else 3
     guesses = 4 if status in (400, 422) else 0  # each draft of the first step tries another form
-    assert 0 < len(server.calls) == len(failure.value.causes) <= 4 * steps + guesses
+    most = 4 * ROUNDS if status in LOADED else 4 * steps + guesses
+    assert 0 < len(server.calls) == len(failure.value.causes) <= most
 
 
 @both
@@ -313,7 +317,7 @@ def test_an_agent_that_does_not_give_up_is_given_up(
         assert failing == "error"
     assert any(f"HTTP {status}" in error for error in errors)
     assert spent["calls"] == spent["tokens"] == 0
-    assert 0 < len(server.calls) <= (4 if status == 401 else 4 * 3 * 3)
+    assert 0 < len(server.calls) <= (4 if status == 401 else 4 * 3 * ROUNDS)
 
 
 def test_what_is_known_of_an_error_decides_and_what_is_not_known_may_have_cost() -> None:
