@@ -134,7 +134,7 @@ class History:
         own["seconds"] = union((s["started"], s["changed"]) for s in spans)
         numbers = nothing()
         for name in numbers:
-            numbers[name] = type(numbers[name])(own[name])  # type: ignore[literal-required]
+            numbers[name] = type(numbers[name])(own[name])  # type: ignore[literal-required] # a key of it
         return total([run["inherited"], numbers])
 
     def _rows(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:

@@ -184,7 +184,7 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
     """LangGraph's saver as it is; but where it can no longer write while a run is under way, the
     ledger stops that run's spending, so that its answer comes back instead of an exception."""
 
-    class Saver(saver):  # type: ignore[misc]
+    class Saver(saver):  # type: ignore[misc] # which class is known at run time only
         def get_tuple(self, config: RunnableConfig) -> Any:
             checked(config)
             with ledger.store.explained():
@@ -199,7 +199,8 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
             try:
                 ledger.writable(_thread(config))
                 with ledger.store.turn(), ledger.store.explained():
-                    return super().put(config, stored(checkpoint), *rest)  # type: ignore[no-any-return]
+                    kept: RunnableConfig = super().put(config, stored(checkpoint), *rest)
+                    return kept
             except LedgerError as error:
                 ledger.give_up(_thread(config), error)
                 return _at(config, checkpoint)
@@ -220,7 +221,10 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
             try:
                 await asyncio.to_thread(ledger.writable, _thread(config))
                 with ledger.store.explained():
-                    return await whole(super().aput(config, stored(checkpoint), *rest))  # type: ignore[no-any-return]
+                    kept: RunnableConfig = await whole(
+                        super().aput(config, stored(checkpoint), *rest)
+                    )
+                    return kept
             except LedgerError as error:
                 ledger.give_up(_thread(config), error)
                 return _at(config, checkpoint)

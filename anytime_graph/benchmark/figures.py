@@ -287,7 +287,7 @@ def _gains_per_question(
         for kind, new in record.get("brought", {}).items() if record["budgets"] == [budget] else ():
             gains = by_kind.setdefault(kind, {q: no_gains() for q in questions})[record["question"]]
             for name in gains:
-                gains[name] += new[name]  # type: ignore[literal-required]
+                gains[name] += new[name]  # type: ignore[literal-required] # a key of it
     return {kind: list(gains.values()) for kind, gains in by_kind.items()}
 
 

@@ -98,7 +98,7 @@ def _bars(spent: Spend, limits: Limits, running: list[PlannedCall]) -> Group:
     """One bar for each limited dimension: spent, reserved by running calls, and left."""
     rows = []
     for dimension in (d for d in DIMENSIONS if d in limits):
-        used = cast(float, spent[dimension])  # type: ignore[literal-required]
+        used = cast(float, spent[dimension])  # type: ignore[literal-required] # a key of it
         held = min(_reserved_by_calls(running, dimension), max(0.0, limits[dimension] - used))
         whole = limits[dimension] or 1
         full, reserved = (round(_WIDTH * min(1, x / whole)) for x in (used, held))

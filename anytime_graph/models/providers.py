@@ -77,11 +77,13 @@ _CLOSING = ("completed", "incomplete", "failed")
 REFUSAL = "refusal"
 """The word for a reply in which the model refuses to answer. Anthropic sends it; OpenAI sends the
 refusal in a field of its own."""
-_TELLING = {
-    **dict.fromkeys(("langchain_openai", "langchain_anthropic", "langchain_google_genai"), True),
-    **dict.fromkeys(("langchain_groq", "langchain_mistralai", "langchain_ollama"), True),
-    **dict.fromkeys(("langchain_aws", "langchain_openrouter"), True),
-}
+_TELLING = dict.fromkeys(
+    (
+        *("langchain_openai", "langchain_anthropic", "langchain_google_genai", "langchain_groq"),
+        *("langchain_mistralai", "langchain_ollama", "langchain_aws", "langchain_openrouter"),
+    ),
+    True,
+)
 """Clients that say why a reply ended, so that a reply without a reason broke off."""
 _RESPONSES = (
     "use_responses_api",

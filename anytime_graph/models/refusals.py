@@ -51,10 +51,11 @@ class TooLarge(NamedTuple):
 
 def words(error: BaseException) -> str:
     """What the server said. It may repeat a prompt, so it is read and never kept."""
-    said = [str(error)]
-    with suppress(Exception):  # the body of a stream may not have been read
-        said.append(str(getattr(error, "response").text))  # noqa: B009
-    return "\n".join(said)
+    response: Any = getattr(error, "response", None)
+    body = ""
+    with suppress(Exception):  # there may be no response, or a stream that was not read
+        body = str(response.text)
+    return f"{error}\n{body}"
 
 
 def overloaded(error: BaseException) -> bool:

@@ -398,9 +398,8 @@ class _Edge:
             wanted = 0 if judged else {1.0: usual, 0.0: 0}.get(detail, GOOD_ROOM)
             if room is not None and room < max(wanted, min_output):
                 continue
-            if (
-                may_return and overhead
-            ):  # an agent gets at most half of its slice for its first call
+            # An agent gets at most half of its slice for its first call.
+            if may_return and overhead:
                 tools_room = output_room(share(slice_, 0.5), bound, meter.prices)
                 if tools_room is not None and tools_room < GOOD_ROOM:
                     continue

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -17,6 +15,7 @@ from zlib import crc32
 from langchain_core.language_models import BaseChatModel
 
 from anytime_graph import Budget, create_anytime_graph
+from tests.kit.loopback import Handler, listening
 
 Json = dict[str, Any]
 Text = list[Any]
@@ -454,10 +453,9 @@ class Wire:
 
 @contextmanager
 def speaking() -> Iterator[Wire]:
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *args: Any) -> None:
-            pass
+    wire: Wire
 
+    class Answering(Handler):
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["content-length"])))
             wire.requests.append(request)
@@ -482,14 +480,6 @@ def speaking() -> Iterator[Wire]:
             self.end_headers()
             self.wfile.write(sent)
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
-    wire = Wire(f"http://127.0.0.1:{http.server_port}")
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with listening(Answering) as url:
+        wire = Wire(url)
         yield wire
-    finally:
-        http.shutdown()
-        thread.join()
-        http.server_close()

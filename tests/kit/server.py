@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from typing import Any
 
 from langchain_openai import ChatOpenAI
 
+from tests.kit.loopback import Handler, listening
 from tests.kit.waiting import PATIENCE
 
 WORD = "word "
@@ -153,12 +153,9 @@ def said(content: Any) -> str:
 def serving() -> Iterator[Server]:
     server: Server
 
-    class Handler(BaseHTTPRequestHandler):
+    class Playing(Handler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
-
-        def log_message(self, *args: Any) -> None:
-            pass
 
         def do_POST(self) -> None:
             with server.changed:
@@ -377,23 +374,9 @@ def serving() -> Iterator[Server]:
             with suppress(OSError):
                 self.connection.recv(1)
 
-    class HTTPServer(ThreadingHTTPServer):
-        daemon_threads = True
-        request_queue_size = 128
-
-        def handle_error(self, *args: Any) -> None:
-            pass
-
-    http = HTTPServer(("127.0.0.1", 0), Handler)
-    server = Server(f"http://127.0.0.1:{http.server_port}/v1")
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with listening(Playing) as url:
+        server = Server(f"{url}/v1")
         yield server
-    finally:
-        http.shutdown()
-        thread.join()
-        http.server_close()
 
 
 def _endless(word: str) -> Iterator[str]:

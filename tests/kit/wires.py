@@ -4,15 +4,15 @@ whole or streamed, and ends its replies for whatever reason a test gives."""
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from typing import Any
 
 from langchain_openai import ChatOpenAI
+
+from tests.kit.loopback import Handler, listening
 
 Json = dict[str, Any]
 DONE = "All is clean."
@@ -208,10 +208,9 @@ FORMATS = (chat, chat_whole, responses, responses_whole, anthropic)
 
 @contextmanager
 def speaking() -> Iterator[Wire]:
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *args: Any) -> None:
-            pass
+    wire: Wire
 
+    class Answering(Handler):
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["content-length"])))
             wire.requests.append(request)
@@ -223,14 +222,6 @@ def speaking() -> Iterator[Wire]:
             self.end_headers()
             self.wfile.write(body)
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
-    wire = Wire(f"http://127.0.0.1:{http.server_port}")
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with listening(Answering) as url:
+        wire = Wire(url)
         yield wire
-    finally:
-        http.shutdown()
-        thread.join()
-        http.server_close()

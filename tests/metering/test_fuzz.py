@@ -79,7 +79,7 @@ class Faulty:
         self.billed = 0
 
     def play(self, provider: Provider, script: list[Fault]) -> None:
-        self.billed, turns = 0, iter(range(10**6))
+        self.billed = 0
 
         def events(request: Json, text: Any, used: Usage) -> list[Json]:
             fault = script[len(self.wire.requests) % len(script)]
@@ -95,7 +95,6 @@ class Faulty:
 
         def spoil(request: Json, sent: bytes) -> bytes:
             fault = script[len(self.wire.requests) % len(script)]
-            next(turns)
             self.wire.fail = script[(len(self.wire.requests) + 1) % len(script)].status
             return sent[: int(len(sent) * fault.torn)]
 
