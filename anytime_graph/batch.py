@@ -60,8 +60,8 @@ def asked(
     progress: Progress | None,
 ) -> Iterator[tuple[str, str, str | None]]:
     """Ask each (thread, question) that is not over; yields (thread, question, error or None) until
-    `stop` is set. A question that no call answered costs its answer, not the series, and has its
-    budget anew the next time; whatever else goes wrong is raised."""
+    `stop` is set. A question that no call answered does not end the series; the next run gives it a
+    full budget again. Any other error is raised."""
     tell = progress or (lambda done, of: None)
     tell(0, len(threads))
     for done, (thread, question) in enumerate(threads, 1):

@@ -8,6 +8,6 @@ _BEGAN = time.time() - time.monotonic()
 
 
 def now() -> float:
-    """Unix time, as this process counts on from its start: nobody can set it. On Linux and macOS it
-    stands still while the machine sleeps."""
+    """Unix time, counted on from the start of this process, so that setting the system's clock does not
+    change it. On Linux and macOS it stands still while the machine sleeps."""
     return _BEGAN + time.monotonic()

@@ -76,11 +76,11 @@ def warm_up(
     (questions that are over, all). stop: an event that ends it early; the rest is left to the next
     time.
 
-    No example is shown the pairs of another, so their order does not matter. Each has a thread of its
-    own, named by namespace and question: to run it again after a crash goes on with the one that was
-    cut short, and pays nothing for those that are over, whatever the other arguments are by then.
-    A question that no call answered is told of, and asked anew the next time, with its budget anew.
-    For sync code; where an event loop runs, call it in a thread.
+    No example is shown the pairs of another, so their order does not matter. Each has its own thread,
+    named by namespace and question. A second run, for example after a crash, continues the question
+    that was cut short and pays nothing for those that are over, even if other arguments have changed.
+    A question that no call answered is listed in the result; the next run asks it again with a full
+    budget. For sync code; if an event loop is running, call it in a thread.
 
     Raises ValueError for a bad argument, BudgetTooSmall, LedgerError, ThreadBusy.
     """
