@@ -22,7 +22,7 @@ from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import StopSignal
 from anytime_graph.metrics import Interval, wilson
 from anytime_graph.models.providers import describe
-from anytime_graph.nodes.critique import read
+from anytime_graph.nodes.critique import split_verdict
 from anytime_graph.planning.moves import Critique, Draft, Move, Stop, View
 from anytime_graph.run.calls import STRUCTURED
 from anytime_graph.run.upgrade import planned_call
@@ -279,7 +279,7 @@ def _said(call: Mapping[str, Any] | None, swapped: bool) -> int | None:
     """What a call named, as in _Compared.said; as the graph itself reads it."""
     if call is None or call["state"] != "settled" or call["ended"] != "stop":
         return None
-    _, told = read(call["text"] or "", structured=call["role"] == STRUCTURED)
+    _, told = split_verdict(call["text"] or "", structured=call["role"] == STRUCTURED)
     place = {"a": 1, "b": -1, "tie": 0}.get(told or "")
     return -place if place is not None and swapped else place
 

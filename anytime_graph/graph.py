@@ -25,7 +25,7 @@ from anytime_graph.models.tokens import check_media_tokens
 from anytime_graph.nodes.asking import Asking
 from anytime_graph.nodes.compiled import AnytimeGraph
 from anytime_graph.nodes.critique import VERDICT
-from anytime_graph.nodes.hub import Hub, grown
+from anytime_graph.nodes.hub import Hub, growth_only
 from anytime_graph.nodes.spoke import SPOKES, Spoke
 from anytime_graph.planning.answers import AnswerFormat, answer_format
 from anytime_graph.planning.moves import Strategy
@@ -202,7 +202,7 @@ def _branch(values: dict[str, Any], budget: Budget | None) -> State:
         parent_run=values["run_id"],
         limits=limits,
         chosen=None,
-        calibrations=grown(values["calibrations"]),
+        calibrations=growth_only(values["calibrations"]),
         interrupted=False,
         failures=0,
         blocked=None,

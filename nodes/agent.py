@@ -1,9 +1,8 @@
-"""Drafts by an agent: its model's calls are paid from the draft's slice.
+"""Drafts by an agent: the calls of its model are paid from the draft's slice.
 
 A draft has PLACES places in its run. Each call of its agent is a metered call at one of them:
-bounded, reserved, capped and settled like any other, so that what the agent spends is known call by
-call. When a draft is made again after a crash, the calls that the ledger holds of it are charged at
-once, and the agent is given the recorded reply wherever it asks the same again.
+bounded, reserved, capped and settled like any other. When a draft is repeated after a crash, its
+recorded calls are charged at once, and the agent gets the recorded reply to an equal request.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from anytime_graph.metering.request import Place, Reply, Request
 from anytime_graph.metering.tool_calls import broken
 from anytime_graph.models.providers import describe
 from anytime_graph.models.tokens import Shape
-from anytime_graph.planning.setup import Drafter, Setup
+from anytime_graph.planning.setup import Setup
 from anytime_graph.run.calls import (
     PATIENCE,
     PLACES,
@@ -47,7 +46,8 @@ from anytime_graph.run.calls import (
 
 
 class DraftError(RuntimeError):
-    """Raised to an agent whose model call failed, or could not be paid for and was not made."""
+    """Raised in an agent whose model call failed, or was not made because it could not be paid
+    for."""
 
 
 def draft(
@@ -57,8 +57,8 @@ def draft(
     stop: StopSignal | None,
     journal: RunJournal | None,
 ) -> tuple[PlannedCall, Reply]:
-    """Have the agent draft. Returns the call as far as the agent's calls tell more of it, and its
-    answer and what it cost as one reply."""
+    """Have the agent draft. Returns the call, with what the agent's calls showed about it, and one
+    reply with the agent's answer and the cost of all its calls."""
     payer = DraftPayer(setup, assigned, stop, journal)
     if assigned["prompt"] is None:
         return payer.recorded()
@@ -78,7 +78,7 @@ async def adraft(
     stop: StopSignal | None,
     journal: RunJournal | None,
 ) -> tuple[PlannedCall, Reply]:
-    """The same, on the event loop."""
+    """`draft` on the event loop."""
     payer = await asyncio.to_thread(DraftPayer, setup, assigned, stop, journal)
     if assigned["prompt"] is None:
         return payer.recorded()
@@ -90,8 +90,8 @@ async def adraft(
 
 
 class DraftPayer:
-    """Pays the calls of one draft's agent from the draft's slice, and gathers what they bring. To
-    those calls it is the stop signal as well, so that none outlasts the draft."""
+    """Pays the calls of one draft's agent from the draft's slice and collects their replies. It is
+    also the stop signal of those calls, so that none outlasts the draft."""
 
     def __init__(
         self,
@@ -101,25 +101,20 @@ class DraftPayer:
         journal: RunJournal | None,
     ) -> None:
         assert setup.drafter is not None
-        self.call, self.run, self._stop, self._journal = (
-            assigned["call"],
-            assigned["run"],
-            stop,
-            journal,
-        )
+        self.call, self.run = assigned["call"], assigned["run"]
         self.meter = setup.meters[self.call["role"]]
         self.stop: StopSignal | None = self
-        self._drafter: Drafter = setup.drafter
+        self._stop, self._journal, self._drafter = stop, journal, setup.drafter
         self._last_words = setup.answers.protocol.conclude()
         self._agent: AgentDraft = self.call["agent"]
         self._place, self._wait = self.call["ordinal"], assigned["wait"]
+        # The shape and the report of the prompt that exceeded its bound the most.
         self._worst: tuple[Shape, int | None] = (self.call["shape"], None)
-        self._over = False
-        self._refused = 0
+        self._over, self._refused = False, 0
         self._errors: list[str] = []
         self._replies: list[Reply] = []
         self._in_flight: dict[int, Reservation] = {}
-        self._earlier: dict[str, list[AIMessage]] = {}
+        self._recorded: dict[str, list[AIMessage]] = {}
         self._calls: dict[int, PlannedCall] = {}
         self._remember()
         before = self._active()
@@ -129,7 +124,7 @@ class DraftPayer:
         self._began = clock.now() - before
 
     def _remember(self) -> None:
-        """Take in the calls that the ledger holds of this draft."""
+        """Collect the calls of this draft that the ledger holds."""
         if self._journal is None:
             return
         run_id = self.run["run_id"]
@@ -140,14 +135,13 @@ class DraftPayer:
                 continue
             self._place = call["ordinal"] + 1
             self._replies.append(reply)
-            came = reply.receipt
-            if not came["failed"] and (reply.text.strip() or reply.uncut):
-                made = call["agent_call"]
-                message = _for_agent(reply, made["last"])
-                self._earlier.setdefault(made["request"], []).append(message)
+            if not reply.receipt["failed"] and (reply.text.strip() or reply.uncut):
+                agent_call = call["agent_call"]
+                message = _for_agent(reply, agent_call["last"])
+                self._recorded.setdefault(agent_call["request"], []).append(message)
 
     def _active(self) -> float:
-        """Seconds for which the recorded calls kept the draft at work."""
+        """Seconds from the start of the first recorded call to the end of the last."""
         if not self._replies:
             return 0.0
         ended_at = max(r.receipt["ended_at"] for r in self._replies)
@@ -155,11 +149,11 @@ class DraftPayer:
 
     @contextmanager
     def working(self) -> Iterator[Any]:
-        """The agent, while it drafts: agents and tools within draw on the draft's account."""
+        """The agent, while it drafts. Agents and tools inside it draw on the draft's account."""
         with paying_from(self):
             yield self._drafter(paid_by(self, self.meter.model, self.meter.prices))
 
-    # --- its calls
+    # --- the calls of its agent: see metering.metered.Payer
 
     def is_set(self) -> bool:
         return self._over or (self._stop is not None and self._stop.is_set())
@@ -176,11 +170,13 @@ class DraftPayer:
         options: Mapping[str, Any],
         prices: Prices | None,
     ) -> Reservation:
-        """Reserve a call from the rest of the slice. As long as tools may be used, a call gets half of
-        the rest; once that is too little, the agent is told to answer. A draft that could not use
-        its tools even once gives its slice back, if more is to be had. The reply to the same request
-        before a crash is given again; it is charged already. Raises DraftError if the call cannot be
-        paid for."""
+        """Reserve a call from the rest of the slice. An equal request from before a crash gets the
+        recorded reply, which is charged already.
+
+        While tools may be used, a call gets half of the rest. Once that is too little, the agent
+        must answer. A draft whose slice never pays for a tool gives the slice back, if it may.
+        Raises DraftError if the call cannot be paid for.
+        """
         ready = priced(
             model.bind(**self.meter.bound),
             options,
@@ -189,8 +185,8 @@ class DraftPayer:
         )
         digest = _digest(prompt, options)
         with self.account.lock:
-            if earlier := self._earlier.get(digest):
-                return Reservation(ready, message=earlier.pop(0))
+            if recorded := self._recorded.get(digest):
+                return Reservation(ready, message=recorded.pop(0))
             if self._over or self._place >= self.call["ordinal"] + PLACES:
                 self._refuse("it may make no further call")
             if self._refused >= PATIENCE:
@@ -220,60 +216,62 @@ class DraftPayer:
             return reserved
 
     def settle(self, reserved: Reservation) -> None:
-        """A call that was given up is charged in full when the draft ends. Raises DraftError if the
-        call failed, or the draft has ended."""
+        """Charge a call. One without a reply stays in flight and is charged in full when the draft
+        ends. Raises DraftError if the call failed or the draft has ended."""
         if (reply := reserved.reply) is None:
             return
-        came = reply.receipt
+        receipt = reply.receipt
         with self.account.lock:
             if self._in_flight.pop(reserved.place, None) is None:
                 raise DraftError("the draft has ended")
-            self.account.settle(reserved.amounts, came["spend"])
+            self.account.settle(reserved.amounts, receipt["spend"])
             self._replies.append(reply)
-            if came["reported"] is not None:
+            if receipt["reported"] is not None:
                 before = self.account.growth[self.meter.name]
-                self.account.learn(self.meter, reserved.shape, came["reported"])
+                self.account.learn(self.meter, reserved.shape, receipt["reported"])
                 if self.account.growth[self.meter.name] > before or self._worst[1] is None:
-                    self._worst = (reserved.shape, came["reported"])
-            self._refused = self._refused + 1 if came["unserved"] else 0
-            self._wait = max(self._wait, came["retry_after"])
-            self._over |= came["interrupted"] or came["closed"]
+                    self._worst = (reserved.shape, receipt["reported"])
+            self._refused = self._refused + 1 if receipt["unserved"] else 0
+            self._wait = max(self._wait, receipt["retry_after"])
+            self._over |= receipt["interrupted"] or receipt["closed"]
         if reply.uncut and broken(reply.message):
             self._errors.append(f"draft {reserved.place}: its tool calls did not come whole")
             raise DraftError("its tool calls did not come whole")
-        if came["failed"] or came["lost"]:
+        if receipt["failed"] or receipt["lost"]:
             raise DraftError("the call failed")
         reserved.message = _for_agent(reply, self._calls[reserved.place]["agent_call"]["last"])
 
     def _planned(
         self, ready: Meter, prompt: Sequence[BaseMessage], rest: Limits
     ) -> tuple[Shape, Request, bool]:
-        """The next call, and whether it is the last, in which the agent is told to answer."""
-        known = self.account.calibration(self.meter)
+        """The next call, and whether it is the last one, in which the agent must answer."""
         if not ready.bound.get("tools"):
             return *self._fitting(ready, prompt, rest), False
-        told = [*prompt, HumanMessage(self._last_words)]
+        calibration = self.account.calibration(self.meter)
+        last_prompt = [*prompt, HumanMessage(self._last_words)]
         if not self._replies:
-            _, at_last = ready.max_input(told, known)
-            self._agent = {
-                **self._agent,
-                "overhead": self._agent["overhead"] + at_last - self.call["max_input"],
-            }
+            # A prompt bounded at 300 tokens that reaches the model with a bound of 1,100 (system
+            # prompt, tools, last words) has an overhead of 800.
+            _, last_input = ready.max_input(last_prompt, calibration)
+            overhead = self._agent["overhead"] + last_input - self.call["max_input"]
+            self._agent = {**self._agent, "overhead": overhead}
         if rest.get("calls", 2) >= 2:
             with suppress(Short):
                 half = share(rest, 0.5)
-                found = planned(ready, prompt, half, known, min_output=GOOD_ROOM, half=False)
-                return *found, False
+                request = planned(
+                    ready, prompt, half, calibration, min_output=GOOD_ROOM, half=False
+                )
+                return *request, False
         if not self._replies and self._agent["may_return"]:
             self._refuse("its slice does not pay for a call with tools and one more")
-        return *self._fitting(ready, told, rest), True
+        return *self._fitting(ready, last_prompt, rest), True
 
     def _fitting(
         self, ready: Meter, prompt: Sequence[BaseMessage], rest: Limits
     ) -> tuple[Shape, Request]:
-        known = self.account.calibration(self.meter)
+        calibration = self.account.calibration(self.meter)
         try:
-            return planned(ready, prompt, rest, known, min_output=MIN_ROOM, half=False)
+            return planned(ready, prompt, rest, calibration, min_output=MIN_ROOM, half=False)
         except Short as short:
             amounts = ", ".join(f"{d}={amount:g}" for d, amount in rest.items())
             self._refuse(
@@ -285,60 +283,59 @@ class DraftPayer:
         self._errors.append(f"draft {self.call['ordinal']}: {why}")
         raise DraftError(why)
 
-    # --- its end
+    # --- the end
 
     def recorded(self) -> tuple[PlannedCall, Reply]:
-        """What the ledger holds of a draft whose request is lost with the state: its answer, if it
-        had come to one."""
+        """A draft whose prompt was lost with the state, from what the ledger holds: its answer, if
+        the agent had come to one."""
         last = self._replies[-1] if self._replies else None
-        done = last is not None and not last.message.tool_calls
-        return self.ended(last.text if last is not None and done else "")
+        return self.ended(last.text if last and not last.message.tool_calls else "")
 
     def ended(
         self, text: str | None, error: Exception | None = None, interrupted: bool = False
     ) -> tuple[PlannedCall, Reply]:
-        """The draft as one reply. text: None if it did not come to its end; then the last text that
-        its model wrote may hold an answer."""
+        """The draft as one reply. text: None if the agent did not finish; then the last text of its
+        model may hold an answer."""
         with self.account.lock:
             self._over = True
             replies, abandoned = self._replies, sorted(self._in_flight)
             self._in_flight = {}
             spend = self.account.close()
-        came = [reply.receipt for reply in replies]
-        errors = [*(e for one in came for e in one["errors"]), *self._errors]
+        receipts = [reply.receipt for reply in replies]
+        errors = [*(e for r in receipts for e in r["errors"]), *self._errors]
         errors += [
             f"draft {place}: in flight when its draft ended; charged in full" for place in abandoned
         ]
         if error is not None and not isinstance(error, DraftError):
             errors.append(f"draft {self.call['ordinal']}: {describe(error)}")
-        wrote = next((r for r in reversed(replies) if r.text.strip()), None)
-        broken = text is None
-        text = (wrote.text if wrote else "") if text is None else text
+        spoken = next((r for r in reversed(replies) if r.text.strip()), None)
+        unfinished = text is None
+        text = (spoken.text if spoken else "") if text is None else text
         empty, now = not text.strip(), clock.now()
-        known: Receipt = {
+        summary: Receipt = {
             **receipt(self._began, now),
-            "ended": "error" if broken else came[-1]["ended"] if came else "stop",
+            "ended": "error" if unfinished else receipts[-1]["ended"] if receipts else "stop",
             "spend": {**spend, "seconds": now - self._began},
             "reported": self._worst[1],
-            "failed": broken or empty,
-            "interrupted": interrupted or any(one["interrupted"] for one in came),
-            "retry_after": max((one["retry_after"] for one in came), default=0.0),
+            "failed": unfinished or empty,
+            "interrupted": interrupted or any(r["interrupted"] for r in receipts),
+            "retry_after": max((r["retry_after"] for r in receipts), default=0.0),
             "errors": errors,
-            "lost": empty and any(one["lost"] for one in came),
-            "refused": broken and any(one["refused"] for one in came),
-            "unserved": any(one["unserved"] for one in came)
-            and not any(one["spend"]["calls"] for one in came),
-            "closed": any(one["closed"] for one in came),
-            "blocked": came[-1].get("blocked") if came and not broken else None,
-            "recalled": bool(came) and all(one["recalled"] for one in came),
+            "lost": empty and any(r["lost"] for r in receipts),
+            "refused": unfinished and any(r["refused"] for r in receipts),
+            "unserved": any(r["unserved"] for r in receipts)
+            and not any(r["spend"]["calls"] for r in receipts),
+            "closed": any(r["closed"] for r in receipts),
+            "blocked": receipts[-1].get("blocked") if receipts and not unfinished else None,
+            "recalled": bool(receipts) and all(r["recalled"] for r in receipts),
         }
         call: PlannedCall = {**self.call, "agent": self._agent, "shape": self._worst[0]}
-        message = AIMessage(text, id=wrote.message.id if wrote else None)
-        return call, Reply(text, message, known)
+        message = AIMessage(text, id=spoken.message.id if spoken else None)
+        return call, Reply(text, message, summary)
 
 
 def _request(call: PlannedCall, place: Place) -> Request:
-    """A call of an earlier process, whose prompt is lost."""
+    """The request of a recorded call. Its prompt was lost with the process that made it."""
     return Request(
         prompt=(),
         max_input=call["max_input"],
@@ -349,7 +346,7 @@ def _request(call: PlannedCall, place: Place) -> Request:
 
 
 def _digest(prompt: Sequence[BaseMessage], options: Mapping[str, Any]) -> str:
-    """What a request is known by in another process, in which messages have other ids."""
+    """A digest by which another process recognizes an equal request. Message ids do not count."""
     messages = [
         (m.type, m.content, getattr(m, "tool_calls", None), getattr(m, "tool_call_id", None))
         for m in prompt
@@ -359,17 +356,17 @@ def _digest(prompt: Sequence[BaseMessage], options: Mapping[str, Any]) -> str:
 
 
 def _for_agent(reply: Reply, last: bool) -> AIMessage:
-    """The reply as the agent gets it. Tool calls of one that was cut are not to be carried out, nor
-    those of one that was to be the last."""
+    """The reply as the agent gets it, without the tool calls of a cut reply or of the last one."""
     if reply.uncut and not last:
         return reply.message
     if reply.receipt["ended"] in ("cut", "error"):
         return AIMessage(reply.text)
-    kept = reply.message
-    return AIMessage(reply.text, id=kept.id, usage_metadata=kept.usage_metadata)
+    message = reply.message
+    return AIMessage(reply.text, id=message.id, usage_metadata=message.usage_metadata)
 
 
 def _text(answer: Any) -> str:
+    """The draft in what an agent returned: messages, one message or a text. Raises TypeError."""
     if isinstance(answer, Mapping):
         structured = answer.get("structured_response")
         if isinstance(structured, BaseModel):
@@ -379,4 +376,4 @@ def _text(answer: Any) -> str:
         return answer.text
     if isinstance(answer, str):
         return answer
-    raise TypeError(f"drafter: it returned {type(answer).__name__}, not messages, nor a text")
+    raise TypeError(f"drafter: it returned {type(answer).__name__}, not messages or a text")

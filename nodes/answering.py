@@ -1,4 +1,4 @@
-"""What drafts and refinements share: how a candidate is shown, and how one is found in a reply."""
+"""How the answer in a reply becomes a candidate, and how prompts show a candidate."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from anytime_graph.run.pairs import Candidate
 
 
 def shown(candidate: Candidate, detail: float) -> str:
-    """A candidate as other prompts show it: with its reasoning where there is room for that."""
+    """A candidate as other prompts show it: with its reasoning if detail is 0.5 or more."""
     return candidate["text"] if detail >= 0.5 else candidate["answer"]
 
 
 def candidate(
     call: PlannedCall, reply: Reply, answers: AnswerFormat, spent: Spend
 ) -> Candidate | None:
-    """The answer in a reply, cut or whole; the whole reply where it holds no marked answer."""
+    """The answer in a reply, cut or whole. Without a marked answer it is the whole text. None if the
+    reply is empty, or `answers.read` says that it is no answer."""
     if (read := answers.read(call["ordinal"], reply)) is None:
         return None
     reply, text = read, read.text.strip()
@@ -28,19 +29,19 @@ def candidate(
         return None
     try:
         with contained():
-            found = answers.extract(text)
-        if not (found is None or isinstance(found, str)):
+            answer = answers.extract(text)
+        if not (answer is None or isinstance(answer, str)):
             raise TypeError("an extractor returns a string or None")
-    except Exception as error:  # the user's function: it costs this extraction, not the run
+    except Exception as error:  # a failure of the user's function does not end the run
         reply.receipt["errors"].append(f"extractor on reply {call['ordinal']}: {describe(error)}")
-        found = None
-    marked = bool(found) and answers.extract is not scoring.whole_reply
+        answer = None
+    marked = bool(answer) and answers.extract is not scoring.whole_reply
     by_itself = reply.whole and answers.protocol.schema is None
     node, parents, with_pairs = _origin(call)
     return Candidate(
         id=call["ordinal"],
         node=node,
-        answer=found if found else text,
+        answer=answer or text,
         text=text,
         complete=marked or by_itself,
         score=None,

@@ -1,4 +1,4 @@
-"""What each kind of call asks: the prompt of a move, in as much detail as its slice pays for."""
+"""Build the prompt of any move, in as much detail as its slice pays for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from langchain_core.messages import AnyMessage
 
-from anytime_graph.nodes import critique, draft, learn, refine
+from anytime_graph.nodes.critique import critique_prompt
+from anytime_graph.nodes.draft import draft_prompt
+from anytime_graph.nodes.learn import learn_prompt
+from anytime_graph.nodes.refine import refine_prompt
 from anytime_graph.planning.answers import AnswerFormat
 from anytime_graph.run.calls import PlannedMove
 from anytime_graph.run.state import State
@@ -14,7 +17,7 @@ from anytime_graph.run.state import State
 
 @dataclass(frozen=True)
 class Asking:
-    """Builds prompts for one graph. rubric: what its judge goes by, if anything is given."""
+    """Builds the prompts of one graph. rubric: the judge's instructions, if the user gave any."""
 
     answers: AnswerFormat
     rubric: str | None
@@ -30,9 +33,9 @@ class Asking:
     ) -> list[AnyMessage]:
         """The prompt of the move; see planning.setup.Ask."""
         if move["kind"] == "draft":
-            return list(draft.prompt(state, self.answers, move, detail, max_output, allowance))
+            return list(draft_prompt(state, self.answers, move, detail, max_output, allowance))
         if move["kind"] == "refine":
-            return list(refine.prompt(state, self.answers, move, detail, max_output, allowance))
+            return list(refine_prompt(state, self.answers, move, detail, max_output, allowance))
         if move["kind"] == "learn":
-            return list(learn.prompt(state, move, detail))
-        return list(critique.prompt(state, move, detail, self.rubric, structured))
+            return list(learn_prompt(state, move, detail))
+        return list(critique_prompt(state, move, detail, self.rubric, structured))

@@ -19,7 +19,6 @@ from anytime_graph.text import clip
 
 _VERDICT = re.compile(r"[\W_]*verdict\s*:[\W_]*(a|b|tie|good|improve)[\W_]*", re.IGNORECASE)
 
-
 VERDICT: dict[str, Any] = {
     "title": "verdict",
     "type": "object",
@@ -30,21 +29,23 @@ VERDICT: dict[str, Any] = {
     "required": ["reason", "verdict"],
     "additionalProperties": False,
 }
-"""The JSON schema of a comparison, for providers that can hold a reply to one."""
-
+"""The JSON schema of a comparison, for providers that can enforce one."""
 
 _VERDICTS = {"A": "a", "B": "b", "tie": "tie"}
 
 
 class Judgement(NamedTuple):
-    """preferred: the id of the better candidate (of the reviewed one, if nothing is wrong with
-    it); None for a tie or a reply without a clear verdict."""
+    """What a judge's reply says.
+
+    preferred: the id of the better candidate, or of the reviewed one if nothing is wrong with it;
+    None for a tie or without a clear verdict. why: the judge's reason, at most 300 characters.
+    """
 
     preferred: int | None
     why: str
 
 
-def prompt(
+def critique_prompt(
     state: State, move: CritiqueMove, detail: float, rubric: str | None, structured: bool
 ) -> Sequence[AnyMessage]:
     answers = {c["id"]: shown(c, detail) for c in state["candidates"]}
@@ -56,9 +57,10 @@ def prompt(
     return prompts.compare(case(state), first, second, detail, rubric, structured)
 
 
-def absorb(call: PlannedCall, move: CritiqueMove, reply: Reply) -> Judgement | None:
-    """A reply that was cut may end in a quotation: it is no verdict."""
-    why, verdict = read(reply.text, structured=call["role"] == STRUCTURED)
+def judgement_of(call: PlannedCall, move: CritiqueMove, reply: Reply) -> Judgement | None:
+    """What the judge's reply says; None if it is empty. A reply that was cut may end in a quotation,
+    so it has no verdict."""
+    why, verdict = split_verdict(reply.text, structured=call["role"] == STRUCTURED)
     verdict = verdict if reply.whole else None
     if not reply.text.strip():
         return None
@@ -70,20 +72,23 @@ def absorb(call: PlannedCall, move: CritiqueMove, reply: Reply) -> Judgement | N
     return Judgement(dict(zip("ab", sides, strict=True)).get(verdict or ""), why)
 
 
-def read(text: str, structured: bool = False) -> tuple[str, str | None]:
-    """Split a judgement into its reason and its verdict. structured: the whole reply is JSON for
-    VERDICT, or it is none. Else only a last line that is a verdict and nothing else counts."""
+def split_verdict(text: str, structured: bool = False) -> tuple[str, str | None]:
+    """Split a judgement into its reason and its verdict ("a", "b", "tie", "good", "improve" or None).
+
+    structured: only a reply that is JSON for VERDICT as a whole has a verdict. Otherwise the last
+    line must be a verdict and nothing else.
+    """
     if structured:
         try:
             judgement = json.loads(text)
             verdict = _VERDICTS[judgement["verdict"]]
         except (ValueError, KeyError, TypeError, RecursionError):
             return "", None
-        return _short(str(judgement.get("reason", ""))), verdict
+        return _short_reason(str(judgement.get("reason", ""))), verdict
     lines = text.strip().splitlines() or [""]
     match = _VERDICT.fullmatch(lines[-1].strip())
-    return _short(" ".join(lines[:-1] if match else lines)), match and match[1].lower()
+    return _short_reason(" ".join(lines[:-1] if match else lines)), match and match[1].lower()
 
 
-def _short(reason: str) -> str:
+def _short_reason(reason: str) -> str:
     return clip(" ".join(reason.split()), 300)

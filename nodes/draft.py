@@ -1,4 +1,4 @@
-"""Answer the question afresh, or force an answer out of reasoning that was cut."""
+"""The prompt of a draft: answer the question, or conclude reasoning that was cut."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from anytime_graph.run.calls import DraftMove
 from anytime_graph.run.state import State
 
 
-def prompt(
+def draft_prompt(
     state: State,
     answers: AnswerFormat,
     move: DraftMove,
     detail: float,
     max_output: int | None,
-    allowance: int | None = None,
+    allowance: int | None,
 ) -> Sequence[AnyMessage]:
     before = conversation(state)
-    if (of := move["conclude"]) is not None:
-        reasoning = next(c["text"] for c in state["candidates"] if c["id"] == of)
+    if (cut := move["conclude"]) is not None:
+        reasoning = next(c["text"] for c in state["candidates"] if c["id"] == cut)
         return prompts.conclude(before, answers.protocol, reasoning, detail)
-    shown = pair_context(state, move, allowance)
-    return prompts.opening(before, answers.protocol, shown, detail, max_output)
+    lessons = pair_context(state, move, allowance)
+    return prompts.opening(before, answers.protocol, lessons, detail, max_output)

@@ -1,4 +1,4 @@
-"""Hand over the best answer."""
+"""Return the best answer as the run's last message."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from anytime_graph.run.state import State
 
 
 def answer(state: State) -> dict[str, Any]:
-    """The best answer as the last message; it takes the place of an earlier answer to the same
-    question."""
+    """The update that ends a run: the best answer as the last message. It replaces an earlier answer
+    to the same question."""
     best = state["best"]
     assert best is not None, "a run without an answer ends in NoAnswer"
     message = AIMessage(

@@ -1,4 +1,4 @@
-"""The hub: folds what came back, plans what comes next, and sends it out over the budget edge."""
+"""The hub folds outcomes into the state, plans the next calls and sends them over the budget edge."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from anytime_graph.nodes import finish
 from anytime_graph.planning.plan import plan
 from anytime_graph.planning.setup import Setup, Setups, affordable
 from anytime_graph.run.announcements import Lives, announce, note
-from anytime_graph.run.calls import OWN, Assignment, RunInfo
+from anytime_graph.run.calls import OWN, Assignment, PlannedCall, RunInfo
 from anytime_graph.run.context import (
     Invocation,
     chosen,
@@ -63,9 +63,9 @@ from anytime_graph.run.upgrade import (
 log = logging.getLogger(__name__)
 
 _INSTANCES = 4_096
-"""Threads whose instances within one invocation are kept in mind."""
+"""Most threads whose instances within one invocation are remembered."""
 _LONGEST_WAIT = 30.0
-"""Seconds to hold back after refusals, at most."""
+"""Most seconds to wait after refusals."""
 
 
 class Hub:
@@ -88,9 +88,8 @@ class Hub:
         self._counting = threading.Lock()
 
     def budget_node(self, state: StoredState, config: RunnableConfig) -> Command[Any]:
-        """Fold what came back; begin a new question; take in a budget to think on with; then go
-        over the budget edge. An error here leaves the state as it was, so that the step can be
-        run again."""
+        """Fold outcomes, begin a new question or add a budget, then go over the budget edge. An
+        error here leaves the state unchanged, so that the step can be run again."""
         now = migrated_state(state)
         update, sends, repeated = self._folded(now, config)
         if repeated:
@@ -100,23 +99,21 @@ class Hub:
         return Command(update={**changes(state, now), **update, "returned": None}, goto=sends)
 
     def _folded(self, state: State, config: RunnableConfig) -> tuple[State, list[Send], list[str]]:
-        """The update and what to do next; and the ids of repeated messages, to be left out."""
+        """The update of the state, what comes next, and the ids of repeated messages to remove."""
         messages, repeated = without_repeats(state["messages"])
         state = merged(state, State(messages=cast("list[AnyMessage]", messages)))
-        question, asked_by = question_of(messages), conversation_digest(messages)
+        question, digest = question_of(messages), conversation_digest(messages)
         short = hashlib.sha256(question.text.encode(errors="replace")).hexdigest()[:16]
         question_id = plain(f"{question.id}:{short}")
         kept = state["thread"] if question_id == state.get("question_id") else None
-        thread = thread_of(config, asked_by) or kept or uuid4().hex
+        thread = thread_of(config, digest) or kept or uuid4().hex
         if self.ledger is None:
-            update, sends = self._turn(state, config, question_id, asked_by, thread, None)
+            update, sends = self._turn(state, config, question_id, digest, thread, None)
         else:
             hold = self._entered(config, thread, kept, state.get("budget"))
             try:
                 journal = RunJournal(self.ledger, hold)
-                update, sends = self._turn(
-                    state, config, question_id, asked_by, hold.thread, journal
-                )
+                update, sends = self._turn(state, config, question_id, digest, hold.thread, journal)
             except Exception:
                 self.ledger.release(hold)
                 raise
@@ -125,9 +122,12 @@ class Hub:
         return update, sends, repeated
 
     def _entered(self, config: RunnableConfig, thread: str, kept: str | None, granted: Any) -> Hold:
-        """The hold of this invocation. Where a parent graph asks the same question of several
-        instances of this graph, each has a thread of its own: told apart by their budgets, so that
-        none resumes the run of one that was given more, and else numbered."""
+        """The hold of this invocation on its thread. kept: the thread that the question already has.
+
+        If a parent graph asks several instances of this graph the same question, each instance has
+        its own thread. Its name holds the budget, so that none resumes a run with a larger one;
+        instances with equal budgets are numbered.
+        """
         assert self.ledger is not None
         here = invocation()
         assert here is not None, "the hub is a node of a graph"
@@ -142,10 +142,10 @@ class Hub:
     def _instance(self, thread: str, here: Invocation) -> str:
         """The thread, numbered if another instance in the same invocation has it."""
         with self._counting:
-            space = self._instances.setdefault((here[0], thread), [])
-            if here[1] not in space:
-                space.append(here[1])
-            n = space.index(here[1])
+            instances = self._instances.setdefault((here[0], thread), [])
+            if here[1] not in instances:
+                instances.append(here[1])
+            n = instances.index(here[1])
         return f"{thread}.{n + 1}" if n else thread
 
     def _turn(
@@ -157,14 +157,15 @@ class Hub:
         thread: str,
         journal: RunJournal | None,
     ) -> tuple[State, list[Send]]:
+        """Begin the question, or fold the outcomes of its last step; then plan what comes next."""
         granted, choice = state.get("budget"), state.get("chosen")
         if question_id != state.get("question_id"):
-            begun = journal.ledger.find(thread, digest) if journal else None
+            earlier = journal.ledger.find(thread, digest) if journal else None
             choice = chosen()
             setup = self.setups[choice]
-            run_id, limits = begun or randbits(53), self._limits(setup, granted)
+            run_id, limits = earlier or randbits(53), self._limits(setup, granted)
             update = fresh(question_id, choice, run_id, thread, limits)
-            update["calibrations"] = grown(state.get("calibrations", {}))
+            update["calibrations"] = growth_only(state.get("calibrations", {}))
             update |= self._recalled(question_of(state["messages"]).text, update["run_id"])
         else:
             choice = chosen() if choice is None else choice
@@ -198,8 +199,8 @@ class Hub:
         digest: str,
         journal: RunJournal | None,
     ) -> list[Send]:
-        """What to do next, written to the ledger before it is done: first, what the ledger knows
-        and the state does not; else what the budget edge says."""
+        """What comes next, written to the ledger before it is carried out: first the calls that
+        the ledger holds and the state lost in a crash, else what the budget edge plans."""
         run = _run_info(now, uuid4().hex)
         if journal is None:
             return self._edge(setup, now, run)
@@ -235,9 +236,9 @@ class Hub:
         }
 
     def _recalled(self, question: str, run_id: int) -> State:
-        """What the memory has for a new question. An authenticated user's namespaces begin with the
-        user, so that no client reads another's. A memory that fails costs its pairs, not the run; a
-        bad namespace is an error before anything is spent."""
+        """The examples that the memory has for a new question. An authenticated user's namespaces
+        begin with the user, so that no client reads another's. If the memory fails, the run goes on
+        without examples. A bad namespace is an error before anything is spent."""
         if self.memory is None:
             return State()
         named = context().get("namespace") or ()
@@ -248,47 +249,43 @@ class Hub:
             with contained():
                 examples = self.memory.recall(space, question, besides=[run_id])
         except Exception as error:
-            log.warning("the memory failed: %s", describe(error))
-            return State(namespace=list(space), errors=[f"memory: {describe(error)}"])
+            return State(namespace=list(space), errors=[_logged("memory", error)])
         return State(namespace=list(space), examples=examples)
 
     def _remembered(self, state: State) -> list[str]:
-        """Remember the question's pairs, unless the ledger has done so; what went wrong."""
+        """Remember the question's pairs, unless the ledger already has them. Returns the errors."""
         if self.memory is None or self.remembers or not state["pairs"]:
             return []
         namespace, question = tuple(state["namespace"]), question_of(state["messages"]).text
-        learned = (state["pairs"], state["principles"], state["run_id"])
+        lessons = (state["pairs"], state["principles"], state["run_id"])
         try:
             with contained():
-                self.memory.learn(namespace, question, *learned)
+                self.memory.learn(namespace, question, *lessons)
         except Exception as error:
-            log.warning("the memory failed: %s", describe(error))
-            return [f"memory: {describe(error)}"]
+            return [_logged("memory", error)]
         return []
 
     def _edge(self, setup: Setup, state: State, run: RunInfo) -> list[Send]:
-        """The budget edge: calls with their slices, or the finish with its reason."""
+        """The budget edge: the next calls with their slices, or the finish with its reason."""
         stop = stop_signal()
         try:
             with contained():
                 planned = plan(setup, state, stop is not None and stop.is_set())
         except (BudgetTooSmall, NoAnswer):
             raise
-        except Exception as error:  # a strategy of the user's: the answer in hand is not lost
+        except Exception as error:  # the user's strategy failed: keep the best answer so far
             if state["best"] is None:
                 raise
-            log.warning("the strategy failed: %s", describe(error))
-            return self._finish(state, f"strategy: {describe(error)}")
+            return self._finish(state, _logged("strategy", error))
         if isinstance(planned, list):
+            # After 2 s and a third failed step in a row: 2 * 2 ** 2 = 8 s.
             wait = min(state["wait"] * 2 ** max(0, state["failures"] - 1), _LONGEST_WAIT)
-            return [
-                Send(call["move"]["kind"], Assignment(call=call, prompt=prompt, wait=wait, run=run))
-                for call, prompt in planned
-            ]
+            return [_assigned(run, call, prompt, wait) for call, prompt in planned]
         return self._finish(state, planned.reason, planned.estimate)
 
     def _finish(self, state: State, reason: str, estimate: float | None = None) -> list[Send]:
         final = {k: state[k] for k in ("best", "answer_id", "run_id")}
+        # An earlier answer that the caller has removed cannot be replaced.
         if all(m.id != state["answer_id"] for m in state["messages"]):
             final["answer_id"] = None
         return [Send("finish", {**final, "stop_reason": reason, "stop_estimate": estimate})]
@@ -325,15 +322,26 @@ def _run_info(state: State, plan: str) -> RunInfo:
 
 
 def _recorded(state: State, ledger: Ledger, run: RunInfo) -> list[Send]:
-    """Calls that the ledger holds and a crash kept from the state."""
-    return [
-        Send(call["move"]["kind"], Assignment(call=call, prompt=None, wait=0.0, run=run))
-        for call in ledger.unknown(state["run_id"], state["ordinal"])
-    ]
+    """The calls that the ledger holds and the state lost in a crash."""
+    return [_assigned(run, call) for call in ledger.unknown(state["run_id"], state["ordinal"])]
 
 
-def grown(calibrations: dict[str, Calibration]) -> dict[str, Calibration]:
-    """What calibrations hold for another prompt, or from another model: how far bounds missed."""
+def _assigned(
+    run: RunInfo, call: PlannedCall, prompt: list[AnyMessage] | None = None, wait: float = 0.0
+) -> Send:
+    return Send(call["move"]["kind"], Assignment(call=call, prompt=prompt, wait=wait, run=run))
+
+
+def _logged(part: str, error: Exception) -> str:
+    """Log that a part which the user supplied failed, and describe it for the run's errors."""
+    log.warning("the %s failed: %s", part, describe(error))
+    return f"{part}: {describe(error)}"
+
+
+def growth_only(calibrations: dict[str, Calibration]) -> dict[str, Calibration]:
+    """The calibrations for another prompt or model: only how far prompts exceed their bounds is
+    kept."""
     return {
-        name: {**uncalibrated(), "growth": known["growth"]} for name, known in calibrations.items()
+        name: {**uncalibrated(), "growth": calibration["growth"]}
+        for name, calibration in calibrations.items()
     }

@@ -1,4 +1,4 @@
-"""Have the judge put into words what a pair, or all of them, teach."""
+"""Have the judge say why a pair's chosen answer is better, or which principles all pairs teach."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from anytime_graph.text import clip
 _RULE = re.compile(r"\s*(?:[-*\u2022]|\d+[.)])\s+(.+)")
 
 
-def prompt(state: State, move: LearnMove, detail: float) -> Sequence[AnyMessage]:
+def learn_prompt(state: State, move: LearnMove, detail: float) -> Sequence[AnyMessage]:
     if move["chosen"] is None:
         return prompts.principles(case(state), state["pairs"], detail)
     ids = (move["chosen"], move["rejected"])
@@ -25,9 +25,9 @@ def prompt(state: State, move: LearnMove, detail: float) -> Sequence[AnyMessage]
     return prompts.explain(case(state), pair["better"], pair["worse"], detail)
 
 
-def absorb(move: LearnMove, reply: Reply) -> str | list[str]:
-    """Why a pair's chosen answer is better, in a sentence, or the principles; empty if the reply
-    has none."""
+def lesson_of(move: LearnMove, reply: Reply) -> str | list[str]:
+    """One sentence on why a pair's chosen answer is better, or up to five principles. Empty if the
+    reply has none."""
     if move["chosen"] is not None:
         sentence = re.split(r"(?<=[.!?])\s", " ".join(reply.text.split()), maxsplit=1)[0]
         return clip(sentence, 300)

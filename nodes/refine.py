@@ -1,4 +1,4 @@
-"""Improve an answer, with its feedback and the preference pairs in view."""
+"""The prompt of a refinement: improve an answer, given its feedback and the preference pairs."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from anytime_graph.run.calls import RefineMove
 from anytime_graph.run.state import State
 
 
-def prompt(
+def refine_prompt(
     state: State,
     answers: AnswerFormat,
     move: RefineMove,
     detail: float,
     max_output: int | None,
-    allowance: int | None = None,
+    allowance: int | None,
 ) -> Sequence[AnyMessage]:
-    of = next(c for c in state["candidates"] if c["id"] == move["of"])
-    preferred = (
-        p["why"] for p in state["pairs"] if p["chosen_id"] == of["id"] and p["why_by"] == "judge"
+    parent = next(c for c in state["candidates"] if c["id"] == move["of"])
+    reasons = (
+        p["why"] for p in state["pairs"] if p["chosen_id"] == move["of"] and p["why_by"] == "judge"
     )
     return prompts.refine(
         conversation(state),
         answers.protocol,
-        shown(of, detail),
-        of["feedback"],
-        of["right"] or next(preferred, None),
+        shown(parent, detail),
+        parent["feedback"],
+        parent["right"] or next(reasons, None),
         pair_context(state, move, allowance),
         detail,
         max_output,

@@ -1,4 +1,4 @@
-"""A spoke: makes one metered call, reads its reply, has the answer scored, and brings it back."""
+"""A spoke makes one metered call, reads the reply, has the answer scored and returns the outcome."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from anytime_graph.interrupt import contained
 from anytime_graph.metering.call import acall, call
 from anytime_graph.metering.request import Place, Reply, Request
 from anytime_graph.models.providers import describe
-from anytime_graph.nodes import agent, critique, learn
+from anytime_graph.nodes import agent
 from anytime_graph.nodes.answering import candidate
+from anytime_graph.nodes.critique import judgement_of
+from anytime_graph.nodes.learn import lesson_of
 from anytime_graph.planning.setup import Setup, Setups
 from anytime_graph.run.announcements import Lives, announce, note
 from anytime_graph.run.calls import Assignment, Outcome, PlannedCall, concluded
 from anytime_graph.run.context import invocation, root, stop_signal
-from anytime_graph.run.pairs import Candidate
 from anytime_graph.run.state import State
 from anytime_graph.run.upgrade import OUTCOME, migrated_assignment
 from anytime_graph.scoring import BadScore, Scorer, Verdict, as_score, is_async, verdict_of
@@ -39,7 +40,7 @@ SPOKES = ("draft", "critique", "refine", "learn")
 
 
 class Spoke(Runnable[Assignment, State]):
-    """A spoke as LangGraph takes a node that is both sync and async."""
+    """A node for LangGraph, sync and async. It returns its outcomes in the `returned` channel."""
 
     def __init__(
         self,
@@ -57,22 +58,22 @@ class Spoke(Runnable[Assignment, State]):
     ) -> State:
         assigned, config = migrated_assignment(input), config or {}
         if self.ledger is None:
-            return self._made(assigned, config, None)
+            return self._run_call(assigned, config, None)
         thread, top = assigned["run"]["thread"], root(config)
         hold = self.ledger.enter(thread, top, invocation())
         try:
-            return self._made(assigned, config, RunJournal(self.ledger, hold))
+            return self._run_call(assigned, config, RunJournal(self.ledger, hold))
         finally:
             self.ledger.leave(hold, top)
 
-    def _made(
+    def _run_call(
         self, assigned: Assignment, config: RunnableConfig, journal: RunJournal | None
     ) -> State:
         run, planned = assigned["run"], assigned["call"]
         with self.lives[run["run_id"]].active(planned["step"], run["spent"]) as before:
             if self._needless(assigned, config):
                 return State(returned=[])
-            assigned, inner = _in_time(assigned, before), _config(planned, config)
+            assigned, inner = _in_time(assigned, before), _call_config(planned, config)
             planned, setup = assigned["call"], self.setups[run["chosen"]]
             if "agent" in planned:
                 planned, reply = agent.draft(setup, assigned, inner, stop_signal(), journal)
@@ -80,14 +81,15 @@ class Spoke(Runnable[Assignment, State]):
                 written = journal.of(planned, run) if journal else None
                 meter = setup.meters[planned["role"]]
                 reply = call(meter, _request(assigned), inner, stop_signal(), written)
-            several = _by_choice(planned, reply)
-            if len(several) == 1:
-                return State(returned=[self._outcome(setup, assigned, *several[0], journal)])
+            choices = _by_choice(planned, reply)
+            if len(choices) == 1:
+                return State(returned=[self._outcome(setup, assigned, *choices[0], journal)])
             with get_executor_for_config(config) as pool:  # choices are scored side by side
-                scored = [
-                    pool.submit(self._outcome, setup, assigned, *each, journal) for each in several
+                outcomes = [
+                    pool.submit(self._outcome, setup, assigned, *choice, journal)
+                    for choice in choices
                 ]
-                return State(returned=[outcome.result() for outcome in scored])
+                return State(returned=[outcome.result() for outcome in outcomes])
 
     def _outcome(
         self,
@@ -115,25 +117,25 @@ class Spoke(Runnable[Assignment, State]):
     ) -> State:
         assigned, config = migrated_assignment(input), config or {}
         if self.ledger is None:
-            return await self._amade(assigned, config, None)
+            return await self._arun_call(assigned, config, None)
         thread, top, ledger, broken = assigned["run"]["thread"], root(config), self.ledger, True
         entering = asyncio.to_thread(ledger.enter, thread, top, invocation())
-        hold = await _held(ledger, entering, top)
+        hold = await _entered(ledger, entering, top)
         try:
-            state = await self._amade(assigned, config, RunJournal(ledger, hold))
+            state = await self._arun_call(assigned, config, RunJournal(ledger, hold))
             broken = False
         finally:
             ledger.leave(hold, top, broken)
         return state
 
-    async def _amade(
+    async def _arun_call(
         self, assigned: Assignment, config: RunnableConfig, journal: RunJournal | None
     ) -> State:
         run, planned = assigned["run"], assigned["call"]
         with self.lives[run["run_id"]].active(planned["step"], run["spent"]) as before:
             if self._needless(assigned, config):
                 return State(returned=[])
-            assigned, inner = _in_time(assigned, before), _config(planned, config)
+            assigned, inner = _in_time(assigned, before), _call_config(planned, config)
             planned, setup = assigned["call"], await self.setups.get(run["chosen"])
             if "agent" in planned:
                 planned, reply = await agent.adraft(setup, assigned, inner, stop_signal(), journal)
@@ -141,9 +143,9 @@ class Spoke(Runnable[Assignment, State]):
                 written = journal.of(planned, run) if journal else None
                 meter = setup.meters[planned["role"]]
                 reply = await acall(meter, _request(assigned), inner, stop_signal(), written)
-            several = _by_choice(planned, reply)
-            made = (self._aoutcome(setup, assigned, *each, journal) for each in several)
-            return State(returned=await asyncio.gather(*made))
+            choices = _by_choice(planned, reply)
+            outcomes = (self._aoutcome(setup, assigned, *choice, journal) for choice in choices)
+            return State(returned=await asyncio.gather(*outcomes))
 
     async def _aoutcome(
         self,
@@ -171,28 +173,30 @@ class Spoke(Runnable[Assignment, State]):
     # --- both
 
     def _needless(self, assigned: Assignment, config: RunnableConfig) -> bool:
-        """An answer that was not asked for yet when a sibling's reached the target, because the caller
-        has few run at once. What is in flight is let finish: cut off, it would be charged in full."""
+        """Whether a sibling's answer reached the target before this call began, which can happen
+        where `max_concurrency` makes calls wait. A call in flight goes on: if cut off, it would be
+        charged in full."""
         run, kind = assigned["run"], assigned["call"]["move"]["kind"]
         waited = config.get("max_concurrency") and kind in ("draft", "refine")
         reached = self.lives[run["run_id"]].reached
         return bool(waited and assigned["prompt"] is not None and reached == run["plan"])
 
     def _subject(self, outcome: Outcome) -> Any:
-        """What the scorer is shown: the answer, or the instance of the schema that it fits."""
+        """What the scorer gets: the answer as text, or as an instance of the schema if it fits."""
         answer = outcome["candidate"]["answer"]
         if self.schema is None or not outcome["candidate"]["complete"]:
             return answer
         return self.schema.model_validate_json(answer)
 
     def _returned(self, setup: Setup, assigned: Assignment, outcome: Outcome) -> Outcome:
-        """Tell of the outcome as it leaves; the time of its scoring counts."""
-        came, run = outcome["receipt"], assigned["run"]
-        if not came["recalled"]:
-            came["ended_at"] = clock.now()
+        """Announce the outcome. A call that was made just now ends here, so that the time of its
+        scoring counts."""
+        receipt, run = outcome["receipt"], assigned["run"]
+        if not receipt["recalled"]:
+            receipt["ended_at"] = clock.now()
         live = self.lives[run["run_id"]]
-        live.charge(came["spend"])
-        note(outcome["call"]["move"]["kind"], outcome.get("candidate"), came["spend"])
+        live.charge(receipt["spend"])
+        note(outcome["call"]["move"]["kind"], outcome.get("candidate"), receipt["spend"])
         if "candidate" in outcome:
             target = setup.until.target if setup.until else None
             if (outcome["candidate"]["score"] or 0.0) >= (1.0 if target is None else target):
@@ -217,7 +221,7 @@ def _request(assigned: Assignment) -> Request:
 
 
 def _in_time(assigned: Assignment, before: float) -> Assignment:
-    """The assignment with the time that its siblings, run before it, have left it."""
+    """The assignment with `before` seconds, used by siblings that ran first, taken off its slice."""
     planned = assigned["call"]
     if "seconds" not in planned["slice"] or not before:
         return assigned
@@ -225,9 +229,9 @@ def _in_time(assigned: Assignment, before: float) -> Assignment:
     return {**assigned, "call": {**planned, "slice": {**planned["slice"], "seconds": rest}}}
 
 
-def _config(planned: PlannedCall, config: RunnableConfig) -> RunnableConfig:
-    """How the call shows in traces. Drafts and refinements stream their tokens; those of judgements,
-    reviews and forced answers would only confuse a reader."""
+def _call_config(planned: PlannedCall, config: RunnableConfig) -> RunnableConfig:
+    """The config that names the call in traces. Only drafts and refinements stream their tokens;
+    those of judgements, reviews and forced answers would confuse a reader."""
     kind = planned["move"]["kind"]
     inner = kind in ("critique", "learn") or concluded(planned["move"]) is not None
     tags = [*(config.get("tags") or []), kind, *([TAG_NOSTREAM] if inner else [])]
@@ -236,58 +240,51 @@ def _config(planned: PlannedCall, config: RunnableConfig) -> RunnableConfig:
 
 
 def _by_choice(planned: PlannedCall, reply: Reply) -> list[tuple[PlannedCall, Reply]]:
-    """Each choice that a request brought, as if it were a call of its own; the first bears the
-    cost."""
+    """Each choice of a request, as if it were a call of its own. The first bears the cost of all."""
     if (n := planned["n"]) == 1:
         return [(planned, reply)]
     cap = planned["max_output"]
-    own = None if cap is None else cap // n
-    found: list[tuple[PlannedCall, Reply]] = []
-    for i, each in enumerate((replace(reply, others=()), *reply.others)):
-        choice: PlannedCall = {
-            **planned,
-            "ordinal": planned["ordinal"] + i,
-            "max_output": own,
-            "choice": i,
-        }
-        found.append((choice, each))
-    return found
+    part: PlannedCall = {**planned, "max_output": None if cap is None else cap // n}
+    return [
+        ({**part, "ordinal": planned["ordinal"] + i, "choice": i}, choice)
+        for i, choice in enumerate((replace(reply, others=()), *reply.others))
+    ]
 
 
 def _absorbed(setup: Setup, assigned: Assignment, planned: PlannedCall, reply: Reply) -> Outcome:
-    """What the reply means, by the kind of its move."""
+    """The outcome of a call: what its reply means for this kind of move."""
     move, outcome = planned["move"], Outcome(call=planned, receipt=reply.receipt, form=len(OUTCOME))
     if move["kind"] == "critique":
-        if (judgement := critique.absorb(planned, move, reply)) is not None:
+        if (judgement := judgement_of(planned, move, reply)) is not None:
             outcome["preferred"], outcome["why"] = judgement
     elif move["kind"] == "learn":
-        learned = learn.absorb(move, reply)
-        if isinstance(learned, str):
-            outcome["why"] = learned
+        lesson = lesson_of(move, reply)
+        if isinstance(lesson, str):
+            outcome["why"] = lesson
         else:
-            outcome["principles"] = learned
-    elif found := candidate(planned, reply, setup.answers, assigned["run"]["spent"]):
-        outcome["candidate"] = found
+            outcome["principles"] = lesson
+    elif answer := candidate(planned, reply, setup.answers, assigned["run"]["spent"]):
+        outcome["candidate"] = answer
     return outcome
 
 
-async def _held(ledger: Ledger, entering: Awaitable[Hold], top: str | None) -> Hold:
-    """Wait to enter; if cancelled meanwhile, leave as soon as it was entered."""
+async def _entered(ledger: Ledger, entering: Awaitable[Hold], top: str | None) -> Hold:
+    """Wait for the hold. If cancelled meanwhile, give the hold back as soon as it is there."""
     future = asyncio.ensure_future(entering)
 
-    def undo(entered: asyncio.Future[Hold]) -> None:
+    def give_back(entered: asyncio.Future[Hold]) -> None:
         if not entered.cancelled() and entered.exception() is None:
             ledger.leave(entered.result(), top, broken=True)
 
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
-        future.add_done_callback(undo)
+        future.add_done_callback(give_back)
         raise
 
 
 def _scored_before(outcome: Outcome, run_id: int, journal: RunJournal | None) -> bool:
-    """Whether the answer got its score before a crash; then it has it again."""
+    """Whether the answer got its score before a crash. If so, the outcome gets that score again."""
     if journal is None or not outcome["receipt"]["recalled"]:
         return False
     score = journal.score(outcome["call"], run_id)
@@ -300,14 +297,15 @@ def _scored_before(outcome: Outcome, run_id: int, journal: RunJournal | None) ->
 def _keep(outcome: Outcome, run_id: int, journal: RunJournal | None) -> None:
     if journal is None or "candidate" not in outcome:
         return
-    recalled = outcome["receipt"]["recalled"]
+    fresh = not outcome["receipt"]["recalled"]
     try:
-        journal.keep(outcome["call"], run_id, outcome["candidate"], fresh=not recalled)
+        journal.keep(outcome["call"], run_id, outcome["candidate"], fresh)
     except LedgerError as error:
         outcome["receipt"]["errors"].append(str(error))
 
 
 async def _averdict(scorer: Scorer, question: str, subject: Any) -> Verdict:
+    """The verdict of a scorer. A sync one runs in a thread, off the event loop."""
     with contained():
         if is_async(scorer):
             return await cast(Awaitable[Verdict], scorer(question, subject))
@@ -317,18 +315,17 @@ async def _averdict(scorer: Scorer, question: str, subject: Any) -> Verdict:
 
 def _rate(outcome: Outcome, verdict: Verdict) -> None:
     score = as_score(verdict)
-    rated: Candidate = {
+    outcome["candidate"] = {
         **outcome["candidate"],
         "score": score.value,
         "feedback": score.feedback,
         "right": score.right,
     }
-    outcome["candidate"] = rated
 
 
 def _unrated(outcome: Outcome, error: Exception) -> None:
-    """A scorer that fails costs this score, not the run."""
-    what = str(error) if isinstance(error, BadScore) else describe(error)
+    """Note that the scorer failed. The candidate stays without a score, and the run goes on."""
+    reason = str(error) if isinstance(error, BadScore) else describe(error)
     ordinal = outcome["call"]["ordinal"]
-    outcome["receipt"]["errors"].append(f"scorer on candidate {ordinal}: {what}")
+    outcome["receipt"]["errors"].append(f"scorer on candidate {ordinal}: {reason}")
     log.debug("scorer failed", exc_info=error)

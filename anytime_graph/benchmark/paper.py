@@ -38,8 +38,8 @@ from anytime_graph.checkpoints import Ledger
 from anytime_graph.metering.meter import meter
 from anytime_graph.metering.request import Reply
 from anytime_graph.models import tokens
-from anytime_graph.nodes import learn
 from anytime_graph.nodes.answering import candidate
+from anytime_graph.nodes.learn import lesson_of
 from anytime_graph.planning.answers import AnswerFormat, answer_format
 from anytime_graph.planning.moves import Draft, Learn, planned_move
 from anytime_graph.prompts import Lessons
@@ -173,7 +173,7 @@ class _CellRun:
             assert move["kind"] == "learn"
             prompt = prompts.principles(prompts.Case(question.prompt), pairs, 1.0)
             _, reply = self._call(move, prompt, _PRINCIPLES_OUTPUT)
-            learned = learn.absorb(move, reply)
+            learned = lesson_of(move, reply)
             rules = learned if isinstance(learned, list) else []
         self.places.close("done")
         best = max((c["score"] or 0.0 for c in candidates), default=0.0)

@@ -32,7 +32,7 @@ from anytime_graph.metering.request import Reply, Request
 from anytime_graph.models import providers
 from anytime_graph.models.providers import describe
 from anytime_graph.models.tokens import uncalibrated
-from anytime_graph.nodes import critique
+from anytime_graph.nodes.critique import VERDICT
 
 _OPENAI = "api.openai.com"
 
@@ -43,7 +43,7 @@ class NotRecorded(ValueError):
 
 def facts_of(model: BaseChatModel, prices: Prices | None = None) -> Facts:
     """The facts of a model. Raises ValueError for a model that no budget can limit."""
-    own, structured = meter(model, None), with_json_schema(model, critique.VERDICT)
+    own, structured = meter(model, None), with_json_schema(model, VERDICT)
     options = {name: getattr(own.model, name, None) for name in ("model_kwargs", "extra_body")}
     return Facts(
         own.name,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from anytime_graph import Constraints, Score
-from anytime_graph.nodes import critique
+from anytime_graph.nodes.critique import split_verdict
 from anytime_graph.scoring import BadScore, as_score, normal, parsed, tagged
 from anytime_graph.text import clip, fenced
 
@@ -139,7 +139,7 @@ def test_no_text_can_close_its_fence(first: str, second: str) -> None:
     ],
 )
 def test_only_a_last_line_that_is_a_verdict_counts(text: str, verdict: str | None) -> None:
-    assert critique.read(text)[1] == verdict
+    assert split_verdict(text)[1] == verdict
 
 
 @given(st.text(max_size=300), st.integers(10, 400))

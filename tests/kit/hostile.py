@@ -27,7 +27,8 @@ from anytime_graph.metering import tool_calls
 from anytime_graph.metering.request import Reply
 from anytime_graph.metering.streamed import StreamedReply, joined, max_written_tokens
 from anytime_graph.models import providers, tokens
-from anytime_graph.nodes import critique, learn
+from anytime_graph.nodes.critique import split_verdict
+from anytime_graph.nodes.learn import lesson_of
 from anytime_graph.run import pairs
 from anytime_graph.run.calls import receipt
 from anytime_graph.tasks import answers, natural_plan, trips
@@ -141,7 +142,7 @@ def many_calls(text: str) -> object:
 
 def learned(chosen: int | None, text: str) -> object:
     move: Any = {"chosen": chosen, "rejected": chosen}
-    return learn.absorb(move, Reply(text, AIMessage(text), receipt(0, 0)))
+    return lesson_of(move, Reply(text, AIMessage(text), receipt(0, 0)))
 
 
 READERS: dict[str, Callable[[str], object]] = {
@@ -156,7 +157,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "letter": answers.letter,
     "same": lambda text: (answers.same(text, "7"), answers.same(text, "a fox")),
     "plans": planned,
-    "verdict": lambda text: (critique.read(text), critique.read(text, structured=True)),
+    "verdict": lambda text: (split_verdict(text), split_verdict(text, structured=True)),
     "reason": partial(learned, 1),
     "rules": partial(learned, None),
     "pairs": paired,

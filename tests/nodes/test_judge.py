@@ -25,7 +25,7 @@ from anytime_graph import (
 )
 from anytime_graph.local import embedded_file, local_model
 from anytime_graph.metering.meter import with_json_schema
-from anytime_graph.nodes.critique import VERDICT, read
+from anytime_graph.nodes.critique import VERDICT, split_verdict
 from anytime_graph.prompts import Case, compare
 from anytime_graph.run.ranking import both_orders
 from tests.kit.judging import QUALITY, comparing, sides, two
@@ -134,7 +134,7 @@ def winner() -> Callable[[str, str], int | None]:
         said = []
         for shown in ((first, second), (second, first)):
             reply = held.invoke(compare(Case("What is 2 + 3?"), *shown, 1.0, None, True))
-            said.append(read(reply.text, structured=True)[1])
+            said.append(split_verdict(reply.text, structured=True)[1])
         places = [{"a": 0, "b": 1}.get(said[0] or ""), {"a": 1, "b": 0}.get(said[1] or "")]
         return both_orders(0, 1, *places).winner
 
@@ -235,7 +235,7 @@ def test_what_is_bound_to_a_model_goes_with_its_judgements(server: Server) -> No
     ],
 )
 def test_what_does_not_fit_the_schema_is_no_verdict(text: str) -> None:
-    assert read(text, structured=True)[1] is None
+    assert split_verdict(text, structured=True)[1] is None
 
 
 def test_a_second_model_judges_by_a_rubric_at_its_own_price(server: Server) -> None:
