@@ -1,8 +1,8 @@
-"""Whether a judge's preferences mean anything: how often it agrees with a scorer, with itself when
-the order is swapped, and with mere length; each with a confidence interval.
+"""Measures whether a judge can be trusted: how often it agrees with a scorer, and with itself.
 
-The evidence is what a ledger holds: comparisons, each asked in both orders, and the answers that
-were compared. Reading it costs nothing; `audit_questions` buys fresh evidence.
+It also counts how often the judge prefers the first or the longer answer. Each share has a confidence
+interval. The evidence is in a ledger: comparisons, each asked in both orders, and the answers that were
+compared. Reading it costs nothing; `audit_questions` buys new evidence.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import combinations
-from statistics import NormalDist
+from statistics import NormalDist, fmean
 from typing import Any, NamedTuple, cast
 
-from anytime_graph.batch import Progress, asked, checked, named, thread_name
+from anytime_graph.batch import Progress, ask_each, distinct, model_name, thread_name
 from anytime_graph.budget import Budget, Prices, Spend, nothing, total
 from anytime_graph.checkpoints import Checkpoints, Ledger
 from anytime_graph.graph import create_anytime_graph
@@ -30,28 +31,29 @@ from anytime_graph.scoring import BadScore, Judge, Scorer, as_score, normal, ver
 
 _DRAFTS = 4
 _DRAFTING = 0.4
-"""The part of the budget that the drafts of a question may take; the rest is for comparing them."""
+"""The part of a question's budget for its drafts; the rest is for comparing them."""
 _FEW = 20
-"""Comparisons below which an audit says that there were few."""
+"""With fewer comparisons than this, the verdict says that they are few."""
 _LEVEL = 0.95
+"""The confidence level of the intervals."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What a judge's comparisons come to. Shares are in [0, 1], with 95% intervals; None where there
-    is nothing to count.
+    """What a judge's comparisons show. Shares are in [0, 1], with 95% intervals; None if there is
+    nothing to count.
 
-    questions, comparisons: how many were looked at; calls: of the comparisons, two each where both
-    orders were asked. unread: calls without a verdict: in flight, cut, failed, or unclear. unkept:
-    calls whose texts were not kept (record="usage").
-    agreement: calls that name the answer with the higher score. agreement_decided: the same for
-    verdicts that both orders agree in, which are those that make a preference. decided:
-    comparisons with such a verdict. itself: comparisons in which both orders say the same, ties
-    too. first: calls that name the answer shown first. longer: calls that name the longer answer;
-    scorer_longer: how often the scorer does. length: correlation in [-1, 1] between the verdict and
-    the difference in length.
-    sizes: comparisons behind each of these. spent: on the comparisons; by audit_questions, on the
-    drafts too. errors: scorers that failed.
+    questions, comparisons: how many were examined. calls: two for each comparison that was asked in
+    both orders. unread: calls without a verdict: in flight, cut, failed, or unclear. unkept: calls
+    whose texts were not kept (record="usage").
+    agreement: calls that name the answer with the higher score. agreement_decided: the same among
+    decided comparisons. decided: comparisons in which both orders name the same answer, which makes
+    a preference. itself: comparisons in which both orders say the same, ties included. first: calls
+    that name the answer shown first. longer: calls that name the longer answer. scorer_longer:
+    comparisons in which the scorer prefers the longer answer. length: correlation in [-1, 1]
+    between the verdict and the difference in length.
+    sizes: the number of comparisons behind each of these. spent: the cost of the comparisons; from
+    audit_questions, also of the drafts. errors: failures of scorers.
     """
 
     questions: int
@@ -73,30 +75,29 @@ class Audit:
 
     @property
     def verdict(self) -> str:
-        """In words: whether to let this model judge, and what it goes by."""
+        """In words: whether to let this model judge, and what it prefers."""
         return " ".join([_judgement(self), *_leanings(self)])
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON has it: an interval as {"low", "mean", "high"}."""
-        told = {
+        """As JSON; an interval is {"low", "mean", "high"}."""
+        fields = {
             name: value._asdict() if isinstance(value, Interval) else value
             for name, value in vars(self).items()
         }
-        return {**told, "errors": list(self.errors), "verdict": self.verdict}
+        return {**fields, "errors": list(self.errors), "verdict": self.verdict}
 
 
 def audit(ledger: Ledger, thread: str | None = None, scorer: Scorer | None = None) -> Audit:
-    """Audit the comparisons in a ledger: those of a thread, or all. Nothing is bought.
+    """Audit the comparisons in a ledger: those of a thread, or all. Makes no calls.
 
-    scorer: (question, answer) -> score in [0, 1], for answers that have no score yet; it is given
-    the answer as text. Only answers with different scores can tell whether the judge is right.
-    Intervals are Wilson's. A comparison counts once, however many of its orders are read, and
-    comparisons of one question for less than so many where they go together; the interval of a
-    single question says nothing about others. Raises ValueError for a thread that is not there,
-    LedgerError.
+    scorer: (question, answer) -> score in [0, 1], for answers without a score; it gets the answer
+    as text. Only answers with different scores show whether the judge is right. Intervals are
+    Wilson's. A comparison counts once, even if only one of its orders can be read. Comparisons of
+    one question count for fewer if their results are alike. The interval of a single question says
+    nothing about others. Raises ValueError for an unknown thread, LedgerError.
     """
     if thread is not None and not ledger.runs(thread):
-        raise ValueError(f"thread={thread!r}: the ledger has none of that name")
+        raise ValueError(f"thread={thread!r}: a thread of this ledger is needed")
     return _audited(ledger, ledger.critiques(thread), scorer, rescore=False)
 
 
@@ -113,20 +114,20 @@ def audit_questions(
     progress: Progress | None = None,
     stop: StopSignal | None = None,
 ) -> Audit:
-    """Have a model answer questions and a judge compare the answers, and audit that.
+    """Have a model answer questions and a judge compare the answers, and audit the comparisons.
 
     scorer: a function that knows which answer is better. budget: for each question; about 40% goes
     into drafts, the rest into comparing those whose scores differ. judge: another model, or a
     rubric; its share does not matter here. answer, prices: as for create_anytime_graph. progress:
-    called with (questions that are over, all). stop: an event that ends it early with what there
-    is; the rest is left to the next time.
+    called with (questions that are over, all). stop: an event that ends the audit early; the next
+    audit asks the rest.
 
-    Each question has a thread, named by all that makes the audit what it is: to run it again after
-    a crash goes on, and pays for nothing twice. Raises ValueError for a bad argument, a scorer that
-    is no function, or a ledger that keeps no texts; else as the graph does.
+    Each question has a thread, named by the arguments above. An audit that is run again after a
+    crash continues, and pays for nothing twice. Raises ValueError for a bad argument or a ledger that
+    keeps no texts, and what the graph raises.
     """
     if not callable(scorer):
-        raise ValueError(f"scorer={scorer!r}: a function is needed, to know who is right")
+        raise ValueError(f"scorer={scorer!r}: a function (question, answer) -> score is needed")
     ledger, judge = checkpoints.ledger, replace(judge or Judge(), share=1.0)
     if ledger.record != "all":
         raise ValueError('checkpoints: an audit reads verdicts; open them with record="all"')
@@ -141,29 +142,27 @@ def audit_questions(
         ledger=ledger,
     )
     app = graph.compile(checkpointer=checkpoints.saver)
-    judging = named(model if judge.model is None else judge.model)
-    setting = (named(model), judging, judge.rubric, budget.limits(), str(answer))
-    threads = [(thread_name("audit", q, *setting), q) for q in checked(questions)]
-    errors = [
-        error for *_, error in asked(app, ledger, threads, budget, {}, stop, progress) if error
-    ]
-    names = [thread for thread, _ in threads]
-    calls = [call for name in names for call in ledger.critiques(name)]
-    found = _audited(ledger, calls, scorer, rescore=True)
-    spent = total(run["spent"] for name in names for run in ledger.runs(name))
-    return replace(found, spent=spent, errors=(*errors, *found.errors))
+    judging = model_name(model if judge.model is None else judge.model)
+    setting = (model_name(model), judging, judge.rubric, budget.limits(), str(answer))
+    threads = [(thread_name("audit", q, *setting), q) for q in distinct(questions)]
+    asked = ask_each(app, ledger, threads, budget, {}, stop, progress)
+    errors = [error for *_, error in asked if error]
+    calls = [call for thread, _ in threads for call in ledger.critiques(thread)]
+    result = _audited(ledger, calls, scorer, rescore=True)
+    spent = total(run["spent"] for thread, _ in threads for run in ledger.runs(thread))
+    return replace(result, spent=spent, errors=(*errors, *result.errors))
 
 
 def compare_all(view: View) -> list[Move]:
-    """The strategy of an audit: drafts at equal slices, twice if the first are all worth the same,
-    then a comparison of each two answers with different scores, neighbours first."""
+    """The strategy of an audit: drafts at equal slices, a second time if the first all have the same
+    score, then a comparison of each two answers with different scores, neighbours first."""
     drafts = _drafts(view)
     if view.best is None:
         return drafts
-    distinct = {normal(c["answer"]): c for c in view.candidates if not c["lost"]}
-    known = sorted((c["id"], c["score"]) for c in distinct.values() if c["score"] is not None)
-    ranked = sorted(combinations(range(len(known)), 2), key=lambda at: (at[1] - at[0], at))
-    pairs = [(known[a][0], known[b][0]) for a, b in ranked if known[a][1] != known[b][1]]
+    by_answer = {normal(c["answer"]): c for c in view.candidates if not c["lost"]}
+    scores = sorted((c["id"], c["score"]) for c in by_answer.values() if c["score"] is not None)
+    places = sorted(combinations(range(len(scores)), 2), key=lambda at: (at[1] - at[0], at))
+    pairs = [(scores[a][0], scores[b][0]) for a, b in places if scores[a][1] != scores[b][1]]
     if not pairs and view.made.get("draft", 0) <= len(drafts):
         return drafts
     wanted: list[Move] = [Critique(*pair) for pair in pairs if pair not in view.compared]
@@ -171,7 +170,8 @@ def compare_all(view: View) -> list[Move]:
 
 
 def _drafts(view: View) -> list[Move]:
-    """As many as can all be compared within a budget of calls: n drafts make n (n - 1) calls."""
+    """As many as can all be compared within a budget of calls. n drafts have n (n - 1) / 2 pairs,
+    each compared twice, so with the drafts they need n * n calls: 3 drafts need 9."""
     n = max(2, min(_DRAFTS, math.isqrt(int(view.left.get("calls", 99)))))
     return [Draft(memory=None, share=_DRAFTING / n)] * n
 
@@ -179,235 +179,215 @@ def _drafts(view: View) -> list[Move]:
 # --- reading the record -------------------------------------------------------------------------
 
 
-class _Compared(NamedTuple):
-    """A comparison. said: for the order as it was and for the swapped one, 1 if it named the first
-    answer, -1 if the second, 0 for a tie, None without a verdict. gap, more: by how much the
-    first's score is higher and its text longer, None if that is not known."""
+class _Comparison(NamedTuple):
+    """Two answers that the judge compared. verdicts: in the original order and in the swapped one; 1
+    for the first answer, -1 for the second, 0 for a tie, None without a verdict. gap, longer: by how
+    much the first has the higher score and is longer; None if that is not known."""
 
     question: int
-    said: tuple[int | None, int | None]
+    verdicts: tuple[int | None, int | None]
     gap: float | None
-    more: int | None
+    longer: float | None
 
     @property
     def named(self) -> list[int]:
-        return [s for s in self.said if s]
+        """The verdicts that name an answer."""
+        return [v for v in self.verdicts if v]
 
     @property
     def winner(self) -> int:
         """1 or -1 if both orders name that answer, else 0."""
-        return (self.said[0] or 0) if self.said[0] == self.said[1] else 0
+        return (self.verdicts[0] or 0) if self.verdicts[0] == self.verdicts[1] else 0
 
 
 def _audited(
     ledger: Ledger, critiques: Sequence[dict[str, Any]], scorer: Scorer | None, rescore: bool
 ) -> Audit:
-    """rescore: ask the scorer about answers that have a score, too."""
-    asked_about: dict[tuple[int, int, int, int], dict[bool, dict[str, Any]]] = defaultdict(dict)
+    """rescore: ask the scorer also about answers that have a score."""
+    calls_of: dict[tuple[int, int, int, int], dict[bool, dict[str, Any]]] = defaultdict(dict)
     questions: dict[int, str | None] = {}
     for call in critiques:
         planned = planned_call(call)
         move = planned["move"]
         if move["kind"] == "critique" and move["second"] is not None:
             place = (call["run_id"], call["step"], move["first"], move["second"])
-            asked_about[place][move["swapped"]] = {**call, "role": planned["role"]}
+            calls_of[place][move["swapped"]] = {**call, "role": planned["role"]}
             questions[call["run_id"]] = call["question"]
+    rows = {run: {row["ordinal"]: row for row in ledger.answers(run)} for run in questions}
     errors: list[str] = []
-    answers = {
-        run: _Answers(ledger.answers(run), question, scorer, rescore, errors)
-        for run, question in questions.items()
-    }
-    compared = [
-        _Compared(
-            run,
-            (_said(orders.get(False), False), _said(orders.get(True), True)),
-            answers[run].gap(first, second),
-            answers[run].more(first, second),
-        )
-        for (run, _, first, second), orders in asked_about.items()
-    ]
-    calls = [call for orders in asked_about.values() for call in orders.values()]
-    return _counted(compared, calls, tuple(errors))
 
+    def length(run: int, ordinal: int) -> int | None:
+        text = rows[run].get(ordinal, {}).get("answer")
+        return None if text is None else len(text)
 
-class _Answers:
-    """The answers of a run, by their place there."""
-
-    def __init__(
-        self,
-        rows: Iterable[Mapping[str, Any]],
-        question: str | None,
-        scorer: Scorer | None,
-        rescore: bool,
-        errors: list[str],
-    ) -> None:
-        self._rows = {row["ordinal"]: row for row in rows}
-        self._question, self._scorer, self._rescore = question, scorer, rescore
-        self._errors = errors
-        self._scores: dict[int, float | None] = {}
-
-    def gap(self, first: int, second: int) -> float | None:
-        one, other = self._score(first), self._score(second)
-        return None if one is None or other is None else one - other
-
-    def more(self, first: int, second: int) -> int | None:
-        one, other = (self._rows.get(at, {}).get("answer") for at in (first, second))
-        return None if one is None or other is None else len(one) - len(other)
-
-    def _score(self, at: int) -> float | None:
-        if at not in self._scores:
-            self._scores[at] = self._scored(at)
-        return self._scores[at]
-
-    def _scored(self, at: int) -> float | None:
-        row = self._rows.get(at)
-        known: float | None = row["score"] if row else None
-        text = row["answer"] if row else None
-        if self._scorer is None or self._question is None or text is None:
-            return known
-        if known is not None and not self._rescore:
-            return known
+    @cache
+    def score(run: int, ordinal: int) -> float | None:
+        row = rows[run].get(ordinal, {})
+        stored: float | None = row.get("score")
+        question, text = questions[run], row.get("answer")
+        if scorer is None or question is None or text is None:
+            return stored
+        if stored is not None and not rescore:
+            return stored
         try:
-            return as_score(verdict_of(self._scorer, self._question, text)).value
+            return as_score(verdict_of(scorer, question, text)).value
         except Exception as error:
-            what = str(error) if isinstance(error, BadScore) else describe(error)
-            self._errors.append(f"scorer on answer {at}: {what}")
-            return known
+            reason = str(error) if isinstance(error, BadScore) else describe(error)
+            errors.append(f"scorer on answer {ordinal}: {reason}")
+            return stored
+
+    comparisons = [
+        _Comparison(
+            run,
+            (_verdict(calls.get(False), swapped=False), _verdict(calls.get(True), swapped=True)),
+            _minus(score(run, first), score(run, second)),
+            _minus(length(run, first), length(run, second)),
+        )
+        for (run, _, first, second), calls in calls_of.items()
+    ]
+    calls = [call for orders in calls_of.values() for call in orders.values()]
+    return _counted(comparisons, calls, tuple(errors))
 
 
-def _said(call: Mapping[str, Any] | None, swapped: bool) -> int | None:
-    """What a call named, as in _Compared.said; as the graph itself reads it."""
+def _minus(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first - second
+
+
+def _verdict(call: Mapping[str, Any] | None, swapped: bool) -> int | None:
+    """The verdict in a call, as in _Comparison.verdicts, read as the graph reads it."""
     if call is None or call["state"] != "settled" or call["ended"] != "stop":
         return None
-    _, told = split_verdict(call["text"] or "", structured=call["role"] == STRUCTURED)
-    place = {"a": 1, "b": -1, "tie": 0}.get(told or "")
-    return -place if place is not None and swapped else place
+    _, word = split_verdict(call["text"] or "", structured=call["role"] == STRUCTURED)
+    verdict = {"a": 1, "b": -1, "tie": 0}.get(word or "")
+    return -verdict if verdict is not None and swapped else verdict
 
 
 # --- counting -----------------------------------------------------------------------------------
 
 
 def _counted(
-    compared: Sequence[_Compared], calls: Sequence[Mapping[str, Any]], errors: tuple[str, ...]
+    comparisons: Sequence[_Comparison], calls: Sequence[Mapping[str, Any]], errors: tuple[str, ...]
 ) -> Audit:
-    both = [c for c in compared if None not in c.said]
-    uneven = [c for c in compared if c.gap and c.named]
-    lengths = [c for c in compared if c.more and c.named]
-    unequal = [c for c in compared if c.gap and c.more]
-    won = [c for c in uneven if c.winner]
+    both = [c for c in comparisons if None not in c.verdicts]
+    named = [c for c in comparisons if c.named]
+    scored = [c for c in named if c.gap]
+    lengths = [c for c in named if c.longer]
+    unequal = [c for c in comparisons if c.gap and c.longer]
+    won = [c for c in scored if c.winner]
     values = {
-        "agreement": [(c, _part(s * (c.gap or 0) > 0 for s in c.named)) for c in uneven],
+        "agreement": [(c, fmean(v * (c.gap or 0) > 0 for v in c.named)) for c in scored],
         "agreement_decided": [(c, float(c.winner * (c.gap or 0) > 0)) for c in won],
         "decided": [(c, float(c.winner != 0)) for c in both],
-        "itself": [(c, float(c.said[0] == c.said[1])) for c in both],
-        "first": [(c, _part(_shown_first(c))) for c in compared if c.named],
-        "longer": [(c, _part(s * (c.more or 0) > 0 for s in c.named)) for c in lengths],
-        "scorer_longer": [(c, float((c.gap or 0) * (c.more or 0) > 0)) for c in unequal],
+        "itself": [(c, float(c.verdicts[0] == c.verdicts[1])) for c in both],
+        # In the original order the first answer is shown first (1), in the swapped one the second.
+        "first": [
+            (c, fmean(v == shown for v, shown in zip(c.verdicts, (1, -1), strict=True) if v))
+            for c in named
+        ],
+        "longer": [(c, fmean(v * (c.longer or 0) > 0 for v in c.named)) for c in lengths],
+        "scorer_longer": [(c, float((c.gap or 0) * (c.longer or 0) > 0)) for c in unequal],
     }
-    told = [c for c in compared if c.more is not None and c.said != (None, None)]
+    read = [c for c in comparisons if c.longer is not None and c.verdicts != (None, None)]
     kept = [call for call in calls if call["request"] is not None]
     return Audit(
-        questions=len({c.question for c in compared}),
-        comparisons=len(compared),
+        questions=len({c.question for c in comparisons}),
+        comparisons=len(comparisons),
         calls=len(calls),
-        unread=len(kept) - sum(s is not None for c in compared for s in c.said),
+        unread=len(kept) - sum(v is not None for c in comparisons for v in c.verdicts),
         unkept=len(calls) - len(kept),
-        **{name: _share(of) for name, of in values.items()},
-        length=_correlation([(sum(s or 0 for s in c.said), c.more or 0) for c in told]),
-        sizes={**{name: len(of) for name, of in values.items()}, "length": len(told)},
+        **{name: _interval(of) for name, of in values.items()},
+        length=_correlation([(sum(c.named), c.longer or 0) for c in read]),
+        sizes={**{name: len(of) for name, of in values.items()}, "length": len(read)},
         spent=total(_spend(call) for call in calls),
         errors=errors,
     )
 
 
-def _part(holds: Iterable[bool]) -> float:
-    told = list(holds)
-    return sum(told) / len(told)
-
-
-def _shown_first(c: _Compared) -> list[bool]:
-    return [named == place for named, place in zip(c.said, (1, -1), strict=True) if named]
-
-
 def _spend(call: Mapping[str, Any]) -> Spend:
+    """The spend of a row. The only part without a column is the number of calls, which is 1."""
     return cast("Spend", {name: call.get(name, 1) for name in nothing()})
 
 
-def _share(of: Sequence[tuple[_Compared, float]]) -> Interval | None:
-    """The mean, with Wilson's interval for as many independent comparisons as these are worth: those
-    of one question go together, which widens it (the design effect of a cluster sample, Kish 1965)."""
-    if not of:
+def _interval(values: Sequence[tuple[_Comparison, float]]) -> Interval | None:
+    """The mean, with Wilson's interval for the number of independent comparisons that these are worth.
+
+    Comparisons of one question are often alike, which widens the interval (the design effect of a
+    cluster sample, Kish 1965). Two questions with 4 comparisons each, all right in one and all wrong
+    in the other, have a mean of 0.5, a drift of +2 and -2, and an effect of 8 / (8 * 0.25) * 2 = 8:
+    the 8 comparisons are worth 1.
+    """
+    if not values:
         return None
-    n, mean = len(of), sum(value for _, value in of) / len(of)
+    n, average = len(values), fmean(value for _, value in values)
     drift: dict[int, float] = defaultdict(float)
-    for c, value in of:
-        drift[c.question] += value - mean
-    clusters, alone = len(drift), n * mean * (1 - mean)
+    for c, value in values:
+        drift[c.question] += value - average
+    clusters, spread = len(drift), n * average * (1 - average)
     effect = 1.0
-    if clusters > 1 and alone:
-        effect = sum(d * d for d in drift.values()) / alone * clusters / (clusters - 1)
+    if clusters > 1 and spread:
+        effect = sum(d * d for d in drift.values()) / spread * clusters / (clusters - 1)
     worth = max(1, round(n / max(1.0, effect)))
-    return wilson(mean * worth, worth, _LEVEL)
+    return wilson(average * worth, worth, _LEVEL)
 
 
 def _correlation(points: Sequence[tuple[float, float]]) -> Interval | None:
-    """Pearson's, each comparison counted both ways round, as it is chance which answer comes first;
-    with Fisher's interval. None if there is no spread, or fewer than 5."""
-    across = sum(x * x for x, _ in points) * sum(y * y for _, y in points)
-    if len(points) < 5 or not across:
+    """Pearson's, with Fisher's interval; None without spread or with fewer than 5 points. Each point
+    also counts mirrored, because it is chance which answer comes first, so both means are 0."""
+    norm = sum(x * x for x, _ in points) * sum(y * y for _, y in points)
+    if len(points) < 5 or not norm:
         return None
-    r = max(-1.0, min(1.0, sum(x * y for x, y in points) / math.sqrt(across)))
+    r = max(-1.0, min(1.0, sum(x * y for x, y in points) / math.sqrt(norm)))
     if abs(r) == 1.0:
         return Interval(r, r, r)
     half = NormalDist().inv_cdf((1 + _LEVEL) / 2) / math.sqrt(len(points) - 3)
     return Interval(math.tanh(math.atanh(r) - half), r, math.tanh(math.atanh(r) + half))
 
 
-# --- saying -------------------------------------------------------------------------------------
+# --- the verdict in words ------------------------------------------------------------------------
 
 _INSTEAD = "do not let this model judge; use a scorer or vote."
 
 
-def _judgement(found: Audit) -> str:
-    if not found.comparisons:
+def _judgement(audit: Audit) -> str:
+    if not audit.comparisons:
         return "Nothing was compared, so nothing can be said: give questions, or another thread."
-    if found.unkept == found.calls:
+    if audit.unkept == audit.calls:
         return 'Nothing can be said: the texts were not kept (record="usage").'
-    if found.decided is None and found.agreement is None:
-        return "Nothing can be said: no comparison brought a verdict that can be read."
-    if found.agreement is None:
+    if audit.decided is None and audit.agreement is None:
+        return "Nothing can be said: no comparison has a verdict that can be read."
+    if audit.agreement is None:
         return (
-            "Whether it is right can not be said: no two answers that were compared have different "
+            "Whether it is right cannot be said: no two answers that were compared have different "
             "scores; give a scorer (--check, or constraints) that tells them apart."
         )
-    if found.agreement_decided is None:
+    if audit.agreement_decided is None:
         return f"It never named the better answer in both orders, nor the worse one: {_INSTEAD}"
-    n, agrees = found.sizes["agreement_decided"], found.agreement_decided
-    told = f"Where both orders agree, it agrees with the scorer in {percent(agrees)}"
-    few = f" Few comparisons tell ({n}); more would tell better." if n < _FEW else ""
+    n, agrees = audit.sizes["agreement_decided"], audit.agreement_decided
+    start = f"Where both orders agree, it agrees with the scorer in {percent(agrees)}"
+    few = f" Few comparisons show this ({n}); more would make it clearer." if n < _FEW else ""
     if agrees.high < 0.5:
-        return f"{told}: worse than chance: {_INSTEAD}{few}"
+        return f"{start}: worse than chance: {_INSTEAD}{few}"
     if agrees.low <= 0.5:
-        return f"{told}: that cannot be told from chance: {_INSTEAD}{few}"
-    return f"{told}: better than chance.{few}"
+        return f"{start}: that cannot be told from chance: {_INSTEAD}{few}"
+    return f"{start}: better than chance.{few}"
 
 
-def _leanings(found: Audit) -> list[str]:
-    told = []
-    if (decided := found.decided) and found.agreement_decided and decided.high < 0.5:
-        told.append(f"Both orders agree in only {percent(decided)} of the comparisons.")
-    if (first := found.first) and not first.low <= 0.5 <= first.high:
+def _leanings(audit: Audit) -> list[str]:
+    sentences = []
+    if (decided := audit.decided) and audit.agreement_decided and decided.high < 0.5:
+        sentences.append(f"Both orders agree in only {percent(decided)} of the comparisons.")
+    if (first := audit.first) and not first.low <= 0.5 <= first.high:
         place = "first" if first.mean > 0.5 else "second"
-        told.append(f"It leans to the answer shown {place} ({percent(first)} name the first).")
-    longer, scorer = found.longer, found.scorer_longer
+        sentences.append(f"It leans to the answer shown {place} ({percent(first)} name the first).")
+    longer, scorer = audit.longer, audit.scorer_longer
     if longer and not longer.low <= 0.5 <= longer.high:
         side = "longer" if longer.mean > 0.5 else "shorter"
         by = f"; the scorer, {percent(scorer)}" if scorer else ""
-        told.append(f"It leans to the {side} answer ({percent(longer)} name the longer{by}).")
-    return told
+        sentences.append(f"It leans to the {side} answer ({percent(longer)} name the longer{by}).")
+    return sentences
 
 
 def percent(share: Interval) -> str:
-    """An interval in words, as in "71% (53 to 84%)"."""
+    """An interval as a text, such as "71% (53 to 84%)"."""
     low, mean, high = (round(100 * x) for x in share)
     return f"{mean}% ({low} to {high}%)"

@@ -18,7 +18,7 @@ _DOWN = Context(prec=12, rounding=ROUND_FLOOR)
 _BELOW_ONE = 1 - 2.0**-51
 """Makes up for the rounding of a fraction and of its product."""
 _UNDIVIDED = {"seconds": math.inf, "calls": 1}
-"""Dimensions that a slice does not divide, and the most that it takes of them."""
+"""Dimensions that a slice does not divide, and the most that it gets of each."""
 
 MIN_ROOM = 16
 """A call that may write fewer output tokens than this is not worth its prompt."""
@@ -34,13 +34,13 @@ class Budget:
     """What one question may cost. The first dimension to run out ends the run.
 
     tokens: input + output tokens, as the provider bills them.
-    output_tokens: only output tokens, reasoning included (what the paper counts).
+    output_tokens: only output tokens, reasoning included.
     usd: US dollars; needs known prices.
     calls: model calls.
     seconds: time during which calls and scorers are active, summed over resumes.
 
-    A dimension left out is not limited; 0 means nothing may be spent, never "unlimited".
-    Raises ValueError for a negative, fractional (where whole numbers count) or missing amount.
+    A dimension left out is not limited; 0 means that nothing may be spent. Raises ValueError for a
+    negative amount or one above 1e15, a fraction of a token or call, or no amount at all.
     """
 
     tokens: int | None = None
@@ -130,11 +130,11 @@ def nothing() -> Spend:
 
 
 def total(spends: Iterable[Spend]) -> Spend:
-    out = cast("dict[str, Any]", nothing())
+    sums = cast("dict[str, Any]", nothing())
     for spend in spends:
         for key, amount in spend.items():
-            out[key] += amount
-    return cast("Spend", out)
+            sums[key] += amount
+    return cast("Spend", sums)
 
 
 def add_spend(spent: Spend, more: Spend) -> Spend:
@@ -159,8 +159,9 @@ def raised(limits: Limits, extra: Budget, spent: Spend) -> Limits:
 
 
 def share(of: Limits, fraction: float) -> Limits:
-    """A slice: `fraction` of what is left. Parallel moves share the time, so it is not divided; a move
-    makes one call."""
+    """A slice: `fraction` of what is left. Parallel moves run in the same seconds, so these are not
+    divided, and a move makes one call. A quarter of 1,000 tokens, 8 calls and 30 s is 250 tokens, 1
+    call and 30 s."""
     return _parts(of, fraction) | {d: min(most, of[d]) for d, most in _UNDIVIDED.items() if d in of}
 
 
@@ -177,13 +178,13 @@ class Prices:
     def __post_init__(self) -> None:
         if self.cached_input is not None and self.cached_input > self.input:
             raise ValueError(
-                f"prices.cached_input={self.cached_input!r}: dearer than input={self.input!r}; "
-                "state the dearer one as input"
+                f"prices.cached_input={self.cached_input!r}: more than input={self.input!r}; give "
+                "the higher price as input"
             )
         if self.cache_write is not None and self.cache_write < self.input:
             raise ValueError(
-                f"prices.cache_write={self.cache_write!r}: cheaper than input={self.input!r}; leave "
-                "it out, and what is written to a cache costs as much as other input"
+                f"prices.cache_write={self.cache_write!r}: less than input={self.input!r}; leave it "
+                "out, and input that is written to a cache costs as much as other input"
             )
         for f in fields(self):
             value = getattr(self, f.name)
@@ -195,8 +196,8 @@ class Prices:
     def usd(
         self, input_tokens: float, output_tokens: float, read: float = 0, written: float = 0
     ) -> float:
-        """What a call costs. read, written: input tokens that came from a provider's cache, and that
-        went into it. At 2, 8 and 0.5 (cached) dollars, 1,000 input tokens, 600 of them read, and 100
+        """What a call costs. read, written: input tokens read from a provider's cache, and written
+        to it. At 2, 8 and 0.5 (cached) dollars, 1,000 input tokens, 600 of them read, and 100
         output tokens cost (400 * 2 + 600 * 0.5 + 100 * 8) / 1e6 = 0.0019 dollars."""
         cached = self.input if self.cached_input is None else self.cached_input
         write = self.input if self.cache_write is None else self.cache_write
@@ -204,7 +205,7 @@ class Prices:
         return (fresh + read * cached + written * write + output_tokens * self.output) / 1e6
 
     def most(self, input_tokens: float, output_tokens: float) -> float:
-        """The most that a call can cost: all of its input may go into a cache."""
+        """The most that a call can cost: all of its input may be written to a cache."""
         return self.usd(input_tokens, output_tokens, written=input_tokens)
 
 
@@ -229,15 +230,15 @@ def output_room(slice_: Limits, prompt: int, prices: Prices | None) -> int | Non
 class BudgetTooSmall(ValueError):
     """The budget cannot pay for one draft, or one call. Nothing was spent.
 
-    least: the smallest budget that would do, in the dimensions that were set.
-    spent: nothing, in the same shape as NoAnswer's.
+    least: the smallest budget that is enough, in the dimensions that were set.
+    spent: zeros, so that callers can read it as that of NoAnswer.
     """
 
     def __init__(self, given: Limits, least: Limits, what: str = "one draft") -> None:
         self.spent = nothing()
         self.least = Budget(**_typed(least, math.ceil))
-        have = Budget(**_typed(given))
-        super().__init__(f"the budget ({have}) cannot pay for {what}; the least is {self.least}")
+        budget = Budget(**_typed(given))
+        super().__init__(f"the budget ({budget}) cannot pay for {what}; the least is {self.least}")
 
     def __reduce__(self) -> Any:
         return _revived, (type(self), self.args, vars(self))
@@ -280,9 +281,10 @@ def _parts(amounts: Limits, fraction: float) -> dict[str, Any]:
 
 
 def _floor(amount: float) -> int:
-    """Rounded down, with an allowance for floating point: 2.9999999999 is 3."""
+    """Rounded down, with a tolerance for floating point: 2.9999999999 is 3."""
     return math.floor(amount + 1e-9)
 
 
 def _typed(amounts: Limits, whole: Any = math.floor) -> dict[str, Any]:
+    """The amounts as Budget takes them: tokens and calls made integers by `whole`."""
     return {d: whole(v) if d in _WHOLE else v for d, v in amounts.items()}

@@ -1,5 +1,7 @@
-"""Answers that draw themselves in a notebook, afterwards or while they improve. IPython is used
-where it runs; elsewhere the same is told as text."""
+"""Shows an answer and its curve in a notebook, when it is finished or while it improves.
+
+IPython is used where it runs; elsewhere the same is printed as text.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,9 @@ _WIDTH, _HEIGHT, _EDGE = 480, 120, 8
 
 @dataclass(frozen=True)
 class Shown:
-    """An answer and how it came about: HTML for a notebook, a line of text elsewhere.
+    """An answer and its curve: HTML in a notebook, plain text elsewhere.
 
-    curve: tokens spent and score, for each answer that was the best.
+    curve: tokens spent and score of each answer that became the best.
     """
 
     answer: str | None
@@ -29,27 +31,30 @@ class Shown:
     stop_reason: str | None
 
     def _repr_html_(self) -> str:
-        answer = "no answer yet" if self.answer is None else self.answer
         return (
             '<div style="max-width:60em"><pre style="white-space:pre-wrap;margin:0 0 .5em">'
-            f"{escape(answer)}</pre>{_drawn(self.curve, self.tokens)}"
-            f'<div style="opacity:.7">{escape(self._told())}</div></div>'
+            f"{escape(self._text)}</pre>{_drawn(self.curve, self.tokens)}"
+            f'<div style="opacity:.7">{escape(self._summary)}</div></div>'
         )
 
     def __repr__(self) -> str:
-        answer = "no answer yet" if self.answer is None else self.answer
-        return f"{harmless(answer)}\n({self._told()})"
+        return f"{harmless(self._text)}\n({self._summary})"
 
-    def _told(self) -> str:
+    @property
+    def _text(self) -> str:
+        return "no answer yet" if self.answer is None else self.answer
+
+    @property
+    def _summary(self) -> str:
         score = "" if self.score is None else f"score {self.score:.2f}, "
         ended = "" if self.stop_reason is None else f", ended by {self.stop_reason}"
         return f"{score}{self.tokens:,} tokens{ended}"
 
 
 def show(result: Mapping[str, Any] | Ledger, thread: str | None = None) -> Shown:
-    """The best answer and its curve: of a graph's output, or of a ledger's thread.
+    """The best answer and its curve, from a graph's output or from a ledger's thread.
 
-    Raises ValueError for anything else, or if there is no such thread.
+    Raises ValueError for anything else, or an unknown thread.
     """
     if isinstance(result, Ledger):
         runs = result.runs(thread) if thread is not None else []
@@ -70,10 +75,10 @@ def show(result: Mapping[str, Any] | Ledger, thread: str | None = None) -> Shown
 
 
 def watch(stream: Iterable[Any]) -> Any:
-    """Draw each better answer in place of the one before, as they come.
+    """Draw each better answer in place of the previous one as soon as it is there.
 
-    stream: of a graph, `stream_mode="custom"` among its modes. Returns the graph's output if
-    "values" is among them too, else the last improvement; None if there was none.
+    stream: a graph's stream, with "custom" among its stream modes. Returns the graph's output if
+    "values" is also among them, else the last improvement, or None if there was none.
     """
     watched = _Watched()
     for item in stream:
@@ -96,8 +101,8 @@ class _Watched:
         self.last: Any = None
 
     def take(self, item: Any) -> None:
-        parts = item if isinstance(item, tuple) else (item,)
-        for part in parts:
+        # With several stream modes, or with subgraphs, an item is a tuple that ends in the data.
+        for part in item if isinstance(item, tuple) else (item,):
             if (event := improvement(part)) is not None:
                 self.curve.append((event["spent"]["tokens"], event["score"]))
                 tokens, score = self.curve[-1]
@@ -109,7 +114,7 @@ class _Watched:
 
 
 def _screen() -> Callable[[Shown], None]:
-    """Where to draw: one output of the notebook's cell, over and over; or standard output."""
+    """What draws: one output of the notebook's cell, updated each time, or standard output."""
     try:
         from IPython.core.getipython import get_ipython
         from IPython.display import display
@@ -117,13 +122,16 @@ def _screen() -> Callable[[Shown], None]:
         return print
     if get_ipython() is None:
         return print
-    shown: Any = display  # untyped in IPython
-    handle = shown(Shown(None, None, [], 0, None), display_id=True)
+    untyped: Any = display  # IPython has no types
+    handle = untyped(Shown(None, None, [], 0, None), display_id=True)
     return print if handle is None else cast("Callable[[Shown], None]", handle.update)
 
 
 def _drawn(curve: list[tuple[int, float | None]], tokens: int) -> str:
-    """The best score against tokens as steps; without scores, one step up for each better answer."""
+    """The best score against tokens as SVG steps; without scores, one step up for each better answer.
+
+    A score of 0.5 after 600 of 1,000 tokens is at x = 8 + 0.6 * 464 = 286.4, y = 112 - 0.5 * 104 = 60.
+    """
     if not curve:
         return ""
     scored = curve[-1][1] is not None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
+# Control characters but tab and line feed, marks that reverse the writing direction, lone surrogates.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -15,15 +16,15 @@ def harmless(text: str) -> str:
     return _OBEYED.sub("\ufffd", text.replace("\r\n", "\n"))
 
 
-def clipped(text: str, most: int) -> str:
-    """The text on one line, harmless, cut to `most` columns."""
+def clipped(text: str, width: int) -> str:
+    """The text on one line, harmless, cut to `width` terminal columns."""
     line = Text(harmless(" ".join(text.split())))
-    line.truncate(most, overflow="ellipsis")
+    line.truncate(width, overflow="ellipsis")
     return line.plain
 
 
 def clip(text: str, length: int) -> str:
-    """The text, or its head and tail around a mark if it is longer than `length` characters."""
+    """The text, or its head and tail around " ... " if it is longer than `length` characters."""
     if len(text) <= length:
         return text
     half = max(1, (length - 5) // 2)
@@ -31,7 +32,7 @@ def clip(text: str, length: int) -> str:
 
 
 def head_of(text: str, length: int) -> str:
-    """The text, or its head before a mark if it is longer than `length` characters."""
+    """The text, or its head and " ..." if it is longer than `length` characters."""
     return text if len(text) <= length else f"{text[: length - 4]} ..."
 
 

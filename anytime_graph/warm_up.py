@@ -1,28 +1,28 @@
-"""Filling a memory of preferences from a few example questions, before the first real one is asked."""
+"""Fills a memory of preferences from example questions, before the first real question."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from langgraph.store.base import BaseStore
 
-from anytime_graph.batch import Progress, asked, checked, thread_name
+from anytime_graph.batch import Progress, ask_each, distinct, thread_name
 from anytime_graph.budget import Budget, Prices, Spend, total
 from anytime_graph.checkpoints import Checkpoints, Ledger
 from anytime_graph.checkpoints.memory import Memory, Namespace, encoded, memory_of
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import StopSignal
 from anytime_graph.planning.moves import Strategy
-from anytime_graph.run.pairs import Example, Pair
+from anytime_graph.run.pairs import Example
 from anytime_graph.scoring import Judge, Scorer
 
 
 @dataclass(frozen=True)
 class Warmed:
-    """A question that was asked. score: of its best answer, in [0, 1], None if no scorer gave one.
-    pairs: learned from it. error: why it has no answer."""
+    """A question that was asked. score: that of its best answer, in [0, 1]; None without a scorer.
+    pairs: how many were learned from it. error: why it has no answer."""
 
     question: str
     thread: str
@@ -35,8 +35,9 @@ class Warmed:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """What a warm-up came to. questions: those that were asked, in order. left: how many were not,
-    as it was stopped. spent: on all of them, in earlier runs of the same warm-up too."""
+    """The result of a warm-up. questions: those that were asked, in order. left: how many were not
+    asked, because it was stopped. spent: the cost of all questions, including earlier runs of the
+    same warm-up."""
 
     questions: tuple[Warmed, ...]
     left: int
@@ -68,15 +69,14 @@ def warm_up(
 ) -> WarmUp:
     """Answer example questions and remember which answers were better, for later questions.
 
-    scorer: (question, answer) -> score in [0, 1]; it may go by the question, so
-    `lambda q, a: checks[q](a)` serves questions that are checked differently. A Judge or "judge" has
-    the model compare. budget: for each question. memory: what is filled; default: the ledger of
-    `checkpoints`. namespace: whose pairs these are; pass the same in the context of later questions.
-    model, strategy, answer, prices, judge: as for create_anytime_graph. progress: called with
-    (questions that are over, all). stop: an event that ends it early; the rest is left to the next
-    time.
+    scorer: (question, answer) -> score in [0, 1]; with `lambda q, a: checks[q](a)` each question has
+    its own check. With a Judge or "judge" the model compares answers. budget: for each question.
+    memory: the memory to fill; default: the ledger of `checkpoints`. namespace: whose pairs these
+    are; pass the same in the context of later questions. model, strategy, answer, prices, judge: as
+    for create_anytime_graph. progress: called with (questions that are over, all). stop: an event
+    that ends the warm-up early; the next warm-up asks the rest.
 
-    No example is shown the pairs of another, so their order does not matter. Each has its own thread,
+    No question is shown the pairs of another, so their order does not matter. Each has its own thread,
     named by namespace and question. A second run, for example after a crash, continues the question
     that was cut short and pays nothing for those that are over, even if other arguments have changed.
     A question that no call answered is listed in the result; the next run asks it again with a full
@@ -85,7 +85,6 @@ def warm_up(
     Raises ValueError for a bad argument, BudgetTooSmall, LedgerError, ThreadBusy.
     """
     ledger, space = checkpoints.ledger, encoded(namespace)
-    filled = memory_of(ledger if memory is None else memory)
     if ledger.record != "all" and memory in (None, ledger):
         raise ValueError('checkpoints: a memory needs texts; open them with record="all"')
     if not (callable(scorer) or isinstance(scorer, Judge) or scorer == "judge"):
@@ -99,16 +98,16 @@ def warm_up(
         prices=prices,
         judge=judge,
         ledger=ledger,
-        memory=_Unread(filled),
+        memory=_WriteOnly(memory_of(ledger if memory is None else memory)),
     )
     app = graph.compile(checkpointer=checkpoints.saver)
-    threads = [(thread_name("warm-up", space, q), q) for q in checked(questions)]
+    threads = [(thread_name("warm-up", space, q), q) for q in distinct(questions)]
     context: Any = {"namespace": list(namespace)}
-    told = [
-        _warmed(ledger, *each)
-        for each in asked(app, ledger, threads, budget, context, stop, progress)
+    warmed = [
+        _warmed(ledger, *asked)
+        for asked in ask_each(app, ledger, threads, budget, context, stop, progress)
     ]
-    return WarmUp(tuple(told), left=len(threads) - len(told))
+    return WarmUp(tuple(warmed), left=len(threads) - len(warmed))
 
 
 def _warmed(ledger: Ledger, thread: str, question: str, error: str | None) -> Warmed:
@@ -124,32 +123,11 @@ def _warmed(ledger: Ledger, thread: str, question: str, error: str | None) -> Wa
     )
 
 
-class _Unread:
-    """A memory that is written only."""
+class _WriteOnly:
+    """A memory that recalls nothing, so that no question is shown the pairs of another."""
 
     def __init__(self, memory: Memory) -> None:
-        self._memory = memory
+        self.learn, self.forget = memory.learn, memory.forget
 
-    def recall(
-        self, namespace: Namespace, question: str, limit: int = 3, *, besides: Collection[int] = ()
-    ) -> list[Example]:
+    def recall(self, *args: Any, **options: Any) -> list[Example]:
         return []
-
-    def learn(
-        self,
-        namespace: Namespace,
-        question: str,
-        pairs: Sequence[Pair],
-        principles: Sequence[str],
-        run_id: int,
-    ) -> None:
-        self._memory.learn(namespace, question, pairs, principles, run_id)
-
-    def forget(
-        self,
-        namespace: Namespace | None = None,
-        *,
-        older_than: float | None = None,
-        keep: int | None = None,
-    ) -> int:
-        return self._memory.forget(namespace, older_than=older_than, keep=keep)

@@ -1,7 +1,7 @@
-"""The compiled graph: what is done before and after each of its invocations.
+"""The compiled graph, with what happens before and after each of its invocations.
 
-Before: a budget in the input becomes plain data, which any saver may store. After, however the
-invocation ended: its thread is free for others.
+Before: a budget in the input becomes plain data, which any saver can store. After: the thread is
+released, even if the invocation failed or was abandoned.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class AnytimeGraph(StateGraph[State, Context, Input, Output]):
 
 
 class _Compiled(CompiledStateGraph[State, Context, Input, Output]):
-    """`invoke` and `ainvoke` read these streams, so every end of an invocation comes by here."""
+    """`invoke` and `ainvoke` read these streams, so every invocation ends in one of them."""
 
     def stream(
         self,
@@ -71,19 +71,19 @@ class _Compiled(CompiledStateGraph[State, Context, Input, Output]):
                 await asyncio.shield(asyncio.to_thread(ledger.end, belongs))
 
 
-def _plain(given: Any) -> Any:
+def _plain(input: Any) -> Any:
     """The input without an object that LangGraph's serializer does not know."""
-    if isinstance(given, dict) and isinstance(budget := given.get("budget"), Budget):
-        return {**given, "budget": budget.limits()}
-    return given
+    if isinstance(input, dict) and isinstance(budget := input.get("budget"), Budget):
+        return {**input, "budget": budget.limits()}
+    return input
 
 
 def _identified(
     config: RunnableConfig | None, control: RunControl | None
 ) -> tuple[RunControl, Callable[[Hashable], bool]]:
-    """The control that LangGraph would choose for an invocation; and which lives belong to it (see
-    run.context.Invocation). Within a parent graph, invocations share a control and differ in
-    their namespace."""
+    """The control that LangGraph would choose for an invocation, and a test for whether a life
+    belongs to it (see run.context.Invocation). Within a parent graph, invocations share a control
+    and differ in their namespace."""
     settings = (config or {}).get("configurable")
     if settings is None:
         with suppress(RuntimeError):

@@ -249,7 +249,7 @@ def test_a_thread_of_the_judges_is_scored_afterwards(server: Server, target: str
         waited = audit(store.ledger, "t", scorer=slowly)
     assert scored.agreement.mean == 1.0  # type: ignore[union-attr]
     assert scored == waited
-    assert "Few comparisons tell (1)" in scored.verdict
+    assert "Few comparisons show this (1)" in scored.verdict
     assert len(server.calls) == before
     judged = [c for c in server.calls if comparing(c.request)]
     assert scored.spent["tokens"] == sum(c.served for c in judged)
