@@ -1,4 +1,4 @@
-"""A chat model that reasons within a budget: the graph, wherever LangChain takes a chat model."""
+"""A chat model that reasons within a budget, for use wherever LangChain takes a chat model."""
 
 from __future__ import annotations
 
@@ -67,27 +67,28 @@ from anytime_graph.run.announcements import Improvement
 from anytime_graph.scoring import Extractor, Judge, Scorer, Verdict
 
 IMPROVEMENT = "anytime_improvement"
-"""Name of the custom event that tells of a better answer."""
+"""Name of the custom event for a better answer."""
 _STEPS = 10_000
-"""Graph steps of one invocation; its budget ends it long before."""
+"""Most graph steps of one invocation. Its budget ends it long before."""
 _THINK = "Think hard about a question that stands for itself, and answer it."
 
 
 class ChatAnytime(BaseChatModel):
-    """A chat model that answers as well as another one can within a budget.
+    """A chat model that gives the best answer that another model finds within a budget.
 
     model: a chat model, "provider:name" or "local". budget: what each invocation may cost.
-    scorer, strategy, prices, media_tokens, width, judge: as in create_anytime_graph. answer: "whole" (the reply as
-    the model writes it), "tags" (it is asked to reason and to mark its answer), or a function from
-    reply to answer. temperature, max_tokens, stop: as chat models have them, for each call.
+    scorer, strategy, prices, media_tokens, width, judge: as in create_anytime_graph. answer: "whole"
+    (the reply as the model writes it), "tags" (the model is asked to reason and to mark its answer),
+    or a function from reply to answer. temperature, max_tokens, stop: for each call, as in other
+    chat models.
 
-    The reply is the best one, as its provider sent it; its `usage_metadata` is the total of all calls,
-    and `response_metadata["anytime"]` has `stop_reason`, `score` and `spent`. A reply that calls tools
-    is returned at once. A stream yields the final answer as one chunk; improving ones come as custom
-    events named "anytime_improvement".
+    The result is the best reply, as its provider sent it. Its `usage_metadata` is the total of all
+    calls, and `response_metadata["anytime"]` has `stop_reason`, `score` and `spent`. A reply that
+    calls tools is returned at once. A stream yields the final answer as one chunk; better answers on
+    the way come as custom events named "anytime_improvement".
 
-    Raises ValueError for a bad argument, BudgetTooSmall (nothing was spent) and NoAnswer (no call
-    brought one) when invoked.
+    Raises ValueError for a bad argument; when invoked, BudgetTooSmall (nothing was spent) and NoAnswer
+    (all calls failed).
     """
 
     model: Any
@@ -103,7 +104,7 @@ class ChatAnytime(BaseChatModel):
     max_tokens: int | None = None
     stop: list[str] | None = None
     disable_streaming: bool | Literal["tool_calling"] = True
-    """LangChain would stream without the run's callbacks: its inner calls would be in no trace."""
+    """LangChain would stream without the run's callbacks, so that no trace showed the inner calls."""
 
     model_config = ConfigDict(
         arbitrary_types_allowed=True, extra="forbid", hide_input_in_errors=True
@@ -117,7 +118,7 @@ class ChatAnytime(BaseChatModel):
 
     @model_validator(mode="after")
     def _checked(self) -> Self:
-        """Bad arguments fail here and not in the first invocation."""
+        """Let bad arguments fail here and not in the first invocation."""
         if isinstance(self.answer, type):
             raise ValueError(
                 f"answer={self.answer.__name__}: for answers of a type use with_structured_output"
@@ -140,7 +141,7 @@ class ChatAnytime(BaseChatModel):
             judge=self.judge,
         ).compile(checkpointer=False)
 
-    # --- what it says of itself: it is the inner model's
+    # --- its description, which is that of the inner model
 
     @property
     def _inner(self) -> BaseChatModel:
@@ -175,14 +176,14 @@ class ChatAnytime(BaseChatModel):
     ) -> int:
         return self._inner.get_num_tokens_from_messages(messages, tools)
 
-    # --- tools and structured output, in the inner model's way
+    # --- tools and structured output, as the inner model has them
 
     def bind_tools(
         self, tools: Sequence[Any], *, tool_choice: Any = None, **kwargs: Any
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """As the inner model binds them. A first reply that calls tools is returned as it is; if it
-        is an answer, it is improved on within the budget, and later replies that call tools are
-        dropped."""
+        """Bind tools as the inner model does. A first reply that calls tools is returned as it is. If
+        the first reply is an answer, it is improved within the budget, and later replies that call
+        tools are dropped."""
         if tool_choice is not None:
             kwargs["tool_choice"] = tool_choice
         return self._holding(self._inner.bind_tools(tools, **kwargs))
@@ -190,8 +191,8 @@ class ChatAnytime(BaseChatModel):
     def with_structured_output(
         self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any
     ) -> Runnable[LanguageModelInput, Any]:
-        """As the inner model does it (`method` and all). A reply that does not parse, or lacks
-        required keys, is no candidate; scorers are given the parsed answer."""
+        """As the inner model does it, with the same options, such as `method`. A reply that does not
+        parse, or lacks required keys, is not a candidate. Scorers get the parsed answer."""
         chain = _sequence(self._inner.with_structured_output(schema, **kwargs))
         parser = chain.steps[1] if len(chain.steps) == 2 else RunnableSequence(*chain.steps[1:])
         required = convert_to_json_schema(schema).get("required", ())
@@ -211,7 +212,7 @@ class ChatAnytime(BaseChatModel):
     def _holding(
         self, bound: Runnable[Any, Any], form: _Form | None = None
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """This model in the place of the inner one, with what was bound to that."""
+        """This model in place of the inner one, with what was bound to the inner one."""
         inner, kwargs = unbound(bound)
         if not isinstance(inner, BaseChatModel):
             raise NotImplementedError(
@@ -316,7 +317,7 @@ class ChatAnytime(BaseChatModel):
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> Iterator[AIMessageChunk]:
-        """One chunk: the answer, when it stands. What was streamed could not be taken back."""
+        """One chunk with the final answer, because streamed text cannot be taken back."""
         yield _chunk(self.invoke(input, config, stop=stop, **kwargs))
 
     async def astream(
@@ -327,7 +328,7 @@ class ChatAnytime(BaseChatModel):
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[AIMessageChunk]:
-        """One chunk: the answer, when it stands. What was streamed could not be taken back."""
+        """One chunk with the final answer, because streamed text cannot be taken back."""
         yield _chunk(await self.ainvoke(input, config, stop=stop, **kwargs))
 
     def _stream(self, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
@@ -340,7 +341,7 @@ class ChatAnytime(BaseChatModel):
         yield ChatGenerationChunk(message=_chunk(cast(AIMessage, message)))
 
     def _options(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """What each call is made with: bound to the model, set on this one, asked for now."""
+        """The options of each call: bound to the model, set on this model, or given now."""
         own = {
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
@@ -350,7 +351,7 @@ class ChatAnytime(BaseChatModel):
         return {**unbound(self.model)[1], **set_here, **kwargs}
 
     def _turn(self, stop: list[str] | None, kwargs: dict[str, Any]) -> tuple[_Turn, Any]:
-        """An invocation's own graph, and what becomes of its replies."""
+        """The graph of one invocation, and how its replies are read."""
         options = self._options(stop, kwargs)
         inner, prices, name = self._inner, self.prices, options.get("model")
         field = providers.name_field(inner)
@@ -377,15 +378,15 @@ class ChatAnytime(BaseChatModel):
 
 @dataclass(frozen=True)
 class _Form:
-    """What a structured answer must be. parser: the inner model's own. of_text: it reads JSON off the
-    text, and completes what was cut."""
+    """The form of structured answers. parser: the inner model's own. of_text: the parser reads JSON
+    from the text, and would complete JSON that was cut."""
 
     parser: Runnable[Any, Any]
     required: frozenset[str]
     of_text: bool
 
     def parsed(self, message: AIMessage) -> Any:
-        """Raises ValueError, or what the parser raises, if the message is no such answer."""
+        """The answer in a message. Raises ValueError, or what the parser raises, if there is none."""
         if self.of_text:
             parse_json_markdown(message.text, parser=partial(json.loads, strict=False))
         answer = self.parser.invoke(message, {"callbacks": []})
@@ -397,9 +398,9 @@ class _Form:
 
 
 class _Turn:
-    """One invocation: which replies are answers, and the messages that they came as.
+    """One invocation: which replies are answers, and the messages in which they came.
 
-    form: of structured answers. tools: a first reply may call them. json: an answer is JSON.
+    form: that of structured answers. tools: the first reply may call tools. json: answers are JSON.
     """
 
     def __init__(
@@ -413,7 +414,7 @@ class _Turn:
         self._answered = False
 
     def read(self, ordinal: int, reply: Reply) -> Reply | None:
-        """The reply with what stands for an answer as its text, or None if it is no answer."""
+        """The reply, with a structured answer or tool calls as JSON in its text; None if it is no answer."""
         errors, message = reply.receipt["errors"], reply.message
         if self.json and (parsed := _json(message.text)) is not None:
             extra = {**message.additional_kwargs, "parsed": parsed}
@@ -436,7 +437,7 @@ class _Turn:
             with contained():
                 own = message.additional_kwargs
                 answer = self.form.parsed(message) if self.form else own["parsed"]
-        except Exception as error:  # the parser may be of the user's schema
+        except Exception as error:  # the schema, and with it the parser, may be the user's
             errors.append(f"reply {ordinal} is no such answer: {describe(error)}")
             return None
         self._answered = True
@@ -455,7 +456,7 @@ class _Turn:
         return cast(Scorer, self.scorer)(question, self.parsed.get(answer, answer))
 
     def moves(self, view: View) -> Sequence[Move]:
-        """As the strategy says. With tools, first one draft alone, and no more if it calls them."""
+        """The strategy's moves. With tools, one draft comes first; if it calls tools, it is the last."""
         if self.calling:
             return [Stop("tool_calls")]
         if self.tools and view.best is None:
@@ -464,7 +465,7 @@ class _Turn:
 
 
 class _Reported(BaseCallbackHandler):
-    """The usage that tracers see in the runs below this model's own."""
+    """The usage that tracers see in the runs below this model's run."""
 
     def __init__(self) -> None:
         self.usages: list[UsageMetadata] = []
@@ -476,9 +477,9 @@ class _Reported(BaseCallbackHandler):
                 self.usages.append(usage)
 
     def rest(self, result: ChatResult) -> LLMResult:
-        """What tracers are given as the result: its usage is what no run below has shown, so that
-        the runs of a trace add up to the bill. Of 100 tokens, with runs of 34, 34 and one that was
-        cut, the rest is 32."""
+        """The result for tracers. Its usage is what no run below has shown, so that the runs of a
+        trace add up to the bill. Of 100 tokens, with runs of 34, 34 and one that was cut, the rest
+        is 32."""
         message = cast(AIMessage, result.generations[0].message)
         rest = message.usage_metadata
         for usage in self.usages:
@@ -491,8 +492,8 @@ _Manager = TypeVar("_Manager", CallbackManagerForLLMRun, AsyncCallbackManagerFor
 
 
 def _tracers(run_manager: _Manager) -> _Manager:
-    """A manager of this run for the tracers that see the runs below. They leave the run's own manager,
-    because their end of the run is another one."""
+    """A manager of this run for the tracers that see the runs below. They are taken out of the run's
+    own manager, because they get another result at the end of the run."""
     inherited = run_manager.inheritable_handlers
     apart = copy(run_manager)
     apart.handlers = [
@@ -507,7 +508,8 @@ _MODES = ["custom", "values"]
 
 
 def _asked(messages: Sequence[BaseMessage]) -> dict[str, Any]:
-    """Copies, for the graph gives messages ids; of two with the same id each stays."""
+    """The graph's input. Messages are copied, because the graph gives them ids, and those that repeat
+    an id lose it, because the graph would replace the first by the second."""
     seen: set[str | None] = set()
     copies = []
     for message in messages:
@@ -527,7 +529,7 @@ def _config(run_manager: _Run, reported: _Reported) -> RunnableConfig:
 
 
 def _below(run_manager: _Run, handlers: list[BaseCallbackHandler]) -> RunnableConfig:
-    """For what happens within a run of this model, heard by these handlers."""
+    """The config for what happens within a run of this model. The handlers get its events."""
     if run_manager is None:
         return RunnableConfig(callbacks=handlers)
     is_async = isinstance(run_manager, AsyncCallbackManagerForLLMRun)
@@ -542,7 +544,7 @@ def _below(run_manager: _Run, handlers: list[BaseCallbackHandler]) -> RunnableCo
 
 
 def _writer() -> Callable[[Improvement], None]:
-    """To the custom stream of the LangGraph node that this model is called in, if it is."""
+    """Writes to the custom stream of the LangGraph node in which this model is called, if any."""
     try:
         outer, writer = copy_context(), get_stream_writer()
     except (RuntimeError, KeyError):
@@ -552,8 +554,8 @@ def _writer() -> Callable[[Improvement], None]:
 
 @contextmanager
 def _apart(config: RunnableConfig) -> Iterator[Context]:
-    """A context for the run inside: none of the graph's that this model is called in, nor of
-    handlers that are set for whole blocks of code, such as get_usage_metadata_callback's."""
+    """A context for the run inside, without the graph in which this model is called, and without
+    handlers that are set for whole blocks of code, such as that of get_usage_metadata_callback."""
     with set_config_context(config) as context:
         for variable, value in list(context.items()):
             if isinstance(value, BaseCallbackHandler) and not isinstance(value, BaseTracer):
@@ -569,7 +571,7 @@ def _result(turn: _Turn, out: Mapping[str, Any]) -> ChatResult:
             message = AIMessage(best["answer"])
         elif best["answer"] != best["text"]:
             message = message.model_copy(update={"content": best["answer"]})
-    assert message is not None, "an answer was read off a message"
+    assert message is not None, "an answer was read from a message"
     summary = {
         "stop_reason": "tool_calls" if turn.calling else out["stop_reason"],
         "score": None if turn.calling else best["score"],

@@ -1,4 +1,4 @@
-"""The graph: a hub that folds and plans, spokes that each make one metered call.
+"""The graph: a hub that folds outcomes and plans, and spokes that each make one metered call.
 
 START -> budget -.-> draft x k | critique x k | refine x k | learn x k | finish -> END
 draft, critique, refine, learn -> budget
@@ -64,9 +64,9 @@ def create_anytime_graph(
 
     model: a chat model, "provider:name", "local" (the embedded model) or "local:FILE.gguf"; or
         several of these by name, of which the context chooses one. The first is the default; the
-        others are made when they are first chosen.
-    budget: what one question may cost, unless input or context say otherwise. Without one, a run is
-        open-ended if `until` says when it ends: on a schedule of doubled budgets.
+        others are created when they are first chosen.
+    budget: what one question may cost, unless the input or the context has a budget. Without one,
+        `until` must say when a run ends; its budget starts small and is doubled step by step.
     scorer: (question, answer) -> score in [0, 1], "judge" (the model compares its own answers,
         each pair in both orders; a Judge is short for "judge" and judge=) or "vote" (agreement).
         Default: "vote" for the strategy "self_consistency", else "judge".
@@ -76,28 +76,27 @@ def create_anytime_graph(
         a function from reply to answer, or a pydantic model.
     prices: US dollars per million tokens; default: looked up by the model's name when a budget
         in USD needs them (extra `prices`).
-    media_tokens: the most input tokens that an image, a document, a tool of the provider or the like
-        adds to a prompt. Needed for all but text, tools of your own, and images whose largest size
-        the provider documents.
+    media_tokens: the most input tokens that an image, a document or a tool of the provider adds to
+        a prompt. Not needed for text, your own tools, and images whose largest size the provider
+        documents.
     width: how many candidates and pairs the state keeps.
     ledger: the record that makes runs resumable to the last paid call; see open_checkpoints.
-    memory: where preference pairs of earlier questions are recalled from, and this one's are
-        remembered, within the context's namespace: the same ledger, one of LangGraph's stores, or
-        a Memory.
-    judge: who compares answers and gives reasons: another model, a rubric, another share of the
-        budget. If the scorer is a function, that decides, and the judge is heard only for reasons
-        and where a strategy asks for comparisons.
-    drafter: has drafts made by an agent: a function from a chat model to a Runnable that takes and
-        returns {"messages": [...]}, such as `lambda model: create_agent(model, tools)`. It is called
-        for each draft, with `model` metered: its calls are paid from that draft's slice.
-    until: when to stop before the budget does.
-    profile: what drafts and refinements brought on earlier questions; see profiles.
+    memory: recalls the preference pairs of earlier questions and remembers those of this one, within
+        the context's namespace: the same ledger, one of LangGraph's stores, or a Memory.
+    judge: compares answers and gives reasons: another model, a rubric, or another share of the
+        budget. If the scorer is a function, it decides; the judge only gives reasons, and compares
+        where a strategy asks for it.
+    drafter: lets an agent write the drafts: a function from a chat model to a Runnable that takes
+        and returns {"messages": [...]}, such as `lambda model: create_agent(model, tools)`. It is
+        called for each draft with a metered model, whose calls are paid from that draft's slice.
+    until: when to stop before the budget is spent.
+    profile: how much drafts and refinements improved answers on earlier questions; see profiles.
 
     The compiled graph takes {"messages": [...], "budget": Budget(...)} and returns `messages`
     (with the answer last), `best`, `spent`, `stop_reason`, `curve` and more (see Output). A new
-    user message is a new question; a budget alone thinks on. Raises ValueError here for a bad
-    argument, and when it runs BudgetTooSmall (nothing was spent), NoAnswer (all calls failed)
-    or, with a ledger, ThreadBusy (another invocation is running the thread).
+    user message is a new question; an input with only a budget continues the last one. Raises
+    ValueError for a bad argument. The compiled graph raises BudgetTooSmall (nothing was spent),
+    NoAnswer (all calls failed) or, with a ledger, ThreadBusy (another invocation runs the thread).
     """
     if not isinstance(width, int) or width < 2:
         raise ValueError(f"width={width!r}: a whole number, 2 or more")
@@ -174,10 +173,10 @@ def fork(
 ) -> RunnableConfig:
     """Branch off from an earlier checkpoint of a thread: `app.invoke(None, fork(app, config))`.
 
-    app: a compiled anytime graph, which may have another strategy or model. config: of the
-    checkpoint, as in `app.get_state_history(...)`. budget: what the branch may have cost in the
-    end, its past included; the same as before if not given. In the ledger a branch is a run of its
-    own. Raises ValueError if no question was begun at that checkpoint.
+    app: a compiled anytime graph, which may have another strategy or model. config: that of the
+    checkpoint, from `app.get_state_history(...)`. budget: for the whole branch, including what was
+    spent before the checkpoint; default: the budget that the question has there. In the ledger a
+    branch is its own run. Raises ValueError if no question was begun at that checkpoint.
     """
     snapshot = app.get_state(config)
     return app.update_state(snapshot.config, _branch(snapshot.values, budget), as_node="draft")

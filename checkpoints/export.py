@@ -1,4 +1,4 @@
-"""A ledger's runs as JSON Lines, in the shapes that training and analysis take."""
+"""Exports a ledger's runs as JSON Lines, in the formats that training and analysis read."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Form = Callable[["Ledger", str], Iterator[Row | None]]
 """A thread's rows, oldest first; None stands for a pair whose texts were not kept."""
 
 _INTERNAL = ("asked", "plan", "task", "reply")
-# JSON leaves these as they are, but terminals obey them, or readers take them for line ends.
+# JSON does not escape these, but terminals obey them, or readers take them for line ends.
 _DELICATE = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def line(row: Any) -> str:
-    """A value as JSON on one line, whoever reads it; a lone surrogate becomes U+FFFD."""
+    """A value as JSON that every reader sees as one line. A lone surrogate becomes U+FFFD."""
     return _DELICATE.sub(_escaped, json.dumps(row, ensure_ascii=False))
 
 
@@ -53,8 +53,8 @@ def _pairs(shape: Callable[[list[Row], str, str], Row]) -> Form:
                     continue
                 row = shape(_messages(run["conversation"]), chosen, rejected)
                 # A branch begins with its parent's pairs; equal texts teach nothing.
-                if chosen != rejected and (told := line(row)) not in seen:
-                    seen.add(told)
+                if chosen != rejected and (text := line(row)) not in seen:
+                    seen.add(text)
                     yield row
 
     return rows
@@ -65,14 +65,14 @@ def _standard(messages: list[Row], chosen: str, rejected: str) -> Row:
 
 
 def _conversational(messages: list[Row], chosen: str, rejected: str) -> Row:
-    return {"prompt": messages, "chosen": _said(chosen), "rejected": _said(rejected)}
+    return {"prompt": messages, "chosen": _assistant(chosen), "rejected": _assistant(rejected)}
 
 
 def _openai(messages: list[Row], chosen: str, rejected: str) -> Row:
     return {
         "input": {"messages": messages, "tools": [], "parallel_tool_calls": True},
-        "preferred_output": _said(chosen),
-        "non_preferred_output": _said(rejected),
+        "preferred_output": _assistant(chosen),
+        "non_preferred_output": _assistant(rejected),
     }
 
 
@@ -84,15 +84,15 @@ FORMS: dict[str, Form] = {
     "runs": runs,
 }
 """dpo, dpo-chat: TRL's preference format, standard and conversational. openai: OpenAI's preference
-fine-tuning. answers, runs: everything else there is to know."""
+fine-tuning. answers, runs: all public columns of these."""
 
 
-def _said(text: str) -> list[Row]:
+def _assistant(text: str) -> list[Row]:
     return [{"role": "assistant", "content": text}]
 
 
 def _prompt(messages: list[Row]) -> str:
-    """The question; with what was said before it, if anything was, by role."""
+    """The question. If messages precede it, all of them, each after its role."""
     if len(messages) == 1:
         return str(messages[0]["content"])
     return "\n\n".join(f"{m['role']}: {m['content']}" for m in messages) + "\n\nassistant: "
@@ -109,6 +109,6 @@ def _text(content: Any) -> str:
     return "".join(b if isinstance(b, str) else b.get("text", "") for b in content)
 
 
-def _escaped(found: re.Match[str]) -> str:
-    code = ord(found[0])
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
     return "\\ufffd" if 0xD800 <= code <= 0xDFFF else f"\\u{code:04x}"

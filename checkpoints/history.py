@@ -1,4 +1,4 @@
-"""What can be read of a ledger, also while a thread is running: plain dicts, JSON decoded."""
+"""Reads a ledger, also while its threads run. Rows are plain dicts with their JSON decoded."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ class History:
         return self._rows("SELECT * FROM calls WHERE run_id = :run ORDER BY ordinal", run=run_id)
 
     def critiques(self, thread: str | None = None) -> list[dict[str, Any]]:
-        """The comparisons and reviews of a thread, or of all: their calls, each with its run's
-        `question`."""
+        """The calls that compared or reviewed answers, of a thread or of all threads. Each has the
+        `question` of its run."""
         return self._rows(
             "SELECT c.*, r.question FROM calls c JOIN runs r ON r.id = c.run_id "
             "WHERE c.kind = 'critique' AND r.thread = coalesce(CAST(:thread AS text), r.thread) "
@@ -86,8 +86,8 @@ class History:
         )
 
     def answers(self, run_id: int) -> list[dict[str, Any]]:
-        """Each with `tokens` and `usd`: what its run had spent when it stood, planned order
-        taken for the order of arrival."""
+        """The answers of a run. `tokens` and `usd`: what the run had spent by then, if its calls
+        arrived in the order in which they were planned."""
         rows = self._rows(
             "WITH spent AS (SELECT id, run_id, CAST(sum(tokens) OVER so_far AS bigint) AS tokens, "
             "sum(usd) OVER so_far AS usd FROM calls WHERE run_id IN (SELECT k.run_id FROM answers a "
@@ -113,8 +113,8 @@ class History:
         )
 
     def search(self, words: str) -> list[dict[str, Any]]:
-        """Answers in which, or in whose question, all the words occur; newest first. A question
-        without an answer yet comes with None."""
+        """Answers that contain all the words, or whose question does; newest first. A question
+        without an answer has None."""
         if not words.strip():
             return []
         return self._rows(

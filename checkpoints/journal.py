@@ -1,7 +1,7 @@
-"""The journal of a run's calls: each is written into the ledger before it is made, and after.
+"""The journal of a run's calls: it writes each call to the ledger before and after the call is made.
 
-A call's place is its run and its ordinal there. Its reservation is durable before the request leaves;
-at one place no second request is ever made.
+A call's place is its run and its ordinal there. Its reservation is durable before the request is sent,
+and no place ever gets a second request.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _UNKEPT = "the reply was paid for, but replies are not kept"
 
 
 class RunJournal(NamedTuple):
-    """A node's way to the ledger while it holds the thread."""
+    """A node's access to the ledger while it holds the thread."""
 
     ledger: Ledger
     hold: Hold
@@ -39,7 +39,7 @@ class RunJournal(NamedTuple):
         self.ledger.keep(self.hold, _place(call, run_id), call["ordinal"], candidate, fresh)
 
     def score(self, call: PlannedCall, run_id: int) -> Score | None:
-        """What the answer at the call's place scored before. Raises JournalError."""
+        """The score that the answer at the call's place got before. Raises JournalError."""
         return self.ledger.score(run_id, call["ordinal"])
 
 
@@ -59,18 +59,19 @@ class CallJournal:
     def reserve(
         self, request: Request, amounts: Spend, model: str, so_far: Callable[[], str]
     ) -> bool:
-        """False if the run was planned again meanwhile."""
+        """Returns False if the run has another plan by now."""
         plan = self.run["plan"]
         return self.ledger.reserve(self.hold, self.call, plan, request, amounts, model, so_far)
 
     def settle(self, place: Place, reply: Reply) -> None:
-        """An agent's reply is kept as a message, for the agent may be given it again."""
+        """Write the reply. That of an agent's call is kept as a message, because the agent may get it
+        again after a crash."""
         kept = _stored(reply, whole="agent_call" in self.call)
         self.ledger.settle(place, reply.receipt, reply.text, kept)
 
 
 def _place(call: PlannedCall, run_id: int) -> Place:
-    """The place of the call that this is, or is a choice of."""
+    """The place of a call. A choice has the place of its request."""
     return Place(run_id, call["ordinal"] - call.get("choice", 0))
 
 
@@ -84,7 +85,7 @@ def _entry(row: Row) -> Entry:
 
 
 def _stored(reply: Reply, whole: bool) -> dict[str, Any]:
-    """A reply as JSON, but for its text."""
+    """A reply as JSON, without its text."""
     return {
         "receipt": reply.receipt,
         "message_id": reply.message.id,

@@ -1,8 +1,8 @@
-"""The ledger: the record of calls, answers and pairs outside the graph's state, written ahead.
+"""The ledger records calls, answers and pairs outside the graph's state, and each call before it is made.
 
-A call's place is its run and its ordinal there. Its reservation is durable before the request
-leaves; at one place no second request is ever made. What the graph's state has lost in a crash is
-read from here, so the ledger, not the state, is the authority on what was spent.
+A call's place is its run and its ordinal there. Its reservation is durable before the request is sent,
+and no place ever gets a second request. What the graph's state lost in a crash is read from here, so
+the ledger, not the state, is the authority on what was spent.
 """
 
 from __future__ import annotations
@@ -37,19 +37,20 @@ from anytime_graph.scoring import Score
 log = logging.getLogger(__name__)
 
 _BEAT = 0.5
-"""Seconds between looks at what has streamed in."""
+"""Seconds between writes of what has streamed in."""
 _ROOTS = 4_096
+"""Most threads whose latest node is remembered."""
 _RECENT = 60.0
-"""Seconds after its last node for which a thread counts as one that ran here."""
+"""Seconds for which a thread counts as one that runs here, after its last node."""
 _OWN_REASONS = "perfect judge done satisfied agreed errors steps interrupted"
 _REASONS = (*DIMENSIONS, *_OWN_REASONS.split())
 _OF_RUNS = ("memory", "curve", "pairs", "answers", "calls")
 
 
 class Row(NamedTuple):
-    """What stands at a place. reply: what was settled, None if the call was in flight when its
-    process ended. text: what arrived; kept: whether texts are. reserved: what it was charged.
-    started, changed: from when to when it is known to have been under way."""
+    """The call at a place. reply: None if the call was in flight when its process ended. text: what
+    arrived. kept: whether texts are recorded. reserved: what the call was charged. started, changed:
+    when it began, and when it was last known to be under way."""
 
     reply: dict[str, Any] | None
     text: str
@@ -63,8 +64,8 @@ class Ledger(History):
     """Calls, answers, pairs and curves over a store.
 
     record: "all" keeps prompts, replies, questions and answers; "usage" keeps numbers only, so
-    that after a crash a reply that had not reached a checkpoint stays paid but is lost.
-    failure: of the store, until the next node works. failures: how often it has failed a call.
+    that a crash loses each reply that was paid for but had not reached a checkpoint.
+    failure: the error of the store, until the next node works. failures: how many there were.
     """
 
     def __init__(self, store: Store, record: Literal["all", "usage"] = "all") -> None:
@@ -90,8 +91,8 @@ class Ledger(History):
         self.store.close()
 
     def give_up(self, root: str, error: LedgerError) -> None:
-        """A checkpoint could not be written. For a thread that runs here, or did a moment ago,
-        nothing more is spent, so that its run ends with what it has; for any other this raises."""
+        """Handle a checkpoint that could not be written. If the thread runs here, or did a moment ago,
+        nothing more is spent, so that its run ends with what it has. Otherwise raises the error."""
         with self._lock:
             seen = self._seen.get(root, -math.inf)
         if time.monotonic() - seen > _RECENT:
@@ -100,8 +101,8 @@ class Ledger(History):
         self.failure = str(error)
 
     def writable(self, root: str) -> None:
-        """Before a checkpoint is written: raises LedgerError if the store has failed a run,
-        ThreadBusy if the thread was taken over while its run here was given up for dead."""
+        """Check that a checkpoint may be written. Raises LedgerError if the store has failed a run,
+        ThreadBusy if another invocation took over the thread because its run here seemed dead."""
         if root not in self._seen:
             return
         if self.failure is not None:
@@ -112,7 +113,7 @@ class Ledger(History):
     # --- both sides
 
     def enter(self, thread: str, root: str | None, life: Hashable) -> Hold:
-        """A node begins to work on the thread; see Leases.enter. root: LangGraph's id for it."""
+        """A node begins to work on the thread; see Leases.enter. root: LangGraph's id of the thread."""
         storable("thread_id", thread)
         hold = self.leases.enter(thread, life)
         if hold.at_work == 1:
@@ -133,12 +134,12 @@ class Ledger(History):
                 self._seen[root] = time.monotonic()
 
     def end(self, belongs: Callable[[Hashable], bool]) -> None:
-        """An invocation is over, or paused: others may have its threads at once."""
+        """Release the threads of an invocation that is over or paused."""
         with suppress(LedgerError):
             self.leases.end(belongs)
 
     def release(self, hold: Hold) -> None:
-        """The invocation ends in an error: others may have the thread at once."""
+        """Release the thread of an invocation that ends in an error."""
         self.leases.forget(hold)
         with suppress(LedgerError), self.store.transaction() as execute:
             self.leases.drop(hold, execute)
@@ -146,7 +147,7 @@ class Ledger(History):
     # --- the hub's side
 
     def find(self, thread: str, asked: str) -> int | None:
-        """The run of a question on a thread, if it was begun before; its branches are others."""
+        """The run of a question on a thread, if it was begun before. Its branches do not count."""
         with self.store.reading() as execute:
             rows = execute(
                 "SELECT id FROM runs WHERE thread = :thread AND asked = :asked AND "
@@ -156,8 +157,8 @@ class Ledger(History):
         return rows[0]["id"] if rows else None
 
     def unknown(self, run_id: int, ordinal: int) -> list[PlannedCall]:
-        """The calls of the first step at or after `ordinal`: what a state that stands there has
-        not seen."""
+        """The calls of the first step at or after `ordinal`, which a state that ends there does not
+        have."""
         with self.store.reading() as execute:
             rows = execute(
                 "SELECT task FROM calls WHERE run_id = :run AND ordinal >= :ordinal AND step = "
@@ -191,8 +192,8 @@ class Ledger(History):
         plan: str,
         stop: str | None,
     ) -> None:
-        """The run as the hub leaves it. Tasks of an earlier plan can reserve nothing from here on.
-        stop: why it ends; then the thread is released."""
+        """Write the run as the hub leaves it. From then on, calls of an earlier plan cannot reserve.
+        stop: why the run ends, if it does; then the thread is released."""
         keeps, run_id = self.record == "all", now["run_id"]
         principles = [plain(text) for text in now["principles"]]
         with self._write(durable=False) as execute:
@@ -238,12 +239,12 @@ class Ledger(History):
                     "ordinal = :best) WHERE id = :run",
                     {"run": run_id, "best": best["id"]},
                 )
-            known = before if begun and before.get("run_id") == run_id else State()
+            written = before if begun and before.get("run_id") == run_id else State()
             for point in now["curve"]:
-                if point not in known.get("curve", []):
+                if point not in written.get("curve", []):
                     self._point(execute, run_id, point)
             for pair in now["pairs"]:
-                if pair not in known.get("pairs", []):
+                if pair not in written.get("pairs", []):
                     self._pair(execute, run_id, pair)
             if kept["namespace"] and now["pairs"]:
                 self._index(execute, run_id, kept["namespace"], run["question"])
@@ -253,14 +254,15 @@ class Ledger(History):
             self.leases.forget(hold)
 
     def remember(self, run_id: int, namespace: str, question: str) -> None:
-        """Let later questions of the namespace recall the run's pairs, if it is in no other."""
+        """Let later questions of the namespace recall the run's pairs, unless the run is in another
+        namespace."""
         with self._write(durable=False) as execute:
-            known = execute(
+            updated = execute(
                 "UPDATE runs SET namespace = :namespace WHERE id = :run AND namespace IN "
                 "('', :namespace) AND EXISTS (SELECT 1 FROM pairs WHERE run_id = :run) RETURNING id",
                 {"namespace": namespace, "run": run_id},
             )
-            if known:
+            if updated:
                 self._index(execute, run_id, namespace, question)
 
     def _index(self, execute: Execute, run_id: int, namespace: str, question: str) -> None:
@@ -272,7 +274,7 @@ class Ledger(History):
             )
 
     def _inherit(self, execute: Execute, now: State) -> None:
-        """A fork has the answers that its state holds, and the calls that they came from."""
+        """Copy to a fork the answers that its state holds. They keep the calls that they came from."""
         held = {c["id"] for c in [*now["candidates"], *([now["best"]] if now["best"] else [])]}
         for ordinal in sorted(held):
             execute(
@@ -318,7 +320,7 @@ class Ledger(History):
     # --- the spokes' side
 
     def recall(self, place: Place) -> Row | None:
-        """What stands at the place."""
+        """The call at the place, if there is one."""
         with self._noticed(), self.store.reading() as execute:
             rows = execute(
                 "SELECT * FROM calls WHERE run_id = :run AND ordinal = :ordinal",
@@ -327,18 +329,18 @@ class Ledger(History):
         if not rows:
             return None
         (row,) = rows
-        known = nothing() | {name: row[name] for name in SPEND} | {"calls": 1}
+        reserved = nothing() | {name: row[name] for name in SPEND} | {"calls": 1}
         return Row(
             reply=stored_reply(row),
             text=row["text"] or "",
             kept=row["request"] is not None,
-            reserved=cast(Spend, known),
+            reserved=cast(Spend, reserved),
             started=row["started"],
             changed=row["changed"],
         )
 
     def score(self, run_id: int, ordinal: int) -> Score | None:
-        """What the answer there scored, if it was scored."""
+        """The score of the answer there, if it has one."""
         with self.store.reading() as execute:
             rows = execute(
                 "SELECT score, feedback FROM answers WHERE run_id = :run AND ordinal = :ordinal "
@@ -357,14 +359,15 @@ class Ledger(History):
         model: str,
         so_far: Callable[[], str],
     ) -> bool:
-        """Write the reservation, durably, before the request leaves. False if the run has another
-        plan by now: then the call must not be made. so_far: the reply as far as it has come."""
+        """Write the reservation durably, before the request is sent. Returns False if the run has
+        another plan by now; then the call must not be made. so_far: returns the text that has
+        arrived."""
         prompt = [{"role": m.type, "content": m.content} for m in request.prompt]
         digest = json.dumps([model, request.max_output, prompt], default=str)
         place = request.place
         with self._write() as execute:
             self.leases.renew(hold, execute)
-            made = execute(
+            inserted = execute(
                 "INSERT INTO calls (run_id, ordinal, step, kind, state, request_hash, request, "
                 "reserved_input, reserved_output, tokens, input_tokens, output_tokens, "
                 "reasoning_tokens, cached_tokens, usd, seconds, errors, started, changed, task) "
@@ -388,13 +391,13 @@ class Ledger(History):
                     "task": plan_row(call),
                 },
             )
-        if made:
+        if inserted:
             self._streaming[place] = so_far
-        return bool(made)
+        return bool(inserted)
 
     def settle(self, place: Place, receipt: Receipt, text: str, reply: Mapping[str, Any]) -> None:
-        """Write what the call brought and cost. One that cost nothing has no place to settle.
-        reply: it as JSON, but for its text."""
+        """Write the call's reply and cost. A call that cost nothing is deleted. reply: as JSON,
+        without its text."""
         self._streaming.pop(place, None)
         where = {"run": place.run_id, "ordinal": place.ordinal}
         keeps, spend = self.record == "all", receipt["spend"]
@@ -428,9 +431,8 @@ class Ledger(History):
     def keep(
         self, hold: Hold, call: Place, ordinal: int, candidate: Candidate, fresh: bool
     ) -> None:
-        """Append an answer; under a scorer it is the best at once if its score is the highest.
-        call: where its call stands. fresh: that was made just now, and its time includes the
-        scoring."""
+        """Append an answer. With the highest score so far it becomes the best at once. call: the place
+        of its call. fresh: the call was made just now, and its time includes the scoring."""
         keeps = self.record == "all"
         place = {"run": call.run_id, "ordinal": ordinal}
         with self._write(durable=False) as execute:
@@ -469,7 +471,7 @@ class Ledger(History):
     # --- while calls stream
 
     def _beat(self) -> None:
-        """Renew the leases of runs at work, drop those of runs that are gone, and keep what has
+        """Renew the leases of running runs, drop those of runs that are gone, and write what has
         streamed in so far."""
         renewed = 0.0
         while not self._closed.wait(_BEAT):
@@ -495,10 +497,11 @@ class Ledger(History):
                 )
 
     def forget(self, thread: str) -> bool:
-        """Delete a thread's record; its checkpoints are the saver's to delete."""
+        """Delete a thread's record. Its checkpoints are in the saver, and stay. Returns whether the
+        thread had runs."""
         of = "(SELECT id FROM runs WHERE thread = :thread)"
         with self.store.transaction() as execute:
-            found = execute(f"{of[1:-1]} LIMIT 1", {"thread": thread})
+            runs = execute(f"{of[1:-1]} LIMIT 1", {"thread": thread})
             for statement in (
                 f"UPDATE runs SET best_id = NULL WHERE id IN {of}",
                 f"UPDATE runs SET parent_id = NULL WHERE parent_id IN {of}",
@@ -509,13 +512,13 @@ class Ledger(History):
                 "DELETE FROM leases WHERE thread = :thread",
             ):
                 execute(statement, {"thread": thread})
-        return bool(found)
+        return bool(runs)
 
     @contextmanager
     def _write(self, durable: bool = True) -> Iterator[Execute]:
-        """durable: a reservation or a reply that was paid for; the rest can be made again from
-        these, or is written with the next of them. Once a write has failed, others need not wait for the same failure: the next invocation
-        finds out whether the store works again."""
+        """A transaction. durable: for reservations and replies that were paid for; the rest can be
+        derived from these, or is written with the next of them. Once a write has failed, the others
+        fail at once; the next invocation tries the store again."""
         if self.failure is not None:
             raise LedgerError(self.failure)
         with self._noticed(), self.store.transaction(durable) as execute:

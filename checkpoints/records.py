@@ -1,8 +1,8 @@
-"""The JSON in the ledger's calls: what was planned, and what came of it. Rows of an earlier form are
-read as if they were written today; see anytime_graph/forms.py.
+"""The JSON in the ledger's calls: each planned call and its reply.
 
-Rows keep the form they were written in. Whoever changes one adds to schema.VERSION too, so that an older
-version does not open the ledger at all.
+Rows of an earlier form are upgraded when they are read; see anytime_graph/forms.py. In the ledger they
+keep their form. A change of form needs a new schema.VERSION too, so that older versions of anytime-graph
+do not open the ledger.
 """
 
 from __future__ import annotations
@@ -17,24 +17,23 @@ from anytime_graph.run.upgrade import PLANNED, receipt_from_reply
 
 
 def _reply_with_receipt(reply: Stored) -> Stored:
-    """In form 0 a receipt stood in the reply itself, and a further choice had only what differed
-    from the first, its text included."""
-    kept = {"message_id": None, "message": None, "called": False}
-    found: Stored = {key: reply.get(key, usual) for key, usual in kept.items()}
+    """In form 0 the receipt's fields were in the reply itself, and each further choice had only its
+    text and what differed from the first."""
+    defaults = {"message_id": None, "message": None, "called": False}
+    message: Stored = {key: reply.get(key, default) for key, default in defaults.items()}
     free = {"spend": receipt_from_reply({"started": 0.0})["spend"], "reported": None, "once": None}
     others = [
         {**_reply_with_receipt({**reply, **free, **other, "others": []}), "text": other["text"]}
         for other in reply.get("others") or ()
     ]
-    return {**found, "receipt": receipt_from_reply(reply), "others": others}
+    return {**message, "receipt": receipt_from_reply(reply), "others": others}
 
 
 REPLY: tuple[Upgrade, ...] = (_reply_with_receipt,)
 
 
 def stored_reply(row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the `reply` of a row of calls tells, without its text; None if none came. Raises
-    NewerForm."""
+    """The reply in a row of `calls`, without its text; None if there is none. Raises NewerForm."""
     if not row["reply"]:
         return None
     return upgraded(json.loads(row["reply"]), REPLY, "a reply in the ledger")
