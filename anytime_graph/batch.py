@@ -288,6 +288,7 @@ class _Desk:
                 {d: max(books[d], cast(Any, question.spent)[d]) for d in nothing()},
             )
         self.account.book(question.spent)
+        question.gain = self._gain(question)
         self._queue(question)
         if question.place == len(self.questions) - 1:
             self._tell()
@@ -339,6 +340,7 @@ class _Desk:
         else:
             self._know(question, migrated_state(cast(Any, reply)))
             question.idle = not cost["calls"]
+        question.gain = self._gain(question)
         self._queue(question)
         for _ in range(min(_LOOKS, len(self._waiting))):
             heapq.heappush(self._heap, heapq.heappop(self._waiting))
