@@ -16,6 +16,7 @@ from itertools import combinations
 from statistics import NormalDist, fmean
 from typing import Any, NamedTuple, cast
 
+from anytime_graph.batch.series import Progress, ask_each, distinct, model_name, thread_name
 from anytime_graph.budget import Budget, Prices, Spend, nothing, total
 from anytime_graph.checkpoints import Checkpoints, Ledger
 from anytime_graph.graph import create_anytime_graph
@@ -27,7 +28,6 @@ from anytime_graph.planning.moves import Critique, Draft, Move, Stop, View
 from anytime_graph.run.calls import STRUCTURED
 from anytime_graph.run.upgrade import planned_call
 from anytime_graph.scoring import BadScore, Judge, Scorer, as_score, normal, verdict_of
-from anytime_graph.series import Progress, ask_each, distinct, model_name, thread_name
 
 _DRAFTS = 4
 _DRAFTING = 0.4

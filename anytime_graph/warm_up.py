@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from langgraph.store.base import BaseStore
 
+from anytime_graph.batch.series import Progress, ask_each, distinct, thread_name
 from anytime_graph.budget import Budget, Prices, Spend, total
 from anytime_graph.checkpoints import Checkpoints, Ledger
 from anytime_graph.checkpoints.memory import Memory, Namespace, encoded, memory_of
@@ -16,7 +17,6 @@ from anytime_graph.interrupt import StopSignal
 from anytime_graph.planning.moves import Strategy
 from anytime_graph.run.pairs import Example
 from anytime_graph.scoring import Judge, Scorer
-from anytime_graph.series import Progress, ask_each, distinct, thread_name
 
 
 @dataclass(frozen=True)

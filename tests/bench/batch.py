@@ -18,6 +18,7 @@ from rich.table import Table
 
 from anytime_graph import Budget, BudgetTooSmall, NoAnswer, create_anytime_graph
 from anytime_graph.batch import batch
+from anytime_graph.metrics import paired
 from tests.kit.server import Reply, serving
 
 QUESTIONS = 200
@@ -77,7 +78,7 @@ def main(runs: int = 5) -> None:
         alone = [_right(seed, share, together=False) for seed in range(runs)]
         one = [_right(seed, share, together=True) for seed in range(runs)]
         more = [b[0] - a[0] for a, b in zip(alone, one, strict=True)]
-        low, _, high = paired([b[0] for b in one], [a[0] for a in alone])
+        _, low, high, _ = paired([b[0] for b in one], [a[0] for a in alone])
         table.add_row(
             str(share),
             f"{statistics.mean(right for right, _ in alone):.1f}",

@@ -1,4 +1,4 @@
-"""Many questions under one budget, which is spent where the next tokens promise most.
+"""One budget for many questions, spent where the next tokens promise most.
 
     app = graph.compile(checkpointer=store.saver)
     done = batch(app, questions, Budget(tokens=100_000))
@@ -23,6 +23,7 @@ from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.pregel import Pregel
 
+from anytime_graph.batch.series import distinct, thread_name
 from anytime_graph.budget import (
     DIMENSIONS,
     GOOD_ROOM,
@@ -46,9 +47,6 @@ from anytime_graph.run.calls import Chosen
 from anytime_graph.run.context import Context
 from anytime_graph.run.state import Payoff, State, add_payoffs, fresh, payoff
 from anytime_graph.run.upgrade import migrated_state
-from anytime_graph.series import distinct, thread_name
-
-__all__ = ["Answered", "Batch", "Progress", "abatch", "batch"]
 
 _OPEN = ("judge", "interrupted", *DIMENSIONS)
 """The reasons to stop that more budget removes."""
@@ -180,7 +178,7 @@ _Reply = dict[str, Any] | NoAnswer | BudgetTooSmall
 @dataclass
 class _Question:
     """state: of its thread; None before it was asked. spent: what the batch has booked for it.
-    gain: per token. idle: its last step made no call."""
+    gain: per token. idle: how many steps in a row made no call."""
 
     text: str
     thread: str
@@ -189,7 +187,7 @@ class _Question:
     spent: Spend = field(default_factory=nothing)
     gain: float = math.inf
     error: str | None = None
-    idle: bool = False
+    idle: int = 0
 
     @property
     def answered(self) -> bool:
@@ -199,7 +197,7 @@ class _Question:
     def over(self) -> bool:
         """Whether more budget would do nothing, as far as this run of the batch can know."""
         stopped = self.state["stop_reason"] if self.state else None
-        return self.error is not None or self.idle or stopped not in (None, *_OPEN)
+        return self.error is not None or stopped not in (None, *_OPEN)
 
     @property
     def config(self) -> RunnableConfig:
@@ -339,7 +337,7 @@ class _Desk:
             question.error = str(reply)
         else:
             self._know(question, migrated_state(cast(Any, reply)))
-            question.idle = not cost["calls"]
+            question.idle = 0 if cost["calls"] else question.idle + 1
         question.gain = self._gain(question)
         self._queue(question)
         for _ in range(min(_LOOKS, len(self._waiting))):
@@ -388,7 +386,7 @@ class _Desk:
         """A step that what is left pays for, or None.
 
         A thread keeps what it was given and has not spent. One with 300 tokens left that wants 1,000 is
-        given 700, and 1,000 are held for it."""
+        given 700, and 1,000 are held for it. If that did not pay for its next call, it gets 2,000."""
         rest, wanted = self.account.left(), self._wanted(question, None)
         enough = self._wanted(question, MIN_ROOM)
         if question.answered:  # a reply that is cut short would be paid for in vain
@@ -401,11 +399,13 @@ class _Desk:
         for dimension in (*(d for d in wanted if d in rest and d != "seconds"), "calls"):
             lent = limits.get(dimension, 0) - spent[dimension]
             most = rest.get(dimension, math.inf)
-            amount = min(wanted[dimension], most)
+            amount = min(wanted[dimension] * (2**question.idle if dimension in rest else 1), most)
             if lent > most or amount < min(enough[dimension], wanted[dimension]):
                 return None
             given[dimension] = max(0, amount - lent)
             held[dimension] = max(amount, lent)
+        if question.idle and not any(given[d] for d in given if d in rest):
+            return None
         new = {} if question.state else {"messages": [HumanMessage(question.text)]}
         amounts = {d: a if d == "usd" else math.ceil(a) for d, a in given.items()}
         grant = Budget(**cast(Any, amounts))
