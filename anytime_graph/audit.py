@@ -16,7 +16,7 @@ from itertools import combinations
 from statistics import NormalDist, fmean
 from typing import Any, NamedTuple, cast
 
-from anytime_graph.batch import Progress, ask_each, distinct, model_name, thread_name
+from anytime_graph.batch.series import Progress, ask_each, distinct, model_name, thread_name
 from anytime_graph.budget import Budget, Prices, Spend, nothing, total
 from anytime_graph.checkpoints import Checkpoints, Ledger
 from anytime_graph.graph import create_anytime_graph

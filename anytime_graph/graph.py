@@ -157,7 +157,7 @@ def create_anytime_graph(
         affordable(default, budget)
     spoke = Spoke(setups, lives, answer if isinstance(answer, type) else None, ledger)
     graph = AnytimeGraph(State, context_schema=Context, input_schema=Input, output_schema=Output)
-    graph.ledger = ledger
+    graph.ledger, graph.setups = ledger, setups
     graph.add_node("budget", hub.budget_node, destinations=(*SPOKES, "finish"))
     graph.add_edge(START, "budget")
     for name in SPOKES:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from langgraph.store.base import BaseStore
 
-from anytime_graph.batch import Progress, ask_each, distinct, thread_name
+from anytime_graph.batch.series import Progress, ask_each, distinct, thread_name
 from anytime_graph.budget import Budget, Prices, Spend, total
 from anytime_graph.checkpoints import Checkpoints, Ledger
 from anytime_graph.checkpoints.memory import Memory, Namespace, encoded, memory_of

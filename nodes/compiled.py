@@ -19,6 +19,7 @@ from langgraph.runtime import RunControl, Runtime
 
 from anytime_graph.budget import Budget
 from anytime_graph.checkpoints import Ledger
+from anytime_graph.planning.setup import Setups
 from anytime_graph.run.context import Context
 from anytime_graph.run.state import Input, Output, State
 
@@ -27,6 +28,7 @@ class AnytimeGraph(StateGraph[State, Context, Input, Output]):
     """The graph before it is compiled."""
 
     ledger: Ledger | None = None
+    setups: Setups
 
     def compile(self, *args: Any, **options: Any) -> CompiledStateGraph[Any, Any, Any, Any]:
         app = super().compile(*args, **options)

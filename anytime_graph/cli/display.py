@@ -5,6 +5,7 @@ Text from a model is shown as it is: it is never read as markup or as escape seq
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,6 +28,8 @@ from rich.table import Table
 from rich.text import Text
 
 from anytime_graph.audit import Audit
+from anytime_graph.batch import Batch
+from anytime_graph.batch import Progress as BatchProgress
 from anytime_graph.budget import DIMENSIONS, Limits, Spend, nothing
 from anytime_graph.metrics import Interval
 from anytime_graph.planning.profiles import Profile
@@ -132,6 +135,38 @@ def progress(what: str, quiet: bool = False) -> Iterator[Callable[[int, int], No
     with bar:
         task = bar.add_task(what, total=None)
         yield lambda finished, total: bar.update(task, completed=finished, total=total)
+
+
+@contextmanager
+def batch_progress(quiet: bool = False) -> Iterator[Callable[[BatchProgress], None]]:
+    """Show on standard error how many questions are answered, what was spent, and what the next tokens
+    promise."""
+    columns = (
+        TextColumn("answered"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(now: BatchProgress) -> None:
+            gain = "" if math.isinf(now.gain) else f", +{now.gain:.3f} per 1,000 more"
+            text = f"{now.spent['tokens']:,} tokens{gain}"
+            bar.update(task, completed=now.answered, total=now.questions, description=text)
+
+        yield show
+
+
+def batch_summary(done: Batch) -> str:
+    """One line: how many questions have an answer, the cost, and why the batch ended."""
+    answered = sum(q.answer is not None for q in done.questions)
+    causes = {"done": "no question gains from more", "interrupted": "interrupted"}
+    cause = causes.get(done.stop_reason, f"the budget's {done.stop_reason} are used up")
+    return (
+        f"{answered} of {len(done.questions)} questions answered; "
+        f"spent: {_spending(done.spent, {})}; {cause}"
+    )
 
 
 _AUDIT_ROWS = {

@@ -1,13 +1,15 @@
-"""The commands over many questions: `audit`, `warm-up` and `forget`."""
+"""The commands over many questions: `batch`, `audit`, `warm-up` and `forget`."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from typing import Any
 
 import click
 
 from anytime_graph.audit import audit, audit_questions
+from anytime_graph.batch import batch
 from anytime_graph.budget import DIMENSIONS, Budget
 from anytime_graph.checkpoints import open_checkpoints
 from anytime_graph.checkpoints.export import line
@@ -15,12 +17,64 @@ from anytime_graph.checkpoints.memory import LedgerMemory
 from anytime_graph.cli import display, ledger_commands
 from anytime_graph.cli import options as option
 from anytime_graph.constraints import Constraints
+from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import interruptible
 from anytime_graph.models import default_model
 from anytime_graph.warm_up import warm_up
 
 _NEW_COMPARISONS_ONLY = ("model", "answer", "judge", "rubric", "price", *DIMENSIONS)
 _INTERRUPTED_NOTE = "interrupted; run the same command again to continue, nothing is paid for twice"
+
+
+@click.command("batch")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@option.database
+@option.making
+@option.budgeted(100_000)
+@click.option("--name", default="batch", show_default=True, help="Which batch in --db this is.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Questions that are worked on at once.",
+)
+def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -> None:
+    """Answer the questions in FILE within one budget for all.
+
+    FILE has one question on each line, or JSON Lines with a "question". Every question gets an answer
+    first. The rest of the budget is spent where the next tokens promise most. The answers are printed
+    as JSON Lines, in the order of FILE.
+
+    Ctrl-C prints the best answers so far, with exit code 130. The same command continues, and buys
+    nothing twice. A larger budget continues where it pays.
+
+    \b
+    anytime-graph batch questions.jsonl --tokens 200000 > answers.jsonl
+    anytime-graph batch sums.txt --check check.py:score --strategy best_of_n
+    """
+    quiet = not sys.stderr.isatty()
+    with ledger_commands.errors_shown(False):
+        options["model"] = options["model"] or default_model()
+        arguments = option.graph_arguments(options)
+        texts = option.questions(file, arguments["scorer"])
+        budget = Budget(**(option.amounts(options) or {"tokens": 100_000}))
+        with (
+            open_checkpoints(db) as store,
+            interruptible() as stop,
+            display.batch_progress(quiet) as progress,
+        ):
+            graph = create_anytime_graph(**arguments, budget=budget, ledger=store.ledger)
+            app = graph.compile(checkpointer=store.saver)
+            done = batch(
+                app, texts, budget, name=name, workers=workers, stop=stop, progress=progress
+            )
+    for question in done.questions:
+        click.echo(line(asdict(question)))
+    click.echo(display.batch_summary(done), err=True)
+    if stop.is_set():
+        click.echo(_INTERRUPTED_NOTE, err=True)
+        sys.exit(ledger_commands.INTERRUPTED)
 
 
 @click.command("audit")
@@ -192,4 +246,4 @@ def forget(
     click.echo(f"forgot {deleted} preference pair{'' if deleted == 1 else 's'}")
 
 
-COMMANDS = (audit_command, warm_up_command, forget)
+COMMANDS = (batch_command, audit_command, warm_up_command, forget)

@@ -112,10 +112,11 @@ def _open_ended(setup: Setup, state: State, stopped: bool) -> list[Planned] | St
     return Stop("tokens")
 
 
-def least(setup: Setup, state: State) -> Limits:
-    """The smallest budget that pays for one draft, in the dimensions of the run's own."""
+def least(setup: Setup, state: State, room: int = MIN_ROOM, besides: int = 0) -> Limits:
+    """The smallest budget that pays for one draft, in the dimensions of the run's own. room: output tokens
+    of the draft. besides: input tokens that come on top of its prompt."""
     prompt = setup.ask(state, planned_move(Draft()), 0.0, None, None, False)
-    need = _need(setup, state, prompt, MIN_ROOM, state["overhead"])
+    need = _need(setup, state, prompt, room, state["overhead"] + besides)
     return {d: max(need[d], limit) for d, limit in state["limits"].items()}
 
 

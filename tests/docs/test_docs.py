@@ -79,6 +79,7 @@ def test_console_blocks_run(
     if "postgresql://" in block:
         port = request.getfixturevalue("postgres").rpartition(":")[2].partition("/")[0]
         monkeypatch.setenv("PGPORT", port)
+    (tmp_path / "questions.txt").write_text("Why do rivers bend?\nWhy do rivers freeze?\n")
     for line in block.splitlines():
         words = shlex.split(line, comments=True)
         if words[0] == "make":

@@ -42,7 +42,9 @@ CALLS = {
     ("metering.call", "model.astream"),
 }
 NO_MODELS = {
-    ("batch", "app.invoke"),
+    ("batch.allocation", "app.ainvoke"),
+    ("batch.allocation", "app.invoke"),
+    ("batch.series", "app.invoke"),
     ("benchmark.run", "graph.compile().invoke"),
     ("benchmark.tape", "self._stream"),
     ("chat", "app.astream"),

@@ -1,0 +1,469 @@
+"""One budget for many questions, spent where the next tokens promise most.
+
+    app = graph.compile(checkpointer=store.saver)
+    done = batch(app, questions, Budget(tokens=100_000))
+
+Each question is a thread of the graph. It first gets one answer, then more whenever its expected gain per
+token is the greatest. So a question that is settled leaves its money to the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any, NamedTuple, cast
+
+from langchain_core.messages import HumanMessage
+from langchain_core.runnables import RunnableConfig
+from langgraph.pregel import Pregel
+
+from anytime_graph.batch.series import distinct, thread_name
+from anytime_graph.budget import (
+    DIMENSIONS,
+    GOOD_ROOM,
+    MIN_ROOM,
+    Budget,
+    BudgetTooSmall,
+    Limits,
+    NoAnswer,
+    Spend,
+    as_budget,
+    nothing,
+)
+from anytime_graph.checkpoints import Ledger
+from anytime_graph.interrupt import StopSignal
+from anytime_graph.metering.account import Account
+from anytime_graph.nodes.compiled import AnytimeGraph
+from anytime_graph.planning import prospects
+from anytime_graph.planning.plan import least, view
+from anytime_graph.planning.setup import Setup, affordable
+from anytime_graph.run.calls import Chosen
+from anytime_graph.run.context import Context
+from anytime_graph.run.state import Payoff, State, add_payoffs, fresh, payoff
+from anytime_graph.run.upgrade import migrated_state
+
+_OPEN = ("judge", "interrupted", *DIMENSIONS)
+"""The reasons to stop that more budget removes."""
+_LOOKS = 16
+"""How many questions a decision looks at, so that it takes as long among 10,000 as among 100."""
+_CALLS = {"scorer": 1, "vote": 1, "judge": 3}
+"""Calls of one answer: under a judge, it is compared in both orders."""
+
+
+class Progress(NamedTuple):
+    """Where a batch stands. answered: questions with an answer. over: questions for which more budget
+    would do nothing. gain: the expected gain of the next 1,000 tokens, in the measure of `Until.min_gain`;
+    infinite while a question waits for its first answer."""
+
+    questions: int
+    answered: int
+    over: int
+    spent: Spend
+    gain: float
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One question. thread: its thread_id, where `app.get_state` has all of it. answer: None if no call
+    brought one; `error` then says why. score: by the graph's scorer, if it has one. spent: in all, earlier
+    runs of the batch included. stop_reason: as in the graph's output; None if it was never asked. gain: as
+    in Progress, for this question."""
+
+    question: str
+    thread: str
+    answer: Any
+    score: float | None
+    stop_reason: str | None
+    spent: Spend
+    gain: float
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The questions in their order. stop_reason: "done" if no question can gain from more, "interrupted",
+    or the dimension of the budget that ran out."""
+
+    questions: tuple[Answered, ...]
+    spent: Spend
+    stop_reason: str
+
+
+def batch(
+    app: Pregel[Any, Any, Any, Any],
+    questions: Iterable[str],
+    budget: Budget,
+    *,
+    name: str = "batch",
+    workers: int = 8,
+    context: Context | None = None,
+    stop: StopSignal | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Batch:
+    """Answer many questions within one budget.
+
+    app: an anytime graph, compiled with a checkpointer. Give it a ledger too, so that a batch that was
+    killed buys nothing twice. questions: texts; each counts once. budget: what the batch may have cost
+    in the end; earlier runs under the same `name` are included, so a larger one continues where it
+    pays. Its seconds are of this run, by the clock. workers: questions that are worked on at once.
+    context: for all questions. stop: once it is set, calls in flight are cut; the best answers so far are
+    returned. progress: is called at the start and after each step.
+
+    While it can be paid for, every question gets one answer before any gets a second. Raises ValueError
+    for a bad argument, BudgetTooSmall if the budget cannot pay for any first answer, LedgerError,
+    ThreadBusy.
+    """
+    desk = _Desk(app, questions, budget, name, workers, context, stop, progress)
+    for question in desk.questions:
+        desk.begin(question, app.get_state(question.config).values)
+    running: dict[Future[_Reply], _Step] = {}
+    with ThreadPoolExecutor(workers, "anytime-batch") as pool:
+        try:
+            while True:
+                while len(running) < workers and (step := desk.next()):
+                    work = pool.submit(copy_context().run, _taken, app, step, desk.context)
+                    running[work] = step
+                if not running:
+                    return desk.result()
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    desk.settle(running.pop(future), future.result())
+        except BaseException:
+            desk.halt()
+            raise
+
+
+async def abatch(
+    app: Pregel[Any, Any, Any, Any],
+    questions: Iterable[str],
+    budget: Budget,
+    *,
+    name: str = "batch",
+    workers: int = 8,
+    context: Context | None = None,
+    stop: StopSignal | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Batch:
+    """`batch` for an async graph."""
+    desk = await asyncio.to_thread(
+        _Desk, app, questions, budget, name, workers, context, stop, progress
+    )
+    for question in desk.questions:
+        desk.begin(question, (await app.aget_state(question.config)).values)
+    running: dict[asyncio.Task[_Reply], _Step] = {}
+    try:
+        while True:
+            while len(running) < workers and (step := desk.next()):
+                running[asyncio.create_task(_ataken(app, step, desk.context))] = step
+            if not running:
+                return desk.result()
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                desk.settle(running.pop(task), task.result())
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+_Reply = dict[str, Any] | NoAnswer | BudgetTooSmall
+"""The state of a thread after a step, or why there is none."""
+
+
+@dataclass
+class _Question:
+    """state: of its thread; None before it was asked. spent: what the batch has booked for it.
+    gain: per token. idle: how many steps in a row made no call."""
+
+    text: str
+    thread: str
+    place: int
+    state: State | None = None
+    spent: Spend = field(default_factory=nothing)
+    gain: float = math.inf
+    error: str | None = None
+    idle: int = 0
+
+    @property
+    def answered(self) -> bool:
+        return self.state is not None and self.state["best"] is not None
+
+    @property
+    def over(self) -> bool:
+        """Whether more budget would do nothing, as far as this run of the batch can know."""
+        stopped = self.state["stop_reason"] if self.state else None
+        return self.error is not None or stopped not in (None, *_OPEN)
+
+    @property
+    def config(self) -> RunnableConfig:
+        return {"configurable": {"thread_id": self.thread}}
+
+
+class _Step(NamedTuple):
+    """A question with what it is given, all of which is held in the batch's account."""
+
+    question: _Question
+    given: dict[str, Any]
+    held: Spend
+
+
+class _Stop:
+    """Set by the caller, when the time is over, or when the batch ends by an error."""
+
+    def __init__(self, account: Account, stop: StopSignal | None) -> None:
+        self.halted = False
+        self._account, self._stop = account, stop
+
+    def is_set(self) -> bool:
+        return (
+            self.halted
+            or (self._stop is not None and self._stop.is_set())
+            or self._account.left().get("seconds", 1) <= 0
+        )
+
+
+class _Desk:
+    """Decides whose turn it is, and keeps the account. It makes no call.
+
+    Open questions are in a heap by their gain. What one question shows changes a little what all others
+    promise, so a gain is computed once more when its question comes up. Questions that what is left
+    does not pay for wait until money comes back."""
+
+    def __init__(
+        self,
+        app: Pregel[Any, Any, Any, Any],
+        questions: Iterable[str],
+        budget: Budget,
+        name: str,
+        workers: int,
+        context: Context | None,
+        stop: StopSignal | None,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        graph = getattr(app, "builder", None)
+        if not isinstance(graph, AnytimeGraph):
+            raise ValueError(f"app={type(app).__name__}: a compiled anytime graph is needed")
+        if not app.checkpointer:
+            raise ValueError(
+                "app: compile the graph with a checkpointer, such as open_checkpoints(...).saver"
+            )
+        if not isinstance(workers, int) or workers < 1:
+            raise ValueError(f"workers={workers!r}: a whole number, 1 or more")
+        settings = cast("Mapping[str, Any]", context or {})
+        choice = {k: settings[k] for k in ("model", "strategy") if settings.get(k) is not None}
+        self.setup: Setup = graph.setups[cast(Chosen, choice)]
+        limits = affordable(self.setup, as_budget(budget)).limits()
+        texts = distinct(questions)
+        self.questions = [
+            _Question(text, thread_name(name, text), place) for place, text in enumerate(texts)
+        ]
+        self.ledger: Ledger | None = graph.ledger
+        self.account = Account(limits, running=True)
+        self.stop = _Stop(self.account, stop)
+        self.context = cast(Context, {**settings, "stop": self.stop})
+        self.seen: dict[str, Payoff] = {}
+        self._progress = progress or (lambda _: None)
+        self._heap: list[tuple[float, int]] = []
+        self._waiting: list[tuple[float, int]] = []
+        self._answered = self._over = self._running = 0
+
+    def begin(self, question: _Question, values: dict[str, Any]) -> None:
+        """Take in what earlier runs of the batch have left of a question."""
+        if "run_id" in values:
+            self._know(question, migrated_state(cast(Any, values)))
+            assert question.state is not None
+            question.spent = question.state["spent"]
+            self._check(question.state["limits"])
+        if self.ledger is not None and (runs := self.ledger.runs(question.thread)):
+            books = runs[-1]["spent"]
+            question.spent = cast(
+                Spend,
+                {d: max(books[d], cast(Any, question.spent)[d]) for d in nothing()},
+            )
+        self.account.book(question.spent)
+        question.gain = self._gain(question)
+        self._queue(question)
+        if question.place == len(self.questions) - 1:
+            self._tell()
+
+    def _check(self, limits: Limits) -> None:
+        """Raises ValueError if the threads of this batch have budgets in other dimensions."""
+        other = set(limits) - {"calls"}
+        if other != set(self.account.limits) - {"calls", "seconds"}:
+            raise ValueError(
+                f"budget: the batch of this name began with a budget in {', '.join(sorted(other))}; "
+                "give one in the same dimensions, or another name"
+            )
+
+    def next(self) -> _Step | None:
+        """The step that promises most per token among those that can be paid for; None if there is none
+        until another one is settled, or at all."""
+        if self.stop.is_set():
+            return None
+        if not self._heap and not self._running:
+            self._heap, self._waiting = self._waiting, []
+            heapq.heapify(self._heap)
+        for tries in count():
+            if not self._heap:
+                return None
+            _, place = heapq.heappop(self._heap)
+            question = self.questions[place]
+            question.gain = self._gain(question)
+            if tries < _LOOKS and self._heap and -question.gain > self._heap[0][0]:
+                self._queue(question)
+            elif step := self._step(question):
+                self._running += 1
+                self.account.hold(step.held)
+                return step
+            else:
+                heapq.heappush(self._waiting, (-question.gain, place))
+        raise AssertionError("count() has no end")
+
+    def settle(self, step: _Step, reply: _Reply) -> None:
+        """Take in what a step brought, and what it left of its money."""
+        question, before = step.question, cast("Mapping[str, Any]", step.question.spent)
+        self._running -= 1
+        spent = reply.spent if isinstance(reply, Exception) else cast(Spend, reply["spent"])
+        spent = cast(Spend, {d: max(a, before[d]) for d, a in cast(Any, spent).items()})
+        cost = cast(Spend, {d: a - before[d] for d, a in cast(Any, spent).items()})
+        question.spent = spent
+        self.account.settle(step.held, {**cost, "seconds": 0.0})
+        if isinstance(reply, Exception):
+            question.error = str(reply)
+        else:
+            self._know(question, migrated_state(cast(Any, reply)))
+            question.idle = 0 if cost["calls"] else question.idle + 1
+        question.gain = self._gain(question)
+        self._queue(question)
+        for _ in range(min(_LOOKS, len(self._waiting))):
+            heapq.heappush(self._heap, heapq.heappop(self._waiting))
+        self._tell()
+
+    def halt(self) -> None:
+        """End the steps in flight soon, for the sake of an error."""
+        self.stop.halted = True
+
+    def result(self) -> Batch:
+        if not (self._answered or any(q.error for q in self.questions)) and self._waiting:
+            cheapest = min(self.questions, key=lambda q: max(self._wanted(q, MIN_ROOM).values()))
+            raise BudgetTooSmall(self.account.limits, self._wanted(cheapest, MIN_ROOM))
+        if self.stop.is_set():
+            reason = "seconds" if self.account.left().get("seconds", 1) <= 0 else "interrupted"
+        else:
+            reason = self.account.scarcest() if self._waiting else "done"
+        return Batch(tuple(map(_answered, self.questions)), self.account.spent, reason)
+
+    def _know(self, question: _Question, state: State) -> None:
+        """Take in the state of a thread: for the question, and for what all have shown."""
+        old = question.state["payoffs"] if question.state else {}
+        self._answered += (state["best"] is not None) - question.answered
+        question.state = state
+        for kind, new in state["payoffs"].items():
+            less = cast("Mapping[str, float]", old.get(kind, payoff(0.0, tries=0)))
+            more = {k: v - less[k] for k, v in cast("Mapping[str, float]", new).items()}
+            self.seen[kind] = add_payoffs(self.seen.get(kind), cast(Payoff, more))
+
+    def _queue(self, question: _Question) -> None:
+        if question.over:
+            self._over += 1
+        else:
+            heapq.heappush(self._heap, (-question.gain, question.place))
+
+    def _gain(self, question: _Question) -> float:
+        """What the next answer is expected to bring per token; above all, a first one."""
+        if not question.answered or question.state is None:
+            return math.inf
+        seen = replace(view(self.setup, question.state), profile=self.seen)
+        expected = prospects.prospects(seen)
+        return max(expected[kind].rate for kind in {"draft", *seen.payoffs} & expected.keys())
+
+    def _step(self, question: _Question) -> _Step | None:
+        """A step that what is left pays for, or None.
+
+        A thread keeps what it was given and has not spent. One with 300 tokens left that wants 1,000 is
+        given 700, and 1,000 are held for it. If that did not pay for its next call, it gets 2,000."""
+        rest, wanted = self.account.left(), self._wanted(question, None)
+        enough = self._wanted(question, MIN_ROOM)
+        if question.answered:  # a reply that is cut short would be paid for in vain
+            assert question.state is not None
+            seen = replace(view(self.setup, question.state), payoffs=self.seen)
+            enough["tokens"] = max(enough["tokens"], prospects.tokens(seen, "draft"))
+        limits: Limits = question.state["limits"] if question.state else {}
+        spent = cast("Mapping[str, float]", question.spent)
+        given, held = {}, {}
+        for dimension in (*(d for d in wanted if d in rest and d != "seconds"), "calls"):
+            lent = limits.get(dimension, 0) - spent[dimension]
+            most = rest.get(dimension, math.inf)
+            amount = min(wanted[dimension] * (2**question.idle if dimension in rest else 1), most)
+            if lent > most or amount < min(enough[dimension], wanted[dimension]):
+                return None
+            given[dimension] = max(0, amount - lent)
+            held[dimension] = max(amount, lent)
+        if question.idle and not any(given[d] for d in given if d in rest):
+            return None
+        new = {} if question.state else {"messages": [HumanMessage(question.text)]}
+        amounts = {d: a if d == "usd" else math.ceil(a) for d, a in given.items()}
+        grant = Budget(**cast(Any, amounts))
+        return _Step(question, {**new, "budget": grant}, cast(Spend, {**nothing(), **held}))
+
+    def _wanted(self, question: _Question, room: int | None) -> Limits:
+        """What the next step of a question may take, with `room` for the reply or what most replies need."""
+        state = question.state or _unasked(question)
+        seen = replace(view(self.setup, state, judging=False), payoffs=self.seen)
+        if room is None:
+            length = prospects.reply_length(seen)
+            room = math.ceil(max(GOOD_ROOM, length.ample if length else prospects.FIRST))
+        draft = prospects.tokens(seen, "draft")
+        besides = max(prospects.tokens(seen, kind) for kind in {"draft", *state["payoffs"]}) - draft
+        if self.setup.decides == "judge" and question.answered:
+            besides += 1.5 * prospects.tokens(seen, "compare")
+        limits: Limits = dict.fromkeys(DIMENSIONS, 0)
+        need = least(self.setup, {**state, "limits": limits}, room, math.ceil(besides))
+        return {**need, "calls": _CALLS[self.setup.decides]}
+
+    def _tell(self) -> None:
+        gain = -self._heap[0][0] if self._heap else 0.0
+        counts = (len(self.questions), self._answered, self._over)
+        self._progress(Progress(*counts, self.account.spent, 1_000 * gain))
+
+
+def _unasked(question: _Question) -> State:
+    """The state of a question before it is asked."""
+    state = fresh("", Chosen(), 0, question.thread, {})
+    return cast(State, {**state, "messages": [HumanMessage(question.text, id="question")]})
+
+
+def _answered(question: _Question) -> Answered:
+    state = question.state
+    best = state["best"] if state else None
+    return Answered(
+        question=question.text,
+        thread=question.thread,
+        answer=best["answer"] if best else None,
+        score=best["score"] if best else None,
+        stop_reason=state["stop_reason"] if state else None,
+        spent=question.spent,
+        gain=0.0 if question.over else 1_000 * question.gain,
+        error=question.error,
+    )
+
+
+def _taken(app: Pregel[Any, Any, Any, Any], step: _Step, context: Context) -> _Reply:
+    try:
+        app.invoke(step.given, step.question.config, context=context)
+    except (NoAnswer, BudgetTooSmall) as error:
+        return error
+    return app.get_state(step.question.config).values
+
+
+async def _ataken(app: Pregel[Any, Any, Any, Any], step: _Step, context: Context) -> _Reply:
+    try:
+        await app.ainvoke(step.given, step.question.config, context=context)
+    except (NoAnswer, BudgetTooSmall) as error:
+        return error
+    return (await app.aget_state(step.question.config)).values

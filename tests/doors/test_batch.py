@@ -1,0 +1,266 @@
+"""Many questions under one budget: never over it, an answer for each, the rest where it helps."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langgraph.checkpoint.memory import InMemorySaver
+
+from anytime_graph import Budget, BudgetTooSmall, Prices, create_anytime_graph, open_checkpoints
+from anytime_graph.batch import Batch, Progress, abatch, batch
+from tests.kit.commands import environment
+from tests.kit.marks import torture
+from tests.kit.places import ROOT
+from tests.kit.server import Call, Reply, Server, serving
+from tests.kit.waiting import PATIENCE
+
+CHANCES = (1.0, 0.5, 0.2, 0.0)
+"""How often a reply to question 0, 1, 2, 3, 4, ... is right."""
+
+
+def asked(n: int) -> list[str]:
+    return [f"question {i}" for i in range(n)]
+
+
+def number(request: dict[str, Any]) -> int:
+    found = re.search(r"question (\d+)", str(request["messages"]))
+    assert found
+    return int(found[1])
+
+
+def mixed(request: dict[str, Any], i: int) -> Reply:
+    """Easy and hopeless questions, with replies of different lengths."""
+    n = number(request)
+    draw = random.Random(f"{n}/{request['seed']}")
+    right = draw.random() < CHANCES[n % len(CHANCES)]
+    words = "so " * draw.randint(5, 40)
+    return Reply(text=f"{words}<answer>{'right' if right else draw.random()}</answer>")
+
+
+def scorer(question: str, answer: str) -> float:
+    return float(answer == "right")
+
+
+def app_of(server: Server, **options: Any) -> Any:
+    options = {"scorer": scorer, "strategy": "best_of_n", **options}
+    saver = options.pop("saver", None) or InMemorySaver()
+    return create_anytime_graph(server.model(seed=0), **options).compile(checkpointer=saver)
+
+
+def by_question(server: Server) -> Counter[int]:
+    return Counter(number(call.request) for call in server.calls)
+
+
+amounts = st.one_of(
+    st.builds(Budget, tokens=st.integers(0, 6_000)),
+    st.builds(Budget, calls=st.integers(0, 20)),
+    st.builds(Budget, usd=st.floats(0, 0.006)),
+    st.builds(Budget, tokens=st.integers(500, 6_000), calls=st.integers(1, 20)),
+)
+
+
+def outcome(app: Any, budget: Budget, workers: int) -> tuple[Batch | None, BudgetTooSmall | None]:
+    try:
+        return batch(app, asked(6), budget, workers=workers), None
+    except BudgetTooSmall as error:
+        return None, error
+
+
+@settings(max_examples=torture or 20)
+@given(
+    budget=amounts, workers=st.integers(1, 4), decides=st.sampled_from(["scorer", "vote", "judge"])
+)
+def test_no_batch_costs_more_than_its_budget(budget: Budget, workers: int, decides: str) -> None:
+    with serving() as server:
+        server.script = mixed
+        options: dict[str, Any] = {"scorer": scorer if decides == "scorer" else decides}
+        app = app_of(server, prices=Prices(input=1, output=1), strategy="pdp", **options)
+        done, small = outcome(app, budget, workers)
+        if small:
+            least = small.least.limits()
+            assert not server.calls
+            assert any(amount < least[d] for d, amount in budget.limits().items()), small
+            return
+        assert done
+        books = {
+            "tokens": server.served,
+            "calls": len(server.calls),
+            "usd": server.served / 1e6,
+        }
+        for dimension, most in budget.limits().items():
+            assert books[dimension] <= done.spent[dimension] * (1 + 1e-9) <= most * (1 + 2e-9)  # type: ignore[literal-required]
+        assert done.stop_reason in {"done", *budget.limits()}
+        for name in ("tokens", "calls"):
+            assert done.spent[name] == sum(q.spent[name] for q in done.questions)  # type: ignore[literal-required]
+
+
+def test_money_goes_from_settled_questions_to_open_ones(server: Server) -> None:
+    server.script = mixed
+    steps: list[Progress] = []
+    done = batch(app_of(server), asked(12), Budget(tokens=6_000), workers=1, progress=steps.append)
+    calls = by_question(server)
+    first = [number(call.request) for call in server.calls[:12]]
+    assert first == list(range(12)), "each question gets an answer before any gets a second"
+    assert [calls[n] for n in (0, 4, 8)] == [1, 1, 1], "a settled question gets no more"
+    assert all(calls[n] > 3 for n in (3, 7, 11)), "the rest goes to the others"
+    assert done.spent["tokens"] > 5_700
+    assert (steps[0].answered, steps[-1].answered) == (0, 12)
+    assert steps[-1].over == sum(q.score == 1 for q in done.questions)
+    gains = [step.gain for step in steps[12:-1]]
+    assert all(gain < float("inf") for gain in gains)
+    assert gains[-1] < gains[0], "what promises most comes first"
+    assert done.stop_reason == "tokens"
+
+
+def test_a_larger_budget_continues_where_it_pays(server: Server, target: str) -> None:
+    server.script = mixed
+    with open_checkpoints(target) as store:
+        app = app_of(server, ledger=store.ledger, saver=store.saver)
+        few = batch(app, asked(8), Budget(tokens=1_500))
+        bought = len(server.calls)
+        assert (
+            batch(app, asked(8), Budget(tokens=1_500)).spent
+            == few.spent | {"seconds": few.spent["seconds"]}
+            or len(server.calls) == bought
+        )
+        more = batch(app, asked(8), Budget(tokens=4_000))
+    assert server.served == more.spent["tokens"] <= 4_000
+    assert more.spent["tokens"] > 3_500
+    assert len(server.calls) > bought
+    assert max(Counter((c.request["seed"], c.text) for c in server.calls).values()) == 1
+    settled = [q.question for q in few.questions if q.stop_reason == "perfect"]
+    assert settled
+    for before, after in zip(few.questions, more.questions, strict=True):
+        assert (after.score or 0) >= (before.score or 0)
+        if before.question in settled:
+            assert after == before
+
+
+def test_every_question_can_be_settled(server: Server) -> None:
+    server.script = lambda request, i: Reply(text="<answer>right</answer>")
+    done = batch(app_of(server), asked(5), Budget(tokens=50_000))
+    assert (done.stop_reason, len(server.calls)) == ("done", 5)
+    assert {(q.answer, q.stop_reason, q.gain) for q in done.questions} == {
+        ("right", "perfect", 0.0)
+    }
+
+
+def test_equal_answers_settle_a_vote(server: Server) -> None:
+    server.script = lambda request, i: Reply(text="<answer>Paris</answer>")
+    done = batch(app_of(server, scorer="vote"), asked(3), Budget(tokens=50_000))
+    assert done.stop_reason == "done"
+    assert {q.stop_reason for q in done.questions} == {"agreed"}
+    assert max(by_question(server).values()) <= 8
+
+
+def test_a_batch_that_is_stopped_has_the_best_of_each(server: Server) -> None:
+    stop = threading.Event()
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        return mixed(request, i) if i < 6 else Reply(text=None, pace=0.01)
+
+    def watch(event: str, call: Call) -> None:
+        if event == "word" and len(server.calls) > 6:
+            stop.set()
+
+    server.script, server.watch = script, watch
+    done = batch(app_of(server), asked(6), Budget(tokens=50_000), workers=2, stop=stop)
+    assert done.stop_reason == "interrupted"
+    assert sum(q.answer is not None for q in done.questions) >= 5
+    assert server.settled().served <= done.spent["tokens"]
+
+
+def test_time_ends_a_batch(server: Server) -> None:
+    server.script = lambda request, i: mixed(request, i) if i < 4 else Reply(text=None, pace=0.01)
+    done = batch(app_of(server), asked(4), Budget(seconds=1.5), workers=2)
+    assert done.stop_reason == "seconds"
+    assert any(q.answer for q in done.questions)
+
+
+async def test_an_async_graph_does_the_same(server: Server) -> None:
+    server.script = mixed
+    sync = batch(app_of(server), asked(8), Budget(tokens=3_000), workers=1)
+    done: Batch = await abatch(app_of(server), asked(8), Budget(tokens=3_000), workers=1)
+    assert [(q.question, q.answer, q.spent["tokens"]) for q in done.questions] == [
+        (q.question, q.answer, q.spent["tokens"]) for q in sync.questions
+    ]
+    task = asyncio.create_task(abatch(app_of(server), asked(8), Budget(tokens=90_000)))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+DOOMED = """
+import sys
+from anytime_graph import Budget, open_checkpoints
+from anytime_graph.batch import batch
+from langchain_openai import ChatOpenAI
+from tests.doors.test_batch import app_of, asked
+
+class Served:
+    def model(self, **options):
+        return ChatOpenAI(model="scripted", n=1, **options)
+
+with open_checkpoints(sys.argv[1]) as store:
+    app = app_of(Served(), ledger=store.ledger, saver=store.saver)
+    batch(app, asked(6), Budget(tokens=4_000), workers=2)
+"""
+
+
+def test_a_kill_buys_nothing_twice(server: Server, tmp_path: Path) -> None:
+    server.script = lambda request, i: mixed(request, i) if i < 9 else Reply(text=None, pace=0.01)
+    words = [sys.executable, "-W", "error", "-c", DOOMED, str(tmp_path / "a.db")]
+    with subprocess.Popen(words, env=environment(server), cwd=ROOT) as process:
+        with server.changed:
+            assert server.changed.wait_for(
+                lambda: len(server.calls) == 11 and server.open == 2, timeout=PATIENCE
+            )
+        process.kill()
+    server.settled().script = mixed
+    with open_checkpoints(tmp_path / "a.db") as store:
+        app = app_of(server, ledger=store.ledger, saver=store.saver)
+        done = batch(app, asked(6), Budget(tokens=4_000), workers=2)
+    assert server.served <= done.spent["tokens"] <= 4_000
+    assert done.spent["calls"] == len(server.calls)
+    assert max(Counter((c.request["seed"], c.text) for c in server.calls).values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"questions": []}, r"questions=\[\]"),
+        ({"questions": "one"}, "a list of texts"),
+        ({"workers": 0}, "workers=0"),
+        ({"budget": 5}, "budget=5"),
+        ({"budget": Budget(usd=1)}, "usd=1"),
+    ],
+)
+def test_bad_arguments_are_refused(server: Server, change: dict[str, Any], error: str) -> None:
+    arguments: dict[str, Any] = {"questions": ["a"], "budget": Budget(tokens=9_000), **change}
+    with pytest.raises(ValueError, match=error):
+        batch(app_of(server), arguments.pop("questions"), arguments.pop("budget"), **arguments)
+    assert not server.calls
+
+
+def test_a_graph_that_cannot_be_continued_is_refused(server: Server) -> None:
+    app = create_anytime_graph(server.model()).compile()
+    with pytest.raises(ValueError, match="compile the graph with a checkpointer"):
+        batch(app, ["a"], Budget(tokens=9_000))
+
+
+def test_the_dimensions_of_a_batch_stay(server: Server) -> None:
+    app = app_of(server)
+    batch(app, ["a"], Budget(tokens=300))
+    with pytest.raises(ValueError, match="began with a budget in tokens"):
+        batch(app, ["a"], Budget(output_tokens=300))
