@@ -213,13 +213,19 @@ def ended(work: Callable[[], object], seconds: int) -> str | None:
     return None if status == 0 else "failed" if os.WIFEXITED(status) else "ended by the kernel"
 
 
+def all_read(text: str) -> None:
+    for read in READERS.values():
+        read(text)
+
+
 def examine(size: int, seconds: int) -> None:
+    """One process for all readers of a text; each has its own only where that one does not end."""
     for name, text in texts(size).items():
-        for reader, read in READERS.items():
+        for reader, read in READERS.items() if ended(partial(all_read, text), seconds) else ():
             if why := ended(partial(read, text), seconds):
                 print(f"{reader}, of {name}: {why}", flush=True)
     for name, feed in STREAMS.items():
-        if why := ended(partial(feed, size // 4), seconds):
+        if why := ended(partial(feed, size // 2), seconds):
             print(f"a stream of {name}: {why}", flush=True)
 
 
