@@ -17,13 +17,13 @@ QUESTION = {"messages": [("user", f"Describe a valley. {RULES.describe()}")]}
 
 def test_the_books_are_the_servers_own_and_the_budget_holds() -> None:
     app = create_anytime_graph(
-        local_model(seed=5, max_tokens=60),
-        budget=Budget(tokens=1_200),
+        local_model(seed=5, max_tokens=40),
+        budget=Budget(tokens=600),
         scorer=RULES,
         answer="whole",
     ).compile()
     out = app.invoke(QUESTION)
-    assert out["spent"]["tokens"] <= 1_200
+    assert out["spent"]["tokens"] <= 600
     assert out["best"]["score"] == max(p["score"] for p in out["curve"])
     assert out["errors"] == []
 
@@ -32,15 +32,15 @@ def test_the_same_seed_gives_the_same_run() -> None:
     """One draft after another, after a first run: the model server rounds otherwise when it works on
     two at once, and when it reads a prompt that it has not cached."""
     app = create_anytime_graph(
-        local_model(seed=7, max_tokens=40),
-        budget=Budget(calls=3),
+        local_model(seed=7, max_tokens=16),
+        budget=Budget(calls=2),
         scorer=RULES,
         answer="whole",
         strategy=partial(best_of_n, n=1),
     ).compile()
     _, first, second = (app.invoke(QUESTION) for _ in range(3))
     assert first["best"]["answer"] == second["best"]["answer"]
-    assert len({c["answer"] for c in first["candidates"]}) == 3, "siblings differ"
+    assert len({c["answer"] for c in first["candidates"]}) == 2, "siblings differ"
 
 
 def test_any_gguf_file_serves_and_anything_else_is_refused(tmp_path: Path) -> None:
