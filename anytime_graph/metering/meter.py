@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -67,7 +68,7 @@ class Meter:
             binding = binding.bound
         return config
 
-    @property
+    @cached_property
     def known(self) -> Learned:
         """What its server's refusals have taught."""
         return learned(self.model)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from anytime_graph import metrics
+from anytime_graph.benchmark import figures
 from anytime_graph.cli import main
 from tests.kit.benchmarks import Bench
 from tests.kit.commands import environment
@@ -26,6 +29,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def bench(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """Runs the command. The intervals of its reports are of few resamples."""
+    few = functools.partial(metrics.bootstrap, resamples=50)
+    monkeypatch.setattr(metrics, "bootstrap", lambda *of, **_: few(*of))
+    monkeypatch.setattr(figures, "bootstrap", lambda *of, **_: few(*of))
     for name, value in environment(server).items():
         monkeypatch.setenv(name, value)
 

@@ -30,6 +30,7 @@ from anytime_graph.benchmark.tape import facts_of
 from anytime_graph.models import resolve_model
 from tests.kit.benchmarks import KINDS, MODEL, OWN, Bench, killed, records, tables, varied
 from tests.kit.commands import environment, told
+from tests.kit.marks import long, torture
 from tests.kit.postgres import fresh
 from tests.kit.server import Call, Reply, Server, serving
 
@@ -117,7 +118,7 @@ def last(call: Call) -> bool:
     return call.output == call.limit
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS if torture else ["run"])
 def test_two_workers_come_to_the_same(
     kind: str, cluster: str, database: str, server: Server, bench: Bench
 ) -> None:
@@ -150,6 +151,7 @@ def test_two_workers_come_to_the_same(
     assert records("replayed") == records("alone")
 
 
+@long
 def test_killed_at_random_it_comes_to_the_same(
     cluster: str, database: str, server: Server, bench: Bench
 ) -> None:
@@ -183,6 +185,7 @@ def test_killed_at_random_it_comes_to_the_same(
     assert lost <= 8 * deaths.total(), "only what was in flight is asked again"
 
 
+@long
 def test_what_died_with_workers_counts(
     cluster: str, database: str, server: Server, bench: Bench
 ) -> None:
@@ -201,6 +204,7 @@ def test_what_died_with_workers_counts(
     assert 0 < len(records("a")) < 3
 
 
+@long
 def test_workers_that_lose_their_database_measure_nothing_wrong(
     cluster: str, database: str, server: Server, bench: Bench
 ) -> None:
@@ -218,6 +222,7 @@ def test_workers_that_lose_their_database_measure_nothing_wrong(
     assert records("a") == records("alone")
 
 
+@long
 def test_ctrl_c_reaches_the_workers_and_leaves_the_rest_for_later(
     cluster: str, database: str, server: Server, bench: Bench
 ) -> None:

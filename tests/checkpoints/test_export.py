@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 from click.testing import CliRunner, Result
 
 from anytime_graph import Budget, Constraints, create_anytime_graph, open_checkpoints
@@ -25,8 +24,9 @@ RULES = Constraints(include=("fox", "river", "bend"))
 LOAD = """
 import json, sys
 from datasets import load_dataset
-rows = load_dataset("json", data_files=sys.argv[1], split="train", cache_dir=sys.argv[2])
-print(json.dumps(rows.to_list()))
+for file in sys.argv[2:]:
+    rows = load_dataset("json", data_files=file, split="train", cache_dir=sys.argv[1])
+    print(json.dumps(rows.to_list()))
 """
 
 
@@ -65,19 +65,18 @@ def rows(done: Result) -> list[Any]:
     return [json.loads(line) for line in lines]
 
 
-def loaded(path: Path, folder: Path) -> list[Any]:
-    """What Hugging Face's datasets makes of a file, without a network."""
+def loaded(files: list[Path], folder: Path) -> list[Any]:
+    """What Hugging Face's datasets makes of each file, without a network."""
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder)}
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(path), str(folder)],
+        [sys.executable, "-c", LOAD, str(folder), *map(str, files)],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
         env={**os.environ, **offline},
     )
     assert done.returncode == 0, done.stderr
-    found: list[Any] = json.loads(done.stdout)
-    return found
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_pairs_for_trl_and_openai(server: Server, tmp_path: Path) -> None:
@@ -127,17 +126,17 @@ def test_a_question_alone_is_the_prompt(server: Server, tmp_path: Path) -> None:
     assert prompts == {"Why?"}
 
 
-@pytest.mark.parametrize("form", list(FORMS))
-def test_hugging_face_datasets_loads_it(server: Server, tmp_path: Path, form: str) -> None:
-    db, file = tmp_path / "a.db", tmp_path / "out.jsonl"
+def test_hugging_face_datasets_loads_every_form(server: Server, tmp_path: Path) -> None:
+    db, files = tmp_path / "a.db", {form: tmp_path / f"{form}.jsonl" for form in FORMS}
     run(server, db, turns=2)
-    done = export(db, "t", "--as", form, "-o", str(file))
-    assert (done.stdout, done.stderr) == ("", "")
-    written = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    read = loaded(file, tmp_path)
-    assert len(read) == len(written) > 0
-    for got, put in zip(read, written, strict=True):
-        assert got == put
+    for form, file in files.items():
+        done = export(db, "t", "--as", form, "-o", str(file))
+        assert (done.stdout, done.stderr) == ("", "")
+    read = loaded(list(files.values()), tmp_path)
+    for form, got, file in zip(files, read, files.values(), strict=True):
+        written = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        assert written, form
+        assert got == written, form
 
 
 def test_answers_and_runs_hold_what_the_ledger_holds(server: Server, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from anytime_graph import Budget, create_anytime_graph
+from anytime_graph.cli.bench_commands import bench
 from tests.kit.forks import forked
 from tests.kit.lives import EMBEDDED
 from tests.kit.marks import torture
@@ -90,6 +91,9 @@ def test_console_blocks_run(
             assert extras
             assert all(f"\n{e} = [" in declared for e in extras[1].split(","))
             continue
+        elif words[0] == "anytime-graph" and "ray" in words and not torture:
+            bench.make_context("bench", words[2:])  # tests/benchmark/test_ray.py starts a cluster
+            continue
         elif words[0] == "anytime-graph":
             assert output(words[1:], server, tmp_path)
             continue
@@ -102,7 +106,11 @@ def test_console_blocks_run(
 def test_examples_run(example: Path, server: Server, tmp_path: Path) -> None:
     spider = '{"name": "spider", "legs": 8, "colors": ["brown"]}'
     server.script = lambda request, i: Reply(
-        spider if "response_format" in request else f"A river bends around stone number {i}."
+        "def largest(numbers):\n    return max(numbers, default=None)"
+        if "largest" in str(request["messages"])
+        else spider
+        if "response_format" in request
+        else f"A river bends around stone number {i}."
     )
     model = {} if example.name == "quickstart.py" else stand_in(server)
     done = forked(example.read_text(), tmp_path, {**os.environ, **model})

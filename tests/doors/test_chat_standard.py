@@ -142,6 +142,7 @@ class Embedded:
         return {"model": inner, "budget": Budget(calls=3), "strategy": "single"}
 
 
+@pytest.mark.sampled("test_invoke", "test_astream", "test_structured_output")
 class TestEmbedded(Embedded, ChatModelIntegrationTests):
     @pytest.mark.xfail(reason="for such models ChatOpenAI turns to tools, which it does not call")
     def test_structured_output_pydantic_2_v1(self, model: BaseChatModel) -> None:

@@ -44,6 +44,7 @@ def filling(**reply: Any) -> Any:
     return lambda request, i: Reply(text=None, **reply)
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("strategy", ["single", "best_of_n", "pdp", "self_refine"])
 @pytest.mark.parametrize("tokens", [100, 1_000, 10_000])

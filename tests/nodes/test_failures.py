@@ -65,12 +65,13 @@ def test_whichever_call_fails_the_best_answer_comes_back(
         return script
 
     server.script = answering(None)
-    run(server, Budget(tokens=3_000), sync, strategy=strategy)
+    budget = Budget(tokens=3_000, calls=8)
+    run(server, budget, sync, strategy=strategy)
     for k in range(min(len(server.calls), 5)):
         server.calls.clear()
         server.script = answering(k)
         try:
-            out = run(server, Budget(tokens=3_000), sync, strategy=strategy)
+            out = run(server, budget, sync, strategy=strategy)
         except NoAnswer:
             # the failed call held the whole budget in reserve, so none was left for another
             assert strategy == "single"
@@ -144,6 +145,7 @@ ROUNDS = 10
 """Of requests at most, for tests wait from 1 to 128 ms, twice as long each time."""
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("status", REFUSALS)
 @pytest.mark.parametrize(
@@ -295,6 +297,7 @@ def test_time_that_runs_out_in_waiting_is_no_budget_too_small(server: Server, sy
     assert len(server.calls) == 1
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("failing", ["error", "continue"])
 @pytest.mark.parametrize("status", [401, 429])
@@ -371,6 +374,7 @@ def quality(text: str) -> int:
     return int(QUALITY.search(text)[1])  # type: ignore[index]
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize(
     "verdict",

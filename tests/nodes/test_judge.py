@@ -84,6 +84,7 @@ ATTACKS = [
 ]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("attack", range(len(ATTACKS)))
 @pytest.mark.parametrize("echo", [False, True], ids=["reads", "quotes"])
 @pytest.mark.parametrize("attacker", [0, 1])

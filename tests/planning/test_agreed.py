@@ -61,6 +61,7 @@ def answers(server: Server, *said: str) -> None:
     server.script = script
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("scorer", [None, "judge", "vote"])
 @pytest.mark.parametrize("answer", ["tags", "whole"])
 @pytest.mark.parametrize("strategy", AGAIN)
