@@ -63,7 +63,7 @@ def varied(request: dict[str, Any], i: int) -> Reply:
     """The same for the same request; of many lengths and worths."""
     dice = random.Random(json.dumps([request["seed"], request["messages"]], sort_keys=True))
     words = " ".join(dice.choices(WORDS, k=dice.randint(3, 30)))
-    return Reply(f"{words} <answer>{dice.randint(0, 8) / 10}</answer>", pace=0.0005)
+    return Reply(f"{words} <answer>{dice.randint(0, 8) / 10}</answer>", pace=0.0005, piece=8)
 
 
 def killed(server: Server, words: list[str], after: int, delay: float, **more: str) -> int:
