@@ -290,6 +290,7 @@ def test_a_cancelled_task_leaves_the_thread_to_the_next(
             audited(server, spec)
 
 
+@pytest.mark.pairwise
 def test_many_runs_in_many_processes_keep_their_own_books(specs: Specs) -> None:
     """In one database; each process runs four threads on one graph."""
     questions = [f"What is {n} called?" for n in range(16)]
@@ -308,6 +309,7 @@ def test_many_runs_in_many_processes_keep_their_own_books(specs: Specs) -> None:
             assert report["spent"]["tokens"] == sum(call.served for call in own)
 
 
+@pytest.mark.pairwise
 def test_a_model_server_dies_and_comes_back(specs: Specs) -> None:
     spec = specs(0)
 

@@ -340,13 +340,14 @@ def test_namespaces_never_meet(remembered: Remembered) -> None:
 def test_paraphrases_are_recognized(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """200 questions in other words, among 800 that share their words, and another tenant's copy."""
+    """200 questions in other words, among 800 that share their words, and another tenant's copies."""
     case = generate(seed=0)
     with opened(kind, request, tmp_path) as source:
         remembered = Remembered(source)
         for place, question in enumerate(case.memory):
             remembered.learn(US, question, f"a{place}")
-            remembered.learn(THEM, question, "theirs")
+            if torture or place % 5 == 0:
+                remembered.learn(THEM, question, "theirs")
         found = sum(f"a{place}" in remembered.better(US, q) for place, q in case.asked.items())
     print(f"{kind}: {found / 2:.1f} % among the first three")
     assert len(case.asked) == 200
