@@ -33,6 +33,7 @@ from tests.kit.commands import environment, told
 from tests.kit.marks import long, torture
 from tests.kit.postgres import fresh
 from tests.kit.server import Call, Reply, Server, serving
+from tests.kit.waiting import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +301,7 @@ def test_a_grant_is_not_settled_while_a_worker_may_still_buy(
                 with pytest.raises(TimeoutError):
                     settling.result(0.3)
                 worker.answer(reply("k"), 7, 0.0)
-            settling.result(10)
+            settling.result(PATIENCE)
     assert recording.bought.tokens == 7
     assert [r.key for r in recording.replies()] == ["k"]
 
@@ -324,12 +325,12 @@ def test_two_workers_make_a_call_once(database: str, recording: Recording) -> No
                 waiting.result(0.3)
             one.answer(reply("k"), 7, 0.0)
             one.release("k")
-            assert waiting.result(10) == reply("k")
+            assert waiting.result(PATIENCE) == reply("k")
             assert one.claim("other", stop) is None
             waiting = pool.submit(other.claim, "other", stop)
             one.fail("other", 0, 0.0)
             one.release("other")
-            assert waiting.result(10) is None, "it failed, so the next may make it"
+            assert waiting.result(PATIENCE) is None, "it failed, so the next may make it"
 
 
 @pytest.mark.parametrize("ended", [False, True])

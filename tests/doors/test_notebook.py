@@ -16,6 +16,7 @@ from nbclient import NotebookClient
 from anytime_graph import Budget, create_anytime_graph, open_checkpoints
 from anytime_graph.notebook import awatch, show, watch
 from tests.kit.server import Reply, Server
+from tests.kit.waiting import PATIENCE
 
 HOSTILE = "<script>alert(1)</script>\x1b[2J & <b>%d</b>"
 ASK: Any = {"messages": [("user", "Why do rivers bend?")]}
@@ -57,7 +58,10 @@ def test_a_notebook_draws_answers_as_they_improve(
         monkeypatch.setenv(name, str(tmp_path / "jupyter"))
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in CELLS])
     client = NotebookClient(
-        notebook, timeout=60, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        notebook,
+        timeout=int(PATIENCE),
+        kernel_name="python3",
+        resources={"metadata": {"path": str(tmp_path)}},
     )
     client.execute()
     _, watched, shown, of_ledger, awatched = (

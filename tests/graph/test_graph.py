@@ -37,6 +37,7 @@ from anytime_graph import (
 from anytime_graph.planning.strategies import STRATEGIES, best_of_n
 from tests.kit.marks import both, torture
 from tests.kit.server import Reply, Server
+from tests.kit.waiting import PATIENCE
 
 
 def ask(text: str = "Name a river.", **more: Any) -> dict[str, Any]:
@@ -320,7 +321,7 @@ def test_the_first_event_does_not_wait_for_the_slower_siblings(server: Server) -
 
     def script(request: dict[str, Any], i: int) -> Reply:
         if request["seed"]:
-            slow.wait(10)
+            slow.wait(PATIENCE)
         return Reply()
 
     server.script = script

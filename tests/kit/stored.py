@@ -46,6 +46,7 @@ from anytime_graph.middleware import TokenBudgetMiddleware
 from tests.kit.places import DATA
 from tests.kit.postgres import fresh, running
 from tests.kit.server import Reply, Server, serving
+from tests.kit.waiting import PATIENCE
 
 SETS = DATA / "stored"
 SPACE = ("acme", "ann")
@@ -219,7 +220,7 @@ def _holding(nth: int) -> Any:
 def _killed(process: subprocess.Popen[bytes], server: Server, nth: int) -> None:
     with server.changed:
         asked = server.changed.wait_for(
-            lambda: len(server.calls) >= nth and server.open == 1, timeout=60
+            lambda: len(server.calls) >= nth and server.open == 1, timeout=PATIENCE
         )
     time.sleep(1)  # until what came back is in the checkpoint
     process.kill()

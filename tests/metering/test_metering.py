@@ -51,7 +51,7 @@ def filling(**reply: Any) -> Any:
 def test_a_server_that_fills_any_limit_serves_no_more_than_the_budget(
     server: Server, tokens: int, strategy: str, sync: bool
 ) -> None:
-    server.script = filling()
+    server.script = filling(piece=8)
     out = run(server, Budget(tokens=tokens), sync, strategy=strategy)
     assert server.served <= tokens
     if (strategy, tokens) != ("self_refine", 100):  # 100 tokens pay for a draft, not for its review
