@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
-import re
 import subprocess
 import sys
 import threading
@@ -15,47 +13,15 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from langgraph.checkpoint.memory import InMemorySaver
 
 from anytime_graph import Budget, BudgetTooSmall, Prices, create_anytime_graph, open_checkpoints
 from anytime_graph.batch import Batch, Progress, abatch, batch
+from tests.kit.batches import app_of, asked, mixed, number, scorer
 from tests.kit.commands import environment
 from tests.kit.marks import torture
 from tests.kit.places import ROOT
 from tests.kit.server import Call, Reply, Server, serving
 from tests.kit.waiting import PATIENCE
-
-CHANCES = (1.0, 0.5, 0.2, 0.0)
-"""How often a reply to question 0, 1, 2, 3, 4, ... is right."""
-
-
-def asked(n: int) -> list[str]:
-    return [f"question {i}" for i in range(n)]
-
-
-def number(request: dict[str, Any]) -> int:
-    found = re.search(r"question (\d+)", str(request["messages"]))
-    assert found
-    return int(found[1])
-
-
-def mixed(request: dict[str, Any], i: int) -> Reply:
-    """Easy and hopeless questions, with replies of different lengths."""
-    n = number(request)
-    draw = random.Random(f"{n}/{request['seed']}")
-    right = draw.random() < CHANCES[n % len(CHANCES)]
-    words = "so " * draw.randint(5, 40)
-    return Reply(text=f"{words}<answer>{'right' if right else draw.random()}</answer>")
-
-
-def scorer(question: str, answer: str) -> float:
-    return float(answer == "right")
-
-
-def app_of(server: Server, **options: Any) -> Any:
-    options = {"scorer": scorer, "strategy": "best_of_n", **options}
-    saver = options.pop("saver", None) or InMemorySaver()
-    return create_anytime_graph(server.model(seed=0), **options).compile(checkpointer=saver)
 
 
 def by_question(server: Server) -> Counter[int]:
@@ -206,7 +172,7 @@ import sys
 from anytime_graph import Budget, open_checkpoints
 from anytime_graph.batch import batch
 from langchain_openai import ChatOpenAI
-from tests.doors.test_batch import app_of, asked
+from tests.kit.batches import app_of, asked
 
 class Served:
     def model(self, **options):
