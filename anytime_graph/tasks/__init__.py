@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from anytime_graph.tasks.aime import aime_2024
+from anytime_graph.tasks.code import humaneval, mbpp
 from anytime_graph.tasks.gpqa import gpqa_diamond
 from anytime_graph.tasks.gym import reasoning_gym
 from anytime_graph.tasks.natural_plan import natural_plan_trip
@@ -32,6 +33,8 @@ TASKS: dict[str, Callable[..., Task]] = {
     "aime_2024": aime_2024,
     "gpqa_diamond": gpqa_diamond,
     "reasoning_gym": reasoning_gym,
+    "humaneval": humaneval,
+    "mbpp": mbpp,
     "jsonl": jsonl,
 }
 """The function that makes each task. Its file or name, if it takes one, follows a colon."""

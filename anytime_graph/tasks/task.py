@@ -18,12 +18,14 @@ T = TypeVar("T")
 class Question:
     """A question and its scorer. id: unique in its task, and equal in every run. scorer: (question,
     answer) -> Score; it needs only the answer. examples: solved questions, (question, answer), shown
-    before it as turns of the conversation. The repr shows neither texts nor the correct answer."""
+    before it as turns of the conversation. quality: the true score of an answer, if the scorer sees
+    only a part of what counts. The repr shows neither texts nor the correct answer."""
 
     id: str
     prompt: str = field(repr=False)
     scorer: Scorer = field(repr=False)
     examples: Sequence[tuple[str, str]] = field(default=(), repr=False)
+    quality: Scorer | None = field(default=None, repr=False)
 
     @property
     def conversation(self) -> list[AnyMessage]:
@@ -39,14 +41,14 @@ class Task:
     """Questions of one kind, and how their answers are found and measured.
 
     answer: the `answer=` of create_anytime_graph. metric: the meaning of the mean score, the
-    constraint satisfaction rate ("csr") or accuracy.
+    constraint satisfaction rate ("csr"), accuracy, or the share of the assertions that hold.
     """
 
     name: str
     about: str
     questions: Sequence[Question] = field(repr=False)
     answer: Literal["tags", "whole"] | Extractor
-    metric: Literal["csr", "accuracy"]
+    metric: Literal["csr", "accuracy", "assertions"]
 
 
 class Lazy(Sequence[T]):
