@@ -18,6 +18,7 @@ from anytime_graph.tasks.aime import aime_2024
 from anytime_graph.tasks.code import humaneval, mbpp
 from anytime_graph.tasks.gpqa import gpqa_diamond
 from anytime_graph.tasks.gym import reasoning_gym
+from anytime_graph.tasks.instructions import ifeval
 from anytime_graph.tasks.natural_plan import natural_plan_trip
 from anytime_graph.tasks.own import jsonl
 from anytime_graph.tasks.task import Question, Task
@@ -35,6 +36,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "reasoning_gym": reasoning_gym,
     "humaneval": humaneval,
     "mbpp": mbpp,
+    "ifeval": ifeval,
     "jsonl": jsonl,
 }
 """The function that makes each task. Its file or name, if it takes one, follows a colon."""
@@ -42,7 +44,8 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 def load(name: str, **options: Any) -> Task:
     """The task of that name: "constraints", "trip", "natural_plan_trip:FILE", "aime_2024[:FILE]",
-    "gpqa_diamond[:FILE]", "reasoning_gym:NAME" or "jsonl:FILE".
+    "gpqa_diamond[:FILE]", "reasoning_gym:NAME", "humaneval", "mbpp:FILE", "ifeval:FILE" or
+    "jsonl:FILE".
 
     options: those of the function that makes the task. All tasks take `count`, the number of
     questions (by default all of a file), and `seed`. Equal options give equal questions.

@@ -97,8 +97,11 @@ def completed(head: str, name: str, code: str) -> tuple[str, ...]:
     if re.search(rf"^(?:async )?def {name}\b|^{name}\s*=", code, re.MULTILINE):
         return head, code
     first, *others = code.splitlines() or [""]
-    if not first[:1].isspace():  # the margin of the first line is lost easily
-        lost = any(line[:1].isspace() for line in others) and not first.rstrip().endswith(":")
+    if not first[:1].isspace():
+        margins = [len(line) - len(line.lstrip()) for line in others if line.strip()]
+        # "if n:" before 8 and 4 spaces has lost its own 4; before 4 and 0 spaces it has lost none.
+        opens = 8 if first.rstrip().endswith(":") else 4
+        lost = bool(margins) and min(margins) >= 4 and margins[0] >= opens
         code = f"    {code}" if lost else textwrap.indent(code, "    ")
     return (head.rstrip("\n") + "\n" + code,)
 

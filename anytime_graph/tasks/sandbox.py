@@ -575,6 +575,8 @@ def _packed(value: Any, kept: list[Any] | None = None) -> Any:
         return {"bytes": value.hex()}
     if isinstance(value, complex):
         return {"complex": [value.real, value.imag]}
+    if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
+        return {"type": value.__name__}
     if kept is None:
         raise _Failed(f"a {type(value).__name__} cannot be passed to the program")
     kept.append(value)
@@ -596,6 +598,8 @@ def _unpacked(data: Any, there: _Worker | list[Any]) -> Any:
         return bytes.fromhex(inside)
     if name == "complex":
         return complex(*inside)
+    if name == "type":
+        return {t.__name__: t for t in vars(builtins).values() if isinstance(t, type)}[inside]
     if isinstance(there, list):
         return there[inside]
     return _Remote(there, int(inside))

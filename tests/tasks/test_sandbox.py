@@ -153,7 +153,7 @@ HOSTILE = {
         "f() returned 2",
     ),
     "looks for what is expected": (
-        "import gc, os\ndef f():\n    wanted = ''.join(map(chr, (49, 50, 51, 52)))\n"
+        "import gc, os\ndef f():\n    wanted = ''.join(['an ot', 'ter'])\n"
         "    seen = [str(o) for o in gc.get_objects() if wanted in str(o)]\n"
         "    return seen or (os.listdir('/proc') if os.path.exists('/proc') else 'nothing')",
         "f() returned 'nothing'",
@@ -164,7 +164,7 @@ HOSTILE = {
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_hostile_program_costs_its_score_only(what: str) -> None:
     program, why = HOSTILE[what]
-    (result,) = judged(program, "assert f() == 1234")
+    (result,) = judged(program, "assert f() == 'an otter'")
     assert not result.holds
     assert why in result.why
 

@@ -44,6 +44,18 @@ GPQA = [
     for n in range(60)
 ]
 OWN = [{"question": f"{n} - 1?", "answer": n - 1} for n in range(9)]
+PROGRAMS = [
+    {"task_id": n, "text": f"Add {n}.", "test_list": [f"assert f(1) == {n + 1}"]} for n in range(9)
+]
+RULED = [
+    {
+        "key": n,
+        "prompt": f"Write {n} commas.",
+        "instruction_id_list": ["keywords:frequency"],
+        "kwargs": [{"keyword": ",", "frequency": n, "relation": "at least"}],
+    }
+    for n in range(1, 10)
+]
 SECRET = re.compile("zorb|plim|glip|blorp", re.IGNORECASE)
 
 
@@ -101,13 +113,15 @@ def test_every_task_tells_how_its_answers_are_found(tmp_path: Path) -> None:
         "aime_2024": f"aime_2024:{written(tmp_path, 'jsonl', AIME, 'aime')}",
         "gpqa_diamond": f"gpqa_diamond:{written(tmp_path, 'jsonl', GPQA, 'gpqa')}",
         "jsonl": f"jsonl:{written(tmp_path, 'jsonl', OWN, 'own')}",
+        "mbpp": f"mbpp:{written(tmp_path, 'jsonl', PROGRAMS, 'mbpp')}",
+        "ifeval": f"ifeval:{written(tmp_path, 'jsonl', RULED, 'ifeval')}",
     }
     for name in names.values():
         task = load(name, count=5)
         assert isinstance(task, Task)
         assert answer_format(task.answer)
         assert task.about
-        assert task.metric in ("csr", "accuracy")
+        assert task.metric in ("csr", "accuracy", "assertions")
         ids = [q.id for q in task.questions]
         assert ids == [q.id for q in load(name, count=5).questions]
         assert len(set(ids)) == len(task.questions) == 5
@@ -116,7 +130,7 @@ def test_every_task_tells_how_its_answers_are_found(tmp_path: Path) -> None:
         question = task.questions[0]
         assert question.prompt not in repr(task) + repr(question)
         assert value(question, "nothing of the kind") < 1
-    assert set(TASKS) == {*names, "natural_plan_trip", "reasoning_gym"}
+    assert set(TASKS) == {*names, "natural_plan_trip", "reasoning_gym", "humaneval"}
 
 
 # --- writing -----------------------------------------------------------------------------------
