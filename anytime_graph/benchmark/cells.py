@@ -134,9 +134,11 @@ class Record(TypedDict):
     answers up to each budget. curve: in `run`, (tokens spent, score held, best score so far) at
     each change of a score. answering: tokens for forced answers. judging: tokens for the judge.
     unscored: answers that the scorer failed on, which count 0. pairs: preference pairs made from
-    the cell. brought: in `run`, the gains by kind of call after the first OPENING. cut: how
-    prefixes were cut ("pieces", "tokenizer", "estimate"). spent: the cell's full charge, even if
-    another cell paid for the reply.
+    the cell. brought: in `run`, the gains by kind of call after the first OPENING. chance: in `run`,
+    the mean true score of all answers, which is what a random choice among them gives. seen: the
+    scorer's own score of the answer held at each budget, where it sees only a part of what counts.
+    cut: how prefixes were cut ("pieces", "tokenizer", "estimate"). spent: the cell's full charge,
+    even if another cell paid for the reply.
     """
 
     cell: str
@@ -158,6 +160,8 @@ class Record(TypedDict):
     pairs: int
     stop_reason: str
     brought: NotRequired[dict[str, CallGains]]
+    chance: NotRequired[float]
+    seen: NotRequired[list[float]]
     cut: NotRequired[str]
 
 

@@ -54,6 +54,20 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """What a strategy did with a budget; a value for each question. solved: the share of runs that
+    returned an answer of score 1. covered: the share in which any answer was one. chance: what a
+    random choice among a run's answers gives, None if the records do not tell. seen: what the scorer
+    gave the answer returned, None if that is the quality itself. tokens: spent for each run."""
+
+    solved: Sequence[float]
+    covered: Sequence[float]
+    chance: Sequence[float] | None
+    seen: Sequence[float] | None
+    tokens: Sequence[float]
+
+
+@dataclass(frozen=True)
 class MeanQuality:
     """A strategy at a budget, and its mean quality."""
 
@@ -70,8 +84,9 @@ class Figures:
     far for each question and seed. left_out: questions without all cells, left out of comparisons.
     brought: by strategy and kind of call, the gains for each question at the largest budget, after
     the opening; empty if the records lack them. charged: by strategy, the mean cost of a cell at
-    each budget, in USD if `priced`, else in tokens, where cached input counts a tenth. unscored:
-    answers that the scorer failed on. estimated: some prefixes were cut by an estimate.
+    each budget, in USD if `priced`, else in tokens, where cached input counts a tenth. spreads: by
+    strategy, what it did with each budget; only of the protocol `run`. unscored: how often the
+    scorer failed on an answer. estimated: some prefixes were cut by an estimate.
     """
 
     task: str
@@ -90,6 +105,7 @@ class Figures:
     costs: dict[str, Cost]
     charged: dict[str, Sequence[float]]
     brought: dict[str, dict[str, Sequence[CallGains]]]
+    spreads: dict[str, Sequence[Spread]]
     priced: bool
     baseline: str
     unscored: int
@@ -141,15 +157,26 @@ class Figures:
         strategy's own budgets; and whether its largest budget costs less than that. None if its
         smallest budget costs more."""
         cost, own = self.charged[self.baseline][at], self.charged[strategy]
-        affordable = [i for i, charge in enumerate(own) if charge <= cost]
-        if not affordable:
-            return None
-        i = affordable[-1]
-        # Costs of 100 and 200 at the strategy's budgets, 150 of the baseline: half way between.
-        part = (cost - own[i]) / (own[i + 1] - own[i]) if i + 1 < len(own) else 0.0
-        rows = [(*row, row[-1]) for row in self.returned[strategy]]
-        reached = [row[i] + part * (row[i + 1] - row[i]) for row in rows]
-        return bootstrap(reached), i + 1 == len(own) and own[i] < cost
+        reached = _qualities_for(self.returned[strategy], own, cost)
+        return None if reached is None else (bootstrap(reached), own[-1] < cost)
+
+    def tokens(self, strategy: str) -> list[float]:
+        """The mean tokens of a run at each budget."""
+        return [mean(spread.tokens) for spread in self.spreads[strategy]]
+
+    def at_equal_tokens(self, strategy: str, other: str, at: int) -> Difference | None:
+        """The difference in quality from another strategy at a budget, on the same questions, for the
+        tokens that the other one spends there. None if the strategy's smallest budget takes more."""
+        cost = self.tokens(other)[at]
+        reached = _qualities_for(self.returned[strategy], self.tokens(strategy), cost)
+        theirs = [row[at] for row in self.returned[other]]
+        return None if reached is None else paired(reached, theirs)
+
+    def tokens_per_solved(self, strategy: str, at: int) -> float | None:
+        """Tokens spent for each answer of score 1 that was returned; None if there is none."""
+        spread = self.spreads[strategy][at]
+        # Runs of 300 and 500 tokens, one of them solved: 800 tokens for one.
+        return sum(spread.tokens) / sum(spread.solved) if any(spread.solved) else None
 
     def rises(self, strategy: str, kind: str) -> Interval:
         """The rise of the best score so far for each 1,000 tokens of calls of a kind."""
@@ -250,6 +277,12 @@ def figures(
             name: _gains_per_question(own, settings.budgets[-1], whole)
             for name, own in compared.items()
         },
+        spreads={
+            name: [_spread(own, budget, whole) for budget in settings.budgets]
+            for name, own in compared.items()
+        }
+        if settings.protocol == "run"
+        else {},
         priced=priced,
         baseline=baseline,
         unscored=sum(record["unscored"] for record in measured),
@@ -257,6 +290,34 @@ def figures(
         q_max=q_max,
         origin=origin,
     )
+
+
+def _spread(records: Sequence[Record], budget: int, questions: Sequence[str]) -> Spread:
+    rows = [record for record in records if record["budgets"] == [budget]]
+    own = {q: [row for row in rows if row["question"] == q] for q in questions}
+
+    def means(value: Callable[[Record], float]) -> list[float]:
+        return [mean([value(row) for row in of]) for of in own.values()]
+
+    return Spread(
+        means(lambda row: row["scores"][0] >= 1),
+        means(lambda row: row["oracle"][0] >= 1),
+        means(lambda row: row["chance"]) if all("chance" in row for row in rows) else None,
+        means(lambda row: row["seen"][0]) if all("seen" in row for row in rows) else None,
+        means(lambda row: row["spent"]["tokens"]),
+    )
+
+
+def _qualities_for(rows: Rows, own: Sequence[float], cost: float) -> list[float] | None:
+    """The quality of each question for a cost, interpolated between the costs at each budget; that at
+    the last budget for more. None for less than the first."""
+    affordable = [i for i, charge in enumerate(own) if charge <= cost]
+    if not affordable:
+        return None
+    i = affordable[-1]
+    # Costs of 100 and 200 at two budgets, 150 to spend: half way between.
+    part = (cost - own[i]) / (own[i + 1] - own[i]) if i + 1 < len(own) else 0.0
+    return [row[i] + part * (after[i + 1] - row[i]) for row in rows for after in [(*row, row[-1])]]
 
 
 def _by_seed(records: Sequence[Record], what: Literal["scores", "oracle"]) -> list[list[float]]:

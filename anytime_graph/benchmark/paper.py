@@ -150,14 +150,14 @@ class _CellRun:
             allowance=_EXAMPLES_INPUT,
         )
         chain = self._chain(lessons, self.cell.budgets[-1])
+        answers: list[str] = []
         scores: list[float] = []
         for n, at in enumerate(self.cell.budgets):
-            if n and self.cell.budgets[n - 1] >= chain.generated:
-                scores.append(scores[-1])  # the chain has ended: same prefix, same answer
-                continue
-            scores.append(self.scorer.value(self._answer(chain, at)))
+            ended = n > 0 and self.cell.budgets[n - 1] >= chain.generated
+            answers.append(answers[-1] if ended else self._answer(chain, at))
+            scores.append(scores[-1] if ended else self.scorer.value(answers[-1]))
         self.places.close("done")
-        return self._record(scores, chain)
+        return {**self._record(scores, chain), **self.scorer.seen(answers)}
 
     def prepare(self) -> tuple[Record, Lesson]:
         """Make trajectories on a training question, and the lesson from them."""

@@ -13,7 +13,7 @@ from anytime_graph.benchmark.cells import OPENING, PREPARATION
 from anytime_graph.benchmark.chart import chart
 from anytime_graph.benchmark.figures import Figures
 from anytime_graph.benchmark.recording import Bought
-from anytime_graph.metrics import Interval
+from anytime_graph.metrics import Difference, Interval, bootstrap, mean
 
 _ENOUGH = 0.95
 """A strategy with this share of the highest quality is nearly as good."""
@@ -105,6 +105,12 @@ def _task(figures: Figures) -> list[Block]:
     if len(figures.budgets) > 1:
         blocks += [Heading("How early quality comes", 3), _indices(figures)]
         blocks.append(Text(_index_terms(figures)))
+    if figures.spreads:
+        blocks += [Heading("What there was to choose from", 3), _choices_grid(figures)]
+        blocks.append(Text(_choices_terms(figures)))
+        if _RIVAL in figures.strategies and len(figures.strategies) > 1:
+            blocks += [Heading(f"Against {_RIVAL} at equal tokens", 3), _against(figures)]
+            blocks.append(Text(_AGAINST))
     if any(figures.brought.values()):
         blocks += [Heading("What single calls brought", 3), _gains_grid(figures)]
         blocks.append(Text(_gains_terms(figures)))
@@ -143,7 +149,17 @@ def _faults(f: Figures) -> str:
     return faults
 
 
-_METRICS = {"csr": "the share of constraints met", "accuracy": "accuracy"}
+_METRICS = {
+    "csr": "the share of constraints met",
+    "accuracy": "accuracy",
+    "assertions": "the share of the assertions met that the scorer does not see",
+}
+_RIVAL = "best_of_n"
+"""The strategy that each other one is also compared with for the same tokens."""
+_AGAINST = (
+    "What each has more than best_of_n, paired by question, for the tokens that best_of_n spends at each "
+    "budget; between two budgets by interpolation, and beyond the last one as at the last. p as above."
+)
 _DIFFERENCES = (
     "Paired by question; p by sign-flip permutation, two-sided, not corrected for the number of "
     "comparisons: among ten of them, chance alone brings a p of 0.05 or less in 40 % of benchmarks."
@@ -203,6 +219,54 @@ def _qualities(f: Figures) -> Grid:
     return Grid(["strategy", *(f"{b:,}" for b in f.budgets)], rows)
 
 
+def _choices_grid(f: Figures) -> Grid:
+    seen = any(spread.seen for spreads in f.spreads.values() for spread in spreads)
+    rows = []
+    for name in f.strategies:
+        for at, (budget, spread) in enumerate(zip(f.budgets, f.spreads[name], strict=True)):
+            per_solved = f.tokens_per_solved(name, at)
+            rows.append(
+                [
+                    f"{name} at {budget:,}",
+                    f"{mean(spread.solved):.1%}",
+                    _with_interval(bootstrap(spread.covered), "{:.1%}"),
+                    f"{mean([row[at] for row in f.oracle[name]]):.3f}",
+                    _with_interval(bootstrap(spread.chance)) if spread.chance else "-",
+                    *([f"{mean(spread.seen):.3f}" if spread.seen else "-"] if seen else []),
+                    _percentage(mean(spread.tokens), budget),
+                    "-" if per_solved is None else f"{per_solved:,.0f}",
+                ]
+            )
+    head = ["strategy", "settled", "coverage", "best candidate", "random candidate"]
+    head += ["scorer's own score"] * seen
+    return Grid([*head, "budget used", "tokens per settled question"], rows)
+
+
+def _choices_terms(f: Figures) -> str:
+    return (
+        "Settled: the answer returned has a score of 1. Coverage: any answer of the run has. Best and "
+        "random candidate: what the best answer of each run gives, and a random choice among them; above "
+        "the random one is what choosing brings."
+        + " The scorer's own score is that of the answer returned, by the part of what counts that the "
+        "scorer sees; quality is by the other part."
+        * any(spread.seen for spreads in f.spreads.values() for spread in spreads)
+    )
+
+
+def _against(f: Figures) -> Grid:
+    rows = []
+    for name in f.strategies:
+        if name != _RIVAL:
+            found = [f.at_equal_tokens(name, _RIVAL, at) for at in range(len(f.budgets))]
+            rows.append([name, *("too dear" if d is None else _difference(d) for d in found)])
+    costs = [f"{tokens:,.0f}" for tokens in f.tokens(_RIVAL)]
+    return Grid(["strategy", *costs], rows)
+
+
+def _difference(d: Difference) -> str:
+    return f"{d.mean:+.3f}\n[{d.low:+.3f}, {d.high:+.3f}]\np={d.p:.3f}"
+
+
 def _differences(f: Figures) -> Grid:
     rows = []
     for name in f.strategies:
@@ -211,15 +275,7 @@ def _differences(f: Figures) -> Grid:
         differences = [f.difference(name, at) for at in range(len(f.budgets))]
         if len(f.budgets) > 1:
             differences.append(f.index_difference(name))
-        rows.append(
-            [
-                name,
-                *(
-                    f"{d.mean:+.3f}\n[{d.low:+.3f}, {d.high:+.3f}]\np={d.p:.3f}"
-                    for d in differences
-                ),
-            ]
-        )
+        rows.append([name, *map(_difference, differences)])
     index = ["index, returned"] * (len(f.budgets) > 1)
     return Grid(["strategy", *(f"{b:,}" for b in f.budgets), *index], rows)
 
@@ -330,8 +386,8 @@ def _percentage(part: float, whole: float) -> str:
     return f"{part / whole:.1%}" if whole else "-"
 
 
-def _with_interval(i: Interval) -> str:
-    return f"{i.mean:.3f} [{i.low:.3f}, {i.high:.3f}]"
+def _with_interval(i: Interval, form: str = "{:.3f}") -> str:
+    return f"{form.format(i.mean)} [{form.format(i.low)}, {form.format(i.high)}]"
 
 
 def _versions() -> str:

@@ -26,11 +26,12 @@ from anytime_graph.checkpoints import Ledger
 from anytime_graph.checkpoints.memory import Namespace, memory_of
 from anytime_graph.graph import Context, create_anytime_graph
 from anytime_graph.interrupt import contained
+from anytime_graph.metrics import mean
 from anytime_graph.models.providers import describe
 from anytime_graph.run.calls import concluded, kind_of
 from anytime_graph.run.pairs import Example, Pair
 from anytime_graph.run.upgrade import planned_call
-from anytime_graph.scoring import Score, as_score
+from anytime_graph.scoring import Score, Scorer, as_score
 from anytime_graph.tasks import Question, Task
 
 log = logging.getLogger(__name__)
@@ -109,35 +110,27 @@ class RunProtocol:
         require_measured(model)
         if self.ledger.failures > failures:  # a call was not made, and the run continued without it
             raise Unmeasured(self.ledger.last_failure)
-        curve, kinds = self._curve_and_gains(cell.name, scorer)
+        measured = self._answers_measured(cell.name, scorer)
         record = record_of(
             cell,
             model,
-            scores=[curve[-1][1] if curve else 0.0],
-            oracle=[curve[-1][2] if curve else 0.0],
-            curve=curve,
+            **measured,
             spent=spent,
             judging=judged,
             unscored=scorer.unscored,
             pairs=len(lesson.pairs) if lesson else 0,
             stop_reason=reason,
-            brought=kinds,
         )
         return record, lesson
 
-    def _curve_and_gains(
-        self, thread: str, scorer: SafeScorer
-    ) -> tuple[list[tuple[int, float, float]], dict[str, CallGains]]:
-        """The curve of the thread's last run, and the gains of its calls."""
+    def _answers_measured(self, thread: str, scorer: SafeScorer) -> dict[str, Any]:
+        """What the answers of the thread's last run are worth, as fields of its record."""
         runs = self.ledger.runs(thread)
-        if not runs:
-            return [], {}
-        answers = self.ledger.answers(runs[-1]["id"])
+        answers = self.ledger.answers(runs[-1]["id"]) if runs else []
+        points = self.ledger.curve(thread) if runs else []
         scores = {a["ordinal"]: scorer.value(a["answer"]) for a in answers}
         arrived = [(a["tokens"], "any", scores[a["ordinal"]]) for a in answers]
-        held_since = [
-            (p["tokens"], "held", scores[p["ordinal"]]) for p in self.ledger.curve(thread)
-        ]
+        held_since = [(p["tokens"], "held", scores[p["ordinal"]]) for p in points]
         curve: list[tuple[int, float, float]] = []
         held = best = 0.0
         for tokens, kind, score in sorted(arrived + held_since, key=lambda e: e[0]):
@@ -146,7 +139,15 @@ class RunProtocol:
                 curve.pop()
             if not curve or curve[-1][1:] != (held, best):
                 curve.append((tokens, held, best))
-        return curve, gains_by_kind(self.ledger.calls(runs[-1]["id"]), scores)
+        texts = {a["ordinal"]: a["answer"] for a in answers}
+        return {
+            "curve": curve,
+            "scores": [held],
+            "oracle": [best],
+            "brought": gains_by_kind(self.ledger.calls(runs[-1]["id"]) if runs else [], scores),
+            "chance": mean(list(scores.values())) if scores else 0.0,
+            **scorer.seen([texts[p["ordinal"]] for p in points[-1:]] or [None]),
+        }
 
 
 def gains_by_kind(
@@ -204,8 +205,8 @@ def record_of(cell: Cell, model: CellModel, **measured: Any) -> Record:
 
 
 class SafeScorer:
-    """The scorer of a question, which may fail, for example on a reply that was cut. unscored: the
-    number of answers that it failed on, which count 0."""
+    """The scorer of a question, which may fail, for example on a reply that was cut. unscored: how
+    often it failed on an answer, which then counts 0."""
 
     def __init__(self, question: Question) -> None:
         self.question = question
@@ -215,12 +216,24 @@ class SafeScorer:
         return self.question.scorer(question, answer)
 
     def value(self, answer: str | None) -> float:
-        return self.verdict(answer).value if answer else 0.0
+        """The true score."""
+        scorer = self.question.quality or self.question.scorer
+        return self._verdict(scorer, answer).value if answer else 0.0
 
     def verdict(self, answer: str) -> Score:
+        """What the run is told."""
+        return self._verdict(self.question.scorer, answer)
+
+    def seen(self, answers: Sequence[str | None]) -> dict[str, Any]:
+        """The scorer's own scores as a field of a record, if they differ from the true ones."""
+        if self.question.quality is None:
+            return {}
+        return {"seen": [self.verdict(answer).value if answer else 0.0 for answer in answers]}
+
+    def _verdict(self, scorer: Scorer, answer: str) -> Score:
         try:
             with contained():
-                verdict: Any = self.question.scorer(self.question.prompt, answer)
+                verdict: Any = scorer(self.question.prompt, answer)
             return as_score(verdict)
         except Exception as error:
             log.warning("the scorer failed: %s", describe(error))

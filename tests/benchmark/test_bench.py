@@ -473,6 +473,93 @@ def test_strategies_are_compared_at_equal_cost(
     assert ("USD |" in report.partition("At equal cost")[2]) == bool(price)
 
 
+def test_what_there_was_to_choose_from_is_told(server: Server, bench: Bench) -> None:
+    values = (0.2, 1.0, 0.6)
+    server.script = answers(*values)
+    words = ["--strategy", "single,best_of_n", "--budgets", "300,3000", "--samples", "2"]
+    bench(*OWN, *MODEL, *words, "--decide", "vote", "--out", "a")
+    rich = [r for r in records("a") if (r["strategy"], r["budgets"]) == ("best_of_n", [3_000])]
+    for r in rich:
+        calls = r["spent"]["calls"]
+        assert r["chance"] == pytest.approx((0.2 + 1.0 + 0.6 * (calls - 2)) / calls)
+        assert (r["scores"], r["oracle"]) == ([0.6], [1.0])
+    used = f"{sum(r['spent']['tokens'] for r in rich) / 6_000:.1%}"
+    chance = f"{statistics.fmean(r['chance'] for r in rich):.3f}"
+    told = ["0.0%", "100.0%", "1.000", chance, used, "-"]
+    assert row("a", "What there was to choose from", "best_of_n at 3,000") == told
+    server.script = answers(1.0)
+    bench(*OWN, *MODEL, *words, "--out", "b")
+    first = [r for r in records("b") if (r["strategy"], r["budgets"]) == ("single", [3_000])]
+    each = f"{statistics.fmean(r['spent']['tokens'] for r in first):,.0f}"
+    assert row("b", "What there was to choose from", "single at 3,000")[-1] == each
+
+
+def test_each_strategy_is_compared_with_best_of_n_at_equal_tokens(
+    server: Server, bench: Bench
+) -> None:
+    """The first draft says .3 and costs a tenth of the budget; the next are worth more."""
+    server.script = lambda request, i: Reply(f"<answer>{min(3 + place(request), 9) / 10}</answer>")
+    words = ["--strategy", "best_of_n,single,self_refine", "--budgets", "500,1500,2500"]
+    bench(*OWN, *MODEL, *words, "--samples", "2", "--out", "a")
+
+    def means(strategy: str, of: Callable[[dict[str, Any]], float]) -> list[float]:
+        own = [r for r in records("a") if r["strategy"] == strategy]
+        return [
+            statistics.fmean(of(r) for r in own if r["budgets"] == [b]) for b in (500, 1_500, 2_500)
+        ]
+
+    costs, own = (means(s, lambda r: r["spent"]["tokens"]) for s in ("best_of_n", "self_refine"))
+    theirs, ours = (means(s, lambda r: r["scores"][0]) for s in ("best_of_n", "self_refine"))
+    expected = []
+    for cost, quality in zip(costs, theirs, strict=True):
+        i = max((i for i, spent in enumerate(own) if spent <= cost), default=None)
+        if i is None:
+            expected.append("too dear")
+            continue
+        part = (cost - own[i]) / (own[i + 1] - own[i]) if i < 2 else 0
+        after = ours[min(i + 1, 2)]
+        expected.append(f"{ours[i] + part * (after - ours[i]) - quality:+.3f}")
+    assert row("a", "Against best_of_n at equal tokens", "self_refine") == expected
+    assert any(cell not in ("too dear", "+0.000") for cell in expected)
+
+
+def test_records_of_earlier_versions_are_reported_without_what_they_lack(
+    server: Server, bench: Bench, folder: Path
+) -> None:
+    server.script = varied
+    words = [*OWN, *MODEL, "--strategy", "single,best_of_n", "--budgets", "600", "--samples", "2"]
+    bench(*words, "--out", "a")
+    rows = list(lines(folder / "a" / "records.jsonl"))
+    (folder / "a" / "records.jsonl").write_text(
+        "".join(json.dumps({k: v for k, v in r.items() if k != "chance"}) + "\n" for r in rows)
+    )
+    asked = len(server.calls)
+    bench(*words, "--out", "a")
+    assert len(server.calls) == asked
+    assert row("a", "What there was to choose from", "best_of_n at 600")[3] == "-"
+
+
+def test_the_true_quality_is_told_by_what_the_scorer_does_not_see(
+    server: Server, bench: Bench, folder: Path
+) -> None:
+    """A program that is fitted to the assertions that the scorer sees."""
+    tests = [f"assert up({n}) == {n + 1}" for n in range(4)]
+    task = {"task_id": 1, "text": "Count up.", "test_list": tests}
+    (folder / "own.jsonl").write_text(json.dumps(task))
+    code = "def up(n): return {0: 1, 2: 3}[n]"
+    server.script = lambda request, i: Reply(f"```python\n{code}\n```\n<answer>{code}</answer>")
+    words = ["--task", "mbpp:own.jsonl", *MODEL, "--strategy", "single", "--samples", "1"]
+    bench(*words, "--budgets", "600", "--out", "a")
+    (record,) = records("a")
+    assert (record["scores"], record["seen"], record["stop_reason"]) == ([0.0], [1.0], "perfect")
+    told = row("a", "What there was to choose from", "single at 600")
+    assert told[:5] == ["0.0%", "0.0%", "0.000", "0.000", "1.000"]
+    paper = ["--protocol", "paper", "--strategy", "base", "--budgets", "16,64", "--train", "1"]
+    bench("--task", "mbpp:own.jsonl", *MODEL, *paper, "--samples", "1", "--out", "b")
+    (record,) = records("b")
+    assert (record["scores"], record["seen"]) == ([0.0, 0.0], [1.0, 1.0])
+
+
 def test_one_directory_is_one_processs_at_a_time(server: Server, bench: Bench) -> None:
     server.script = answers(0.5)
     words = [
@@ -579,7 +666,9 @@ def record() -> None:
 @pytest.mark.parametrize("kind", RECORDINGS)
 def test_the_embedded_models_benchmark_replays(kind: str, bench: Bench) -> None:
     bench(*recorded(kind), "--replay", str(RECORDED / kind), "--out", "a", "--parallel", "2")
-    assert records("a") == records(RECORDED / kind)
+    kept = records(RECORDED / kind)
+    measured = [{key: row[key] for key in old} for row, old in zip(records("a"), kept, strict=True)]
+    assert measured == kept, "records have gained fields since"
     assert any(0 < score < 1 for r in records("a") for score in r["scores"])
     assert any(r["pairs"] for r in records("a"))
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -237,17 +237,22 @@ def test_it_is_refused_where_nothing_keeps_a_program_in(monkeypatch: pytest.Monk
         sandbox.isolation()
 
 
-def test_an_interrupted_caller_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_caller_ends_the_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     way = sandbox.isolation()
     ended: list[int] = []
     end = sandbox._end
-    monkeypatch.setattr(sandbox, "_end", lambda group: (ended.append(group), end(group)))
 
-    def interrupted(*args: object) -> None:
+    def watched(group: int) -> None:
+        ended.append(group)
+        end(group)
+
+    def interrupted(judge: subprocess.Popen[bytes], *args: object) -> None:
+        assert judge.poll() is None
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sandbox.subprocess.Popen, "communicate", interrupted)
+    monkeypatch.setattr(sandbox, "_end", watched)
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sandbox._started(way, {"checks": []}, 1)
-    with pytest.raises(ProcessLookupError):
-        os.killpg(ended[0], signal.SIGKILL)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(ended[0], 0)
