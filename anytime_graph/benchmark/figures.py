@@ -54,7 +54,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Spread:
+class Use:
     """What a strategy did with a budget; a value for each question. solved: the share of runs that
     returned an answer of score 1. covered: the share in which any answer was one. chance: what a
     random choice among a run's answers gives, None if the records do not tell. seen: what the scorer
@@ -84,7 +84,7 @@ class Figures:
     far for each question and seed. left_out: questions without all cells, left out of comparisons.
     brought: by strategy and kind of call, the gains for each question at the largest budget, after
     the opening; empty if the records lack them. charged: by strategy, the mean cost of a cell at
-    each budget, in USD if `priced`, else in tokens, where cached input counts a tenth. spreads: by
+    each budget, in USD if `priced`, else in tokens, where cached input counts a tenth. uses: by
     strategy, what it did with each budget; only of the protocol `run`. unscored: how often the
     scorer failed on an answer. estimated: some prefixes were cut by an estimate.
     """
@@ -105,7 +105,7 @@ class Figures:
     costs: dict[str, Cost]
     charged: dict[str, Sequence[float]]
     brought: dict[str, dict[str, Sequence[CallGains]]]
-    spreads: dict[str, Sequence[Spread]]
+    uses: dict[str, Sequence[Use]]
     priced: bool
     baseline: str
     unscored: int
@@ -162,7 +162,7 @@ class Figures:
 
     def tokens(self, strategy: str) -> list[float]:
         """The mean tokens of a run at each budget."""
-        return [mean(spread.tokens) for spread in self.spreads[strategy]]
+        return [mean(use.tokens) for use in self.uses[strategy]]
 
     def at_equal_tokens(self, strategy: str, other: str, at: int) -> Difference | None:
         """The difference in quality from another strategy at a budget, on the same questions, for the
@@ -174,9 +174,9 @@ class Figures:
 
     def tokens_per_solved(self, strategy: str, at: int) -> float | None:
         """Tokens spent for each answer of score 1 that was returned; None if there is none."""
-        spread = self.spreads[strategy][at]
+        use = self.uses[strategy][at]
         # Runs of 300 and 500 tokens, one of them solved: 800 tokens for one.
-        return sum(spread.tokens) / sum(spread.solved) if any(spread.solved) else None
+        return sum(use.tokens) / sum(use.solved) if any(use.solved) else None
 
     def rises(self, strategy: str, kind: str) -> Interval:
         """The rise of the best score so far for each 1,000 tokens of calls of a kind."""
@@ -277,8 +277,8 @@ def figures(
             name: _gains_per_question(own, settings.budgets[-1], whole)
             for name, own in compared.items()
         },
-        spreads={
-            name: [_spread(own, budget, whole) for budget in settings.budgets]
+        uses={
+            name: [_use(own, budget, whole) for budget in settings.budgets]
             for name, own in compared.items()
         }
         if settings.protocol == "run"
@@ -292,14 +292,14 @@ def figures(
     )
 
 
-def _spread(records: Sequence[Record], budget: int, questions: Sequence[str]) -> Spread:
+def _use(records: Sequence[Record], budget: int, questions: Sequence[str]) -> Use:
     rows = [record for record in records if record["budgets"] == [budget]]
     own = {q: [row for row in rows if row["question"] == q] for q in questions}
 
     def means(value: Callable[[Record], float]) -> list[float]:
         return [mean([value(row) for row in of]) for of in own.values()]
 
-    return Spread(
+    return Use(
         means(lambda row: row["scores"][0] >= 1),
         means(lambda row: row["oracle"][0] >= 1),
         means(lambda row: row["chance"]) if all("chance" in row for row in rows) else None,

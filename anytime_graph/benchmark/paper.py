@@ -157,7 +157,7 @@ class _CellRun:
             answers.append(answers[-1] if ended else self._answer(chain, at))
             scores.append(scores[-1] if ended else self.scorer.value(answers[-1]))
         self.places.close("done")
-        return {**self._record(scores, chain), **self.scorer.seen(answers)}
+        return self._record(scores, chain, **self.scorer.seen(answers))
 
     def prepare(self) -> tuple[Record, Lesson]:
         """Make trajectories on a training question, and the lesson from them."""
@@ -180,7 +180,7 @@ class _CellRun:
         record = self._record([best], chain)
         return {**record, "pairs": len(pairs)}, Lesson(question.prompt, pairs, rules)
 
-    def _record(self, scores: Sequence[float], chain: _Chain) -> Record:
+    def _record(self, scores: Sequence[float], chain: _Chain, **more: Any) -> Record:
         return record_of(
             self.cell,
             self.model,
@@ -191,6 +191,7 @@ class _CellRun:
             unscored=self.scorer.unscored,
             stop_reason="too dear" if self.too_dear else chain.reply.receipt["ended"],
             cut=self.how,
+            **more,
         )
 
     # --- calls

@@ -105,7 +105,7 @@ def _task(figures: Figures) -> list[Block]:
     if len(figures.budgets) > 1:
         blocks += [Heading("How early quality comes", 3), _indices(figures)]
         blocks.append(Text(_index_terms(figures)))
-    if figures.spreads:
+    if figures.uses:
         blocks += [Heading("What there was to choose from", 3), _choices_grid(figures)]
         blocks.append(Text(_choices_terms(figures)))
         if _RIVAL in figures.strategies and len(figures.strategies) > 1:
@@ -220,20 +220,20 @@ def _qualities(f: Figures) -> Grid:
 
 
 def _choices_grid(f: Figures) -> Grid:
-    seen = any(spread.seen for spreads in f.spreads.values() for spread in spreads)
+    seen = any(use.seen for uses in f.uses.values() for use in uses)
     rows = []
     for name in f.strategies:
-        for at, (budget, spread) in enumerate(zip(f.budgets, f.spreads[name], strict=True)):
+        for at, (budget, use) in enumerate(zip(f.budgets, f.uses[name], strict=True)):
             per_solved = f.tokens_per_solved(name, at)
             rows.append(
                 [
                     f"{name} at {budget:,}",
-                    f"{mean(spread.solved):.1%}",
-                    _with_interval(bootstrap(spread.covered), "{:.1%}"),
+                    f"{mean(use.solved):.1%}",
+                    _with_interval(bootstrap(use.covered), "{:.1%}"),
                     f"{mean([row[at] for row in f.oracle[name]]):.3f}",
-                    _with_interval(bootstrap(spread.chance)) if spread.chance else "-",
-                    *([f"{mean(spread.seen):.3f}" if spread.seen else "-"] if seen else []),
-                    _percentage(mean(spread.tokens), budget),
+                    _with_interval(bootstrap(use.chance)) if use.chance else "-",
+                    *([f"{mean(use.seen):.3f}" if use.seen else "-"] if seen else []),
+                    _percentage(mean(use.tokens), budget),
                     "-" if per_solved is None else f"{per_solved:,.0f}",
                 ]
             )
@@ -249,7 +249,7 @@ def _choices_terms(f: Figures) -> str:
         "the random one is what choosing brings."
         + " The scorer's own score is that of the answer returned, by the part of what counts that the "
         "scorer sees; quality is by the other part."
-        * any(spread.seen for spreads in f.spreads.values() for spread in spreads)
+        * any(use.seen for uses in f.uses.values() for use in uses)
     )
 
 

@@ -51,8 +51,8 @@ class _Numbers(click.ParamType[Any]):
     required=True,
     metavar="NAME[:FILE][?OPTION=VALUE&...]",
     help="A task to measure on: constraints, trip, natural_plan_trip:FILE, aime_2024[:FILE], "
-    "gpqa_diamond[:FILE], reasoning_gym:NAME or jsonl:FILE. Its options follow a question mark, as "
-    "in constraints?difficulty=3. Can be repeated.",
+    "gpqa_diamond[:FILE], reasoning_gym:NAME, humaneval, mbpp:FILE, ifeval:FILE or jsonl:FILE. Its "
+    "options follow a question mark, as in constraints?difficulty=3. Can be repeated.",
 )
 @click.option(
     "--task-option",

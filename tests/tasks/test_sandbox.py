@@ -59,6 +59,7 @@ def test_values_arrive_as_they_were_returned() -> None:
         "{3}",
         "frozenset({4})",
         "10**40",
+        "int",
     ]
     checks = [f"assert same({v}) == {v} and type(same({v})) is type({v})" for v in values]
     assert all(r.holds for r in judged(program, *checks, "assert count('aab') == {'a': 2, 'b': 1}"))
@@ -150,7 +151,7 @@ HOSTILE = {
     "changes how values are compared": (
         "import builtins, json, sys\ndef f():\n    builtins.AssertionError = ValueError\n"
         "    builtins.exec = builtins.compile = lambda *a: None\n"
-        "    m = sys.modules['__main__']\n    m.Result = m._result = lambda *a: (True, '')\n    return 2",
+        "    m = sys.modules['__main__']\n    m.Result = m._outcome = lambda *a: (True, '')\n    return 2",
         "f() returned 2",
     ),
     "looks for what is expected": (
@@ -240,7 +241,7 @@ def test_it_is_refused_where_nothing_keeps_a_program_in(monkeypatch: pytest.Monk
 def test_an_interrupted_caller_ends_the_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     way = sandbox.isolation()
     ended: list[int] = []
-    end = sandbox._end
+    end = sandbox._end_group
 
     def watched(group: int) -> None:
         ended.append(group)
@@ -250,9 +251,9 @@ def test_an_interrupted_caller_ends_the_judge(monkeypatch: pytest.MonkeyPatch) -
         assert judge.poll() is None
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sandbox, "_end", watched)
+    monkeypatch.setattr(sandbox, "_end_group", watched)
     monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        sandbox._started(way, {"checks": []}, 1)
+        sandbox._run_judge(way, {"checks": []}, 1)
     with pytest.raises(ChildProcessError):
         os.waitpid(ended[0], 0)
