@@ -105,7 +105,7 @@ def _itemize(of: Class | Function, names: dict[str, str]) -> None:
     if of.docstring is None or not names or "\n- **" in of.docstring.value:
         return
     name = "|".join(map(re.escape, names))
-    entry = re.compile(rf"(?:^|(?<=[.;])\s+|\n)[ ]*((?:{name})(?:, (?:{name}))*): ", re.M)
+    entry = re.compile(rf"(?:^|(?<=[.;])\s+|\n)[ ]*((?:{name})(?:, (?:{name}))*):\s+", re.M)
 
     def item(match: re.Match[str]) -> str:
         said = ", ".join(
