@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup postgres demo test pytest lint torture bench conformance simulation recording mutants clean
+.PHONY: setup postgres demo picture docs test pytest lint torture bench conformance simulation recording mutants clean
 
 setup: $(VENV)/.ready
 
@@ -29,6 +29,15 @@ postgres:
 
 demo: setup
 	$(BIN)/anytime-graph demo $(if $(SEED),--seed $(SEED))
+
+# What README shows of the demo, from a run of it. Takes a SEED.
+picture: setup
+	$(BIN)/python -m tests.kit.picture $(SEED)
+
+# The pages of docs/ as a site, which needs no network to be read: build/site/index.html.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo 'Open build/site/index.html'
 
 # Types are checked while the tests run.
 test: setup postgres

@@ -17,6 +17,8 @@ from anytime_graph.planning.until import Until
 from anytime_graph.scoring import Judge, Score
 from anytime_graph.warm_up import Warmed, WarmUp, warm_up
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Budget",
     "BudgetTooSmall",
@@ -39,6 +41,7 @@ __all__ = [
     "View",
     "WarmUp",
     "Warmed",
+    "__version__",
     "add_spend",
     "afork",
     "create_anytime_graph",

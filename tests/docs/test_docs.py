@@ -7,20 +7,27 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
+from xml.etree import ElementTree
 
 import pytest
 
-from anytime_graph import Budget, create_anytime_graph
+from anytime_graph import Budget, Spend, Stop, Until, create_anytime_graph
+from anytime_graph.budget import DIMENSIONS
 from anytime_graph.cli.bench_commands import bench
+from anytime_graph.run.pairs import Candidate, Pair
+from anytime_graph.run.state import Output
 from tests.kit.forks import forked
 from tests.kit.lives import EMBEDDED
 from tests.kit.marks import torture
+from tests.kit.picture import FILE, picture
 from tests.kit.places import ROOT
 from tests.kit.server import Reply, Server
 from tests.kit.waiting import PATIENCE
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -86,7 +93,7 @@ def test_console_blocks_run(
         if words[0] == "make":
             words = ["make", "--dry-run", "--directory", str(ROOT), *words[1:]]
         elif words[0] == "pip":
-            extras = re.search(r"anytime-graph\[([\w,]+)\]", line)
+            extras = re.search(r"(?:anytime-graph|\.)\[([\w,]+)\]", line)
             declared = (ROOT / "pyproject.toml").read_text()
             assert extras
             assert all(f"\n{e} = [" in declared for e in extras[1].split(","))
@@ -123,6 +130,41 @@ def test_the_drawn_graph_is_the_graph(server: Server) -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     drawn = next(text for language, text in BLOCK.findall(page) if language == "mermaid")
     assert drawn == app.get_graph().draw_mermaid()
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= 900
+
+
+def test_every_field_of_the_output_is_explained() -> None:
+    page = (ROOT / "docs" / "output.md").read_text()
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    fields = {*get_type_hints(Output), *Candidate.__annotations__, *Pair.__annotations__}
+    assert fields | Spend.__annotations__.keys() <= named
+
+
+def test_every_reason_to_stop_is_explained() -> None:
+    """Those that stand in the code as words; rules and dimensions go by their names."""
+    calls = re.compile(r"\bStop\(f?\"(\w+)|\"stop_reason\": \"(\w+)")
+    said = {
+        one or other
+        for folder in ("anytime_graph", "nodes")
+        for file in (ROOT / folder).rglob("*.py")
+        for one, other in calls.findall(file.read_text())
+    }
+    page = (ROOT / "docs" / "output.md").read_text()
+    section = page.partition("## Why it ended")[2].partition("\n## ")[0]
+    told = set(re.findall(r"`(\w+)(?::[^`]*)?`", section))
+    assert said | {*DIMENSIONS, *(f.name for f in fields(Until)), Stop().reason} <= told
+
+
+def test_the_picture_of_the_readme_asks_the_network_for_nothing() -> None:
+    drawn = picture("\x1b[32mscore\x1b[0m 0.56\r\n\x1b[2Klater", "a title")
+    for svg in (drawn, FILE.read_text()):
+        ElementTree.fromstring(svg)
+        assert not re.search(r"url\([\"']?http|href=|@import|@font-face", svg)
+    assert ">score<" in drawn.replace("&#160;", " ").replace("> ", ">")
 
 
 def test_the_server_configuration_is_valid(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ PAGES = [
     ROOT / "Makefile",
     ROOT / "README.md",
     ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 FILES = sorted((ROOT / "tests").rglob("*.py"))

@@ -15,7 +15,7 @@ from tests.kit.places import ROOT
 
 PAGE = ROOT / "docs" / "architecture.md"
 ROOMS = (
-    ("budget", "text", "interrupt", "clock", "forms", "local", "metrics"),
+    ("budget", "text", "interrupt", "clock", "forms", "local", "metrics", "testing"),
     ("models", "scoring"),
     ("run", "constraints"),
     ("prompts", "tasks"),
