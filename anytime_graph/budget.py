@@ -10,6 +10,8 @@ from typing import Any, cast
 
 from typing_extensions import TypedDict
 
+from anytime_graph.text import counted
+
 DIMENSIONS = ("tokens", "output_tokens", "usd", "calls", "seconds")
 _WHOLE = ("tokens", "output_tokens", "calls")
 _MOST = 10**15
@@ -253,7 +255,7 @@ class NoAnswer(RuntimeError):
     def __init__(self, causes: list[str], spent: Spend) -> None:
         self.causes = causes
         self.spent = spent
-        super().__init__("no call brought an answer: " + "; ".join(dict.fromkeys(causes)))
+        super().__init__("no call brought an answer: " + "; ".join(counted(causes)))
 
     def __reduce__(self) -> Any:
         return _revived, (type(self), self.args, vars(self))

@@ -38,7 +38,7 @@ from anytime_graph.run.calls import Chosen
 from anytime_graph.run.context import Context
 from anytime_graph.run.state import Decides, Input, Output, Payoff, State
 from anytime_graph.run.upgrade import migrated_state
-from anytime_graph.scoring import Extractor, Judge, Scorer
+from anytime_graph.scoring import Extractor, Judge, Scorer, check_signature
 
 __all__ = ["Context", "afork", "create_anytime_graph", "fork"]
 
@@ -105,6 +105,8 @@ def create_anytime_graph(
         raise ValueError(f"scorer={scorer!r}: a function, 'judge' or 'vote'")
     if not (scorer is None or isinstance(scorer, str | Judge) or callable(scorer)):
         raise ValueError(f"scorer={scorer!r}: a function (question, answer) -> score is needed")
+    if callable(scorer):
+        check_signature(scorer)
     if budget is not None:
         budget = as_budget(budget)
     if isinstance(memory, Ledger) and memory is not ledger:
@@ -205,5 +207,6 @@ def _branch(values: dict[str, Any], budget: Budget | None) -> State:
         interrupted=False,
         failures=0,
         blocked=None,
+        unscored=False,
         wait=0.0,
     )

@@ -8,17 +8,21 @@ import inspect
 import math
 import re
 import runpy
+import sysconfig
+import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
 from pydantic import BaseModel
 
 from anytime_graph.budget import Prices
-from anytime_graph.interrupt import contained
+from anytime_graph.interrupt import Exited, contained
+from anytime_graph.text import head_of
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,11 @@ Extractor = Callable[[str], str | None]
 """Reply text -> the answer in it, or None."""
 
 
+_SAID = 200
+"""Characters of an error's message that are told."""
+_PYTHON = sysconfig.get_path("stdlib")
+
+
 class BadScore(ValueError):
     """A scorer returned something other than a score."""
 
@@ -91,6 +100,43 @@ def scorer_in(reference: str) -> Scorer:
     if not callable(function):
         raise ValueError(f"check {reference!r}: {path} has no function {name!r}")
     return cast(Scorer, function)
+
+
+def check_signature(scorer: Scorer) -> None:
+    """Raises ValueError if the scorer cannot be called with a question and an answer."""
+    try:
+        signature = inspect.signature(scorer)
+    except (TypeError, ValueError):
+        return  # written in C: it does not say
+    try:
+        signature.bind("question", "answer")
+    except TypeError:
+        name = getattr(scorer, "__name__", type(scorer).__name__)
+        raise ValueError(
+            f"scorer={name}{signature}: a function (question, answer) -> score is needed"
+        ) from None
+
+
+def failure(scorer: Scorer, error: BaseException) -> str:
+    """What went wrong in a scorer, and where: "ZeroDivisionError: division by zero (rules.py, line 7)".
+    Of what it called, the line in the user's own code; without one, where the scorer begins."""
+    named = error.__cause__ if isinstance(error, Exited) and error.__cause__ else error
+    said = head_of(" ".join(str(named).split()), _SAID)
+    kind = "" if isinstance(error, BadScore) else type(named).__name__
+    code = getattr(scorer, "__code__", None) or getattr(scorer.__call__, "__code__", None)
+    place = (code.co_filename, code.co_firstlineno) if code else None
+    for frame, line in traceback.walk_tb(named.__traceback__):
+        if _users(frame):
+            place = frame.f_code.co_filename, line
+    where = f" ({place[0]}, line {place[1]})" if place else ""
+    return ": ".join(part for part in (kind, said) if part) + where
+
+
+def _users(frame: FrameType) -> bool:
+    """Whether a frame is of the user's own code: neither ours, nor Python's, nor installed."""
+    file, module = frame.f_code.co_filename, str(frame.f_globals.get("__name__"))
+    ours = module.partition(".")[0] == __package__
+    return not (ours or file.startswith((_PYTHON, "<frozen")) or "site-packages" in file)
 
 
 def is_async(scorer: Scorer) -> bool:

@@ -42,7 +42,7 @@ _ROOTS = 4_096
 """Most threads whose latest node is remembered."""
 _RECENT = 60.0
 """Seconds for which a thread counts as one that runs here, after its last node."""
-_OWN_REASONS = "perfect judge done satisfied agreed errors steps interrupted"
+_OWN_REASONS = "perfect judge done satisfied agreed errors scorer steps interrupted"
 _REASONS = (*DIMENSIONS, *_OWN_REASONS.split())
 _OF_RUNS = ("memory", "curve", "pairs", "answers", "calls")
 

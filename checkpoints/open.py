@@ -187,13 +187,22 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
     class Saver(saver):  # type: ignore[misc] # which class is known at run time only
         def get_tuple(self, config: RunnableConfig) -> Any:
             checked(config)
-            with ledger.store.explained():
+            with ledger.store.explained(), of_its_kind():
                 return readable(super().get_tuple(config))
 
         async def aget_tuple(self, config: RunnableConfig) -> Any:
             checked(config)
-            with ledger.store.explained():
+            with ledger.store.explained(), of_its_kind():
                 return readable(await super().aget_tuple(config))
+
+        def list(self, *given: Any, **named: Any) -> Iterator[CheckpointTuple]:
+            with of_its_kind():
+                yield from super().list(*given, **named)
+
+        async def alist(self, *given: Any, **named: Any) -> AsyncIterator[CheckpointTuple]:
+            with of_its_kind():
+                async for found in super().alist(*given, **named):
+                    yield found
 
         def put(self, config: RunnableConfig, checkpoint: Checkpoint, *rest: Any) -> RunnableConfig:
             try:
@@ -249,6 +258,20 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
             what = f"{ledger.store.where}: the state of thread {_thread(found.config)!r}"
             refuse_newer(what, values[CHANNEL], len(STATE))
         return found
+
+    @contextmanager
+    def of_its_kind() -> Iterator[None]:
+        """LangGraph's savers serve either sync or async calls."""
+        try:
+            yield
+        except (NotImplementedError, asyncio.InvalidStateError) as error:
+            called, opened = "`invoke`, `stream`", "with"
+            if isinstance(error, NotImplementedError):
+                called, opened = "`ainvoke`, `astream`", "async with"
+            raise LedgerError(
+                f"{ledger.store.where}: for {called} and the like, open it with "
+                f"`{opened} open_checkpoints(...) as store:`"
+            ) from None
 
     def checked(config: RunnableConfig) -> None:
         """Refuse ids that cannot be written. LangGraph reads before a run pays for anything."""

@@ -1,12 +1,14 @@
 """The compiled graph, with what happens before and after each of its invocations.
 
-Before: a budget in the input becomes plain data, which any saver can store. After: the thread is
-released, even if the invocation failed or was abandoned.
+Before: settings that nothing would read are refused, and a budget in the input becomes plain data,
+which any saver can store. After: the thread is released, even if the invocation failed or was
+abandoned.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from contextlib import aclosing, suppress
 from typing import Any, cast
@@ -20,8 +22,18 @@ from langgraph.runtime import RunControl, Runtime
 from anytime_graph.budget import Budget
 from anytime_graph.checkpoints import Ledger
 from anytime_graph.planning.setup import Setups
-from anytime_graph.run.context import Context
+from anytime_graph.run.context import Context, check_context
 from anytime_graph.run.state import Input, Output, State
+
+log = logging.getLogger(__name__)
+
+_LANGGRAPHS = (
+    *("thread_id", "checkpoint_id", "checkpoint_ns", "checkpoint_map"),
+    *("run_id", "assistant_id", "graph_id", "user_id"),
+)
+"""Names in `configurable` that LangGraph and its server use."""
+_PREFIXES = ("__", "langgraph_", "x-")
+_warned: set[str] = set()
 
 
 class AnytimeGraph(StateGraph[State, Context, Input, Output]):
@@ -47,7 +59,8 @@ class _Compiled(CompiledStateGraph[State, Context, Input, Output]):
         control: RunControl | None = None,
         **options: Any,
     ) -> Iterator[Any]:
-        control, belongs = _identified(config, control)
+        control, belongs, nested = _identified(config, control)
+        _check(self.config, config, options.get("context"), nested)
         try:
             yield from super().stream(_plain(input), config, control=control, **options)
         finally:
@@ -62,7 +75,8 @@ class _Compiled(CompiledStateGraph[State, Context, Input, Output]):
         control: RunControl | None = None,
         **options: Any,
     ) -> AsyncIterator[Any]:
-        control, belongs = _identified(config, control)
+        control, belongs, nested = _identified(config, control)
+        _check(self.config, config, options.get("context"), nested)
         parts = cast(Any, super().astream(_plain(input), config, control=control, **options))
         try:
             async with aclosing(parts):
@@ -80,12 +94,36 @@ def _plain(input: Any) -> Any:
     return input
 
 
+def _check(
+    bound: RunnableConfig | None, config: RunnableConfig | None, context: Any, nested: bool
+) -> None:
+    """Refuse settings that nothing would read, and warn once of those that only others may read. Within a
+    parent graph, `configurable` is the parent's."""
+    check_context(context)
+    given = {
+        **((bound or {}).get("configurable") or {}),
+        **((config or {}).get("configurable") or {}),
+    }
+    for name in () if nested else given:
+        if name in Context.__annotations__:
+            if given[name] != (context or {}).get(name):  # the server gives it in both
+                raise ValueError(
+                    f"configurable {name}={given[name]!r}: give it as context={{{name!r}: ...}}"
+                )
+        elif not (name in (*_LANGGRAPHS, *_warned) or name.startswith(_PREFIXES)):
+            _warned.add(name)
+            log.warning(
+                "configurable %r: not read by this graph, whose settings are given as context={...}",
+                name,
+            )
+
+
 def _identified(
     config: RunnableConfig | None, control: RunControl | None
-) -> tuple[RunControl, Callable[[Hashable], bool]]:
-    """The control that LangGraph would choose for an invocation, and a test for whether a life
-    belongs to it (see run.context.Invocation). Within a parent graph, invocations share a control
-    and differ in their namespace."""
+) -> tuple[RunControl, Callable[[Hashable], bool], bool]:
+    """The control that LangGraph would choose for an invocation, a test for whether a life belongs to
+    it (see run.context.Invocation), and whether there is a graph around. Within a parent graph,
+    invocations share a control and differ in their namespace."""
     settings = (config or {}).get("configurable")
     if settings is None:
         with suppress(RuntimeError):
@@ -98,4 +136,4 @@ def _identified(
     def belongs(life: Any) -> bool:
         return bool(life[0] is own and life[1].startswith(space))
 
-    return own, belongs
+    return own, belongs, bool(runtimes)

@@ -178,7 +178,12 @@ class Hub:
                 grant = affordable(setup, as_budget(granted))
                 update["limits"] = raised(state["limits"], grant, state["spent"])
                 update |= State(
-                    interrupted=False, failures=0, blocked=None, wait=0.0, concluded=None
+                    interrupted=False,
+                    failures=0,
+                    blocked=None,
+                    unscored=False,
+                    wait=0.0,
+                    concluded=None,
                 )
         now = merged(state, update)
         sends = self._next(setup, state, now, config, digest, journal)

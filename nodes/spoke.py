@@ -21,7 +21,6 @@ from anytime_graph.checkpoints.leases import Hold
 from anytime_graph.interrupt import contained
 from anytime_graph.metering.call import acall, call
 from anytime_graph.metering.request import Place, Reply, Request
-from anytime_graph.models.providers import describe
 from anytime_graph.nodes import agent
 from anytime_graph.nodes.answering import candidate
 from anytime_graph.nodes.critique import judgement_of
@@ -32,7 +31,7 @@ from anytime_graph.run.calls import Assignment, Outcome, PlannedCall, concluded
 from anytime_graph.run.context import invocation, root, stop_signal
 from anytime_graph.run.state import State
 from anytime_graph.run.upgrade import OUTCOME, migrated_assignment
-from anytime_graph.scoring import BadScore, Scorer, Verdict, as_score, is_async, verdict_of
+from anytime_graph.scoring import Scorer, Verdict, as_score, failure, is_async, verdict_of
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +105,7 @@ class Spoke(Runnable[Assignment, State]):
                     verdict = verdict_of(scorer, run["question"], self._subject(outcome))
                     _rate(outcome, verdict)
             except Exception as error:
-                _unrated(outcome, error)
+                _unrated(outcome, scorer, error)
         _keep(outcome, run["run_id"], journal)
         return self._returned(setup, assigned, outcome)
 
@@ -165,7 +164,7 @@ class Spoke(Runnable[Assignment, State]):
                     verdict = _averdict(scorer, run["question"], self._subject(outcome))
                     _rate(outcome, await verdict)
             except Exception as error:
-                _unrated(outcome, error)
+                _unrated(outcome, scorer, error)
         if journal is not None:
             await asyncio.to_thread(_keep, outcome, run["run_id"], journal)
         return self._returned(setup, assigned, outcome)
@@ -217,6 +216,7 @@ def _request(assigned: Assignment) -> Request:
         prompt_copies=planned["prompt_copies"],
         place=Place(assigned["run"]["run_id"], planned["ordinal"]),
         kind=planned["move"]["kind"],
+        step=assigned["run"]["plan"],
     )
 
 
@@ -323,9 +323,8 @@ def _rate(outcome: Outcome, verdict: Verdict) -> None:
     }
 
 
-def _unrated(outcome: Outcome, error: Exception) -> None:
-    """Note that the scorer failed. The candidate stays without a score, and the run goes on."""
-    reason = str(error) if isinstance(error, BadScore) else describe(error)
-    ordinal = outcome["call"]["ordinal"]
+def _unrated(outcome: Outcome, scorer: Scorer, error: Exception) -> None:
+    """Note that the scorer failed. The candidate stays without a score; the run ends if none has one."""
+    reason, ordinal = failure(scorer, error), outcome["call"]["ordinal"]
     outcome["receipt"]["errors"].append(f"scorer on candidate {ordinal}: {reason}")
     log.debug("scorer failed", exc_info=error)

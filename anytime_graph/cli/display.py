@@ -36,7 +36,7 @@ from anytime_graph.planning.profiles import Profile
 from anytime_graph.run.announcements import improvement
 from anytime_graph.run.calls import PlannedCall
 from anytime_graph.run.state import Output, Point
-from anytime_graph.text import clipped, harmless
+from anytime_graph.text import clipped, counted, harmless
 from anytime_graph.warm_up import WarmUp
 
 _WIDTH, _HEIGHT = 56, 8
@@ -270,7 +270,7 @@ def result(out: Output) -> None:
     if "critique" not in out["spent_by"] and out["pairs"]:
         console.print(f"({len(out['pairs'])} preference pairs came from the scorer, at no cost)")
     console.print(Text(curve(out["curve"], out["spent"]["tokens"])))
-    for error in out["errors"][:5]:
+    for error in counted(out["errors"])[:5]:
         console.print(_inert(f"noted: {error}", "yellow"))
 
 

@@ -45,13 +45,19 @@ def opened(db: str, **how: Any) -> Iterator[Checkpoints]:
         raise click.UsageError(str(error)) from None
 
 
+class Refused(click.ClickException):
+    """Bad input that is no matter of usage, such as a missing key: told in one line."""
+
+    exit_code = 2
+
+
 @contextmanager
 def errors_shown(as_json: bool) -> Iterator[None]:
     """Turn the library's errors into messages and exit codes."""
     try:
         yield
     except (BudgetTooSmall, LedgerError, ValueError, FileNotFoundError, ImportError) as error:
-        raise click.UsageError(str(error)) from None
+        raise Refused(harmless(str(error))) from None
     except NoAnswer as error:
         if as_json:
             click.echo(line({"answer": None, "errors": error.causes, "spent": error.spent}))

@@ -25,9 +25,22 @@ from anytime_graph.interrupt import interruptible
 from anytime_graph.local import local_model
 from anytime_graph.models import default_model
 from anytime_graph.run.state import Output
+from anytime_graph.text import counted, harmless
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. Ctrl-C where there is no answer yet ends it silently."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            ctx.exit(ledger_commands.INTERRUPTED)
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="anytime-graph")
 def main() -> None:
     """Get the best answer that a chat model can reach within a budget.
@@ -83,7 +96,7 @@ def solve(
 
     \b
     Exit codes:
-      1    no call gave an answer, or another process is running the thread
+      1    no call gave an answer, --check failed on all answers, or another process is running the thread
       2    bad input, or a budget that is too small for one call
       130  interrupted with Ctrl-C
 
@@ -294,6 +307,8 @@ def _deliver(out: Output, as_json: bool) -> None:
         display.say(out["best"]["answer"] if out["best"] else "")
     if out["stop_reason"] == "interrupted":
         sys.exit(ledger_commands.INTERRUPTED)
+    if out["stop_reason"] == "scorer":
+        raise click.ClickException("; ".join(counted(map(harmless, out["errors"]))))
 
 
 def _report(out: Output) -> dict[str, Any]:

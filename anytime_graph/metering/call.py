@@ -24,7 +24,7 @@ from anytime_graph import clock
 from anytime_graph.budget import Spend, nothing
 from anytime_graph.interrupt import StopSignal, contained
 from anytime_graph.metering.bill import Bill, bill
-from anytime_graph.metering.learned import Attempts, Form, shaped
+from anytime_graph.metering.learned import Attempts, Form, Trial, shaped
 from anytime_graph.metering.meter import Meter
 from anytime_graph.metering.request import Entry, Journal, JournalError, Reply, Request
 from anytime_graph.metering.streamed import StreamedChoice, StreamedReply
@@ -79,7 +79,7 @@ def _attempt(
     try:
         for seconds in under_way.waits():
             time.sleep(seconds)
-        if under_way.cut or not under_way.reserve(journal):
+        if under_way.cut or under_way.error or not under_way.reserve(journal):
             return under_way.settle()
         if under_way.patience() is None:
             pump()
@@ -121,8 +121,14 @@ async def _aattempt(
     under_way = _Call(meter, request, stop)
     for seconds in under_way.waits():
         await asyncio.sleep(seconds)
-    if under_way.cut or not (
-        await asyncio.to_thread(under_way.reserve, journal) if journal else under_way.reserve(None)
+    if (
+        under_way.cut
+        or under_way.error
+        or not (
+            await asyncio.to_thread(under_way.reserve, journal)
+            if journal
+            else under_way.reserve(None)
+        )
     ):
         return under_way.settle()
 
@@ -269,17 +275,32 @@ class _Call:
         self.billed_once: bool | None = None
         self.error: Exception | None = None
         self.errors: list[str] = []
+        self.trial: Trial | None = None
 
     # --- before the call
 
     def waits(self) -> Iterator[float]:
-        """Seconds to sleep, in turn, before a call that follows a refusal; none once time is out or a
-        stop came."""
+        """Seconds to sleep, in turn, before a call that follows a refusal, or that is not the first one
+        to its server; none once time is out or a stop came."""
         until = time.monotonic() + self.request.wait
         while not self.over() and (rest := until - time.monotonic()) > 0:
             yield min(rest, _POLL)
         if self.cut == "out of time" and self.request.wait:
             self.cut = "out of time, because the provider had asked to wait"
+        first, own = self.meter.known.enter(self.request.step)
+        if own or first is None:
+            self.trial = first
+            return
+        while not (first.over or self.over()) and time.monotonic() < first.until:
+            yield _POLL / 5
+        if first.refusal is not None and self.cut is None:  # the first tells why
+            self.error = first.refusal
+            self.receipt.update({"failed": True, "closed": True, "lost": True})
+
+    def tried(self, refusal: Exception | None = None) -> None:
+        """Tell the calls that wait for this one."""
+        if self.trial is not None and not self.trial.over:
+            self.trial.refusal, self.trial.over = refusal, True
 
     def reserve(self, journal: Journal | None) -> bool:
         """Write the reservation. Returns False if the call must not be made."""
@@ -373,6 +394,8 @@ class _Call:
 
     def _feed(self, chunk: Any) -> bool:
         """Take in a piece of the reply; True to cut the stream."""
+        self.meter.known.answers = True
+        self.tried()
         if self.over():
             return True
         if self.streamed.feed(chunk):
@@ -391,8 +414,10 @@ class _Call:
             self.streamed.unreadable = self.ended = True
             return
         self.error = error
-        self.errors.append(providers.describe(error))
         status = providers.status(error)
+        self.errors.append(
+            f"{providers.describe(error)}{refusals.to_check(status, self.meter.model)}"
+        )
         refused = status is not None and not providers.transient(status)
         arrived = self.streamed.pieces or self.streamed.unseen_chunks or self.streamed.usage
         unserved = not self.sent or (not arrived and providers.unserved(error))
@@ -411,12 +436,14 @@ class _Call:
                 "retry_after": refusals.retry_after(error),
             }
         )
+        self.tried(error if closed else None)
         log.debug("call %s failed", self.request.place.ordinal, exc_info=error)
 
     # --- when it has ended
 
     def settle(self) -> Reply:
         """The reply. What still arrives after this does not count."""
+        self.tried()
         if self.streamed.reported and not self.overran:
             self.ended, self.cut = True, None  # it was whole, and its cost known, when it was cut
         shared, now, streamed = self.receipt, clock.now(), self.streamed

@@ -26,6 +26,8 @@ from anytime_graph.models import providers, refusals
 _PATIENCE = 90.0
 """Seconds that a call waits for a server that refuses it, in all. Most limits are by the minute."""
 _FIRST_WAIT = 0.5
+_TRIAL = 0.5
+"""Seconds for which the calls of a step wait for what becomes of the first."""
 _MODELS = 4_096
 """Models whose facts are kept."""
 
@@ -49,11 +51,23 @@ class Part(NamedTuple):
 
 
 @dataclass
+class Trial:
+    """A step's first request to a server that has not answered yet. until: when its siblings wait no longer.
+    over: it was answered or refused. refusal: one that the siblings would get too, as with a wrong key."""
+
+    step: str
+    until: float
+    over: bool = False
+    refusal: Exception | None = None
+
+
+@dataclass
 class Learned:
     """What is known of one model at one address.
 
     refused: parts that it does not take. taken: parts that are not at fault. window: tokens of prompt and
-    reply together. ceiling: tokens of a reply. Both None: not known. until: no request before this
+    reply together. ceiling: tokens of a reply. Both None: not known. answers: it has answered a request;
+    trial: until then, the first one under way. until: no request before this
     time of the monotonic clock. streak: refusals for load, in a row. latest: when the last of them came.
     """
 
@@ -61,6 +75,8 @@ class Learned:
     taken: set[str] = field(default_factory=set)
     window: int | None = None
     ceiling: int | None = None
+    answers: bool = False
+    trial: Trial | None = None
     until: float = 0.0
     streak: int = 0
     latest: float = 0.0
@@ -70,6 +86,15 @@ class Learned:
         """The most output tokens that the server takes beside a prompt; None if that is not known."""
         room = None if self.window is None else self.window - max_input
         return min((n for n in (room, self.ceiling) if n is not None), default=None)
+
+    def enter(self, step: str) -> tuple[Trial | None, bool]:
+        """The trial that a call of this step is (True) or waits for (False), if any."""
+        with self.lock:
+            if self.answers or not step:
+                return None, False
+            if own := self.trial is None or self.trial.step != step:
+                self.trial = Trial(step, time.monotonic() + _TRIAL)
+            return self.trial, own
 
     def narrow(self, window: int | None = None, ceiling: int | None = None) -> None:
         """A window or ceiling no larger than this."""

@@ -33,6 +33,7 @@ class Request:
     n: choices asked for. prompt_copies: how many of them the prompt is reserved for; 1 once the
         provider is known to bill the prompt of such a request once.
     place: where the journal records it; its ordinal is added to the model's seed.
+    step: the plan that it is part of; siblings wait for the first request to a new server.
     kind: what its errors call it. without: parts that are left out; see metering.learned.
     """
 
@@ -44,6 +45,7 @@ class Request:
     n: int = 1
     prompt_copies: int = 1
     place: Place = NOWHERE
+    step: str = ""
     kind: str = "call"
     without: frozenset[str] = frozenset()
 

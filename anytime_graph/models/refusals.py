@@ -12,6 +12,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from anytime_graph.models import providers
 
@@ -121,6 +122,19 @@ def retry_after(error: Exception) -> float:
     if (told := told_wait(error)) is not None:
         return min(told, _LONGEST_WAIT)
     return 0.5 if providers.transient(status) else 0.0
+
+
+def to_check(status: int | None, model: Any) -> str:
+    """What to check after a refusal that every other request would get too; "" after another one."""
+    name = repr(providers.model_name(model) or type(model).__name__)
+    key = next(iter(getattr(model, "lc_secrets", {}).values()), "its key")
+    if status in providers.NO_ENTRY:
+        asked = "is the key right" if status == 401 else f"may the key use {name}"
+        return f"; check {key}: {asked}?"
+    if status == providers.NO_SUCH_THING:
+        host = urlsplit(providers.address(model)).hostname
+        return f"; check the model's name, {name}" + (f", and its address, {host}" if host else "")
+    return ""
 
 
 def _headers(error: BaseException | None) -> Mapping[str, str]:

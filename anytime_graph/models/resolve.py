@@ -2,33 +2,134 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from itertools import product
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables import RunnableBinding, RunnableSequence, RunnableWithFallbacks
+from langchain_core.runnables.retry import RunnableRetry
+from pydantic import ValidationError
 
 from anytime_graph.budget import Prices
 from anytime_graph.local import embedded_file, local_model
 from anytime_graph.models.providers import sent_options, surcharges, unbound
 
+_PROVIDERS = (
+    *("local", "openai", "anthropic", "azure_openai", "bedrock_converse", "cohere", "deepseek"),
+    *("fireworks", "google_genai", "google_vertexai", "groq", "huggingface", "mistralai", "nvidia"),
+    *("ollama", "openrouter", "perplexity", "together", "xai"),
+)
+_FAMILIES = {
+    r".*\.gguf": "local",
+    r"gpt-oss|llama|qwen|phi|gemma": "ollama",
+    r"gpt-|chatgpt|o\d": "openai",
+    r"claude": "anthropic",
+    r"gemini": "google_genai",
+    r"grok": "xai",
+    r"deepseek": "deepseek",
+    r"(mis|mix|minis|magis|codes)tral": "mistralai",
+}
+"""How models' names begin, and a provider of them."""
+_UNASKING = ("anthropic", "mistralai")
+"""Providers whose clients are made without a key, and fail in each call."""
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*_(?:API_KEY|TOKEN)")
+
 
 def resolve_model(model: Any) -> Any:
-    """The chat model that a string names; anything else unchanged.
+    """The chat model that a string names; another one without LangChain's retries, for the run itself
+    makes failed calls again.
 
     "local": the embedded model. "local:FILE.gguf": any GGUF file. "openai:NAME": ChatOpenAI.
-    "provider:NAME": any model that langchain's init_chat_model knows. Raises ValueError, or
-    ImportError that says what to install.
+    "provider:NAME": any model that langchain's init_chat_model knows. Raises ValueError that says
+    what is needed, such as a key, or ImportError that says what to install.
     """
     if not isinstance(model, str):
-        return model
+        return _without_retries(model)
     provider, _, name = model.partition(":")
     if provider == "local":
         return local_model(name or None)
     if not name:
+        meant = _meant(model) or "'local', 'local:FILE.gguf' or 'provider:name' is needed"
+        raise ValueError(f"model={model!r}: {meant}")
+    try:
+        made = _made(model, provider, name)
+    except ImportError:
+        raise
+    except Exception as error:  # each client has its own for a key that it misses
+        raise ValueError(f"model={model!r}: {_needed(error, model)}") from None
+    if provider in _UNASKING:
+        field, variable = next(iter(made.lc_secrets.items()))
+        secret = getattr(made, field)
+        if secret is None or not secret.get_secret_value():
+            raise ValueError(f"model={model!r}: {_key_needed([variable])}")
+    return made
+
+
+def _needed(error: Exception, model: str) -> str:
+    """What a client needs that could not be made."""
+    said = str(error.errors()[0]["msg"] if isinstance(error, ValidationError) else error)
+    if variables := _VARIABLE.findall(said):
+        return _key_needed(variables)
+    return _meant(model) or " ".join(said.removeprefix("Value error, ").split())
+
+
+def _key_needed(variables: list[str]) -> str:
+    return f"it needs a key; set {' or '.join(dict.fromkeys(variables))} in the environment"
+
+
+def _meant(model: str) -> str | None:
+    """The name that a wrong one was meant for, as a question."""
+    head, colon, name = model.partition(":")
+    near = get_close_matches(head.lower(), _PROVIDERS, 1, 0.55)
+    if head in _PROVIDERS:
+        meant = None
+    elif (of := _family(head)) and (not colon or re.search(r"\d", head)) and not _family(name):
+        meant = f"{of}:{model}"
+    elif colon and (near or (of := _family(name))):
+        meant = f"{near[0] if near else of}:{name}"
+    elif (head := model.partition("/")[0]) in _PROVIDERS:
+        meant = model.replace("/", ":", 1)
+    else:
+        meant = "local" if near == ["local"] else None
+    return meant and f"did you mean {meant}?"
+
+
+def _family(name: str) -> str | None:
+    """A provider of the models that have such names."""
+    return next((of for begin, of in _FAMILIES.items() if re.match(begin, name, re.I)), None)
+
+
+def _without_retries(model: Any) -> Any:
+    """The model without `with_retry`, in its other bindings. Raises ValueError for what holds more than
+    one model, or more than a model."""
+    if isinstance(model, RunnableWithFallbacks):
         raise ValueError(
-            f"model={model!r}: 'local', 'local:FILE.gguf' or 'provider:name' is needed"
+            "model=RunnableWithFallbacks: a budget counts the tokens and prices of one model; pass its "
+            "first model alone, or name all of them, as in model={'first': ..., 'second': ...}, and "
+            "choose another one with context={'model': 'second'} if a run ends in NoAnswer"
         )
+    if isinstance(model, RunnableSequence):
+        raise ValueError(
+            "model=RunnableSequence: pass only the chat model in it; what comes before it belongs into "
+            "the messages, and what reads its reply into answer="
+        )
+    if isinstance(model, RunnableRetry):
+        inner = _without_retries(model.bound)
+        if not (model.kwargs or model.config or model.config_factories):
+            return inner
+        kept = {name: getattr(model, name) for name in ("kwargs", "config", "config_factories")}
+        return RunnableBinding(bound=inner, **kept)
+    if isinstance(model, RunnableBinding) and (inner := _without_retries(model.bound)) is not (
+        model.bound
+    ):
+        return model.model_copy(update={"bound": inner})
+    return model
+
+
+def _made(model: str, provider: str, name: str) -> Any:
     if provider == "openai":
         from langchain_openai import ChatOpenAI
 

@@ -184,6 +184,8 @@ class _Edge:
             return Stop("steps")
         if reason := state.get("blocked"):
             return Stop(f"blocked: {reason}")
+        if state.get("unscored"):
+            return Stop("scorer")
         if state["failures"] >= PATIENCE:
             return Stop("errors")
         if (enough := self._enough()) and not self._only_compares():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
+from difflib import get_close_matches
 from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig
@@ -39,6 +40,18 @@ def context() -> Context:
     """The context of the invocation that this node belongs to."""
     settings = get_runtime(Context).context
     return settings if isinstance(settings, dict) else {}  # a parent graph's may be of another type
+
+
+def check_context(given: Any) -> None:
+    """Raises ValueError for a context with settings that nothing would read."""
+    names = sorted(Context.__annotations__)
+    if not (given is None or isinstance(given, Mapping)):
+        raise ValueError(f"context={type(given).__name__}: a dict is needed, of {', '.join(names)}")
+    for name in given or ():
+        if name not in names:
+            near = get_close_matches(str(name), names, 1)
+            meant = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"context {name!r}: {meant}a context has {', '.join(names)}")
 
 
 def user() -> tuple[str, ...]:

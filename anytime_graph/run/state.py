@@ -101,7 +101,7 @@ class State(Output, Input, total=False):
     call needs, as starved calls have shown. overhead: input tokens that an agent with tools adds to the
     prompt of a draft. owed: moves that a request for several choices left undone. failures: steps in a
     row that failed entirely. blocked: why the provider ended every answer of the last step, if there
-    is no whole answer. refusals: calls that were refused and cost nothing. wait: seconds that a
+    is no whole answer. unscored: the scorer failed on every answer. refusals: calls that were refused and cost nothing. wait: seconds that a
     provider asked for. anytime_form: the form of the state; see upgrade.py.
     """
 
@@ -128,6 +128,7 @@ class State(Output, Input, total=False):
     failures: int
     refusals: int
     blocked: str | None
+    unscored: bool
     wait: float
     interrupted: bool
     anytime_form: int
@@ -173,6 +174,7 @@ def fresh(question_id: str, chosen: Chosen, run_id: int, thread: str, limits: Li
         failures=0,
         refusals=0,
         blocked=None,
+        unscored=False,
         wait=0.0,
         interrupted=False,
     )

@@ -299,3 +299,36 @@ def test_nul_is_stored_wherever_it_comes_from(server: Server, target: str) -> No
         more = app.invoke({"budget": Budget(calls=1)}, ON)
         assert len(store.ledger.runs("rivers")) == 1, "the same question, by its id"
         assert more["best"]
+
+
+def test_checkpoints_opened_for_the_other_kind_of_call_say_what_to_write(
+    server: Server, target: str
+) -> None:
+    def app(store: Any) -> Any:
+        return graph(server, store.ledger).compile(checkpointer=store.saver)
+
+    async def history(app: Any) -> list[Any]:
+        return [state async for state in app.aget_state_history(ON)]
+
+    with open_checkpoints(target) as store:
+        made = app(store)
+        for called in (made.ainvoke(ASK, ON), made.aget_state(ON), history(made)):
+            with pytest.raises(
+                LedgerError, match=r"`async with open_checkpoints\(...\) as store:`"
+            ):
+                asyncio.run(called)
+        assert made.invoke(ASK, ON)["best"]
+
+    async def other() -> None:
+        async with open_checkpoints(target) as store:
+            made = app(store)
+            for called in (
+                lambda: made.invoke(ASK, ON),
+                lambda: made.get_state(ON),
+                lambda: list(made.get_state_history(ON)),
+            ):
+                with pytest.raises(LedgerError, match=r"`with open_checkpoints\(...\) as store:`"):
+                    called()
+            assert await history(made)
+
+    asyncio.run(other())

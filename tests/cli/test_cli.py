@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import stat
 import subprocess
@@ -12,11 +13,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from anytime_graph.cli import main
 from anytime_graph.cli.display import curve
 from anytime_graph.scoring import scorer_in
 from tests.kit.commands import COMMAND, environment
 from tests.kit.forks import forked
+from tests.kit.places import ROOT
 from tests.kit.server import Reply, Server
 from tests.kit.waiting import PATIENCE
 
@@ -149,6 +153,54 @@ def test_no_answer_is_exit_code_1_and_names_the_causes(server: Server) -> None:
     assert "HTTP 401" in done.stderr
     assert "sk-secret" not in done.stderr + done.stdout
     assert "Name a river" not in done.stderr
+
+
+def test_without_a_key_one_line_says_which_variable_to_set_for_which_model(tmp_path: Path) -> None:
+    bare = {k: v for k, v in environment(None).items() if "API_KEY" not in k}
+    for words in (["solve", "Q?", "--model"], ["demo", "--model"], ["solve", "Q?", "--judge"]):
+        done = forked([*words, "openai:gpt-4.1-mini"], tmp_path, bare)
+        assert (done.returncode, done.stdout) == (2, "")
+        message = "model='openai:gpt-4.1-mini': it needs a key; set OPENAI_API_KEY"
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"Error: {message} ")
+
+
+def test_a_check_that_fails_on_all_answers_is_exit_code_1_with_the_answer(
+    server: Server, tmp_path: Path
+) -> None:
+    check = tmp_path / "check.py"
+    check.write_text("def number(question, answer):\n    return float(answer)\n")
+    words = ["--tokens", "9000", "--check", f"{check}:number"]
+    done = command(server, "solve", "Name a river.", *words)
+    assert (done.returncode, done.stdout) == (1, "fine\n")
+    told = "ValueError: could not convert string to float: 'fine'"
+    assert f"{told} ({check}, line 2)" in " ".join(done.stderr.split())
+    assert len(server.calls) == 1, "one request for four drafts, of which this server brings one"
+
+
+def test_ctrl_c_while_importing_ends_silently_with_130(tmp_path: Path) -> None:
+    """A package that the import needs is one that presses Ctrl-C."""
+    (tmp_path / "langchain_core.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "import anytime_graph_command as c; c.main()", "--help"],
+        capture_output=True,
+        text=True,
+        env={**environment(None), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_ctrl_c_before_there_is_an_answer_ends_silently_with_130(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pressed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("anytime_graph.cli.options.graph_arguments", pressed)
+    done = CliRunner().invoke(main, ["solve", "Q?", "--model", "openai:scripted"])
+    assert (done.exit_code, done.output) == (130, "")
 
 
 def test_a_price_makes_a_budget_in_dollars(server: Server) -> None:

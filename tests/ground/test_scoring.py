@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from anytime_graph import Constraints, Score
 from anytime_graph.nodes.critique import split_verdict
 from anytime_graph.scoring import BadScore, as_score, normal, parsed, tagged
-from anytime_graph.text import clip, fenced
+from anytime_graph.text import clip, counted, fenced
 
 
 class Fox(BaseModel):
@@ -179,3 +179,13 @@ TAGS = ["<answer>", "</answer>", "<ANSWER>", "x", " ", "\n", "<answer", "/"]
 def test_the_last_block_that_is_whole_and_not_empty_is_the_answer(text: str) -> None:
     blocks = re.findall(r"(?is)<answer>(.*?)</answer>", text)
     assert tagged(text) == next((b.strip() for b in reversed(blocks) if b.strip()), None)
+
+
+def test_equal_causes_are_told_once_with_their_number() -> None:
+    causes = ["draft 0: HTTP 500", "draft 1: HTTP 500", "critique 2: HTTP 500", "draft 3: empty"]
+    assert counted(causes) == [
+        "draft: HTTP 500 (2 times)",
+        "critique 2: HTTP 500",
+        "draft 3: empty",
+    ]
+    assert counted([]) == []

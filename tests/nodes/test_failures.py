@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import threading
 from dataclasses import replace
@@ -22,15 +23,18 @@ from anytime_graph import (
     BudgetTooSmall,
     NoAnswer,
     Prices,
+    Score,
     View,
     create_anytime_graph,
     open_checkpoints,
 )
 from anytime_graph.budget import nothing
+from anytime_graph.metering import learned
 from anytime_graph.models.providers import unserved
 from anytime_graph.planning.strategies import STRATEGIES
 from tests.kit.marks import both, torture
 from tests.kit.server import REFUSALS, Reply, Server, serving
+from tests.kit.waiting import PATIENCE
 
 QUESTION = {"messages": [("user", "Name a river and say where it runs.")]}
 FAILURES: list[Any] = [400, 429, 500, "drop", "break", "junk", "empty"]
@@ -154,17 +158,45 @@ ROUNDS = 10
     ids=str,
 )
 def test_a_server_that_refuses_everything_costs_nothing_and_is_soon_left_alone(
-    server: Server, status: int, budget: Budget, sync: bool
+    server: Server, status: int, budget: Budget, sync: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(learned, "_TRIAL", PATIENCE)
     server.script = lambda request, i: Reply(error=status)
     with pytest.raises(NoAnswer, match=f"HTTP {status}") as failure:
         run(server, budget, sync, prices=PRICES)
     spent = failure.value.spent
     assert spent == {**nothing(), "seconds": spent["seconds"]}
-    steps = 1 if status in (401, 403, 404) else 3
     guesses = 4 if status in (400, 422) else 0  # each draft of the first step tries another form
-    most = 4 * ROUNDS if status in LOADED else 4 * steps + guesses
+    most = 4 * ROUNDS if status in LOADED else 4 * 3 + guesses
+    if status in (401, 403, 404):
+        most = 1
+        assert re.search(
+            r"; check (OPENAI_API_KEY|the model's name, 'scripted')", str(failure.value)
+        )
     assert 0 < len(server.calls) == len(failure.value.causes) <= most
+    assert str(failure.value).count(f"HTTP {status}") == 1, "equal causes are told once"
+
+
+@both
+@pytest.mark.parametrize("together", [None, 1])
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_of_a_step_one_request_finds_out_that_the_key_is_wrong(
+    server: Server,
+    strategy: str,
+    together: int | None,
+    sync: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whether its siblings run beside it or after it; a later step asks again."""
+    monkeypatch.setattr(learned, "_TRIAL", PATIENCE)
+    on: Any = {"configurable": {"thread_id": "rivers"}, "max_concurrency": together}
+    app = create_anytime_graph(server.model(), budget=Budget(tokens=6_000), strategy=strategy)
+    app = app.compile(InMemorySaver())
+    server.script = lambda request, i: Reply(error=401)
+    for i, asked in enumerate((QUESTION, {"budget": Budget(tokens=100)}), 1):
+        with pytest.raises(NoAnswer) as failure:
+            app.invoke(asked, on) if sync else asyncio.run(app.ainvoke(asked, on))
+        assert len(server.calls) == len(failure.value.causes) == i
 
 
 @both
@@ -457,6 +489,44 @@ def test_a_scorer_that_fails_costs_its_score_not_the_run(
     out = run(server, Budget(calls=8), sync, strategy="best_of_n", scorer=score)
     assert (out["best"]["answer"], out["best"]["score"]) == ("good", 0.9)
     assert sum("scorer on candidate" in e for e in out["errors"]) == 7
+
+
+@both
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_a_scorer_that_fails_on_every_answer_ends_the_run_with_the_reason_and_the_answer(
+    server: Server, strategy: str, sync: bool
+) -> None:
+    def score(question: str, answer: str) -> float:
+        return json.loads(answer)["score"]
+
+    on: Any = {"configurable": {"thread_id": "rivers"}}
+    app = create_anytime_graph(
+        server.model(), budget=Budget(tokens=9_000), scorer=score, strategy=strategy
+    ).compile(InMemorySaver())
+    out = app.invoke(QUESTION, on) if sync else asyncio.run(app.ainvoke(QUESTION, on))
+    assert (out["best"]["answer"], out["stop_reason"]) == ("fine", "scorer")
+    assert len(server.calls) <= 4, "those of the first step"
+    line = score.__code__.co_firstlineno + 1
+    told = f"JSONDecodeError: Expecting value: line 1 column 1 (char 0) ({__file__}, line {line})"
+    assert all(told in error for error in out["errors"])
+    if strategy == "single":  # it makes no other draft
+        return
+    server.script = lambda request, i: Reply('{"score": 1}')
+    out = app.invoke({"budget": Budget(tokens=1_000)}, on)
+    assert (out["best"]["score"], out["stop_reason"]) == (1.0, "perfect")
+
+
+@pytest.mark.parametrize(
+    "scorer", [lambda answer: 1.0, lambda: 1.0, lambda question, answer, more: 1.0, Score]
+)
+def test_a_scorer_of_another_signature_is_refused_when_the_graph_is_built(
+    server: Server, scorer: Any
+) -> None:
+    if scorer is Score:  # takes one to three arguments
+        create_anytime_graph(server.model(), budget=Budget(calls=1), scorer=scorer)
+        return
+    with pytest.raises(ValueError, match=r"scorer=<lambda>\(.*: a function \(question, answer\)"):
+        create_anytime_graph(server.model(), budget=Budget(calls=1), scorer=scorer)
 
 
 @both
