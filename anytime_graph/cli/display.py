@@ -41,12 +41,17 @@ from anytime_graph.warm_up import WarmUp
 
 _WIDTH, _HEIGHT = 56, 8
 _CLIP = 300
+_ROOMY = 110
+"""Columns of a terminal in which a table of threads has room for each of its own."""
 
 
 def say(text: str) -> None:
-    """Print an answer: exactly to a file or a pipe, without escape sequences to a terminal."""
-    exact = text.encode(errors="replace").decode()
-    click.echo(harmless(text) if sys.stdout.isatty() else exact, color=True)
+    """Print an answer: exactly to a file or a pipe; to a terminal without escape sequences, and broken
+    between words."""
+    if sys.stdout.isatty():
+        Console(highlight=False).print(_inert(text))
+    else:
+        click.echo(text.encode(errors="replace").decode(), color=True)
 
 
 def _inert(text: object, style: str = "") -> Text:
@@ -82,7 +87,7 @@ def follow(events: Iterable[Any], quiet: bool = False) -> Output:
                         "bold green",
                     )
                 )
-                console.print(_inert(f"          {better['answer']}"))
+                console.print(Padding(_inert(better["answer"]), (0, 0, 0, 10)))
             show(spent, limits, running.values())
     return cast(Output, out)
 
@@ -228,11 +233,9 @@ def warmed(summary: WarmUp) -> None:
         )
     console = Console(highlight=False)
     console.print(table)
-    left = f", {summary.left} questions left" if summary.left else ""
-    console.print(
-        f"\n{summary.pairs} preference pairs from {len(summary.questions)} questions{left}; "
-        f"spent: {_spending(summary.spent, {})}"
-    )
+    left = f", {many(summary.left, 'question')} left" if summary.left else ""
+    pairs, asked = many(summary.pairs, "preference pair"), many(len(summary.questions), "question")
+    console.print(f"\n{pairs} from {asked}{left}; spent: {_spending(summary.spent, {})}")
     for error in dict.fromkeys(q.error for q in summary.questions if q.error):
         console.print(_inert(f"noted: {error}", "yellow"))
 
@@ -249,6 +252,28 @@ def title(head: str, question: str) -> None:
     Console(stderr=True).print(Panel(_inert(question), title=head, title_align="left"))
 
 
+def many(n: int, what: str) -> str:
+    """ "1 call", "2 calls"."""
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
+def compared(first: str, best: str, rules: Callable[[str], Mapping[str, bool]]) -> None:
+    """Show the first answer and which rules it kept, beside those that the best one keeps."""
+    console = Console(highlight=False)
+    console.print(Panel(_inert(first), title="First answer", title_align="left"))
+    table = Table("asked", box=None, header_style="bold")
+    for name in ("first", "best"):
+        table.add_column(name, justify="center")
+    kept, now = rules(first), rules(best)
+    for rule in kept:
+        table.add_row(_inert(rule), *(_mark(each[rule]) for each in (kept, now)))
+    console.print(table)
+
+
+def _mark(holds: bool) -> Text:
+    return Text("yes", "green") if holds else Text("no", "red")
+
+
 def result(out: Output) -> None:
     """Show the best answer, why the run stopped, the cost of each node, and the curve."""
     console, best = Console(), out["best"]
@@ -259,8 +284,7 @@ def result(out: Output) -> None:
     if shares := _shares(out["spent"], out["judging"]["spent"]["tokens"]):
         console.print(Text(shares))
     table = Table("node", "calls", "input", "output", "tokens", "seconds", box=None)
-    for node in ("draft", "critique", "refine"):
-        spend = out["spent_by"].get(node, nothing())
+    for node, spend in out["spent_by"].items():
         table.add_row(
             node,
             *(str(spend[k]) for k in ("calls", "input_tokens", "output_tokens", "tokens")),
@@ -352,26 +376,32 @@ def profiled(model: str, task: str, learned: Profile) -> None:
 
 
 def listing(threads: list[dict[str, Any]]) -> None:
-    """Show the threads as a table."""
+    """Show the threads as a table. In a narrow terminal the question stands below the thread's name."""
+    console = Console()
+    roomy = console.width >= _ROOMY
     table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
-    table.add_column("thread", max_width=24, overflow="fold")
-    table.add_column("question", ratio=1, no_wrap=True, overflow="ellipsis")
-    for name in ("score", "tokens", "usd", "calls"):
+    if roomy:
+        table.add_column("thread", max_width=40, overflow="fold")
+        table.add_column("question", ratio=1, no_wrap=True, overflow="ellipsis")
+    else:
+        table.add_column("thread, question", ratio=1, overflow="fold")
+    for name in ("score", "tokens", "usd", *(["calls"] if roomy else [])):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("stopped by", max_width=12, no_wrap=True, overflow="ellipsis")
+    table.add_column("stopped by", max_width=12)
     table.add_column("when", no_wrap=True)
     for row in threads:
+        name = Text(harmless(row["thread"]), "bold")
+        question = Text(clipped(row["question"] or "(not kept)", _CLIP if roomy else _CLIP // 3))
         table.add_row(
-            _inert(row["thread"]),
-            Text(clipped(row["question"] or "(not kept)", _CLIP)),
+            *([name, question] if roomy else [Group(name, Padding(question, (0, 0, 0, 2)))]),
             _score_text(row["score"]),
             f"{row['tokens']:,}",
             _usd(row["usd"]),
-            str(row["calls"]),
+            *([str(row["calls"])] if roomy else []),
             _inert(_ending(row["stop_reason"], row["running"])),
             _ago(row["changed"]),
         )
-    Console().print(table)
+    console.print(table)
 
 
 def story(thread: str, runs: list[dict[str, Any]], running: bool) -> None:
@@ -461,10 +491,13 @@ def _spending(spent: Mapping[str, Any], limits: Limits) -> str:
     amounts = []
     for d in DIMENSIONS:
         amount = round(spent[d], 6 if d == "usd" else 1)
+        unit = d.replace("_", " ")
+        if (limits.get(d) or amount) == 1 and d in ("tokens", "output_tokens", "calls"):
+            unit = unit.removesuffix("s")
         if d in limits:
-            amounts.append(f"{amount:,} of {limits[d]:,} {d.replace('_', ' ')}")
+            amounts.append(f"{amount:,} of {limits[d]:,} {unit}")
         elif amount:
-            amounts.append(f"{amount:,} {d.replace('_', ' ')}")
+            amounts.append(f"{amount:,} {unit}")
     return ", ".join(amounts) or "nothing"
 
 

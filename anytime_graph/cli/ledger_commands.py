@@ -215,7 +215,8 @@ def export(thread: str | None, db: str, everything: bool, form: str, output: str
             names = [runs_of(store.ledger, thread)[0]["thread"]]
         skipped = _written(chain.from_iterable(FORMS[form](store.ledger, n) for n in names), output)
     if skipped:
-        click.echo(f'skipped {skipped} pairs whose texts were not kept (record="usage")', err=True)
+        pairs = display.many(skipped, "pair")
+        click.echo(f'skipped {pairs} whose texts were not kept (record="usage")', err=True)
 
 
 def _written(rows: Iterable[Row | None], output: str) -> int:
@@ -283,7 +284,8 @@ def rm(thread: str, db: str, yes: bool) -> None:
         if not yes:
             last = clipped(runs[-1]["question"] or "(not kept)", 60)
             click.confirm(
-                f"Delete {thread!r} ({len(runs)} questions, the last: {last})?", abort=True
+                f"Delete {thread!r} ({display.many(len(runs), 'question')}, the last: {last})?",
+                abort=True,
             )
         store.ledger.forget(thread)
         store.saver.delete_thread(thread)

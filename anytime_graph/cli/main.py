@@ -1,8 +1,7 @@
-"""The command `anytime-graph`: `solve`, `resume` and `demo`, and the commands of other modules."""
+"""The command `anytime-graph`: `solve` and `resume`, and the commands of other modules."""
 
 from __future__ import annotations
 
-import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,17 @@ from anytime_graph.checkpoints.export import line
 from anytime_graph.cli import display, ledger_commands, question_commands
 from anytime_graph.cli import options as option
 from anytime_graph.cli.bench_commands import advise_command, bench
+from anytime_graph.cli.demo import demo
 from anytime_graph.cli.trust import signed, trusted
 from anytime_graph.constraints import Constraints
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import interruptible
-from anytime_graph.local import local_model
 from anytime_graph.models import default_model
 from anytime_graph.run.state import Output
 from anytime_graph.text import counted, harmless
+
+_WHOLE = 1_000
+"""Characters of a help text, so that none is cut."""
 
 
 class _Commands(click.Group):
@@ -35,6 +37,14 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             ctx.exit(ledger_commands.INTERRUPTED)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands with the whole first sentence of each; click would cut it."""
+        rows = [
+            (name, command.get_short_help_str(_WHOLE)) for name, command in self.commands.items()
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(rows))
 
 
 @click.group(
@@ -53,7 +63,13 @@ def main() -> None:
     """
 
 
-for command in (*ledger_commands.COMMANDS, *question_commands.COMMANDS, bench, advise_command):
+for command in (
+    *ledger_commands.COMMANDS,
+    *question_commands.COMMANDS,
+    demo,
+    bench,
+    advise_command,
+):
     main.add_command(command)
 
 
@@ -96,7 +112,8 @@ def solve(
 
     \b
     Exit codes:
-      1    no call gave an answer, --check failed on all answers, or another process is running the thread
+      1    no call gave an answer, --check failed on every answer, or another process is
+           running the thread
       2    bad input, or a budget that is too small for one call
       130  interrupted with Ctrl-C
 
@@ -175,48 +192,6 @@ def resume(thread: str, db: str, as_json: bool, **options: Any) -> None:
             err=True,
         )
     _deliver(out, as_json)
-
-
-DEMO_QUESTION = "Write an advertisement for a bicycle."
-DEMO = Constraints(
-    sentences=(3, 4),
-    words=(30, 50),
-    include=("bicycle", "city", "wind", "morning", "free", "price"),
-    forbid=("must", "contain", "!", "you", "very", "our"),
-    matches="[0-9]",
-    ends_with=".",
-)
-
-
-@main.command()
-@click.option(
-    "--tokens", default=16_000, show_default=True, help="Budget: input and output tokens together."
-)
-@click.option(
-    "--seed", type=int, help="Seed of the embedded model, to repeat a run.  [default: random]"
-)
-@click.option("--model", help="Use this model instead of the embedded one.")
-def demo(tokens: int, seed: int | None, model: str | None) -> None:
-    """Watch a small model improve its own text within a budget.
-
-    The embedded model needs no account and no network. Ctrl-C ends the run, with exit code 130.
-
-    \b
-    anytime-graph demo
-    anytime-graph demo --tokens 4000 --seed 7
-    """
-    seed = random.randrange(10**6) if seed is None else seed  # noqa: S311 - a seed, not a secret
-    question = f"{DEMO_QUESTION} {DEMO.describe()}"
-    with ledger_commands.errors_shown(False):
-        chat_model = model or local_model(seed=seed, max_tokens=120)
-        graph = create_anytime_graph(
-            chat_model, budget=Budget(tokens=tokens), scorer=DEMO, answer="whole"
-        )
-        display.title(f"Budget: {tokens} tokens, seed {seed}", question)
-        out = _run_graph(graph.compile(), {"messages": [HumanMessage(question)]}, {}, False, [])
-    display.result(out)
-    if out["stop_reason"] == "interrupted":
-        sys.exit(ledger_commands.INTERRUPTED)
 
 
 def _read_question(question: str | None, file: str | None) -> str:
