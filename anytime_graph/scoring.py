@@ -123,7 +123,8 @@ def failure(scorer: Scorer, error: BaseException) -> str:
     named = error.__cause__ if isinstance(error, Exited) and error.__cause__ else error
     said = head_of(" ".join(str(named).split()), _SAID)
     kind = "" if isinstance(error, BadScore) else type(named).__name__
-    code = getattr(scorer, "__code__", None) or getattr(scorer.__call__, "__code__", None)
+    made: Any = scorer
+    code = getattr(made, "__code__", None) or getattr(made.__call__, "__code__", None)
     place = (code.co_filename, code.co_firstlineno) if code else None
     for frame, line in traceback.walk_tb(named.__traceback__):
         if _users(frame):

@@ -390,10 +390,10 @@ def listing(threads: list[dict[str, Any]]) -> None:
     table.add_column("stopped by", max_width=12)
     table.add_column("when", no_wrap=True)
     for row in threads:
-        name = Text(harmless(row["thread"]), "bold")
+        thread = _inert(row["thread"], "bold")
         question = Text(clipped(row["question"] or "(not kept)", _CLIP if roomy else _CLIP // 3))
         table.add_row(
-            *([name, question] if roomy else [Group(name, Padding(question, (0, 0, 0, 2)))]),
+            *([thread, question] if roomy else [Group(thread, Padding(question, (0, 0, 0, 2)))]),
             _score_text(row["score"]),
             f"{row['tokens']:,}",
             _usd(row["usd"]),

