@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from decimal import ROUND_FLOOR, Context, Decimal
 from typing import Any, cast
 
 from typing_extensions import TypedDict
-
-from anytime_graph.text import counted
 
 DIMENSIONS = ("tokens", "output_tokens", "usd", "calls", "seconds")
 _WHOLE = ("tokens", "output_tokens", "calls")
@@ -259,6 +258,17 @@ class NoAnswer(RuntimeError):
 
     def __reduce__(self) -> Any:
         return _revived, (type(self), self.args, vars(self))
+
+
+def counted(causes: Iterable[str]) -> list[str]:
+    """Each cause once: "draft 0: HTTP 500", "draft 1: HTTP 500" are "draft: HTTP 500 (2 times)"."""
+    alike: dict[str, list[str]] = {}
+    for cause in causes:
+        alike.setdefault(re.sub(r"^([a-z ]+) \d+: ", r"\1: ", cause), []).append(cause)
+    return [
+        found[0] if len(found) == 1 else f"{cause} ({len(found)} times)"
+        for cause, found in alike.items()
+    ]
 
 
 def _revived(kind: type[Exception], args: tuple[Any, ...], facts: dict[str, Any]) -> Exception:

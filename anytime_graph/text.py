@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rich.text import Text
 
@@ -21,17 +21,6 @@ def clipped(text: str, width: int) -> str:
     line = Text(harmless(" ".join(text.split())))
     line.truncate(width, overflow="ellipsis")
     return line.plain
-
-
-def counted(causes: Iterable[str]) -> list[str]:
-    """Each cause once: "draft 0: HTTP 500", "draft 1: HTTP 500" are "draft: HTTP 500 (2 times)"."""
-    alike: dict[str, list[str]] = {}
-    for cause in causes:
-        alike.setdefault(re.sub(r"^([a-z ]+) \d+: ", r"\1: ", cause), []).append(cause)
-    return [
-        found[0] if len(found) == 1 else f"{cause} ({len(found)} times)"
-        for cause, found in alike.items()
-    ]
 
 
 def clip(text: str, length: int) -> str:

@@ -25,6 +25,8 @@ QUESTION = (
     "milk and moon."
 )
 _WANTED = ("kitchen", "milk", "moon")
+_APART = 1_000
+"""Between two seeds, because each call of a run adds its place to them."""
 _LONGEST = 60
 """Output tokens of an answer of the embedded model."""
 _SMALL = re.compile(
@@ -111,7 +113,7 @@ def demo(tokens: int, seed: int | None, model: str | None, price: str | None) ->
     with ledger_commands.errors_shown(False):
         if model is None:
             _get_weights()
-            chat_model = local_model(seed=seed, max_tokens=_LONGEST)
+            chat_model = local_model(seed=_APART * seed, max_tokens=_LONGEST)
             named = f"embedded model SmolLM2-135M, seed {seed}"
         else:
             chat_model, named = resolve_model(model), model

@@ -30,13 +30,13 @@ from rich.text import Text
 from anytime_graph.audit import Audit
 from anytime_graph.batch import Batch
 from anytime_graph.batch import Progress as BatchProgress
-from anytime_graph.budget import DIMENSIONS, Limits, Spend, nothing
+from anytime_graph.budget import DIMENSIONS, Limits, Spend, counted, nothing
 from anytime_graph.metrics import Interval
 from anytime_graph.planning.profiles import Profile
 from anytime_graph.run.announcements import improvement
 from anytime_graph.run.calls import PlannedCall
 from anytime_graph.run.state import Output, Point
-from anytime_graph.text import clipped, counted, harmless
+from anytime_graph.text import clipped, harmless
 from anytime_graph.warm_up import WarmUp
 
 _WIDTH, _HEIGHT = 56, 8

@@ -11,7 +11,7 @@ from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.types import StateSnapshot
 
-from anytime_graph.budget import DIMENSIONS, Budget, raised
+from anytime_graph.budget import DIMENSIONS, Budget, counted, raised
 from anytime_graph.checkpoints import Checkpoints, open_checkpoints
 from anytime_graph.checkpoints.export import line
 from anytime_graph.cli import display, ledger_commands, question_commands
@@ -24,7 +24,7 @@ from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import interruptible
 from anytime_graph.models import default_model
 from anytime_graph.run.state import Output
-from anytime_graph.text import counted, harmless
+from anytime_graph.text import harmless
 
 _WHOLE = 1_000
 """Characters of a help text, so that none is cut."""

@@ -305,7 +305,7 @@ def test_checkpoints_opened_for_the_other_kind_of_call_say_what_to_write(
     server: Server, target: str
 ) -> None:
     def app(store: Any) -> Any:
-        return graph(server, store.ledger).compile(checkpointer=store.saver)
+        return graph(server, store).compile(checkpointer=store.saver)
 
     async def history(app: Any) -> list[Any]:
         return [state async for state in app.aget_state_history(ON)]

@@ -54,7 +54,9 @@ NO_MODELS = {
     ("chat", "self.ainvoke"),
     ("chat", "self.invoke"),
     ("chat", "self.parser.invoke"),
+    ("cli.demo", "graph.compile().stream"),
     ("cli.main", "app.stream"),
+    ("cli.main", "super().invoke"),
     ("metering.metered", "_unmetered(self).agenerate"),
     ("metering.metered", "_unmetered(self).generate"),
     ("nodes.agent", "agent.ainvoke"),
@@ -62,7 +64,7 @@ NO_MODELS = {
     ("nodes.compiled", "super().astream"),
     ("nodes.compiled", "super().stream"),
 }
-"""Graphs, agents and parsers; models that answer for themselves; and a metered model that works for
+"""Graphs, agents, parsers and commands; models that answer for themselves; and a metered model that works for
 nobody with a budget, and so is the model itself."""
 
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from anytime_graph import Constraints, Score
+from anytime_graph.budget import counted
 from anytime_graph.nodes.critique import split_verdict
 from anytime_graph.scoring import BadScore, as_score, normal, parsed, tagged
-from anytime_graph.text import clip, counted, fenced
+from anytime_graph.text import clip, fenced
 
 
 class Fox(BaseModel):
