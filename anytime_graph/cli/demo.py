@@ -25,6 +25,8 @@ QUESTION = (
     "milk and moon."
 )
 _WANTED = ("kitchen", "milk", "moon")
+_SECONDS = 60
+"""A busy machine ends with fewer answers, not later."""
 _APART = 1_000
 """Between two seeds, because each call of a run adds its place to them."""
 _LONGEST = 60
@@ -95,6 +97,7 @@ def _phrases(words: list[str]) -> set[tuple[str, ...]]:
 def demo(tokens: int, seed: int | None, model: str | None, price: str | None) -> None:
     """Watch a small model find better and better sentences within a budget.
 
+    The run takes at most a minute, and ends earlier once a sentence keeps all rules.
     The embedded model needs no account, and no network once it is installed. Ctrl-C ends the run,
     with the best answer so far and exit code 130.
 
@@ -120,13 +123,13 @@ def demo(tokens: int, seed: int | None, model: str | None, price: str | None) ->
         prices = option.prices(price) or (prices_of(chat_model) if model else None)
         graph = create_anytime_graph(
             chat_model,
-            budget=Budget(tokens=tokens),
+            budget=Budget(tokens=tokens, seconds=_SECONDS),
             scorer=scorer,
             strategy="best_of_n",  # so small a model hardly learns from feedback
             answer="whole",
             prices=prices,
         )
-        display.title(f"{tokens:,} tokens, {named}", QUESTION)
+        display.title(f"{tokens:,} tokens, {_SECONDS} seconds, {named}", QUESTION)
         if model is not None:
             click.echo(_dearest(tokens, prices), err=True)
         with interruptible() as stop:
