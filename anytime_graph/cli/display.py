@@ -65,7 +65,7 @@ def follow(events: Iterable[Any], quiet: bool = False) -> Output:
     out: Any = {}
     running: dict[str, PlannedCall] = {}
     spent, limits = nothing(), cast(Limits, {})
-    began = time.monotonic()
+    shown, began = "", time.monotonic()
     with _display(console) as show:
         for mode, event in events:
             if mode == "values":
@@ -79,7 +79,12 @@ def follow(events: Iterable[Any], quiet: bool = False) -> Output:
                 running[event["id"]] = given["call"]
             elif mode == "tasks" and "input" not in event:
                 running.pop(event["id"], None)
-            elif mode == "custom" and (better := improvement(event)) is not None:
+            elif (
+                mode == "custom"
+                and (better := improvement(event)) is not None
+                and better["answer"] != shown  # of equal answers, another may become the best
+            ):
+                shown = better["answer"]
                 score = "" if better["score"] is None else f"  score {better['score']:.2f}"
                 console.print(
                     Text(
