@@ -53,7 +53,7 @@ def rules(answer: str) -> dict[str, bool]:
     telling = [word for word in said if not _SMALL.fullmatch(word)]
     return {
         "one sentence": text.endswith(".")
-        and "\n" not in text
+        and not re.search(r"\n|\.\.|…", text)
         and len(re.findall(r"[.!?](?=\s|$)", text)) == 1,
         "14 to 24 words": 14 <= len(said) <= 24,
         **{f"has '{word}'": word in said for word in _WANTED},
@@ -87,7 +87,7 @@ def _phrases(words: list[str]) -> set[tuple[str, ...]]:
 
 @click.command()
 @click.option(
-    "--tokens", default=5_000, show_default=True, help="Budget: input and output tokens together."
+    "--tokens", default=8_000, show_default=True, help="Budget: input and output tokens together."
 )
 @click.option(
     "--seed", type=int, help="Seed of the embedded model, to repeat a run.  [default: random]"

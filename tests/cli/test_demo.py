@@ -36,6 +36,7 @@ def test_a_sentence_that_keeps_the_rules_is_perfect_and_one_that_breaks_some_hea
         demo.QUESTION,
         f"Here is a sentence: {FULL}",
         f"{FULL} {FULL}",
+        FULL.replace(".", "..."),
         "The cat in the kitchen, surrounded by milk and moon, a picture of the night and its peace.",
         "",
     ],
