@@ -22,11 +22,12 @@ from anytime_graph.checkpoints import Checkpoints, Ledger
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import StopSignal
 from anytime_graph.metrics import Interval, wilson
+from anytime_graph.models.providers import describe
 from anytime_graph.nodes.critique import split_verdict
 from anytime_graph.planning.moves import Critique, Draft, Move, Stop, View
 from anytime_graph.run.calls import STRUCTURED
 from anytime_graph.run.upgrade import planned_call
-from anytime_graph.scoring import Judge, Scorer, as_score, failure, normal, verdict_of
+from anytime_graph.scoring import BadScore, Judge, Scorer, as_score, normal, verdict_of
 
 _DRAFTS = 4
 _DRAFTING = 0.4
@@ -231,7 +232,8 @@ def _audited(
         try:
             return as_score(verdict_of(scorer, question, text)).value
         except Exception as error:
-            errors.append(f"scorer on answer {ordinal}: {failure(scorer, error)}")
+            reason = str(error) if isinstance(error, BadScore) else describe(error)
+            errors.append(f"scorer on answer {ordinal}: {reason}")
             return stored
 
     comparisons = [
