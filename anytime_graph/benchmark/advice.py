@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from anytime_graph.benchmark.cells import PREPARATION, UNITS, Protocol, Record, upgraded_record
 from anytime_graph.metrics import Interval, mean, wilson
 
-_REQUIRED_FIELDS = set(Record.__annotations__) - {"brought", "cut"}
+_REQUIRED_FIELDS = set(Record.__annotations__) - {"brought", "chance", "seen", "cut"}
 Verdict = Literal["enough", "likely", "unknown", "out of reach"]
 
 
