@@ -1,8 +1,8 @@
 """Counts the tokens of a prompt by asking the server that will bill it. It is free, and no call.
 
-llama.cpp's server and vLLM's list the tokens: if these spell the prompt, their number is exact.
-Anthropic and Google tell a number; it is used once a report has borne one out. Whoever refuses, is too
-slow, or says what cannot be is not asked again, and neither is whoever was billed more than counted.
+llama.cpp's server lists the tokens: if these spell the prompt, their number is exact. vLLM, Anthropic
+and Google tell a number; it is used once a report has borne one out. Whoever refuses, is too slow, says
+what cannot be, or bills more than it counted is not asked again.
 """
 
 from __future__ import annotations
@@ -218,29 +218,27 @@ def _by_engine(model: Any, bound: Mapping[str, Any]) -> Ask:
             client.with_options(base_url=beside, timeout=seconds).post, cast_to=object
         )
         if counted_by == "vllm":
-            told = post("/tokenize", body=body | {"return_token_strs": True})
-            pieces, text = told.get("token_strs"), "".join(m.text.strip() for m in prompt)
+            told = post("/tokenize", body=body)
             if told["count"] != len(told["tokens"]):
                 raise Uncounted("its count is not that of its tokens")
-        else:
-            text = post("/apply-template", body=body)["prompt"]
-            asked = {"content": text, "add_special": True, "parse_special": True}
-            told = post("/tokenize", body=asked | {"with_pieces": True})
-            pieces = [token["piece"] for token in told["tokens"] if isinstance(token, dict)]
-            if len(text) < sum(len(message.text.strip()) for message in prompt):
-                raise Uncounted("its template leaves out a part of the prompt")
-        return Count(len(told["tokens"]), _spell(pieces, told["tokens"], text))
+            return Count(told["count"])
+        text = post("/apply-template", body=body)["prompt"]
+        if len(text) < sum(len(message.text.strip()) for message in prompt):
+            raise Uncounted("its template leaves out a part of the prompt")
+        asked = {"content": text, "add_special": True, "parse_special": True}
+        listed = post("/tokenize", body=asked | {"with_pieces": True})["tokens"]
+        return Count(len(listed), _spell(listed, text))
 
     return ask
 
 
-def _spell(pieces: Sequence[Any] | None, listed: Sequence[Any], text: str) -> bool:
-    """Whether the tokens add up to the text, or more: templates and tokenizers add marks of their own. A
-    piece is a text or, where it is only a part of a character, bytes. Raises Uncounted if they are
-    too short."""
-    if not pieces or len(pieces) != len(listed):
+def _spell(listed: Sequence[Any], text: str) -> bool:
+    """Whether the tokens show that they are the text, or more: tokenizers add marks of their own. A piece
+    is a text or, where it is only a part of a character, bytes. Raises Uncounted if they are too
+    short."""
+    if not all(isinstance(token, dict) for token in listed):
         return False
-    if sum(map(len, pieces)) < len(text):
+    if sum(len(token["piece"]) for token in listed) < len(text):
         raise Uncounted("its tokens do not add up to the prompt")
     return True
 
