@@ -46,6 +46,11 @@ def engine(request: pytest.FixtureRequest, server: Server) -> Server:
     return server
 
 
+def questions(server: Server) -> int:
+    """How often it was asked to count."""
+    return len([path for path in server.counted if path != "/v1/models"])
+
+
 def borne_out(server: Server) -> Server:
     """The server after a first report, which vLLM's counts need."""
     if server.engine == "vllm":
@@ -70,9 +75,9 @@ def test_a_counted_prompt_needs_no_more_than_it_is(engine: Server, sync: bool) -
 
 def test_a_prompt_is_counted_once(engine: Server) -> None:
     asked(borne_out(engine))
+    before = questions(engine)
     asked(engine)
-    paths = [path for path in engine.counted if path != "/v1/models"]
-    assert len(paths) == len(set(paths))
+    assert questions(engine) == before > 0
 
 
 def test_nobody_is_asked_who_is_not_known_to_count(server: Server) -> None:
@@ -176,12 +181,12 @@ def test_what_is_not_borne_out_is_not_believed(engine: Server, kind: str) -> Non
         engine.calls.clear()
 
 
-@pytest.mark.parametrize("kind", ["404", "junk", "half"])
+@pytest.mark.parametrize("kind", ["404", "junk", "none"])
 def test_who_cannot_count_is_asked_once(engine: Server, kind: str) -> None:
     engine.count = LIARS[kind]
     for _ in range(3):
         asked(engine, 400)
-    assert len([path for path in engine.counted if path != "/v1/models"]) <= 2
+    assert questions(engine) <= 2
 
 
 def test_a_count_without_pieces_is_used_once_a_report_has_borne_it_out(engine: Server) -> None:
@@ -217,7 +222,7 @@ def test_a_server_that_hangs_takes_a_tenth_of_the_time_and_counts_as_time(engine
     assert 0.3 <= out["spent"]["seconds"] <= 3
     assert out["spent"]["calls"] == len(engine.calls) == 1
     asked(engine, 400)
-    assert len([path for path in engine.counted if path != "/v1/models"]) == 1
+    assert questions(engine) == 1
 
 
 # --- providers that count
@@ -240,7 +245,7 @@ def test_providers_count_where_that_is_asked_for(
         options: dict[str, Any] = {"strategy": "single", "answer": "whole", "exact_counts": exact}
 
         def spent(tokens: int) -> int:
-            budget = Budget(tokens=tokens)
+            budget = Budget(tokens=tokens, calls=1)
             app = create_anytime_graph(model, budget=budget, **options).compile()
             out = app.invoke({"messages": [("user", "Why do rivers bend?")]})
             return int(out["spent"]["tokens"])
