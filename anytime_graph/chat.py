@@ -77,10 +77,10 @@ class ChatAnytime(BaseChatModel):
     """A chat model that gives the best answer that another model finds within a budget.
 
     model: a chat model, "provider:name" or "local". budget: what each invocation may cost.
-    scorer, strategy, prices, media_tokens, width, judge: as in create_anytime_graph. answer: "whole"
-    (the reply as the model writes it), "tags" (the model is asked to reason and to mark its answer),
-    or a function from reply to answer. temperature, max_tokens, stop: for each call, as in other
-    chat models.
+    scorer, strategy, prices, media_tokens, exact_counts, width, judge: as in create_anytime_graph.
+    answer: "whole" (the reply as the model writes it), "tags" (the model is asked to reason and to
+    mark its answer), or a function from reply to answer. temperature, max_tokens, stop: for each
+    call, as in other chat models.
 
     The result is the best reply, as its provider sent it. Its `usage_metadata` is the total of all
     calls, and `response_metadata["anytime"]` has `stop_reason`, `score` and `spent`. A reply that
@@ -98,6 +98,7 @@ class ChatAnytime(BaseChatModel):
     answer: SkipValidation[str | Extractor] = "whole"
     prices: Prices | None = None
     media_tokens: int | None = None
+    exact_counts: bool | None = None
     width: int = 8
     judge: SkipValidation[Judge | None] = None
     temperature: float | None = None
@@ -137,6 +138,7 @@ class ChatAnytime(BaseChatModel):
             answer=answer,
             prices=prices,
             media_tokens=self.media_tokens,
+            exact_counts=self.exact_counts,
             width=self.width,
             judge=self.judge,
         ).compile(checkpointer=False)
@@ -153,8 +155,8 @@ class ChatAnytime(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        own = ("budget", "scorer", "strategy", "answer", "prices", "media_tokens", "width", "judge")
-        return {name: repr(getattr(self, name)) for name in own}
+        told = ("budget", "scorer", "strategy", "answer", "prices", "media_tokens", "exact_counts")
+        return {name: repr(getattr(self, name)) for name in (*told, "width", "judge")}
 
     def _get_invocation_params(
         self, stop: list[str] | None = None, **kwargs: Any

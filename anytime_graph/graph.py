@@ -52,6 +52,7 @@ def create_anytime_graph(
     answer: str | Extractor | type[BaseModel] | AnswerFormat = "tags",
     prices: Prices | None = None,
     media_tokens: int | None = None,
+    exact_counts: bool | None = None,
     width: int = 8,
     ledger: Ledger | None = None,
     memory: Ledger | BaseStore | Memory | None = None,
@@ -79,6 +80,9 @@ def create_anytime_graph(
     media_tokens: the most input tokens that an image, a document or a tool of the provider adds to
         a prompt. Not needed for text, your own tools, and images whose largest size the provider
         documents.
+    exact_counts: whether the server is asked how many tokens a prompt has. That is free, and no call.
+        None: llama.cpp and vLLM on this machine are; True: these anywhere, Anthropic and Google too;
+        False: none. Prompts that are not counted are bounded.
     width: how many candidates and pairs the state keeps.
     ledger: the record that makes runs resumable to the last paid call; see open_checkpoints.
     memory: recalls the preference pairs of earlier questions and remembers those of this one, within
@@ -138,7 +142,7 @@ def create_anytime_graph(
         if until is not None:
             until.check(decides, known)
         return Setup(
-            meters=meters(chat_model, known, by_judge, VERDICT, media_tokens),
+            meters=meters(chat_model, known, by_judge, VERDICT, media_tokens, exact_counts),
             ask=Asking(answers, by_judge.rubric),
             answers=answers,
             strategy=resolve_strategy(rules),

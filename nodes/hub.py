@@ -16,7 +16,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.store.base import BaseStore
 from langgraph.types import Command, Send
 
-from anytime_graph.budget import Budget, BudgetTooSmall, Limits, NoAnswer, as_budget, raised
+from anytime_graph.budget import Budget, BudgetTooSmall, Limits, NoAnswer, as_budget, left, raised
 from anytime_graph.checkpoints import Ledger, LedgerError
 from anytime_graph.checkpoints.journal import RunJournal
 from anytime_graph.checkpoints.leases import Hold
@@ -24,6 +24,7 @@ from anytime_graph.checkpoints.memory import Memory, encoded, memory_of
 from anytime_graph.checkpoints.store import plain
 from anytime_graph.forms import KEY
 from anytime_graph.interrupt import contained
+from anytime_graph.models.counting import patience
 from anytime_graph.models.providers import describe
 from anytime_graph.models.tokens import Calibration, uncalibrated
 from anytime_graph.nodes import finish
@@ -66,6 +67,8 @@ _INSTANCES = 4_096
 """Most threads whose instances within one invocation are remembered."""
 _LONGEST_WAIT = 30.0
 """Most seconds to wait after refusals."""
+_COUNTING = 0.1
+"""The part of the time left that asking a server for the tokens of prompts may take."""
 
 
 class Hub:
@@ -187,6 +190,7 @@ class Hub:
                 )
         now = merged(state, update)
         sends = self._next(setup, state, now, config, digest, journal)
+        update["spent"] = now["spent"]
         if any(send.node == "finish" for send in sends):
             update["errors"] = now["errors"] + self._remembered(now)
         note("budget", now["best"], now["spent"])
@@ -273,9 +277,16 @@ class Hub:
     def _edge(self, setup: Setup, state: State, run: RunInfo) -> list[Send]:
         """The budget edge: the next calls with their slices, or the finish with its reason."""
         stop = stop_signal()
+        stopped = stop is not None and stop.is_set()
         try:
             with contained():
-                planned = plan(setup, state, stop is not None and stop.is_set())
+                with patience(_counting_time(state)) as counting:
+                    planned = plan(setup, state, stopped)
+                if counting.used and "seconds" in state["limits"]:
+                    seconds = state["spent"]["seconds"] + counting.used
+                    state["spent"] = {**state["spent"], "seconds": seconds}
+                    with patience(0.0):  # what was counted is known, and the rest is bounded
+                        planned = plan(setup, state, stopped)
         except (BudgetTooSmall, NoAnswer):
             raise
         except Exception as error:  # the user's strategy failed: keep the best answer so far
@@ -312,6 +323,12 @@ class Hub:
                 "without one"
             )
         return affordable(setup, budget).limits()
+
+
+def _counting_time(state: State) -> float | None:
+    """Seconds that counting prompts may take in a step: a tenth of what is left."""
+    rest = left(state["limits"], state["spent"]).get("seconds")
+    return None if rest is None else _COUNTING * rest
 
 
 def _run_info(state: State, plan: str) -> RunInfo:

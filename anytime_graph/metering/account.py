@@ -129,7 +129,7 @@ class Account:
 
     def learn(self, meter: Meter, shape: Shape, reported: int) -> None:
         """Take in the provider's report of a prompt."""
-        learned = meter.tokenizer.learn(self.calibration(meter), shape, reported, base=False)
+        learned = meter.tokenizer.learn(self.calibration(meter), shape, reported)
         self.growth[meter.name] = learned["growth"]
 
     def mark(self, message: BaseMessage) -> None:

@@ -454,6 +454,8 @@ class _Call:
         charged = Bill(nothing())
         if self.made and not shared["unserved"]:
             charged = bill(self.meter, self.request, streamed, self.ended, self.overran)
+            if charged.reported is not None and self.request.n == 1:
+                self.meter.heard(self.request.prompt, charged.reported)
         self.errors += charged.errors
         spend: Spend = {**charged.spend, "seconds": max(0.0, now - shared["started"])}
         ended: Ended = (

@@ -22,6 +22,7 @@ from langchain_core.messages import BaseMessage, HumanMessage
 from anytime_graph.budget import MIN_ROOM
 from anytime_graph.metering.request import Request
 from anytime_graph.models import providers, refusals
+from anytime_graph.models.counting import Counts
 
 _PATIENCE = 90.0
 """Seconds that a call waits for a server that refuses it, in all. Most limits are by the minute."""
@@ -69,6 +70,7 @@ class Learned:
     reply together. ceiling: tokens of a reply. Both None: not known. answers: it has answered a request;
     trial: until then, the first one under way. until: no request before this
     time of the monotonic clock. streak: refusals for load, in a row. latest: when the last of them came.
+    counts: those of its prompts.
     """
 
     refused: set[str] = field(default_factory=set)
@@ -80,6 +82,7 @@ class Learned:
     until: float = 0.0
     streak: int = 0
     latest: float = 0.0
+    counts: Counts = field(default_factory=Counts)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def beside(self, max_input: int) -> int | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langchain_core.runnables.config import merge_configs
 from langchain_core.utils.function_calling import convert_to_openai_tool
@@ -23,7 +24,7 @@ from anytime_graph.budget import (
     output_room,
 )
 from anytime_graph.metering.learned import Learned, learned
-from anytime_graph.models import prices_of, providers, tokens
+from anytime_graph.models import counting, prices_of, providers, tokens
 from anytime_graph.models.providers import unbound
 from anytime_graph.models.tokens import Calibration, Shape, Tokenizer
 
@@ -46,6 +47,7 @@ class Meter:
     billed_once: whether a request for several choices is billed its prompt once. None: not known yet.
         False also where such requests cannot be made.
     binding: the model as it was passed, within its bindings.
+    ask: how its prompts are counted; None if they are not.
     """
 
     model: BaseChatModel
@@ -56,6 +58,7 @@ class Meter:
     prices: Prices | None
     billed_once: bool | None = False
     binding: Any = None
+    ask: counting.Ask | None = None
 
     def config(self, config: RunnableConfig) -> RunnableConfig:
         """The config of a call, merged with what `with_config` and `with_listeners` bound to the model."""
@@ -88,10 +91,31 @@ class Meter:
         rooms = (output_room(slice_, max_input, self.prices), room)
         return min((n for n in rooms if n is not None), default=None)
 
-    def max_input(self, prompt: list[Any], calibration: Calibration) -> tuple[Shape, int]:
-        """A prompt's shape, and the most input tokens that it can be billed."""
+    def max_input(
+        self, prompt: list[Any], calibration: Calibration, within: bool = False
+    ) -> tuple[Shape, int]:
+        """A prompt's shape, and the most input tokens that it can be billed: its count where its server
+        counts it, else its bound. within: see Tokenizer.bound."""
         shape = self.tokenizer.shape(prompt)
-        return shape, self.tokenizer.bound(shape, calibration)
+        bound = self.tokenizer.bound(shape, calibration, within)
+        counted = self._counted(prompt, bound) if shape[-1] == 0 else None
+        return shape, bound if counted is None else counted
+
+    def _counted(self, prompt: list[Any], bound: int) -> int | None:
+        """The prompt's count. None if it is not known, or of a request that is not sent as it is asked
+        about, because the server does not take a part of it."""
+        if self.ask is None or self.known.counts.off or self.known.refused:
+            return None
+        sent = providers.sendable(prompt)
+        if (key := counting.digest(self.model, self.bound, sent)) is None:
+            return None
+        return self.known.counts.of(self.ask, sent, key, tokens.MOST_GROWTH * bound)
+
+    def heard(self, prompt: Sequence[BaseMessage], reported: int) -> None:
+        """Take in what was billed for a prompt. A count that was too low is the last one."""
+        if self.ask is not None and not self.known.counts.off:
+            key = counting.digest(self.model, self.bound, providers.sendable(list(prompt)))
+            self.known.counts.heard(key or "", reported)
 
     def check_price(self, budget: str) -> None:
         """Raise ValueError for this budget in USD if the model's price is not known."""
@@ -123,9 +147,15 @@ class Meter:
         }
 
 
-def meter(model: Any, prices: Prices | None, media_tokens: int | None = None) -> Meter:
-    """Make a model ready. media_tokens: see Tokenizer. Raises ValueError if it is no chat model, if its
-    output cannot be limited, or if nothing bounds what its provider adds to a prompt."""
+def meter(
+    model: Any,
+    prices: Prices | None,
+    media_tokens: int | None = None,
+    exact_counts: bool | None = False,
+) -> Meter:
+    """Make a model ready. media_tokens: see Tokenizer. exact_counts: see counting.asking. Raises ValueError
+    if it is no chat model, if its output cannot be limited, or if nothing bounds what its provider
+    adds to a prompt."""
     binding = model
     model, bound = unbound(model)
     if not isinstance(model, BaseChatModel):
@@ -175,6 +205,7 @@ def meter(model: Any, prices: Prices | None, media_tokens: int | None = None) ->
         prices=prices,
         billed_once=(True if by_openai else None) if several else False,
         binding=binding,
+        ask=counting.asking(copy, bound, exact_counts),
     )
 
 

@@ -85,6 +85,12 @@ _TELLING = dict.fromkeys(
     True,
 )
 """Clients that say why a reply ended, so that a reply without a reason broke off."""
+_COUNTED = {
+    "langchain_openai": "engine",
+    "langchain_anthropic": "anthropic",
+    "langchain_google_genai": "google",
+}
+"""Clients that can ask how many tokens a prompt is; through OpenAI's, engines such as llama.cpp."""
 _RESPONSES = (
     "use_responses_api",
     "reasoning",
@@ -205,6 +211,11 @@ def address(model: Any) -> str:
     found = (getattr(model, field, None) for field in _ADDRESSES)
     root = getattr(getattr(model, "root_client", None), "base_url", None)
     return next((str(url) for url in (root, *found) if url), "")
+
+
+def counted_by(model: BaseChatModel) -> str | None:
+    """Who counts the prompts of a model before they are sent, if anybody does; see models.counting."""
+    return _facts(model, _COUNTED) or None
 
 
 def cap_field(model: BaseChatModel) -> str | None:

@@ -80,7 +80,7 @@ _FAMILY_PROMPT = {"gpt-oss": 80}
 _FAMILY_TOOLS = {"claude": 600}
 _TOOLS = 100
 """Tokens that providers and chat templates add to the schemas of tools."""
-_MOST_GROWTH = 8.0
+MOST_GROWTH = 8.0
 """A report that is more times the bound than this says nothing about the tokenizer."""
 _TEXTUAL = {
     *("text", "input_text", "output_text", "refusal", "reasoning", "thinking", "redacted_thinking"),
@@ -192,11 +192,14 @@ class Tokenizer:
         added = _upper(extra, self.count is not None, 0)
         return min(loose, calibration["tokens"] + math.ceil(added * calibration["growth"]))
 
-    def learn(self, calibration: Calibration, of: Shape, reported: int, base: bool) -> Calibration:
-        """The calibration corrected by what the provider reported. base: this was a draft prompt."""
-        growth = min(_MOST_GROWTH, max(calibration["growth"], reported / self._upper(of)))
-        if base:
-            return {**calibration, "growth": growth, "shape": of, "tokens": reported}
+    def learn(
+        self, calibration: Calibration, of: Shape, reported: int, base: Shape | None = None
+    ) -> Calibration:
+        """The calibration corrected by what the provider reported. base: the part of a draft prompt that
+        later prompts contain."""
+        growth = min(MOST_GROWTH, max(calibration["growth"], reported / self._upper(of)))
+        if base is not None:
+            return {**calibration, "growth": growth, "shape": base, "tokens": reported}
         return {**calibration, "growth": growth}
 
     def _upper(self, of: Shape) -> float:

@@ -62,7 +62,11 @@ _ROUND, _DOUBLINGS = 8, 64
 _STEPS = 3
 """Graph steps that another round takes: the calls, the fold, the finish."""
 _LONG_REPLY = 99_999
-"""Prompts say how long a reply may be. They are bounded as if it were this long, the longest text."""
+"""A prompt that says how long a reply may be is bounded as if it were this long, the longest text."""
+_LINE = 4
+"""It says so if a reply may be cut, and the line takes at most a quarter of the room for one."""
+_USUAL = 128
+"""Output tokens below which any reply may be cut, as long as nothing is known of their length."""
 
 
 class Planned(NamedTuple):
@@ -385,17 +389,22 @@ class _Edge:
             structured = role == STRUCTURED
             return self.setup.ask(state, move, detail, max_output, allowance, structured)
 
-        for detail in DETAILS:
-            shown = bool(detail and lessons.text(detail))
-            if with_pairs and lessons.any() and not shown:
-                continue
-            shape = meter.tokenizer.shape(prompt(detail, _LONG_REPLY))
-            bound = meter.tokenizer.bound(shape, calibration, seeks_answer(move)) + overhead
+        def room_beside(bound: int) -> int | None:
             room = output_room(slice_, bound * copies, meter.prices)
             room = None if room is None else room // n
             if (beside := meter.known.beside(bound)) is not None:
                 beside = max(MIN_ROOM, beside)  # the server has the last word
                 room = beside if room is None else min(room, beside)
+            return room
+
+        for detail in DETAILS:
+            shown = bool(detail and lessons.text(detail))
+            if with_pairs and lessons.any() and not shown:
+                continue
+            messages = prompt(detail, None)
+            shape, bound = meter.max_input(messages, calibration, seeks_answer(move))
+            bound += overhead
+            room = room_beside(bound)
             # In full, a prompt must leave a reply as much room as it takes, or as most replies need.
             usual = min(bound, math.ceil(self._length.most)) if self._length else bound
             wanted = 0 if judged else {1.0: usual, 0.0: 0}.get(detail, GOOD_ROOM)
@@ -410,7 +419,17 @@ class _Edge:
                 most = max(_VERDICT, 2 * state["least_room"])
                 room = most if room is None else min(room, most)
             cap = meter.cap(room, bound)
-            messages = prompt(detail, cap)
+            bare = None
+            if cap is not None and seeks_answer(move) and cap < self._expected:
+                told = prompt(detail, _LONG_REPLY)
+                longer = meter.max_input(told, calibration, seeks_answer(move))[1] + overhead
+                line, less = longer - bound, room_beside(longer)
+                fits = less is None or less >= max(wanted, min_output)
+                if fits and 0 < _LINE * line <= cap:
+                    bare, messages = shape, prompt(detail, meter.cap(less, longer))
+                    shape, exact = meter.max_input(messages, calibration, seeks_answer(move))
+                    bound = max(longer, exact + overhead)
+                    cap = meter.cap(room_beside(bound), bound)
             sent = move.copy()
             if sent["kind"] == "draft" or sent["kind"] == "refine":
                 sent["with_pairs"] = shown
@@ -422,10 +441,12 @@ class _Edge:
                 slice=slice_,
                 max_input=bound * copies,
                 max_output=None if cap is None else cap * n,
-                shape=meter.tokenizer.shape(messages),
+                shape=shape,
                 n=n,
                 prompt_copies=copies,
             )
+            if bare is not None:
+                call["bare"] = bare
             if by_agent:
                 growth = calibration["growth"]
                 call["agent"] = AgentDraft(may_return=may_return, overhead=overhead, growth=growth)
@@ -436,6 +457,11 @@ class _Edge:
     def _length(self) -> prospects.ReplyLength | None:
         """How long the replies of drafts are, as far as it is known."""
         return prospects.reply_length(view(self.setup, self.state, judging=False))
+
+    @property
+    def _expected(self) -> float:
+        """Output tokens that a reply may well take."""
+        return _USUAL if self._length is None else self._length.ample
 
     def _choice_room(self, comfort: int) -> int:
         """Output tokens that are enough for one of several choices, once the length of replies is

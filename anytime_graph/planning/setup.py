@@ -107,17 +107,19 @@ def meters(
     judge: Judge,
     schema: Mapping[str, Any],
     media_tokens: int | None = None,
+    exact_counts: bool | None = False,
 ) -> dict[str, Meter]:
     """The meters of a graph, by role. schema: of verdicts, for a provider that can hold replies to one."""
-    own, judging = meter(model, prices, media_tokens), without_tools(model)
+    bounds = (media_tokens, exact_counts)
+    own, judging = meter(model, prices, *bounds), without_tools(model)
     by_role: dict[str, Meter] = {OWN: own, PLAIN: own}
     if judging is not model:
-        by_role[REVIEW] = by_role[PLAIN] = meter(judging, prices, media_tokens)
+        by_role[REVIEW] = by_role[PLAIN] = meter(judging, prices, *bounds)
     if judge.model is not None:
         judging = resolve_model(judge.model)
-        by_role[PLAIN] = meter(judging, judge.prices or prices_of(judging), media_tokens)
+        by_role[PLAIN] = meter(judging, judge.prices or prices_of(judging), *bounds)
     if (held := with_json_schema(judging, schema)) is not None:
-        by_role[STRUCTURED] = meter(held, by_role[PLAIN].prices, media_tokens)
+        by_role[STRUCTURED] = meter(held, by_role[PLAIN].prices, *bounds)
     return by_role
 
 

@@ -98,7 +98,8 @@ class PlannedCall(TypedDict):
     max_input, max_output: the reservation in tokens, for all of its choices; None: not limited.
     n: choices that the request asks for, each at its own place from `ordinal` on.
     prompt_copies: the number of choices for which the prompt is reserved. choice: which choice this is,
-    once the reply was split into its choices.
+    once the reply was split into its choices. bare: the shape of the prompt without the line that says
+    how long a reply may be, if it has that line.
     """
 
     ordinal: int
@@ -112,6 +113,7 @@ class PlannedCall(TypedDict):
     n: int
     prompt_copies: int
     choice: NotRequired[int]
+    bare: NotRequired[Shape]
     agent: NotRequired[AgentDraft]
     agent_call: NotRequired[AgentCall]
 

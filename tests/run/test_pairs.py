@@ -436,7 +436,7 @@ def calls_of(
 def test_a_draft_that_is_to_be_taught_is_sent_with_a_lesson(server: Server, strategy: str) -> None:
     """Though excerpts in full, and what a scorer says at length, would not fit its slice."""
     worth, told = [10, 17, 24, 31], LONG_FEEDBACK
-    calls = calls_of(server, 1_500, "", worth, told, strategy=strategy, answer="whole")
+    calls = calls_of(server, 1_800, "", worth, told, strategy=strategy, answer="whole")
     assert "Better:" in calls[4].text
 
 
@@ -452,7 +452,7 @@ def test_a_text_that_is_an_answer_when_cut_is_given_less_room(server: Server, an
     worth, text = [10, 11, 12, 13, 10], "word " * 60
     calls = calls_of(server, 1_000, text, worth, "more", strategy="pdp_positive", answer=answer)
     given = calls[4].request["max_completion_tokens"]
-    assert (given < 2.5 * calls[4].output) == (answer == "whole")
+    assert (given < 3 * calls[4].output) == (answer == "whole")
 
 
 def test_a_refinement_is_told_what_must_stay(server: Server) -> None:
