@@ -259,9 +259,7 @@ class _Edge:
         best, rest, decides = self.state["best"], self.rest, self.setup.decides
         if decides == "judge" and best is None and rest.get("calls", 0) >= 4:
             return moves, {**rest, "calls": rest["calls"] - 2}
-        judged = decides == "judge" or (
-            decides == "agreement" and not prospects.votes_decide(view(self.setup, self.state))
-        )
+        judged = prospects.judge_decides(view(self.setup, self.state))
         if not judged or best is None or not best["complete"] or any(map(judges, moves)):
             return moves, rest
         if decides == "judge":
@@ -308,16 +306,14 @@ class _Edge:
         return self._calls([move], self.rest) or self._beyond_share([move])
 
     def _overdue(self) -> list[Planned]:
-        """When nothing else can be bought, or only replies that will be cut: what was not compared yet, as much
-        of it as can be paid for."""
-        equals = tied(self.state) if self.setup.decides == "agreement" else []
-        moves = [Choose(tuple(equals[:n])) for n in range(len(equals), 1, -1)]
+        """When nothing else can be bought, or only replies that will be cut: the comparison that is due, even if
+        it exceeds the judge's share. Of answers that are equal, as many as can be paid for."""
         if self.setup.decides == "judge":
-            return self._beyond_share(
-                [planned_move(Critique(*pair)) for pair in contests(self.state, 1)]
-            )
-        plans = (self._beyond_share([planned_move(move)]) for move in moves)
-        return next(filter(None, plans), [])
+            wanted = _calling(self.setup.strategy(view(self.setup, self.state)))
+            return self._beyond_share(wanted) if wanted and all(map(judges, wanted)) else []
+        equals = tied(self.state) if self.setup.decides == "agreement" else []
+        choices = [planned_move(Choose(tuple(equals[:n]))) for n in range(len(equals), 1, -1)]
+        return next(filter(None, (self._beyond_share([each]) for each in choices)), [])
 
     def _beyond_share(self, moves: Sequence[PlannedMove]) -> list[Planned]:
         """Calls of the judge, even if they exceed its share."""

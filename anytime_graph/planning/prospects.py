@@ -95,6 +95,11 @@ def votes_decide(view: View) -> bool:
     return not lengths or (few and median(lengths) <= _SHORT)
 
 
+def judge_decides(view: View) -> bool:
+    """Whether the next answers are told apart by the judge."""
+    return view.decides == "judge" or (view.decides == "agreement" and not votes_decide(view))
+
+
 def tokens(view: View, kind: str) -> float:
     """The expected cost of a move of this kind: the mean of those seen, with the prior as one more. Drafts
     of 300 and 500 tokens make 400; a first taught draft is expected at 1.4 * 400 = 560, and after one of

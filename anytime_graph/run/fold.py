@@ -290,7 +290,7 @@ def _place(asked: Outcome, ids: Sequence[int]) -> int | None:
     """The place of the candidate that was named."""
     move, named = asked["call"]["move"], asked.get("preferred")
     assert move["kind"] == "critique"
-    return shown_order(move).index(named) if named in ids else None
+    return None if named is None or named not in ids else shown_order(move).index(named)
 
 
 def _compared(
