@@ -94,7 +94,7 @@ class ChatAnytime(BaseChatModel):
     model: Any
     budget: Budget
     scorer: SkipValidation[Scorer | Judge | Literal["judge", "vote"] | None] = None
-    strategy: SkipValidation[str | Strategy] = "pdp"
+    strategy: SkipValidation[str | Strategy] = "adaptive"
     answer: SkipValidation[str | Extractor] = "whole"
     prices: Prices | None = None
     media_tokens: int | None = None

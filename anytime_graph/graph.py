@@ -40,6 +40,9 @@ from anytime_graph.run.state import Decides, Input, Output, Payoff, State
 from anytime_graph.run.upgrade import migrated_state
 from anytime_graph.scoring import Extractor, Judge, Scorer, check_signature
 
+_USUAL: dict[str, Decides] = {"self_consistency": "vote", "adaptive": "agreement"}
+"""Who decides without a scorer, where that is not the judge."""
+
 __all__ = ["Context", "afork", "create_anytime_graph", "fork"]
 
 
@@ -48,7 +51,7 @@ def create_anytime_graph(
     *,
     budget: Budget | None = None,
     scorer: Scorer | Judge | Literal["judge", "vote"] | None = None,
-    strategy: str | Strategy = "pdp",
+    strategy: str | Strategy = "adaptive",
     answer: str | Extractor | type[BaseModel] | AnswerFormat = "tags",
     prices: Prices | None = None,
     media_tokens: int | None = None,
@@ -70,9 +73,10 @@ def create_anytime_graph(
         `until` must say when a run ends; its budget starts small and is doubled step by step.
     scorer: (question, answer) -> score in [0, 1], "judge" (the model compares its own answers,
         each pair in both orders; a Judge is short for "judge" and judge=) or "vote" (agreement).
-        Default: "vote" for the strategy "self_consistency", else "judge".
-    strategy: single, best_of_n, self_consistency, self_refine, pdp_positive, pdp, leap, adaptive,
-        or a function from View to moves.
+        Default: for the strategy "adaptive", agreement, and the judge where answers cannot agree or
+        are tied; "vote" for "self_consistency"; else "judge".
+    strategy: adaptive (it decides by itself what pays), single, best_of_n, self_consistency,
+        self_refine, pdp_positive, pdp, leap, or a function from View to moves.
     answer: how answers are found in replies: "tags" (<answer> blocks are asked for), "whole",
         a function from reply to answer, or a pydantic model.
     prices: US dollars per million tokens; default: looked up by the model's name when a budget
@@ -88,7 +92,8 @@ def create_anytime_graph(
     memory: recalls the preference pairs of earlier questions and remembers those of this one, within
         the context's namespace: the same ledger, one of LangGraph's stores, or a Memory.
     judge: compares answers and gives reasons: another model, a rubric, or another share of the
-        budget. If the scorer is a function, it decides; the judge only gives reasons, and compares
+        budget. A share that is named holds; the usual one yields when nothing else can be
+        bought. If the scorer is a function, it decides; the judge only gives reasons, and compares
         where a strategy asks for it.
     drafter: lets an agent write the drafts: a function from a chat model to a Runnable that takes
         and returns {"messages": [...]}, such as `lambda model: create_agent(model, tools)`. It is
@@ -135,7 +140,7 @@ def create_anytime_graph(
     def setup(chosen: Chosen) -> Setup:
         rules = chosen.get("strategy", strategy)
         chat_model = resolve_model(named_model(models, model, chosen))
-        usual: Decides = "vote" if rules == "self_consistency" else "judge"
+        usual: Decides = _USUAL.get(rules, "judge") if isinstance(rules, str) else "judge"
         by = usual if scorer is None else scorer
         decides: Decides = by if isinstance(by, str) else "scorer"
         known = prices or prices_of(chat_model)
@@ -150,6 +155,7 @@ def create_anytime_graph(
             scorer=None if isinstance(by, str) else by,
             judge=by_judge,
             width=width,
+            yields=judge is None,
             until=until,
             profile=learned,
             drafter=drafter,

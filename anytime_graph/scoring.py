@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
+import json
 import math
 import re
 import runpy
@@ -14,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -171,6 +173,8 @@ def verdict_of(scorer: Scorer, question: str, subject: Any) -> Verdict:
 # --- finding the answer -----------------------------------------------------------------------
 
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?:\.\d{1,9})?", re.ASCII)
+_SET = re.compile(r"\{([^{}\[\]:]+)\}")
 _BRACKET = re.compile(r"[{\[]")
 _JSON = re.compile(r'[{}\[\]\\]|"(?:[^"\\\x00-\x1f]++|\\.)*+("?)')
 _CLOSED_BY = {"{": "}", "[": "]"}
@@ -246,6 +250,35 @@ def _read_blocks(text: str, at: int, passed: set[int]) -> Iterator[tuple[int, in
 
 
 def normal(answer: str) -> str:
-    """The form in which a vote compares answers: case, spaces and final full stops do not count."""
-    text = " ".join(answer.lower().split()).rstrip(".")
+    """The form in which a vote compares answers: case, spaces and final full stops do not count. Numbers
+    are compared as such ("1,000.0" is 1000), and so are JSON ({"b": 2, "a": 1.0} is {"a":1,"b":2}) and sets
+    ("{2, 1}" is {1,2})."""
+    text = _canonical(" ".join(answer.lower().split()).rstrip("."))
     return text if len(text) <= 200 else hashlib.sha256(text.encode(errors="replace")).hexdigest()
+
+
+def _canonical(text: str) -> str:
+    if _NUMBER.fullmatch(text):
+        return f"{Decimal(text.replace(',', '')).normalize() + 0:f}"
+    if text[:1] not in ("{", "["):
+        return text
+    try:
+        return json.dumps(
+            _plain(json.loads(text)), sort_keys=True, separators=(",", ":"), allow_nan=False
+        )
+    except (ValueError, RecursionError):
+        items = _SET.fullmatch(text)
+        return (
+            f"{{{','.join(sorted({_canonical(i.strip()) for i in items[1].split(',')}))}}}"
+            if items
+            else text
+        )
+
+
+def _plain(value: Any) -> Any:
+    """JSON without the difference between 1.0 and 1."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,10 +1,11 @@
-"""Judge candidates: two against each other (asked once in each order), or one by itself."""
+"""Judge candidates: two against each other or several at once (asked in two orders), or one by itself."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Sequence
+from string import ascii_lowercase
 from typing import Any, NamedTuple
 
 from langchain_core.messages import AnyMessage
@@ -13,10 +14,11 @@ from anytime_graph import prompts
 from anytime_graph.metering.request import Reply
 from anytime_graph.nodes.answering import shown
 from anytime_graph.planning.answers import case
-from anytime_graph.run.calls import STRUCTURED, CritiqueMove, PlannedCall
+from anytime_graph.run.calls import STRUCTURED, CritiqueMove, PlannedCall, shown_order
 from anytime_graph.run.state import State
 from anytime_graph.text import clip
 
+_CHOICE = re.compile(r"[\W_]*verdict\s*:[\W_]*(tie|[a-z])[\W_]*", re.IGNORECASE)
 _VERDICT = re.compile(r"[\W_]*verdict\s*:[\W_]*(a|b|tie|good|improve)[\W_]*", re.IGNORECASE)
 
 VERDICT: dict[str, Any] = {
@@ -51,6 +53,9 @@ def critique_prompt(
     answers = {c["id"]: shown(c, detail) for c in state["candidates"]}
     if move["second"] is None:
         return prompts.review(case(state), answers[move["first"]], detail)
+    if "among" in move:
+        texts = [answers[i] for i in shown_order(move)]
+        return prompts.choose(case(state), texts, detail, rubric)
     first, second = answers[move["first"]], answers[move["second"]]
     if move["swapped"]:
         first, second = second, first
@@ -60,6 +65,10 @@ def critique_prompt(
 def judgement_of(call: PlannedCall, move: CritiqueMove, reply: Reply) -> Judgement | None:
     """What the judge's reply says; None if it is empty. A reply that was cut may end in a quotation,
     so it has no verdict."""
+    if "among" in move:
+        letter = chosen(reply.text, reply.whole)
+        named = dict(zip(ascii_lowercase, shown_order(move), strict=False)).get(letter or "")
+        return Judgement(named, "") if reply.text.strip() else None
     why, verdict = split_verdict(reply.text, structured=call["role"] == STRUCTURED)
     verdict = verdict if reply.whole else None
     if not reply.text.strip():
@@ -70,6 +79,17 @@ def judgement_of(call: PlannedCall, move: CritiqueMove, reply: Reply) -> Judgeme
     if move["swapped"]:
         sides.reverse()
     return Judgement(dict(zip("ab", sides, strict=True)).get(verdict or ""), why)
+
+
+def chosen(text: str, whole: bool) -> str | None:
+    """The letter, or "tie", on the first line; or on the last line of a reply that is whole. A first line
+    that was cut is none: it may go on."""
+    lines = text.strip().splitlines()
+    ended = whole or len(lines) > 1 or text.endswith("\n")
+    for line in (*lines[: int(ended)], *(lines[-1:] if whole else ())):
+        if match := _CHOICE.fullmatch(line.strip()):
+            return match[1].lower()
+    return None
 
 
 def split_verdict(text: str, structured: bool = False) -> tuple[str, str | None]:

@@ -52,8 +52,6 @@ _OPEN = ("judge", "interrupted", *DIMENSIONS)
 """The reasons to stop that more budget removes."""
 _LOOKS = 16
 """How many questions a decision looks at, so that it takes as long among 10,000 as among 100."""
-_CALLS = {"scorer": 1, "vote": 1, "judge": 3}
-"""Calls of one answer: under a judge, it is compared in both orders."""
 
 
 class Progress(NamedTuple):
@@ -420,11 +418,12 @@ class _Desk:
             room = math.ceil(max(GOOD_ROOM, length.ample if length else prospects.FIRST))
         draft = prospects.tokens(seen, "draft")
         besides = max(prospects.tokens(seen, kind) for kind in {"draft", *state["payoffs"]}) - draft
-        if self.setup.decides == "judge" and question.answered:
+        judged = prospects.judge_decides(seen)
+        if judged and question.answered:
             besides += 1.5 * prospects.tokens(seen, "compare")
         limits: Limits = dict.fromkeys(DIMENSIONS, 0)
         need = least(self.setup, {**state, "limits": limits}, room, math.ceil(besides))
-        return {**need, "calls": _CALLS[self.setup.decides]}
+        return {**need, "calls": 3 if judged else 1}  # it is compared in both orders
 
     def _tell(self) -> None:
         gain = -self._heap[0][0] if self._heap else 0.0

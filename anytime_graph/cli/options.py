@@ -210,7 +210,7 @@ def graph_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model": options["model"],
         "scorer": scoring_rule,
-        "strategy": options["strategy"] or "pdp",
+        "strategy": options["strategy"] or "adaptive",
         "answer": options["answer"]
         or ("whole" if isinstance(scoring_rule, Constraints) else "tags"),
         "prices": prices(options["price"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, ClassVar, cast
 
 from anytime_graph.budget import Limits, Spend
@@ -40,6 +41,15 @@ class Critique:
 
 
 @dataclass(frozen=True)
+class Choose:
+    """Have the judge choose the best of several candidates, all shown at once (asked in two orders)."""
+
+    kind: ClassVar = "critique"
+    among: tuple[int, ...]
+    share: float | None = None
+
+
+@dataclass(frozen=True)
 class Refine:
     """Improve a candidate. pairs, memory, share: as for a draft."""
 
@@ -69,7 +79,7 @@ class Stop:
     estimate: float | None = None
 
 
-CallingMove = Draft | Critique | Refine | Learn
+CallingMove = Draft | Critique | Choose | Refine | Learn
 """The moves that make calls."""
 Move = CallingMove | Stop
 
@@ -82,7 +92,8 @@ class View:
     widest gap first. principles: rules learned from the pairs. recalled: whether the memory had pairs
     of earlier questions.
     decides: who chooses the best answer. contests: pairs of ids whose comparison would tell most about
-    which is best; empty unless the judge decides. compared: pairs of ids that were compared. judging:
+    which is best; empty unless the judge decides. tied: under agreement, the ids of the incumbent and of
+    other answers with as many votes that were not compared with it. compared: pairs of ids that were compared. judging:
     whether the judge may still be asked, because its share of the budget is limited. judged: the
     judge so far. ballots: without a scorer, how many drafts gave each answer; under a vote,
     refinements count too.
@@ -99,6 +110,7 @@ class View:
     whole: bool
     recalled: bool = False
     compared: Sequence[tuple[int, int]] = ()
+    tied: Sequence[int] = ()
     principles: Sequence[str]
     payoffs: Mapping[str, Payoff]
     profile: Mapping[str, Payoff]
@@ -117,8 +129,16 @@ def planned_move(move: CallingMove) -> PlannedMove:
     """A move as plain data, for the state. Whether its prompt shows preference pairs, and which of two
     candidates it shows first, is set when the call is planned."""
     planned: dict[str, Any] = {"kind": move.kind, **vars(move)}
+    if isinstance(move, Choose):
+        first, second, *_ = order = _shuffled(move.among)
+        planned |= {"first": first, "second": second, "among": order, "swapped": False}
     if isinstance(move, Draft | Refine):
         planned["with_pairs"] = False
     elif isinstance(move, Critique):
         planned["swapped"] = False
     return cast(PlannedMove, planned)
+
+
+def _shuffled(ids: Sequence[int]) -> list[int]:
+    """The ids in an order that is chance, but the same each time."""
+    return sorted(ids, key=lambda i: sha256(f"{sorted(ids)}: {i}".encode()).digest())

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import NamedTuple, cast
 
 from langchain_core.messages import AnyMessage
@@ -31,7 +32,7 @@ from anytime_graph.metering.meter import Meter
 from anytime_graph.models.tokens import Calibration, uncalibrated
 from anytime_graph.planning import prospects
 from anytime_graph.planning.answers import conversation, pair_context
-from anytime_graph.planning.moves import Critique, Draft, Move, Stop, View, planned_move
+from anytime_graph.planning.moves import Choose, Critique, Draft, Move, Stop, View, planned_move
 from anytime_graph.planning.setup import Setup
 from anytime_graph.planning.until import outweighed, reached
 from anytime_graph.prompts import DETAILS, Lessons
@@ -46,7 +47,7 @@ from anytime_graph.run.calls import (
     places,
     seeks_answer,
 )
-from anytime_graph.run.fold import contests
+from anytime_graph.run.fold import contests, tied
 from anytime_graph.run.state import State
 
 _RESERVE = 0.2
@@ -150,6 +151,7 @@ def view(setup: Setup, state: State, judging: bool = True) -> View:
         whole=setup.answers.extract is scoring.whole_reply,
         recalled=bool(state["examples"]),
         compared=[(first, second) for first, second, _ in state["matches"]],
+        tied=tied(state) if setup.decides == "agreement" else [],
         decides=setup.decides,
         made=state["made"],
         spent=state["spent"],
@@ -206,11 +208,15 @@ class _Edge:
             return self._last_call() or moves
         if setup.until and (stop := outweighed(setup.until, view(setup, state), moves)):
             return self._last_call() or stop
-        open_ = self._comparable(moves) if setup.decides == "judge" else rest
+        moves, open_ = self._comparable(moves)
+        calls = self._calls(moves, _reserved(need, open_))
+        if setup.decides == "agreement" and not self._long_enough(calls):
+            calls = self._overdue() or calls
         return (
-            self._calls(moves, _reserved(need, open_))
+            calls
             or self._last_call()
             or self._calls(moves, open_)
+            or self._overdue()
             or Stop(self._short_of(open_))
         )
 
@@ -245,35 +251,84 @@ class _Edge:
             return replace(first, reason=str(first.reason))
         return _calling(moves)
 
-    def _comparable(self, moves: Sequence[PlannedMove]) -> Limits:
-        """What is left for these moves under a judge. An answer that can no longer be compared is paid
-        for in vain. So the next comparison is held back from other moves, and nothing is left for them
-        if it cannot be paid for."""
-        best, rest = self.state["best"], self.rest
-        if best is None and rest.get("calls", 0) >= 4:
-            return {**rest, "calls": rest["calls"] - 2}
-        if best is None or not best["complete"] or any(map(judges, moves)):
-            return rest
-        if not (comparison := self._comparison()):
-            return dict.fromkeys(rest, 0)
-        judge = self.setup.meters[comparison[0].call["role"]]
-        spends = (judge.reservation(p.call["max_input"], GOOD_ROOM) for p in comparison)
-        return left(rest, total(spends))
+    def _comparable(self, moves: list[PlannedMove]) -> tuple[list[PlannedMove], Limits]:
+        """The moves and what is left for them. An answer that can no longer be told apart from others is
+        paid for in vain. So where the judge does that, the next comparison is held back from other moves,
+        and nothing is left for them if it cannot be paid for. If it can with fewer new answers, there are
+        fewer."""
+        best, rest, decides = self.state["best"], self.rest, self.setup.decides
+        if decides == "judge" and best is None and rest.get("calls", 0) >= 4:
+            return moves, {**rest, "calls": rest["calls"] - 2}
+        judged = prospects.judge_decides(view(self.setup, self.state))
+        if not judged or best is None or not best["complete"] or any(map(judges, moves)):
+            return moves, rest
+        if decides == "judge":
+            return moves, self._without(self._comparison())
+        for n, part in product(range(len(moves), 0, -1), (0.5, 1.0)):
+            open_ = self._without(self._comparison(n, part))
+            scale = min((open_[d] / rest[d] for d in rest if rest[d]), default=1.0)
+            if scale > 0:
+                fewer = [_with_share(move, (move["share"] or 1 / n) / scale) for move in moves[:n]]
+                if len(calls := self._calls(fewer, open_)) == n and self._long_enough(calls):
+                    return fewer, open_
+        return moves, self._without([])
 
-    def _comparison(self) -> list[Planned]:
-        """The next comparison, as far as it is known; else one of the same length."""
+    def _without(self, comparison: Sequence[Planned]) -> Limits:
+        """What is left besides a comparison; nothing if there is none to be paid for."""
+        if not comparison:
+            return dict.fromkeys(self.rest, 0)
+        judge = self.setup.meters[comparison[0].call["role"]]
+        room = (
+            GOOD_ROOM
+            if self.setup.decides == "judge"
+            else self._verdict_room(comparison[0].call["move"])
+        )
+        return left(
+            self.rest, total(judge.reservation(p.call["max_input"], room) for p in comparison)
+        )
+
+    def _long_enough(self, calls: Sequence[Planned]) -> bool:
+        """Whether most replies would fit their calls, as far as their length is known."""
+        most = self._length.most if self._length else 0.0
+        rooms = (c.call["max_output"] for c in calls if seeks_answer(c.call["move"]))
+        return all(room is None or room >= most for room in rooms)
+
+    def _comparison(self, new: int = 1, part: float = 1.0) -> list[Planned]:
+        """The next comparison, as far as it is known; else one of the same length. new: answers that are
+        still to come. part: of what is left that it may take."""
         assert self.state["best"] is not None
         best = self.state["best"]["id"]
+        if self.setup.decides == "agreement":
+            among = (*(tied(self.state) or [best]), *[best] * new)
+            return self._beyond_share([planned_move(Choose(among, share=part))])
         pair = next(iter(contests(self.state, 1)), (best, best))
-        return self._calls([planned_move(Critique(*pair))], self.rest)
+        move = planned_move(Critique(*pair))
+        return self._calls([move], self.rest) or self._beyond_share([move])
+
+    def _overdue(self) -> list[Planned]:
+        """When nothing else can be bought, or only replies that will be cut: the comparison that is due, even if
+        it exceeds the judge's share. Of answers that are equal, as many as can be paid for."""
+        if self.setup.decides == "judge":
+            wanted = _calling(self.setup.strategy(view(self.setup, self.state)))
+            return self._beyond_share(wanted) if wanted and all(map(judges, wanted)) else []
+        equals = tied(self.state) if self.setup.decides == "agreement" else []
+        choices = [planned_move(Choose(tuple(equals[:n]))) for n in range(len(equals), 1, -1)]
+        return next(filter(None, (self._beyond_share([each]) for each in choices)), [])
+
+    def _beyond_share(self, moves: Sequence[PlannedMove]) -> list[Planned]:
+        """Calls of the judge, even if they exceed its share."""
+        if not self.setup.yields:
+            return self._calls(moves, self.rest)
+        whole = replace(self.setup, judge=replace(self.setup.judge, share=1.0))
+        return _Edge(whole, self.state)._calls(moves, self.rest)
 
     def _short_of(self, rest: Limits) -> str:
         """Why no further move can be paid for: the dimension that it would overrun, or "judge" if the
         judge's share of the budget is used up."""
         setup, state = self.setup, self.state
-        if setup.decides == "judge" and state["best"] is not None and not self._comparison():
-            whole = replace(setup, judge=replace(setup.judge, share=1.0))
-            if _Edge(whole, state)._comparison():
+        if setup.decides != "vote" and state["best"] is not None and not self._comparison():
+            whole = replace(setup, yields=True)
+            if setup.decides != "scorer" and _Edge(whole, state)._comparison():
                 return "judge"
         need = least(setup, {**state, "limits": dict.fromkeys(rest, 0)})
         return next((d for d in DIMENSIONS if d in rest and rest[d] < need[d]), next(iter(rest)))
@@ -382,6 +437,8 @@ class _Edge:
         may_return = by_agent and min_output > MIN_ROOM
         if n > copies:
             min_output = self._choice_room(min_output)
+        if judged:
+            min_output = min(min_output, self._verdict_room(move))
         allowance = _lessons_allowance(share(slice_, copies / n), meter)
         lessons = pair_context(state, move, allowance) if seeks_answer(move) else Lessons()
 
@@ -416,7 +473,7 @@ class _Edge:
                 if tools_room is not None and tools_room < GOOD_ROOM:
                     continue
             if judged:
-                most = max(_VERDICT, 2 * state["least_room"])
+                most = self._verdict_room(move)
                 room = most if room is None else min(room, most)
             cap = meter.cap(room, bound)
             bare = None
@@ -452,6 +509,17 @@ class _Edge:
                 call["agent"] = AgentDraft(may_return=may_return, overhead=overhead, growth=growth)
             return Planned(call, messages)
         return None
+
+    def _verdict_room(self, move: PlannedMove) -> int:
+        """The most output tokens of a judgement. The letter of a choice needs twice what letters took so far:
+        after two verdicts of 10 tokens in all, 2 * 10/2 = 10, so the least that a call may write."""
+        least_room, judging = self.state["least_room"], self.state["judging"]
+        if move["kind"] != "critique" or "among" not in move:
+            return max(_VERDICT, 2 * least_room)
+        if least_room > GOOD_ROOM or not judging["comparisons"]:
+            return max(GOOD_ROOM, 2 * least_room if least_room > GOOD_ROOM else 0)
+        seen = judging["spent"]["output_tokens"] / (2 * judging["comparisons"])
+        return max(MIN_ROOM, math.ceil(2 * seen))
 
     @cached_property
     def _length(self) -> prospects.ReplyLength | None:
@@ -490,6 +558,12 @@ def _reserved(need: Limits, rest: Limits) -> Limits:
 def _calling(moves: Sequence[Move]) -> list[PlannedMove]:
     """The moves that make calls, as plain data."""
     return [planned_move(move) for move in moves if not isinstance(move, Stop)]
+
+
+def _with_share(move: PlannedMove, part: float) -> PlannedMove:
+    changed = move.copy()
+    changed["share"] = min(1.0, part)
+    return changed
 
 
 def _from_start(move: PlannedMove) -> bool:

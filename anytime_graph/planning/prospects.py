@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from functools import lru_cache
 from itertools import product
-from statistics import NormalDist
+from statistics import NormalDist, median
 from typing import NamedTuple
 
 from anytime_graph.budget import GOOD_ROOM
@@ -53,6 +53,9 @@ _BOUND = 1.25
 """A prompt is bounded at about this multiple of its tokens before it is sent."""
 _UNLIMITED = 32
 """Without limits, a run plans as if this many drafts could be paid for."""
+_SHORT, _DIFFERENT = 100, 8
+"""Characters of an answer with which others can be expected to agree; and how many of that length may all
+differ before none is expected to agree."""
 _NORMAL = NormalDist()
 _RIGHTS = [0.5 + (i + 0.5) / 20 for i in range(10)]
 _LEANS = [(i + 0.5) / 10 - 1 for i in range(20)]
@@ -73,8 +76,28 @@ class Prospect(NamedTuple):
 
 def prospects(view: View) -> dict[str, Prospect]:
     """The prospect of each kind of answer."""
-    gains = {"scorer": _scored, "judge": _judged, "vote": _voted}[view.decides](view)
+    if view.decides == "scorer":
+        gains = _scored(view)
+    else:
+        gains = _voted(view) if votes_decide(view) else _judged(view)
     return {kind: Prospect(gain, tokens(view, kind)) for kind, gain in gains.items()}
+
+
+def votes_decide(view: View) -> bool:
+    """Whether drafts are told apart by their votes. Under agreement that is so if two of them agreed, or if
+    answers are short and few were seen; not of texts, which cannot agree."""
+    if view.decides != "agreement":
+        return view.decides == "vote"
+    if max(view.ballots.values(), default=0) > 1:
+        return True
+    lengths = [len(c["answer"]) for c in view.candidates if c["complete"]]
+    few = sum(view.ballots.values()) < _DIFFERENT
+    return not lengths or (few and median(lengths) <= _SHORT)
+
+
+def judge_decides(view: View) -> bool:
+    """Whether the next answers are told apart by the judge."""
+    return view.decides == "judge" or (view.decides == "agreement" and not votes_decide(view))
 
 
 def tokens(view: View, kind: str) -> float:
@@ -192,17 +215,30 @@ def agreement(ballots: Mapping[str, int]) -> float:
     """The posterior probability, or a lower bound of it, that the leader of a vote would lead among
     infinitely many drafts. 0 without votes.
 
-    Answers are taken as drawn from a Dirichlet process of concentration 1. So the shares of the answers
+    A draft is taken to be a slip, whose answer never comes again, with an unknown probability, uniform in
+    [0, 1]. Other answers are drawn from a Dirichlet process of concentration 1. So the shares of those
     seen, and of all others together, are Dirichlet(votes..., 1) (Ferguson 1973). Two of them compare as
     a Beta, at 1/2 an exact binomial sum. The chances that each rival is ahead are added up (Bonferroni).
-    Adaptive-Consistency (Aggarwal et al. 2023, arXiv 2305.11860) compares the first two only. After 7
-    equal answers of 7, the one rival is an answer not seen yet: 1 - 1/2**7 = .992.
+    Adaptive-Consistency (Aggarwal et al. 2023, arXiv 2305.11860) compares the first two only.
+
+    After 7 equal answers of 7, the one rival is an answer not seen yet: 1 - 1/2**7 = .992. After 7 and 12
+    others that came once each, one of the 12 is expected to be no slip: 1 - (1 + 1)/2**7 = .984.
     """
     votes = sorted(ballots.values(), reverse=True)
-    if not votes:
-        return 0.0
+    if not votes or votes[0] == 1:  # of a single answer, P(no slip) * P(in the lead) = 1/2 * 1/2
+        return 0.25 if len(votes) == 1 else 0.0
     lead, *others = votes
-    return max(0.0, 1.0 - sum(_behind(lead, rival) for rival in (*others, 1)))
+    rivals = [_behind(lead, votes) for votes in others if votes > 1]
+    singles = 1 + _no_slips(len(others) - len(rivals))  # one more: the answers not seen yet
+    return max(0.0, 1.0 - sum(rivals) - singles * _behind(lead, 1))
+
+
+@lru_cache(maxsize=512)
+def _no_slips(singles: int) -> float:
+    """How many of the answers that came once are expected to be no slips. That it is k has a posterior in
+    proportion to 1/k!: of 2, (0/1 + 1/1 + 2/2) / (1/1 + 1/1 + 1/2) = .8; of many, 1."""
+    weights = [1 / math.factorial(k) for k in range(min(singles, 20) + 1)]
+    return sum(k * weight for k, weight in enumerate(weights)) / sum(weights)
 
 
 def _behind(lead: int, rival: int) -> float:
@@ -350,6 +386,8 @@ def _judged(view: View) -> dict[str, float]:
     refined = won(refine, (right + wrong) / 2)
     retaught = won(taught_refine, refined)
     drafts = judged["comparisons"] - refine["tries"] - taught_refine["tries"]
+    if view.decides == "agreement":  # one comparison is of several drafts
+        drafts = _drafts(view.payoffs)["tries"] - len(view.tied)
     level = _level(right, wrong, max(0, drafts))
     level += refine["tries"] * max(0.0, stepped(refined, refine["tries"]))
 

@@ -47,7 +47,7 @@ class Setup:
     """What a graph was built with, for one choice of the context.
 
     meters: by role; see run.calls. ask: builds the prompts. width: how many candidates and pairs the
-    state keeps. profile: what drafts and refinements brought on earlier questions. drafter: makes the
+    state keeps. yields: whether the judge may exceed its share when nothing else can be bought. profile: what drafts and refinements brought on earlier questions. drafter: makes the
     agent that drafts, if one does.
     """
 
@@ -59,6 +59,7 @@ class Setup:
     scorer: Scorer | None
     judge: Judge
     width: int
+    yields: bool = False
     profile: Mapping[str, Payoff] = field(default_factory=dict)
     until: Until | None = None
     drafter: Drafter | None = None
@@ -71,7 +72,7 @@ class Setup:
         """Which meter a call goes through."""
         if not judges(move):
             return REVIEW if move["kind"] == "critique" and REVIEW in self.meters else OWN
-        held = move["kind"] == "critique" and STRUCTURED in self.meters
+        held = move["kind"] == "critique" and "among" not in move and STRUCTURED in self.meters
         return STRUCTURED if held and not state["unstructured"] else PLAIN
 
 

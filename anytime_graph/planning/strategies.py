@@ -16,7 +16,17 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
-from anytime_graph.planning.moves import Critique, Draft, Learn, Move, Refine, Stop, Strategy, View
+from anytime_graph.planning.moves import (
+    Choose,
+    Critique,
+    Draft,
+    Learn,
+    Move,
+    Refine,
+    Stop,
+    Strategy,
+    View,
+)
 from anytime_graph.planning.prospects import (
     FIRST,
     NONE,
@@ -26,6 +36,7 @@ from anytime_graph.planning.prospects import (
     slice_,
     tokens,
     tokens_left,
+    votes_decide,
 )
 from anytime_graph.run.pairs import Shown
 from anytime_graph.scoring import normal
@@ -38,6 +49,11 @@ _STAKE = 0.125
 """The part of what is left that one step of several drafts may take."""
 _AGREED = 0.99
 """Posterior probability from which no other answer is expected to lead: after 7 equal drafts of 7."""
+_DOUBT, _MOST_DOUBT = 0.005, 0.1
+"""What is left of doubt about an agreement is worth drawing as many drafts again if it exceeds this for each
+of them: after 6 equal drafts it is .016 and need not exceed .03. It is also if it exceeds the most."""
+_LIST = 4
+"""Candidates that are best compared at once."""
 _QUARTER = 0.25
 """The part of what is left that a reply may take: one of unknown length, or one that must not be cut."""
 
@@ -128,22 +144,24 @@ def leap(view: View, n: int = 4) -> list[Move]:
 
 def adaptive(view: View) -> Sequence[Move]:
     """The move with the largest expected gain per token: a draft or a refinement, each bare or taught by
-    pairs, or a comparison. An end, if the judge cannot tell answers apart."""
+    pairs, or a comparison. An end, if drafts agree, or if the judge cannot tell answers apart."""
     if view.best is None:
         if view.whole and reply_length(view) is None and tokens_left(view) < 2 * FIRST:
             return _drafts(view, 2, "chosen", _QUARTER)
         return [Draft(share=_share(view, "draft", _QUARTER))]
-    if view.decides == "vote":
-        return _agreed(view) or _drafts(
+    if votes_decide(view):
+        return _settled(view) or _drafts(
             view, _at_once(view, "draft"), "chosen", _share(view, "draft")
         )
     expected = prospects(view)
-    if view.decides == "judge":
+    if view.decides != "scorer":
         gain = max(p.gain for p in expected.values())
         if gain < _LEAST_GAIN:
             return [Stop("undecided", gain)]
         if view.contests:
             return [Critique(*view.contests[0])]
+        if choice := _choice(view):
+            return choice
         if agreed := _agreed(view):
             return agreed
         # An answer has no use until it was compared, so its comparison is a part of its cost.
@@ -151,11 +169,14 @@ def adaptive(view: View) -> Sequence[Move]:
         expected = {k: p._replace(tokens=p.tokens + checked) for k, p in expected.items()}
     lessons = view.pairs or view.recalled
     open_ = [k for k in expected if lessons or not k.startswith("taught")]
-    kind = max(open_, key=lambda k: expected[k].rate)
+    payable = [k for k in open_ if k == "draft" or expected[k].tokens <= tokens_left(view)]
+    kind = max(payable, key=lambda k: expected[k].rate)
     pairs: Shown = "both" if kind.startswith("taught") else None
     if kind.endswith("refine"):
         return [Refine(view.best["id"], pairs=pairs, memory=pairs, share=_share(view, kind))]
     n = 1 if view.decides == "judge" else _at_once(view, kind)
+    if view.decides == "agreement":
+        n = _LIST - len(view.tied) if len(view.tied) < _LIST else 1
     return [Draft(pairs=pairs, memory=pairs, share=_share(view, kind))] * n
 
 
@@ -224,6 +245,22 @@ def _agreed(view: View) -> list[Move]:
     led = view.best["votes"] >= max(view.ballots.values())
     sure = agreement(view.ballots) if led else 0.0
     return [Stop("agreed", sure)] if sure >= _AGREED else []
+
+
+def _settled(view: View) -> list[Move]:
+    """An end, if drafts agree so far that as many again are not expected to change the answer."""
+    sure = agreement(view.ballots)
+    doubt = min(_MOST_DOUBT, _DOUBT * sum(view.ballots.values()))
+    return [Stop("agreed", sure)] if 1 - sure <= doubt else []
+
+
+def _choice(view: View) -> list[Move]:
+    """A comparison of the answers that nothing else tells apart, once they are enough, or a refinement is
+    among them."""
+    refined = any(c["node"] == "refine" for c in view.candidates if c["id"] in view.tied[1:])
+    if not view.judging or len(view.tied) < (2 if refined else _LIST):
+        return []
+    return [Choose(tuple(view.tied[: 2 * _LIST]), share=0.5)]
 
 
 def _unchanged(view: View) -> bool:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
 
 from anytime_graph.budget import Prices
 from anytime_graph.planning.moves import Stop, View
 from anytime_graph.planning.prospects import agreement, prospects
 from anytime_graph.run.calls import PlannedMove, kind
+from anytime_graph.run.state import Decides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +48,17 @@ class Until:
             if not (number and math.isfinite(value) and 0 < value <= high):
                 raise ValueError(f"Until({name}={value!r}): a number {allowed} is needed")
 
-    def check(self, decides: Literal["scorer", "judge", "vote"], prices: Prices | None) -> None:
+    def check(self, decides: Decides, prices: Prices | None) -> None:
         """Raises ValueError for a rule that lacks what it needs."""
-        ranks = decides == "judge" and "a scorer or a vote: a judge only ranks answers"
+        ranks = (
+            decides in ("judge", "agreement") and "a scorer or a vote: a judge only ranks answers"
+        )
         unpriced = (
             prices is None and "the model's prices: pass prices=Prices(input=..., output=...)"
         )
         needs = {
             "target": decides != "scorer" and "a score: pass scorer= a function",
-            "confidence": decides != "vote" and 'a vote: pass scorer="vote"',
+            "confidence": decides not in ("vote", "agreement") and 'a vote: pass scorer="vote"',
             "min_gain": ranks,
             "price": ranks or unpriced,
         }

@@ -51,13 +51,15 @@ class RefineMove(TypedDict):
 
 
 class CritiqueMove(TypedDict):
-    """See planning.moves.Critique. swapped: the second candidate is shown first."""
+    """See planning.moves.Critique and Choose. swapped: the second candidate is shown first. among: all
+    candidates of a choice, in the order in which they are shown; `first` and `second` are its first two."""
 
     kind: Literal["critique"]
     first: int
     second: int | None
     share: float | None
     swapped: bool
+    among: NotRequired[list[int]]
 
 
 class LearnMove(TypedDict):
@@ -231,6 +233,14 @@ def judges(move: PlannedMove) -> bool:
     if move["kind"] == "critique":
         return move["second"] is not None
     return move["kind"] == "learn"
+
+
+def shown_order(move: CritiqueMove) -> list[int]:
+    """The candidates of a judgement in the order in which they are shown. The second order of a choice is
+    the first one rotated by half of its length: [4, 2, 7] and [2, 7, 4]. So no candidate has one place twice."""
+    order = move.get("among") or [i for i in (move["first"], move["second"]) if i is not None]
+    half = len(order) // 2 if move["swapped"] else 0
+    return [*order[half:], *order[:half]]
 
 
 def seeks_answer(move: PlannedMove) -> TypeGuard[DraftMove | RefineMove]:

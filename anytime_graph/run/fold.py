@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import NamedTuple
 
 from anytime_graph.budget import nothing, total
 from anytime_graph.models.tokens import Calibration, Tokenizer, uncalibrated
@@ -18,6 +20,7 @@ from anytime_graph.run.calls import (
     kind_of,
     places,
     seeks_answer,
+    shown_order,
 )
 from anytime_graph.run.pairs import Candidate, Pair, explained, judged_pair, scored_pairs
 from anytime_graph.run.ranking import Match, both_orders, champion, next_match, strengths
@@ -52,13 +55,14 @@ def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, To
 
     best, pairs, ballots = state["best"], _reasoned(state["pairs"], outcomes), state["ballots"]
     candidates = _reviewed(candidates, outcomes)
-    comparisons = _comparisons(outcomes)
-    new_matches, judged_pairs = _compared(candidates, comparisons)
+    rulings = _rulings(outcomes, candidates)
+    new_matches, judged_pairs = _compared(candidates, rulings, best)
     earlier = [Match(*match) for match in state["matches"]]
     matches = [*earlier, *new_matches]
     new = {c["id"] for c in candidates if c["id"] >= state["ordinal"]}
     if decides != "scorer":  # under a judge, refinements of an answer are no votes for it
-        voters = (c for c in candidates if decides == "vote" or c["node"] == "draft")
+        voting = {"agreement": ("draft", "conclude"), "judge": ("draft",)}.get(decides)
+        voters = (c for c in candidates if voting is None or c["node"] in voting)
         ballots = _add_ballots(ballots, [c for c in voters if c["id"] in new])
         candidates = [
             {**c, "votes": ballots.get(normal(c["answer"]), 0) if c["complete"] else 0}
@@ -69,6 +73,13 @@ def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, To
         pairs = scored_pairs(candidates, pairs, width)
     elif decides == "vote":
         best = _elected(best, candidates)
+    elif decides == "agreement":
+        best = _elected(best, candidates, least=1)
+        pairs = [*judged_pairs, *pairs][:width]
+        if best is not None and new_matches:
+            winner = champion(matches, best["id"], since=len(earlier))
+            beaten = next((c for c in candidates if c["id"] == winner), best)
+            best = beaten if _standing(beaten) == _standing(best) else best
     else:
         best = _incumbent(best, candidates, earlier)
         if best is not None and new_matches:
@@ -96,7 +107,7 @@ def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, To
         matches=[list(m) for m in matches if {m.first, m.second} <= ids][-_KEPT:],
         pairs=pairs,
         principles=next(learned, state["principles"]),
-        judging=_updated_judging(state["judging"], outcomes, candidates, new_matches, comparisons),
+        judging=_updated_judging(state["judging"], outcomes, candidates, rulings),
         payoffs=_paid_off(state, best, outcomes),
         ballots=ballots,
         curve=_extended_curve(state["curve"], [*arrived, *([best] if best else [])]),
@@ -181,17 +192,38 @@ def contests(state: State, most: int = 2) -> list[tuple[int, int]]:
     return pairs
 
 
+def tied(state: State) -> list[int]:
+    """The incumbent, and the other answers with as many votes that were not compared with it."""
+    best = state["best"]
+    if best is None or not best["complete"]:
+        return []
+    met = {i for match in state["matches"] if best["id"] in match[:2] for i in match[:2]}
+    known = {normal(c["answer"]) for c in state["candidates"] if c["id"] in met}
+    equals = {normal(best["answer"]): best["id"]}
+    for c in state["candidates"]:
+        if _standing(c) == _standing(best) and (answer := normal(c["answer"])) not in known:
+            equals.setdefault(answer, c["id"])
+    return list(equals.values())
+
+
+def _standing(c: Candidate) -> int:
+    """The votes for an answer under agreement. A refinement, for which no draft votes, stands for itself."""
+    return max(1, c["votes"]) if c["complete"] else 0
+
+
 def _by_score(c: Candidate) -> tuple[float, bool, int]:
     return (-1.0 if c["score"] is None else c["score"], c["complete"], -c["id"])
 
 
-def _elected(best: Candidate | None, candidates: Sequence[Candidate]) -> Candidate | None:
+def _elected(
+    best: Candidate | None, candidates: Sequence[Candidate], least: int = 0
+) -> Candidate | None:
     """The winner of the vote. The incumbent gives way only to more votes, or to a complete answer with as
-    many votes as a cut one."""
+    many votes as a cut one. least: votes that a complete answer counts for, though it has fewer."""
 
     def votes(c: Candidate) -> tuple[int, bool, bool, int]:
         incumbent = best is not None and c["id"] == best["id"]
-        return c["votes"], c["complete"], incumbent, -c["id"]
+        return max(least * c["complete"], c["votes"]), c["complete"], incumbent, -c["id"]
 
     return max(candidates, key=votes, default=None)
 
@@ -222,37 +254,63 @@ def _reasoned(pairs: Sequence[Pair], outcomes: Sequence[Outcome]) -> list[Pair]:
     ]
 
 
-Orders = dict[bool, Outcome]
-"""The replies to one comparison, by whether the second candidate was shown first."""
+class Ruling(NamedTuple):
+    """What the judge said of the same candidates in both orders. ids: in the first order. winner: None for
+    a tie. place: that both orders named, if that was not the same candidate's; else None."""
+
+    ids: list[int]
+    winner: int | None
+    place: int | None
+    why: str
 
 
-def _comparisons(outcomes: Sequence[Outcome]) -> dict[tuple[int, int], Orders]:
-    """The step's comparisons, by their candidates."""
-    comparisons: dict[tuple[int, int], Orders] = {}
+def _rulings(outcomes: Sequence[Outcome], candidates: Sequence[Candidate]) -> list[Ruling]:
+    """The step's comparisons that were made in both orders. A preference counts only if it survives the
+    change of the order."""
+    known = {c["id"] for c in candidates}
+    asked: dict[tuple[int, ...], dict[bool, Outcome]] = {}
     for o in outcomes:
         move = o["call"]["move"]
         if move["kind"] == "critique" and move["second"] is not None and not o["receipt"]["lost"]:
-            comparisons.setdefault((move["first"], move["second"]), {})[move["swapped"]] = o
-    return comparisons
+            ids = tuple(shown_order({**move, "swapped": False}))
+            asked.setdefault(ids, {})[move["swapped"]] = o
+    rulings = []
+    for ids, orders in asked.items():
+        if len(set(ids)) == len(ids) and len(orders) == 2 and known.issuperset(ids):
+            named = [orders[swapped].get("preferred") for swapped in (False, True)]
+            same = both_orders(ids[0], ids[1], *named).winner
+            places = [_place(orders[swapped], ids) for swapped in (False, True)]
+            place = places[0] if same is None and places[0] == places[1] else None
+            why = orders[False].get("why") or orders[True].get("why") or ""
+            rulings.append(Ruling(list(ids), same, place, why))
+    return rulings
+
+
+def _place(asked: Outcome, ids: Sequence[int]) -> int | None:
+    """The place of the candidate that was named."""
+    move, named = asked["call"]["move"], asked.get("preferred")
+    assert move["kind"] == "critique"
+    return None if named is None or named not in ids else shown_order(move).index(named)
 
 
 def _compared(
-    candidates: Sequence[Candidate], comparisons: Mapping[tuple[int, int], Orders]
+    candidates: Sequence[Candidate], rulings: Sequence[Ruling], best: Candidate | None
 ) -> tuple[list[Match], list[Pair]]:
-    """The comparisons as matches, and the pairs that they make. A preference counts only if it survives
-    the swap of the answers."""
+    """The rulings as matches, and the pairs that they make. The winner of a choice has beaten each of the
+    others; without one, the incumbent is equal to each. Its pair is with the incumbent, or the first other."""
     by_id = {c["id"]: c for c in candidates}
     matches, pairs = [], []
-    for (first, second), orders in comparisons.items():
-        if first == second or len(orders) < 2 or not {first, second} <= by_id.keys():
-            continue
-        plain, swapped = orders[False], orders[True]
-        match = both_orders(first, second, plain.get("preferred"), swapped.get("preferred"))
-        matches.append(match)
-        if match.winner is not None:
-            loser = first + second - match.winner
-            why = plain.get("why") or swapped.get("why") or ""
-            pairs.append(judged_pair(by_id[match.winner], by_id[loser], why))
+    for ids, winner, _, why in rulings:
+        incumbent = best["id"] if best is not None and best["id"] in ids else ids[0]
+        if len(ids) == 2:
+            matches.append(Match(ids[0], ids[1], winner))
+        else:
+            one = incumbent if winner is None else winner
+            others = sorted((i for i in ids if i != one), key=lambda i: i != incumbent)
+            matches += [Match(one, other, winner) for other in others]
+        if winner is not None:
+            loser = incumbent if winner != incumbent else next(i for i in ids if i != winner)
+            pairs.append(judged_pair(by_id[winner], by_id[loser], why))
     return matches, pairs
 
 
@@ -260,24 +318,19 @@ def _updated_judging(
     judging: Judging,
     outcomes: Sequence[Outcome],
     candidates: Sequence[Candidate],
-    matches: Sequence[Match],
-    comparisons: Mapping[tuple[int, int], Orders],
+    rulings: Sequence[Ruling],
 ) -> Judging:
     lengths = {c["id"]: len(c["answer"]) for c in candidates}
     gaps = [
-        lengths[m.winner] - lengths[m.first + m.second - m.winner]
-        for m in matches
-        if m.winner is not None
+        lengths[r.winner] - fmean(lengths[i] for i in r.ids if i != r.winner)
+        for r in rulings
+        if r.winner is not None
     ]
-    flips = [  # whether the first place was named, of each comparison whose orders named two answers
-        orders[False]["preferred"] == first
-        for (first, _), orders in comparisons.items()
-        if len({o.get("preferred") for o in orders.values()} - {None}) == 2
-    ]
+    flips = [r.place == 0 for r in rulings if r.place is not None]
     spends = (o["receipt"]["spend"] for o in outcomes if judges(o["call"]["move"]))
     return Judging(
         spent=total([judging["spent"], *spends]),
-        comparisons=judging["comparisons"] + len(matches),
+        comparisons=judging["comparisons"] + len(rulings),
         agreed=judging["agreed"] + len(gaps),
         flips=judging["flips"] + len(flips),
         firsts=judging["firsts"] + sum(flips),
@@ -361,7 +414,12 @@ def _concluded(
 
 def _add_ballots(ballots: Mapping[str, int], new: Sequence[Candidate]) -> dict[str, int]:
     """How many candidates gave each answer; answers that were cut do not count."""
-    counts = Counter(ballots)
+    counts = Counter[str]()
+    for (
+        answer,
+        votes,
+    ) in ballots.items():  # which may have been counted before numbers were compared
+        counts[normal(answer)] += votes
     counts.update(normal(c["answer"]) for c in new if c["complete"])
     return dict(counts.most_common(_KEPT) if len(counts) > _KEPT else counts)
 
@@ -373,17 +431,20 @@ def _trimmed(
     decides: Decides,
     matches: Sequence[Match],
 ) -> list[Candidate]:
-    """At most `width` candidates, by id: the incumbent, then those with the better scores; under a judge,
-    those that it has not compared, then the stronger; the newer of equals."""
+    """At most `width` candidates, by id: the incumbent, then those with the better scores or more votes; then
+    those that the judge has not compared, then the stronger; the newer of equals."""
     if len(candidates) <= width:
         return sorted(candidates, key=lambda c: c["id"])
-    level = strengths((c["id"] for c in candidates), matches) if decides == "judge" else {}
-    met = {i for match in matches for i in match[:2]} if decides == "judge" else set()
+    judged = decides in ("judge", "agreement")
+    level = strengths((c["id"] for c in candidates), matches) if judged else {}
+    met = {i for match in matches for i in match[:2]} if judged else set()
 
-    def worth(c: Candidate) -> tuple[bool, bool, bool, float, int]:
+    def worth(c: Candidate) -> tuple[bool, bool, int, bool, float, int]:
         score = -1.0 if c["score"] is None or decides != "scorer" else c["score"]
         incumbent = best is not None and c["id"] == best["id"]
-        return (incumbent, not c["lost"], c["id"] not in met, level.get(c["id"], score), c["id"])
+        votes = _standing(c) if decides == "agreement" else 0
+        fresh, strength = c["id"] not in met, level.get(c["id"], score)
+        return (incumbent, not c["lost"], votes, fresh, strength, c["id"])
 
     return sorted(sorted(candidates, key=worth, reverse=True)[:width], key=lambda c: c["id"])
 

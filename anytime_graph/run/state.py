@@ -18,7 +18,8 @@ from anytime_graph.models.tokens import Calibration
 from anytime_graph.run.calls import Chosen, Outcome, PlannedMove
 from anytime_graph.run.pairs import Candidate, Example, Pair
 
-Decides = Literal["scorer", "judge", "vote"]
+Decides = Literal["scorer", "judge", "vote", "agreement"]
+"""Who chooses the best answer. "agreement": the vote of the drafts, and among equals the judge."""
 
 
 class Judging(TypedDict):

@@ -34,7 +34,16 @@ from anytime_graph.planning.moves import Move, Stop, Strategy, View
 from anytime_graph.planning.plan import plan
 from anytime_graph.planning.setup import Setup
 from anytime_graph.planning.strategies import STRATEGIES, adaptive, resolve
-from anytime_graph.run.calls import OWN, PLAIN, DraftMove, Outcome, PlannedCall, RefineMove, receipt
+from anytime_graph.run.calls import (
+    OWN,
+    PLAIN,
+    DraftMove,
+    Outcome,
+    PlannedCall,
+    RefineMove,
+    receipt,
+    shown_order,
+)
 from anytime_graph.run.fold import fold
 from anytime_graph.run.pairs import Candidate
 from anytime_graph.run.state import Decides, State, fresh, merged
@@ -77,7 +86,7 @@ class Kind:
     refinement, by chance and the quality it builds on. taught: what lessons add to a draft.
     accuracy: of a call of the judge; lean: chance that it names the first shown whatever it is.
     answers: under a vote, chances of the answers, the right one first. rambling: chance that a draft
-    goes on and on."""
+    goes on and on. text: what each answer goes on with."""
 
     decides: Decides
     draft: Callable[[Random, float], float]
@@ -87,6 +96,7 @@ class Kind:
     lean: float = 0.0
     answers: Sequence[float] = ()
     rambling: float = 0.0
+    text: str = ""
 
 
 KINDS = {
@@ -194,7 +204,9 @@ class Model:
         else:
             second = move["second"]
             outcome["preferred"], outcome["why"] = None, "so"
-            if second is not None and written == wanted:
+            if "among" in move:
+                outcome["preferred"] = self._choice(rng, shown_order(move))
+            elif second is not None and written == wanted:
                 outcome["preferred"] = self._verdict(rng, move["first"], second, move["swapped"])
         return outcome
 
@@ -218,7 +230,7 @@ class Model:
             parents = []
         else:
             quality, part, parents = 0.8 * self.quality[move["conclude"]], 1.0, [move["conclude"]]
-        answer = f"a{i}"
+        answer = f"a{i}" + self.kind.text
         if self.kind.answers:
             at = rng.choices(range(len(self.kind.answers)), self.kind.answers)[0]
             at = at if rng.random() < part else len(self.kind.answers) + i
@@ -246,6 +258,16 @@ class Model:
             message_id=None,
             taught=move["with_pairs"],
         )
+
+    def _choice(self, rng: Random, order: Sequence[int]) -> int:
+        """The winner of comparisons one after the other, or whatever is shown first."""
+        if rng.random() < self.kind.lean:
+            return order[0]
+        named = order[0]
+        for each in order[1:]:
+            worse, better = sorted((named, each), key=self.quality.__getitem__)
+            named = better if rng.random() < self.kind.accuracy else worse
+        return named
 
     def _verdict(self, rng: Random, first: int, second: int, swapped: bool) -> int:
         if rng.random() < self.kind.lean:

@@ -129,6 +129,7 @@ def test_what_a_warm_up_taught_is_shown_to_solve(server: Server, command: Comman
     for namespace, shown in (("acme/ann", True), ("acme/bob", False)):
         before = len(server.calls)
         words = ["--db", "anytime.db", "--thread", namespace, "--memory", "--namespace", namespace]
+        words += ["--strategy", "pdp"]
         done = command("solve", "Why do rivers meander?", *words, *FRESH, "--calls", "2")
         assert done.exit_code == 0, done.output
         asked = [c for c in server.calls[before:] if not comparing(c.request)]
@@ -210,6 +211,7 @@ def test_show_tells_the_part_of_the_judge_and_of_the_cache(
 
     server.script = script
     words = ["--db", "anytime.db", "--thread", "t", "--answer", "whole", "--rubric", "Be strict."]
+    words += ["--strategy", "pdp"]
     done = command("solve", "Why?", *words, "--model", "openai:scripted", "--calls", "4")
     assert done.exit_code == 0, done.output
     out = json.loads(command("show", "t", "--json").stdout)["runs"][0]
@@ -227,6 +229,7 @@ def test_show_tells_the_part_of_the_judge_and_of_the_cache(
 @pytest.mark.usefixtures("files")
 def test_a_judge_that_used_up_its_share_is_explained(server: Server, command: Command) -> None:
     words = ["--db", "anytime.db", "--thread", "t", "--answer", "whole", "--tokens", "9000"]
+    words += ["--rubric", "Be strict."]
     server.script = lambda r, i: Reply(
         text=honest(r, i).text if comparing(r) else drafted(i, "x") + " so" * 40
     )

@@ -91,7 +91,7 @@ def test_show_tells_what_happened(server: Server, command: Command, solve: Comma
         "Why do rivers bend?",
         "And glaciers?",
         "run 1 of 2",
-        "strategy pdp, the scorer decides",
+        "strategy adaptive, the scorer decides",
         "scripted",
         "Answer 0: draft",
         "A river and a fox.",
@@ -334,7 +334,7 @@ def test_a_thread_of_a_program_needs_a_model(server: Server, command: Command) -
     assert "give --model (it was scripted)" in told(done)
     done = command("resume", "t", "--calls", "+3", "--model", "openai:scripted")
     assert (done.exit_code, done.stdout) == (0, "fine\n"), done.output
-    assert len(server.calls) == 2
+    assert len(server.calls) == 4
 
 
 def ended(server: Server, *words: str, calls: int, by: int) -> tuple[int, str]:
@@ -451,7 +451,7 @@ def test_resume_keeps_no_texts_where_none_were_kept(server: Server, command: Com
     assert "(not kept)" in command("threads").stdout
     assert "not kept" in told(command("best", "t"))
     (run,) = json.loads(command("show", "t", "--json").stdout)["runs"]
-    assert len(run["calls"]) == 2
+    assert len(run["calls"]) == 4
     assert all(c["text"] is None for c in run["calls"])
 
 

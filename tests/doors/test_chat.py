@@ -575,6 +575,7 @@ def test_the_config_that_is_bound_to_a_model_goes_with_its_calls(server: Server,
     config: Any = {"callbacks": [heard, traced], "tags": ["mine"], "metadata": {"tenant": "acme"}}
     model: Any = server.model().with_config(config).bind(temperature=0.5)
     own: Any = {"budget": Budget(calls=5), "scorer": None if door == "judge" else by_number}
+    own["strategy"] = "best_of_n" if door == "judge" else "adaptive"
     if door == "graph":
         create_anytime_graph(model, **own).compile().invoke({"messages": [("user", QUESTION)]})
     elif door == "schema":

@@ -57,6 +57,7 @@ def asking(server: Server, target: Any, **more: Any) -> list[str]:
             budget=Budget(calls=2),
             scorer=quality,
             answer="whole",
+            strategy="pdp",
             ledger=store.ledger,
             **({"memory": store.ledger} | more),
         )

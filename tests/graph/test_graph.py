@@ -694,7 +694,9 @@ def test_the_calls_of_a_run_are_told_apart_in_traces(server: Server) -> None:
             names.append((kwargs["name"], kwargs["metadata"]["ordinal"]))
 
     server.script = lambda request, i: Reply(text=f"<answer>{i}</answer>")
-    app = create_anytime_graph(server.model(), budget=Budget(calls=6)).compile()
+    app = create_anytime_graph(
+        server.model(), budget=Budget(calls=6), strategy="best_of_n"
+    ).compile()
     app.invoke(ask(), {"callbacks": [Watch()]})
     assert sorted(names, key=lambda n: n[1]) == [("draft", i) for i in range(4)] + [
         ("critique", 4),

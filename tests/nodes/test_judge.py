@@ -322,7 +322,11 @@ def test_nothing_is_bought_that_could_not_be_compared(server: Server) -> None:
         text=f"It is.\nVerdict: {better(r)}" if comparing(r) else f"quality {r['seed']} " * 40
     )
     app = create_anytime_graph(
-        server.model(seed=0), budget=Budget(tokens=9_000), answer="whole", strategy="best_of_n"
+        server.model(seed=0),
+        budget=Budget(tokens=9_000),
+        answer="whole",
+        strategy="best_of_n",
+        scorer=Judge(share=0.3),
     )
     out = app.compile().invoke(ASK)
     assert out["stop_reason"] == "judge"

@@ -246,7 +246,9 @@ def numbered(request: dict[str, Any], i: int) -> Reply:
 
 def test_a_reason_is_asked_for_where_only_the_scores_differ(server: Server) -> None:
     server.script = numbered
-    app = create_anytime_graph(server.model(seed=0), budget=Budget(tokens=8_000), scorer=quality)
+    app = create_anytime_graph(
+        server.model(seed=0), budget=Budget(tokens=8_000), scorer=quality, strategy="pdp"
+    )
     out = app.compile().invoke(ASK)
     told = [p for p in out["pairs"] if p["why_by"] == "judge"]
     assert {p["why"] for p in told} == {"It names the longer river."}
@@ -262,6 +264,7 @@ def test_feedback_is_the_reason_where_there_is_any(server: Server) -> None:
         server.model(seed=0),
         budget=Budget(tokens=5_000),
         scorer=lambda q, a: Score(quality(q, a), f"{a} is short"),
+        strategy="pdp",
     )
     out = app.compile().invoke(ASK)
     assert {p["why_by"] for p in out["pairs"]} == {"scorer"}
@@ -271,7 +274,9 @@ def test_feedback_is_the_reason_where_there_is_any(server: Server) -> None:
 
 def test_a_judge_without_a_reason_leaves_the_scores(server: Server) -> None:
     server.script = lambda r, i: Reply(text=" ") if explaining(r) else numbered(r, i)
-    app = create_anytime_graph(server.model(seed=0), budget=Budget(tokens=5_000), scorer=quality)
+    app = create_anytime_graph(
+        server.model(seed=0), budget=Budget(tokens=5_000), scorer=quality, strategy="pdp"
+    )
     out = app.compile().invoke(ASK)
     assert {p["why_by"] for p in out["pairs"]} <= {"nobody", "score"}
     assert all(re.fullmatch(r"scored 0\.\d\d against 0\.\d\d", p["why"]) for p in out["pairs"])
@@ -314,7 +319,9 @@ def test_what_pays_more_gets_the_tokens(server: Server, paying: str) -> None:
 
     server.script = script
     scorer = lambda q, a: Score(min(1.0, int(a.split()[-1]) / 60), "more")  # noqa: E731
-    app = create_anytime_graph(server.model(seed=0), budget=Budget(tokens=9_000), scorer=scorer)
+    app = create_anytime_graph(
+        server.model(seed=0), budget=Budget(tokens=9_000), scorer=scorer, strategy="pdp"
+    )
     out = app.compile().invoke(ASK)
     other = "draft" if paying == "refine" else "refine"
     drafts = out["spent_by"]["draft"]["calls"] - 4
@@ -339,7 +346,10 @@ def test_under_a_judge_what_takes_the_best_ones_place_gets_the_tokens(
 
     server.script = script
     app = create_anytime_graph(
-        server.model(seed=0), budget=Budget(tokens=30_000), scorer=Judge(share=0.9)
+        server.model(seed=0),
+        budget=Budget(tokens=30_000),
+        scorer=Judge(share=0.9),
+        strategy="pdp",
     )
     out = app.compile().invoke(ASK)
     drafts = out["spent_by"]["draft"]["calls"] - 4
@@ -357,7 +367,9 @@ def test_a_refinement_that_copies_the_best_is_worth_nothing(server: Server) -> N
         return Reply(text=said[0] if said else f"<answer>{WORDS[i % 12]} {worth}</answer>")
 
     server.script = script
-    app = create_anytime_graph(server.model(seed=0), budget=Budget(tokens=9_000), scorer=quality)
+    app = create_anytime_graph(
+        server.model(seed=0), budget=Budget(tokens=9_000), scorer=quality, strategy="pdp"
+    )
     out = app.compile().invoke(ASK)
     assert out["spent_by"]["draft"]["calls"] > 4 * out["spent_by"]["refine"]["calls"] > 0
 
@@ -403,6 +415,7 @@ def test_a_refinement_that_would_take_much_of_what_is_left_is_not_tried(
         server.model(seed=0),
         budget=Budget(tokens=2_500),
         scorer=lambda q, a: Score(quality(q, a), "more"),
+        strategy="pdp",
     )
     out = app.compile().invoke(ASK)
     assert any("Better:" in c.text for c in server.calls) == (worth[0] != worth[1])
