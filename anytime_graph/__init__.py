@@ -14,6 +14,7 @@ from anytime_graph.interrupt import interruptible
 from anytime_graph.planning.moves import Choose, Critique, Draft, Learn, Move, Refine, Stop, View
 from anytime_graph.planning.profiles import load_profile, profile_of, save_profile
 from anytime_graph.planning.until import Until
+from anytime_graph.quota import Quota, QuotaExceeded
 from anytime_graph.scoring import Judge, Score
 from anytime_graph.warm_up import Warmed, WarmUp, warm_up
 
@@ -33,6 +34,8 @@ __all__ = [
     "Move",
     "NoAnswer",
     "Prices",
+    "Quota",
+    "QuotaExceeded",
     "Refine",
     "Score",
     "Spend",

@@ -149,6 +149,14 @@ def left(limits: Limits, spent: Spend) -> Limits:
     return {d: max(0, limit - amounts[d]) for d, limit in limits.items()}
 
 
+def least(limits: Iterable[Limits]) -> Limits:
+    """The smallest amount in each dimension that any of these limits."""
+    found: Limits = {}
+    for each in limits:
+        found |= {d: min(amount, found.get(d, amount)) for d, amount in each.items()}
+    return found
+
+
 def raised(limits: Limits, extra: Budget, spent: Spend) -> Limits:
     """Limits raised by `extra`. A dimension that was not limited stays unlimited, even if `extra` names
     it: more budget never allows less. A run without any limit may go on for `extra`: after 300 tokens
@@ -243,6 +251,14 @@ class BudgetTooSmall(ValueError):
 
     def __reduce__(self) -> Any:
         return _revived, (type(self), self.args, vars(self))
+
+
+class Short(BudgetTooSmall):
+    """What is left cannot pay for the call. need: what that takes. dimension: what it is short of."""
+
+    def __init__(self, rest: Limits, need: Mapping[str, float], dimension: str) -> None:
+        super().__init__(rest, {d: max(a, need[d]) for d, a in rest.items()}, "one call")
+        self.dimension, self.need = dimension, need
 
 
 class NoAnswer(RuntimeError):

@@ -53,6 +53,7 @@ from pydantic import (
 )
 
 from anytime_graph.budget import Budget, Prices, Spend
+from anytime_graph.checkpoints import Ledger
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import contained
 from anytime_graph.metering.meter import rebound
@@ -63,7 +64,9 @@ from anytime_graph.models.providers import describe, unbound
 from anytime_graph.planning.answers import answer_format
 from anytime_graph.planning.moves import Draft, Move, Stop, Strategy, View
 from anytime_graph.planning.strategies import resolve
+from anytime_graph.quota import Quota
 from anytime_graph.run.announcements import Improvement
+from anytime_graph.run.context import told
 from anytime_graph.scoring import Extractor, Judge, Scorer, Verdict
 
 IMPROVEMENT = "anytime_improvement"
@@ -81,14 +84,17 @@ class ChatAnytime(BaseChatModel):
     answer: "whole" (the reply as the model writes it), "tags" (the model is asked to reason and to
     mark its answer), or a function from reply to answer. temperature, max_tokens, stop: for each
     call, as in other chat models.
+    ledger: records each invocation as a run of its own. quotas: as in create_anytime_graph; whose a
+    call is, the graph around it tells or its metadata, as in invoke(question, {"metadata": {"user":
+    "ann"}}).
 
     The result is the best reply, as its provider sent it. Its `usage_metadata` is the total of all
     calls, and `response_metadata["anytime"]` has `stop_reason`, `score` and `spent`. A reply that
     calls tools is returned at once. A stream yields the final answer as one chunk; better answers on
     the way come as custom events named "anytime_improvement".
 
-    Raises ValueError for a bad argument; when invoked, BudgetTooSmall (nothing was spent) and NoAnswer
-    (all calls failed).
+    Raises ValueError for a bad argument; when invoked, BudgetTooSmall or QuotaExceeded (nothing was
+    spent) and NoAnswer (all calls failed).
     """
 
     model: Any
@@ -104,6 +110,8 @@ class ChatAnytime(BaseChatModel):
     temperature: float | None = None
     max_tokens: int | None = None
     stop: list[str] | None = None
+    ledger: SkipValidation[Ledger | None] = None
+    quotas: SkipValidation[Sequence[Quota]] = ()
     disable_streaming: bool | Literal["tool_calling"] = True
     """LangChain would stream without the run's callbacks, so that no trace showed the inner calls."""
 
@@ -141,6 +149,8 @@ class ChatAnytime(BaseChatModel):
             exact_counts=self.exact_counts,
             width=self.width,
             judge=self.judge,
+            ledger=self.ledger,
+            quotas=self.quotas,
         ).compile(checkpointer=False)
 
     # --- its description, which is that of the inner model
@@ -262,11 +272,15 @@ class ChatAnytime(BaseChatModel):
     ) -> ChatResult:
         turn, app = self._turn(stop, kwargs)
         reported, writer = _Reported(), _writer()
-        config = _config(run_manager, reported)
+        config: RunnableConfig = {
+            **_config(run_manager, reported),
+            "configurable": self._whose(run_manager),
+        }
 
         def answered() -> dict[str, Any]:
             out: dict[str, Any] = {}
-            for mode, part in app.stream(_asked(messages), config, stream_mode=_MODES):
+            parts = app.stream(_asked(messages), config, stream_mode=_MODES)
+            for mode, part in parts:
                 if mode == "values":
                     out = part
                 elif not turn.calling:
@@ -291,11 +305,13 @@ class ChatAnytime(BaseChatModel):
     ) -> ChatResult:
         turn, app = self._turn(stop, kwargs)
         reported, writer = _Reported(), _writer()
-        config = _config(run_manager, reported)
+        whose = await asyncio.to_thread(self._whose, run_manager) if self.ledger else {}
+        config: RunnableConfig = {**_config(run_manager, reported), "configurable": whose}
 
         async def answered() -> dict[str, Any]:
             out: dict[str, Any] = {}
-            async for mode, part in app.astream(_asked(messages), config, stream_mode=_MODES):
+            parts = app.astream(_asked(messages), config, stream_mode=_MODES)
+            async for mode, part in parts:
                 if mode == "values":
                     out = part
                 elif not turn.calling:
@@ -351,6 +367,13 @@ class ChatAnytime(BaseChatModel):
         }
         set_here = {name: value for name, value in own.items() if value is not None}
         return {**unbound(self.model)[1], **set_here, **kwargs}
+
+    def _whose(self, run_manager: _Run) -> dict[str, str]:
+        """The keys that quotas and bills are by. The graph inside knows nothing of what is around."""
+        if self.ledger is None:
+            return {}
+        metadata = {} if run_manager is None else run_manager.metadata
+        return {n: v for n in self.ledger.keys(self.quotas) if (v := told(n, metadata)) is not None}
 
     def _turn(self, stop: list[str] | None, kwargs: dict[str, Any]) -> tuple[_Turn, Any]:
         """The graph of one invocation, and how its replies are read."""

@@ -6,7 +6,7 @@ draft, critique, refine, learn -> budget
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from secrets import randbits
 from typing import Any, Literal, cast
 
@@ -33,6 +33,7 @@ from anytime_graph.planning.profiles import checked
 from anytime_graph.planning.setup import Drafter, Setup, Setups, affordable, meters, named_model
 from anytime_graph.planning.strategies import resolve as resolve_strategy
 from anytime_graph.planning.until import Until
+from anytime_graph.quota import Quota, checked_quotas
 from anytime_graph.run.announcements import Lives
 from anytime_graph.run.calls import Chosen
 from anytime_graph.run.context import Context
@@ -50,6 +51,7 @@ def create_anytime_graph(
     model: str | BaseChatModel | Runnable[Any, Any] | Mapping[str, Any],
     *,
     budget: Budget | None = None,
+    most: Budget | None = None,
     scorer: Scorer | Judge | Literal["judge", "vote"] | None = None,
     strategy: str | Strategy = "adaptive",
     answer: str | Extractor | type[BaseModel] | AnswerFormat = "tags",
@@ -58,6 +60,7 @@ def create_anytime_graph(
     exact_counts: bool | None = None,
     width: int = 8,
     ledger: Ledger | None = None,
+    quotas: Sequence[Quota] = (),
     memory: Ledger | BaseStore | Memory | None = None,
     judge: Judge | None = None,
     until: Until | None = None,
@@ -71,6 +74,8 @@ def create_anytime_graph(
         others are created when they are first chosen.
     budget: what one question may cost, unless the input or the context has a budget. Without one,
         `until` must say when a run ends; its budget starts small and is doubled step by step.
+    most: the most that an input or a context may ask for at once. Default: where LangGraph's server
+        runs the graph, its own budget; elsewhere no bound.
     scorer: (question, answer) -> score in [0, 1], "judge" (the model compares its own answers,
         each pair in both orders; a Judge is short for "judge" and judge=) or "vote" (agreement).
         Default: for the strategy "adaptive", agreement, and the judge where answers cannot agree or
@@ -89,6 +94,8 @@ def create_anytime_graph(
         False: none. Prompts that are not counted are bounded.
     width: how many candidates and pairs the state keeps.
     ledger: the record that makes runs resumable to the last paid call; see open_checkpoints.
+    quotas: what users, tenants or the like may spend in a window of time, over all runs; each must
+        pay for a call. They need a ledger, in whose database their books are kept.
     memory: recalls the preference pairs of earlier questions and remembers those of this one, within
         the context's namespace: the same ledger, one of LangGraph's stores, or a Memory.
     judge: compares answers and gives reasons: another model, a rubric, or another share of the
@@ -105,7 +112,8 @@ def create_anytime_graph(
     (with the answer last), `best`, `spent`, `stop_reason`, `curve` and more (see Output). A new
     user message is a new question; an input with only a budget continues the last one. Raises
     ValueError for a bad argument. The compiled graph raises BudgetTooSmall (nothing was spent),
-    NoAnswer (all calls failed) or, with a ledger, ThreadBusy (another invocation runs the thread).
+    NoAnswer (all calls failed) or, with a ledger, ThreadBusy (another invocation runs the thread) and
+    QuotaExceeded (a quota does not pay for a first call; nothing was spent).
     """
     if not isinstance(width, int) or width < 2:
         raise ValueError(f"width={width!r}: a whole number, 2 or more")
@@ -118,6 +126,8 @@ def create_anytime_graph(
         check_signature(scorer)
     if budget is not None:
         budget = as_budget(budget)
+    if most is not None:
+        most = as_budget(most, "most")
     if isinstance(memory, Ledger) and memory is not ledger:
         raise ValueError("memory: a ledger remembers what it records; pass it as ledger= too")
     if not (drafter is None or callable(drafter)):
@@ -129,6 +139,8 @@ def create_anytime_graph(
         if judge is not None:
             raise ValueError("judge: it is given as scorer= too; give it once")
         judge, scorer = scorer, "judge"
+    if checked_quotas(quotas) and ledger is None:
+        raise ValueError("quotas: their books are kept in a ledger; pass ledger= too")
     answers = answer_format(answer)
     models = dict(model) if isinstance(model, Mapping) else None
     if models is not None and not (models and all(isinstance(name, str) for name in models)):
@@ -163,11 +175,12 @@ def create_anytime_graph(
 
     setups, lives = Setups(setup), Lives()
     named = strategy if isinstance(strategy, str) else getattr(strategy, "__name__", "custom")
-    hub = Hub(setups, lives, budget, ledger, memory, named)
+    hub = Hub(setups, lives, budget, most, ledger, quotas, memory, named)
     default = setups[{}]
-    if budget is not None:
-        affordable(default, budget)
-    spoke = Spoke(setups, lives, answer if isinstance(answer, type) else None, ledger)
+    for one in (budget, *(quota.budget for quota in quotas)):
+        if one is not None:
+            affordable(default, one)
+    spoke = Spoke(setups, lives, answer if isinstance(answer, type) else None, ledger, quotas)
     graph = AnytimeGraph(State, context_schema=Context, input_schema=Input, output_schema=Output)
     graph.ledger, graph.setups = ledger, setups
     graph.add_node("budget", hub.budget_node, destinations=(*SPOKES, "finish"))
@@ -218,5 +231,6 @@ def _branch(values: dict[str, Any], budget: Budget | None) -> State:
         failures=0,
         blocked=None,
         unscored=False,
+        withheld=False,
         wait=0.0,
     )

@@ -20,9 +20,9 @@ from langgraph.runtime import Runtime, get_runtime
 from langgraph.types import Command, Overwrite
 from typing_extensions import TypedDict
 
-from anytime_graph.budget import Budget, Limits, Prices, Spend, as_budget, nothing, total
+from anytime_graph.budget import Budget, Limits, Prices, Short, Spend, as_budget, nothing, total
 from anytime_graph.forms import Upgrade, upgraded
-from anytime_graph.metering.account import Account, Short
+from anytime_graph.metering.account import Account
 from anytime_graph.metering.metered import (
     AgentPayer,
     calling_account,
@@ -32,8 +32,10 @@ from anytime_graph.metering.metered import (
     open_account,
     paying_from,
 )
+from anytime_graph.metering.request import Books
 from anytime_graph.models.providers import describe
 from anytime_graph.models.tokens import check_media_tokens
+from anytime_graph.quota import Quota, checked_quotas
 
 try:
     from langchain.agents.middleware import (
@@ -105,6 +107,8 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
 
     media_tokens: the most input tokens that an image, a document or a tool of the provider adds to
         a prompt; see create_anytime_graph.
+    quotas, ledger: what users, tenants or the like may spend over all runs, and the ledger that
+        keeps the books, such as `open_checkpoints(...).ledger`; quotas in its database hold too.
 
     Put it first in `middleware=[...]`. Sub-agents, tools and middlewares that call a model of their
     own draw on the budget if the model is `metered(model)`; docs/middleware.md tells more. The
@@ -124,6 +128,8 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         reserve: float | Budget = 0.2,
         prices: Prices | None = None,
         media_tokens: int | None = None,
+        quotas: Sequence[Quota] = (),
+        ledger: Books | None = None,
     ) -> None:
         super().__init__()
         if per not in ("run", "thread"):
@@ -135,6 +141,9 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         self.prices = prices
         self.media_tokens = check_media_tokens(media_tokens)
         self.share = _share(reserve, self.budget)
+        if quotas and ledger is None:
+            raise ValueError("quotas: their books are kept in a ledger; pass ledger= too")
+        self.shared = None if ledger is None else ledger.shared(checked_quotas(quotas))
         self._threads: LRUCache[str, Account] = LRUCache(_THREADS)
         self._lock = threading.Lock()
 
@@ -178,7 +187,8 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         shared = self._shared()
         if shared is not None:
             spent = shared.at_least(spent)
-        account = Account(self.budget.limits(), spent, shared or calling_account())
+        around = shared or calling_account()
+        account = Account(self.budget.limits(), spent, around, shared=self.shared)
         account.media_tokens = self.media_tokens
         account.growth.update(run["growth"])
         account.reserve = last_call_reserve(self.share, account.limits)

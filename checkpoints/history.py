@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 from anytime_graph.budget import Spend, nothing, total
 from anytime_graph.checkpoints.leases import may_live
@@ -22,6 +23,13 @@ _JSON = (
     "request",
     "principles",
 )
+
+
+class Bill(NamedTuple):
+    """What some calls cost together. of: the user, the model and the like that they have in common."""
+
+    of: dict[str, str | None]
+    spend: Spend
 
 
 class History:
@@ -71,6 +79,41 @@ class History:
             "ORDER BY started DESC, id DESC LIMIT 1) ORDER BY p.tokens, p.id",
             thread=thread,
         )
+
+    def spend(self, by: Sequence[str] = ("model",), since: float | None = None) -> list[Bill]:
+        """What calls cost, added up by keys ("user", "tenant" or another that runs were asked with),
+        "model", "node" or "thread"; the dearest first. since: Unix time. Calls under way count at
+        their reservations. A key that a run does not tell is None."""
+        parts = dict.fromkeys(by)
+        known = {"model": "coalesce(c.model, r.model)", "node": "c.kind", "thread": "r.thread"}
+        joins, named = [], {}
+        for n, name in enumerate(parts):
+            if name not in known:
+                named[f"key{n}"], known[name] = name, f"l{n}.value"
+                joins.append(f"LEFT JOIN labels l{n} ON l{n}.run_id = r.id AND l{n}.name = :key{n}")
+        groups = ", ".join(known[name] for name in parts)
+        sums = ", ".join(f"coalesce(sum(c.{name}), 0) AS {name}" for name in SPEND)
+        rows = self._rows(
+            f"SELECT {', '.join(f'{known[name]} AS part{n}' for n, name in enumerate(parts))}, "
+            f"{sums}, count(*) AS calls FROM calls c JOIN runs r ON r.id = c.run_id "
+            f"{' '.join(joins)} WHERE c.started >= :since GROUP BY {groups} "
+            "ORDER BY sum(c.usd) DESC, sum(c.tokens) DESC",
+            since=-math.inf if since is None else since,
+            **named,
+        )
+        return [
+            Bill(
+                {name: row[f"part{n}"] for n, name in enumerate(parts)},
+                cast(
+                    Spend,
+                    {
+                        name: int(row[name]) if isinstance(usual, int) else float(row[name])
+                        for name, usual in nothing().items()
+                    },
+                ),
+            )
+            for row in rows
+        ]
 
     def calls(self, run_id: int) -> list[dict[str, Any]]:
         return self._rows("SELECT * FROM calls WHERE run_id = :run ORDER BY ordinal", run=run_id)

@@ -6,7 +6,7 @@ and no place ever gets a second request.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -15,8 +15,11 @@ from langchain_core.messages import AIMessage, message_to_dict, messages_from_di
 from anytime_graph.budget import Spend
 from anytime_graph.checkpoints.leases import Hold
 from anytime_graph.checkpoints.ledger import Ledger, Row
+from anytime_graph.checkpoints.quotas import Payers
 from anytime_graph.metering.request import Entry, Place, Reply, Request
+from anytime_graph.quota import Quota
 from anytime_graph.run.calls import PlannedCall, Receipt, RunInfo
+from anytime_graph.run.context import told
 from anytime_graph.run.pairs import Candidate
 from anytime_graph.scoring import Score
 
@@ -24,14 +27,21 @@ _UNKEPT = "the reply was paid for, but replies are not kept"
 
 
 class RunJournal(NamedTuple):
-    """A node's access to the ledger while it holds the thread."""
+    """A node's access to the ledger while it holds the thread. quotas: for its calls, besides those in
+    the ledger's database."""
 
     ledger: Ledger
     hold: Hold
+    quotas: Sequence[Quota] = ()
 
     def of(self, call: PlannedCall, run: RunInfo) -> CallJournal:
         """The journal of one planned call."""
-        return CallJournal(self.ledger, self.hold, call, run)
+        return CallJournal(self.ledger, self.hold, call, run, self.payers)
+
+    def payers(self) -> Payers | None:
+        """The accounts with quotas that pay for calls of this invocation. Raises JournalError, and
+        ValueError if a key is not told."""
+        return self.ledger.paying(self.quotas, told)
 
     def keep(self, call: PlannedCall, run_id: int, candidate: Candidate, fresh: bool) -> None:
         """Append an answer. fresh: its call was made just now, and its time includes the scoring.
@@ -51,6 +61,7 @@ class CallJournal:
     hold: Hold
     call: PlannedCall
     run: RunInfo
+    payers: Callable[[], Payers | None]
 
     def recall(self, place: Place) -> Entry | None:
         row = self.ledger.recall(place)
@@ -60,14 +71,16 @@ class CallJournal:
         self, request: Request, amounts: Spend, model: str, so_far: Callable[[], str]
     ) -> bool:
         """Returns False if the run has another plan by now."""
-        plan = self.run["plan"]
-        return self.ledger.reserve(self.hold, self.call, plan, request, amounts, model, so_far)
+        plan, payers = self.run["plan"], self.payers()
+        return self.ledger.reserve(
+            self.hold, self.call, plan, request, amounts, model, so_far, payers
+        )
 
     def settle(self, place: Place, reply: Reply) -> None:
         """Write the reply. That of an agent's call is kept as a message, because the agent may get it
         again after a crash."""
         kept = _stored(reply, whole="agent_call" in self.call)
-        self.ledger.settle(place, reply.receipt, reply.text, kept)
+        self.ledger.settle(place, reply.receipt, reply.text, kept, self.payers())
 
 
 def _place(call: PlannedCall, run_id: int) -> Place:

@@ -146,6 +146,23 @@ class Leases:
             with suppress(ThreadBusy), self._store.transaction() as execute:
                 self.renew(hold, execute)
 
+    def mine(self) -> str:
+        """The name of a lease that this ledger holds until it is closed. By it others can tell whether
+        calls of this ledger may be under way."""
+        return f"calls of {self._me}"
+
+    def live(self) -> None:
+        """Take that lease, unless it is held."""
+        self.enter(self.mine(), self)
+
+    def lives(self, name: str, execute: Execute) -> bool:
+        """Whether the ledger that has this lease may be at work."""
+        rows = execute(
+            f"SELECT holder FROM leases WHERE thread = :name AND expires > {self._store.clock}",
+            {"name": name},
+        )
+        return bool(rows) and may_live(rows[0]["holder"], name)
+
     def close(self) -> None:
         """Drop all leases. Other ledgers of this process no longer wait for this one."""
         _OPEN.pop(self._me, None)

@@ -13,7 +13,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, NamedTuple, cast
 
@@ -24,10 +24,12 @@ from anytime_graph.budget import DIMENSIONS, Spend, nothing
 from anytime_graph.checkpoints.history import History
 from anytime_graph.checkpoints.leases import LEASE, Hold, Leases, ThreadBusy
 from anytime_graph.checkpoints.likeness import keys as keys_of
+from anytime_graph.checkpoints.quotas import Key, Payers, Quotas, SharedQuotas
 from anytime_graph.checkpoints.records import plan_row, reply_row, stored_reply
-from anytime_graph.checkpoints.schema import SPEND, LedgerError
+from anytime_graph.checkpoints.schema import KEYS, SPEND, LedgerError
 from anytime_graph.checkpoints.store import Execute, Store, plain, storable
 from anytime_graph.metering.request import Place, Request
+from anytime_graph.quota import Quota
 from anytime_graph.run.calls import PlannedCall, Receipt
 from anytime_graph.run.pairs import Candidate, Pair
 from anytime_graph.run.state import Point, State
@@ -42,9 +44,9 @@ _ROOTS = 4_096
 """Most threads whose latest node is remembered."""
 _RECENT = 60.0
 """Seconds for which a thread counts as one that runs here, after its last node."""
-_OWN_REASONS = "perfect judge done satisfied agreed errors scorer steps interrupted"
+_OWN_REASONS = "perfect judge done satisfied agreed errors scorer steps interrupted quota"
 _REASONS = (*DIMENSIONS, *_OWN_REASONS.split())
-_OF_RUNS = ("memory", "curve", "pairs", "answers", "calls")
+_OF_RUNS = ("labels", "memory", "curve", "pairs", "answers", "calls")
 
 
 class Row(NamedTuple):
@@ -75,12 +77,14 @@ class Ledger(History):
         self._lock = threading.Lock()  # never held while the database is asked
         self.record = record
         self.leases = Leases(store)
+        self.quotas = Quotas(store, self.leases)
         self.failure: str | None = None
         self.failures, self.last_failure = 0, ""
         self._streaming: dict[Place, Callable[[], str]] = {}
         self._seen: LRUCache[str, float] = LRUCache(_ROOTS)
         self._closed = threading.Event()
         self._beating: threading.Thread | None = None
+        self._paying = False
 
     def close(self) -> None:
         self._closed.set()
@@ -121,10 +125,59 @@ class Ledger(History):
         with self._lock:
             if root is not None:
                 self._seen[root] = math.inf
+        self._begin_beating()
+        return hold
+
+    def paying(self, quotas: Sequence[Quota], key: Key) -> Payers | None:
+        """The accounts that pay for calls of this process; see Quotas.payers."""
+        payers = self.quotas.payers(quotas, key)
+        if payers is not None and not self._paying:
+            self.quotas.begin()
+            self._begin_beating()
+            self._paying = True
+        return payers
+
+    def keys(self, quotas: Sequence[Quota] = ()) -> set[str]:
+        """The names of keys by which calls are told apart: for bills, and for these and other quotas."""
+        return {*KEYS, *self.quotas.keys(quotas)}
+
+    def shared(self, quotas: Sequence[Quota]) -> SharedQuotas:
+        """These quotas and those in the database, for calls that are in no run."""
+        return SharedQuotas(self.paying, quotas)
+
+    def deliver(self, take: Callable[[dict[str, Any]], object], most: int = 1_000) -> int:
+        """Hand each settled call over to a billing of your own: the row of the view `bills`, oldest
+        first. Returns how many were handed over.
+
+        A call counts as handed over once `take` has returned, and never comes again. If `take` raises,
+        or the process dies within it, the same call comes again, with the same `call_id`; so book it
+        by that. One process delivers at a time; raises ThreadBusy in another.
+        """
+        hold = self.leases.enter("bills are delivered", object())
+        self._begin_beating()
+        try:
+            rows = self._rows(
+                "SELECT b.* FROM calls c JOIN bills b ON b.call_id = c.id WHERE c.delivered IS NULL "
+                "AND c.state <> 'reserved' ORDER BY c.id LIMIT :most",
+                most=most,
+            )
+            for row in rows:
+                take(row)
+                with self.store.transaction() as execute:
+                    self.leases.renew(hold, execute)
+                    execute(
+                        "UPDATE calls SET delivered = :now WHERE id = :call",
+                        {"now": time.time(), "call": row["call_id"]},
+                    )
+        finally:
+            self.release(hold)
+        return len(rows)
+
+    def _begin_beating(self) -> None:
+        with self._lock:
             if self._beating is None:
                 self._beating = threading.Thread(target=self._beat, daemon=True, name="ledger")
                 self._beating.start()
-        return hold
 
     def leave(self, hold: Hold, root: str | None, broken: bool = False) -> None:
         """The node has ended. broken: it was cancelled, and its invocation with it."""
@@ -231,6 +284,12 @@ class Ledger(History):
                     "principles": json.dumps(principles) if keeps and principles else None,
                 },
             )
+            if not begun:
+                for name, value in run.get("keys", {}).items():
+                    execute(
+                        "INSERT INTO labels (run_id, name, value) VALUES (:run, :name, :value)",
+                        {"run": run_id, "name": name, "value": plain(value)},
+                    )
             if now.get("parent_run") and not begun:
                 self._inherit(execute, now)
             if (best := now["best"]) is not None:
@@ -358,10 +417,11 @@ class Ledger(History):
         amounts: Spend,
         model: str,
         so_far: Callable[[], str],
+        payers: Payers | None = None,
     ) -> bool:
         """Write the reservation durably, before the request is sent. Returns False if the run has
         another plan by now; then the call must not be made. so_far: returns the text that has
-        arrived."""
+        arrived. Raises Withheld if quotas do not pay for it."""
         prompt = [{"role": m.type, "content": m.content} for m in request.prompt]
         digest = json.dumps([model, request.max_output, prompt], default=str)
         place = request.place
@@ -370,10 +430,10 @@ class Ledger(History):
             inserted = execute(
                 "INSERT INTO calls (run_id, ordinal, step, kind, state, request_hash, request, "
                 "reserved_input, reserved_output, tokens, input_tokens, output_tokens, "
-                "reasoning_tokens, cached_tokens, usd, seconds, errors, started, changed, task) "
+                "reasoning_tokens, cached_tokens, usd, seconds, errors, started, changed, task, model) "
                 "SELECT :run, :ordinal, :step, :kind, 'reserved', :hash, :request, :bound, "
                 "CAST(:room AS bigint), "
-                ":tokens, :input_tokens, :output_tokens, 0, 0, :usd, 0, '[]', :now, :now, :task "
+                ":tokens, :input_tokens, :output_tokens, 0, 0, :usd, 0, '[]', :now, :now, :task, :model "
                 "FROM runs WHERE id = :run AND plan = :plan "
                 "ON CONFLICT (run_id, ordinal) DO NOTHING RETURNING id",
                 {
@@ -389,13 +449,23 @@ class Ledger(History):
                     "plan": plan,
                     "now": clock.now(),
                     "task": plan_row(call),
+                    "model": model,
                 },
             )
+            if inserted and payers is not None:
+                payers.hold(execute, _call_at(place), request, amounts)
         if inserted:
             self._streaming[place] = so_far
         return bool(inserted)
 
-    def settle(self, place: Place, receipt: Receipt, text: str, reply: Mapping[str, Any]) -> None:
+    def settle(
+        self,
+        place: Place,
+        receipt: Receipt,
+        text: str,
+        reply: Mapping[str, Any],
+        payers: Payers | None = None,
+    ) -> None:
         """Write the call's reply and cost. A call that cost nothing is deleted. reply: as JSON,
         without its text."""
         self._streaming.pop(place, None)
@@ -408,6 +478,8 @@ class Ledger(History):
                     "state = 'reserved'",
                     where,
                 )
+                if payers is not None:
+                    payers.settle(execute, _call_at(place), spend)
             return
         unkept: dict[str, Any] = {} if keeps else {"message": None, "others": []}
         columns = ", ".join(f"{name} = :{name}" for name in SPEND)
@@ -427,6 +499,8 @@ class Ledger(History):
                     **spend,
                 },
             )
+            if payers is not None:
+                payers.settle(execute, _call_at(place), spend)
 
     def keep(
         self, hold: Hold, call: Place, ordinal: int, candidate: Candidate, fresh: bool
@@ -532,3 +606,8 @@ class Ledger(History):
             self.failure = self.last_failure = str(error)
             self.failures += 1
             raise
+
+
+def _call_at(place: Place) -> str:
+    """The call at a place, as quotas name it."""
+    return f"{place.run_id}/{place.ordinal}"

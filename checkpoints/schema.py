@@ -10,10 +10,12 @@ from collections.abc import Callable
 
 from anytime_graph.metering.request import JournalError
 
-VERSION = 4
+VERSION = 5
 """1: the tables. 2: full-text search and the views. 3: the memory of preferences. 4: planned calls and
-replies in the form of run.calls; run.upgrade reads older ones."""
+replies in the form of run.calls; run.upgrade reads older ones. 5: quotas and bills."""
 
+KEYS = ("user", "tenant", "project")
+"""Keys that are recorded of each run that tells them, besides those that quotas are per."""
 SPEND = (
     "tokens",
     "input_tokens",
@@ -137,6 +139,42 @@ ADDED = (
     "ALTER TABLE pairs ADD COLUMN why_by text",
 )
 """Columns since version 3."""
+_BOOKED = """tokens bigint NOT NULL, output_tokens bigint NOT NULL, nanodollars bigint NOT NULL,
+        calls bigint NOT NULL"""
+QUOTAS = (
+    """CREATE TABLE quotas (per text NOT NULL, who text NOT NULL, span text NOT NULL,
+        every text NOT NULL, limits text NOT NULL, PRIMARY KEY (per, who, span))""",
+    """CREATE TABLE quota_accounts (id {key}, per text NOT NULL, who text NOT NULL,
+        span text NOT NULL, UNIQUE (per, who, span))""",
+    f"""CREATE TABLE quota_steps (account_id bigint NOT NULL REFERENCES quota_accounts(id),
+        step bigint NOT NULL, {_BOOKED}, PRIMARY KEY (account_id, step))""",
+    f"""CREATE TABLE quota_holds (call text NOT NULL, holder text NOT NULL,
+        account_id bigint NOT NULL REFERENCES quota_accounts(id), step bigint NOT NULL, {_BOOKED},
+        PRIMARY KEY (call, account_id))""",
+    "CREATE INDEX quota_holds_by_account ON quota_holds (account_id)",
+)
+"""Quotas, the accounts that they hold, what is booked there by step of time, and the part of it that
+calls under way hold. quotas.who: the value of the key; empty: for all. See checkpoints/quotas.py."""
+BILLS = (
+    """CREATE TABLE labels (run_id bigint NOT NULL REFERENCES runs(id), name text NOT NULL,
+        value text NOT NULL, PRIMARY KEY (run_id, name))""",
+    "ALTER TABLE calls ADD COLUMN model text",
+    "ALTER TABLE calls ADD COLUMN delivered double precision",
+    "CREATE INDEX calls_by_start ON calls (started)",
+    """CREATE INDEX calls_undelivered ON calls (id)
+        WHERE delivered IS NULL AND state <> 'reserved'""",
+    """CREATE VIEW bills AS
+        SELECT c.id AS call_id, c.started,
+            (SELECT value FROM labels WHERE run_id = r.id AND name = 'user') AS "user",
+            (SELECT value FROM labels WHERE run_id = r.id AND name = 'tenant') AS tenant,
+            (SELECT value FROM labels WHERE run_id = r.id AND name = 'project') AS project,
+            coalesce(c.model, r.model) AS model, c.kind AS node, r.thread, c.state, c.tokens,
+            c.input_tokens, c.output_tokens, c.reasoning_tokens, c.cached_tokens, c.usd, c.seconds
+        FROM calls c JOIN runs r ON r.id = c.run_id""",
+)
+"""labels: whose a run is, by key. calls.model: of its own, such as the judge's; NULL in calls of
+earlier versions, which were the run's; calls.delivered: see Ledger.deliver. bills: one row for each call; one that is not settled stands at
+its reservation."""
 
 
 def upgrade(
@@ -156,6 +194,9 @@ def upgrade(
         for statement in (_MEMORY.format(key=key), *ADDED):
             execute(statement)
         search("memory", "terms")
+    if version < 5:
+        for statement in (*QUOTAS, *BILLS):
+            execute(statement.replace("{key}", key))
     if version < VERSION:
         execute(f"UPDATE anytime_schema SET version = {VERSION}")
 

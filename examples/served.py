@@ -19,4 +19,6 @@ MODELS = {
 opened = ExitStack()
 atexit.register(opened.close)
 store = opened.enter_context(open_checkpoints(os.environ.get("ANYTIME_DB", "anytime.db")))
-graph = create_anytime_graph(MODELS, budget=Budget(tokens=2_000), ledger=store.ledger)
+graph = create_anytime_graph(
+    MODELS, budget=Budget(tokens=2_000), most=Budget(tokens=10_000), ledger=store.ledger
+)

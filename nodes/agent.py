@@ -21,10 +21,10 @@ from langchain_core.runnables import RunnableConfig
 from pydantic import BaseModel
 
 from anytime_graph import clock
-from anytime_graph.budget import GOOD_ROOM, MIN_ROOM, Limits, Prices, Spend, share, total
+from anytime_graph.budget import GOOD_ROOM, MIN_ROOM, Limits, Prices, Short, Spend, share, total
 from anytime_graph.checkpoints.journal import CallJournal, RunJournal
 from anytime_graph.interrupt import StopSignal, contained
-from anytime_graph.metering.account import Account, Short, planned
+from anytime_graph.metering.account import Account, planned
 from anytime_graph.metering.call import recalled
 from anytime_graph.metering.meter import Meter, priced
 from anytime_graph.metering.metered import Reservation, paid_by, paying_from
@@ -326,6 +326,7 @@ class DraftPayer:
             "unserved": any(r["unserved"] for r in receipts)
             and not any(r["spend"]["calls"] for r in receipts),
             "closed": any(r["closed"] for r in receipts),
+            "withheld": any(r.get("withheld", False) for r in receipts),
             "blocked": receipts[-1].get("blocked") if receipts and not unfinished else None,
             "recalled": bool(receipts) and all(r["recalled"] for r in receipts),
         }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import threading
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from secrets import randbits
 from typing import Any, cast
 from uuid import uuid4
@@ -16,11 +17,22 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.store.base import BaseStore
 from langgraph.types import Command, Send
 
-from anytime_graph.budget import Budget, BudgetTooSmall, Limits, NoAnswer, as_budget, left, raised
+from anytime_graph.budget import (
+    Budget,
+    BudgetTooSmall,
+    Limits,
+    NoAnswer,
+    Short,
+    as_budget,
+    least,
+    left,
+    raised,
+)
 from anytime_graph.checkpoints import Ledger, LedgerError
 from anytime_graph.checkpoints.journal import RunJournal
 from anytime_graph.checkpoints.leases import Hold
 from anytime_graph.checkpoints.memory import Memory, encoded, memory_of
+from anytime_graph.checkpoints.quotas import Payers
 from anytime_graph.checkpoints.store import plain
 from anytime_graph.forms import KEY
 from anytime_graph.interrupt import contained
@@ -30,6 +42,7 @@ from anytime_graph.models.tokens import Calibration, uncalibrated
 from anytime_graph.nodes import finish
 from anytime_graph.planning.plan import plan
 from anytime_graph.planning.setup import Setup, Setups, affordable
+from anytime_graph.quota import Quota
 from anytime_graph.run.announcements import Lives, announce, note
 from anytime_graph.run.calls import OWN, Assignment, PlannedCall, RunInfo
 from anytime_graph.run.context import (
@@ -38,8 +51,10 @@ from anytime_graph.run.context import (
     context,
     invocation,
     root,
+    served,
     stop_signal,
     thread_of,
+    told,
     user,
 )
 from anytime_graph.run.fold import fold
@@ -79,12 +94,15 @@ class Hub:
         setups: Setups,
         lives: Lives,
         budget: Budget | None,
+        most: Budget | None,
         ledger: Ledger | None,
+        quotas: Sequence[Quota],
         memory: Ledger | BaseStore | Memory | None,
         strategy: str,
     ) -> None:
         self.setups, self.lives, self.budget, self.ledger = setups, lives, budget, ledger
         self.memory = None if memory is None else memory_of(memory)
+        self.most, self.quotas = most, quotas
         self.remembers = memory is not None and memory is ledger
         self.strategy = strategy
         self._instances: LRUCache[tuple[Hashable, str], list[str]] = LRUCache(_INSTANCES)
@@ -115,7 +133,7 @@ class Hub:
         else:
             hold = self._entered(config, thread, kept, state.get("budget"))
             try:
-                journal = RunJournal(self.ledger, hold)
+                journal = RunJournal(self.ledger, hold, self.quotas)
                 update, sends = self._turn(state, config, question_id, digest, hold.thread, journal)
             except Exception:
                 self.ledger.release(hold)
@@ -178,13 +196,14 @@ class Hub:
             if thread != state["thread"]:  # a copy of another thread's state
                 update |= State(thread=thread, run_id=randbits(53), parent_run=state["run_id"])
             if granted is not None:
-                grant = affordable(setup, as_budget(granted))
+                grant = affordable(setup, self._allowed(granted))
                 update["limits"] = raised(state["limits"], grant, state["spent"])
                 update |= State(
                     interrupted=False,
                     failures=0,
                     blocked=None,
                     unscored=False,
+                    withheld=False,
                     wait=0.0,
                     concluded=None,
                 )
@@ -212,11 +231,12 @@ class Hub:
         the ledger holds and the state lost in a crash, else what the budget edge plans."""
         run = _run_info(now, uuid4().hex)
         if journal is None:
-            return self._edge(setup, now, run)
-        ledger, hold = journal
+            return self._edge(setup, now, run, None)
+        ledger, hold, _ = journal
         record = self._record(setup, now, config, digest)
+        record["keys"] = {n: v for n in ledger.keys(self.quotas) if (v := told(n)) is not None}
         try:
-            sends = _recorded(now, ledger, run) or self._edge(setup, now, run)
+            sends = _recorded(now, ledger, run) or self._edge(setup, now, run, journal.payers())
             stop = sends[0].arg["stop_reason"] if sends[0].node == "finish" else None
             ledger.save(hold, record, state, now, run["plan"], stop)
         except NoAnswer:
@@ -274,19 +294,27 @@ class Hub:
             return [_logged("memory", error)]
         return []
 
-    def _edge(self, setup: Setup, state: State, run: RunInfo) -> list[Send]:
+    def _edge(self, setup: Setup, state: State, run: RunInfo, payers: Payers | None) -> list[Send]:
         """The budget edge: the next calls with their slices, or the finish with its reason."""
         stop = stop_signal()
         stopped = stop is not None and stop.is_set()
+        quotas = None if payers is None else payers.standings()
+        rest = {} if quotas is None else quotas.left(free=True)
+        if (usd := rest.get("usd")) is not None:
+            affordable(setup, Budget(usd=usd))
         try:
             with contained():
                 with patience(_counting_time(state)) as counting:
-                    planned = plan(setup, state, stopped)
+                    planned = plan(setup, state, stopped, rest)
                 if counting.used and "seconds" in state["limits"]:
                     seconds = state["spent"]["seconds"] + counting.used
                     state["spent"] = {**state["spent"], "seconds": seconds}
                     with patience(0.0):  # what was counted is known, and the rest is bounded
-                        planned = plan(setup, state, stopped)
+                        planned = plan(setup, state, stopped, rest)
+        except Short as short:
+            if quotas is None or short.dimension != "quota":
+                raise
+            raise quotas.exceeded(short.need) from None
         except (BudgetTooSmall, NoAnswer):
             raise
         except Exception as error:  # the user's strategy failed: keep the best answer so far
@@ -313,7 +341,10 @@ class Hub:
 
     def _limits(self, setup: Setup, granted: Budget | dict[str, Any] | None) -> Limits:
         granted = granted if granted is not None else context().get("budget")
-        budget = self.budget if granted is None else as_budget(granted)
+        budget, most = self.budget, self._most()
+        if granted is not None:
+            asked = self._allowed(granted).limits()
+            budget = Budget(**cast(Any, least([asked, most.limits() if most else {}])))
         if budget is None:
             if setup.until is not None:
                 return {}
@@ -323,6 +354,19 @@ class Hub:
                 "without one"
             )
         return affordable(setup, budget).limits()
+
+    def _allowed(self, granted: Budget | dict[str, Any]) -> Budget:
+        """The budget that an input or a context asks for. Raises ValueError if it may not."""
+        asked, most = as_budget(granted), self._most()
+        bounds = most.limits() if most else {}
+        for dimension, amount in asked.limits().items():
+            if amount > bounds.get(dimension, math.inf):
+                raise ValueError(f"budget {dimension}={amount:g}: at most {most} may be asked for")
+        return asked
+
+    def _most(self) -> Budget | None:
+        """The most that may be asked for at once."""
+        return self.budget if self.most is None and served() else self.most
 
 
 def _counting_time(state: State) -> float | None:

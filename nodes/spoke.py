@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -26,6 +26,7 @@ from anytime_graph.nodes.answering import candidate
 from anytime_graph.nodes.critique import judgement_of
 from anytime_graph.nodes.learn import lesson_of
 from anytime_graph.planning.setup import Setup, Setups
+from anytime_graph.quota import Quota
 from anytime_graph.run.announcements import Lives, announce, note
 from anytime_graph.run.calls import Assignment, Outcome, PlannedCall, concluded
 from anytime_graph.run.context import invocation, root, stop_signal
@@ -47,8 +48,10 @@ class Spoke(Runnable[Assignment, State]):
         lives: Lives,
         schema: type[BaseModel] | None,
         ledger: Ledger | None,
+        quotas: Sequence[Quota],
     ) -> None:
         self.setups, self.lives, self.schema, self.ledger = setups, lives, schema, ledger
+        self.quotas = quotas
 
     # --- sync
 
@@ -61,7 +64,7 @@ class Spoke(Runnable[Assignment, State]):
         thread, top = assigned["run"]["thread"], root(config)
         hold = self.ledger.enter(thread, top, invocation())
         try:
-            return self._run_call(assigned, config, RunJournal(self.ledger, hold))
+            return self._run_call(assigned, config, RunJournal(self.ledger, hold, self.quotas))
         finally:
             self.ledger.leave(hold, top)
 
@@ -121,7 +124,8 @@ class Spoke(Runnable[Assignment, State]):
         entering = asyncio.to_thread(ledger.enter, thread, top, invocation())
         hold = await _entered(ledger, entering, top)
         try:
-            state = await self._arun_call(assigned, config, RunJournal(ledger, hold))
+            journal = RunJournal(ledger, hold, self.quotas)
+            state = await self._arun_call(assigned, config, journal)
             broken = False
         finally:
             ledger.leave(hold, top, broken)

@@ -130,7 +130,7 @@ class Places:
 
     def close(self, reason: str) -> None:
         """End the run, for this reason."""
-        ledger, hold = self.journal
+        ledger, hold, _ = self.journal
         ledger.save(hold, self.record, self.state, self.state, self.run["plan"], reason)
 
     @property

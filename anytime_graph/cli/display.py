@@ -409,6 +409,35 @@ def listing(threads: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
+def quotas(rows: list[dict[str, Any]]) -> None:
+    """Show quotas and what is used of them as a table."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("per", "for", "window", "who", "quota", "used"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        amounts = (
+            ", ".join(f"{d}={n:g}" for d, n in row[of].items()) for of in ("limits", "booked")
+        )
+        words = (str(row[name] or "all") for name in ("per", "for", "window", "who"))
+        table.add_row(*map(_inert, (*words, *amounts)))
+    Console().print(table)
+
+
+def bills(rows: list[dict[str, Any]]) -> None:
+    """Show what was spent as a table. The first columns are what it is added up by."""
+    amounts = ("calls", "tokens", "input_tokens", "output_tokens", "usd")
+    names = [name for name in rows[0] if name not in nothing()]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for name in amounts:
+        table.add_column(name.replace("_tokens", ""), justify="right", no_wrap=True)
+    for row in rows:
+        told = (_inert(row[name] or "-") for name in names)
+        table.add_row(*told, *(f"{row[n]:,}" for n in amounts[:-1]), _usd(row["usd"]))
+    Console().print(table)
+
+
 def story(thread: str, runs: list[dict[str, Any]], running: bool) -> None:
     """Show the runs of a thread one after the other, with their calls, answers and pairs."""
     console = Console(highlight=False)

@@ -14,7 +14,7 @@ from langgraph.types import StateSnapshot
 from anytime_graph.budget import DIMENSIONS, Budget, counted, raised
 from anytime_graph.checkpoints import Checkpoints, open_checkpoints
 from anytime_graph.checkpoints.export import line
-from anytime_graph.cli import display, ledger_commands, question_commands
+from anytime_graph.cli import display, ledger_commands, question_commands, quota_commands
 from anytime_graph.cli import options as option
 from anytime_graph.cli.bench_commands import advise_command, bench
 from anytime_graph.cli.demo import demo
@@ -67,6 +67,7 @@ for command in (
     *ledger_commands.COMMANDS,
     *question_commands.COMMANDS,
     demo,
+    *quota_commands.COMMANDS,
     bench,
     advise_command,
 ):
@@ -216,7 +217,7 @@ def _read_question(question: str | None, file: str | None) -> str:
 
 def _thread_config(thread: str, options: dict[str, Any]) -> RunnableConfig:
     return {
-        "configurable": {"thread_id": thread},
+        "configurable": {**option.keys(options["keys"]), "thread_id": thread},
         "metadata": {"anytime_options": signed(option.remembered(options), thread)},
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +26,7 @@ REMEMBERED = (
     *_JUDGE,
     "memory",
     "namespace",
+    "keys",
     "price",
 )
 """Options that the ledger keeps, so that `resume` can continue with the same ones."""
@@ -159,6 +160,13 @@ remembering = _all(
         "this one.",
     ),
     namespace,
+    click.option(
+        "--key",
+        "keys",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Whose the question is, for quotas and bills: user=ann. Can be repeated.",
+    ),
 )
 
 
@@ -233,6 +241,14 @@ def space(namespace: str | None) -> list[str]:
     if not all(parts):
         raise ValueError(f"--namespace {namespace!r}: names with / between them, as in acme/ann")
     return parts
+
+
+def keys(given: Sequence[str]) -> dict[str, str]:
+    """The values of --key by name. Raises ValueError for one without a name or a value."""
+    found = dict(text.split("=", 1) for text in given if "=" in text)
+    if len(found) < len(given) or not all((*found, *found.values())):
+        raise ValueError(f"--key {' '.join(given)}: NAME=VALUE, as in user=ann; each name once")
+    return found
 
 
 def questions(path: str, scoring_rule: Scorer | Constraints | None) -> list[str]:

@@ -2,7 +2,9 @@
 
 An account draws on its parent: a benchmark pays its cells, an agent its tool calls, a tool call the
 sub-agents that run in it. A call is reserved in its account and in all above it, under one lock, so
-calls that run side by side cannot overspend together.
+calls that run side by side cannot overspend together. At the root of the tree there may be quotas,
+which other processes draw on too: their books are kept in a database, and a call is reserved there
+just before it is made (see metering.request.Shared).
 
     run = Account({"tokens": 1_000})
     tool = Account({"tokens": 800}, parent=run)
@@ -21,10 +23,11 @@ from uuid import uuid4
 
 from langchain_core.messages import BaseMessage
 
-from anytime_graph.budget import BudgetTooSmall, Limits, Spend, left, nothing, output_room, total
+from anytime_graph.budget import Limits, Short, Spend, least, left, nothing, output_room, total
 from anytime_graph.metering.meter import Meter
-from anytime_graph.metering.request import Request
+from anytime_graph.metering.request import Request, Shared
 from anytime_graph.models.tokens import Calibration, Shape, uncalibrated
+from anytime_graph.quota import Standings
 
 _MARK = "anytime_spent"
 
@@ -37,6 +40,7 @@ class Account:
     seconds are those in which calls were active. running: all of its time counts as active.
     due: the part of `spent` that no state holds yet. reserve: what only the last call may use.
     media_tokens: see tokens.Tokenizer.
+    shared: the quotas at the root, if any.
     growth: how far prompts exceeded their bounds, by model. tool_call: the id of the tool call that
     it belongs to, if any.
     """
@@ -48,6 +52,7 @@ class Account:
         parent: Account | None = None,
         tool_call: str | None = None,
         running: bool = False,
+        shared: Shared | None = None,
     ) -> None:
         self.parent = parent
         self.tool_call = tool_call
@@ -55,6 +60,7 @@ class Account:
         self.lock: threading.RLock = parent.lock if parent else threading.RLock()
         self.media_tokens: int | None = parent.media_tokens if parent else None
         self.growth: dict[str, float] = parent.growth if parent else {}
+        self.shared: Shared | None = _together(shared, parent.shared if parent else None)
         self.spent = total([spent or nothing()])
         self.due = nothing()
         self.reserve: Limits = {}
@@ -78,6 +84,15 @@ class Account:
             own = left({d: a - kept.get(d, 0) for d, a in self.limits.items()}, self._used())
             above = self.parent.left() if self.parent else {}
             return {d: min(amount, above.get(d, math.inf)) for d, amount in own.items()}
+
+    def rest(self, last: bool = False) -> Limits:
+        """What is left here, above, and of the quotas as if calls under way elsewhere cost nothing."""
+        own, standings = self.left(last), self.standings()
+        return own if standings is None else least([own, standings.left(free=True)])
+
+    def standings(self) -> Standings | None:
+        """How the quotas stand, if there are any."""
+        return None if self.shared is None else self.shared.standings()
 
     def scarcest(self) -> str:
         """The dimension with the smallest part left."""
@@ -185,14 +200,6 @@ class Account:
         return {**total([self.spent, self._held]), "seconds": self.spent["seconds"] + active}
 
 
-class Short(BudgetTooSmall):
-    """What is left cannot pay for the call. dimension: what it is short of."""
-
-    def __init__(self, rest: Limits, need: Mapping[str, float], dimension: str) -> None:
-        super().__init__(rest, {d: max(a, need[d]) for d, a in rest.items()}, "one call")
-        self.dimension = dimension
-
-
 def planned(
     meter: Meter,
     prompt: Sequence[BaseMessage],
@@ -210,18 +217,26 @@ def planned(
     """
     messages = list(prompt)
     shape, max_input = meter.max_input(messages, calibration)
-    least = meter.cap(min_output) or 0
-    reservation = {**meter.reservation(max_input, least), "seconds": 0.001}
+    room_needed = meter.cap(min_output) or 0
+    reservation = {**meter.reservation(max_input, room_needed), "seconds": 0.001}
     need = cast("Mapping[str, float]", reservation)
     for dimension, amount in rest.items():
         if amount < need[dimension]:
             raise Short(rest, need, dimension)
     room = output_room(rest, max_input, meter.prices)
     if room is not None and half:
-        room = max(least, room // 2)
+        room = max(room_needed, room // 2)
     return shape, Request(
         prompt=messages,
         max_input=max_input,
         max_output=meter.cap(room, max_input),
         seconds=rest.get("seconds"),
     )
+
+
+def _together(own: Shared | None, above: Shared | None) -> Shared | None:
+    """The quotas of an account and of those above it: all must pay. Raises ValueError if they are not
+    those of one ledger."""
+    if own is None or above is None or own is above:
+        return own or above
+    return own.beside(above)

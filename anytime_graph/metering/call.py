@@ -21,7 +21,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.utils.utils import LC_ID_PREFIX
 
 from anytime_graph import clock
-from anytime_graph.budget import Spend, nothing
+from anytime_graph.budget import MIN_ROOM, Limits, Spend, nothing, output_room
 from anytime_graph.interrupt import StopSignal, contained
 from anytime_graph.metering.bill import Bill, bill
 from anytime_graph.metering.learned import Attempts, Form, Trial, shaped
@@ -29,11 +29,16 @@ from anytime_graph.metering.meter import Meter
 from anytime_graph.metering.request import Entry, Journal, JournalError, Reply, Request
 from anytime_graph.metering.streamed import StreamedChoice, StreamedReply
 from anytime_graph.models import providers, refusals
+from anytime_graph.quota import Standings, Withheld
 from anytime_graph.run.calls import Ended, Receipt, receipt
 
 log = logging.getLogger(__name__)
 
 _POLL = 0.05
+_UNBOUNDED = 10**9
+"""The room of a call whose output nothing limits."""
+_PATIENCE = 10.0
+"""Seconds to wait for calls elsewhere to give back what they hold of a quota."""
 _GRACE = 5.0
 """Seconds after the deadline at which an abandoned connection closes by itself."""
 
@@ -79,7 +84,9 @@ def _attempt(
     try:
         for seconds in under_way.waits():
             time.sleep(seconds)
-        if under_way.cut or under_way.error or not under_way.reserve(journal):
+        while pause := under_way.reserve(journal):
+            time.sleep(pause)
+        if not under_way.made:
             return under_way.settle()
         if under_way.patience() is None:
             pump()
@@ -121,15 +128,11 @@ async def _aattempt(
     under_way = _Call(meter, request, stop)
     for seconds in under_way.waits():
         await asyncio.sleep(seconds)
-    if (
-        under_way.cut
-        or under_way.error
-        or not (
-            await asyncio.to_thread(under_way.reserve, journal)
-            if journal
-            else under_way.reserve(None)
-        )
+    while pause := (
+        await asyncio.to_thread(under_way.reserve, journal) if journal else under_way.reserve(None)
     ):
+        await asyncio.sleep(pause)
+    if not under_way.made:
         return under_way.settle()
 
     async def pump() -> None:
@@ -273,6 +276,7 @@ class _Call:
         self.cut: str | None = None
         self.made = self.sent = self.overran = self.ended = False
         self.billed_once: bool | None = None
+        self._wanted = request.max_output or 0
         self.error: Exception | None = None
         self.errors: list[str] = []
         self.trial: Trial | None = None
@@ -302,18 +306,67 @@ class _Call:
         if self.trial is not None and not self.trial.over:
             self.trial.refusal, self.trial.over = refusal, True
 
-    def reserve(self, journal: Journal | None) -> bool:
-        """Write the reservation. Returns False if the call must not be made."""
-        if journal is not None:
-            amounts = self.meter.reservation(self.request.max_input, self.request.max_output)
+    def reserve(self, journal: Journal | None) -> float:
+        """Write the reservation. Returns 0 once it is decided whether the call is made (see `made`);
+        while a quota is held by calls that may give back, the seconds after which to ask again."""
+        if self.over() or self.error is not None:
+            return 0
+        granted = True
+        while journal is not None:
             try:
-                granted = journal.reserve(self.request, amounts, self.meter.name, self.so_far)
+                granted = journal.reserve(self.request, self.amounts, self.meter.name, self.so_far)
             except JournalError as error:
-                granted, self.receipt["failed"] = False, True
+                granted, self.receipt["failed"], self.error = False, True, error
                 self.errors.append(f"not made: {error}")
+            except Withheld as withheld:
+                if pause := self._cut_down(withheld.standings):
+                    return pause
+                if self.error is None:
+                    continue
+                granted = False
             self.receipt["lost"] = not granted
-        self.made = not self.receipt["lost"]
-        return self.made
+            break
+        self.made = granted
+        return 0
+
+    @property
+    def amounts(self) -> Spend:
+        """The most that the call can cost."""
+        return self.meter.reservation(self.request.max_input, self.request.max_output)
+
+    def _cut_down(self, standings: Standings) -> float:
+        """Make the call smaller, so that quotas pay for it. While calls elsewhere may give back what
+        they hold, it waits rather than lose more than half of its room: returns seconds to wait. If
+        it stays too small to be made, `error` says so.
+
+        Of 1,000 output tokens wanted, 700 that are left are taken at once. Of 300, it waits until
+        500 are left; after some seconds it takes the 300.
+        """
+        request, least = self.request, MIN_ROOM * self.request.n
+        room, at_best = (self._room(standings.left(free)) for free in (False, True))
+        if request.max_output is not None:
+            room = min(room, request.max_output - 1)  # it did not fit as it was
+        waited = time.monotonic() - self.clock
+        if at_best >= max(least, room + 1) and room < self._wanted / 2 and waited < _PATIENCE:
+            return _POLL
+        if room < least:
+            need = self.meter.reservation(request.max_input, least)
+            self.error = standings.exceeded(need)
+            self.errors.append(f"not made: {self.error}")
+            self.receipt["failed"] = self.receipt["withheld"] = True
+            return 0
+        cap = room if request.max_output else self.meter.cap(room, request.max_input)
+        self.request = replace(request, max_output=cap)
+        self.streamed = StreamedReply(request.n, cap, str(self.run_id))
+        return 0
+
+    def _room(self, rest: Limits) -> int:
+        """Output tokens of this call that `rest` pays for; below 0 it pays for none."""
+        if rest.get("calls", 1) < 1:
+            return -1
+        room = output_room(rest, self.request.max_input, self.meter.prices)
+        known = [n for n in (room, self.request.max_output) if n is not None]
+        return min(known, default=_UNBOUNDED)
 
     def so_far(self) -> str:
         """The text that has arrived; of several choices, the first one's."""

@@ -6,6 +6,7 @@ it with `paying_from`. A model that was made for one payer carries it along.
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import functools
 import threading
@@ -22,9 +23,9 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables import RunnableConfig
 
 from anytime_graph import prompts
-from anytime_graph.budget import GOOD_ROOM, MIN_ROOM, Limits, Prices, Spend
+from anytime_graph.budget import GOOD_ROOM, MIN_ROOM, Limits, Prices, Short, Spend
 from anytime_graph.interrupt import StopSignal
-from anytime_graph.metering.account import Account, Short, planned
+from anytime_graph.metering.account import Account, planned
 from anytime_graph.metering.call import acall, call
 from anytime_graph.metering.meter import Meter, priced
 from anytime_graph.metering.request import Journal, Reply, Request
@@ -201,7 +202,11 @@ async def _agenerate(
     config, options = _split(callbacks, stop, options)
     replies = []
     for prompt in messages:
-        reserved = payer.reserve(_unmetered(self), prompt, options, vars(self)[_PRICES])
+        asked = (_unmetered(self), prompt, options, vars(self)[_PRICES])
+        if payer.account.shared is None:
+            reserved = payer.reserve(*asked)
+        else:  # it reads the quotas' books
+            reserved = await asyncio.to_thread(payer.reserve, *asked)
         with _settling(payer, reserved):
             if (request := reserved.request) is not None:
                 journal = payer.journal(reserved)
@@ -267,7 +272,7 @@ class AgentPayer:
         return ready
 
     def journal(self, reserved: Reservation) -> Journal | None:
-        return None
+        return None if self.account.shared is None else self.account.shared.journal()
 
     def reserve(
         self,
@@ -321,16 +326,25 @@ class AgentPayer:
         account, last = self.account, self.kind == "last"
         if self.kind == "agent":
             account.reserve = self._reserve(ready, prompt)
-        rest = account.left(last)
+        rest = account.rest(last)
+        if "usd" in rest:
+            ready.check_price("quota usd")
         messages: Sequence[BaseMessage] = prompt
         if last:
             messages = self._sum_up(ready, prompt, rest)
         elif self.kind == "agent" and ready.bound.get("tools"):
             messages = prompts.with_remaining(prompt, rest)
         least = MIN_ROOM if last else GOOD_ROOM
-        shape, request = planned(
-            ready, messages, rest, account.calibration(ready), min_output=least, half=not last
-        )
+        how: Any = {"min_output": least, "half": not last}
+        known = account.calibration(ready)
+        try:
+            shape, request = planned(ready, messages, rest, known, **how)
+        except Short:
+            planned(ready, messages, account.left(last), known, **how)
+            standings = account.standings()
+            assert standings is not None, "only quotas leave less than the account"
+            _, max_input = ready.max_input(list(messages), known)
+            raise standings.exceeded(ready.reservation(max_input, ready.cap(least))) from None
         return Reservation(ready, shape, request=request)
 
     def _reserve(self, ready: Meter, prompt: Sequence[BaseMessage]) -> Limits:

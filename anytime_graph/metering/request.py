@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 from langchain_core.messages import AIMessage, BaseMessage
 
 from anytime_graph.budget import Spend
+from anytime_graph.quota import Quota, Standings
 from anytime_graph.run.calls import Receipt
 
 
@@ -116,9 +117,35 @@ class Journal(Protocol):
         self, request: Request, amounts: Spend, model: str, so_far: Callable[[], str]
     ) -> bool:
         """Write the reservation durably before the request leaves. Returns False if the call must not
-        be made. so_far: gives the text that has arrived. Raises JournalError."""
+        be made. so_far: gives the text that has arrived. Raises JournalError, and Withheld while
+        quotas do not pay for the call."""
         ...
 
     def settle(self, place: Place, reply: Reply) -> None:
         """Write what the call brought and cost. Raises JournalError."""
+        ...
+
+
+class Shared(Protocol):
+    """Quotas that payers in other processes draw on too. None of its methods give anything where no
+    quota holds; they raise JournalError, and ValueError if it is not told whose a call is."""
+
+    def beside(self, above: Shared) -> Shared:
+        """These and other quotas, which must all pay. Raises ValueError if another ledger keeps those."""
+        ...
+
+    def standings(self) -> Standings | None:
+        """How the accounts stand that pay for calls made here."""
+        ...
+
+    def journal(self) -> Journal | None:
+        """The journal of one call that nothing else records."""
+        ...
+
+
+class Books(Protocol):
+    """A ledger, as far as quotas need it."""
+
+    def shared(self, quotas: Sequence[Quota]) -> Shared:
+        """These quotas and those in the ledger's database."""
         ...

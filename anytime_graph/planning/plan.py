@@ -23,11 +23,13 @@ from anytime_graph.budget import (
     BudgetTooSmall,
     Limits,
     NoAnswer,
+    Short,
     left,
     output_room,
     share,
     total,
 )
+from anytime_graph.budget import least as lowest
 from anytime_graph.metering.meter import Meter
 from anytime_graph.models.tokens import Calibration, uncalibrated
 from anytime_graph.planning import prospects
@@ -60,6 +62,8 @@ _OPENING = 4_096
 """Output tokens of the first horizon of a run without a budget."""
 _ROUND, _DOUBLINGS = 8, 64
 """Drafts that a horizon must still pay for, so that none is cut for nothing; how often it may double."""
+QUOTA = "quota"
+"""Why a run ends, or does not begin, that only quotas do not pay for."""
 _STEPS = 3
 """Graph steps that another round takes: the calls, the fold, the finish."""
 _LONG_REPLY = 99_999
@@ -77,18 +81,20 @@ class Planned(NamedTuple):
     prompt: list[AnyMessage]
 
 
-def plan(setup: Setup, state: State, stopped: bool) -> list[Planned] | Stop:
-    """The calls of the next step, or why the run ends.
+def plan(
+    setup: Setup, state: State, stopped: bool, quotas: Limits | None = None
+) -> list[Planned] | Stop:
+    """The calls of the next step, or why the run ends. quotas: what quotas leave.
 
-    Raises BudgetTooSmall before any call was made, if not one draft can be paid for; NoAnswer
-    if the run ends without an answer.
+    Raises BudgetTooSmall before any call was made, if not one draft can be paid for (Short with the
+    dimension "quota" if only the quotas do not pay for it); NoAnswer if the run ends without an
+    answer.
     """
-    if state["limits"]:
-        planned = _Edge(setup, state).step(stopped)
-    else:
-        planned = _open_ended(setup, state, stopped)
+    planned = _step(setup, state, stopped, quotas or {})
     if isinstance(planned, Stop) and state["best"] is None:
         called = state["spent"]["calls"] or state.get("refusals")
+        if not called and planned.reason == QUOTA:
+            raise Short(quotas or {}, _least_call(setup, state), QUOTA)
         if not called and planned.reason in DIMENSIONS:
             raise BudgetTooSmall(state["limits"], least(setup, state))
         causes = state["errors"] or [f"stopped before the first reply ({planned.reason})"]
@@ -96,7 +102,28 @@ def plan(setup: Setup, state: State, stopped: bool) -> list[Planned] | Stop:
     return planned
 
 
-def _open_ended(setup: Setup, state: State, stopped: bool) -> list[Planned] | Stop:
+def _step(setup: Setup, state: State, stopped: bool, quotas: Limits) -> list[Planned] | Stop:
+    """The calls of the next step, or why the run ends: "quota" if it would go on without quotas."""
+    if state.get("withheld"):
+        return Stop(QUOTA)
+    if state["limits"]:
+        planned = _Edge(setup, _within(state, quotas), state["limits"]).step(stopped)
+    else:
+        planned = _open_ended(setup, state, stopped, quotas)
+    used_up = isinstance(planned, Stop) and planned.reason in (*DIMENSIONS, "judge")
+    if quotas and used_up and not isinstance(_step(setup, state, stopped, {}), Stop):
+        return Stop(QUOTA)
+    return planned
+
+
+def _within(state: State, quotas: Limits) -> State:
+    """The state with what quotas leave as limits: after 300 tokens and with 500 left, 800 at most."""
+    spent = cast("Mapping[str, float]", state["spent"])
+    within = {d: amount + spent[d] for d, amount in quotas.items()}
+    return {**state, "limits": lowest([state["limits"], within])}
+
+
+def _open_ended(setup: Setup, state: State, stopped: bool, quotas: Limits) -> list[Planned] | Stop:
     """A run without a budget has a horizon that doubles whenever it is used up. Stopped at any moment,
     it is then as good as a run with a known budget of a quarter of its spend (Russell & Zilberstein
     1991).
@@ -111,7 +138,9 @@ def _open_ended(setup: Setup, state: State, stopped: bool) -> list[Planned] | St
     for doubled in range(_DOUBLINGS):
         horizon = (need + _OPENING) * 2**doubled
         if horizon > spent + min(ahead, spent):
-            planned = _Edge(setup, {**state, "limits": {"tokens": horizon}}).step(stopped)
+            limits: Limits = {"tokens": horizon}
+            within = _within({**state, "limits": limits}, quotas)
+            planned = _Edge(setup, within, limits).step(stopped)
             if not isinstance(planned, Stop) or planned.reason not in ("tokens", "judge"):
                 return planned
     return Stop("tokens")
@@ -120,9 +149,14 @@ def _open_ended(setup: Setup, state: State, stopped: bool) -> list[Planned] | St
 def least(setup: Setup, state: State, room: int = MIN_ROOM, besides: int = 0) -> Limits:
     """The smallest budget that pays for one draft, in the dimensions of the run's own. room: output tokens
     of the draft. besides: input tokens that come on top of its prompt."""
-    prompt = setup.ask(state, planned_move(Draft()), 0.0, None, None, False)
-    need = _need(setup, state, prompt, room, state["overhead"] + besides)
+    need = _least_call(setup, state, room, besides)
     return {d: max(need[d], limit) for d, limit in state["limits"].items()}
+
+
+def _least_call(setup: Setup, state: State, room: int = MIN_ROOM, besides: int = 0) -> Limits:
+    """What the smallest draft takes of each dimension; see `least`."""
+    prompt = setup.ask(state, planned_move(Draft()), 0.0, None, None, False)
+    return _need(setup, state, prompt, room, state["overhead"] + besides)
 
 
 def _need(
@@ -171,10 +205,12 @@ class _Order(NamedTuple):
 
 @dataclass(frozen=True)
 class _Edge:
-    """The budget edge at one state of a run."""
+    """The budget edge at one state of a run. own: its limits without what quotas take off; of these
+    the judge has its share."""
 
     setup: Setup
     state: State
+    own: Limits
 
     @cached_property
     def rest(self) -> Limits:
@@ -320,7 +356,7 @@ class _Edge:
         if not self.setup.yields:
             return self._calls(moves, self.rest)
         whole = replace(self.setup, judge=replace(self.setup.judge, share=1.0))
-        return _Edge(whole, self.state)._calls(moves, self.rest)
+        return _Edge(whole, self.state, self.own)._calls(moves, self.rest)
 
     def _short_of(self, rest: Limits) -> str:
         """Why no further move can be paid for: the dimension that it would overrun, or "judge" if the
@@ -328,7 +364,7 @@ class _Edge:
         setup, state = self.setup, self.state
         if setup.decides != "vote" and state["best"] is not None and not self._comparison():
             whole = replace(setup, yields=True)
-            if setup.decides != "scorer" and _Edge(whole, state)._comparison():
+            if setup.decides != "scorer" and _Edge(whole, state, self.own)._comparison():
                 return "judge"
         need = least(setup, {**state, "limits": dict.fromkeys(rest, 0)})
         return next((d for d in DIMENSIONS if d in rest and rest[d] < need[d]), next(iter(rest)))
@@ -540,7 +576,7 @@ class _Edge:
 
     def _judge_rest(self) -> Limits:
         """What the judge may still spend: of 10,000 tokens and a share of .3, 3,000 less its spend."""
-        limits, spent = self.state["limits"], self.state["judging"]["spent"]
+        limits, spent = self.own, self.state["judging"]["spent"]
         shared: Limits = {d: limits[d] for d in limits if d in ("tokens", "output_tokens", "usd")}
         return left(share(shared, self.setup.judge.share), spent)
 

@@ -167,6 +167,7 @@ class Receipt(TypedDict):
     rejects the request itself. unserved: it was refused or never left, so it costs nothing. closed: the
     provider will refuse all other calls too. lost: it was not made, or was in flight when its process
     ended. interrupted: the caller stopped it. recalled: it was read from the journal instead of made.
+    withheld: it was not made because a quota does not pay for it.
     retry_after: seconds to wait before the next call. started, ended_at: Unix time.
     """
 
@@ -187,6 +188,7 @@ class Receipt(TypedDict):
     started: float
     ended_at: float
     blocked: NotRequired[str | None]
+    withheld: NotRequired[bool]
 
 
 def receipt(started: float, ended_at: float) -> Receipt:

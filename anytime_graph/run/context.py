@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig
+from langgraph.config import get_config
 from langgraph.runtime import get_runtime
 from typing_extensions import TypedDict
 
@@ -25,6 +27,9 @@ class Context(TypedDict, total=False):
     strategy: for its questions, by name.
     namespace: whose preference pairs the memory recalls and remembers, such as [tenant, user];
         default: the empty namespace. Under LangGraph's authentication it is within the user's own.
+    user, tenant, project: whose the questions are, for quotas and bills; other keys that a quota is per
+        are told in the config's configurable. Under LangGraph's authentication, what the
+        authenticated user says comes first.
     stop: an object with `is_set()`, such as a threading.Event. Once it is set, calls in flight are cut
         and the best answer so far is returned.
     """
@@ -33,6 +38,9 @@ class Context(TypedDict, total=False):
     model: str | None
     strategy: str | None
     namespace: Any
+    user: str | None
+    tenant: str | None
+    project: str | None
     stop: Any
 
 
@@ -58,6 +66,34 @@ def user() -> tuple[str, ...]:
     """The user whom LangGraph's server has authenticated, as the start of a namespace; empty without."""
     server = get_runtime(Context).server_info
     return (server.user.identity,) if server and server.user else ()
+
+
+def served() -> bool:
+    """Whether LangGraph's server runs the graph, for clients that send input and context."""
+    return get_runtime(Context).server_info is not None
+
+
+def told(name: str, otherwise: Mapping[str, Any] | None = None) -> str | None:
+    """The value of a key, such as "user" or "tenant", that quotas and bills are by; None if it is not
+    told. The user whom LangGraph's server has authenticated is the user, and what that object holds by
+    the name comes before what the context and the config's configurable say. otherwise: what counts
+    after those, and outside a graph."""
+    holders: list[tuple[Any, str]] = [(otherwise, name)]
+    with suppress(RuntimeError, KeyError):  # outside a graph
+        runtime, named = get_runtime(Context), get_config().get("configurable")
+        holders = [(runtime.context, name), (named, name), *holders]
+        if runtime.server_info and (known := runtime.server_info.user):
+            holders = [(known, "identity" if name == "user" else name), *holders]
+    return next((value for held in holders if (value := _value(*held)) is not None), None)
+
+
+def _value(holder: Any, name: str) -> str | None:
+    """What an object or a mapping has by this name, if it can be the value of a key."""
+    value = holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
+    if value is None and hasattr(holder, "__getitem__") and not isinstance(holder, Mapping):
+        with suppress(LookupError, TypeError):
+            value = holder[name]
+    return str(value) if isinstance(value, str | int) and str(value) else None
 
 
 def chosen() -> Chosen:

@@ -122,6 +122,7 @@ def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, To
         failures=_failures(state["failures"], outcomes),
         unscored=decides == "scorer" and bool(new) and all(c["score"] is None for c in candidates),
         blocked=None if best is not None and best["complete"] else _blocked(outcomes),
+        withheld=any(r.get("withheld", False) for r in receipts),
         refusals=state.get("refusals", 0) + sum(r["unserved"] for r in receipts),
         wait=max(waits, default=0.0) if called else state["wait"],
         interrupted=any(r["interrupted"] for r in receipts),

@@ -102,7 +102,8 @@ class State(Output, Input, total=False):
     call needs, as starved calls have shown. overhead: input tokens that an agent with tools adds to the
     prompt of a draft. owed: moves that a request for several choices left undone. failures: steps in a
     row that failed entirely. blocked: why the provider ended every answer of the last step, if there
-    is no whole answer. unscored: the scorer failed on every answer. refusals: calls that were refused and cost nothing. wait: seconds that a
+    is no whole answer. unscored: the scorer failed on every answer. withheld: a
+    quota did not pay for a call of the last step. refusals: calls that were refused and cost nothing. wait: seconds that a
     provider asked for. anytime_form: the form of the state; see upgrade.py.
     """
 
@@ -130,6 +131,7 @@ class State(Output, Input, total=False):
     refusals: int
     blocked: str | None
     unscored: bool
+    withheld: bool
     wait: float
     interrupted: bool
     anytime_form: int
@@ -176,6 +178,7 @@ def fresh(question_id: str, chosen: Chosen, run_id: int, thread: str, limits: Li
         refusals=0,
         blocked=None,
         unscored=False,
+        withheld=False,
         wait=0.0,
         interrupted=False,
     )

@@ -428,12 +428,14 @@ with open_checkpoints(target) as store:
 
 
 class TestSchema:
-    @pytest.mark.parametrize("version", [1, 2])
+    @pytest.mark.parametrize("version", [1, 2, 4])
     def test_an_older_schema_migrates(self, served: Server, target: str, version: int) -> None:
         with open_checkpoints(target) as store:
             new = _definitions(target)
             graph(served, store).compile(checkpointer=store.saver).invoke(ASK, ON)
-        _to_version_two(target)
+        _to_version_four(target)
+        if version < 4:
+            _to_version_two(target)
         if version == 1:
             _to_version_one(target)
         assert _definitions(target) != new
@@ -498,6 +500,17 @@ def _definitions(target: str) -> set[tuple[Any, ...]]:
         (name, "".join(text.replace('"', "").split()))
         for name, text in sql(target, "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
     }
+
+
+def _to_version_four(target: str) -> None:
+    sql(target, "DROP VIEW bills")
+    for index in ("calls_by_start", "calls_undelivered"):
+        sql(target, f"DROP INDEX {index}")
+    for column in ("model", "delivered"):
+        sql(target, f"ALTER TABLE calls DROP COLUMN {column}")
+    for table in ("labels", "quota_holds", "quota_steps", "quota_accounts", "quotas"):
+        sql(target, f"DROP TABLE {table}")
+    sql(target, "UPDATE anytime_schema SET version = 4")
 
 
 def _to_version_two(target: str) -> None:

@@ -16,7 +16,7 @@ from tests.kit.places import ROOT
 PAGE = ROOT / "docs" / "architecture.md"
 ROOMS = (
     ("budget", "text", "interrupt", "clock", "forms", "local", "metrics", "testing"),
-    ("models", "scoring"),
+    ("models", "scoring", "quota"),
     ("run", "constraints"),
     ("prompts", "tasks"),
     ("metering",),

@@ -1,0 +1,326 @@
+"""The books of quotas: what each account has spent and reserved, step by step, in the ledger's database.
+
+A call's reservation is booked before it is made, in the transaction that checks it against all of its
+quotas, and stands for good if its process dies. What a call did not cost is given back when it is
+settled; for that, a row is kept of each call under way.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import uuid4
+
+from anytime_graph.budget import Budget, Spend
+from anytime_graph.checkpoints.leases import Leases
+from anytime_graph.checkpoints.store import Execute, Store, storable
+from anytime_graph.metering.request import Entry, Place, Reply, Request
+from anytime_graph.quota import (
+    UNITS,
+    AccountKey,
+    Amounts,
+    Quota,
+    Standing,
+    Standings,
+    Withheld,
+    booked,
+)
+from anytime_graph.run.context import told
+
+Key = Callable[[str], str | None]
+"""From the name of a key, such as "user", to its value for one payer; None if it is not told."""
+
+_FRESH = 1.0
+"""Seconds for which the quotas in the database are not read again."""
+_AMOUNTS = {
+    "tokens": "tokens",
+    "output_tokens": "output_tokens",
+    "usd": "nanodollars",
+    "calls": "calls",
+}
+"""The columns of booked amounts, by dimension."""
+_COLUMNS = ", ".join(_AMOUNTS.values())
+_VALUES = ", ".join(f":{dimension}" for dimension in _AMOUNTS)
+_READ = ", ".join(f"{column} AS {dimension}" for dimension, column in _AMOUNTS.items())
+_ADDED = ", ".join(f"{c} = quota_steps.{c} + :{d}" for d, c in _AMOUNTS.items())
+
+
+class Quotas:
+    """The quotas of one open ledger: those kept in its database, and the books of all."""
+
+    def __init__(self, store: Store, leases: Leases) -> None:
+        self.store, self.leases = store, leases
+        self._kept: list[tuple[str, Quota]] = []
+        self._read = -_FRESH
+
+    def begin(self) -> None:
+        """Tell others that calls of this ledger may be under way. Calls of processes that have died are
+        so no more; they stay booked."""
+        self.leases.live()
+        with self.store.transaction(durable=False) as execute:
+            execute(
+                "DELETE FROM quota_holds WHERE holder NOT IN "
+                f"(SELECT thread FROM leases WHERE expires > {self.store.clock})",
+                {},
+            )
+
+    # --- quotas that are kept in the database
+
+    def kept(self) -> list[tuple[str, Quota]]:
+        """The quotas in the database, each with the value of its key that it is for; "": for all that
+        have none of their own."""
+        if time.monotonic() - self._read >= _FRESH:
+            with self.store.reading() as execute:
+                rows = execute("SELECT * FROM quotas ORDER BY per, who, span", {})
+            self._kept = [(row["who"], _quota(row)) for row in rows]
+            self._read = time.monotonic()
+        return self._kept
+
+    def keep(self, quota: Quota, who: str = "") -> None:
+        """Keep a quota in the database: from the next second on it holds for all whose ledger this is.
+        It replaces the one for the same key and window. who: the value of the key that it is for."""
+        storable("who", who)
+        if who and quota.per is None:
+            raise ValueError(f"who={who!r}: it is the value of a key; name the key with per=")
+        with self.store.transaction() as execute:
+            execute(
+                "INSERT INTO quotas (per, who, span, every, limits) VALUES (:per, :who, :span, "
+                ":every, :limits) ON CONFLICT (per, who, span) DO UPDATE SET limits = :limits, "
+                "every = :every",
+                {
+                    **_account(quota, who)._asdict(),
+                    "every": quota.window,
+                    "limits": json.dumps(quota.budget.limits()),
+                },
+            )
+        self._read = -_FRESH
+
+    def remove(self, per: str | None, window: str, who: str = "") -> bool:
+        """Remove a quota from the database; False if it is not there. What was booked stays."""
+        quota = Quota(Budget(calls=0), per=per, window=window)
+        with self.store.transaction() as execute:
+            found = execute(
+                "DELETE FROM quotas WHERE per = :per AND who = :who AND span = :span RETURNING per",
+                _account(quota, who)._asdict(),
+            )
+        self._read = -_FRESH
+        return bool(found)
+
+    def keys(self, quotas: Sequence[Quota]) -> set[str]:
+        """The names of the keys of these quotas and of those in the database."""
+        return {q.per for q in (*quotas, *(kept for _, kept in self.kept())) if q.per is not None}
+
+    # --- who pays
+
+    def payers(self, quotas: Sequence[Quota], key: Key) -> Payers | None:
+        """The accounts that pay for one payer's calls: by these quotas, and by those in the database.
+        None if it has none. Raises ValueError if a key is not told."""
+        accounts: dict[AccountKey, list[Quota]] = {}
+        given = [(quota, _told(quota, key)) for quota in quotas]
+        for quota, who in [*given, *_held_to(self.kept(), key)]:
+            accounts.setdefault(_account(quota, who), []).append(quota)
+        return Payers(self, dict(sorted(accounts.items()))) if accounts else None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The quotas in the database with what their accounts have booked now: `per`, `who`, `window`,
+        `limits`, `booked`, for each value of the key that has spent something."""
+        rows, kept_quotas = [], self.kept()
+        with self.store.reading() as execute:
+            for who, quota in kept_quotas:
+                known = execute(
+                    "SELECT who FROM quota_accounts WHERE per = :per AND span = :span AND "
+                    "(:who = '' OR who = :who) ORDER BY who",
+                    _account(quota, who)._asdict(),
+                )
+                for value in [row["who"] for row in known] or [who]:
+                    key = _account(quota, value)
+                    (standing,) = Payers(self, {key: [quota]}).read(execute).of
+                    row = {"per": quota.per, "for": who or None, "window": quota.window}
+                    limits = quota.budget.limits()
+                    spent = {d: limits[d] - amount for d, amount in standing.left().items()}
+                    rows.append(row | {"who": value or None, "limits": limits, "booked": spent})
+        return rows
+
+
+@dataclass(frozen=True)
+class Payers:
+    """The accounts that pay for one payer's calls, each with its quotas."""
+
+    books: Quotas
+    accounts: Mapping[AccountKey, Sequence[Quota]]
+
+    def standings(self) -> Standings:
+        with self.books.store.reading() as execute:
+            return self.read(execute)
+
+    def hold(self, execute: Execute, call: str, request: Request, amounts: Spend) -> None:
+        """Within a transaction: book the reservation of a call. Raises Withheld if a quota does not
+        pay for it, or needs its output to be limited."""
+        wanted, places, short = booked(amounts), [], False
+        for key, quotas in self.accounts.items():
+            # This waits until others have booked in the account.
+            (row,) = execute(
+                "INSERT INTO quota_accounts (per, who, span) VALUES (:per, :who, :span) "
+                "ON CONFLICT (per, who, span) DO UPDATE SET per = excluded.per "
+                f"RETURNING id, {self.books.store.clock} AS now",
+                key._asdict(),
+            )
+            standing = _standing(execute, row["id"], row["now"], quotas, key.who)
+            needs_limit = request.max_output is None and standing.left().keys() != {"calls"}
+            short |= needs_limit or standing.short(wanted) is not None
+            places.append({"account_id": row["id"], "step": quotas[0].step(row["now"])})
+        if short:
+            raise Withheld(self.read(execute))
+        holder = self.books.leases.mine()
+        for place in sorted(places, key=_order):
+            execute(
+                f"INSERT INTO quota_steps (account_id, step, {_COLUMNS}) VALUES (:account_id, :step, "
+                f"{_VALUES}) ON CONFLICT (account_id, step) DO UPDATE SET {_ADDED}",
+                place | wanted,
+            )
+            execute(
+                f"INSERT INTO quota_holds (call, holder, account_id, step, {_COLUMNS}) VALUES "
+                f"(:call, :holder, :account_id, :step, {_VALUES})",
+                place | wanted | {"call": call, "holder": holder},
+            )
+
+    def settle(self, execute: Execute, call: str, spend: Spend) -> None:
+        """Within a transaction: book what a call cost in place of its reservation."""
+        cost = booked(spend)
+        rows = execute(
+            f"DELETE FROM quota_holds WHERE call = :call RETURNING account_id, step, {_READ}",
+            {"call": call},
+        )
+        for row in sorted(rows, key=_order):
+            more = {d: cost[d] - row[d] for d in UNITS}
+            execute(
+                f"UPDATE quota_steps SET {_ADDED} WHERE account_id = :account_id AND step = :step",
+                row | more,
+            )
+
+    def read(self, execute: Execute) -> Standings:
+        """How the accounts stand, with the calls under way."""
+        (clock,) = execute(f"SELECT {self.books.store.clock} AS now", {})
+        found = []
+        for key, quotas in self.accounts.items():
+            rows = execute(
+                "SELECT id FROM quota_accounts WHERE per = :per AND who = :who AND span = :span",
+                key._asdict(),
+            )
+            at = rows[0]["id"] if rows else 0
+            standing = _standing(execute, at, clock["now"], quotas, key.who)
+            found.append(replace(standing, in_flight=self._in_flight(execute, at)))
+        return Standings(found)
+
+    def _in_flight(self, execute: Execute, at: int) -> dict[int, Amounts]:
+        """What calls under way hold of an account, by step; not those of processes that have died."""
+        rows = execute(
+            f"SELECT step, holder, {_READ} FROM quota_holds WHERE account_id = :at", {"at": at}
+        )
+        living = {
+            name
+            for name in {row["holder"] for row in rows}
+            if self.books.leases.lives(name, execute)
+        }
+        held: dict[int, Amounts] = {}
+        for row in rows:
+            if row["holder"] in living:
+                before = held.get(row["step"], dict.fromkeys(UNITS, 0))
+                held[row["step"]] = {d: before[d] + row[d] for d in UNITS}
+        return held
+
+
+@dataclass(frozen=True)
+class SharedQuotas:
+    """Quotas and whoever pays where a call is made; see metering.request.Shared."""
+
+    paying: Callable[[Sequence[Quota], Key], Payers | None]
+    quotas: Sequence[Quota]
+
+    def beside(self, above: Any) -> SharedQuotas:
+        if not isinstance(above, SharedQuotas) or above.paying != self.paying:
+            raise ValueError("quotas: an agent within another one needs the same ledger")
+        return replace(self, quotas=tuple(dict.fromkeys((*self.quotas, *above.quotas))))
+
+    def standings(self) -> Standings | None:
+        payers = self.paying(self.quotas, told)
+        return None if payers is None else payers.standings()
+
+    def journal(self) -> PayersJournal | None:
+        payers = self.paying(self.quotas, told)
+        return None if payers is None else PayersJournal(payers, uuid4().hex)
+
+
+@dataclass(frozen=True)
+class PayersJournal:
+    """The journal of a call that is in no run; see metering.request.Journal. A call that was refused
+    and is made again is reserved again."""
+
+    payers: Payers
+    call: str
+
+    def recall(self, place: Place) -> Entry | None:
+        return None
+
+    def reserve(
+        self, request: Request, amounts: Spend, model: str, so_far: Callable[[], str]
+    ) -> bool:
+        with self.payers.books.store.transaction() as execute:
+            self.payers.hold(execute, self.call, request, amounts)
+        return True
+
+    def settle(self, place: Place, reply: Reply) -> None:
+        """A settlement that a power cut loses leaves the call charged in full, so it need not be
+        durable."""
+        with self.payers.books.store.transaction(durable=False) as execute:
+            self.payers.settle(execute, self.call, reply.receipt["spend"])
+
+
+def _standing(execute: Execute, at: int, now: float, quotas: Sequence[Quota], who: str) -> Standing:
+    """How an account stands, calls under way counted at their reservations."""
+    rows = execute(
+        f"SELECT step, {_READ} FROM quota_steps WHERE account_id = :at AND step >= :first",
+        {"at": at, "first": quotas[0].step(now) - quotas[0].reach},
+    )
+    return Standing(quotas, who, now, {row["step"]: row for row in rows})
+
+
+def _order(row: Mapping[str, Any]) -> tuple[int, int]:
+    """The order in which steps are written, so that no two transactions wait for each other."""
+    return row["account_id"], row["step"]
+
+
+def _held_to(kept: Sequence[tuple[str, Quota]], key: Key) -> Iterator[tuple[Quota, str]]:
+    """The quotas in the database that hold for a payer. One for a value of a key takes the place of
+    the one for all values."""
+    own = {_account(quota, who) for who, quota in kept if who}
+    for who, quota in kept:
+        if who:
+            if quota.per is not None and key(quota.per) == who:
+                yield quota, who
+        elif _account(quota, value := _told(quota, key)) not in own:
+            yield quota, value
+
+
+def _told(quota: Quota, key: Key) -> str:
+    """The value of the quota's key."""
+    if quota.per is None:
+        return ""
+    if not (who := key(quota.per)):
+        raise ValueError(
+            f"{quota.per}: the quota of {quota} must know whose the call is; tell it in the config, "
+            f"as in {{'configurable': {{{quota.per!r}: ...}}}}"
+        )
+    storable(quota.per, who)
+    return who
+
+
+def _account(quota: Quota, who: str) -> AccountKey:
+    return AccountKey(quota.per or "", who, quota.span)
+
+
+def _quota(row: Mapping[str, Any]) -> Quota:
+    return Quota(Budget(**json.loads(row["limits"])), per=row["per"] or None, window=row["every"])

@@ -1,0 +1,511 @@
+"""Quotas: no window ever holds more than its quota, whatever the clock and the processes do; and what
+is not spent comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from anytime_graph import Budget, Prices, Quota, QuotaExceeded, ThreadBusy, open_checkpoints
+from anytime_graph.budget import Spend, nothing
+from anytime_graph.checkpoints import Checkpoints
+from anytime_graph.checkpoints.leases import Leases
+from anytime_graph.checkpoints.quotas import Payers, Quotas
+from anytime_graph.metering import call
+from anytime_graph.metering.request import Request
+from anytime_graph.quota import UNITS, Amounts, Withheld, booked
+from tests.kit.forks import forks
+from tests.kit.kills import Doom, ended, struck
+from tests.kit.ledgers import graph, ledger
+from tests.kit.lives import Spec, live
+from tests.kit.marks import both, torture
+from tests.kit.server import Reply, Server
+from tests.kit.waiting import PATIENCE
+
+REQUEST = Request(prompt=[], max_input=0, max_output=1)
+DAY = 86_400
+SECONDS = {"90s": 90, "1h": 3_600, "1d": DAY, "7d": 7 * DAY}
+CALENDAR = {"hour": "%Y-%m-%d %H", "day": "%Y-%m-%d", "month": "%Y-%m"}
+examples = itertools.count()
+
+
+def cost(tokens: int, usd: float = 0.0) -> Spend:
+    return {**nothing(), "tokens": tokens, "output_tokens": tokens // 2, "usd": usd, "calls": 1}
+
+
+costs = st.builds(cost, st.integers(1, 60), st.sampled_from([0.0, 0.1, 0.30000000000000004]))
+budgets = st.sampled_from(
+    [
+        Budget(tokens=100),
+        Budget(calls=3),
+        Budget(usd=0.7, tokens=500),
+        Budget(tokens=250, calls=8),
+        Budget(output_tokens=40),
+    ]
+)
+
+
+class Entry:
+    """A call that was let through. stamp: when, by the clock. keys: whose it is."""
+
+    def __init__(self, stamp: float, keys: dict[str, str], amounts: Amounts) -> None:
+        self.stamp, self.keys, self.amounts = stamp, keys, amounts
+
+
+class Machine(RuleBasedStateMachine):
+    """Processes that reserve and settle calls under a tree of quotas, by a clock that jumps, beside a
+    list of what they were allowed."""
+
+    opened: Checkpoints
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store, self.example = self.opened.ledger.store, next(examples)
+        self.entries: list[Entry] = []
+        self.held: dict[str, tuple[Entry, Payers]] = {}
+        self.calls = itertools.count()
+        self.jumped = False
+        self.processes: dict[int, Quotas] = {}
+
+    @initialize(
+        tree=st.lists(
+            st.tuples(
+                budgets,
+                st.sampled_from([None, "org", "team", "user"]),
+                st.sampled_from([*SECONDS, *CALENDAR]),
+            ),
+            min_size=1,
+            max_size=4,
+        ),
+        now=st.floats(1e9, 2e9),
+    )
+    def begin(self, tree: list[tuple[Budget, str | None, str]], now: float) -> None:
+        self.quotas = [
+            Quota(budget, per=f"{per or 'all'}{self.example}", window=window)
+            for budget, per, window in tree
+        ]
+        self.now = now
+        self.tick()
+
+    def tick(self) -> None:
+        self.store.clock = f"CAST({self.now!r} AS double precision)"
+
+    def quotas_of(self, process: int) -> Quotas:
+        if process not in self.processes:
+            leases = Leases(self.store)
+            self.processes[process] = Quotas(self.store, leases)
+            self.processes[process].begin()
+        return self.processes[process]
+
+    def payers(self, process: int, who: int) -> tuple[Payers, dict[str, str]]:
+        """The accounts of one of three users, of whom two are in one team."""
+        names = {"all": "all", "org": "o", "team": f"t{who // 2}", "user": f"u{who}"}
+        keys = {f"{name}{self.example}": value for name, value in names.items()}
+        found = self.quotas_of(process).payers(self.quotas, keys.get)
+        assert found is not None
+        return found, keys
+
+    def ask(self, payers: Payers, call: str, spend: Spend) -> Withheld | None:
+        try:
+            with self.store.transaction(durable=False) as execute:
+                payers.hold(execute, call, REQUEST, spend)
+        except Withheld as withheld:
+            return withheld
+        return None
+
+    def limits(self, quota: Quota) -> Amounts:
+        return {d: round(v * UNITS[d]) for d, v in quota.budget.limits().items()}
+
+    def counted(self, quota: Quota, keys: dict[str, str], now: float, slack: float) -> Amounts:
+        """What the list says of the quota's window at a time, and `slack` times its length around."""
+        per, window = str(quota.per), quota.window
+        total = dict.fromkeys(UNITS, 0)
+        for entry in self.entries:
+            if entry.keys[per] != keys[per]:
+                continue
+            if window in CALENDAR:
+                form = CALENDAR[window]
+                there, here = (
+                    datetime.fromtimestamp(t, UTC).strftime(form) for t in (entry.stamp, now)
+                )
+                within = there == here
+            elif slack:
+                within = abs(entry.stamp - now) <= SECONDS[window] * (1 + slack)
+            else:
+                within = now - SECONDS[window] < entry.stamp <= now
+            if within:
+                total = {d: total[d] + entry.amounts[d] for d in UNITS}
+        return total
+
+    @rule(process=st.integers(0, 2), who=st.integers(0, 2), spend=costs)
+    def reserve(self, process: int, who: int, spend: Spend) -> None:
+        payers, keys = self.payers(process, who)
+        call, amounts = f"{self.example}/{next(self.calls)}", booked(spend)
+        withheld = self.ask(payers, call, spend)
+        if withheld is None:
+            entry = Entry(self.now, keys, amounts)
+            self.entries.append(entry)
+            self.held[call] = (entry, payers)
+            return
+        full = [
+            (quota, d)
+            for quota in self.quotas
+            for d, limit in self.limits(quota).items()
+            if self.counted(quota, keys, self.now, 1 / 59)[d] + amounts[d] > limit
+        ]
+        assert full, "refused without a reason"
+        error = withheld.standings.exceeded(spend)
+        assert (error.quota, error.dimension) in [(q, "quota") for q, _ in full]
+        if (refill := error.refills_at) is None:
+            assert any(booked(spend)[d] > v for d, v in self.limits(error.quota).items())
+            return
+        assert refill > self.now
+        self.now, self.jumped = refill - 1e-4, True
+        self.tick()
+        assert self.ask(payers, call, spend) is not None, "it refills sooner than it says"
+
+    @rule(process=st.integers(0, 2), who=st.integers(0, 2), spend=costs)
+    def wait_for_the_refill(self, process: int, who: int, spend: Spend) -> None:
+        """After each refill that is told, another quota may be the one that is short."""
+        payers, keys = self.payers(process, who)
+        call = f"{self.example}/{next(self.calls)}"
+        for _ in range(20):
+            if (withheld := self.ask(payers, call, spend)) is None:
+                entry = Entry(self.now, keys, booked(spend))
+                self.entries.append(entry)
+                self.held[call] = (entry, payers)
+                return
+            if (refill := withheld.standings.exceeded(spend).refills_at) is None:
+                return
+            assert refill > self.now
+            self.now, self.jumped = refill, True
+            self.tick()
+        raise AssertionError("it never refills")
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), part=st.sampled_from([0.0, 0.25, 1.0]))
+    def settle(self, data: st.DataObject, part: float) -> None:
+        call = data.draw(st.sampled_from(sorted(self.held)))
+        entry, payers = self.held.pop(call)
+        spent = {d: int(n * part) for d, n in entry.amounts.items()}
+        spend: Any = {**nothing(), **spent, "usd": spent["usd"] / UNITS["usd"]}
+        with self.store.reading() as execute:
+            known = execute("SELECT call FROM quota_holds WHERE call = :call", {"call": call})
+        for _ in range(2):  # the second finds nothing to settle
+            with self.store.transaction(durable=False) as execute:
+                payers.settle(execute, call, spend)
+        if known:
+            entry.amounts = booked(spend)
+        else:  # its process was taken for dead: a clock that was set forward ends leases
+            assert self.jumped, "nobody was taken for dead"
+
+    @rule(process=st.integers(0, 2))
+    def die(self, process: int) -> None:
+        """What a process holds stays charged, and nobody waits for it any more."""
+        if (dead := self.processes.pop(process, None)) is None:
+            return
+        dead.leases.close()
+        self.held = {c: (e, p) for c, (e, p) in self.held.items() if p.books is not dead}
+
+    @rule(by=st.sampled_from([0.5, 1.4, 40, 95, 3_000, 90_000, 40 * DAY]), back=st.booleans())
+    def jump(self, by: float, back: bool) -> None:
+        self.now += -by if back else by
+        self.jumped = True
+        self.tick()
+
+    @invariant()
+    def no_window_holds_more_than_its_quota(self) -> None:
+        for quota in getattr(self, "quotas", ()):
+            for last in self.entries[-1:]:
+                for entry in self.entries:
+                    if entry.keys[str(quota.per)] == last.keys[str(quota.per)]:
+                        counted = self.counted(quota, entry.keys, entry.stamp, 0)
+                        assert all(counted[d] <= n for d, n in self.limits(quota).items())
+
+    def teardown(self) -> None:
+        """Nothing leaks: once the clock is a window further, all of it is there again."""
+        if not self.entries:
+            return
+        self.now = max(entry.stamp for entry in self.entries) + 40 * DAY
+        self.tick()
+        for who in range(3):
+            for quota in self.quotas:
+                quotas, self.quotas = self.quotas, [quota]
+                (standing,) = self.payers(7, who)[0].standings().of
+                self.quotas = quotas
+                assert standing.left() == quota.budget.limits()
+        self.processes.clear()
+        del self.store.clock
+
+
+def test_no_window_holds_more_than_its_quota_whatever_happens(store: Checkpoints) -> None:
+    machine = type("OnThisStore", (Machine,), {"opened": store})
+    run_state_machine_as_test(  # type: ignore[no-untyped-call] # hypothesis has no types for it
+        machine, settings=settings(max_examples=torture or 20, stateful_step_count=25)
+    )
+
+
+# --- at the wire
+
+
+ON_THE_HOUR = {"window": "hour"}
+ASKED = {"messages": [("user", "Why do rivers bend?")]}
+
+
+def wordy(request: dict[str, Any], i: int) -> Reply:
+    return Reply(text=f"{'so ' * 8}<answer>{request['seed'] % 7}</answer>")
+
+
+def whose(thread: str, **keys: str) -> Any:
+    return {"configurable": {"thread_id": thread, **keys}}
+
+
+def asks(server: Server, store: Checkpoints, *quotas: Quota, **options: Any) -> Any:
+    server.script = wordy
+    given = {"budget": Budget(tokens=600), "strategy": "best_of_n", "quotas": quotas, **options}
+    return graph(server, store, **given).compile()
+
+
+def run(app: Any, config: Any, sync: bool = True, **more: Any) -> dict[str, Any]:
+    if sync:
+        return dict(app.invoke(ASKED, config, **more))
+    return dict(asyncio.run(app.ainvoke(ASKED, config, **more)))
+
+
+def in_books(target: str) -> dict[str, int]:
+    rows = ledger(
+        target,
+        "SELECT a.per, a.who, sum(s.tokens) AS tokens FROM quota_accounts a JOIN quota_steps s "
+        "ON s.account_id = a.id GROUP BY a.per, a.who",
+    )
+    return {f"{row['per']} {row['who']}".strip(): int(row["tokens"]) for row in rows}
+
+
+@both
+def test_a_quota_ends_a_run_with_its_answer_and_the_next_before_it_spends(
+    server: Server, store: Checkpoints, target: str, sync: bool
+) -> None:
+    quota = Quota(Budget(tokens=1_000), per="user", window="1d")
+    app = asks(server, store, quota)
+    outs = [run(app, whose(f"{n}", user="ann"), sync) for n in range(2)]
+    assert [out["stop_reason"] for out in outs] == ["tokens", "quota"]
+    assert outs[1]["best"]["answer"]
+    assert server.settled().served == in_books(target)["user ann"] <= 1_000
+    while server.served < 1_000 - 50:
+        run(app, whose("more", user="ann"), sync)
+    served = server.settled().served
+    with pytest.raises(QuotaExceeded, match=r"per user in 1d .user 'ann'. does not pay") as full:
+        run(app, whose("full", user="ann"), sync)
+    assert full.value.quota == quota
+    assert full.value.refills_at is not None
+    assert 0 < full.value.refills_at - time.time() <= DAY * 61 / 60
+    assert server.settled().served == served
+    assert run(app, whose("bob", user="bob"), sync)["stop_reason"] == "tokens"
+
+
+def test_all_of_several_quotas_must_pay(server: Server, store: Checkpoints, target: str) -> None:
+    tree = [
+        Quota(Budget(tokens=1_500), per="organisation", window="month"),
+        Quota(Budget(tokens=900), per="team", window="day"),
+        Quota(Budget(tokens=700), per="user", **ON_THE_HOUR),
+    ]
+    app = asks(server, store, *tree)
+    for n, (team, user) in enumerate([("a", "ann"), ("a", "abe"), ("b", "bob"), ("b", "bea")]):
+        for again in range(3):
+            with suppress(QuotaExceeded):
+                run(app, whose(f"{n}/{again}", organisation="o", team=team, user=user))
+    books = in_books(target)
+    assert (
+        books["organisation o"]
+        == server.settled().served
+        == sum(tokens for name, tokens in books.items() if name.startswith("user "))
+    )
+    assert 1_400 < books["organisation o"] <= 1_500
+    assert 800 < books["team a"] <= 900
+    assert 600 < books["user ann"] <= 700
+
+
+def test_whom_the_server_has_authenticated_pays(
+    server: Server, store: Checkpoints, target: str
+) -> None:
+    """Ann says that she is Bob, of another organisation."""
+    quotas = [Quota(Budget(tokens=900), per=per, window="1d") for per in ("user", "org")]
+    app = asks(server, store, *quotas)
+    ann = SimpleNamespace(identity="ann", org="acme")
+    config = whose("t", langgraph_auth_user=ann, user="bob", org="evil")
+    run(app, config, context={"user": "bob", "tenant": "evil"})
+    assert set(in_books(target)) == {"user ann", "org acme"}
+    run(app, whose("u", org="basic"), context={"user": "cleo"})
+    assert set(in_books(target)) == {"user ann", "org acme", "user cleo", "org basic"}
+
+
+def test_a_call_of_nobody_is_not_made(server: Server, store: Checkpoints) -> None:
+    app = asks(server, store, Quota(Budget(tokens=900), per="user", window="1d"))
+    with pytest.raises(ValueError, match="user: the quota of tokens=900 per user in 1d must know"):
+        run(app, whose("t", user=""))
+    assert not server.calls
+
+
+def test_a_quota_in_the_database_holds_for_all_and_one_for_a_value_in_its_place(
+    server: Server, store: Checkpoints, target: str
+) -> None:
+    store.ledger.quotas.keep(Quota(Budget(tokens=300), per="user", window="1d"))
+    store.ledger.quotas.keep(Quota(Budget(tokens=500), per="user", window="24h"), "ann")
+    app = asks(server, store)
+    outs = [run(app, whose(name, user=name)) for name in ("ann", "bob")]
+    assert [out["stop_reason"] for out in outs] == ["quota", "quota"]
+    books = in_books(target)
+    assert 400 < books["user ann"] <= 500
+    assert 200 < books["user bob"] <= 300
+    assert store.ledger.quotas.remove("user", "1d")
+    assert not store.ledger.quotas.remove("user", "1d")
+    assert run(app, whose("carl", user="carl"))["stop_reason"] == "tokens"
+
+
+def test_a_quota_of_money_needs_prices(server: Server, store: Checkpoints) -> None:
+    money = Quota(Budget(usd=0.005), window="1d")
+    with pytest.raises(ValueError, match="the price of 'scripted' is not known"):
+        asks(server, store, money)
+    out = run(asks(server, store, money, prices=Prices(input=10, output=30)), whose("t"))
+    assert out["stop_reason"] == "quota"
+    assert 0.004 < out["spent"]["usd"] <= 0.005
+
+
+class TestCallsElsewhere:
+    """Another process has reserved nearly all of the quota."""
+
+    @pytest.fixture
+    def other(self, target: str, store: Checkpoints) -> Iterator[Payers]:
+        store.ledger.quotas.keep(Quota(Budget(tokens=600), window="1d"))
+        with open_checkpoints(target) as opened:
+            payers = opened.ledger.paying((), lambda name: None)
+            assert payers is not None
+            with opened.ledger.store.transaction() as execute:
+                payers.hold(execute, "elsewhere", REQUEST, cost(520))
+            yield payers
+
+    @both
+    def test_a_call_waits_for_what_they_give_back(
+        self, server: Server, store: Checkpoints, other: Payers, sync: bool
+    ) -> None:
+        app = asks(server, store, budget=Budget(tokens=400, calls=1))
+        asked = threading.Event()
+        hold = Payers.hold
+
+        def counting(*given: Any) -> None:
+            asked.set()
+            hold(*given)
+
+        with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor() as pool:
+            patch.setattr(Payers, "hold", counting)
+            running = pool.submit(run, app, whose("t"), sync)
+            assert asked.wait(PATIENCE)
+            assert not server.calls
+            with other.books.store.transaction() as execute:
+                other.settle(execute, "elsewhere", cost(100))
+            assert running.result()["errors"] == []
+        (made,) = server.settled().calls
+        assert made.limit is not None
+        assert made.limit + made.prompt > 300
+
+    def test_nobody_waits_for_a_process_that_has_died(
+        self, server: Server, store: Checkpoints, other: Payers, target: str
+    ) -> None:
+        other.books.leases.close()
+        app = asks(server, store, budget=Budget(tokens=400, calls=1))
+        cut_down, pauses = call._Call._cut_down, []
+
+        def noted(*given: Any) -> float:
+            pauses.append(cut_down(*given))
+            return pauses[-1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(call._Call, "_cut_down", noted)
+            out = run(app, whose("t"))
+        assert not any(pauses)
+        assert out["stop_reason"] in ("quota", "calls")
+        assert in_books(target)[""] == 520 + server.settled().served <= 600
+
+
+def test_processes_that_die_and_go_on_keep_to_one_quota(
+    server: Server, store: Checkpoints, target: str, tmp_path: Path
+) -> None:
+    """Three processes; one is killed while its calls are under way, and goes on in a fourth."""
+    store.ledger.quotas.keep(Quota(Budget(tokens=3_000), window="1d"))
+    server.script = lambda request, i: Reply(text=wordy(request, i).text, pace=0.002)
+
+    def spec(n: int) -> Spec:
+        return Spec(
+            target=target,
+            url=server.url,
+            thread=f"thread {n}",
+            question="Why do rivers bend?",
+            sync=n % 2 == 0,
+            durability="sync",
+            strategy="best_of_n",
+            tokens=1_500,
+            lease=1.0,
+            out=str(tmp_path / f"{n}"),
+        )
+
+    def born(n: int) -> Any:
+        process = forks.Process(target=live, args=(spec(n),), daemon=True)
+        process.start()
+        return process
+
+    lives = [born(n) for n in range(3)]
+    with struck(server, Doom("word", 120, 0), lives[0].kill):
+        assert [ended(process) == 0 for process in lives] == [False, True, True]
+    assert ended(born(0)) == 0
+    ends = [json.loads((tmp_path / f"{n}").read_text()) for n in range(3)]
+    assert "quota" in [end.get("stop_reason") for end in ends]
+    served, booked_ = server.settled().served, in_books(target)[""]
+    assert served <= booked_ <= 3_000
+    assert booked_ >= 0.8 * 3_000
+    assert booked_ == sum(bill.spend["tokens"] for bill in store.ledger.spend())
+
+
+def test_each_settled_call_is_delivered_once(
+    server: Server, store: Checkpoints, target: str
+) -> None:
+    app = asks(server, store)
+    taken: list[dict[str, Any]] = []
+    run(app, whose("a", user="ann"))
+    with pytest.raises(ZeroDivisionError):
+        store.ledger.deliver(lambda row: taken.append(row) if not taken else 1 / 0)
+    run(app, whose("b", user="bob"))
+    with open_checkpoints(target) as elsewhere:
+
+        def take(row: dict[str, Any]) -> None:
+            with pytest.raises(ThreadBusy):
+                elsewhere.ledger.deliver(print)
+            taken.append(row)
+
+        store.ledger.deliver(take, most=2)
+        elsewhere.ledger.deliver(taken.append)
+        assert elsewhere.ledger.deliver(taken.append) == 0
+    assert len({row["call_id"] for row in taken}) == len(taken) == len(server.settled().calls)
+    assert sum(row["tokens"] for row in taken) == server.served
+    assert {row["user"] for row in taken} == {"ann", "bob"}

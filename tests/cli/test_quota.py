@@ -1,0 +1,79 @@
+"""The commands `quota` and `spend`, on ledgers that real runs have written."""
+
+from __future__ import annotations
+
+import csv
+import json
+from typing import Any
+
+import pytest
+
+from tests.kit.commands import Command
+from tests.kit.ledgers import sql
+from tests.kit.server import Reply, Server
+
+
+def said(request: dict[str, Any], i: int) -> Reply:
+    return Reply(text=f"<answer>{i} bends</answer>")
+
+
+SOLVE = ["solve", "Why do rivers bend?", "--model", "openai:scripted", "--db", "anytime.db"]
+
+
+def test_a_quota_is_set_shown_kept_and_removed(server: Server, command: Command) -> None:
+    server.script = said
+    of_users = ["--per", "user", "--window", "1d"]
+    assert (
+        "tokens=900 per user in 1d" in command("quota", "set", *of_users, "--tokens", "900").output
+    )
+    command("quota", "set", *of_users, "--for", "bob", "--tokens", "5", "--calls", "2")
+    assert "user" in command("quota", "show").stdout
+    done = command(*SOLVE, "--thread", "a", "--tokens", "5000", "--key", "user=ann", "--json")
+    assert json.loads(done.stdout)["stop_reason"] == "quota"
+    done = command(*SOLVE, "--thread", "b", "--key", "user=bob")
+    assert done.exit_code == 2
+    assert "the quota of tokens=5, calls=2 per user in 1d (user 'bob') does not pay" in done.output
+    done = command(*SOLVE, "--thread", "c")
+    assert (done.exit_code, "must know whose the call is" in done.output) == (2, True)
+    used = {row["who"]: row for row in json.loads(command("quota", "show", "--json").stdout)}
+    assert 0 < used["ann"]["booked"]["tokens"] == server.settled().served <= 900
+    assert used["bob"]["booked"] == {"tokens": 0, "calls": 0}
+    assert command("quota", "rm", *of_users).output == "removed\n"
+    assert command("quota", "rm", *of_users).exit_code == 1
+    assert command(*SOLVE, "--thread", "c", "--tokens", "900").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["set", "--window", "1d"], "set at least one of"),
+        (["set", "--window", "1 day", "--calls", "1"], "quota window='1 day'"),
+        (["set", "--window", "day", "--calls", "1", "--for", "ann"], "name the key with per="),
+    ],
+)
+def test_a_bad_quota_is_explained(command: Command, words: list[str], said: str) -> None:
+    done = command("quota", *words)
+    assert (done.exit_code, said in done.output) == (2, True), done.output
+
+
+def test_spend_is_added_up_as_asked(server: Server, command: Command) -> None:
+    server.script = said
+    for n, (user, tenant) in enumerate([("ann", "acme"), ("bob", "acme"), ("ann", "acme")]):
+        keys = ["--key", f"user={user}", "--key", f"tenant={tenant}"]
+        command(*SOLVE, "--thread", f"{n}", "--calls", "1", *keys)
+    command(*SOLVE, "--thread", "nobody", "--calls", "1")
+    done = command("spend", "--by", "user,model,node", "--since", "7d", "--csv")
+    rows: list[Any] = list(csv.DictReader(done.stdout.splitlines()))
+    assert {row["model"] for row in rows} == {"scripted"}
+    calls: dict[str, int] = {}
+    for row in rows:
+        calls[row["user"]] = calls.get(row["user"], 0) + int(row["calls"])
+    assert calls == {"ann": 2, "bob": 1, "": 1}
+    assert sum(int(row["tokens"]) for row in rows) == server.settled().served
+    (acme, _) = sorted(
+        json.loads(command("spend", "--by", "tenant", "--json").stdout),
+        key=lambda row: -row["calls"],
+    )
+    assert (acme["tenant"], acme["calls"]) == ("acme", 3)
+    assert sql("anytime.db", "SELECT sum(tokens) FROM bills") == [(server.served,)]
+    assert "draft" in command("spend", "--by", "node").stdout

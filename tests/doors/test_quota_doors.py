@@ -1,0 +1,181 @@
+"""Quotas at the other doors: the chat model, agents, and what clients may ask of a served graph."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from langchain.agents import create_agent
+from langchain_core.tools import tool
+
+from anytime_graph import Budget, Quota, QuotaExceeded, create_anytime_graph
+from anytime_graph.chat import ChatAnytime
+from anytime_graph.checkpoints import Checkpoints
+from anytime_graph.middleware import TokenBudgetMiddleware, metered
+from tests.kit.ledgers import ASK, sql
+from tests.kit.marks import both
+from tests.kit.server import Reply, Server, by_place
+
+PER_USER = Quota(Budget(tokens=1_000), per="user", window="1d")
+
+
+def booked(target: str) -> int:
+    ((tokens,),) = sql(target, "SELECT sum(tokens) FROM quota_steps")
+    return int(tokens)
+
+
+def exceeded(ask: Callable[[str], Any]) -> QuotaExceeded:
+    """Ann asks until her quota is used up."""
+    for _ in range(20):
+        try:
+            ask("ann")
+        except QuotaExceeded as full:
+            return full
+    raise AssertionError("the quota holds nobody")
+
+
+@both
+def test_a_chat_model_keeps_to_quotas(
+    server: Server, store: Checkpoints, target: str, sync: bool
+) -> None:
+    server.script = by_place
+    chat = ChatAnytime(
+        model=server.model(seed=0),
+        budget=Budget(tokens=400),
+        strategy="best_of_n",
+        ledger=store.ledger,
+        quotas=[Quota(Budget(tokens=300), per="user", window="1d")],
+    )
+
+    def ask(user: str) -> Any:
+        config: Any = {"metadata": {"user": user}}
+        if sync:
+            return chat.invoke("Why do rivers bend?", config)
+        return asyncio.run(chat.ainvoke("Why do rivers bend?", config))
+
+    full = exceeded(ask)
+    assert full.who == "ann"
+    assert 200 < booked(target) == server.settled().served <= 300
+    assert ask("bob").text
+    (ann, _) = sorted(store.ledger.spend(["user"]), key=lambda bill: str(bill.of["user"]))
+    assert ann.of == {"user": "ann"}
+    assert ann.spend["tokens"] <= 300
+    with pytest.raises(ValueError, match="must know whose the call is"):
+        chat.invoke("Why do rivers bend?")
+
+
+@both
+def test_an_agent_keeps_to_quotas_with_its_tools(
+    server: Server, store: Checkpoints, target: str, sync: bool
+) -> None:
+    """Its model calls a tool for ever, and the tool calls a model."""
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        tools = [("think", {"about": "rivers"})] if request.get("tools") else []
+        return Reply(text="They bend because water wears banks away.", tools=tools)
+
+    server.script = script
+
+    @tool
+    def think(about: str) -> str:
+        """Think about it."""
+        return str(metered(server.model()).invoke(about).text)
+
+    budget = TokenBudgetMiddleware(Budget(tokens=100_000), quotas=[PER_USER], ledger=store.ledger)
+    agent: Any = create_agent(server.model(), [think], middleware=[budget])
+
+    def ask(user: str) -> Any:
+        config: Any = {"configurable": {"user": user}, "recursion_limit": 200}
+        return agent.invoke(ASK, config) if sync else asyncio.run(agent.ainvoke(ASK, config))
+
+    out = ask("ann")
+    assert out["stop_reason"] == "quota"
+    assert out["messages"][-1].text
+    assert 500 < booked(target) == server.settled().served <= 1_000
+    served = server.served
+    exceeded(ask)
+    assert served <= booked(target) == server.settled().served <= 1_000
+    assert sql(target, "SELECT * FROM quota_holds") == []
+
+
+def test_quotas_need_a_ledger(server: Server) -> None:
+    model = server.model()
+    for make in (
+        lambda: create_anytime_graph(model, budget=Budget(calls=1), quotas=[PER_USER]),
+        lambda: TokenBudgetMiddleware(Budget(calls=1), quotas=[PER_USER]),
+        lambda: ChatAnytime(model=model, budget=Budget(calls=1), quotas=[PER_USER]),
+    ):
+        with pytest.raises(ValueError, match="quotas: their books are kept in a ledger"):
+            make()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"window": "1w"}, "quota window='1w': a length such as"),
+        ({"window": "0d"}, "quota window='0d'"),
+        ({"window": "day", "per": "a user"}, "quota per='a user': the name of a key"),
+        ({"window": "day", "budget": Budget(seconds=5)}, "quota seconds: it is for one run"),
+    ],
+)
+def test_a_bad_quota_is_explained(arguments: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Quota(**{"budget": Budget(calls=1), **arguments})
+
+
+# --- most
+
+
+class TestMost:
+    def asked(self, server: Server, given: Any, context: Any = None, **more: Any) -> Any:
+        server.script = by_place
+        user = more.pop("user", None)
+        options = {"budget": Budget(calls=2), "strategy": "best_of_n", "scorer": lambda q, a: 0.5}
+        app = create_anytime_graph(server.model(seed=0), **{**options, **more}).compile()
+        config: Any = {"configurable": {"langgraph_auth_user": user} if user else {}}
+        return app.invoke({**ASK, **given}, config, context=context)
+
+    @pytest.mark.parametrize("way", ["input", "context"])
+    def test_nobody_gets_more(self, server: Server, way: str) -> None:
+        for budget, said in (
+            ({"calls": 9}, "budget calls=9: at most tokens=900, calls=4 may be asked for"),
+            ({"calls": 1, "tokens": 901}, "budget tokens=901: at most"),
+        ):
+            given = ({"budget": budget}, None) if way == "input" else ({}, {"budget": budget})
+            with pytest.raises(ValueError, match=said):
+                self.asked(server, *given, most=Budget(calls=4, tokens=900))
+        assert not server.calls
+
+    def test_a_dimension_that_is_left_out_is_bounded_too(self, server: Server) -> None:
+        most = Budget(calls=4, tokens=900)
+        out = self.asked(server, {"budget": {"tokens": 800}}, most=most)
+        assert (out["limits"], out["spent"]["calls"]) == ({"tokens": 800, "calls": 4}, 4)
+        assert self.asked(server, {}, most=most)["limits"] == {"calls": 2}
+
+    def test_to_think_on_is_asking_too(self, server: Server, store: Checkpoints) -> None:
+        server.script = by_place
+        app = create_anytime_graph(
+            server.model(seed=0),
+            budget=Budget(calls=2),
+            most=Budget(calls=3),
+            strategy="best_of_n",
+            scorer=lambda q, a: 0.5,
+            ledger=store.ledger,
+        ).compile(store.saver)
+        on: Any = {"configurable": {"thread_id": "t"}}
+        app.invoke(ASK, on)
+        with pytest.raises(ValueError, match="budget calls=4: at most calls=3"):
+            app.invoke({"budget": {"calls": 4}}, on)
+        assert app.invoke({"budget": {"calls": 3}}, on)["limits"] == {"calls": 5}
+
+    def test_a_served_graph_gives_no_more_than_its_own_budget(self, server: Server) -> None:
+        more, less = {"budget": {"calls": 3}}, {"budget": {"calls": 1}}
+        ann = SimpleNamespace(identity="ann")
+        with pytest.raises(ValueError, match="at most calls=2 may be asked for"):
+            self.asked(server, more, user=ann)
+        assert self.asked(server, less, user=ann)["spent"]["calls"] == 1
+        assert self.asked(server, more)["spent"]["calls"] == 3
+        assert self.asked(server, more, user=ann, most=Budget(calls=3))["spent"]["calls"] == 3
