@@ -21,6 +21,7 @@ from langgraph.runtime import RunControl, Runtime
 
 from anytime_graph.budget import Budget
 from anytime_graph.checkpoints import Ledger
+from anytime_graph.checkpoints.schema import KEYS
 from anytime_graph.planning.setup import Setups
 from anytime_graph.run.context import Context, check_context
 from anytime_graph.run.state import Input, Output, State
@@ -51,6 +52,10 @@ class AnytimeGraph(StateGraph[State, Context, Input, Output]):
 class _Compiled(CompiledStateGraph[State, Context, Input, Output]):
     """`invoke` and `ainvoke` read these streams, so every invocation ends in one of them."""
 
+    @property
+    def _ledger(self) -> Ledger | None:
+        return cast(AnytimeGraph, self.builder).ledger
+
     def stream(
         self,
         input: Any,
@@ -60,11 +65,11 @@ class _Compiled(CompiledStateGraph[State, Context, Input, Output]):
         **options: Any,
     ) -> Iterator[Any]:
         control, belongs, nested = _identified(config, control)
-        _check(self.config, config, options.get("context"), nested)
+        _check(self.config, config, options.get("context"), nested, self._ledger is not None)
         try:
             yield from super().stream(_plain(input), config, control=control, **options)
         finally:
-            if (ledger := cast(AnytimeGraph, self.builder).ledger) is not None:
+            if (ledger := self._ledger) is not None:
                 ledger.end(belongs)
 
     async def astream(
@@ -76,14 +81,14 @@ class _Compiled(CompiledStateGraph[State, Context, Input, Output]):
         **options: Any,
     ) -> AsyncIterator[Any]:
         control, belongs, nested = _identified(config, control)
-        _check(self.config, config, options.get("context"), nested)
+        _check(self.config, config, options.get("context"), nested, self._ledger is not None)
         parts = cast(Any, super().astream(_plain(input), config, control=control, **options))
         try:
             async with aclosing(parts):
                 async for part in parts:
                     yield part
         finally:
-            if (ledger := cast(AnytimeGraph, self.builder).ledger) is not None:
+            if (ledger := self._ledger) is not None:
                 await asyncio.shield(asyncio.to_thread(ledger.end, belongs))
 
 
@@ -95,22 +100,28 @@ def _plain(input: Any) -> Any:
 
 
 def _check(
-    bound: RunnableConfig | None, config: RunnableConfig | None, context: Any, nested: bool
+    bound: RunnableConfig | None,
+    config: RunnableConfig | None,
+    context: Any,
+    nested: bool,
+    keyed: bool,
 ) -> None:
     """Refuse settings that nothing would read, and warn once of those that only others may read. Within a
-    parent graph, `configurable` is the parent's."""
+    parent graph, `configurable` is the parent's. keyed: any name may be a key of a quota."""
     check_context(context)
     given = {
         **((bound or {}).get("configurable") or {}),
         **((config or {}).get("configurable") or {}),
     }
     for name in () if nested else given:
+        if name in KEYS:
+            continue
         if name in Context.__annotations__:
             if given[name] != (context or {}).get(name):  # the server gives it in both
                 raise ValueError(
                     f"configurable {name}={given[name]!r}: give it as context={{{name!r}: ...}}"
                 )
-        elif not (name in (*_LANGGRAPHS, *_warned) or name.startswith(_PREFIXES)):
+        elif not (keyed or name in (*_LANGGRAPHS, *_warned) or name.startswith(_PREFIXES)):
             _warned.add(name)
             log.warning(
                 "configurable %r: not read by this graph, whose settings are given as context={...}",
