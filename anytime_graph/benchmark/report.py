@@ -442,6 +442,7 @@ def _cell(text: str) -> str:
 
 # --- as HTML
 
+
 def page(blocks: Sequence[Block], title: str = "anytime-graph bench") -> str:
     """One page. Names and model output are escaped: text, never markup."""
     return document(title, "\n".join(map(_html, blocks)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 _HEIGHT = 160
 _BEST = "#1f6feb"
@@ -86,8 +87,7 @@ def _grid(most: float, rows: Sequence[tuple[float, str]]) -> Iterator[str]:
     for x in ticks(most):
         yield _text(_x(x, most), _HEIGHT + 18, f"{x:,.0f}")
     yield (
-        f'<line x1="0" x2="100%" y1="{_HEIGHT}" y2="{_HEIGHT}" stroke="currentColor" '
-        'opacity=".6"/>'
+        f'<line x1="0" x2="100%" y1="{_HEIGHT}" y2="{_HEIGHT}" stroke="currentColor" opacity=".6"/>'
     )
 
 
@@ -102,7 +102,7 @@ def _budget(limit: int | None, most: float) -> Iterator[str]:
 
 def _staircase(steps: Sequence[tuple[float, float]], most: float) -> Iterator[str]:
     style = f'stroke="{_BEST}" stroke-width="2.5" stroke-linecap="round"'
-    for (x, y), (then, higher) in zip(steps, steps[1:], strict=False):
+    for (x, y), (then, higher) in pairwise(steps):
         left, right, low, high = _x(x, most), _x(then, most), _y(y), _y(higher)
         yield f'<line x1="{left}" x2="{right}" y1="{low}" y2="{low}" {style}/>'
         yield f'<line x1="{right}" x2="{right}" y1="{low}" y2="{high}" {style}/>'

@@ -81,7 +81,9 @@ def _section(run: Row, place: int, of: int, running: bool, parent: int | None) -
     best = next((a for a in run["answers"] if a["id"] == run["best_id"]), None)
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run["started"]))
     branch = "" if parent is None else f", branched off question {parent}"
-    facts = f"{when}, {run['model']}, strategy {run['strategy']}, the {run['decides']} decides{branch}"
+    facts = (
+        f"{when}, {run['model']}, strategy {run['strategy']}, the {run['decides']} decides{branch}"
+    )
     yield f'<section id="run-{place}"><p class="over">Question{f" {place} of {of}" if of > 1 else ""}</p>'
     yield f'<h2 class="asked">{_kept(run["question"])}</h2><p>{escaped(facts)}</p>'
     yield _best(best, run, running)
@@ -90,9 +92,10 @@ def _section(run: Row, place: int, of: int, running: bool, parent: int | None) -
     points = [(p["tokens"], p["score"]) for p in run["curve"]]
     others = [(a["tokens"], a["score"]) for a in run["answers"] if a["score"] is not None]
     if points:
-        yield "<h3>Quality against tokens</h3>"
+        scored = points[-1][1] is not None
+        yield f"<h3>{'Quality against tokens' if scored else 'When the best answer changed'}</h3>"
         yield curve(points, others, tokens=run["spent"]["tokens"], limit=limit)
-        yield f"<p>{_CURVE[points[-1][1] is not None]}</p>"
+        yield f"<p>{_CURVE[scored]}</p>"
     if run["calls"]:
         yield f"<h3>Calls</h3>{_calls(run)}"
     if run["answers"]:
@@ -120,7 +123,9 @@ _ANSWERS = {
     "vote": "Votes are the answers that say the same.",
 }
 _ENDED = {
-    **{d: f"what is left of the {d.replace('_', ' ')} pays for no further call" for d in DIMENSIONS},
+    **{
+        d: f"what is left of the {d.replace('_', ' ')} pays for no further call" for d in DIMENSIONS
+    },
     "perfect": "an answer reached the highest score",
     "agreed": "the answers agree, so more of them would bring nothing",
     "judge": "the judge's share of the budget is used up",
@@ -241,9 +246,7 @@ _LEGEND = (
 )
 
 
-def _before(
-    spans: Iterable[tuple[float, float]], moment: float
-) -> Iterator[tuple[float, float]]:
+def _before(spans: Iterable[tuple[float, float]], moment: float) -> Iterator[tuple[float, float]]:
     """The parts of spans that lie before a moment."""
     return ((start, min(end, moment)) for start, end in spans if start < moment)
 
@@ -256,7 +259,9 @@ def _bar(start: float, length: float, most: float, kind: str) -> str:
 
 
 def _mark(limit: float | None, most: float) -> str:
-    return "" if limit is None or limit > most else f'<b style="left:{100 * limit / most:.2f}%"></b>'
+    return (
+        "" if limit is None or limit > most else f'<b style="left:{100 * limit / most:.2f}%"></b>'
+    )
 
 
 def _axis(most: float, unit: str, limit: float | None, name: str) -> str:
@@ -325,18 +330,22 @@ def _standings(run: Row) -> dict[int, str]:
         whole = [normal(a["answer"]) for a in answers if a["complete"] and a["answer"] is not None]
         votes = Counter(whole)
         return {
-            a["ordinal"]: f"{votes[normal(a['answer'] or '')]} of {len(whole)} votes" for a in answers
+            a["ordinal"]: f"{votes[normal(a['answer'] or '')]} of {len(whole)} votes"
+            for a in answers
         }
     if run["decides"] == "judge":
         judged = [p for p in run["pairs"] if p["decided_by"] == "judge"]
         won = Counter(p["chosen_ordinal"] for p in judged)
         lost = Counter(p["rejected_ordinal"] for p in judged)
         return {
-            n: f"preferred {won[n]} times, not preferred {lost[n]} times" if won[n] or lost[n] else ""
+            n: f"preferred {won[n]} times, not preferred {lost[n]} times"
+            if won[n] or lost[n]
+            else ""
             for n in (a["ordinal"] for a in answers)
         }
     return {
-        a["ordinal"]: "no score" if a["score"] is None else f"score {a['score']:.2f}" for a in answers
+        a["ordinal"]: "no score" if a["score"] is None else f"score {a['score']:.2f}"
+        for a in answers
     }
 
 
@@ -349,8 +358,14 @@ def _answer(answer: Row, depth: int, stands: str, run: Row, place: int) -> str:
     ]
     best = answer["id"] == run["best_id"]
     score = answer["score"]
-    bar = "" if score is None else f'<div class="meter"><i style="width:{100 * score:.0f}%"></i></div>'
-    mend = f'<p class="mend">to mend: {escaped(answer["feedback"])}</p>' if answer["feedback"] else ""
+    bar = (
+        ""
+        if score is None
+        else f'<div class="meter"><i style="width:{100 * score:.0f}%"></i></div>'
+    )
+    mend = (
+        f'<p class="mend">to mend: {escaped(answer["feedback"])}</p>' if answer["feedback"] else ""
+    )
     return (
         f'<article id="answer-{place}-{answer["ordinal"]}" class="depth{depth}{" chosen" * best}">'
         f"<header><strong>Answer {answer['ordinal']}{', the best' * best}</strong> "
@@ -361,7 +376,12 @@ def _answer(answer: Row, depth: int, stands: str, run: Row, place: int) -> str:
 
 def _pair(pair: Row, place: int) -> str:
     chosen, rejected = (_link(pair[f"{side}_ordinal"], place) for side in ("chosen", "rejected"))
-    by = {"scorer": "scorer's feedback", "judge": "judge", "score": "scores", "nobody": "judge, without a reason"}
+    by = {
+        "scorer": "scorer's feedback",
+        "judge": "judge",
+        "score": "scores",
+        "nobody": "judge, without a reason",
+    }
     source = by.get(pair["why_by"] or "", pair["decided_by"])
     return (
         f"<article><header><strong>Answer {chosen} over answer {rejected}</strong> "
