@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
 from langchain_core.messages import AnyMessage, BaseMessage
-from langgraph.channels import EphemeralValue
+from langgraph.channels import EphemeralValue, UntrackedValue
 from langgraph.graph.message import add_messages
 from langgraph.managed import RemainingSteps
+from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from anytime_graph.budget import GOOD_ROOM, Budget, Limits, Spend, nothing
@@ -74,8 +75,22 @@ class Input(TypedDict, total=False):
 
 
 class Output(TypedDict, total=False):
+    """What a run returns.
+
+    messages: the conversation, with the best answer last. best: the best answer with all that is known
+    of it. structured_response: with `answer=Model` the best answer as an instance of it; None if no
+    reply held one. It is made when the run ends and is in no checkpoint. spent: what the run has spent.
+    stop_reason: a dimension of the budget that was used up, or another reason; see the glossary.
+    stop_estimate: the figure that the stop rests on, such as the score reached. curve: each answer that
+    became the best, with its score and the spend by then. candidates: the answers that the state keeps.
+    pairs: preferences among answers. principles: rules that the pairs taught. judging: what the judge
+    did and spent. spent_by: the spend by kind of call. errors: what went wrong on the way. limits: the
+    budget, by dimension.
+    """
+
     messages: Annotated[list[AnyMessage], add_messages]
     best: Candidate | None
+    structured_response: Annotated[BaseModel | None, UntrackedValue]
     spent: Spend
     stop_reason: str | None
     stop_estimate: float | None
