@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable, RunnableConfig
-from langgraph.graph import END, START, StateGraph
+from langgraph.graph import END, START
 from langgraph.pregel import Pregel
 from langgraph.store.base import BaseStore
 from pydantic import BaseModel
@@ -66,7 +66,7 @@ def create_anytime_graph(
     until: Until | None = None,
     profile: Mapping[str, Payoff] | None = None,
     drafter: Drafter | None = None,
-) -> StateGraph[State, Context, Input, Output]:
+) -> AnytimeGraph:
     """Turn a chat model into an anytime reasoner. Returns an uncompiled graph.
 
     model: a chat model, "provider:name", "local" (the embedded model) or "local:FILE.gguf"; or

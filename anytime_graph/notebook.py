@@ -110,7 +110,7 @@ class _Watched:
                 self.curve.append((event["spent"]["tokens"], event["score"]))
                 tokens, score = self.curve[-1]
                 left = event["remaining"].get("tokens")
-                limit = None if left is None else tokens + left
+                limit = None if left is None else tokens + int(left)
                 self.draw(Shown(event["answer"], score, [*self.curve], tokens, None, limit))
                 self.last = event
             elif isinstance(part, Mapping) and part.get("stop_reason") and part.get("best"):

@@ -25,9 +25,8 @@ def answer(state: State, schema: type[BaseModel] | None) -> dict[str, Any]:
     messages: list[AnyMessage | RemoveMessage] = [message]
     if state["answer_id"] not in (None, message.id):
         messages.insert(0, RemoveMessage(str(state["answer_id"])))
-    structured = {} if schema is None else {"structured_response": _instance(schema, best)}
     return {
-        **structured,
+        "structured_response": None if schema is None else _instance(schema, best),
         "messages": messages,
         "answer_id": message.id,
         "stop_reason": state["stop_reason"],

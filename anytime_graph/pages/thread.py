@@ -382,7 +382,7 @@ def _pair(pair: Row, place: int) -> str:
         "score": "scores",
         "nobody": "judge, without a reason",
     }
-    source = by.get(pair["why_by"] or "", pair["decided_by"])
+    source = by.get(pair["why_by"] or "", str(pair["decided_by"]))
     return (
         f"<article><header><strong>Answer {chosen} over answer {rejected}</strong> "
         f"<small>by the {escaped(source)}</small></header><p>{_kept(pair['why'])}</p>"

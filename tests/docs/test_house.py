@@ -61,7 +61,9 @@ NO_MODELS = {
     ("metering.metered", "_unmetered(self).generate"),
     ("nodes.agent", "agent.ainvoke"),
     ("nodes.agent", "agent.invoke"),
+    ("nodes.compiled", "super().ainvoke"),
     ("nodes.compiled", "super().astream"),
+    ("nodes.compiled", "super().invoke"),
     ("nodes.compiled", "super().stream"),
 }
 """Graphs, agents, parsers and commands; models that answer for themselves; and a metered model that works for
