@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 from anytime_graph.benchmark.cells import OPENING, PREPARATION
 from anytime_graph.benchmark.chart import chart
-from anytime_graph.benchmark.figures import Figures
+from anytime_graph.benchmark.figures import METRICS, Figures
 from anytime_graph.benchmark.recording import Bought
 from anytime_graph.metrics import Difference, Interval, bootstrap, mean
 from anytime_graph.pages.html import document, escaped
@@ -131,7 +131,7 @@ def _setting(f: Figures) -> str:
     left = f" {f.left_out} more questions lack a cell and are left out." if f.left_out else ""
     few = f" Fewer than {_FEW} questions: the intervals are too narrow." * (len(f.questions) < _FEW)
     return (
-        f"{protocol} Model {f.model}; {f.about}; quality is {_METRICS[f.metric]}. "
+        f"{protocol} Model {f.model}; {f.about}; quality is {METRICS[f.metric]}. "
         f"{len(f.questions)} questions, {f.seeds} {chains}{'s' * (f.seeds > 1)} on each.{left} "
         f"Brackets are 95 % bootstrap intervals over questions.{few}{_faults(f)}"
     )
@@ -149,11 +149,6 @@ def _faults(f: Figures) -> str:
     return faults
 
 
-_METRICS = {
-    "csr": "the share of constraints met",
-    "accuracy": "accuracy",
-    "assertions": "the share of the assertions met that the scorer does not see",
-}
 _RIVAL = "best_of_n"
 """The strategy that each other one is also compared with for the same tokens."""
 _AGAINST = (
