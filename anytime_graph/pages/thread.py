@@ -130,6 +130,7 @@ _ENDED = {
     "agreed": "the answers agree, so more of them would bring nothing",
     "judge": "the judge's share of the budget is used up",
     "errors": "calls kept failing",
+    "quota": "a quota over many runs is used up",
     "interrupted": "it was interrupted; more budget lets it go on",
     "done": "the strategy had nothing left to do",
     "satisfied": "a review found nothing wrong with the answer",
