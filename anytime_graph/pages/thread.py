@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from anytime_graph.budget import DIMENSIONS
@@ -100,7 +100,7 @@ def _section(run: Row, place: int, of: int, running: bool, parent: int | None) -
         yield f"<h3>Calls</h3>{_calls(run)}"
     if run["answers"]:
         yield "<h3>Answers</h3>"
-        yield f"<p>{_ANSWERS[run['decides']]}</p>"
+        yield f"<p>{_ANSWERS.get(run['decides'], '')}</p>"
         yield from _answers(run, place)
     if run["pairs"]:
         yield "<h3>Preference pairs</h3>"
@@ -121,6 +121,7 @@ _ANSWERS = {
     "judge": "An answer is preferred to another one if the judge named it in both orders. An answer made "
     "from another one stands below it, indented.",
     "vote": "Votes are the answers that say the same.",
+    "agreement": "Votes are the answers that say the same. Where they are tied, the judge compares.",
 }
 _ENDED = {
     **{
@@ -325,29 +326,23 @@ def _answers(run: Row, place: int) -> Iterator[str]:
 
 
 def _standings(run: Row) -> dict[int, str]:
-    """How each answer stands, by its ordinal, as the run decides it: score, votes or comparisons."""
-    answers: Sequence[Row] = run["answers"]
-    if run["decides"] == "vote":
-        whole = [normal(a["answer"]) for a in answers if a["complete"] and a["answer"] is not None]
-        votes = Counter(whole)
-        return {
-            a["ordinal"]: f"{votes[normal(a['answer'] or '')]} of {len(whole)} votes"
-            for a in answers
-        }
-    if run["decides"] == "judge":
-        judged = [p for p in run["pairs"] if p["decided_by"] == "judge"]
-        won = Counter(p["chosen_ordinal"] for p in judged)
-        lost = Counter(p["rejected_ordinal"] for p in judged)
-        return {
-            n: f"preferred {won[n]} times, not preferred {lost[n]} times"
-            if won[n] or lost[n]
-            else ""
-            for n in (a["ordinal"] for a in answers)
-        }
-    return {
-        a["ordinal"]: "no score" if a["score"] is None else f"score {a['score']:.2f}"
-        for a in answers
-    }
+    """How each answer stands, by its ordinal: its score, its votes, and the judge's comparisons."""
+    whole = [normal(a["answer"]) for a in run["answers"] if a["complete"] and a["answer"]]
+    judged = [pair for pair in run["pairs"] if pair["decided_by"] == "judge"]
+    votes = Counter(whole) if run["decides"] in ("vote", "agreement") else None
+    won = Counter(pair["chosen_ordinal"] for pair in judged)
+    lost = Counter(pair["rejected_ordinal"] for pair in judged)
+    stands = {}
+    for answer in run["answers"]:
+        n, parts = answer["ordinal"], []
+        if answer["score"] is not None:
+            parts.append(f"score {answer['score']:.2f}")
+        if votes is not None:
+            parts.append(f"{votes[normal(answer['answer'] or '')]} of {len(whole)} votes")
+        if won[n] or lost[n]:
+            parts.append(f"preferred {won[n]} times, not preferred {lost[n]} times")
+        stands[n] = ", ".join(parts)
+    return stands
 
 
 def _answer(answer: Row, depth: int, stands: str, run: Row, place: int) -> str:

@@ -69,8 +69,9 @@ def scored(question: str, answer: str) -> Score:
         {"scorer": scored, "strategy": "self_refine"},
         {"scorer": "judge", "strategy": "pdp"},
         {"strategy": "self_consistency"},
+        {"strategy": "adaptive"},
     ],
-    ids=["scorer", "refinements", "judge", "vote"],
+    ids=["scorer", "refinements", "judge", "vote", "agreement"],
 )
 def test_a_page_holds_the_whole_run_and_obeys_nothing_in_it(
     how: dict[str, Any], server: Server, tmp_path: Path
@@ -106,7 +107,7 @@ def test_a_page_holds_the_whole_run_and_obeys_nothing_in_it(
         assert (
             f"Answer {pair['chosen_ordinal']} over answer {pair['rejected_ordinal']}" in seen.text
         )
-    assert ("votes" in seen.text) is (run["decides"] == "vote")
+    assert ("votes" in seen.text) is (run["decides"] in ("vote", "agreement"))
     assert bool(re.search(r"score 0\.\d\d", seen.text)) is (run["decides"] == "scorer")
     if how.get("strategy") == "self_refine":
         assert "refine of 0" in seen.text
