@@ -66,6 +66,8 @@ lint: setup
 	rm -rf build/typed && mkdir -p $(TYPED)
 	ln -s $(CURDIR)/anytime_graph/* $(CURDIR)/nodes $(CURDIR)/checkpoints $(TYPED)/
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
+	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache \
+		../../tests/docs/typed.py
 
 torture: setup postgres
 	TORTURE=$(or $(EXAMPLES),1000) $(BIN)/python -m pytest --timeout 3600 \

@@ -15,6 +15,8 @@ from anytime_graph.planning.moves import Choose, Critique, Draft, Learn, Move, R
 from anytime_graph.planning.profiles import load_profile, profile_of, save_profile
 from anytime_graph.planning.until import Until
 from anytime_graph.quota import Quota, QuotaExceeded
+from anytime_graph.run.pairs import Candidate, Pair
+from anytime_graph.run.state import Output
 from anytime_graph.scoring import Judge, Score
 from anytime_graph.warm_up import Warmed, WarmUp, warm_up
 
@@ -23,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Budget",
     "BudgetTooSmall",
+    "Candidate",
     "Choose",
     "Constraints",
     "Context",
@@ -33,6 +36,8 @@ __all__ = [
     "LedgerError",
     "Move",
     "NoAnswer",
+    "Output",
+    "Pair",
     "Prices",
     "Quota",
     "QuotaExceeded",

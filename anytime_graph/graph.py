@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable, RunnableConfig
-from langgraph.graph import END, START, StateGraph
+from langgraph.graph import END, START
 from langgraph.pregel import Pregel
 from langgraph.store.base import BaseStore
 from pydantic import BaseModel
@@ -66,7 +66,7 @@ def create_anytime_graph(
     until: Until | None = None,
     profile: Mapping[str, Payoff] | None = None,
     drafter: Drafter | None = None,
-) -> StateGraph[State, Context, Input, Output]:
+) -> AnytimeGraph:
     """Turn a chat model into an anytime reasoner. Returns an uncompiled graph.
 
     model: a chat model, "provider:name", "local" (the embedded model) or "local:FILE.gguf"; or
@@ -83,7 +83,9 @@ def create_anytime_graph(
     strategy: adaptive (it decides by itself what pays), single, best_of_n, self_consistency,
         self_refine, pdp_positive, pdp, leap, or a function from View to moves.
     answer: how answers are found in replies: "tags" (<answer> blocks are asked for), "whole",
-        a function from reply to answer, or a pydantic model.
+        a function from reply to answer, or a pydantic model: then the output has the answer as
+        `structured_response`, an instance of it, and replies are held to its JSON schema where the
+        model's profile says that its provider can do that.
     prices: US dollars per million tokens; default: looked up by the model's name when a budget
         in USD needs them (extra `prices`).
     media_tokens: the most input tokens that an image, a document or a tool of the provider adds to
@@ -148,6 +150,9 @@ def create_anytime_graph(
     if models is not None and prices is not None:
         raise ValueError("prices: they cannot hold for several models; leave them to be looked up")
     by_judge, learned = judge or Judge(), checked(profile or {})
+    schema = answers.protocol.schema
+    # An agent binds its model itself.
+    form = None if schema is None or drafter is not None else schema.model_json_schema()
 
     def setup(chosen: Chosen) -> Setup:
         rules = chosen.get("strategy", strategy)
@@ -159,7 +164,7 @@ def create_anytime_graph(
         if until is not None:
             until.check(decides, known)
         return Setup(
-            meters=meters(chat_model, known, by_judge, VERDICT, media_tokens, exact_counts),
+            meters=meters(chat_model, known, by_judge, VERDICT, media_tokens, exact_counts, form),
             ask=Asking(answers, by_judge.rubric),
             answers=answers,
             strategy=resolve_strategy(rules),
@@ -175,12 +180,12 @@ def create_anytime_graph(
 
     setups, lives = Setups(setup), Lives()
     named = strategy if isinstance(strategy, str) else getattr(strategy, "__name__", "custom")
-    hub = Hub(setups, lives, budget, most, ledger, quotas, memory, named)
+    hub = Hub(setups, lives, budget, most, ledger, quotas, memory, named, schema)
     default = setups[{}]
     for one in (budget, *(quota.budget for quota in quotas)):
         if one is not None:
             affordable(default, one)
-    spoke = Spoke(setups, lives, answer if isinstance(answer, type) else None, ledger, quotas)
+    spoke = Spoke(setups, lives, schema, ledger, quotas)
     graph = AnytimeGraph(State, context_schema=Context, input_schema=Input, output_schema=Output)
     graph.ledger, graph.setups = ledger, setups
     graph.add_node("budget", hub.budget_node, destinations=(*SPOKES, "finish"))

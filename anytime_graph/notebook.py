@@ -11,17 +11,17 @@ from html import escape
 from typing import Any, cast
 
 from anytime_graph.checkpoints import Ledger
+from anytime_graph.pages.curve import curve
 from anytime_graph.run.announcements import improvement
 from anytime_graph.text import harmless
-
-_WIDTH, _HEIGHT, _EDGE = 480, 120, 8
 
 
 @dataclass(frozen=True)
 class Shown:
     """An answer and its curve: HTML in a notebook, plain text elsewhere.
 
-    curve: tokens spent and score of each answer that became the best.
+    curve: tokens spent and score of each answer that became the best. budget: in tokens, if it is limited
+    in tokens.
     """
 
     answer: str | None
@@ -29,11 +29,13 @@ class Shown:
     curve: list[tuple[int, float | None]]
     tokens: int
     stop_reason: str | None
+    budget: int | None = None
 
     def _repr_html_(self) -> str:
+        drawing = curve(self.curve, tokens=self.tokens, limit=self.budget)
         return (
             '<div style="max-width:60em"><pre style="white-space:pre-wrap;margin:0 0 .5em">'
-            f"{escape(self._text)}</pre>{_drawn(self.curve, self.tokens)}"
+            f"{escape(self._text)}</pre>{drawing}"
             f'<div style="opacity:.7">{escape(self._summary)}</div></div>'
         )
 
@@ -62,16 +64,17 @@ def show(result: Mapping[str, Any] | Ledger, thread: str | None = None) -> Shown
             raise ValueError(f"thread={thread!r}: name a thread of this ledger")
         run: Mapping[str, Any] = runs[-1]
         best = result.best(thread)
-        curve = [(point["tokens"], point["score"]) for point in result.curve(thread)]
+        points = [(point["tokens"], point["score"]) for point in result.curve(thread)]
     elif isinstance(result, Mapping) and result.keys() >= {"best", "spent", "curve"}:
         best, run = result["best"], result
-        curve = [(point["spent"]["tokens"], point["score"]) for point in result["curve"]]
+        points = [(point["spent"]["tokens"], point["score"]) for point in result["curve"]]
     else:
         raise ValueError(f"result={type(result).__name__}: a graph's output or a ledger is needed")
     answer, score = (best["answer"], best["score"]) if best else (None, None)
     if best and answer is None:
         answer = "(not kept)"
-    return Shown(answer, score, curve, run["spent"]["tokens"], run.get("stop_reason"))
+    limit = run.get("limits", {}).get("tokens")
+    return Shown(answer, score, points, run["spent"]["tokens"], run.get("stop_reason"), limit)
 
 
 def watch(stream: Iterable[Any]) -> Any:
@@ -106,7 +109,9 @@ class _Watched:
             if (event := improvement(part)) is not None:
                 self.curve.append((event["spent"]["tokens"], event["score"]))
                 tokens, score = self.curve[-1]
-                self.draw(Shown(event["answer"], score, [*self.curve], tokens, None))
+                left = event["remaining"].get("tokens")
+                limit = None if left is None else tokens + int(left)
+                self.draw(Shown(event["answer"], score, [*self.curve], tokens, None, limit))
                 self.last = event
             elif isinstance(part, Mapping) and part.get("stop_reason") and part.get("best"):
                 self.draw(show(part))
@@ -125,28 +130,3 @@ def _screen() -> Callable[[Shown], None]:
     untyped: Any = display  # IPython has no types
     handle = untyped(Shown(None, None, [], 0, None), display_id=True)
     return print if handle is None else cast("Callable[[Shown], None]", handle.update)
-
-
-def _drawn(curve: list[tuple[int, float | None]], tokens: int) -> str:
-    """The best score against tokens as SVG steps; without scores, one step up for each better answer.
-
-    A score of 0.5 after 600 of 1,000 tokens is at x = 8 + 0.6 * 464 = 286.4, y = 112 - 0.5 * 104 = 60.
-    """
-    if not curve:
-        return ""
-    scored = curve[-1][1] is not None
-    heights = [(s or 0.0) if scored else (i + 1) / len(curve) for i, (_, s) in enumerate(curve)]
-    most = max(tokens, curve[-1][0], 1)
-    spots = [
-        (_EDGE + x / most * (_WIDTH - 2 * _EDGE), _HEIGHT - _EDGE - y * (_HEIGHT - 2 * _EDGE))
-        for (x, _), y in zip([*curve, (most, None)], [*heights, heights[-1]], strict=True)
-    ]
-    x, y = spots[0]
-    path = f"M{x:.1f} {y:.1f}" + "".join(f"H{x:.1f}V{y:.1f}" for x, y in spots[1:])
-    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in spots[:-1])
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" role="img" '
-        'aria-label="the best answer so far against tokens spent" fill="#1f6feb">'
-        f'<path d="M{_EDGE} {_HEIGHT - _EDGE}H{_WIDTH - _EDGE}" stroke="#8b949e"/>'
-        f'<path d="{path}" fill="none" stroke="#1f6feb" stroke-width="2"/>{dots}</svg>'
-    )

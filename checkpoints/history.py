@@ -73,11 +73,15 @@ class History:
 
     def curve(self, thread: str) -> list[dict[str, Any]]:
         """Best-so-far quality against spend, for the newest question of a thread."""
+        runs = self.runs(thread)
+        return self.points(runs[-1]["id"]) if runs else []
+
+    def points(self, run_id: int) -> list[dict[str, Any]]:
+        """Best-so-far quality against spend, for one question."""
         return self._rows(
             "SELECT p.*, a.ordinal, a.answer FROM curve p JOIN answers a ON a.id = p.answer_id "
-            "WHERE p.run_id = (SELECT id FROM runs WHERE thread = :thread "
-            "ORDER BY started DESC, id DESC LIMIT 1) ORDER BY p.tokens, p.id",
-            thread=thread,
+            "WHERE p.run_id = :run ORDER BY p.tokens, p.id",
+            run=run_id,
         )
 
     def spend(self, by: Sequence[str] = ("model",), since: float | None = None) -> list[Bill]:

@@ -11,13 +11,15 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from contextlib import aclosing, suppress
-from typing import Any, cast
+from typing import Any, cast, overload
 
 from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.config import get_config
 from langgraph.graph import StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import RunControl, Runtime
+from langgraph.types import Command, Durability
 
 from anytime_graph.budget import Budget
 from anytime_graph.checkpoints import Ledger
@@ -43,18 +45,64 @@ class AnytimeGraph(StateGraph[State, Context, Input, Output]):
     ledger: Ledger | None = None
     setups: Setups
 
-    def compile(self, *args: Any, **options: Any) -> CompiledStateGraph[Any, Any, Any, Any]:
-        app = super().compile(*args, **options)
-        app.__class__ = _Compiled
-        return app
+    def compile(
+        self, checkpointer: bool | BaseCheckpointSaver[Any] | None = None, **options: Any
+    ) -> CompiledAnytimeGraph:
+        app = super().compile(checkpointer, **options)
+        app.__class__ = CompiledAnytimeGraph
+        return cast(CompiledAnytimeGraph, app)
 
 
-class _Compiled(CompiledStateGraph[State, Context, Input, Output]):
+class CompiledAnytimeGraph(CompiledStateGraph[State, Context, Input, Output]):
     """`invoke` and `ainvoke` read these streams, so every invocation ends in one of them."""
 
     @property
     def _ledger(self) -> Ledger | None:
         return cast(AnytimeGraph, self.builder).ledger
+
+    @overload  # type: ignore[override]  # LangGraph's own type of a result is Any
+    def invoke(
+        self,
+        input: Input | Command[Any] | None,
+        config: RunnableConfig | None = None,
+        *,
+        context: Context | None = None,
+        durability: Durability | None = None,
+    ) -> Output: ...
+    @overload
+    def invoke(
+        self,
+        input: Input | Command[Any] | None,
+        config: RunnableConfig | None = None,
+        *,
+        context: Context | None = None,
+        **options: Any,
+    ) -> Any: ...
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **options: Any) -> Any:
+        return super().invoke(input, config, **options)
+
+    @overload  # type: ignore[override]
+    async def ainvoke(
+        self,
+        input: Input | Command[Any] | None,
+        config: RunnableConfig | None = None,
+        *,
+        context: Context | None = None,
+        durability: Durability | None = None,
+    ) -> Output: ...
+    @overload
+    async def ainvoke(
+        self,
+        input: Input | Command[Any] | None,
+        config: RunnableConfig | None = None,
+        *,
+        context: Context | None = None,
+        **options: Any,
+    ) -> Any: ...
+    async def ainvoke(
+        self, input: Any, config: RunnableConfig | None = None, **options: Any
+    ) -> Any:
+        return await super().ainvoke(input, config, **options)
 
     def stream(
         self,

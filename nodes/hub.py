@@ -16,6 +16,7 @@ from langchain_core.messages import AnyMessage, RemoveMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.store.base import BaseStore
 from langgraph.types import Command, Send
+from pydantic import BaseModel
 
 from anytime_graph.budget import (
     Budget,
@@ -99,12 +100,13 @@ class Hub:
         quotas: Sequence[Quota],
         memory: Ledger | BaseStore | Memory | None,
         strategy: str,
+        schema: type[BaseModel] | None,
     ) -> None:
         self.setups, self.lives, self.budget, self.ledger = setups, lives, budget, ledger
         self.memory = None if memory is None else memory_of(memory)
         self.most, self.quotas = most, quotas
         self.remembers = memory is not None and memory is ledger
-        self.strategy = strategy
+        self.strategy, self.schema = strategy, schema
         self._instances: LRUCache[tuple[Hashable, str], list[str]] = LRUCache(_INSTANCES)
         self._counting = threading.Lock()
 
@@ -337,7 +339,7 @@ class Hub:
     def finish(self, state: State) -> dict[str, Any]:
         state = migrated_final(state)
         self.lives.forget(state["run_id"])
-        return finish.answer(state)
+        return finish.answer(state, self.schema)
 
     def _limits(self, setup: Setup, granted: Budget | dict[str, Any] | None) -> Limits:
         granted = granted if granted is not None else context().get("budget")

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import io
 import re
+from textwrap import fill
 from typing import Any
 
-from anytime_graph.benchmark.figures import Figures
+from anytime_graph.benchmark.figures import METRICS, Figures
 
 _INK = "#012345"
 """A placeholder for the page's text colour, which differs in dark mode."""
@@ -28,13 +29,13 @@ def chart(figures: Figures) -> str:
     except ImportError:
         raise ImportError("plots need: pip install 'anytime-graph[plots]'") from None
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "anytime-graph"}):
-        figure = Figure(figsize=(8.2, 4.6), layout="constrained")
+        figure = Figure(figsize=(5.4, 4.4), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         for n, name in enumerate(figures.strategies):
             _line(axes, figures, name, n)
         _dress(axes, figures)
-        figure.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=9, labelcolor=_INK)
+        figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9, labelcolor=_INK)
         svg = io.StringIO()
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     return _embedded(svg.getvalue())
@@ -67,8 +68,8 @@ def _dress(axes: Any, figures: Figures) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(figures.budgets, [f"{b:,}" for b in figures.budgets])
     axes.minorticks_off()
-    axes.set_xlabel(f"budget for each question, {figures.unit}", color=_INK)
-    axes.set_ylabel(f"mean quality ({figures.metric})", color=_INK)
+    axes.set_xlabel(f"budget for each question, {figures.unit} (log scale)", color=_INK)
+    axes.set_ylabel(fill(f"mean quality: {METRICS[figures.metric]}", 44), color=_INK)
     axes.set_ylim(-0.02, 1.02)
     axes.grid(alpha=0.2, color=_INK)
     axes.tick_params(colors=_INK)

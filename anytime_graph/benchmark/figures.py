@@ -37,6 +37,12 @@ from anytime_graph.metrics import (
 Rows = Sequence[Sequence[float]]
 """For each question, a quality for each budget."""
 _RESAMPLES = 1_000
+METRICS = {
+    "csr": "the share of constraints met",
+    "accuracy": "accuracy",
+    "assertions": "the share of the assertions met that the scorer does not see",
+}
+"""What quality is, by a task's metric. csr: the constraint satisfaction rate."""
 _CACHED = 0.1
 """The cost of a cached input token in tokens, where no prices are known."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import platform
 import re
 from collections.abc import Sequence
@@ -11,9 +10,10 @@ from importlib.metadata import version
 
 from anytime_graph.benchmark.cells import OPENING, PREPARATION
 from anytime_graph.benchmark.chart import chart
-from anytime_graph.benchmark.figures import Figures
+from anytime_graph.benchmark.figures import METRICS, Figures
 from anytime_graph.benchmark.recording import Bought
 from anytime_graph.metrics import Difference, Interval, bootstrap, mean
+from anytime_graph.pages.html import document, escaped
 
 _ENOUGH = 0.95
 """A strategy with this share of the highest quality is nearly as good."""
@@ -131,7 +131,7 @@ def _setting(f: Figures) -> str:
     left = f" {f.left_out} more questions lack a cell and are left out." if f.left_out else ""
     few = f" Fewer than {_FEW} questions: the intervals are too narrow." * (len(f.questions) < _FEW)
     return (
-        f"{protocol} Model {f.model}; {f.about}; quality is {_METRICS[f.metric]}. "
+        f"{protocol} Model {f.model}; {f.about}; quality is {METRICS[f.metric]}. "
         f"{len(f.questions)} questions, {f.seeds} {chains}{'s' * (f.seeds > 1)} on each.{left} "
         f"Brackets are 95 % bootstrap intervals over questions.{few}{_faults(f)}"
     )
@@ -149,11 +149,6 @@ def _faults(f: Figures) -> str:
     return faults
 
 
-_METRICS = {
-    "csr": "the share of constraints met",
-    "accuracy": "accuracy",
-    "assertions": "the share of the assertions met that the scorer does not see",
-}
 _RIVAL = "best_of_n"
 """The strategy that each other one is also compared with for the same tokens."""
 _AGAINST = (
@@ -442,51 +437,26 @@ def _cell(text: str) -> str:
 
 # --- as HTML
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c2024; --paper: #fdfdfc; --faint: #6b7280;
-  --rule: #d9dce0; --band: #f1f3f5; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --paper: #16181b; --faint: #9aa1ab;
-  --rule: #34383e; --band: #1e2125; } }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 62rem; color: var(--ink);
-  background: var(--paper); font: 1rem/1.55 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.2; } h2 { margin-top: 2.5rem; font-size: 1.25rem; }
-h3 { margin-top: 2rem; font-size: 1rem; }
-p { max-width: 46rem; color: var(--faint); } p.strong { margin: .2rem 0; color: var(--ink); }
-pre { padding: .75rem 1rem; border-radius: .4rem; background: var(--band); white-space: pre-wrap;
-  overflow-wrap: anywhere; font-size: .85rem; }
-.wide { overflow-x: auto; } figure { margin: 1.5rem 0; } figure svg { width: 100%; height: auto; }
-figure text { font-family: system-ui, sans-serif !important; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--rule); text-align: right;
-  white-space: pre; vertical-align: top; } th { color: var(--faint); font-weight: 600; }
-th:first-child, td:first-child { text-align: left; } td:first-child { font-weight: 600; }
-"""
-
 
 def page(blocks: Sequence[Block], title: str = "anytime-graph bench") -> str:
     """One page. Names and model output are escaped: text, never markup."""
-    body = "\n".join(map(_html, blocks))
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body>\n{body}\n</body>\n</html>\n"
-    )
+    return document(title, "\n".join(map(_html, blocks)))
 
 
 def _html(part: Block) -> str:
     if isinstance(part, Heading):
-        return f"<h{part.level}>{html.escape(part.text)}</h{part.level}>"
+        return f"<h{part.level}>{escaped(part.text)}</h{part.level}>"
     if isinstance(part, Code):
-        return f"<pre>{html.escape(part.text)}</pre>"
+        return f"<pre>{escaped(part.text)}</pre>"
     if isinstance(part, Picture):
-        about = html.escape(part.about)
+        about = escaped(part.about)
         return f'<figure role="img" aria-label="{about}">\n{part.svg}\n</figure>'
     if isinstance(part, Text):
         kind = ' class="strong"' if part.strong else ""
-        return f"<p{kind}>{html.escape(part.text)}</p>"
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in part.head)
+        return f"<p{kind}>{escaped(part.text)}</p>"
+    head = "".join(f"<th>{escaped(name)}</th>" for name in part.head)
     rows = "\n".join(
-        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in part.rows
+        f"<tr>{''.join(f'<td>{escaped(cell)}</td>' for cell in row)}</tr>" for row in part.rows
     )
-    return f'<div class="wide"><table>\n<tr>{head}</tr>\n{rows}\n</table></div>'
+    name = escaped(part.head[0])
+    return f'<div class="wide" tabindex="0" role="region" aria-label="table: {name}"><table>\n<tr>{head}</tr>\n{rows}\n</table></div>'

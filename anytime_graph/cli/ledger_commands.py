@@ -18,11 +18,10 @@ from anytime_graph.checkpoints import (
     ThreadBusy,
     open_checkpoints,
 )
-from anytime_graph.checkpoints.export import FORMS, Row, line, public
+from anytime_graph.checkpoints.export import FORMS, Row, line
 from anytime_graph.cli import display, options
+from anytime_graph.pages.thread import page, told
 from anytime_graph.planning.profiles import Profile, expected_best, profile_of, save_profile
-from anytime_graph.run.calls import judges
-from anytime_graph.run.upgrade import planned_call
 from anytime_graph.text import clipped, harmless
 
 INTERRUPTED = 130
@@ -121,38 +120,42 @@ def _summary(row: dict[str, Any]) -> dict[str, Any]:
 @click.argument("thread")
 @options.database
 @as_json_option
-def show_command(thread: str, db: str, as_json: bool) -> None:
+@click.option(
+    "--html",
+    "page_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw all of it on one page, and write it to this file.",
+)
+def show_command(thread: str, db: str, as_json: bool, page_file: Path | None) -> None:
     """Show what happened on THREAD: calls, answers and costs.
 
     Every question of the thread is shown, oldest first, with its calls, answers and preference
     pairs, what was spent, and why it stopped. It works while another process runs the thread.
+    The page of --html needs no network and holds everything, prompts and replies too.
 
     \b
     anytime-graph show rivers
+    anytime-graph show rivers --html rivers.html
     """
+    if as_json and page_file is not None:
+        raise click.UsageError("choose one of --json and --html")
     with opened(db) as store:
-        runs = [_run_details(store.ledger, run) for run in runs_of(store.ledger, thread)]
-        running = _running(store.ledger, thread)
-    if as_json:
-        click.echo(line({"thread": thread, "running": running, "runs": runs}))
+        runs_of(store.ledger, thread)
+        story = told(store.ledger, thread)
+    if page_file is not None:
+        try:
+            page_file.write_text(page(story), encoding="utf-8")
+        except OSError as error:
+            raise click.FileError(str(page_file), error.strerror) from None
+        click.echo(page_file)
+    elif as_json:
+        click.echo(line(story))
     else:
-        display.story(thread, runs, running)
+        display.story(**story)
 
 
 def _running(ledger: Ledger, thread: str) -> bool:
     return any(row["running"] for row in ledger.threads() if row["thread"] == thread)
-
-
-def _run_details(ledger: Ledger, run: dict[str, Any]) -> dict[str, Any]:
-    calls = ledger.calls(run["id"])
-    judging = [call for call in calls if judges(planned_call(call)["move"])]
-    return {
-        **public(run),
-        "judging": {name: sum(call[name] for call in judging) for name in ("tokens", "usd")},
-        "calls": [public(call) for call in calls],
-        "answers": [public(answer) for answer in ledger.answers(run["id"])],
-        "pairs": ledger.pairs(run["id"]),
-    }
 
 
 @click.command()

@@ -109,12 +109,16 @@ def meters(
     schema: Mapping[str, Any],
     media_tokens: int | None = None,
     exact_counts: bool | None = False,
+    form: Mapping[str, Any] | None = None,
 ) -> dict[str, Meter]:
-    """The meters of a graph, by role. schema: of verdicts, for a provider that can hold replies to one."""
+    """The meters of a graph, by role. schema, form: of verdicts and of answers, for a provider that can
+    hold replies to one. Where answers are held to theirs, reviews go to the model as it is."""
     bounds = (media_tokens, exact_counts)
-    own, judging = meter(model, prices, *bounds), without_tools(model)
+    judging = without_tools(model)
+    asked = with_json_schema(model, form) if form is not None and _an_object(form) else None
+    own = meter(model if asked is None else asked, prices, *bounds)
     by_role: dict[str, Meter] = {OWN: own, PLAIN: own}
-    if judging is not model:
+    if judging is not model or asked is not None:
         by_role[REVIEW] = by_role[PLAIN] = meter(judging, prices, *bounds)
     if judge.model is not None:
         judging = resolve_model(judge.model)
@@ -122,6 +126,11 @@ def meters(
     if (held := with_json_schema(judging, schema)) is not None:
         by_role[STRUCTURED] = meter(held, by_role[PLAIN].prices, *bounds)
     return by_role
+
+
+def _an_object(form: Mapping[str, Any]) -> bool:
+    """Providers hold replies to objects only."""
+    return form.get("type") == "object"
 
 
 def named_model(models: Mapping[str, Any] | None, model: Any, chosen: Chosen) -> Any:

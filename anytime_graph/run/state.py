@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from langchain_core.messages import AnyMessage, BaseMessage
-from langgraph.channels import EphemeralValue
+from langgraph.channels import EphemeralValue, UntrackedValue
 from langgraph.graph.message import add_messages
 from langgraph.managed import RemainingSteps
+from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from anytime_graph.budget import GOOD_ROOM, Budget, Limits, Spend, nothing
@@ -68,14 +69,42 @@ def gather(kept: list[Outcome], new: list[Outcome] | None) -> list[Outcome]:
     return [] if new is None else [*kept, *new]
 
 
+if TYPE_CHECKING:
+    from langchain_core.messages import MessageLikeRepresentation
+
+    # What `add_messages` takes; a served schema shows what it makes of that.
+    Messages = Sequence[MessageLikeRepresentation]
+else:
+    Messages = list[AnyMessage]
+
+
 class Input(TypedDict, total=False):
-    messages: Annotated[list[AnyMessage], add_messages]
-    budget: Annotated[Budget | dict[str, Any] | None, EphemeralValue]
+    """What a run takes.
+
+    messages: a new user message is a new question, in any form that LangChain takes for one. budget:
+    what the question may cost; for a question that has run before, how much more.
+    """
+
+    messages: Annotated[Messages, add_messages]
+    budget: Annotated[Budget | dict[str, float] | None, EphemeralValue]
 
 
-class Output(TypedDict, total=False):
+class Output(TypedDict):
+    """What a run returns.
+
+    messages: the conversation, with the best answer last. best: the best answer with all that is known
+    of it. structured_response: with `answer=Model` the best answer as an instance of it; None without, or if no reply held one. It is made when the run ends and is in no checkpoint. spent: what the run has spent.
+    stop_reason: a dimension of the budget that was used up, or another reason; see the glossary.
+    stop_estimate: the figure that the stop rests on, such as the score reached. curve: each answer that
+    became the best, with its score and the spend by then. candidates: the answers that the state keeps.
+    pairs: preferences among answers. principles: rules that the pairs taught. judging: what the judge
+    did and spent. spent_by: the spend by kind of call. errors: what went wrong on the way. limits: the
+    budget, by dimension.
+    """
+
     messages: Annotated[list[AnyMessage], add_messages]
     best: Candidate | None
+    structured_response: Annotated[BaseModel | None, UntrackedValue]
     spent: Spend
     stop_reason: str | None
     stop_estimate: float | None
@@ -89,8 +118,8 @@ class Output(TypedDict, total=False):
     limits: Limits
 
 
-class State(Output, Input, total=False):
-    """The channels of a run.
+class State(TypedDict, total=False):
+    """The channels of a run. Those of the output come first; see there.
 
     budget: what the caller grants with this input; gone once it is counted into `limits`.
     returned: replies of the step; the fold empties it. chosen: None where a branch may choose again.
@@ -107,6 +136,21 @@ class State(Output, Input, total=False):
     provider asked for. anytime_form: the form of the state; see upgrade.py.
     """
 
+    messages: Annotated[list[AnyMessage], add_messages]
+    best: Candidate | None
+    structured_response: Annotated[BaseModel | None, UntrackedValue]
+    spent: Spend
+    stop_reason: str | None
+    stop_estimate: float | None
+    curve: list[Point]
+    candidates: list[Candidate]
+    pairs: list[Pair]
+    principles: list[str]
+    judging: Judging
+    spent_by: dict[str, Spend]
+    errors: list[str]
+    limits: Limits
+    budget: Annotated[Budget | dict[str, float] | None, EphemeralValue]
     returned: Annotated[list[Outcome], gather]
     question_id: str
     chosen: Chosen | None

@@ -686,6 +686,9 @@ def test_the_page_needs_nothing_beside_it(server: Server, bench: Bench) -> None:
         assert f"<td>{name}</td>" in page, "in the tables"
     assert "prefers-color-scheme: dark" in page
     assert "currentColor" in page
+    assert ">mean quality: " in page
+    assert "tokens (log scale)</text>" in page
+    assert 'class="wide" tabindex="0"' in page, "a table that can be scrolled says so"
     assert "anytime-graph bench --task jsonl:q.jsonl" in page
     assert re.search(r"anytime-graph [\d.]+, langgraph [\d.]+", page)
     assert "Difference from pdp" in page

@@ -117,6 +117,18 @@ def test_show_tells_what_happened(server: Server, command: Command, solve: Comma
     assert second["limits"] == {"tokens": 400}
 
 
+def test_show_draws_a_page(server: Server, command: Command, solve: Command) -> None:
+    server.script = improving
+    solve("rivers", "--calls", "4", *RULES)
+    done = command("show", "rivers", "--html", "rivers.html")
+    assert (done.exit_code, done.stdout) == (0, "rivers.html\n")
+    assert "A river and a fox." in Path("rivers.html").read_text(encoding="utf-8")
+    assert command("show", "rivers", "--html", "nowhere/a.html").exit_code != 0
+    assert "choose one of --json and --html" in told(
+        command("show", "rivers", "--html", "a.html", "--json")
+    )
+
+
 def test_best_is_the_answer_and_nothing_else(
     server: Server, command: Command, solve: Command
 ) -> None:
@@ -458,8 +470,8 @@ def test_resume_keeps_no_texts_where_none_were_kept(server: Server, command: Com
 # --- pictures
 
 
-def picture(command: Command, path: str) -> bytes:
-    done = command("plot", "t", "-o", path)
+def picture(command: Command, path: str, thread: str = "t") -> bytes:
+    done = command("plot", thread, "-o", path)
     assert (done.exit_code, done.output) == (0, f"{path}\n"), done.output
     return Path(path).read_bytes()
 
@@ -476,6 +488,9 @@ def test_plot_draws_the_curve(
     svg = picture(command, "curve.svg").decode()
     assert "tokens spent" in svg
     assert ("score of the best answer" in svg) is bool(rules)
+    assert ("which answer is the best" in svg) is not bool(rules)
+    solve("limited", "--tokens", "900", *rules)
+    assert "the budget, 900 tokens" in picture(command, "limited.svg", "limited").decode()
     assert "an answer" in svg or not rules
 
 

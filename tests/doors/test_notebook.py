@@ -71,7 +71,9 @@ def test_a_notebook_draws_answers_as_they_improve(
     assert watched == shown == of_ledger
     for html in (*watched, *awatched):
         assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
-        assert set(re.findall(r"<(\w+)", html)) == {"div", "pre", "svg", "path", "circle"}
+        assert set(re.findall(r"<(\w+)", html)) == {"div", "pre", "svg", "line", "circle", "text"}
+        assert "tokens spent" in html
+        assert "score of the best answer" in html
     assert "ended by calls" in shown[0]
 
 

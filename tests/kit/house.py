@@ -22,7 +22,7 @@ ROOMS = (
     ("metering",),
     ("planning", "checkpoints", "middleware"),
     ("nodes",),
-    ("graph",),
+    ("graph", "pages"),
     ("chat", "batch", "benchmark", "notebook"),
     ("audit", "warm_up"),
     ("cli",),
