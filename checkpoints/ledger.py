@@ -19,7 +19,6 @@ from typing import Any, Literal, NamedTuple, cast
 
 from cachetools import LRUCache
 
-from anytime_graph import clock
 from anytime_graph.budget import DIMENSIONS, Spend, nothing
 from anytime_graph.checkpoints.history import History
 from anytime_graph.checkpoints.leases import LEASE, Hold, Leases, ThreadBusy
@@ -28,6 +27,7 @@ from anytime_graph.checkpoints.quotas import Key, Payers, Quotas, SharedQuotas
 from anytime_graph.checkpoints.records import plan_row, reply_row, stored_reply
 from anytime_graph.checkpoints.schema import KEYS, SPEND, LedgerError
 from anytime_graph.checkpoints.store import Execute, Store, plain, storable
+from anytime_graph.metering import clock
 from anytime_graph.metering.request import Place, Request
 from anytime_graph.quota import Quota
 from anytime_graph.run.calls import PlannedCall, Receipt

@@ -20,10 +20,10 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
 from pydantic import BaseModel
 
-from anytime_graph import clock
 from anytime_graph.budget import GOOD_ROOM, MIN_ROOM, Limits, Prices, Short, Spend, share, total
 from anytime_graph.checkpoints.journal import CallJournal, RunJournal
 from anytime_graph.interrupt import StopSignal, contained
+from anytime_graph.metering import clock
 from anytime_graph.metering.account import Account, planned
 from anytime_graph.metering.call import recalled
 from anytime_graph.metering.meter import Meter, priced

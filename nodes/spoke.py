@@ -14,11 +14,11 @@ from langchain_core.runnables.config import get_executor_for_config
 from langgraph.constants import TAG_NOSTREAM
 from pydantic import BaseModel
 
-from anytime_graph import clock
 from anytime_graph.checkpoints import Ledger, LedgerError
 from anytime_graph.checkpoints.journal import RunJournal
 from anytime_graph.checkpoints.leases import Hold
 from anytime_graph.interrupt import contained
+from anytime_graph.metering import clock
 from anytime_graph.metering.call import acall, call
 from anytime_graph.metering.request import Place, Reply, Request
 from anytime_graph.nodes import agent

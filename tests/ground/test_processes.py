@@ -12,17 +12,24 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import pytest
 
 import anytime_graph
+from anytime_graph import Budget, Quota
 from anytime_graph.budget import nothing
+from anytime_graph.quota import Standing, Standings
 from tests.kit.house import modules
 
+QUOTA = Quota(Budget(tokens=5), per="user", window="1d")
+STANDING = Standing([QUOTA], "ann", 1e9, {})
 VALUES: dict[str, Any] = {
     "given": {"tokens": 1},
     "rest": {"tokens": 1},
     "least": {"tokens": 5},
-    "need": {"tokens": 5},
+    "need": {**nothing(), "tokens": 5},
     "dimension": "tokens",
     "causes": ["draft: RateLimitError"],
     "spent": nothing(),
+    "quota": QUOTA,
+    "standing": STANDING,
+    "standings": Standings([STANDING]),
 }
 """Arguments of errors, by name."""
 
@@ -54,6 +61,7 @@ RECORDS = [kind for kind in defined() if is_public_record(kind)]
 OWN: dict[str, dict[str, Any]] = {
     "Budget": {"tokens": 5},
     "Constraints": {"words": 3, "starts_with": "A", "ends_with": ".", "matches": "[a-z]"},
+    "Quota": {"window": "1d"},
     "Until": {"target": 0.9},
 }
 """Arguments of records that need one of several."""

@@ -15,7 +15,7 @@ from tests.kit.places import ROOT
 
 PAGE = ROOT / "docs" / "architecture.md"
 ROOMS = (
-    ("budget", "text", "interrupt", "clock", "forms", "local", "metrics", "testing"),
+    ("budget", "text", "interrupt", "forms", "local", "metrics", "testing"),
     ("models", "scoring", "quota"),
     ("run", "constraints"),
     ("prompts", "tasks"),

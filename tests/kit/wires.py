@@ -72,7 +72,7 @@ def chat(sent: Sent) -> tuple[str, bytes]:
         events.append(event({"tool_calls": [begun | {"function": function}]}))
     events += [event({"refusal": letter}) for letter in sent.refusal]
     events += [event({}, sent.finish)] if sent.finish else []
-    usage = {"prompt_tokens": 60, "completion_tokens": 60, "total_tokens": 120}
+    usage = {"prompt_tokens": 30, "completion_tokens": 60, "total_tokens": 90}
     report = [event({}) | {"choices": [], "usage": usage}] if sent.reports else []
     return sse([*events, *report], b"data: [DONE]\n\n")
 
@@ -84,7 +84,7 @@ def chat_whole(sent: Sent) -> tuple[str, bytes]:
     message |= {} if sent.pieces is None else {"tool_calls": calls}
     message |= {"refusal": sent.refusal} if sent.refusal else {}
     choice = {"index": 0, "message": message, "finish_reason": sent.finish}
-    usage = {"prompt_tokens": 60, "completion_tokens": 60, "total_tokens": 120}
+    usage = {"prompt_tokens": 30, "completion_tokens": 60, "total_tokens": 90}
     return whole({"id": "c", "object": "chat.completion", "created": 0} | {
         "model": "m", "choices": [choice], "usage": usage,
     })  # fmt: skip
@@ -96,7 +96,7 @@ def response(sent: Sent, output: list[Json]) -> Json:
     if not ended:
         reason = "max_output_tokens" if sent.finish == "length" else sent.finish
         status |= {"incomplete_details": {"reason": reason}}
-    usage = {"input_tokens": 60, "output_tokens": 60, "total_tokens": 120}
+    usage = {"input_tokens": 30, "output_tokens": 60, "total_tokens": 90}
     usage |= {"input_tokens_details": {"cached_tokens": 0}}  # type: ignore[dict-item]
     usage |= {"output_tokens_details": {"reasoning_tokens": 0}}  # type: ignore[dict-item]
     return {"id": f"resp_{next(numbers)}", "object": "response", "created_at": 0, "model": "m", "tools": []} | {
@@ -143,7 +143,7 @@ def responses_whole(sent: Sent) -> tuple[str, bytes]:
 
 
 def anthropic(sent: Sent) -> tuple[str, bytes]:
-    usage = {"input_tokens": 60, "output_tokens": 1}
+    usage = {"input_tokens": 30, "output_tokens": 1}
     message: Json = {"id": "m", "type": "message", "role": "assistant", "model": "m", "content": []}
     message |= {"stop_reason": None, "stop_sequence": None, "usage": usage}
     said = sent.text
@@ -171,7 +171,7 @@ def anthropic(sent: Sent) -> tuple[str, bytes]:
         {
             "type": "message_delta",
             "delta": {"stop_reason": reason, "stop_sequence": None},
-            "usage": {"input_tokens": 60, "output_tokens": 60},
+            "usage": {"input_tokens": 30, "output_tokens": 60},
         }
     )
     return sse([*events, {"type": "message_stop"}])

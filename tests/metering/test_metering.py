@@ -393,7 +393,7 @@ def test_a_starved_call_is_charged_and_the_next_gets_more_room(server: Server, s
     """Reasoning uses up the cap and no text comes, until there is room for both."""
 
     def script(request: dict[str, Any], i: int) -> Reply:
-        return Reply(text="<answer>deep</answer>", reasoning=500)
+        return Reply(text="<answer>deep</answer>", reasoning=900)
 
     server.script = script
     out = run(server, Budget(tokens=4_000), sync)
