@@ -47,7 +47,7 @@ picture: setup
 
 # The pages of docs/ as a site, which needs no network to be read: build/site/index.html.
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo 'Open build/site/index.html'
 
 # Types are checked while the tests run.
