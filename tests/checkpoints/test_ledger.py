@@ -22,11 +22,11 @@ from anytime_graph import (
     LedgerError,
     NoAnswer,
     afork,
-    clock,
     fork,
     open_checkpoints,
 )
 from anytime_graph.checkpoints import Checkpoints, schema
+from anytime_graph.metering import clock
 from tests.kit.ledgers import ASK, ON, digit, graph, sql
 from tests.kit.server import Call, Reply, Server, by_place
 from tests.kit.waiting import PATIENCE, auntil, until

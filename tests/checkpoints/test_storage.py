@@ -90,7 +90,7 @@ def test_a_full_disk_ends_the_spending_not_the_answer(server: Server, tmp_path: 
     server.script = by_place
     (full, freed) = on_a_disk_of_its_own(server, tmp_path / "disk", "full")
     places = [c.request["seed"] for c in server.settled().calls]
-    assert full[0] == 0.9
+    assert 0.5 < full[0] <= freed[0], "how much fits on the disk is not what counts"
     assert "the disk is full; free some space, then resume" in full[1]
     assert full[2] <= freed[2] <= 6_000
     assert freed[1] == "tokens"
