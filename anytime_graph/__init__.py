@@ -11,10 +11,10 @@ from anytime_graph.checkpoints import LedgerError, ThreadBusy, open_checkpoints
 from anytime_graph.constraints import Constraints
 from anytime_graph.graph import Context, afork, create_anytime_graph, fork
 from anytime_graph.interrupt import interruptible
+from anytime_graph.metering.quota import Quota, QuotaExceeded
 from anytime_graph.planning.moves import Choose, Critique, Draft, Learn, Move, Refine, Stop, View
 from anytime_graph.planning.profiles import load_profile, profile_of, save_profile
 from anytime_graph.planning.until import Until
-from anytime_graph.quota import Quota, QuotaExceeded
 from anytime_graph.run.pairs import Candidate, Pair
 from anytime_graph.run.state import Output
 from anytime_graph.scoring import Judge, Score

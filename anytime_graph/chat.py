@@ -57,6 +57,7 @@ from anytime_graph.checkpoints import Ledger
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import contained
 from anytime_graph.metering.meter import rebound
+from anytime_graph.metering.quota import Quota
 from anytime_graph.metering.request import Reply
 from anytime_graph.metering.tool_calls import broken
 from anytime_graph.models import providers, resolve_model
@@ -64,7 +65,6 @@ from anytime_graph.models.providers import describe, unbound
 from anytime_graph.planning.answers import answer_format
 from anytime_graph.planning.moves import Draft, Move, Stop, Strategy, View
 from anytime_graph.planning.strategies import resolve
-from anytime_graph.quota import Quota
 from anytime_graph.run.announcements import Improvement
 from anytime_graph.run.context import told
 from anytime_graph.scoring import Extractor, Judge, Scorer, Verdict

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from anytime_graph.budget import Budget, Prices, as_budget
 from anytime_graph.checkpoints import Ledger
 from anytime_graph.checkpoints.memory import Memory
+from anytime_graph.metering.quota import Quota, checked_quotas
 from anytime_graph.models import prices_of, resolve_model
 from anytime_graph.models.tokens import check_media_tokens
 from anytime_graph.nodes.asking import Asking
@@ -33,7 +34,6 @@ from anytime_graph.planning.profiles import checked
 from anytime_graph.planning.setup import Drafter, Setup, Setups, affordable, meters, named_model
 from anytime_graph.planning.strategies import resolve as resolve_strategy
 from anytime_graph.planning.until import Until
-from anytime_graph.quota import Quota, checked_quotas
 from anytime_graph.run.announcements import Lives
 from anytime_graph.run.calls import Chosen
 from anytime_graph.run.context import Context

@@ -21,7 +21,6 @@ from langgraph.types import Command, Overwrite
 from typing_extensions import TypedDict
 
 from anytime_graph.budget import Budget, Limits, Prices, Short, Spend, as_budget, nothing, total
-from anytime_graph.forms import Upgrade, upgraded
 from anytime_graph.metering.account import Account
 from anytime_graph.metering.metered import (
     AgentPayer,
@@ -32,10 +31,11 @@ from anytime_graph.metering.metered import (
     open_account,
     paying_from,
 )
+from anytime_graph.metering.quota import Quota, checked_quotas
 from anytime_graph.metering.request import Books
 from anytime_graph.models.providers import describe
 from anytime_graph.models.tokens import check_media_tokens
-from anytime_graph.quota import Quota, checked_quotas
+from anytime_graph.run.forms import Upgrade, upgraded
 
 try:
     from langchain.agents.middleware import (

@@ -16,8 +16,8 @@ from anytime_graph.budget import Spend
 from anytime_graph.checkpoints.leases import Hold
 from anytime_graph.checkpoints.ledger import Ledger, Row
 from anytime_graph.checkpoints.quotas import Payers
+from anytime_graph.metering.quota import Quota
 from anytime_graph.metering.request import Entry, Place, Reply, Request
-from anytime_graph.quota import Quota
 from anytime_graph.run.calls import PlannedCall, Receipt, RunInfo
 from anytime_graph.run.context import told
 from anytime_graph.run.pairs import Candidate

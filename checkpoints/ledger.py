@@ -28,8 +28,8 @@ from anytime_graph.checkpoints.records import plan_row, reply_row, stored_reply
 from anytime_graph.checkpoints.schema import KEYS, SPEND, LedgerError
 from anytime_graph.checkpoints.store import Execute, Store, plain, storable
 from anytime_graph.metering import clock
+from anytime_graph.metering.quota import Quota
 from anytime_graph.metering.request import Place, Request
-from anytime_graph.quota import Quota
 from anytime_graph.run.calls import PlannedCall, Receipt
 from anytime_graph.run.pairs import Candidate, Pair
 from anytime_graph.run.state import Point, State

@@ -20,7 +20,7 @@ from langgraph.store.base import BaseStore, SearchItem
 from anytime_graph.checkpoints import likeness
 from anytime_graph.checkpoints.ledger import Ledger
 from anytime_graph.checkpoints.store import plain
-from anytime_graph.forms import KEY, Upgrade, upgraded
+from anytime_graph.run.forms import KEY, Upgrade, upgraded
 from anytime_graph.run.pairs import Example, Pair
 from anytime_graph.text import clip
 

@@ -22,7 +22,7 @@ from anytime_graph.checkpoints import postgres, sqlite
 from anytime_graph.checkpoints.ledger import Ledger
 from anytime_graph.checkpoints.schema import LedgerError
 from anytime_graph.checkpoints.store import plain, storable
-from anytime_graph.forms import refuse_newer
+from anytime_graph.run.forms import refuse_newer
 from anytime_graph.run.upgrade import CHANNEL, STATE
 
 Record = Literal["all", "usage"]

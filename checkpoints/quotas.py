@@ -17,8 +17,7 @@ from uuid import uuid4
 from anytime_graph.budget import Budget, Spend
 from anytime_graph.checkpoints.leases import Leases
 from anytime_graph.checkpoints.store import Execute, Store, storable
-from anytime_graph.metering.request import Entry, Place, Reply, Request
-from anytime_graph.quota import (
+from anytime_graph.metering.quota import (
     UNITS,
     AccountKey,
     Amounts,
@@ -28,6 +27,7 @@ from anytime_graph.quota import (
     Withheld,
     booked,
 )
+from anytime_graph.metering.request import Entry, Place, Reply, Request
 from anytime_graph.run.context import told
 
 Key = Callable[[str], str | None]

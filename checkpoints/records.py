@@ -1,6 +1,6 @@
 """The JSON in the ledger's calls: each planned call and its reply.
 
-Rows of an earlier form are upgraded when they are read; see anytime_graph/forms.py. In the ledger they
+Rows of an earlier form are upgraded when they are read; see anytime_graph/run/forms.py. In the ledger they
 keep their form. A change of form needs a new schema.VERSION too, so that older versions of anytime-graph
 do not open the ledger.
 """
@@ -11,8 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from anytime_graph.forms import KEY, Stored, Upgrade, upgraded
 from anytime_graph.run.calls import PlannedCall
+from anytime_graph.run.forms import KEY, Stored, Upgrade, upgraded
 from anytime_graph.run.upgrade import PLANNED, receipt_from_reply
 
 

@@ -35,15 +35,14 @@ from anytime_graph.checkpoints.leases import Hold
 from anytime_graph.checkpoints.memory import Memory, encoded, memory_of
 from anytime_graph.checkpoints.quotas import Payers
 from anytime_graph.checkpoints.store import plain
-from anytime_graph.forms import KEY
 from anytime_graph.interrupt import contained
+from anytime_graph.metering.quota import Quota
 from anytime_graph.models.counting import patience
 from anytime_graph.models.providers import describe
 from anytime_graph.models.tokens import Calibration, uncalibrated
 from anytime_graph.nodes import finish
 from anytime_graph.planning.plan import plan
 from anytime_graph.planning.setup import Setup, Setups, affordable
-from anytime_graph.quota import Quota
 from anytime_graph.run.announcements import Lives, announce, note
 from anytime_graph.run.calls import OWN, Assignment, PlannedCall, RunInfo
 from anytime_graph.run.context import (
@@ -59,6 +58,7 @@ from anytime_graph.run.context import (
     user,
 )
 from anytime_graph.run.fold import fold
+from anytime_graph.run.forms import KEY
 from anytime_graph.run.state import (
     State,
     conversation_digest,

@@ -20,13 +20,13 @@ from anytime_graph.checkpoints.leases import Hold
 from anytime_graph.interrupt import contained
 from anytime_graph.metering import clock
 from anytime_graph.metering.call import acall, call
+from anytime_graph.metering.quota import Quota
 from anytime_graph.metering.request import Place, Reply, Request
 from anytime_graph.nodes import agent
 from anytime_graph.nodes.answering import candidate
 from anytime_graph.nodes.critique import judgement_of
 from anytime_graph.nodes.learn import lesson_of
 from anytime_graph.planning.setup import Setup, Setups
-from anytime_graph.quota import Quota
 from anytime_graph.run.announcements import Lives, announce, note
 from anytime_graph.run.calls import Assignment, Outcome, PlannedCall, concluded
 from anytime_graph.run.context import invocation, root, stop_signal

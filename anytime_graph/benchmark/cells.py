@@ -16,8 +16,8 @@ from typing_extensions import TypedDict
 
 from anytime_graph.budget import Spend
 from anytime_graph.checkpoints.export import line
-from anytime_graph.forms import KEY, Upgrade, upgraded
 from anytime_graph.planning.strategies import STRATEGIES
+from anytime_graph.run.forms import KEY, Upgrade, upgraded
 from anytime_graph.tasks import Question, Task
 
 Decide = Literal["scorer", "judge", "vote"]

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from anytime_graph.benchmark.cells import append, lines
 from anytime_graph.budget import Prices, Spend, nothing
-from anytime_graph.forms import NewerForm, Upgrade, refuse_newer, unchanged
+from anytime_graph.run.forms import NewerForm, Upgrade, refuse_newer, unchanged
 
 UPGRADES: tuple[Upgrade, ...] = (unchanged,)
 """The steps that upgrade a row from each form to the next; see forms.py. The first form is 1."""

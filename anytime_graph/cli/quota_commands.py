@@ -14,7 +14,7 @@ from anytime_graph.checkpoints import open_checkpoints
 from anytime_graph.checkpoints.export import line
 from anytime_graph.cli import display, options
 from anytime_graph.cli.ledger_commands import as_json_option, errors_shown, opened
-from anytime_graph.quota import UNITS, Quota
+from anytime_graph.metering.quota import UNITS, Quota
 
 _window = click.option(
     "--window",

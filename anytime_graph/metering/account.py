@@ -25,9 +25,9 @@ from langchain_core.messages import BaseMessage
 
 from anytime_graph.budget import Limits, Short, Spend, least, left, nothing, output_room, total
 from anytime_graph.metering.meter import Meter
+from anytime_graph.metering.quota import Standings
 from anytime_graph.metering.request import Request, Shared
 from anytime_graph.models.tokens import Calibration, Shape, uncalibrated
-from anytime_graph.quota import Standings
 
 _MARK = "anytime_spent"
 

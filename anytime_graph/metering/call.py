@@ -26,10 +26,10 @@ from anytime_graph.metering import clock
 from anytime_graph.metering.bill import Bill, bill
 from anytime_graph.metering.learned import Attempts, Form, Trial, shaped
 from anytime_graph.metering.meter import Meter
+from anytime_graph.metering.quota import Standings, Withheld
 from anytime_graph.metering.request import Entry, Journal, JournalError, Reply, Request
 from anytime_graph.metering.streamed import StreamedChoice, StreamedReply
 from anytime_graph.models import providers, refusals
-from anytime_graph.quota import Standings, Withheld
 from anytime_graph.run.calls import Ended, Receipt, receipt
 
 log = logging.getLogger(__name__)

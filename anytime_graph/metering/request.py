@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 from langchain_core.messages import AIMessage, BaseMessage
 
 from anytime_graph.budget import Spend
-from anytime_graph.quota import Quota, Standings
+from anytime_graph.metering.quota import Quota, Standings
 from anytime_graph.run.calls import Receipt
 
 

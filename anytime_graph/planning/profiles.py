@@ -20,8 +20,8 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from typing_extensions import TypedDict
 
 from anytime_graph.budget import nothing
-from anytime_graph.forms import Upgrade, refuse_newer, unchanged
 from anytime_graph.run.calls import kind_of, seeks_answer
+from anytime_graph.run.forms import Upgrade, refuse_newer, unchanged
 from anytime_graph.run.state import Payoff, Point, add_payoffs, payoff
 from anytime_graph.run.upgrade import planned_call
 

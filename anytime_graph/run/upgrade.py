@@ -14,7 +14,6 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
-from anytime_graph.forms import KEY, Stored, Upgrade, refuse_newer, through, unchanged, upgraded
 from anytime_graph.models.tokens import uncalibrated
 from anytime_graph.run.calls import (
     OWN,
@@ -27,6 +26,7 @@ from anytime_graph.run.calls import (
     Role,
     receipt,
 )
+from anytime_graph.run.forms import KEY, Stored, Upgrade, refuse_newer, through, unchanged, upgraded
 from anytime_graph.run.pairs import parting
 from anytime_graph.run.state import Payoff, State, fresh
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from anytime_graph import Budget, create_anytime_graph, open_checkpoints
-from anytime_graph.forms import UnknownForm
+from anytime_graph.run.forms import UnknownForm
 from anytime_graph.run.upgrade import migrated_assignment, migrated_state, planned_call
 from tests.kit.places import DATA
 from tests.kit.server import Reply, Server

@@ -34,8 +34,8 @@ from anytime_graph.checkpoints import Checkpoints
 from anytime_graph.checkpoints.leases import Leases
 from anytime_graph.checkpoints.quotas import Payers, Quotas
 from anytime_graph.metering import call
+from anytime_graph.metering.quota import UNITS, Amounts, Withheld, booked
 from anytime_graph.metering.request import Request
-from anytime_graph.quota import UNITS, Amounts, Withheld, booked
 from tests.kit.forks import forks
 from tests.kit.kills import Doom, ended, struck
 from tests.kit.ledgers import graph, ledger

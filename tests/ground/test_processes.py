@@ -14,7 +14,7 @@ import pytest
 import anytime_graph
 from anytime_graph import Budget, Quota
 from anytime_graph.budget import nothing
-from anytime_graph.quota import Standing, Standings
+from anytime_graph.metering.quota import Standing, Standings
 from tests.kit.house import modules
 
 QUOTA = Quota(Budget(tokens=5), per="user", window="1d")

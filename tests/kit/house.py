@@ -15,8 +15,8 @@ from tests.kit.places import ROOT
 
 PAGE = ROOT / "docs" / "architecture.md"
 ROOMS = (
-    ("budget", "text", "interrupt", "forms", "local", "metrics", "testing"),
-    ("models", "scoring", "quota"),
+    ("budget", "text", "interrupt", "local", "metrics", "testing"),
+    ("models", "scoring"),
     ("run", "constraints"),
     ("prompts", "tasks"),
     ("metering",),
