@@ -384,7 +384,8 @@ class _Desk:
         """A step that what is left pays for, or None.
 
         A thread keeps what it was given and has not spent. One with 300 tokens left that wants 1,000 is
-        given 700, and 1,000 are held for it. If that did not pay for its next call, it gets 2,000."""
+        given 700, and 1,000 are held for it. If that did not pay for its next call, it gets 2,000, or
+        nothing: doubling ends."""
         rest, wanted = self.account.left(), self._wanted(question, None)
         enough = self._wanted(question, MIN_ROOM)
         if question.answered:  # a reply that is cut short would be paid for in vain
@@ -397,12 +398,14 @@ class _Desk:
         for dimension in (*(d for d in wanted if d in rest and d != "seconds"), "calls"):
             lent = limits.get(dimension, 0) - spent[dimension]
             most = rest.get(dimension, math.inf)
-            amount = min(wanted[dimension] * (2**question.idle if dimension in rest else 1), most)
-            if lent > most or amount < min(enough[dimension], wanted[dimension]):
+            full = wanted[dimension] * (2**question.idle if dimension in rest else 1)
+            amount = min(full, most)
+            needed = full if question.idle else min(enough[dimension], full)
+            if lent > most or amount < needed:
                 return None
             given[dimension] = max(0, amount - lent)
             held[dimension] = max(amount, lent)
-        if question.idle and not any(given[d] for d in given if d in rest):
+        if question.idle and not held.keys() & rest.keys():
             return None
         new = {} if question.state else {"messages": [HumanMessage(question.text)]}
         amounts = {d: a if d == "usd" else math.ceil(a) for d, a in given.items()}

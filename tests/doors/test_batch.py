@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from anytime_graph import Budget, BudgetTooSmall, Prices, create_anytime_graph, open_checkpoints
@@ -44,6 +44,7 @@ def outcome(app: Any, budget: Budget, workers: int) -> tuple[Batch | None, Budge
 
 
 @settings(max_examples=torture or 20)
+@example(budget=Budget(usd=0.00593088789971755), workers=4, decides="vote")
 @given(
     budget=amounts, workers=st.integers(1, 4), decides=st.sampled_from(["scorer", "vote", "judge"])
 )
