@@ -129,7 +129,7 @@ def test_two_workers_come_to_the_same(
     server.watch = lambda event, call: seen.update(at_work() if event == "asked" else ())
     words += [*spread(database), "--out", "spread"]
     bench(*words)
-    assert len(seen) == 2
+    assert len(seen) >= 2  # Ray may replace an idle worker by a new one
     assert records("spread") == records("alone")
     assert tables("spread") == tables("alone")
     assert len(server.settled().calls) == 2 * asked
