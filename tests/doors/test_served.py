@@ -144,7 +144,7 @@ def test_a_cancelled_run_has_its_best_and_goes_on(dev: Dev, endpoint: Server) ->
     out = client.runs.wait(thread, name, input=None)
     assert out["stop_reason"] in ("calls", "tokens")  # a call that was cut may cost its reservation
     assert out["best"]["answer"] == state["values"]["best"]["answer"]
-    assert out["spent"]["calls"] == len(endpoint.calls) == 10
+    assert out["spent"]["calls"] == len(endpoint.calls) <= 10
     assert out["spent"]["tokens"] > endpoint.settled().served
     assert any("in flight" in error for error in out["errors"])
 
