@@ -37,7 +37,7 @@ from anytime_graph.planning.until import Until
 from anytime_graph.run.announcements import Lives
 from anytime_graph.run.calls import Chosen
 from anytime_graph.run.context import Context
-from anytime_graph.run.state import Decides, Input, Output, Payoff, State
+from anytime_graph.run.state import Decides, Input, Output, Payoff, State, unstopped
 from anytime_graph.run.upgrade import migrated_state
 from anytime_graph.scoring import Extractor, Judge, Scorer, check_signature
 
@@ -232,10 +232,5 @@ def _branch(values: dict[str, Any], budget: Budget | None) -> State:
         limits=limits,
         chosen=None,
         calibrations=growth_only(values["calibrations"]),
-        interrupted=False,
-        failures=0,
-        blocked=None,
-        unscored=False,
-        withheld=False,
-        wait=0.0,
+        **unstopped(),
     )

@@ -18,6 +18,7 @@ from typing import Any, Literal, cast
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage
 from pydantic import BaseModel
 
+from anytime_graph.budget import UNIT_NAMES
 from anytime_graph.models import tokens
 from anytime_graph.run.pairs import Example, Pair, Shown
 from anytime_graph.text import clip, fenced, head_of
@@ -29,13 +30,6 @@ _REASON = (
     "<answer>...</answer>, and write the block again whenever the answer improves: your reply may "
     "be cut off at any moment, and the last complete block counts."
 )
-_UNITS = {
-    "tokens": "tokens",
-    "output_tokens": "output tokens",
-    "usd": "US dollars",
-    "calls": "calls",
-    "seconds": "seconds",
-}
 _SPEAKERS = {"ai": "YOU", "human": "USER", "tool": "TOOL"}
 _OTHERS = _SPEAKERS | {"ai": "ASSISTANT", "system": "SYSTEM"}
 """The speakers' names for a judge, who took no part in the conversation."""
@@ -341,7 +335,7 @@ def with_remaining(
     *before, last = _listed(conversation)
     if last.type not in ("human", "tool"):
         return [*before, last]
-    amounts = ", ".join(f"{amount:.4g} {_UNITS[d]}" for d, amount in rest.items())
+    amounts = ", ".join(f"{amount:.4g} {UNIT_NAMES[d]}" for d, amount in rest.items())
     note = (
         f"(What remains for this work, prompts included: {amounts}. Answer before it is used up.)"
     )

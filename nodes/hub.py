@@ -66,6 +66,7 @@ from anytime_graph.run.state import (
     fresh,
     merged,
     question_of,
+    unstopped,
     without_repeats,
 )
 from anytime_graph.run.upgrade import (
@@ -200,15 +201,7 @@ class Hub:
             if granted is not None:
                 grant = affordable(setup, self._allowed(granted))
                 update["limits"] = raised(state["limits"], grant, state["spent"])
-                update |= State(
-                    interrupted=False,
-                    failures=0,
-                    blocked=None,
-                    unscored=False,
-                    withheld=False,
-                    wait=0.0,
-                    concluded=None,
-                )
+                update |= State(concluded=None, **unstopped())
         now = merged(state, update)
         sends = self._next(setup, state, now, config, digest, journal)
         update["spent"] = now["spent"]
@@ -236,8 +229,8 @@ class Hub:
             return self._edge(setup, now, run, None)
         ledger, hold, _ = journal
         record = self._record(setup, now, config, digest)
-        record["keys"] = {n: v for n in ledger.keys(self.quotas) if (v := told(n)) is not None}
         try:
+            record["keys"] = {n: v for n in ledger.keys(self.quotas) if (v := told(n)) is not None}
             sends = _recorded(now, ledger, run) or self._edge(setup, now, run, journal.payers())
             stop = sends[0].arg["stop_reason"] if sends[0].node == "finish" else None
             ledger.save(hold, record, state, now, run["plan"], stop)

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
-from itertools import count
 from typing import Any, NamedTuple, cast
 
 from langchain_core.messages import HumanMessage
@@ -75,7 +74,7 @@ class Answered:
 
     question: str
     thread: str
-    answer: Any
+    answer: str | None
     score: float | None
     stop_reason: str | None
     spent: Spend
@@ -117,22 +116,22 @@ def batch(
     for a bad argument, BudgetTooSmall if the budget cannot pay for any first answer, LedgerError,
     ThreadBusy.
     """
-    desk = _Desk(app, questions, budget, name, workers, context, stop, progress)
-    for question in desk.questions:
-        desk.begin(question, app.get_state(question.config).values)
+    allocation = _Allocation(app, questions, budget, name, workers, context, stop, progress)
+    for question in allocation.questions:
+        allocation.begin(question, app.get_state(question.config).values)
     running: dict[Future[_Reply], _Step] = {}
     with ThreadPoolExecutor(workers, "anytime-batch") as pool:
         try:
             while True:
-                while len(running) < workers and (step := desk.next()):
-                    work = pool.submit(copy_context().run, _taken, app, step, desk.context)
+                while len(running) < workers and (step := allocation.next()):
+                    work = pool.submit(copy_context().run, _taken, app, step, allocation.context)
                     running[work] = step
                 if not running:
-                    return desk.result()
+                    return allocation.result()
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    desk.settle(running.pop(future), future.result())
+                    allocation.settle(running.pop(future), future.result())
         except BaseException:
-            desk.halt()
+            allocation.halt()
             raise
 
 
@@ -148,21 +147,21 @@ async def abatch(
     progress: Callable[[Progress], None] | None = None,
 ) -> Batch:
     """`batch` for an async graph."""
-    desk = await asyncio.to_thread(
-        _Desk, app, questions, budget, name, workers, context, stop, progress
+    allocation = await asyncio.to_thread(
+        _Allocation, app, questions, budget, name, workers, context, stop, progress
     )
-    for question in desk.questions:
-        desk.begin(question, (await app.aget_state(question.config)).values)
+    for question in allocation.questions:
+        allocation.begin(question, (await app.aget_state(question.config)).values)
     running: dict[asyncio.Task[_Reply], _Step] = {}
     try:
         while True:
-            while len(running) < workers and (step := desk.next()):
-                running[asyncio.create_task(_ataken(app, step, desk.context))] = step
+            while len(running) < workers and (step := allocation.next()):
+                running[asyncio.create_task(_ataken(app, step, allocation.context))] = step
             if not running:
-                return desk.result()
+                return allocation.result()
             done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                desk.settle(running.pop(task), task.result())
+                allocation.settle(running.pop(task), task.result())
     finally:
         for task in running:
             task.cancel()
@@ -225,7 +224,7 @@ class _Stop:
         )
 
 
-class _Desk:
+class _Allocation:
     """Decides whose turn it is, and keeps the account. It makes no call.
 
     Open questions are in a heap by their gain. What one question shows changes a little what all others
@@ -306,13 +305,13 @@ class _Desk:
         if not self._heap and not self._running:
             self._heap, self._waiting = self._waiting, []
             heapq.heapify(self._heap)
-        for tries in count():
-            if not self._heap:
-                return None
+        looks = 0
+        while self._heap:
             _, place = heapq.heappop(self._heap)
             question = self.questions[place]
             question.gain = self._gain(question)
-            if tries < _LOOKS and self._heap and -question.gain > self._heap[0][0]:
+            looks += 1
+            if looks <= _LOOKS and self._heap and -question.gain > self._heap[0][0]:
                 self._queue(question)
             elif step := self._step(question):
                 self._running += 1
@@ -320,7 +319,7 @@ class _Desk:
                 return step
             else:
                 heapq.heappush(self._waiting, (-question.gain, place))
-        raise AssertionError("count() has no end")
+        return None
 
     def settle(self, step: _Step, reply: _Reply) -> None:
         """Take in what a step brought, and what it left of its money."""
@@ -348,8 +347,8 @@ class _Desk:
 
     def result(self) -> Batch:
         if not (self._answered or any(q.error for q in self.questions)) and self._waiting:
-            cheapest = min(self.questions, key=lambda q: max(self._wanted(q, MIN_ROOM).values()))
-            raise BudgetTooSmall(self.account.limits, self._wanted(cheapest, MIN_ROOM))
+            needs = [self._wanted(question)[0] for question in self.questions]
+            raise BudgetTooSmall(self.account.limits, min(needs, key=lambda need: need["tokens"]))
         if self.stop.is_set():
             reason = "seconds" if self.account.left().get("seconds", 1) <= 0 else "interrupted"
         else:
@@ -386,12 +385,7 @@ class _Desk:
         A thread keeps what it was given and has not spent. One with 300 tokens left that wants 1,000 is
         given 700, and 1,000 are held for it. If that did not pay for its next call, it gets 2,000, or
         nothing: doubling ends."""
-        rest, wanted = self.account.left(), self._wanted(question, None)
-        enough = self._wanted(question, MIN_ROOM)
-        if question.answered:  # a reply that is cut short would be paid for in vain
-            assert question.state is not None
-            seen = replace(view(self.setup, question.state), payoffs=self.seen)
-            enough["tokens"] = max(enough["tokens"], prospects.tokens(seen, "draft"))
+        rest, (enough, wanted) = self.account.left(), self._wanted(question)
         limits: Limits = question.state["limits"] if question.state else {}
         spent = cast("Mapping[str, float]", question.spent)
         given, held = {}, {}
@@ -412,21 +406,26 @@ class _Desk:
         grant = Budget(**cast(Any, amounts))
         return _Step(question, {**new, "budget": grant}, cast(Spend, {**nothing(), **held}))
 
-    def _wanted(self, question: _Question, room: int | None) -> Limits:
-        """What the next step of a question may take, with `room` for the reply or what most replies need."""
+    def _wanted(self, question: _Question) -> tuple[Limits, Limits]:
+        """The least and the most that the next step of a question may take. A first answer may be short.
+        Later ones get room for what most replies need, as one that is cut would be paid for in vain."""
         state = question.state or _unasked(question)
         seen = replace(view(self.setup, state, judging=False), payoffs=self.seen)
-        if room is None:
-            length = prospects.reply_length(seen)
-            room = math.ceil(max(GOOD_ROOM, length.ample if length else prospects.FIRST))
+        length = prospects.reply_length(seen)
+        most = max(GOOD_ROOM, length.ample if length else prospects.FIRST)
+        short = max(MIN_ROOM, length.most if length and question.answered else 0)
         draft = prospects.tokens(seen, "draft")
         besides = max(prospects.tokens(seen, kind) for kind in {"draft", *state["payoffs"]}) - draft
         judged = prospects.judge_decides(seen)
         if judged and question.answered:
             besides += 1.5 * prospects.tokens(seen, "compare")
         limits: Limits = dict.fromkeys(DIMENSIONS, 0)
-        need = least(self.setup, {**state, "limits": limits}, room, math.ceil(besides))
-        return {**need, "calls": 3 if judged else 1}  # it is compared in both orders
+        calls = 3 if judged else 1  # it is compared in both orders
+        enough, wanted = (
+            least(self.setup, {**state, "limits": limits}, math.ceil(room), math.ceil(besides))
+            for room in (short, most)
+        )
+        return {**enough, "calls": calls}, {**wanted, "calls": calls}
 
     def _tell(self) -> None:
         gain = -self._heap[0][0] if self._heap else 0.0

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from anytime_graph.benchmark.cells import (
     PREPARATION,
@@ -352,9 +352,9 @@ def _gains_per_question(
     by_kind: dict[str, dict[str, CallGains]] = {}
     for record in records:
         for kind, new in record.get("brought", {}).items() if record["budgets"] == [budget] else ():
-            gains = by_kind.setdefault(kind, {q: no_gains() for q in questions})[record["question"]]
-            for name in gains:
-                gains[name] += new[name]  # type: ignore[literal-required] # a key of it
+            gains = by_kind.setdefault(kind, {q: no_gains() for q in questions})
+            sums = cast("dict[str, float]", gains[record["question"]])
+            sums.update({name: sums[name] + gain for name, gain in cast(Any, new).items()})
     return {kind: list(gains.values()) for kind, gains in by_kind.items()}
 
 

@@ -109,9 +109,9 @@ def _display(console: Console) -> Iterator[Any]:
 
 def _bars(spent: Spend, limits: Limits, running: list[PlannedCall]) -> Group:
     """One bar for each limited dimension: spent, reserved by running calls, and left."""
-    rows = []
+    rows, amounts = [], cast("Mapping[str, float]", spent)
     for dimension in (d for d in DIMENSIONS if d in limits):
-        used = cast(float, spent[dimension])  # type: ignore[literal-required] # a key of it
+        used = amounts[dimension]
         held = min(_reserved_by_calls(running, dimension), max(0.0, limits[dimension] - used))
         whole = limits[dimension] or 1
         full, reserved = (round(_WIDTH * min(1, x / whole)) for x in (used, held))

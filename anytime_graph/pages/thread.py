@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from anytime_graph.budget import DIMENSIONS
+from anytime_graph.budget import DIMENSIONS, UNIT_NAMES
 from anytime_graph.checkpoints import Ledger
 from anytime_graph.checkpoints.export import public
 from anytime_graph.pages.curve import curve, extent, ticks
@@ -170,16 +170,7 @@ def _amounts(run: Row) -> Iterator[str]:
             text += f" of {_amount(name, limit)} ({share:.0%})"
             meter = f'<div class="meter"><i style="width:{min(100, 100 * share):.1f}%"></i></div>'
         note = f"<small>{notes[name]}</small>" if notes.get(name) else ""
-        yield f"<div><dt>{_UNITS[name]}</dt><dd>{text}{meter}{note}</dd></div>"
-
-
-_UNITS = {
-    "tokens": "tokens",
-    "output_tokens": "output tokens",
-    "usd": "US dollars",
-    "calls": "calls",
-    "seconds": "seconds",
-}
+        yield f"<div><dt>{UNIT_NAMES[name]}</dt><dd>{text}{meter}{note}</dd></div>"
 
 
 def _tokens_note(run: Row) -> str:

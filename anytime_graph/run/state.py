@@ -93,8 +93,9 @@ class Output(TypedDict):
     """What a run returns.
 
     messages: the conversation, with the best answer last. best: the best answer with all that is known
-    of it. structured_response: with `answer=Model` the best answer as an instance of it; None without, or if no reply held one. It is made when the run ends and is in no checkpoint. spent: what the run has spent.
-    stop_reason: a dimension of the budget that was used up, or another reason; see the glossary.
+    of it. structured_response: with `answer=Model` the best answer as an instance of it; None without,
+    or if no reply held one. It is made when the run ends and is in no checkpoint. spent: what the run
+    has spent. stop_reason: a dimension of the budget that was used up, or another reason; see the glossary.
     stop_estimate: the figure that the stop rests on, such as the score reached. curve: each answer that
     became the best, with its score and the spend by then. candidates: the answers that the state keeps.
     pairs: preferences among answers. principles: rules that the pairs taught. judging: what the judge
@@ -131,8 +132,8 @@ class State(TypedDict, total=False):
     call needs, as starved calls have shown. overhead: input tokens that an agent with tools adds to the
     prompt of a draft. owed: moves that a request for several choices left undone. failures: steps in a
     row that failed entirely. blocked: why the provider ended every answer of the last step, if there
-    is no whole answer. unscored: the scorer failed on every answer. withheld: a
-    quota did not pay for a call of the last step. refusals: calls that were refused and cost nothing. wait: seconds that a
+    is no whole answer. unscored: the scorer failed on every answer. withheld: a quota did not pay for a
+    call of the last step. refusals: calls that were refused and cost nothing. wait: seconds that a
     provider asked for. anytime_form: the form of the state; see upgrade.py.
     """
 
@@ -218,13 +219,15 @@ def fresh(question_id: str, chosen: Chosen, run_id: int, thread: str, limits: Li
         least_room=GOOD_ROOM,
         overhead=0,
         owed=[],
-        failures=0,
         refusals=0,
-        blocked=None,
-        unscored=False,
-        withheld=False,
-        wait=0.0,
-        interrupted=False,
+        **unstopped(),
+    )
+
+
+def unstopped() -> State:
+    """What a run that has stopped forgets, to go on: what kept it from making calls."""
+    return State(
+        interrupted=False, failures=0, blocked=None, unscored=False, withheld=False, wait=0.0
     )
 
 

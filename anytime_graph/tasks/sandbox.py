@@ -320,7 +320,7 @@ def _judge(folder: str, *how: str) -> None:
     if "jail" in how:
         _jailed(folder, job["roots"], limits["size"])
     else:
-        os.chmod(folder, 0o777)  # noqa: S103 - for the user nobody
+        os.chown(folder, _NOBODY, _NOBODY)
         os.chdir(folder)
     worker = _Worker(job, lambda: _forked(source, nothing, limits, how))
     try:
@@ -471,15 +471,15 @@ def _jailed(folder: str, roots: Sequence[str], size: int) -> None:
         else:
             open(inside, "x").close()
         _mount(path, inside, None, _BIND | _REC, None)
-    os.mkdir(f"{folder}/work")
+    os.mkdir(f"{folder}/home")
     read_only = (ctypes.c_uint64 * 4)(1 | _NOSUID | _NODEV, 0, 0, 0)
     at = (ctypes.c_int(-100), folder.encode(), ctypes.c_uint(0x8000), ctypes.byref(read_only))
     _checked(_libc().syscall(ctypes.c_long(_MOUNT_SETATTR), *at, ctypes.c_size_t(32)))
     _mount(
-        "tmpfs", f"{folder}/work", "tmpfs", _NOSUID | _NODEV, f"size={size},nr_inodes=64,mode=777"
+        "tmpfs", f"{folder}/home", "tmpfs", _NOSUID | _NODEV, f"size={size},nr_inodes=64,mode=777"
     )
     os.chroot(folder)
-    os.chdir("/work")
+    os.chdir("/home")
 
 
 def _mount(source: str, target: str, kind: str | None, flags: int, options: str | None) -> None:

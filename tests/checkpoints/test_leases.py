@@ -22,8 +22,8 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import interrupt
 
-from anytime_graph import Budget, ThreadBusy, open_checkpoints
-from anytime_graph.checkpoints import Checkpoints
+from anytime_graph import Budget, Draft, ThreadBusy, View, open_checkpoints
+from anytime_graph.checkpoints import Checkpoints, quotas
 from tests.kit.ledgers import ASK, ON, graph, sql
 from tests.kit.server import Reply, Server, by_place
 from tests.kit.waiting import PATIENCE, auntil, until, waits_for_the_file
@@ -299,14 +299,21 @@ with open_checkpoints(sys.argv[1]) as store:
 def test_a_store_closed_under_a_run_costs_no_answer(
     server: Server, target: str, sync: bool
 ) -> None:
-    server.script = slowly
-    opening = open_checkpoints(target)
+    opening, closed = open_checkpoints(target), threading.Event()
 
-    async def closed() -> Any:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        """The first four at once, the rest when the store is closed."""
+        assert request["seed"] < 4 or closed.wait(PATIENCE)
+        return Reply(text=f"<answer>{request['seed'] * 7 % 10}</answer>")
+
+    server.script = script
+
+    async def alone() -> Any:
         store = await opening.__aenter__()
         task = asyncio.create_task(graph(server, store).compile(store.saver).ainvoke(ASK, ON))
-        await auntil(lambda: len(server.calls) >= 6)
+        await auntil(lambda: len(server.calls) >= 5)
         await opening.__aexit__(None, None, None)
+        closed.set()
         return await task
 
     if sync:
@@ -314,13 +321,36 @@ def test_a_store_closed_under_a_run_costs_no_answer(
         with ThreadPoolExecutor() as pool:
             running = pool.submit(graph(server, store).compile(store.saver).invoke, ASK, ON)
             with server.changed:
-                assert server.changed.wait_for(lambda: len(server.calls) >= 6, PATIENCE)
+                assert server.changed.wait_for(lambda: len(server.calls) >= 5, PATIENCE)
             opening.__exit__(None, None, None)
+            closed.set()
             out = running.result()
     else:
-        out = asyncio.run(closed())
+        out = asyncio.run(alone())
     assert out["stop_reason"].startswith("ledger: ")
     assert out["best"]["score"] == max(c["score"] for c in out["candidates"])
+
+
+def test_a_store_that_is_closed_between_calls_costs_no_answer(
+    served: Server, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever of the ledger is read before the next step; quotas are read anew each time."""
+    monkeypatch.setattr(quotas, "_FRESH", 0.0)
+    opening, scored = open_checkpoints(target), list[str]()
+    store = opening.__enter__()
+
+    def scorer(question: str, answer: str) -> float:
+        scored.append(answer)
+        if len(scored) == 2:
+            opening.__exit__(None, None, None)
+        return int(answer) / 10
+
+    def one(view: View) -> list[Draft]:
+        return [Draft()]
+
+    out = graph(served, store, scorer=scorer, strategy=one).compile().invoke(ASK, ON)
+    assert out["stop_reason"].startswith("ledger: ")
+    assert out["best"]["score"] == max(int(answer) / 10 for answer in scored)
 
 
 def test_connections_that_were_cut_are_replaced(served: Server, database: str) -> None:

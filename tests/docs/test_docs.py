@@ -146,13 +146,16 @@ def test_every_field_of_the_output_is_explained() -> None:
 
 def test_every_reason_to_stop_is_explained() -> None:
     """Those that stand in the code as words; rules and dimensions go by their names."""
-    calls = re.compile(r"\bStop\(f?\"(\w+)|\"stop_reason\": \"(\w+)")
+    words = re.compile(
+        r"(?:\bStop\(|\"stop_reason\": |\b_finish\(\w+, (?:_logged\()?|\bQUOTA = )f?\"(\w+)"
+    )
     said = {
-        one or other
+        word
         for folder in ("anytime_graph", "nodes")
         for file in (ROOT / folder).rglob("*.py")
-        for one, other in calls.findall(file.read_text())
+        for word in words.findall(file.read_text())
     }
+    assert said >= {"quota", "ledger", "strategy", "perfect", "blocked"}
     page = (ROOT / "docs" / "output.md").read_text()
     section = page.partition("## Why it ended")[2].partition("\n## ")[0]
     told = set(re.findall(r"`(\w+)(?::[^`]*)?`", section))
