@@ -666,9 +666,7 @@ def record() -> None:
 @pytest.mark.parametrize("kind", RECORDINGS)
 def test_the_embedded_models_benchmark_replays(kind: str, bench: Bench) -> None:
     bench(*recorded(kind), "--replay", str(RECORDED / kind), "--out", "a", "--parallel", "2")
-    kept = records(RECORDED / kind)
-    measured = [{key: row[key] for key in old} for row, old in zip(records("a"), kept, strict=True)]
-    assert measured == kept, "records have gained fields since"
+    assert records("a") == records(RECORDED / kind)
     assert any(0 < score < 1 for r in records("a") for score in r["scores"])
     assert any(r["pairs"] for r in records("a"))
 
