@@ -106,6 +106,21 @@ def as_budget(value: Budget | Mapping[str, Any], argument: str = "budget") -> Bu
     return Budget(**value)
 
 
+def grant_of(answer: Any, limits: Limits, ended: str) -> Budget | None:
+    """How much more a human grants to a run whose budget is used up: a number of tokens, or a budget;
+    None, 0 and "stop" grant nothing. limits: of the run. ended: why it would end, a dimension or a part
+    of all. Raises ValueError for another answer, and for one that does not help."""
+    if answer in (None, 0, "stop"):
+        return None
+    if isinstance(answer, int | float):
+        answer = {"tokens": answer}
+    more = {d: v for d, v in as_budget(answer, "resume").limits().items() if d in limits}
+    needed = ended if ended in limits else next(iter(limits))
+    if not more.get(needed):
+        raise ValueError(f"resume={answer!r}: more {needed} are needed, as in {{{needed!r}: ...}}")
+    return Budget(**cast(Any, more))
+
+
 class Spend(TypedDict):
     """What was spent. `tokens` = input_tokens + output_tokens; `output_tokens` contain
     `reasoning_tokens`, `input_tokens` contain `cached_tokens`."""

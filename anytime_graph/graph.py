@@ -66,6 +66,7 @@ def create_anytime_graph(
     until: Until | None = None,
     profile: Mapping[str, Payoff] | None = None,
     drafter: Drafter | None = None,
+    on_exhausted: Literal["answer", "ask"] = "answer",
 ) -> AnytimeGraph:
     """Turn a chat model into an anytime reasoner. Returns an uncompiled graph.
 
@@ -109,6 +110,8 @@ def create_anytime_graph(
         called for each draft with a metered model, whose calls are paid from that draft's slice.
     until: when to stop before the budget is spent.
     profile: how much drafts and refinements improved answers on earlier questions; see profiles.
+    on_exhausted: what happens when the budget is used up: "answer" returns the best answer; "ask"
+        interrupts the graph before that, to ask a human for more, and needs a checkpointer.
 
     The compiled graph takes {"messages": [...], "budget": Budget(...)} and returns `messages`
     (with the answer last), `best`, `spent`, `stop_reason`, `curve` and more (see Output). A new
@@ -120,6 +123,8 @@ def create_anytime_graph(
     if not isinstance(width, int) or width < 2:
         raise ValueError(f"width={width!r}: a whole number, 2 or more")
     check_media_tokens(media_tokens)
+    if on_exhausted not in ("answer", "ask"):
+        raise ValueError(f"on_exhausted={on_exhausted!r}: 'answer' or 'ask' is needed")
     if isinstance(scorer, str) and scorer not in ("judge", "vote"):
         raise ValueError(f"scorer={scorer!r}: a function, 'judge' or 'vote'")
     if not (scorer is None or isinstance(scorer, str | Judge) or callable(scorer)):
@@ -180,7 +185,8 @@ def create_anytime_graph(
 
     setups, lives = Setups(setup), Lives()
     named = strategy if isinstance(strategy, str) else getattr(strategy, "__name__", "custom")
-    hub = Hub(setups, lives, budget, most, ledger, quotas, memory, named, schema)
+    asks = on_exhausted == "ask"
+    hub = Hub(setups, lives, budget, most, ledger, quotas, memory, named, schema, asks)
     default = setups[{}]
     for one in (budget, *(quota.budget for quota in quotas)):
         if one is not None:
@@ -188,11 +194,14 @@ def create_anytime_graph(
     spoke = Spoke(setups, lives, schema, ledger, quotas)
     graph = AnytimeGraph(State, context_schema=Context, input_schema=Input, output_schema=Output)
     graph.ledger, graph.setups = ledger, setups
-    graph.add_node("budget", hub.budget_node, destinations=(*SPOKES, "finish"))
+    ends = ("ask", "finish") if asks else ("finish",)
+    graph.add_node("budget", hub.budget_node, destinations=(*SPOKES, *ends))
     graph.add_edge(START, "budget")
     for name in SPOKES:
         graph.add_node(name, spoke)
         graph.add_edge(name, "budget")
+    if asks:
+        graph.add_node("ask", hub.ask, destinations=("budget", "finish"))
     graph.add_node("finish", hub.finish)
     graph.add_edge("finish", END)
     return graph

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Any, cast, overload
 
 from langchain_core.runnables import RunnableConfig
@@ -142,6 +143,8 @@ class CompiledAnytimeGraph(CompiledStateGraph[State, Context, Input, Output]):
 
 def _plain(input: Any) -> Any:
     """The input without an object that LangGraph's serializer does not know."""
+    if isinstance(input, Command) and isinstance(input.resume, Budget):
+        return replace(input, resume=input.resume.limits())
     if isinstance(input, dict) and isinstance(budget := input.get("budget"), Budget):
         return {**input, "budget": budget.limits()}
     return input

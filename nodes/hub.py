@@ -15,7 +15,7 @@ from cachetools import LRUCache
 from langchain_core.messages import AnyMessage, RemoveMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.store.base import BaseStore
-from langgraph.types import Command, Send
+from langgraph.types import Command, Send, interrupt
 from pydantic import BaseModel
 
 from anytime_graph.budget import (
@@ -25,6 +25,7 @@ from anytime_graph.budget import (
     NoAnswer,
     Short,
     as_budget,
+    grant_of,
     least,
     left,
     raised,
@@ -41,6 +42,7 @@ from anytime_graph.models.counting import patience
 from anytime_graph.models.providers import describe
 from anytime_graph.models.tokens import Calibration, uncalibrated
 from anytime_graph.nodes import finish
+from anytime_graph.nodes.exhausted import Exhausted, exhausted, used_up
 from anytime_graph.planning.plan import plan
 from anytime_graph.planning.setup import Setup, Setups, affordable
 from anytime_graph.run.announcements import Lives, announce, note
@@ -50,6 +52,7 @@ from anytime_graph.run.context import (
     chosen,
     context,
     invocation,
+    resumable,
     root,
     served,
     stop_signal,
@@ -82,6 +85,8 @@ log = logging.getLogger(__name__)
 
 _INSTANCES = 4_096
 """Most threads whose instances within one invocation are remembered."""
+_ENDS = ("finish", "ask")
+"""Nodes after which a run has ended, unless it gets more budget."""
 _LONGEST_WAIT = 30.0
 """Most seconds to wait after refusals."""
 _COUNTING = 0.1
@@ -89,7 +94,7 @@ _COUNTING = 0.1
 
 
 class Hub:
-    """The nodes `budget` and `finish` of one graph."""
+    """The nodes `budget`, `finish` and `ask` of one graph. asks: whether there is such a node."""
 
     def __init__(
         self,
@@ -102,12 +107,13 @@ class Hub:
         memory: Ledger | BaseStore | Memory | None,
         strategy: str,
         schema: type[BaseModel] | None,
+        asks: bool,
     ) -> None:
         self.setups, self.lives, self.budget, self.ledger = setups, lives, budget, ledger
         self.memory = None if memory is None else memory_of(memory)
         self.most, self.quotas = most, quotas
         self.remembers = memory is not None and memory is ledger
-        self.strategy, self.schema = strategy, schema
+        self.strategy, self.schema, self.asks = strategy, schema, asks
         self._instances: LRUCache[tuple[Hashable, str], list[str]] = LRUCache(_INSTANCES)
         self._counting = threading.Lock()
 
@@ -119,7 +125,7 @@ class Hub:
         if repeated:
             update["messages"] = cast("list[AnyMessage]", [RemoveMessage(id) for id in repeated])
         for send in sends:
-            send.arg[KEY] = len(FINAL if send.node == "finish" else ASSIGNMENT)
+            send.arg[KEY] = len(FINAL if send.node in _ENDS else ASSIGNMENT)
         return Command(update={**changes(state, now), **update, "returned": None}, goto=sends)
 
     def _folded(self, state: State, config: RunnableConfig) -> tuple[State, list[Send], list[str]]:
@@ -187,6 +193,11 @@ class Hub:
             earlier = journal.ledger.find(thread, digest) if journal else None
             choice = chosen()
             setup = self.setups[choice]
+            if self.asks and not resumable(config):
+                raise ValueError(
+                    "on_exhausted='ask': who is asked needs a checkpointer, as in "
+                    "graph.compile(checkpointer=InMemorySaver())"
+                )
             run_id, limits = earlier or randbits(53), self._limits(setup, granted)
             update = fresh(question_id, choice, run_id, thread, limits)
             update["calibrations"] = growth_only(state.get("calibrations", {}))
@@ -205,7 +216,7 @@ class Hub:
         now = merged(state, update)
         sends = self._next(setup, state, now, config, digest, journal)
         update["spent"] = now["spent"]
-        if any(send.node == "finish" for send in sends):
+        if sends[0].node in _ENDS:
             update["errors"] = now["errors"] + self._remembered(now)
         note("budget", now["best"], now["spent"])
         if (best := now["best"]) is not None:
@@ -232,7 +243,7 @@ class Hub:
         try:
             record["keys"] = {n: v for n in ledger.keys(self.quotas) if (v := told(n)) is not None}
             sends = _recorded(now, ledger, run) or self._edge(setup, now, run, journal.payers())
-            stop = sends[0].arg["stop_reason"] if sends[0].node == "finish" else None
+            stop = sends[0].arg["stop_reason"] if sends[0].node in _ENDS else None
             ledger.save(hold, record, state, now, run["plan"], stop)
         except NoAnswer:
             ledger.save(hold, record, state, now, run["plan"], "errors")
@@ -320,7 +331,10 @@ class Hub:
             # After 2 s and a third failed step in a row: 2 * 2 ** 2 = 8 s.
             wait = min(state["wait"] * 2 ** max(0, state["failures"] - 1), _LONGEST_WAIT)
             return [_assigned(run, call, prompt, wait) for call, prompt in planned]
-        return self._finish(state, planned.reason, planned.estimate)
+        sends = self._finish(state, planned.reason, planned.estimate)
+        if self.asks and used_up(state, planned):
+            return [Send("ask", {**sends[0].arg, "asked": exhausted(setup, state, planned)})]
+        return sends
 
     def _finish(self, state: State, reason: str, estimate: float | None = None) -> list[Send]:
         final = {k: state[k] for k in ("best", "answer_id", "run_id")}
@@ -328,6 +342,23 @@ class Hub:
         if all(m.id != state["answer_id"] for m in state["messages"]):
             final["answer_id"] = None
         return [Send("finish", {**final, "stop_reason": reason, "stop_estimate": estimate})]
+
+    def ask(self, sent: dict[str, Any]) -> Command[Any]:
+        """Ask a human whether the run may cost more, again after an answer that does not do. A node of its
+        own, because a node that is resumed runs again from its start, and this one buys nothing. What
+        is granted goes to the hub as a budget in the input does."""
+        asked: Exhausted = sent["asked"]
+        while True:
+            answer = interrupt(asked)
+            try:
+                more = grant_of(answer, asked["limits"], asked["stop_reason"])
+                grant = None if more is None else self._allowed(more).limits()
+            except ValueError as error:
+                asked = {**asked, "fault": str(error)}
+                continue
+            if grant is None:
+                return Command(goto=Send("finish", sent))
+            return Command(update={"budget": grant}, goto="budget")
 
     def finish(self, state: State) -> dict[str, Any]:
         state = migrated_final(state)

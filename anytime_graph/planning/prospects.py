@@ -83,6 +83,11 @@ def prospects(view: View) -> dict[str, Prospect]:
     return {kind: Prospect(gain, tokens(view, kind)) for kind, gain in gains.items()}
 
 
+def best_prospect(view: View) -> Prospect:
+    """That of the kind of answer which promises most for its cost."""
+    return max(prospects(view).values(), key=lambda prospect: prospect.rate)
+
+
 def votes_decide(view: View) -> bool:
     """Whether drafts are told apart by their votes. Under agreement that is so if two of them agreed, or if
     answers are short and few were seen; not of texts, which cannot agree."""

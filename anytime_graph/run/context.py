@@ -123,6 +123,11 @@ def invocation() -> Invocation | None:
     return (runtime.control, info.checkpoint_ns.rpartition("|")[0]) if info else None
 
 
+def resumable(config: RunnableConfig) -> bool:
+    """Whether a checkpointer keeps the run that a node belongs to."""
+    return bool((config.get("configurable") or {}).get("__pregel_checkpointer"))
+
+
 def root(config: RunnableConfig) -> str | None:
     """LangGraph's id of the thread."""
     thread_id = (config.get("configurable") or {}).get("thread_id")

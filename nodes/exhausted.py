@@ -1,0 +1,57 @@
+"""What a human is asked when the budget of a run is used up."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from typing_extensions import TypedDict
+
+from anytime_graph.budget import DIMENSIONS, Limits, Spend
+from anytime_graph.planning.moves import Stop
+from anytime_graph.planning.plan import view
+from anytime_graph.planning.prospects import best_prospect, votes_decide
+from anytime_graph.planning.setup import Setup
+from anytime_graph.run.state import State
+
+
+class Exhausted(TypedDict):
+    """The value of the interrupt with which a run asks for more. stop_reason: the dimension that is used
+    up, or "judge" for the judge's share. answer, score: the best so far. spent, limits: of the run.
+    gain_per_1000_tokens: what the answer that promises most is expected to bring. gain_of: what that
+    is a gain of: the score, the chance that the answer is right, or the quality in standard deviations
+    between drafts. next_tokens: what that answer is expected to cost. fault: why the human's last
+    answer did not do, if there was one."""
+
+    stop_reason: str
+    answer: str
+    score: float | None
+    spent: Spend
+    limits: Limits
+    gain_per_1000_tokens: float
+    gain_of: Literal["score", "chance", "deviations"]
+    next_tokens: int
+    fault: str | None
+
+
+def used_up(state: State, stop: Stop) -> bool:
+    """Whether a run ends because its own budget, and not a quota or another limit, is used up."""
+    return bool(state["limits"]) and stop.reason in (*DIMENSIONS, "judge")
+
+
+def exhausted(setup: Setup, state: State, stop: Stop) -> Exhausted:
+    """The question to a human at the end of a run that has an answer."""
+    best, seen = state["best"], view(setup, state)
+    assert best is not None, "a run without an answer ends in NoAnswer"
+    prospect = best_prospect(seen)
+    by_votes = "chance" if votes_decide(seen) else "deviations"
+    return Exhausted(
+        stop_reason=stop.reason,
+        answer=best["answer"],
+        score=best["score"],
+        spent=state["spent"],
+        limits=state["limits"],
+        gain_per_1000_tokens=1_000 * prospect.rate,
+        gain_of="score" if setup.decides == "scorer" else by_votes,
+        next_tokens=round(prospect.tokens),
+        fault=None,
+    )
