@@ -7,6 +7,7 @@ Needs the extra `agents`; `import anytime_graph` does not need langchain.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -65,11 +66,15 @@ Result = ToolMessage | Command[Any]
 
 
 class _Run(TypedDict):
-    """question: what the user asked. growth: how far prompts exceeded their bounds, by model. form:
-    which form this has."""
+    """question: what the user asked. growth: how far prompts exceeded their bounds, by model. tool_calls:
+    how many were allowed so far; allowed: the ids of those in the last reply; refused: whether it had
+    more. form: which form this has."""
 
     question: BaseMessage | None
     growth: dict[str, float]
+    tool_calls: NotRequired[int]
+    allowed: NotRequired[list[str]]
+    refused: NotRequired[bool]
     form: NotRequired[int]
 
 
@@ -83,8 +88,8 @@ def _added(kept: Spend, more: Spend) -> Spend:
 
 class BudgetState(AgentState[Any]):
     """spent: what the run (or the thread) has cost so far, sub-agents and tools included.
-    stop_reason: None while it works; "done", or the dimension of the budget that ended it, or the
-    error that did."""
+    stop_reason: None while it works; "done", or the dimension of the budget that ended it, or
+    "tool_calls", or the error that did."""
 
     spent: NotRequired[Annotated[Spend, OmitFromInput, _added]]
     stop_reason: NotRequired[Annotated[str | None, OmitFromInput]]
@@ -107,6 +112,10 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
 
     media_tokens: the most input tokens that an image, a document or a tool of the provider adds to
         a prompt; see create_anytime_graph.
+    tool_calls: the most tool calls that are carried out; the model is told that a further one is not,
+        and makes its last call.
+    tool_prices: US dollars per call, by the name of the tool. They are booked before it runs, and one
+        that does not fit beside the reserve is not carried out.
     quotas, ledger: what users, tenants or the like may spend over all runs, and the ledger that
         keeps the books, such as `open_checkpoints(...).ledger`; quotas in its database hold too.
 
@@ -128,6 +137,8 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         reserve: float | Budget = 0.2,
         prices: Prices | None = None,
         media_tokens: int | None = None,
+        tool_calls: int | None = None,
+        tool_prices: Mapping[str, float] | None = None,
         quotas: Sequence[Quota] = (),
         ledger: Books | None = None,
     ) -> None:
@@ -141,6 +152,8 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         self.prices = prices
         self.media_tokens = check_media_tokens(media_tokens)
         self.share = _share(reserve, self.budget)
+        self.tool_calls = None if tool_calls is None else _count(tool_calls)
+        self.tool_prices = {name: _price(name, usd) for name, usd in (tool_prices or {}).items()}
         if quotas and ledger is None:
             raise ValueError("quotas: their books are kept in a ledger; pass ledger= too")
         self.shared = None if ledger is None else ledger.shared(checked_quotas(quotas))
@@ -153,7 +166,10 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         """Begin a run: open its account."""
         spent = nothing() if self.per == "run" else self._thread_spent(state)
         question = next((m for m in reversed(_messages(state)) if m.type == "human"), None)
-        run = _Run(question=question, growth=_run(state)["growth"], form=len(UPGRADES))
+        earlier = _run(state)
+        run = _Run(question=question, growth=earlier["growth"], form=len(UPGRADES))
+        if self.per == "thread":
+            run["tool_calls"] = earlier.get("tool_calls", 0)
         self._enter(spent, run)
         return {"spent": Overwrite(spent), "stop_reason": None, "anytime_run": run}
 
@@ -225,7 +241,10 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
     def wrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Result]
     ) -> Result:
-        with _working(self._account(request.state), request) as own:
+        own = self._begun(request)
+        if isinstance(own, ToolMessage):
+            return own
+        with _working(own):
             try:
                 result = handler(request)
             except Short as short:
@@ -235,12 +254,27 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[Result]]
     ) -> Result:
-        with _working(self._account(request.state), request) as own:
+        own = self._begun(request)
+        if isinstance(own, ToolMessage):
+            return own
+        with _working(own):
             try:
                 result = await handler(request)
             except Short as short:
                 result = _refused(request, short)
         return cast(Result, _charged(result, own.close()))
+
+    def _begun(self, request: ToolCallRequest) -> Account | ToolMessage:
+        """The account of a tool call that may run, with its price booked; else what the model is told.
+        Which calls may run was decided when they were asked for, so they may come in any order."""
+        allowed = _run(request.state).get("allowed")
+        call, account = request.tool_call, self._account(request.state)
+        if self.tool_calls is not None and allowed is not None and call["id"] not in allowed:
+            return _refused(request, f"the budget of {self.tool_calls} tool calls is used up")
+        try:
+            return _opened(account, request, self.tool_prices.get(call["name"], 0.0))
+        except Short as short:
+            return _refused(request, short)
 
 
 class _Metered(ModelRequest[Any]):
@@ -264,6 +298,7 @@ class _Turn:
         self.account = middleware._account(request.state)
         self.account.spent = _added(_spent(request.state), self.account.due)
         self.payer = AgentPayer(self.account, "agent", self.share, self.run["question"])
+        self.payer.tool_calls = self._tool_calls_left()
         self.response: Response | None = None
         self.reason: str | None = None
         self.error: Exception | None = None
@@ -271,7 +306,10 @@ class _Turn:
 
     def requests(self) -> Iterator[Request]:
         """The requests to make, until there is a response."""
-        yield self.request
+        if self.run.get("refused"):
+            self.reason = "tool_calls"
+        else:
+            yield self.request
         short = self.error is None or isinstance(self.error, Short)
         if self.response is None and self.share and (short or self._latest_text() is not None):
             self.payer = AgentPayer(self.account, "last", question=self.run["question"])
@@ -322,12 +360,32 @@ class _Turn:
             latest = self.payer.latest
             blocked = latest.reply.receipt.get("blocked") if latest and latest.reply else None
             reason = f"blocked: {blocked}" if blocked else "done"
-        run = _Run(**self.run | {"growth": dict(self.account.growth)})
+        growth = dict(self.account.growth)
+        run = cast(_Run, {**self.run, **self._allowed(response), "growth": growth})
         spent: Any = self.account.collect()
         if self.middleware.per == "thread":
             spent = Overwrite(self.middleware._thread_spent(_after(self.request.state, spent)))
         update |= {"spent": spent, "stop_reason": reason, "anytime_run": run}
         return ExtendedModelResponse(response, Command(update=update))
+
+    def _tool_calls_left(self) -> int | None:
+        most = self.middleware.tool_calls
+        return None if most is None else max(0, most - self.run.get("tool_calls", 0))
+
+    def _allowed(self, response: Response) -> dict[str, Any]:
+        """Which of the tool calls in a response may run: the first ones. Those that have an answer, as a
+        structured response has, are not carried out."""
+        if (left := self._tool_calls_left()) is None:
+            return {}
+        answered = {m.tool_call_id for m in response.result if isinstance(m, ToolMessage)}
+        calls = [c for m in response.result for c in getattr(m, "tool_calls", ())]
+        ids = [call["id"] for call in calls if call["id"] not in answered]
+        allowed, over = ids[:left], ids[left:]
+        return {
+            "tool_calls": self.run.get("tool_calls", 0) + len(allowed),
+            "allowed": [id_ for id_ in allowed if id_ not in over],
+            "refused": bool(over),
+        }
 
     def _latest_text(self) -> str | None:
         """What the model said last in this run; None if it did not reply, "" if without words."""
@@ -340,35 +398,51 @@ class _Turn:
         return text
 
 
-@contextmanager
-def _working(account: Account, request: ToolCallRequest) -> Iterator[Account]:
-    """A tool call under way, with a part of what is left for itself."""
+def _opened(account: Account, request: ToolCallRequest, price: float) -> Account:
+    """The account of a tool call, with a part of what is left for itself, and its price booked. Raises
+    Short if that does not fit."""
     calling = next((m for m in reversed(_messages(request.state)) if m.type == "ai"), None)
     parts = len(getattr(calling, "tool_calls", ())) or 1
-    slice_: Limits = {}
-    for dimension, amount in account.left().items():
-        part = max(1, amount // parts) if dimension == "calls" else amount / parts
-        slice_[dimension] = amount if dimension == "seconds" else part
-    own = Account(slice_, parent=account, tool_call=request.tool_call["id"])
+    cost, slice_ = Spend(**{**nothing(), "usd": price}), Limits()
+    with account.lock:
+        rest = account.left()
+        if price > rest.get("usd", price):
+            raise Short(rest, cast("Mapping[str, float]", cost), "usd")
+        for dimension, amount in rest.items():
+            part = max(1, amount // parts) if dimension == "calls" else amount / parts
+            slice_[dimension] = amount if dimension == "seconds" else part
+        if "usd" in slice_:
+            slice_["usd"] += price
+        own = Account(slice_, parent=account, tool_call=request.tool_call["id"])
+        if price:
+            own.hold(cost)
+            own.settle(cost, cost)
+    return own
+
+
+@contextmanager
+def _working(own: Account) -> Iterator[None]:
+    """A tool call under way."""
     try:
         with paying_from(AgentPayer(own, "tool")):
-            yield own
+            yield
     except BaseException:
-        account.owe(own.close())
+        assert own.parent is not None
+        own.parent.owe(own.close())
         raise
 
 
-def _refused(request: ToolCallRequest, short: Short) -> ToolMessage:
+def _refused(request: ToolCallRequest, why: object) -> ToolMessage:
     call = request.tool_call
     return ToolMessage(
-        f"Not done: {short}", tool_call_id=call["id"], name=call["name"], status="error"
+        f"Not done: {why}", tool_call_id=call["id"], name=call["name"], status="error"
     )
 
 
 def _charged(result: Any, spent: Spend) -> Any:
     """A tool's result, and what it cost as an update of the agent's state. What a sub-agent's state
     says of its own budget does not enter the agent's."""
-    cost = {"spent": spent} if spent["calls"] else {}
+    cost = {"spent": spent} if any(spent.values()) else {}
     if isinstance(result, ToolMessage):
         return Command(update={"messages": [result], **cost}) if cost else result
     if isinstance(result, list):
@@ -402,6 +476,18 @@ def _messages(state: Any) -> Sequence[BaseMessage]:
 def _is_answer(response: Response) -> bool:
     calls = any(getattr(message, "tool_calls", None) for message in response.result)
     return response.structured_response is not None or not calls
+
+
+def _count(tool_calls: Any) -> int:
+    if isinstance(tool_calls, bool) or not isinstance(tool_calls, int) or tool_calls < 0:
+        raise ValueError(f"tool_calls={tool_calls!r}: a whole number, 0 or more, is needed")
+    return tool_calls
+
+
+def _price(name: str, usd: Any) -> float:
+    if isinstance(usd, bool) or not isinstance(usd, int | float) or not 0 <= usd < math.inf:
+        raise ValueError(f"tool_prices {name}={usd!r}: US dollars per call, 0 or more, are needed")
+    return float(usd)
 
 
 def _share(reserve: Any, budget: Budget) -> float | Limits:

@@ -7,11 +7,13 @@ from typing import Literal
 from typing_extensions import TypedDict
 
 from anytime_graph.budget import DIMENSIONS, Limits, Spend
-from anytime_graph.planning.moves import Stop
+from anytime_graph.planning.moves import Stop, View
 from anytime_graph.planning.plan import view
 from anytime_graph.planning.prospects import best_prospect, votes_decide
 from anytime_graph.planning.setup import Setup
 from anytime_graph.run.state import State
+
+Gain = Literal["score", "chance", "deviations"]
 
 
 class Exhausted(TypedDict):
@@ -28,7 +30,7 @@ class Exhausted(TypedDict):
     spent: Spend
     limits: Limits
     gain_per_1000_tokens: float
-    gain_of: Literal["score", "chance", "deviations"]
+    gain_of: Gain
     next_tokens: int
     fault: str | None
 
@@ -43,7 +45,6 @@ def exhausted(setup: Setup, state: State, stop: Stop) -> Exhausted:
     best, seen = state["best"], view(setup, state)
     assert best is not None, "a run without an answer ends in NoAnswer"
     prospect = best_prospect(seen)
-    by_votes = "chance" if votes_decide(seen) else "deviations"
     return Exhausted(
         stop_reason=stop.reason,
         answer=best["answer"],
@@ -51,7 +52,14 @@ def exhausted(setup: Setup, state: State, stop: Stop) -> Exhausted:
         spent=state["spent"],
         limits=state["limits"],
         gain_per_1000_tokens=1_000 * prospect.rate,
-        gain_of="score" if setup.decides == "scorer" else by_votes,
+        gain_of=_gain_of(seen),
         next_tokens=round(prospect.tokens),
         fault=None,
     )
+
+
+def _gain_of(seen: View) -> Gain:
+    """What a prospect's gain is a gain of; see planning.prospects."""
+    if seen.decides == "scorer":
+        return "score"
+    return "chance" if votes_decide(seen) else "deviations"

@@ -343,11 +343,11 @@ class Hub:
             final["answer_id"] = None
         return [Send("finish", {**final, "stop_reason": reason, "stop_estimate": estimate})]
 
-    def ask(self, sent: dict[str, Any]) -> Command[Any]:
+    def ask(self, state: State) -> Command[Any]:
         """Ask a human whether the run may cost more, again after an answer that does not do. A node of its
         own, because a node that is resumed runs again from its start, and this one buys nothing. What
         is granted goes to the hub as a budget in the input does."""
-        asked: Exhausted = sent["asked"]
+        asked: Exhausted = cast(Any, state)["asked"]
         while True:
             answer = interrupt(asked)
             try:
@@ -357,7 +357,7 @@ class Hub:
                 asked = {**asked, "fault": str(error)}
                 continue
             if grant is None:
-                return Command(goto=Send("finish", sent))
+                return Command(goto=Send("finish", state))
             return Command(update={"budget": grant}, goto="budget")
 
     def finish(self, state: State) -> dict[str, Any]:

@@ -253,7 +253,8 @@ class AgentPayer:
     kind: "agent": a turn of its model; "last": the call in which it sums up; "tool": a call within
     a tool; "middleware": one that a middleware makes in a node of its own. share: what the agent
     keeps for its last call, as a part of its limits or by dimension. question: what the last call
-    answers. latest: the latest call; "agent" and "last" make them one at a time.
+    answers. latest: the latest call; "agent" and "last" make them one at a time. tool_calls: how many
+    more the agent may make, if that is limited.
     """
 
     account: Account
@@ -262,6 +263,7 @@ class AgentPayer:
     question: BaseMessage | None = None
     latest: Reservation | None = None
     stop: StopSignal | None = None
+    tool_calls: int | None = None
 
     def _ready(
         self, model: BaseChatModel, options: Mapping[str, Any], prices: Prices | None
@@ -333,7 +335,8 @@ class AgentPayer:
         if last:
             messages = self._sum_up(ready, prompt, rest)
         elif self.kind == "agent" and ready.bound.get("tools"):
-            messages = prompts.with_remaining(prompt, rest)
+            tool_calls = {} if self.tool_calls is None else {"tool_calls": self.tool_calls}
+            messages = prompts.with_remaining(prompt, {**rest, **tool_calls})
         least = MIN_ROOM if last else GOOD_ROOM
         how: Any = {"min_output": least, "half": not last}
         known = account.calibration(ready)

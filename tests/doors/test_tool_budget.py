@@ -1,0 +1,221 @@
+"""An agent's tool calls are counted and paid before they run."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langchain.agents import create_agent
+from langchain.agents.middleware import HumanInTheLoopMiddleware
+from langchain.agents.structured_output import ToolStrategy
+from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command
+from pydantic import BaseModel
+
+from anytime_graph import Budget, Prices
+from anytime_graph.middleware import TokenBudgetMiddleware
+from tests.kit.marks import both
+from tests.kit.server import Reply, Server, serving
+
+ANSWER = "Rivers bend because water erodes the outer bank."
+QUESTION: Any = {"messages": [("user", "Why do rivers bend?")]}
+ON: Any = {"configurable": {"thread_id": "1"}}
+PRICES = Prices(input=0.4, output=1.6)
+
+
+def searching(batches: list[int] | int) -> Any:
+    """A model that asks for so many searches in each turn, the last number for ever."""
+    counts = [batches] if isinstance(batches, int) else batches
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        n = counts[min(i, len(counts) - 1)] if request.get("tools") else 0
+        return Reply(text="Let me look." if n else ANSWER, tools=[("search", {"q": "bend"})] * n)
+
+    return script
+
+
+def agent(server: Server, ran: list[str], budget: Budget, **more: Any) -> Any:
+    @tool
+    def search(q: str) -> str:
+        """Search the web."""
+        ran.append(q)
+        return "erosion"
+
+    inside, built = more.pop("inside", ()), more.pop("built", {})
+    middleware = [TokenBudgetMiddleware(budget, **more), *inside]
+    return create_agent(server.model(), [search], middleware=middleware, **built)
+
+
+def run(app: Any, given: Any = QUESTION, sync: bool = True, **options: Any) -> Any:
+    return app.invoke(given, **options) if sync else asyncio.run(app.ainvoke(given, **options))
+
+
+def told(out: Any) -> list[str]:
+    return [m.text for m in out["messages"] if isinstance(m, ToolMessage)]
+
+
+@both
+def test_a_tool_call_over_the_budget_is_not_carried_out_and_the_last_call_answers(
+    server: Server, sync: bool
+) -> None:
+    ran: list[str] = []
+    server.script = searching(2)
+    out = run(agent(server, ran, Budget(tokens=20_000), tool_calls=3), sync=sync)
+    assert len(ran) == 3
+    over = "Not done: the budget of 3 tool calls is used up"
+    assert sorted(told(out)) == [over, "erosion", "erosion", "erosion"]
+    assert (out["stop_reason"], out["messages"][-1].text) == ("tool_calls", ANSWER)
+    assert "tools" not in server.calls[-1].request
+    assert len(server.calls) == 3
+    left = [f"{n} tool calls" for n in (3, 1)]
+    assert all(text in call.text for text, call in zip(left, server.calls, strict=False))
+
+
+def test_tool_calls_within_the_budget_change_nothing(server: Server) -> None:
+    ran: list[str] = []
+    server.script = searching([2, 1, 0])
+    out = run(agent(server, ran, Budget(tokens=20_000), tool_calls=3))
+    assert (len(ran), out["stop_reason"]) == (3, "done")
+    assert "0 tool calls" in server.calls[-1].text
+
+
+def test_without_a_reserve_it_ends_with_the_last_text(server: Server) -> None:
+    ran: list[str] = []
+    server.script = searching(1)
+    out = run(agent(server, ran, Budget(tokens=20_000), tool_calls=0, reserve=0))
+    assert (ran, out["stop_reason"]) == ([], "tool_calls")
+    assert (out["messages"][-1].text, len(server.calls)) == ("Let me look.", 1)
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    batches=st.lists(st.integers(0, 4), min_size=1, max_size=4),
+    most=st.integers(0, 5),
+    price=st.sampled_from([0.0, 0.001, 0.004]),
+    per=st.sampled_from(["run", "thread"]),
+)
+def test_neither_the_tool_calls_nor_the_dollars_are_ever_exceeded(
+    batches: list[int], most: int, price: float, per: Any
+) -> None:
+    ran: list[str] = []
+    with serving() as server:
+        server.script = searching(batches)
+        budget = Budget(usd=0.01)
+        how: Any = {"tool_prices": {"search": price}, "prices": PRICES, "per": per}
+        app = agent(
+            server, ran, budget, tool_calls=most, built={"checkpointer": InMemorySaver()}, **how
+        )
+        for _ in range(2):
+            before, calls = len(ran), len(server.calls)
+            out = run(app, config=ON)
+            if per == "run":
+                assert len(ran) - before <= most
+                bought, asked = len(ran) - before, server.calls[calls:]
+            else:
+                assert len(ran) <= most
+                bought, asked = len(ran), server.calls
+            usd = sum(c.prompt * 0.4 + c.output * 1.6 for c in asked) / 1e6 + price * bought
+            assert out["spent"]["usd"] == pytest.approx(usd)
+            assert usd <= 0.01
+            assert isinstance(out["messages"][-1], AIMessage)
+
+
+def test_a_tool_that_cannot_be_paid_is_not_carried_out(server: Server) -> None:
+    ran: list[str] = []
+    server.script = searching([1, 1, 1, 0])
+    how: Any = {"tool_prices": {"search": 0.01}, "prices": PRICES}
+    out = run(agent(server, ran, Budget(usd=0.03), **how))
+    assert (len(ran), out["stop_reason"]) == (2, "done")
+    assert told(out)[-1].startswith("Not done: the budget (usd=")
+    assert 0.02 < out["spent"]["usd"] <= 0.03
+
+
+def test_a_tool_whose_result_is_the_answer_is_paid(server: Server) -> None:
+    @tool(return_direct=True)
+    def search(q: str) -> str:
+        """Search the web."""
+        return "erosion"
+
+    server.script = searching(1)
+    middleware = TokenBudgetMiddleware(Budget(tokens=9_000), tool_prices={"search": 0.01})
+    out = run(create_agent(server.model(), [search], middleware=[middleware]))
+    assert (out["stop_reason"], out["spent"]["usd"]) == ("done", pytest.approx(0.01))
+
+
+def test_a_run_that_waits_for_approval_goes_on_with_the_tool_calls_it_has_left(
+    server: Server,
+) -> None:
+    """Each part is an agent of its own over the checkpoint, as in another process."""
+    ran: list[str] = []
+    server.script = searching(1)
+    saver = InMemorySaver()
+
+    def part(given: Any) -> Any:
+        app = agent(
+            server,
+            ran,
+            Budget(tokens=20_000),
+            tool_calls=2,
+            inside=[HumanInTheLoopMiddleware({"search": True})],
+            built={"checkpointer": saver},
+        )
+        return run(app, given, config=ON)
+
+    out = part(QUESTION)
+    for _ in range(3):
+        assert "__interrupt__" in out
+        out = part(Command(resume={"decisions": [{"type": "approve"}]}))
+    assert (len(ran), out["stop_reason"]) == (2, "tool_calls")
+    assert out["messages"][-1].text == ANSWER
+
+
+def test_a_structured_answer_is_no_tool_call(server: Server) -> None:
+    class River(BaseModel):
+        """A river."""
+
+        name: str
+
+    ran: list[str] = []
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        return Reply(
+            text="", tools=[("search", {"q": "x"})] if not i else [("River", {"name": "Po"})]
+        )
+
+    server.script = script
+    built = {"response_format": ToolStrategy(River)}
+    out = run(agent(server, ran, Budget(tokens=20_000), tool_calls=1, built=built))
+    assert (out["structured_response"], out["stop_reason"]) == (River(name="Po"), "done")
+    assert len(ran) == 1
+
+
+def test_a_thread_from_before_tool_calls_were_counted_goes_on(server: Server) -> None:
+    """Its tool call was allowed when it was asked for."""
+    ran: list[str] = []
+    server.script = searching([1, 0])
+    saver = InMemorySaver()
+    waits: Any = {"inside": [HumanInTheLoopMiddleware({"search": True})]}
+    waits["built"] = {"checkpointer": saver}
+    run(agent(server, ran, Budget(tokens=20_000), **waits), config=ON)
+    app = agent(server, ran, Budget(tokens=20_000), tool_calls=1, **waits)
+    assert "allowed" not in app.get_state(ON).values["anytime_run"]
+    out = run(app, Command(resume={"decisions": [{"type": "approve"}]}), config=ON)
+    assert (len(ran), out["stop_reason"]) == (1, "done")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"tool_calls": -1}, "tool_calls=-1"),
+        ({"tool_calls": 1.5}, "tool_calls=1.5"),
+        ({"tool_prices": {"search": -0.1}}, "tool_prices search=-0.1"),
+    ],
+)
+def test_wrong_amounts_are_named(wrong: Any, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        TokenBudgetMiddleware(Budget(tokens=1_000), **wrong)
