@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from decimal import ROUND_FLOOR, Context, Decimal
 from typing import Any, cast
@@ -173,6 +173,27 @@ def least(limits: Iterable[Limits]) -> Limits:
     for each in limits:
         found |= {d: min(amount, found.get(d, amount)) for d, amount in each.items()}
     return found
+
+
+def passed(warn_at: Sequence[float], limits: Limits, before: Spend, now: Spend) -> list[float]:
+    """The parts of the limits that a spend has passed since `before`, where the dimension counts that
+    most is used of: of 1,000 tokens, after 300 and now 600, the half."""
+    at = [used(limits, before), used(limits, now)]
+    return [part for part in warn_at if at[0] < part <= at[1]]
+
+
+def used(limits: Limits, spent: Spend) -> float:
+    """The largest part of a limit that is used: with 600 of 1,000 tokens and 1 of 4 calls, .6."""
+    amounts = cast("Mapping[str, float]", spent)
+    return max((amounts[d] / limit for d, limit in limits.items() if limit), default=0.0)
+
+
+def checked_parts(warn_at: Sequence[float]) -> tuple[float, ...]:
+    """Parts of a budget, in order. Raises ValueError for others than those above 0 and up to 1."""
+    for part in warn_at:
+        if isinstance(part, bool) or not isinstance(part, int | float) or not 0 < part <= 1:
+            raise ValueError(f"warn_at={part!r}: parts of the budget are needed, as in (0.5, 0.8)")
+    return tuple(sorted(set(warn_at)))
 
 
 def raised(limits: Limits, extra: Budget, spent: Spend) -> Limits:

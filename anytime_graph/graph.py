@@ -17,7 +17,7 @@ from langgraph.pregel import Pregel
 from langgraph.store.base import BaseStore
 from pydantic import BaseModel
 
-from anytime_graph.budget import Budget, Prices, as_budget
+from anytime_graph.budget import Budget, Prices, as_budget, checked_parts
 from anytime_graph.checkpoints import Ledger
 from anytime_graph.checkpoints.memory import Memory
 from anytime_graph.metering.quota import Quota, checked_quotas
@@ -67,6 +67,7 @@ def create_anytime_graph(
     profile: Mapping[str, Payoff] | None = None,
     drafter: Drafter | None = None,
     on_exhausted: Literal["answer", "ask"] = "answer",
+    warn_at: Sequence[float] = (),
 ) -> AnytimeGraph:
     """Turn a chat model into an anytime reasoner. Returns an uncompiled graph.
 
@@ -112,6 +113,7 @@ def create_anytime_graph(
     profile: how much drafts and refinements improved answers on earlier questions; see profiles.
     on_exhausted: what happens when the budget is used up: "answer" returns the best answer; "ask"
         interrupts the graph before that, to ask a human for more, and needs a checkpointer.
+    warn_at: parts of the budget, as in (0.5, 0.8); the custom stream has an event when one is used.
 
     The compiled graph takes {"messages": [...], "budget": Budget(...)} and returns `messages`
     (with the answer last), `best`, `spent`, `stop_reason`, `curve` and more (see Output). A new
@@ -185,8 +187,8 @@ def create_anytime_graph(
 
     setups, lives = Setups(setup), Lives()
     named = strategy if isinstance(strategy, str) else getattr(strategy, "__name__", "custom")
-    asks = on_exhausted == "ask"
-    hub = Hub(setups, lives, budget, most, ledger, quotas, memory, named, schema, asks)
+    asks, warnings = on_exhausted == "ask", checked_parts(warn_at)
+    hub = Hub(setups, lives, budget, most, ledger, quotas, memory, named, schema, asks, warnings)
     default = setups[{}]
     for one in (budget, *(quota.budget for quota in quotas)):
         if one is not None:

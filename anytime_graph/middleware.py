@@ -21,7 +21,18 @@ from langgraph.runtime import Runtime, get_runtime
 from langgraph.types import Command, Overwrite
 from typing_extensions import TypedDict
 
-from anytime_graph.budget import Budget, Limits, Prices, Short, Spend, as_budget, nothing, total
+from anytime_graph.budget import (
+    Budget,
+    Limits,
+    Prices,
+    Short,
+    Spend,
+    as_budget,
+    checked_parts,
+    nothing,
+    total,
+    used,
+)
 from anytime_graph.metering.account import Account
 from anytime_graph.metering.metered import (
     AgentPayer,
@@ -116,6 +127,8 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         and makes its last call.
     tool_prices: US dollars per call, by the name of the tool. They are booked before it runs, and one
         that does not fit beside the reserve is not carried out.
+    warn_at: parts of the budget, as in (0.5, 0.8): once one is used, an agent with tools is told so in
+        each prompt, beside what is left.
     quotas, ledger: what users, tenants or the like may spend over all runs, and the ledger that
         keeps the books, such as `open_checkpoints(...).ledger`; quotas in its database hold too.
 
@@ -139,6 +152,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         media_tokens: int | None = None,
         tool_calls: int | None = None,
         tool_prices: Mapping[str, float] | None = None,
+        warn_at: Sequence[float] = (),
         quotas: Sequence[Quota] = (),
         ledger: Books | None = None,
     ) -> None:
@@ -152,6 +166,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         self.prices = prices
         self.media_tokens = check_media_tokens(media_tokens)
         self.share = _share(reserve, self.budget)
+        self.warn_at = checked_parts(warn_at)
         self.tool_calls = None if tool_calls is None else _count(tool_calls)
         self.tool_prices = {name: _price(name, usd) for name, usd in (tool_prices or {}).items()}
         if quotas and ledger is None:
@@ -299,6 +314,7 @@ class _Turn:
         self.account.spent = _added(_spent(request.state), self.account.due)
         self.payer = AgentPayer(self.account, "agent", self.share, self.run["question"])
         self.payer.tool_calls = self._tool_calls_left()
+        self.payer.warned = max(self._warnings(), default=None)
         self.response: Response | None = None
         self.reason: str | None = None
         self.error: Exception | None = None
@@ -367,6 +383,13 @@ class _Turn:
             spent = Overwrite(self.middleware._thread_spent(_after(self.request.state, spent)))
         update |= {"spent": spent, "stop_reason": reason, "anytime_run": run}
         return ExtendedModelResponse(response, Command(update=update))
+
+    def _warnings(self) -> list[float]:
+        """The parts of the budget that are used and are to be warned of."""
+        most, at = self.middleware.tool_calls, used(self.account.limits, self.account.spent)
+        if most:
+            at = max(at, self.run.get("tool_calls", 0) / most)
+        return [part for part in self.middleware.warn_at if part <= at]
 
     def _tool_calls_left(self) -> int | None:
         most = self.middleware.tool_calls

@@ -328,10 +328,11 @@ def review(case: Case, answer: str, detail: float) -> list[AnyMessage]:
 
 
 def with_remaining(
-    conversation: Sequence[BaseMessage], rest: Mapping[str, float]
+    conversation: Sequence[BaseMessage], rest: Mapping[str, float], used: float | None = None
 ) -> list[AnyMessage]:
     """An agent's prompt with what remains in each dimension. It follows in the last message, as some chat
-    templates refuse two messages of one kind in a row."""
+    templates refuse two messages of one kind in a row. used: the part of the budget of which the agent
+    is warned that it is used."""
     *before, last = _listed(conversation)
     if last.type not in ("human", "tool"):
         return [*before, last]
@@ -339,6 +340,8 @@ def with_remaining(
     note = (
         f"(What remains for this work, prompts included: {amounts}. Answer before it is used up.)"
     )
+    if used is not None:
+        note += f"\n(Warning: {used:.0%} of the budget is used. Come to an end.)"
     return [*before, last.model_copy(update={"content": _followed(last.content, note)})]
 
 

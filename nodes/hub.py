@@ -28,6 +28,8 @@ from anytime_graph.budget import (
     grant_of,
     least,
     left,
+    nothing,
+    passed,
     raised,
 )
 from anytime_graph.checkpoints import Ledger, LedgerError
@@ -45,7 +47,7 @@ from anytime_graph.nodes import finish
 from anytime_graph.nodes.exhausted import Exhausted, exhausted, used_up
 from anytime_graph.planning.plan import plan
 from anytime_graph.planning.setup import Setup, Setups, affordable
-from anytime_graph.run.announcements import Lives, announce, note
+from anytime_graph.run.announcements import Lives, Warned, announce, note
 from anytime_graph.run.calls import OWN, Assignment, PlannedCall, RunInfo
 from anytime_graph.run.context import (
     Invocation,
@@ -108,12 +110,14 @@ class Hub:
         strategy: str,
         schema: type[BaseModel] | None,
         asks: bool,
+        warn_at: Sequence[float],
     ) -> None:
         self.setups, self.lives, self.budget, self.ledger = setups, lives, budget, ledger
         self.memory = None if memory is None else memory_of(memory)
         self.most, self.quotas = most, quotas
         self.remembers = memory is not None and memory is ledger
         self.strategy, self.schema, self.asks = strategy, schema, asks
+        self.warn_at = warn_at
         self._instances: LRUCache[tuple[Hashable, str], list[str]] = LRUCache(_INSTANCES)
         self._counting = threading.Lock()
 
@@ -219,6 +223,10 @@ class Hub:
         if sends[0].node in _ENDS:
             update["errors"] = now["errors"] + self._remembered(now)
         note("budget", now["best"], now["spent"])
+        before = state.get("spent", nothing())
+        for part in passed(self.warn_at, now["limits"], before, now["spent"]):
+            rest = left(now["limits"], now["spent"])
+            announce(Warned(used=part, spent=now["spent"], remaining=rest))
         if (best := now["best"]) is not None:
             live = self.lives[now["run_id"]]
             announce(live.settle(best, now["spent"], now["limits"]))

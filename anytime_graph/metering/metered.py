@@ -254,7 +254,7 @@ class AgentPayer:
     a tool; "middleware": one that a middleware makes in a node of its own. share: what the agent
     keeps for its last call, as a part of its limits or by dimension. question: what the last call
     answers. latest: the latest call; "agent" and "last" make them one at a time. tool_calls: how many
-    more the agent may make, if that is limited.
+    more the agent may make, if that is limited. warned: see prompts.with_remaining.
     """
 
     account: Account
@@ -264,6 +264,7 @@ class AgentPayer:
     latest: Reservation | None = None
     stop: StopSignal | None = None
     tool_calls: int | None = None
+    warned: float | None = None
 
     def _ready(
         self, model: BaseChatModel, options: Mapping[str, Any], prices: Prices | None
@@ -336,7 +337,7 @@ class AgentPayer:
             messages = self._sum_up(ready, prompt, rest)
         elif self.kind == "agent" and ready.bound.get("tools"):
             tool_calls = {} if self.tool_calls is None else {"tool_calls": self.tool_calls}
-            messages = prompts.with_remaining(prompt, {**rest, **tool_calls})
+            messages = prompts.with_remaining(prompt, {**rest, **tool_calls}, self.warned)
         least = MIN_ROOM if last else GOOD_ROOM
         how: Any = {"min_output": least, "half": not last}
         known = account.calibration(ready)

@@ -33,6 +33,14 @@ class Improvement(TypedDict):
     candidate: int
 
 
+class Warned(TypedDict):
+    """A custom stream event: this part of the budget is used. spent, remaining: of the run."""
+
+    used: float
+    spent: Spend
+    remaining: Limits
+
+
 class Live:
     """One running question: the answer announced last, what the running step has spent, and how long its
     calls have been active. reached: the hub's plan one of whose calls brought a good enough answer."""
@@ -124,7 +132,7 @@ def improvement(event: Any) -> Improvement | None:
     return event if ours else None
 
 
-def announce(event: Improvement | None) -> None:
+def announce(event: Improvement | Warned | None) -> None:
     """Write an event to the graph's custom stream."""
     if event is not None:
         get_stream_writer()(event)

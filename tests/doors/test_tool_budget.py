@@ -209,8 +209,28 @@ def test_a_thread_from_before_tool_calls_were_counted_goes_on(server: Server) ->
 
 
 @pytest.mark.parametrize(
+    ("budget", "tool_calls", "warned"),
+    [
+        (Budget(calls=5), None, [0, 0, 0.25, 0.5]),
+        (Budget(calls=99), 4, [0, 0.25, 0.5, 0.5]),
+    ],
+)
+def test_an_agent_is_warned_in_its_prompts_once_a_part_of_its_budget_is_used(
+    server: Server, budget: Budget, tool_calls: int | None, warned: list[float]
+) -> None:
+    server.script = searching(1)
+    parts = (0.8, 0.25, 0.5)
+    out = run(agent(server, [], budget, tool_calls=tool_calls, warn_at=parts))
+    for part in parts:
+        said = [f"Warning: {part:.0%} of the budget is used" in c.text for c in server.calls[:4]]
+        assert said == [at == part for at in warned]
+    assert not any("Warning" in m.text for m in out["messages"])
+
+
+@pytest.mark.parametrize(
     ("wrong", "named"),
     [
+        ({"warn_at": (1.5,)}, "warn_at=1.5"),
         ({"tool_calls": -1}, "tool_calls=-1"),
         ({"tool_calls": 1.5}, "tool_calls=1.5"),
         ({"tool_prices": {"search": -0.1}}, "tool_prices search=-0.1"),
