@@ -12,9 +12,14 @@ from typing import Any, cast
 from typing_extensions import TypedDict
 
 DIMENSIONS = ("tokens", "output_tokens", "usd", "calls", "seconds")
-UNIT_NAMES = dict(
-    zip(DIMENSIONS, ("tokens", "output tokens", "US dollars", "calls", "seconds"), strict=True)
-)
+UNIT_NAMES = {
+    "tokens": "tokens",
+    "output_tokens": "output tokens",
+    "usd": "US dollars",
+    "calls": "calls",
+    "seconds": "seconds",
+    "tool_calls": "tool calls",
+}
 _WHOLE = ("tokens", "output_tokens", "calls")
 _MOST = 10**15
 """The largest amount of a budget. Numbers above it do not fit the ledger's columns."""
