@@ -211,26 +211,34 @@ class Payers:
                 key._asdict(),
             )
             at = rows[0]["id"] if rows else 0
-            standing = _standing(execute, at, clock["now"], quotas, key.who)
-            found.append(replace(standing, in_flight=self._in_flight(execute, at)))
+            # One statement, so that no call settles between what is booked and what is under way.
+            rows = execute(
+                f"SELECT step, NULL AS holder, {_READ} FROM quota_steps WHERE account_id = :at "
+                "AND step >= :first UNION ALL "
+                f"SELECT step, holder, {_READ} FROM quota_holds WHERE account_id = :at",
+                {"at": at, "first": _first(quotas, clock["now"])},
+            )
+            held = [row for row in rows if row["holder"] is not None]
+            standing = Standing(
+                quotas,
+                key.who,
+                clock["now"],
+                {row["step"]: row for row in rows if row["holder"] is None},
+                self._in_flight(execute, held),
+            )
+            found.append(standing)
         return Standings(found)
 
-    def _in_flight(self, execute: Execute, at: int) -> dict[int, Amounts]:
-        """What calls under way hold of an account, by step; not those of processes that have died."""
-        rows = execute(
-            f"SELECT step, holder, {_READ} FROM quota_holds WHERE account_id = :at", {"at": at}
-        )
-        living = {
-            name
-            for name in {row["holder"] for row in rows}
-            if self.books.leases.lives(name, execute)
-        }
-        held: dict[int, Amounts] = {}
-        for row in rows:
+    def _in_flight(self, execute: Execute, held: Sequence[Mapping[str, Any]]) -> dict[int, Amounts]:
+        """What calls under way hold, by step; not those of processes that have died."""
+        holders = {row["holder"] for row in held}
+        living = {name for name in holders if self.books.leases.lives(name, execute)}
+        amounts: dict[int, Amounts] = {}
+        for row in held:
             if row["holder"] in living:
-                before = held.get(row["step"], dict.fromkeys(UNITS, 0))
-                held[row["step"]] = {d: before[d] + row[d] for d in UNITS}
-        return held
+                before = amounts.get(row["step"], dict.fromkeys(UNITS, 0))
+                amounts[row["step"]] = {d: before[d] + row[d] for d in UNITS}
+        return amounts
 
 
 @dataclass(frozen=True)
@@ -283,9 +291,14 @@ def _standing(execute: Execute, at: int, now: float, quotas: Sequence[Quota], wh
     """How an account stands, calls under way counted at their reservations."""
     rows = execute(
         f"SELECT step, {_READ} FROM quota_steps WHERE account_id = :at AND step >= :first",
-        {"at": at, "first": quotas[0].step(now) - quotas[0].reach},
+        {"at": at, "first": _first(quotas, now)},
     )
     return Standing(quotas, who, now, {row["step"]: row for row in rows})
+
+
+def _first(quotas: Sequence[Quota], now: float) -> int:
+    """The first step that counts now."""
+    return quotas[0].step(now) - quotas[0].reach
 
 
 def _order(row: Mapping[str, Any]) -> tuple[int, int]:

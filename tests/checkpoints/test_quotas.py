@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,7 @@ from anytime_graph.budget import Spend, nothing
 from anytime_graph.checkpoints import Checkpoints
 from anytime_graph.checkpoints.leases import Leases
 from anytime_graph.checkpoints.quotas import Payers, Quotas
+from anytime_graph.checkpoints.store import Execute
 from anytime_graph.metering import call
 from anytime_graph.metering.quota import UNITS, Amounts, Withheld, booked
 from anytime_graph.metering.request import Request
@@ -429,6 +431,28 @@ class TestCallsElsewhere:
         (made,) = server.settled().calls
         assert made.limit is not None
         assert made.limit + made.prompt > 300
+
+    @pytest.mark.parametrize("statement", range(4))
+    def test_the_books_are_read_at_one_instant(
+        self, store: Checkpoints, other: Payers, statement: int
+    ) -> None:
+        """A call that is settled between two statements is either under way or settled."""
+        payers = store.ledger.paying((), lambda name: None)
+        assert payers is not None
+        made = itertools.count()
+
+        def executed(execute: Execute, *given: Any) -> Any:
+            rows = execute(*given)
+            if next(made) == statement:
+                with other.books.store.transaction() as elsewhere:
+                    other.settle(elsewhere, "elsewhere", cost(100))
+            return rows
+
+        with store.ledger.store.reading() as execute:
+            (standing,) = payers.read(partial(executed, execute)).of
+        assert next(made) > statement
+        left = standing.left()["tokens"], standing.left(free=True)["tokens"]
+        assert left in ((80, 600), (500, 500))
 
     def test_nobody_waits_for_a_process_that_has_died(
         self, server: Server, store: Checkpoints, other: Payers, target: str
