@@ -10,6 +10,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
@@ -107,7 +108,8 @@ def test_a_disk_that_cannot_be_written_is_an_error_at_once(server: Server, tmp_p
 def test_files_that_are_not_ours(tmp_path: Path) -> None:
     text, foreign, folder = tmp_path / "notes.txt", tmp_path / "shop.db", tmp_path / "folder"
     text.write_text("These are my notes.\n" * 100)
-    sqlite3.connect(foreign).execute("CREATE TABLE orders (id)")
+    with closing(sqlite3.connect(foreign)) as shop:
+        shop.execute("CREATE TABLE orders (id)")
     folder.mkdir()
     for path, said in (
         (text, "this is no SQLite database; name another file"),

@@ -6,6 +6,7 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +19,11 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import Command
 
 from anytime_graph import Budget, create_anytime_graph
+from tests.kit.asking import ASK, ON, graph, script
 from tests.kit.forks import forked
 from tests.kit.marks import both
 from tests.kit.places import ROOT
 from tests.kit.server import Reply, Server, serving
-
-ASK: Any = {"messages": [("user", "Name a river.")]}
-ON: Any = {"configurable": {"thread_id": "1"}}
-
-
-def script(request: dict[str, Any], i: int) -> Reply:
-    return Reply(text=f"so <answer>river {request['seed']}</answer> it is")
-
-
-def graph(server: Server, budget: Budget, **more: Any) -> Any:
-    server.script = script
-    return create_anytime_graph(
-        server.model(seed=0),
-        budget=budget,
-        scorer=lambda question, answer: int(answer.split()[1]) / 100,
-        strategy="best_of_n",
-        on_exhausted="ask",
-        **more,
-    )
 
 
 def run(app: Any, given: Any, sync: bool = True, config: Any = ON) -> Any:
@@ -176,9 +159,9 @@ PROCESS = """
 import json, sys
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
-from anytime_graph import open_checkpoints
+from anytime_graph import Budget, open_checkpoints
 from tests.kit.server import Server
-from tests.nodes.test_asking_for_more import ASK, ON, Budget, graph
+from tests.kit.asking import ASK, ON, graph
 
 given = json.loads({given!r})
 with open_checkpoints("runs.db") as store:
@@ -200,7 +183,7 @@ def test_another_process_resumes_and_nothing_is_bought_twice(
         said.append(done.stdout.strip())
     assert said == ["1 2 river 1", "1 4 river 3", "0 4 river 3"]
     assert seeds(server) == [*range(4)]
-    with sqlite3.connect(tmp_path / "runs.db") as books:
+    with closing(sqlite3.connect(tmp_path / "runs.db")) as books:
         assert books.execute("SELECT stop_reason FROM runs").fetchall() == [("calls",)]
         assert books.execute("SELECT count(*) FROM leases").fetchall() == [(0,)]
 
