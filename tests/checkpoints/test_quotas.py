@@ -29,7 +29,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from anytime_graph import Budget, Prices, Quota, QuotaExceeded, ThreadBusy, open_checkpoints
+from anytime_graph import (
+    Budget,
+    Prices,
+    Quota,
+    QuotaExceeded,
+    ThreadBusy,
+    Until,
+    open_checkpoints,
+)
 from anytime_graph.budget import Spend, nothing
 from anytime_graph.checkpoints import Checkpoints
 from anytime_graph.checkpoints.leases import Leases
@@ -384,6 +392,23 @@ def test_a_quota_in_the_database_holds_for_all_and_one_for_a_value_in_its_place(
     assert store.ledger.quotas.remove("user", "1d")
     assert not store.ledger.quotas.remove("user", "1d")
     assert run(app, whose("carl", user="carl"))["stop_reason"] == "tokens"
+
+
+def test_a_quota_limits_what_a_run_without_a_budget_may_write(
+    server: Server, store: Checkpoints, target: str
+) -> None:
+    app = asks(
+        server,
+        store,
+        Quota(Budget(tokens=700), window="1d"),
+        budget=None,
+        until=Until(target=1.0),
+        scorer=lambda question, answer: 0.5,
+    )
+    server.script = lambda request, i: Reply(text=None)
+    assert run(app, whose("t"))["stop_reason"] == "quota"
+    assert all(call.limit for call in server.settled().calls)
+    assert server.served == in_books(target)[""] <= 700
 
 
 def test_a_quota_of_money_needs_prices(server: Server, store: Checkpoints) -> None:

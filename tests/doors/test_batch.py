@@ -194,9 +194,13 @@ def test_a_kill_buys_nothing_twice(server: Server, tmp_path: Path) -> None:
                 lambda: len(server.calls) == 11 and server.open == 2, timeout=PATIENCE
             )
         process.kill()
-    server.settled().script = mixed
+    served = server.settled().served
+    server.script = mixed
     with open_checkpoints(tmp_path / "a.db") as store:
         app = app_of(server, ledger=store.ledger, saver=store.saver)
+        less = batch(app, asked(6), Budget(tokens=served), workers=2)
+        assert (server.served, less.stop_reason) == (served, "tokens")
+        assert less.spent["tokens"] >= served
         done = batch(app, asked(6), Budget(tokens=4_000), workers=2)
     assert server.served <= done.spent["tokens"] <= 4_000
     assert done.spent["calls"] == len(server.calls)

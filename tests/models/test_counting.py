@@ -80,7 +80,9 @@ def test_a_prompt_is_counted_once(engine: Server) -> None:
     assert questions(engine) == before > 0
 
 
-def test_nobody_is_asked_who_is_not_known_to_count(server: Server) -> None:
+@pytest.mark.parametrize("engine", [None, "somebody"])
+def test_nobody_is_asked_who_is_not_known_to_count(server: Server, engine: str | None) -> None:
+    server.engine = engine
     with pytest.raises(BudgetTooSmall):
         asked(server)
     asked(server, 400)
