@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -409,6 +409,22 @@ def test_a_quota_limits_what_a_run_without_a_budget_may_write(
     assert run(app, whose("t"))["stop_reason"] == "quota"
     assert all(call.limit for call in server.settled().calls)
     assert server.served == in_books(target)[""] <= 700
+
+
+def test_a_call_that_may_write_any_number_of_tokens_is_not_held(store: Checkpoints) -> None:
+    """As when a quota comes into the database after the call was planned."""
+    store.ledger.quotas.keep(Quota(Budget(calls=5), window="1d"))
+    unlimited = Request(prompt=[], max_input=0, max_output=None)
+    for tokens in (None, 600):
+        if tokens:
+            store.ledger.quotas.keep(Quota(Budget(tokens=tokens), window="1h"))
+        payers = store.ledger.paying((), lambda name: None)
+        assert payers is not None
+        with (
+            pytest.raises(Withheld) if tokens else nullcontext(),
+            store.ledger.store.transaction() as execute,
+        ):
+            payers.hold(execute, f"a call {tokens}", unlimited, cost(20))
 
 
 def test_a_quota_of_money_needs_prices(server: Server, store: Checkpoints) -> None:
