@@ -320,6 +320,23 @@ class NoAnswer(RuntimeError):
         return _revived, (type(self), self.args, vars(self))
 
 
+def stored_error(error: NoAnswer | BudgetTooSmall) -> dict[str, Any]:
+    """An error as plain data, for checkpoints, which keep no exceptions. It loses what only its subclass
+    has."""
+    data = {"anytime_error": str(error), "spent": error.spent}
+    if isinstance(error, NoAnswer):
+        return data | {"causes": error.causes}
+    return data | {"least": error.least.limits()}
+
+
+def restored_error(data: Mapping[str, Any]) -> NoAnswer | BudgetTooSmall:
+    """The error that `stored_error` made plain."""
+    kind: type[NoAnswer | BudgetTooSmall] = NoAnswer if "causes" in data else BudgetTooSmall
+    facts = {"spent": data["spent"]}
+    facts |= {"causes": data["causes"]} if "causes" in data else {"least": Budget(**data["least"])}
+    return cast("NoAnswer | BudgetTooSmall", _revived(kind, (data["anytime_error"],), facts))
+
+
 def counted(causes: Iterable[str]) -> list[str]:
     """Each cause once: "draft 0: HTTP 500", "draft 1: HTTP 500" are "draft: HTTP 500 (2 times)"."""
     alike: dict[str, list[str]] = {}

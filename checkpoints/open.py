@@ -18,6 +18,7 @@ from typing import Any, Literal
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint, CheckpointTuple
 
+from anytime_graph.budget import BudgetTooSmall, NoAnswer, restored_error, stored_error
 from anytime_graph.checkpoints import postgres, sqlite
 from anytime_graph.checkpoints.ledger import Ledger
 from anytime_graph.checkpoints.schema import LedgerError
@@ -220,7 +221,7 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
             try:
                 ledger.writable(_thread(config))
                 with ledger.store.turn(), ledger.store.explained():
-                    super().put_writes(config, writes, *rest, **named)
+                    super().put_writes(config, with_errors(writes), *rest, **named)
             except LedgerError as error:
                 ledger.give_up(_thread(config), error)
 
@@ -244,7 +245,7 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
             try:
                 await asyncio.to_thread(ledger.writable, _thread(config))
                 with ledger.store.explained():
-                    await whole(super().aput_writes(config, writes, *rest, **named))
+                    await whole(super().aput_writes(config, with_errors(writes), *rest, **named))
             except LedgerError as error:
                 ledger.give_up(_thread(config), error)
 
@@ -254,10 +255,21 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
 
     def readable(found: CheckpointTuple | None) -> CheckpointTuple | None:
         """Refuse a later version's state before LangGraph writes anything behind it."""
-        if found is not None and CHANNEL in (values := found.checkpoint["channel_values"]):
+        if found is None:
+            return None
+        if CHANNEL in (values := found.checkpoint["channel_values"]):
             what = f"{ledger.store.where}: the state of thread {_thread(found.config)!r}"
             refuse_newer(what, values[CHANNEL], len(STATE))
-        return found
+        writes = [(task, name, _error(value)) for task, name, value in found.pending_writes or ()]
+        return found._replace(pending_writes=writes)
+
+    def with_errors(writes: Writes) -> Writes:
+        """LangGraph keeps a node's error as text, but whoever handles it needs what it spent: a process
+        may die between a child's error and its parent's error handler."""
+        kinds = (NoAnswer, BudgetTooSmall)
+        return [
+            (n, stored_error(value) if isinstance(value, kinds) else value) for n, value in writes
+        ]
 
     @contextmanager
     def of_its_kind() -> Iterator[None]:
@@ -297,6 +309,11 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
     under_way: set[asyncio.Task[Any]] = set()
     Saver.__name__ = Saver.__qualname__ = saver.__name__
     return Saver
+
+
+def _error(value: Any) -> Any:
+    """The error that a write holds, or the write."""
+    return restored_error(value) if isinstance(value, dict) and "anytime_error" in value else value
 
 
 def _thread(config: RunnableConfig) -> str:

@@ -10,7 +10,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
@@ -21,19 +21,25 @@ import sqlite_utils
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.errors import NodeError
+from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.types import Command
 
 from anytime_graph import (
     Budget,
+    BudgetTooSmall,
     Draft,
     LedgerError,
+    NoAnswer,
     Score,
     Stop,
     View,
     create_anytime_graph,
     open_checkpoints,
 )
+from anytime_graph.budget import nothing
 from tests.kit.ledgers import ASK, ON, graph
-from tests.kit.marks import torture
+from tests.kit.marks import both, torture
 from tests.kit.server import Reply, Server, by_place
 
 ON_A_DISK_OF_ITS_OWN = """
@@ -179,6 +185,53 @@ def test_only_its_owner_may_read_the_files(server: Server, tmp_path: Path) -> No
         os.umask(old)
     assert set(modes.values()) == {0o600}, modes
     assert "anytime.db-wal" in modes
+
+
+@both
+@pytest.mark.parametrize(
+    "cause",
+    [
+        NoAnswer(["draft 0: HTTP 500"], {**nothing(), "tokens": 120, "calls": 1}),
+        BudgetTooSmall({"tokens": 40, "usd": 0.1}, {"tokens": 60, "usd": 0.1}),
+    ],
+    ids=["NoAnswer", "BudgetTooSmall"],
+)
+def test_a_handler_that_runs_after_a_crash_is_given_the_error_itself(
+    target: str, cause: NoAnswer | BudgetTooSmall, sync: bool
+) -> None:
+    """A child has no answer, and its parent ends before it has dealt with that."""
+    given: list[Any] = []
+
+    def child(state: MessagesState) -> None:
+        raise cause
+
+    def handle(state: MessagesState, error: NodeError) -> Command[Any]:
+        given.append(error.error)
+        if len(given) == 1:
+            raise OSError("the process ends")
+        return Command(goto=END)
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("child", child, error_handler=handle)
+    graph.add_edge(START, "child")
+
+    def lives() -> None:
+        for input in (ASK, None):
+            with open_checkpoints(target) as store, suppress(OSError):
+                graph.compile(store.saver).invoke(input, ON, durability="sync")
+
+    async def alives() -> None:
+        for input in (ASK, None):
+            async with open_checkpoints(target) as store:
+                with suppress(OSError):
+                    await graph.compile(store.saver).ainvoke(input, ON, durability="sync")
+
+    if sync:
+        lives()
+    else:
+        asyncio.run(alives())
+    facts = [(type(e), str(e), {**vars(e), "__notes__": None}) for e in given]
+    assert facts[1] == facts[0]
 
 
 def test_sqlite_utils_makes_sense_of_the_file(server: Server, tmp_path: Path) -> None:
