@@ -238,10 +238,9 @@ class TestResuming:
         app = graph(server, store, strategy="single").compile(checkpointer=store.saver)
         with ThreadPoolExecutor() as pool:
             running = pool.submit(app.invoke, ASK, ON)
-            kept = until(lambda: _partial(target))
+            until(lambda: _partial(target).startswith("one two three four five"))
             stalled.set()
             running.result()
-        assert kept.split()[:5] == ["one", "two", "three", "four", "five"]
 
     def test_a_scored_answer_keeps_its_score(self, served: Server, store: Checkpoints) -> None:
         asked: list[str] = []
