@@ -12,7 +12,18 @@ from anytime_graph.constraints import Constraints
 from anytime_graph.graph import Context, afork, create_anytime_graph, fork
 from anytime_graph.interrupt import interruptible
 from anytime_graph.metering.quota import Quota, QuotaExceeded
-from anytime_graph.planning.moves import Choose, Critique, Draft, Learn, Move, Refine, Stop, View
+from anytime_graph.planning.moves import (
+    Choose,
+    Critique,
+    Draft,
+    Evolve,
+    Learn,
+    Merge,
+    Move,
+    Refine,
+    Stop,
+    View,
+)
 from anytime_graph.planning.profiles import load_profile, profile_of, save_profile
 from anytime_graph.planning.until import Until
 from anytime_graph.run.pairs import Candidate, Pair
@@ -31,9 +42,11 @@ __all__ = [
     "Context",
     "Critique",
     "Draft",
+    "Evolve",
     "Judge",
     "Learn",
     "LedgerError",
+    "Merge",
     "Move",
     "NoAnswer",
     "Output",

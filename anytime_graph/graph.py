@@ -1,7 +1,7 @@
 """The graph: a hub that folds outcomes and plans, and spokes that each make one metered call.
 
-START -> budget -.-> draft x k | critique x k | refine x k | learn x k | finish -> END
-draft, critique, refine, learn -> budget
+START -> budget -.-> draft x k | refine x k | merge x k | evolve x k | critique x k | learn x k | finish -> END
+draft, refine, merge, evolve, critique, learn -> budget
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from anytime_graph.planning.moves import Strategy
 from anytime_graph.planning.profiles import checked
 from anytime_graph.planning.setup import Drafter, Setup, Setups, affordable, meters, named_model
 from anytime_graph.planning.strategies import resolve as resolve_strategy
+from anytime_graph.planning.tree_search import KEPT
 from anytime_graph.planning.until import Until
 from anytime_graph.run.announcements import Lives
 from anytime_graph.run.calls import Chosen
@@ -41,7 +42,11 @@ from anytime_graph.run.state import Decides, Input, Output, Payoff, State, unsto
 from anytime_graph.run.upgrade import migrated_state
 from anytime_graph.scoring import Extractor, Judge, Scorer, check_signature
 
-_USUAL: dict[str, Decides] = {"self_consistency": "vote", "adaptive": "agreement"}
+_USUAL: dict[str, Decides] = {
+    "self_consistency": "vote",
+    "adaptive": "agreement",
+    "merge": "agreement",
+}
 """Who decides without a scorer, where that is not the judge."""
 
 __all__ = ["Context", "afork", "create_anytime_graph", "fork"]
@@ -80,10 +85,11 @@ def create_anytime_graph(
         runs the graph, its own budget; elsewhere no bound.
     scorer: (question, answer) -> score in [0, 1], "judge" (the model compares its own answers,
         each pair in both orders; a Judge is short for "judge" and judge=) or "vote" (agreement).
-        Default: for the strategy "adaptive", agreement, and the judge where answers cannot agree or
-        are tied; "vote" for "self_consistency"; else "judge".
+        Default: for the strategies "adaptive" and "merge", agreement, and the judge where answers
+        cannot agree or are tied; "vote" for "self_consistency"; else "judge".
     strategy: adaptive (it decides by itself what pays), single, best_of_n, self_consistency,
-        self_refine, pdp_positive, pdp, leap, or a function from View to moves.
+        self_refine, pdp_positive, pdp, leap, merge, evolve and ab_mcts (these two need a scorer,
+        ab_mcts the package treequest too), or a function from View to moves.
     answer: how answers are found in replies: "tags" (<answer> blocks are asked for), "whole",
         a function from reply to answer, or a pydantic model: then the output has the answer as
         `structured_response`, an instance of it, and replies are held to its JSON schema where the
@@ -174,11 +180,11 @@ def create_anytime_graph(
             meters=meters(chat_model, known, by_judge, VERDICT, media_tokens, exact_counts, form),
             ask=Asking(answers, by_judge.rubric),
             answers=answers,
-            strategy=resolve_strategy(rules),
+            strategy=resolve_strategy(rules, decides),
             decides=decides,
             scorer=None if isinstance(by, str) else by,
             judge=by_judge,
-            width=width,
+            width=max(width, KEPT) if rules == "ab_mcts" else width,
             yields=judge is None,
             until=until,
             profile=learned,

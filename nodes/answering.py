@@ -8,7 +8,7 @@ from anytime_graph.interrupt import contained
 from anytime_graph.metering.request import Reply
 from anytime_graph.models.providers import describe
 from anytime_graph.planning.answers import AnswerFormat
-from anytime_graph.run.calls import PlannedCall
+from anytime_graph.run.calls import PlannedCall, combines, concluded, made_from
 from anytime_graph.run.pairs import Candidate
 
 
@@ -64,9 +64,8 @@ def _origin(call: PlannedCall) -> tuple[str, list[int], bool]:
     """The node an answer comes from, the candidates it was made from, and whether its prompt showed
     preference pairs."""
     move = call["move"]
-    if move["kind"] == "refine":
-        return "refine", [move["of"]], move["with_pairs"]
-    assert move["kind"] == "draft", "only drafts and refinements are answers"
-    if move["conclude"] is not None:
-        return "conclude", [move["conclude"]], move["with_pairs"]
-    return "draft", [], move["with_pairs"]
+    if combines(move):
+        return move["kind"], made_from(move), False
+    assert move["kind"] == "draft" or move["kind"] == "refine", "the others bring no answers"
+    node = move["kind"] if concluded(move) is None else "conclude"
+    return node, made_from(move), move["with_pairs"]

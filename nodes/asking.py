@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from langchain_core.messages import AnyMessage
 
+from anytime_graph.nodes.combine import combined_prompt
 from anytime_graph.nodes.critique import critique_prompt
 from anytime_graph.nodes.draft import draft_prompt
 from anytime_graph.nodes.learn import learn_prompt
 from anytime_graph.nodes.refine import refine_prompt
 from anytime_graph.planning.answers import AnswerFormat
-from anytime_graph.run.calls import PlannedMove
+from anytime_graph.run.calls import PlannedMove, combines
 from anytime_graph.run.state import State
 
 
@@ -36,6 +37,8 @@ class Asking:
             return list(draft_prompt(state, self.answers, move, detail, max_output, allowance))
         if move["kind"] == "refine":
             return list(refine_prompt(state, self.answers, move, detail, max_output, allowance))
+        if combines(move):
+            return list(combined_prompt(state, self.answers, move, detail, max_output))
         if move["kind"] == "learn":
             return list(learn_prompt(state, move, detail))
         return list(critique_prompt(state, move, detail, self.rubric, structured))

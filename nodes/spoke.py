@@ -28,7 +28,7 @@ from anytime_graph.nodes.critique import judgement_of
 from anytime_graph.nodes.learn import lesson_of
 from anytime_graph.planning.setup import Setup, Setups
 from anytime_graph.run.announcements import Lives, announce, note
-from anytime_graph.run.calls import Assignment, Outcome, PlannedCall, concluded
+from anytime_graph.run.calls import ANSWERS, Assignment, Outcome, PlannedCall, concluded
 from anytime_graph.run.context import invocation, root, stop_signal
 from anytime_graph.run.state import State
 from anytime_graph.run.upgrade import OUTCOME, migrated_assignment
@@ -36,7 +36,7 @@ from anytime_graph.scoring import Scorer, Verdict, as_score, failure, is_async, 
 
 log = logging.getLogger(__name__)
 
-SPOKES = ("draft", "critique", "refine", "learn")
+SPOKES = (*ANSWERS, "critique", "learn")
 
 
 class Spoke(Runnable[Assignment, State]):
@@ -180,7 +180,7 @@ class Spoke(Runnable[Assignment, State]):
         where `max_concurrency` makes calls wait. A call in flight goes on: if cut off, it would be
         charged in full."""
         run, kind = assigned["run"], assigned["call"]["move"]["kind"]
-        waited = config.get("max_concurrency") and kind in ("draft", "refine")
+        waited = config.get("max_concurrency") and kind in ANSWERS
         reached = self.lives[run["run_id"]].reached
         return bool(waited and assigned["prompt"] is not None and reached == run["plan"])
 
@@ -234,7 +234,7 @@ def _in_time(assigned: Assignment, before: float) -> Assignment:
 
 
 def _call_config(planned: PlannedCall, config: RunnableConfig) -> RunnableConfig:
-    """The config that names the call in traces. Only drafts and refinements stream their tokens;
+    """The config that names the call in traces. Only answers stream their tokens;
     those of judgements, reviews and forced answers would confuse a reader."""
     kind = planned["move"]["kind"]
     inner = kind in ("critique", "learn") or concluded(planned["move"]) is not None

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 
 from anytime_graph.budget import Spend
 from anytime_graph.checkpoints.export import line
-from anytime_graph.planning.strategies import STRATEGIES
+from anytime_graph.planning.strategies import SCORED, STRATEGIES, resolve
 from anytime_graph.run.forms import KEY, Upgrade, upgraded
 from anytime_graph.tasks import Question, Task
 
@@ -169,13 +169,14 @@ def cells(
     settings: Settings, task: Task, strategies: Sequence[str], seeds: Sequence[int]
 ) -> list[Cell]:
     """All cells, question by question, so that an early end leaves complete comparisons. Raises
-    ValueError for an unknown strategy."""
+    ValueError for an unknown strategy, or one that needs a scorer where another decides; ImportError for
+    one that needs a package."""
     if not strategies or not seeds:
         raise ValueError("strategies and seeds: at least one of each is needed")
     for values in (strategies, seeds):
         if len(set(values)) < len(values):
             raise ValueError(f"{','.join(map(str, values))}: name each only once")
-    lessons = {name: _lessons(settings.protocol, name) for name in strategies}
+    lessons = {name: _lessons(settings, name) for name in strategies}
     shares = [(b,) for b in settings.budgets] if settings.protocol == "run" else [settings.budgets]
     return [
         Cell(settings, strategy, question, seed, budgets, lessons[strategy])
@@ -184,17 +185,19 @@ def cells(
     ]
 
 
-def _lessons(protocol: Protocol, strategy: str) -> str | None:
+def _lessons(settings: Settings, strategy: str) -> str | None:
     """The strategy that makes the preference data for this one, or None."""
-    if protocol == "paper":
+    if settings.protocol == "paper":
         if strategy not in MODES:
             raise ValueError(f"strategy {strategy!r}: the paper's protocol has {', '.join(MODES)}")
         return None if strategy == "base" else "leap" if strategy == "leap" else "pdp"
     own = strategy.removesuffix(MEMORY)
-    if own not in STRATEGIES:
+    by_name = STRATEGIES | SCORED
+    if own not in by_name:
         raise ValueError(
-            f"strategy {strategy!r}: one of {', '.join(STRATEGIES)}, or NAME{MEMORY}, is needed"
+            f"strategy {strategy!r}: one of {', '.join(by_name)}, or NAME{MEMORY}, is needed"
         )
+    resolve(own, settings.decide)
     return None if own == strategy else "leap" if own == "leap" else "pdp"
 
 

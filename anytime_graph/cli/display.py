@@ -374,7 +374,7 @@ def profiled(model: str, task: str, learned: Profile) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for kind, of in learned.items():
         n = of["tries"]
-        changed = f"{of['change'] / n:+.2f}" if kind.endswith("refine") else ""
+        changed = f"{of['change'] / n:+.2f}" if not kind.endswith("draft") else ""
         each = f"{of['tokens'] / n:,.0f}"
         table.add_row(kind, str(n), f"{of['worth'] / n:.2f}", changed, each, f"{of['cut'] / n:.0%}")
     Console().print(table)

@@ -12,7 +12,7 @@ import click
 
 from anytime_graph.budget import DIMENSIONS, Prices
 from anytime_graph.constraints import Constraints
-from anytime_graph.planning.strategies import STRATEGIES
+from anytime_graph.planning.strategies import SCORED, STRATEGIES
 from anytime_graph.scoring import Judge, Scorer, scorer_in
 
 _CONSTRAINTS = ("sentences", "words", "include", "forbid", "starts_with", "ends_with", "matches")
@@ -97,7 +97,7 @@ model_option = click.option(
     help="The chat model: openai:NAME, PROVIDER:NAME, local (the embedded model), or local:FILE.gguf.",
 )
 _strategy = click.option(
-    "--strategy", type=click.Choice(list(STRATEGIES)), help="How the budget is spent."
+    "--strategy", type=click.Choice([*STRATEGIES, *SCORED]), help="How the budget is spent."
 )
 _answer = click.option(
     "--answer",

@@ -232,7 +232,7 @@ def _calls(run: Row) -> str:
     )
 
 
-_KINDS = ("draft", "critique", "refine", "learn")
+_KINDS = ("draft", "critique", "refine", "merge", "evolve", "learn")
 _LEGEND = (
     "Each row is a call; open it for its prompt and its reply. On the left is when it ran, on the right what it cost: the "
     "pale part is the prompt, the full part the reply. A dashed line is the budget."
@@ -393,7 +393,8 @@ def _short(question: str | None) -> str:
 
 
 _STYLE = """
-:root { --draft: #1f6feb; --critique: #9a5bd0; --refine: #1a8f55; --learn: #c2700a;
+:root { --draft: #1f6feb; --critique: #9a5bd0; --refine: #1a8f55; --merge: #0b8a9c;
+  --evolve: #b83280; --learn: #c2700a;
   --limit: #d9480f; }
 section { margin-top: 3rem; } section + section { border-top: 1px solid var(--rule); }
 h2.asked { margin: 0; font-size: 1.35rem; line-height: 1.35; white-space: pre-wrap; max-width: 46rem; }
@@ -420,7 +421,8 @@ details pre { margin: .15rem 0 .6rem; }
 .track { position: relative; height: 1rem; background: var(--band); }
 .track i { position: absolute; top: .15rem; bottom: .15rem; min-width: 2px; background: var(--faint); }
 i.draft { background: var(--draft); } i.critique { background: var(--critique); }
-i.refine { background: var(--refine); } i.learn { background: var(--learn); }
+i.refine { background: var(--refine); } i.merge { background: var(--merge); }
+i.evolve { background: var(--evolve); } i.learn { background: var(--learn); }
 i.input { opacity: .4; } .track b { position: absolute; top: -.12rem; bottom: -.12rem;
   border-left: 2px dashed var(--limit); margin-left: -1px; }
 .axes { align-items: start; } .axis > span { display: block; position: relative; height: 1.3rem; border-top: 1px solid

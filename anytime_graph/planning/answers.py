@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from anytime_graph import scoring
 from anytime_graph.metering.request import Reply
 from anytime_graph.prompts import Case, Lessons, Protocol
-from anytime_graph.run.calls import DraftMove, RefineMove
+from anytime_graph.run.calls import PlannedMove
 from anytime_graph.run.state import State, question_of
 
 
@@ -56,8 +56,10 @@ def case(state: State) -> Case:
     return Case(question.text, [m for m in conversation(state) if m is not question])
 
 
-def pair_context(state: State, move: DraftMove | RefineMove, allowance: int | None) -> Lessons:
-    """The pairs that the move wants to show, of this question and of earlier ones."""
+def pair_context(state: State, move: PlannedMove, allowance: int | None) -> Lessons:
+    """The pairs that a draft or a refinement wants to show, of this question and of earlier ones."""
+    if not (move["kind"] == "draft" or move["kind"] == "refine"):
+        return Lessons()
     return Lessons(
         examples=state["examples"],
         pairs=state["pairs"],

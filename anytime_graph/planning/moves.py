@@ -61,6 +61,33 @@ class Refine:
 
 
 @dataclass(frozen=True)
+class Merge:
+    """Make one better answer from several candidates, which are shown as material (Recursive
+    Self-Aggregation, Venkatraman et al. 2025, arXiv 2509.26626). It needs no scorer.
+
+    of: their ids, the most important first; those that do not fit are left out. share: as for a draft.
+    """
+
+    kind: ClassVar = "merge"
+    of: Sequence[int]
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class Evolve:
+    """Make one better answer from several candidates, shown with their scores and with what a scorer found
+    wrong and right in each (Mind Evolution, Lee et al. 2025, arXiv 2501.09891). Of one that scored 0,
+    only what was found is shown, not its text: it has nothing to keep (arXiv 2606.31511).
+
+    of, share: as for a merge.
+    """
+
+    kind: ClassVar = "evolve"
+    of: Sequence[int]
+    share: float | None = None
+
+
+@dataclass(frozen=True)
 class Learn:
     """Have the judge say why a pair's chosen answer is the better one; or, without ids, which
     principles the pairs teach (LEAP, Zhang et al. 2024, arXiv 2402.05403)."""
@@ -79,7 +106,7 @@ class Stop:
     estimate: float | None = None
 
 
-CallingMove = Draft | Critique | Choose | Refine | Learn
+CallingMove = Draft | Critique | Choose | Refine | Merge | Evolve | Learn
 """The moves that make calls."""
 Move = CallingMove | Stop
 
@@ -95,8 +122,8 @@ class View:
     which is best; empty unless the judge decides. tied: under agreement, the ids of the incumbent and of
     other answers with as many votes that were not compared with it. compared: pairs of ids that were compared. judging:
     whether the judge may still be asked, because its share of the budget is limited. judged: the
-    judge so far. ballots: without a scorer, how many drafts gave each answer; under a vote,
-    refinements count too.
+    judge so far. ballots: without a scorer, how many drafts gave each answer; merged answers count too,
+    unless the judge decides, and refinements under a vote.
     whole: whether any reply is an answer, even one that was cut. payoffs: what drafts and refinements
     have brought in this run; profile: on earlier questions. made: moves that brought a reply, by kind.
     spent: amounts by dimension. left: of the limited dimensions only.
@@ -132,7 +159,11 @@ def planned_move(move: CallingMove) -> PlannedMove:
     if isinstance(move, Choose):
         first, second, *_ = order = _shuffled(move.among)
         planned |= {"first": first, "second": second, "among": order, "swapped": False}
-    if isinstance(move, Draft | Refine):
+    if isinstance(move, Merge | Evolve):
+        planned["of"] = list(move.of)
+        if not move.of:
+            raise ValueError(f"{type(move).__name__}(of={move.of!r}): ids of candidates are needed")
+    elif isinstance(move, Draft | Refine):
         planned["with_pairs"] = False
     elif isinstance(move, Critique):
         planned["swapped"] = False

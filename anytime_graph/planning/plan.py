@@ -45,6 +45,7 @@ from anytime_graph.run.calls import (
     AgentDraft,
     PlannedCall,
     PlannedMove,
+    combines,
     judges,
     places,
     seeks_answer,
@@ -479,8 +480,8 @@ class _Edge:
         lessons = pair_context(state, move, allowance) if seeks_answer(move) else Lessons()
 
         def prompt(detail: float, max_output: int | None) -> list[AnyMessage]:
-            structured = role == STRUCTURED
-            return self.setup.ask(state, move, detail, max_output, allowance, structured)
+            structured, asked = role == STRUCTURED, _fewer(move, detail)
+            return self.setup.ask(state, asked, detail, max_output, allowance, structured)
 
         def room_beside(bound: int) -> int | None:
             room = output_room(slice_, bound * copies, meter.prices)
@@ -523,7 +524,7 @@ class _Edge:
                     shape, exact = meter.max_input(messages, calibration, seeks_answer(move))
                     bound = max(longer, exact + overhead)
                     cap = meter.cap(room_beside(bound), bound)
-            sent = move.copy()
+            sent = _fewer(move, detail)
             if sent["kind"] == "draft" or sent["kind"] == "refine":
                 sent["with_pairs"] = shown
             call = PlannedCall(
@@ -600,6 +601,15 @@ def _with_share(move: PlannedMove, part: float) -> PlannedMove:
     changed = move.copy()
     changed["share"] = min(1.0, part)
     return changed
+
+
+def _fewer(move: PlannedMove, detail: float) -> PlannedMove:
+    """The move with as many of the candidates that it is to combine as its prompt shows: of three in full
+    detail all, in half detail the first two, and then the first."""
+    fewer = move.copy()
+    if combines(fewer):
+        fewer["of"] = fewer["of"][: max(1, math.ceil(detail * len(fewer["of"])))]
+    return fewer
 
 
 def _from_start(move: PlannedMove) -> bool:

@@ -1,7 +1,8 @@
 """Profiles: what drafts and refinements brought on earlier questions, as a prior for the next ones.
 
 A profile belongs to a model and a kind of task. It maps each kind of answer ("draft", "taught draft",
-"refine", "taught refine") to a Payoff: how many there were, the sums of their scores, and their cost.
+"refine", "taught refine", "merge", "evolve") to a Payoff: how many there were, the sums of their scores, and their
+cost.
 It is learned from a ledger and kept in a small JSON file. A run counts it as one answer and believes
 it by half, so a wrong profile is soon outgrown.
 """
@@ -20,7 +21,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from typing_extensions import TypedDict
 
 from anytime_graph.budget import nothing
-from anytime_graph.run.calls import kind_of, seeks_answer
+from anytime_graph.run.calls import kind_of, made_from, seeks_answer
 from anytime_graph.run.forms import Upgrade, refuse_newer, unchanged
 from anytime_graph.run.state import Payoff, Point, add_payoffs, payoff
 from anytime_graph.run.upgrade import planned_call
@@ -56,7 +57,7 @@ def _agreeing(payoff: Payoff) -> Payoff:
 
 
 _Kinds = dict[
-    Annotated[str, Field(pattern="^(taught )?(draft|refine)$")],
+    Annotated[str, Field(pattern="^((taught )?(draft|refine)|merge|evolve)$")],
     Annotated[Payoff, AfterValidator(_agreeing)],
 ]
 
@@ -96,11 +97,11 @@ def profile_of(
         scores = {a["ordinal"]: a["score"] or 0.0 for a in ledger.answers(run["id"])}
         for call in ledger.calls(run["id"]):
             move = planned_call(call)["move"]
-            of = move["of"] if move["kind"] == "refine" else None
-            if not seeks_answer(move) or call["state"] != "settled" or of not in {None, *scores}:
+            known = [scores.get(i) for i in made_from(move)]
+            if not seeks_answer(move) or call["state"] != "settled" or None in known:
                 continue
             score = scores.get(call["ordinal"], 0.0)
-            change = 0.0 if of is None else score - scores[of]
+            change = score - max(filter(None, known), default=0.0) if known else 0.0
             kind, cut = kind_of(move), call["ended"] == "length"
             answer = payoff(score, change, call["tokens"], call["output_tokens"], cut)
             profile[kind] = add_payoffs(profile.get(kind), answer)

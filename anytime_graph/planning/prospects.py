@@ -40,7 +40,15 @@ the gap to a perfect score. A refinement of an answer without merit is only a de
 _STEP = 0.4
 """Under a judge, the standard deviation of what a refinement changes, in standard deviations between
 drafts: _CHANGE at a score of 1/2, 0.4 * 0.5 * 0.5 / _SPREAD."""
-_DEARER = {"draft": 1.0, "taught draft": 1.4, "refine": 1.5, "taught refine": 1.9, "compare": 1.5}
+_DEARER = {
+    "draft": 1.0,
+    "taught draft": 1.4,
+    "refine": 1.5,
+    "taught refine": 1.9,
+    "merge": 2.5,
+    "evolve": 2.5,
+    "compare": 1.5,
+}
 """Prior tokens of each kind of move, relative to a draft."""
 _USUAL = 500.0
 """Prior tokens of a draft."""

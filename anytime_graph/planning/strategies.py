@@ -20,7 +20,9 @@ from anytime_graph.planning.moves import (
     Choose,
     Critique,
     Draft,
+    Evolve,
     Learn,
+    Merge,
     Move,
     Refine,
     Stop,
@@ -31,6 +33,7 @@ from anytime_graph.planning.prospects import (
     FIRST,
     NONE,
     agreement,
+    judge_decides,
     prospects,
     reply_length,
     slice_,
@@ -38,7 +41,9 @@ from anytime_graph.planning.prospects import (
     tokens_left,
     votes_decide,
 )
-from anytime_graph.run.pairs import Shown
+from anytime_graph.planning.tree_search import expanded, require_treequest
+from anytime_graph.run.pairs import Candidate, Shown
+from anytime_graph.run.state import Decides
 from anytime_graph.scoring import normal
 
 _AT_ONCE = 4
@@ -54,6 +59,8 @@ _DOUBT, _MOST_DOUBT = 0.005, 0.1
 of them: after 6 equal drafts it is .016 and need not exceed .03. It is also if it exceeds the most."""
 _LIST = 4
 """Candidates that are best compared at once."""
+_PARENTS = 3
+"""Candidates that one answer is made from."""
 _QUARTER = 0.25
 """The part of what is left that a reply may take: one of unknown length, or one that must not be cut."""
 
@@ -142,6 +149,57 @@ def leap(view: View, n: int = 4) -> list[Move]:
     return [Draft(pairs="principles", memory="principles", share=part)] * 2
 
 
+def merge(view: View, n: int = 4) -> list[Move]:
+    """Recursive Self-Aggregation (Venkatraman et al. 2025, arXiv 2509.26626): n drafts, then answers that
+    are made from the n newest, each time without another one of them. Merged answers are among the
+    newest of the next."""
+    if opening := _opening(view, n, "chosen"):
+        return opening
+    merged = {c["id"] for c in view.candidates if c["node"] == "merge"}
+    if judge_decides(view) and merged & set(view.tied) and (choice := _choice(view)):
+        return choice
+    by_text = {c["text"]: c for c in view.candidates if c["complete"]}
+    newest = sorted(by_text.values(), key=lambda c: c["id"])[-n:]
+    if len(newest) < 2:
+        return _drafts(view, 1, "chosen", _share(view, "draft", _QUARTER))
+    k, made = 1 if judge_decides(view) else _at_once(view, "merge"), view.made.get("merge", 0)
+    moves: list[Move] = []
+    for i in range(made, made + k):
+        left_out = newest[i % n] if len(newest) > _PARENTS else None
+        of = sorted((c for c in newest if c is not left_out), key=partial(_fitness, view))
+        moves.append(Merge([c["id"] for c in of], share=_part(view, "merge", k)))
+    return moves
+
+
+def evolve(view: View, n: int = 4) -> list[Move]:
+    """Mind Evolution (Lee et al. 2025, arXiv 2501.09891) on one island: n drafts, then answers that are made
+    from the best one and two others in turn, with their scores and what the scorer found."""
+    if opening := _opening(view, n, "chosen"):
+        return opening
+    telling = (c for c in view.candidates if c["score"] or c["feedback"])
+    distinct = {normal(c["answer"]): c for c in telling}
+    ranked = sorted(distinct.values(), key=partial(_fitness, view))
+    if not ranked:
+        return _drafts(view, 1, "chosen", _share(view, "draft", _QUARTER))
+    first, *others = ranked
+    k, made = _at_once(view, "evolve"), view.made.get("evolve", 0)
+    moves: list[Move] = []
+    for i in range(made, made + k):
+        turn = [*others[i % len(others) :], *others[: i % len(others)]] if others else []
+        of = [first, *sorted(turn[: _PARENTS - 1], key=partial(_fitness, view))]
+        moves.append(Evolve([c["id"] for c in of], share=_part(view, "evolve", k)))
+    return moves
+
+
+def ab_mcts(view: View) -> list[Move]:
+    """AB-MCTS-A (Inoue et al. 2025, arXiv 2503.04412), as the package treequest decides it: its tree says
+    whether to draft, or which answer to refine."""
+    of = expanded(view.candidates)
+    if of is None:
+        return [Draft(share=_share(view, "draft", _QUARTER))]
+    return [Refine(of, share=_share(view, "refine", _QUARTER))]
+
+
 def adaptive(view: View) -> Sequence[Move]:
     """The move with the largest expected gain per token: a draft or a refinement, each bare or taught by
     pairs, or a comparison. An end, if drafts agree, or if the judge cannot tell answers apart."""
@@ -188,20 +246,28 @@ STRATEGIES: dict[str, Strategy] = {
     "pdp_positive": pdp_positive,
     "pdp": pdp,
     "leap": leap,
+    "merge": merge,
     "adaptive": adaptive,
 }
+SCORED: dict[str, Strategy] = {"evolve": evolve, "ab_mcts": ab_mcts}
+"""Those that need a scorer."""
 
 
-def resolve(strategy: str | Strategy) -> Strategy:
-    """The strategy of that name, or the function itself. Raises ValueError for another name."""
+def resolve(strategy: str | Strategy, decides: Decides = "scorer") -> Strategy:
+    """The strategy of that name, or the function itself. Raises ValueError for another name, or if the
+    strategy needs a scorer and there is none; ImportError if it needs a package that is not installed."""
     if callable(strategy):
         return strategy
-    try:
-        return STRATEGIES[strategy]
-    except (KeyError, TypeError):
+    by_name = STRATEGIES | SCORED
+    if not isinstance(strategy, str) or strategy not in by_name:
         raise ValueError(
-            f"strategy={strategy!r}: one of {', '.join(STRATEGIES)}, or a function from View to moves"
-        ) from None
+            f"strategy={strategy!r}: one of {', '.join(by_name)}, or a function from View to moves"
+        )
+    if strategy in SCORED and decides != "scorer":
+        raise ValueError(f"strategy={strategy!r}: it needs scores: pass scorer= a function")
+    if strategy == "ab_mcts":
+        require_treequest()
+    return by_name[strategy]
 
 
 def _opening(view: View, n: int, memory: Shown) -> list[Move]:
@@ -263,6 +329,12 @@ def _choice(view: View) -> list[Move]:
     return [Choose(tuple(view.tied[: 2 * _LIST]), share=0.5)]
 
 
+def _fitness(view: View, c: Candidate) -> tuple[float, bool, int, int]:
+    """To sort candidates by, the best first: by scores, without them the incumbent, by votes, the newer."""
+    incumbent = view.best is not None and c["id"] == view.best["id"]
+    return (-(c["score"] or 0.0), not incumbent, -c["votes"], -c["id"])
+
+
 def _unchanged(view: View) -> bool:
     """Without a scorer, whether a refinement left the incumbent's answer unchanged."""
     best = view.best
@@ -291,6 +363,12 @@ def _reasons(view: View) -> list[Move]:
 def _share(view: View, kind: str, least: float = 0.0) -> float:
     """What a move of this kind may spend, as a part of what is left, and at least `least` of it."""
     return max(least, slice_(view, kind) / tokens_left(view))
+
+
+def _part(view: View, kind: str, k: int) -> float:
+    """What one of k answers made from several may spend, as a part of what is left. A quarter seldom holds
+    all that its prompt is to show, so one by itself gets half."""
+    return _share(view, kind, max(_QUARTER, 0.5 / k))
 
 
 def _at_once(view: View, kind: str) -> int:

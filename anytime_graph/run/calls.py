@@ -5,10 +5,10 @@ All of it goes into checkpoints and the ledger, so it holds only dicts, lists, n
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired, TypeGuard
+from typing import Literal, NotRequired
 
 from langchain_core.messages import AnyMessage
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict, TypeIs
 
 from anytime_graph.budget import Limits, Spend, nothing
 from anytime_graph.models.tokens import Shape
@@ -50,6 +50,22 @@ class RefineMove(TypedDict):
     with_pairs: bool
 
 
+class MergeMove(TypedDict):
+    """See planning.moves.Merge. of: the candidates that its prompt shows."""
+
+    kind: Literal["merge"]
+    of: list[int]
+    share: float | None
+
+
+class EvolveMove(TypedDict):
+    """See planning.moves.Evolve. of: the candidates that its prompt shows."""
+
+    kind: Literal["evolve"]
+    of: list[int]
+    share: float | None
+
+
 class CritiqueMove(TypedDict):
     """See planning.moves.Critique and Choose. swapped: the second candidate is shown first. among: all
     candidates of a choice, in the order in which they are shown; `first` and `second` are its first two."""
@@ -71,7 +87,9 @@ class LearnMove(TypedDict):
     share: float | None
 
 
-PlannedMove = DraftMove | RefineMove | CritiqueMove | LearnMove
+PlannedMove = DraftMove | RefineMove | MergeMove | EvolveMove | CritiqueMove | LearnMove
+ANSWERS = ("draft", "refine", "merge", "evolve")
+"""The kinds of moves that bring answers."""
 
 
 class AgentDraft(TypedDict):
@@ -245,11 +263,22 @@ def shown_order(move: CritiqueMove) -> list[int]:
     return [*order[half:], *order[:half]]
 
 
-def seeks_answer(move: PlannedMove) -> TypeGuard[DraftMove | RefineMove]:
+def seeks_answer(move: PlannedMove) -> bool:
     """Whether a call is to bring a new answer, not one forced out of cut reasoning."""
-    if move["kind"] == "draft":
-        return move["conclude"] is None
-    return move["kind"] == "refine"
+    return move["kind"] in ANSWERS and concluded(move) is None
+
+
+def combines(move: PlannedMove) -> TypeIs[MergeMove | EvolveMove]:
+    """Whether an answer is made from several candidates."""
+    return move["kind"] in ("merge", "evolve")
+
+
+def made_from(move: PlannedMove) -> list[int]:
+    """The ids of the candidates that an answer is made from."""
+    if combines(move):
+        return list(move["of"])
+    of = move["of"] if move["kind"] == "refine" else concluded(move)
+    return [] if of is None else [of]
 
 
 def concluded(move: PlannedMove) -> int | None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from anytime_graph.budget import nothing, total
 from anytime_graph.models.tokens import Calibration, Tokenizer, uncalibrated
 from anytime_graph.run.calls import (
+    ANSWERS,
     PATIENCE,
     STRUCTURED,
     Outcome,
@@ -18,6 +19,7 @@ from anytime_graph.run.calls import (
     judges,
     kind,
     kind_of,
+    made_from,
     places,
     seeks_answer,
     shown_order,
@@ -61,7 +63,7 @@ def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, To
     matches = [*earlier, *new_matches]
     new = {c["id"] for c in candidates if c["id"] >= state["ordinal"]}
     if decides != "scorer":  # under a judge, refinements of an answer are no votes for it
-        voting = {"agreement": ("draft", "conclude"), "judge": ("draft",)}.get(decides)
+        voting = {"agreement": ("draft", "conclude", "merge"), "judge": ("draft",)}.get(decides)
         voters = (c for c in candidates if voting is None or c["node"] in voting)
         ballots = _add_ballots(ballots, [c for c in voters if c["id"] in new])
         candidates = [
@@ -149,7 +151,7 @@ def _fruitless(outcome: Outcome) -> bool:
 
 def _blocked(outcomes: Sequence[Outcome]) -> str | None:
     """Why the provider ended each answer of a step; None if it let one of them be."""
-    answers = [o for o in outcomes if o["call"]["move"]["kind"] in ("draft", "refine")]
+    answers = [o for o in outcomes if o["call"]["move"]["kind"] in ANSWERS]
     reasons = [o["receipt"].get("blocked") for o in answers]
     return reasons[0] if all(reasons) and reasons else None
 
@@ -208,7 +210,7 @@ def tied(state: State) -> list[int]:
 
 
 def _standing(c: Candidate) -> int:
-    """The votes for an answer under agreement. A refinement, for which no draft votes, stands for itself."""
+    """The votes for an answer under agreement. A refinement, which has no vote, stands for itself."""
     return max(1, c["votes"]) if c["complete"] else 0
 
 
@@ -365,7 +367,8 @@ def _paid_off(
         if not seeks_answer(move) or not (spend["calls"] or "candidate" in o):
             continue
         score = (o["candidate"]["score"] or 0.0) if "candidate" in o else 0.0
-        change = score - scores.get(move["of"], 0.0) if move["kind"] == "refine" else 0.0
+        before_it = [scores.get(i, 0.0) for i in made_from(move)]
+        change = score - max(before_it) if before_it else 0.0
         written, cap = spend["output_tokens"], call["max_output"]
         cut = cap is not None and written >= cap
         if "choice" in call:  # the first choice bears the cost of all: 4 of 100 tokens report 400

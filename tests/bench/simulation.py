@@ -54,7 +54,8 @@ REPLY, DRAFT = 300, 520
 BUDGETS = (1, 2, 4, 8, 16, 32, 64)
 SEED = 10_000
 """Constants were chosen on other seeds than those of the table."""
-NAMES = [name for name in STRATEGIES if name != "self_consistency"]
+NAMES = [name for name in STRATEGIES if name not in ("self_consistency", "merge")]
+"""Not what is best_of_n in all but name, nor what depends on how well a model merges."""
 STEPS = 24
 """Points of a run's curve."""
 ANSWERS = answer_format("tags")

@@ -67,11 +67,12 @@ def scored(question: str, answer: str) -> Score:
     [
         {"scorer": scored, "strategy": "pdp"},
         {"scorer": scored, "strategy": "self_refine"},
+        {"scorer": scored, "strategy": "evolve"},
         {"scorer": "judge", "strategy": "pdp"},
         {"strategy": "self_consistency"},
         {"strategy": "adaptive"},
     ],
-    ids=["scorer", "refinements", "judge", "vote", "agreement"],
+    ids=["scorer", "refinements", "evolutions", "judge", "vote", "agreement"],
 )
 def test_a_page_holds_the_whole_run_and_obeys_nothing_in_it(
     how: dict[str, Any], server: Server, tmp_path: Path

@@ -52,7 +52,7 @@ from anytime_graph.planning.until import outweighed
 from anytime_graph.run.ranking import both_orders
 from anytime_graph.run.state import Payoff, add_payoffs
 from anytime_graph.run.state import payoff as one_answer
-from tests.bench.simulation import DRAFT, KINDS, Kind, cell, normal, setup, simulate
+from tests.bench.simulation import DRAFT, KINDS, NAMES, Kind, cell, normal, setup, simulate
 from tests.kit.samples import FILE
 from tests.kit.server import Reply, Server
 
@@ -80,17 +80,14 @@ def digits(server: Server, *values: int) -> None:
 
 
 def test_adaptive_is_above_every_fixed_strategy_over_the_grid() -> None:
-    names = [
-        name for name in STRATEGIES if name != "self_consistency"
-    ]  # best_of_n, in all but name
     found = {
         (kind, budget, name): statistics.fmean(cell((kind, budget, name, RUNS)))
         for kind in KINDS
         for budget in (2, 8)
-        for name in names
+        for name in NAMES
     }
-    means = {n: statistics.fmean(v for (_, _, s), v in found.items() if s == n) for n in names}
-    assert all(means["adaptive"] > 1.02 * means[n] for n in names if n != "adaptive"), means
+    means = {n: statistics.fmean(v for (_, _, s), v in found.items() if s == n) for n in NAMES}
+    assert all(means["adaptive"] > 1.02 * means[n] for n in NAMES if n != "adaptive"), means
     for kind, budget, name in found:
         assert found[kind, budget, "adaptive"] > 0.88 * found[kind, budget, name]
 

@@ -27,6 +27,7 @@ AGAIN = [
     "pdp",
     "pdp_positive",
     "leap",
+    "merge",
     "adaptive",
 ]
 """Strategies that ask for more than one answer."""
