@@ -131,6 +131,26 @@ def test_what_single_calls_brought_is_told_by_kind(server: Server, bench: Bench)
     assert row("a", "What single calls brought", "leap: learn")[1:3] == ["-", "-"]
 
 
+def test_strategies_that_make_answers_from_several_are_measured_beside_the_others(
+    server: Server, bench: Bench
+) -> None:
+    pytest.importorskip("treequest")
+    server.script = varied
+    names = "best_of_n,merge,evolve,ab_mcts"
+    size = ["--budgets", "1500", "--samples", "1"]
+    words = [*OWN, *MODEL, "--strategy", names, *size, "--out", "a"]
+    bench(*words)
+    kinds = {row["strategy"]: set(row["brought"]) for row in records("a")}
+    assert kinds["merge"] >= {"merge"}
+    assert kinds["evolve"] >= {"evolve"}
+    assert kinds["ab_mcts"] <= {"draft", "refine", "forced answer"}
+    refused = bench(*words[:-1], "b", "--decide", "judge", exit_code=2)
+    assert "strategy='evolve': it needs scores" in refused.output
+    asked = len(server.calls)
+    bench(*words[:-1], "again", "--replay", "a")
+    assert (records("again"), len(server.calls)) == (records("a"), asked)
+
+
 def test_a_budget_that_pays_for_nothing_scores_nothing(server: Server, bench: Bench) -> None:
     server.script = answers(0.5)
     bench(
