@@ -165,7 +165,7 @@ def merge(view: View, n: int = 4) -> list[Move]:
     k, made = 1 if judge_decides(view) else _at_once(view, "merge"), view.made.get("merge", 0)
     moves: list[Move] = []
     for i in range(made, made + k):
-        left_out = newest[i % n] if len(newest) > _PARENTS else None
+        left_out = newest[i % len(newest)] if len(newest) > _PARENTS else None
         of = sorted((c for c in newest if c is not left_out), key=partial(_fitness, view))
         moves.append(Merge([c["id"] for c in of], share=_part(view, "merge", k)))
     return moves

@@ -51,8 +51,8 @@ def drafts_then(*others: Move, n: int = 3) -> Any:
     def strategy(view: View) -> Sequence[Move]:
         if view.best is None:
             return [Draft(share=1 / 8)] * n
-        at = view.made["draft"] + view.made.get("merge", 0) + view.made.get("evolve", 0) - n
-        return [others[at]] if at < len(others) else [Stop()]
+        at = sum(view.made.values()) - n
+        return [others[at]] if 0 <= at < len(others) else [Stop()]
 
     return strategy
 
@@ -277,6 +277,7 @@ def test_more_budget_thinks_on_and_the_records_know_the_kinds(
         html = thread_page(store.ledger, "rivers")
     links = [f'<a href="#answer-1-{i}">{i}</a>' for i in answers[5]["parents"]]
     assert f"evolve of {', '.join(links)}" in html
+    assert html.count('<i class="evolve"') == 2 * 5, "when they ran, and what they cost"
 
 
 def test_a_branch_of_a_merging_run_goes_on(server: Server) -> None:
