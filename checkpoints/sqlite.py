@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import threading
@@ -50,7 +51,7 @@ class SqliteStore:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         with self.explained():
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            _make(path)
             connection = connect(path)
             try:
                 self._db = Database(connection)
@@ -151,6 +152,17 @@ def connect(path: str | Path, autocommit: bool = True) -> sqlite3.Connection:
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")
     return connection
+
+
+def _make(path: str | Path) -> None:
+    """Make the file, for its owner only. One that is there is left alone: when any descriptor of a file is
+    closed, the process loses all of its locks on it. Then another process, as it closes the file, would take
+    away the log that connections of this one still write to."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)) from None
 
 
 def _error(where: str, error: Exception) -> LedgerError:

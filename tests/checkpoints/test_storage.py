@@ -234,6 +234,31 @@ def test_a_handler_that_runs_after_a_crash_is_given_the_error_itself(
     assert facts[1] == facts[0]
 
 
+def test_a_file_that_a_process_opens_twice_loses_nothing_to_another_process(
+    server: Server, tmp_path: Path
+) -> None:
+    """LangGraph's server imports a module once for its graph and once for its `auth`. The other process
+    reads, and is the last to close the file as far as it knows."""
+    server.script = by_place
+    path = tmp_path / "anytime.db"
+    elsewhere = """import sqlite3, sys
+file = sqlite3.connect(sys.argv[1])
+print(file.execute("SELECT count(*) FROM runs").fetchone())
+file.close()"""
+    reading = [sys.executable, "-c", elsewhere, str(path)]
+
+    def read() -> str:
+        return subprocess.run(reading, check=True, capture_output=True, text=True).stdout.strip()
+
+    with open_checkpoints(path) as store, open_checkpoints(path):
+        app = graph(server, store).compile(checkpointer=store.saver)
+        seen = []
+        for name in "abc":
+            app.invoke(ASK, {"configurable": {"thread_id": name}})
+            seen.append(read())
+    assert seen == ["(1,)", "(2,)", "(3,)"]
+
+
 def test_sqlite_utils_makes_sense_of_the_file(server: Server, tmp_path: Path) -> None:
     server.script = by_place
     path = tmp_path / "anytime.db"
