@@ -199,13 +199,15 @@ class Ledger(History):
 
     # --- the hub's side
 
-    def find(self, thread: str, asked: str) -> int | None:
-        """The run of a question on a thread, if it was begun before. Its branches do not count."""
+    def find(self, thread: str, asked: str, user: str | None = None) -> int | None:
+        """The run of a question on a thread, if it was begun before. Its branches do not count, nor
+        does another user's run, if a user is named."""
         with self.store.reading() as execute:
             rows = execute(
                 "SELECT id FROM runs WHERE thread = :thread AND asked = :asked AND "
-                "parent_id IS NULL ORDER BY started DESC, id DESC LIMIT 1",
-                {"thread": thread, "asked": asked},
+                "parent_id IS NULL AND NOT EXISTS (SELECT 1 FROM labels WHERE run_id = runs.id AND "
+                "name = 'user' AND value <> :user) ORDER BY started DESC, id DESC LIMIT 1",
+                {"thread": thread, "asked": asked, "user": user and plain(user)},
             )
         return rows[0]["id"] if rows else None
 

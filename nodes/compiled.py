@@ -1,15 +1,15 @@
 """The compiled graph, with what happens before and after each of its invocations.
 
-Before: settings that nothing would read are refused, and a budget in the input becomes plain data,
-which any saver can store. After: the thread is released, even if the invocation failed or was
-abandoned.
+Before: settings that nothing would read are refused, and what no client may write; a budget in the
+input becomes plain data, which any saver can store. After: the thread is released, even if the
+invocation failed or was abandoned.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any, cast, overload
@@ -20,13 +20,13 @@ from langgraph.config import get_config
 from langgraph.graph import StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import RunControl, Runtime
-from langgraph.types import Command, Durability
+from langgraph.types import Command, Durability, StateUpdate
 
 from anytime_graph.budget import Budget
 from anytime_graph.checkpoints import Ledger
 from anytime_graph.checkpoints.schema import KEYS
 from anytime_graph.planning.setup import Setups
-from anytime_graph.run.context import Context, check_context
+from anytime_graph.run.context import Context, check_context, refuse_unknown
 from anytime_graph.run.state import Input, Output, State
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ _LANGGRAPHS = (
     *("run_id", "assistant_id", "graph_id", "user_id"),
 )
 """Names in `configurable` that LangGraph and its server use."""
+_SERVERS = ("assistant_id", "graph_id", "langgraph_auth_user")
+"""Those of them by which LangGraph tells that its server runs a graph."""
 _PREFIXES = ("__", "langgraph_", "x-")
 _warned: set[str] = set()
 
@@ -114,6 +116,8 @@ class CompiledAnytimeGraph(CompiledStateGraph[State, Context, Input, Output]):
         **options: Any,
     ) -> Iterator[Any]:
         control, belongs, nested = _identified(config, control)
+        if not nested:
+            _refuse_writes([input], self.config, config)
         _check(self.config, config, options.get("context"), nested, self._ledger is not None)
         try:
             yield from super().stream(_plain(input), config, control=control, **options)
@@ -130,6 +134,8 @@ class CompiledAnytimeGraph(CompiledStateGraph[State, Context, Input, Output]):
         **options: Any,
     ) -> AsyncIterator[Any]:
         control, belongs, nested = _identified(config, control)
+        if not nested:
+            _refuse_writes([input], self.config, config)
         _check(self.config, config, options.get("context"), nested, self._ledger is not None)
         parts = cast(Any, super().astream(_plain(input), config, control=control, **options))
         try:
@@ -139,6 +145,44 @@ class CompiledAnytimeGraph(CompiledStateGraph[State, Context, Input, Output]):
         finally:
             if (ledger := self._ledger) is not None:
                 await asyncio.shield(asyncio.to_thread(ledger.end, belongs))
+
+    def bulk_update_state(
+        self, config: RunnableConfig, supersteps: Sequence[Sequence[StateUpdate]]
+    ) -> RunnableConfig:
+        _refuse_writes([update.values for step in supersteps for update in step], config)
+        return super().bulk_update_state(config, supersteps)
+
+    async def abulk_update_state(
+        self, config: RunnableConfig, supersteps: Sequence[Sequence[StateUpdate]]
+    ) -> RunnableConfig:
+        _refuse_writes([update.values for step in supersteps for update in step], config)
+        return await super().abulk_update_state(config, supersteps)
+
+
+def _refuse_writes(updates: Sequence[Any], *configs: RunnableConfig | None) -> None:
+    """Under LangGraph's server, where updates come from clients: refuse those of other channels than the
+    input's, which are the books of a run, and calls of its nodes."""
+    given = _configurable(*configs)
+    if all(given.get(name) is None for name in _SERVERS):
+        return
+    for update in updates:
+        if isinstance(update, Command):
+            if update.goto:
+                raise ValueError("command goto: the graph itself plans what comes next")
+            update = update.update
+        names = update if isinstance(update, Mapping) else [name for name, _ in _pairs(update)]
+        refuse_unknown("an input", names, sorted(Input.__annotations__))
+
+
+def _pairs(update: Any) -> list[Any]:
+    """The pairs of name and value in an update that is no mapping; LangGraph takes them from commands."""
+    items = update if isinstance(update, list | tuple) else ()
+    return [item for item in items if isinstance(item, list | tuple) and len(item) == 2]
+
+
+def _configurable(*configs: RunnableConfig | None) -> dict[str, Any]:
+    """`configurable` of all, of which the last counts most."""
+    return {k: v for each in configs for k, v in ((each or {}).get("configurable") or {}).items()}
 
 
 def _plain(input: Any) -> Any:
@@ -160,10 +204,7 @@ def _check(
     """Refuse settings that nothing would read, and warn once of those that only others may read. Within a
     parent graph, `configurable` is the parent's. keyed: any name may be a key of a quota."""
     check_context(context)
-    given = {
-        **((bound or {}).get("configurable") or {}),
-        **((config or {}).get("configurable") or {}),
-    }
+    given = _configurable(bound, config)
     for name in () if nested else given:
         if name in KEYS:
             continue

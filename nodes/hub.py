@@ -54,6 +54,7 @@ from anytime_graph.run.context import (
     chosen,
     context,
     invocation,
+    owner,
     resumable,
     root,
     served,
@@ -134,6 +135,7 @@ class Hub:
 
     def _folded(self, state: State, config: RunnableConfig) -> tuple[State, list[Send], list[str]]:
         """The update of the state, what comes next, and the ids of repeated messages to remove."""
+        whose = owner(state.get("owner"))
         messages, repeated = without_repeats(state["messages"])
         state = merged(state, State(messages=cast("list[AnyMessage]", messages)))
         question, digest = question_of(messages), conversation_digest(messages)
@@ -153,6 +155,8 @@ class Hub:
                 raise
             finally:
                 self.ledger.leave(hold, root(config))
+        if whose is not None:
+            update["owner"] = whose
         return update, sends, repeated
 
     def _entered(self, config: RunnableConfig, thread: str, kept: str | None, granted: Any) -> Hold:
@@ -194,7 +198,7 @@ class Hub:
         """Begin the question, or fold the outcomes of its last step; then plan what comes next."""
         granted, choice = state.get("budget"), state.get("chosen")
         if question_id != state.get("question_id"):
-            earlier = journal.ledger.find(thread, digest) if journal else None
+            earlier = journal.ledger.find(thread, digest, user()) if journal else None
             choice = chosen()
             setup = self.setups[choice]
             if self.asks and not resumable(config):
@@ -286,7 +290,8 @@ class Hub:
             return State()
         named = context().get("namespace") or ()
         encoded(named)
-        space = (*user(), *named)
+        whose = user()
+        space = (*named,) if whose is None else (whose, *named)
         encoded(space)
         try:
             with contained():

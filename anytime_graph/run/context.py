@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, cast
@@ -28,8 +28,8 @@ class Context(TypedDict, total=False):
     namespace: whose preference pairs the memory recalls and remembers, such as [tenant, user];
         default: the empty namespace. Under LangGraph's authentication it is within the user's own.
     user, tenant, project: whose the questions are, for quotas and bills; other keys that a quota is per
-        are told in the config's configurable. Under LangGraph's authentication, what the
-        authenticated user says comes first.
+        are told in the config's configurable. Under LangGraph's authentication these are read from the
+        authenticated user alone.
     stop: an object with `is_set()`, such as a threading.Event. Once it is set, calls in flight are cut
         and the best answer so far is returned.
     """
@@ -55,17 +55,34 @@ def check_context(given: Any) -> None:
     names = sorted(Context.__annotations__)
     if not (given is None or isinstance(given, Mapping)):
         raise ValueError(f"context={type(given).__name__}: a dict is needed, of {', '.join(names)}")
-    for name in given or ():
+    refuse_unknown("a context", given or (), names)
+    if (stop := (given or {}).get("stop")) is not None and not hasattr(stop, "is_set"):
+        raise ValueError(f"context stop={stop!r:.40}: an object with is_set() is needed")
+
+
+def refuse_unknown(what: str, given: Iterable[Any], names: Sequence[str]) -> None:
+    """Raises ValueError for the first name that is not known. what: whose names these are."""
+    for name in given:
         if name not in names:
             near = get_close_matches(str(name), names, 1)
             meant = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"context {name!r}: {meant}a context has {', '.join(names)}")
+            kind = what.rpartition(" ")[2]
+            raise ValueError(f"{kind} {name!r}: {meant}{what} has {', '.join(names)}")
 
 
-def user() -> tuple[str, ...]:
-    """The user whom LangGraph's server has authenticated, as the start of a namespace; empty without."""
+def user() -> str | None:
+    """The user whom LangGraph's server has authenticated."""
     server = get_runtime(Context).server_info
-    return (server.user.identity,) if server and server.user else ()
+    return server.user.identity if server and server.user else None
+
+
+def owner(known: str | None) -> str | None:
+    """The authenticated user whose thread it is. known: what its state says. Raises PermissionError if it is
+    another user's."""
+    here = user()
+    if here is not None and known not in (None, here):
+        raise PermissionError("thread: it belongs to another user")
+    return here if known is None else known
 
 
 def served() -> bool:
@@ -75,15 +92,15 @@ def served() -> bool:
 
 def told(name: str, otherwise: Mapping[str, Any] | None = None) -> str | None:
     """The value of a key, such as "user" or "tenant", that quotas and bills are by; None if it is not
-    told. The user whom LangGraph's server has authenticated is the user, and what that object holds by
-    the name comes before what the context and the config's configurable say. otherwise: what counts
+    told. Once LangGraph's server has authenticated a user, only that object counts, for the rest is a
+    client's word. Before that, the context and the config's configurable do. otherwise: what counts
     after those, and outside a graph."""
     holders: list[tuple[Any, str]] = [(otherwise, name)]
     with suppress(RuntimeError, KeyError):  # outside a graph
         runtime, named = get_runtime(Context), get_config().get("configurable")
         holders = [(runtime.context, name), (named, name), *holders]
         if runtime.server_info and (known := runtime.server_info.user):
-            holders = [(known, "identity" if name == "user" else name), *holders]
+            holders = [(known, "identity" if name == "user" else name)]
     return next((value for held in holders if (value := _value(*held)) is not None), None)
 
 

@@ -128,7 +128,8 @@ class State(TypedDict, total=False):
     made: moves that brought a reply, by kind. ballots: see View. matches: the judge's comparisons among
     the candidates, as [first, second, winner or None]. payoffs: by kind of answer. calibrations: by role.
     unstructured: the judge's provider refused to hold verdicts to a schema. examples: pairs that the
-    memory recalled for this question. namespace: in which it was asked. least_room: output tokens that a
+    memory recalled for this question. namespace: in which it was asked. owner: the authenticated user whose
+    thread it is, if there is one. least_room: output tokens that a
     call needs, as starved calls have shown. overhead: input tokens that an agent with tools adds to the
     prompt of a draft. owed: moves that a request for several choices left undone. failures: steps in a
     row that failed entirely. blocked: why the provider ended every answer of the last step, if there
@@ -169,6 +170,7 @@ class State(TypedDict, total=False):
     unstructured: bool
     examples: list[Example]
     namespace: list[str]
+    owner: str | None
     least_room: int
     overhead: int
     owed: list[PlannedMove]

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from langchain_core._api import LangChainBetaWarning
 from langchain_core.runnables import RunnableConfig
@@ -24,9 +17,10 @@ from langgraph_sdk import get_sync_client
 from langgraph_sdk.client import SyncLangGraphClient
 
 from anytime_graph import Budget, Context, Prices, create_anytime_graph, fork
+from tests.kit.dev import developing
 from tests.kit.places import ROOT
 from tests.kit.server import Reply, Server, prompt_tokens, serving
-from tests.kit.waiting import PATIENCE, until
+from tests.kit.waiting import PATIENCE
 
 QUESTION = {"messages": [{"role": "user", "content": "Why do rivers bend?"}]}
 
@@ -49,47 +43,13 @@ class Dev:
 @pytest.fixture(scope="module")
 def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dev]:
     folder = tmp_path_factory.mktemp("dev")
-    config = json.loads((ROOT / "langgraph.json").read_text())
-    config["graphs"] = {name: str(ROOT / path) for name, path in config["graphs"].items()}
-    (folder / "langgraph.json").write_text(json.dumps(config))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = ["dev", "--no-browser", "--no-reload", "--host", "127.0.0.1", "--port", str(port)]
-    with serving() as endpoint, (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "langgraph_cli", *command],
-            cwd=folder,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={
-                **{k: v for k, v in os.environ.items() if not k.startswith("LANG")},
-                "OPENAI_API_KEY": "none",
-                "OPENAI_BASE_URL": endpoint.url,
-                "LANGGRAPH_CLI_NO_ANALYTICS": "1",
-                "LANGSMITH_TRACING": "false",
-            },
-        )
-        url = f"http://127.0.0.1:{port}"
-        try:
-            _until_ready(url, process, folder / "log")
-            with get_sync_client(url=url) as client:
-                yield Dev(client, endpoint)
-        finally:
-            process.terminate()
-            process.wait(PATIENCE)
+    with (
+        serving() as endpoint,
+        developing(folder, ROOT / "langgraph.json", endpoint) as url,
+        get_sync_client(url=url) as client,
+    ):
+        yield Dev(client, endpoint)
     assert "locking" not in (folder / "log").read_text()
-
-
-def _until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    def ready() -> bool:
-        assert process.poll() is None, log.read_text()
-        try:
-            return httpx.get(f"{url}/ok").is_success
-        except httpx.TransportError:
-            return False
-
-    until(ready)
 
 
 @pytest.fixture
