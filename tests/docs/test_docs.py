@@ -122,7 +122,7 @@ def test_examples_run(example: Path, server: Server, tmp_path: Path) -> None:
     model = {} if example.name == "quickstart.py" else stand_in(server)
     done = forked(example.read_text(), tmp_path, {**os.environ, **model})
     assert (done.returncode, done.stderr) == (0, ""), "no error, and no warning that is logged"
-    assert done.stdout or example.name in ("served.py", "fastapi_app.py")
+    assert done.stdout or example.name in ("served.py", "served_to_users.py", "fastapi_app.py")
 
 
 def test_the_drawn_graph_is_the_graph(server: Server) -> None:
