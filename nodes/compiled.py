@@ -170,14 +170,15 @@ def _refuse_writes(updates: Sequence[Any], *configs: RunnableConfig | None) -> N
             if update.goto:
                 raise ValueError("command goto: the graph itself plans what comes next")
             update = update.update
-        names = update if isinstance(update, Mapping) else [name for name, _ in _pairs(update)]
-        refuse_unknown("an input", names, sorted(Input.__annotations__))
+        refuse_unknown("an input", _written(update), sorted(Input.__annotations__))
 
 
-def _pairs(update: Any) -> list[Any]:
-    """The pairs of name and value in an update that is no mapping; LangGraph takes them from commands."""
+def _written(update: Any) -> list[Any]:
+    """The names of channels in an update: a mapping, or pairs of name and value as in commands."""
+    if isinstance(update, Mapping):
+        return list(update)
     items = update if isinstance(update, list | tuple) else ()
-    return [item for item in items if isinstance(item, list | tuple) and len(item) == 2]
+    return [item[0] for item in items if isinstance(item, list | tuple) and len(item) == 2]
 
 
 def _configurable(*configs: RunnableConfig | None) -> dict[str, Any]:

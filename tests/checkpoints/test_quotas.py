@@ -368,7 +368,12 @@ def test_whom_the_server_has_authenticated_pays(
     run(app, config, context={"user": "bob", "tenant": "evil"})
     assert set(in_books(target)) == {"user ann", "org acme"}
     run(app, whose("u", org="basic"), context={"user": "cleo"})
-    assert set(in_books(target)) == {"user ann", "org acme", "user cleo", "org basic"}
+    books = in_books(target)
+    assert set(books) == {"user ann", "org acme", "user cleo", "org basic"}
+    bob = SimpleNamespace(identity="bob")
+    with pytest.raises(ValueError, match="org: the quota of tokens=900 per org in 1d must know"):
+        run(app, whose("v", langgraph_auth_user=bob, org="acme"))
+    assert in_books(target) == books
 
 
 def test_a_call_of_nobody_is_not_made(server: Server, store: Checkpoints) -> None:
