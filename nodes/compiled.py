@@ -170,10 +170,10 @@ def _refuse_writes(updates: Sequence[Any], *configs: RunnableConfig | None) -> N
             if update.goto:
                 raise ValueError("command goto: the graph itself plans what comes next")
             update = update.update
-        refuse_unknown("an input", _written(update), sorted(Input.__annotations__))
+        refuse_unknown("an input", _channels(update), sorted(Input.__annotations__))
 
 
-def _written(update: Any) -> list[Any]:
+def _channels(update: Any) -> list[Any]:
     """The names of channels in an update: a mapping, or pairs of name and value as in commands."""
     if isinstance(update, Mapping):
         return list(update)

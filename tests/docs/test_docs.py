@@ -120,7 +120,8 @@ def test_examples_run(example: Path, server: Server, tmp_path: Path) -> None:
         else f"A river bends around stone number {i}."
     )
     model = {} if example.name == "quickstart.py" else stand_in(server)
-    done = forked(example.read_text(), tmp_path, {**os.environ, **model})
+    env = {**os.environ, "OPENAI_API_KEY": "none", **model}
+    done = forked(example.read_text(), tmp_path, env)
     assert (done.returncode, done.stderr) == (0, ""), "no error, and no warning that is logged"
     assert done.stdout or example.name in ("served.py", "served_to_users.py", "fastapi_app.py")
 
