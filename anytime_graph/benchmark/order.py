@@ -345,7 +345,7 @@ class Order:
         if self.replay is not None:
             return self._recorded_model(recording)
         name = self.model or default_model()
-        model = limited(resolve_model(name), self.rate)
+        model = limited(resolve_model(name, at_once=self.parallel), self.rate)
         prices = self.price or prices_of(model)
         if self.total_usd is not None and prices is None:
             raise ValueError(

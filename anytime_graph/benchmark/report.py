@@ -82,7 +82,7 @@ class Source:
 
 def report_blocks(all_figures: Sequence[Figures], source: Source) -> list[Block]:
     """The content of the report."""
-    blocks: list[Block] = [Heading("Which strategy, at which budget", 1), Code(source.command)]
+    blocks: list[Block] = [Code(source.command), Heading("Which strategy, at which budget", 1)]
     if source.ended is not None:
         blocks.append(Text(source.unfinished(), strong=True))
     for figures in all_figures:

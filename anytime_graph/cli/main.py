@@ -18,6 +18,7 @@ from anytime_graph.cli import display, ledger_commands, question_commands, quota
 from anytime_graph.cli import options as option
 from anytime_graph.cli.bench_commands import advise_command, bench
 from anytime_graph.cli.demo import demo
+from anytime_graph.cli.serve_command import serve_model
 from anytime_graph.cli.trust import signed, trusted
 from anytime_graph.constraints import Constraints
 from anytime_graph.graph import create_anytime_graph
@@ -70,6 +71,7 @@ for command in (
     *quota_commands.COMMANDS,
     bench,
     advise_command,
+    serve_model,
 ):
     main.add_command(command)
 

@@ -14,7 +14,7 @@ from langchain_core.runnables.retry import RunnableRetry
 from pydantic import ValidationError
 
 from anytime_graph.budget import Prices
-from anytime_graph.local import embedded_file, local_model
+from anytime_graph.local import SLOTS, embedded_file, local_model
 from anytime_graph.models.providers import sent_options, surcharges, unbound
 
 _PROVIDERS = (
@@ -38,19 +38,20 @@ _UNASKING = ("anthropic", "mistralai")
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*_(?:API_KEY|TOKEN)")
 
 
-def resolve_model(model: Any) -> Any:
+def resolve_model(model: Any, at_once: int = 1) -> Any:
     """The chat model that a string names; another one without LangChain's retries, for the run itself
     makes failed calls again.
 
     "local": the embedded model. "local:FILE.gguf": any GGUF file. "openai:NAME": ChatOpenAI.
-    "provider:NAME": any model that langchain's init_chat_model knows. Raises ValueError that says
-    what is needed, such as a key, or ImportError that says what to install.
+    "provider:NAME": any model that langchain's init_chat_model knows. at_once: how many runs will
+    call it at the same time; a local server has a slot for each. Raises ValueError that says what is
+    needed, such as a key, or ImportError that says what to install.
     """
     if not isinstance(model, str):
         return _without_retries(model)
     provider, _, name = model.partition(":")
     if provider == "local":
-        return local_model(name or None)
+        return local_model(name or None, slots=max(SLOTS, at_once))
     if not name:
         meant = _meant(model) or "'local', 'local:FILE.gguf' or 'provider:name' is needed"
         raise ValueError(f"model={model!r}: {meant}")
