@@ -17,7 +17,7 @@ from tests.kit.server import Reply, Server
 STAND_IN = """
 from types import SimpleNamespace
 from anytime_graph import local
-local._server = lambda file: SimpleNamespace(listening_address={!r})
+local._server = lambda *of: SimpleNamespace(listening_address={!r})
 """
 """The embedded model takes its time: in its place is the endpoint. Not in make torture."""
 CITY = json.dumps({"name": "Vienna", "inhabitants": 2_000_000})

@@ -178,7 +178,7 @@ def program(code: str | list[str], folder: str, variables: dict[str, str]) -> No
     os.environ.clear()
     warnings.simplefilter("error")
     if address := variables.get(EMBEDDED):
-        local._server = lambda file: SimpleNamespace(listening_address=address)  # type: ignore[assignment]
+        local._server = lambda *of: SimpleNamespace(listening_address=address)  # type: ignore[assignment]
     if isinstance(code, list):
         command(code, folder, variables)
     os.chdir(folder)
