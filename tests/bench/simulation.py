@@ -402,14 +402,14 @@ def report(found: Found, command: str) -> str:
     budgets = sorted({b for _, b, _ in found})
     return "\n".join(
         [
-            f"""# Adaptive against the fixed strategies, simulated
+            f"""    {command}
+
+# Adaptive against the fixed strategies, simulated
 
 The Anytime Index of the answer that would be returned, with common random numbers and 95 % intervals.
 Only the model's call is simulated: planner, strategies and fold are the real ones. 1x is what pays for
 19 of 20 drafts. The best fixed strategy of a cell is chosen by these same runs. self_consistency is
-best_of_n here: who decides belongs to the question. Made by
-
-    {command}
+best_of_n here: who decides belongs to the question.
 
 A decision of adaptive takes {decisions():.2f} ms in the median.
 """,

@@ -137,6 +137,24 @@ def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().split()) <= 900
 
 
+@pytest.mark.parametrize(
+    "report", sorted((ROOT / "docs/results").rglob("*.md")), ids=lambda report: report.stem
+)
+def test_a_report_begins_with_the_command_that_makes_it(report: Path) -> None:
+    line, *_ = report.read_text().splitlines()
+    assert line.startswith("    ")
+    program, *words = shlex.split(line)
+    if program == "anytime-graph":
+        assert words[0] == "bench"
+        bench.make_context("bench", words[1:])
+    else:
+        assert words[:2] == ["-m", "tests.bench.simulation"]
+        assert f"\n\t$(BIN)/{line.strip()}\n" in (ROOT / "Makefile").read_text()
+    assert f"(results/{report.relative_to(ROOT / 'docs/results')})" in (
+        ROOT / "docs/results.md"
+    ).read_text()
+
+
 def test_every_field_of_the_output_is_explained() -> None:
     page = (ROOT / "docs" / "output.md").read_text()
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
