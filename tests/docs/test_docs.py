@@ -150,9 +150,10 @@ def test_a_report_begins_with_the_command_that_makes_it(report: Path) -> None:
     else:
         assert words[:2] == ["-m", "tests.bench.simulation"]
         assert f"\n\t$(BIN)/{line.strip()}\n" in (ROOT / "Makefile").read_text()
-    assert f"(results/{report.relative_to(ROOT / 'docs/results')})" in (
-        ROOT / "docs/results.md"
-    ).read_text()
+    assert (
+        f"(results/{report.relative_to(ROOT / 'docs/results')})"
+        in (ROOT / "docs/results.md").read_text()
+    )
 
 
 def test_every_field_of_the_output_is_explained() -> None:
