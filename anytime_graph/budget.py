@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from typing_extensions import TypedDict
 
-DIMENSIONS = ("tokens", "output_tokens", "usd", "calls", "seconds")
+DIMENSIONS = ("tokens", "output_tokens", "usd", "calls", "seconds", "tool_calls")
 UNIT_NAMES = {
     "tokens": "tokens",
     "output_tokens": "output tokens",
@@ -20,7 +20,9 @@ UNIT_NAMES = {
     "seconds": "seconds",
     "tool_calls": "tool calls",
 }
-_WHOLE = ("tokens", "output_tokens", "calls")
+UNBOUNDED = "tool_calls"
+"""The dimension that bounds no call of a model: without it left, a run goes on without tools."""
+_WHOLE = ("tokens", "output_tokens", "calls", "tool_calls")
 _MOST = 10**15
 """The largest amount of a budget. Numbers above it do not fit the ledger's columns."""
 _DOWN = Context(prec=12, rounding=ROUND_FLOOR)
@@ -47,6 +49,7 @@ class Budget:
     usd: US dollars; needs known prices.
     calls: model calls.
     seconds: time during which calls and scorers are active, summed over resumes.
+    tool_calls: tool calls of agents.
 
     A dimension left out is not limited; 0 means that nothing may be spent. Raises ValueError for a
     negative amount or one above 1e15, a fraction of a token or call, or no amount at all.
@@ -57,6 +60,7 @@ class Budget:
     usd: float | None = None
     calls: int | None = None
     seconds: float | None = None
+    tool_calls: int | None = None
 
     def __post_init__(self) -> None:
         for name in DIMENSIONS:
@@ -138,6 +142,7 @@ class Spend(TypedDict):
     usd: float
     calls: int
     seconds: float
+    tool_calls: int
 
 
 def nothing() -> Spend:
@@ -150,6 +155,7 @@ def nothing() -> Spend:
         usd=0.0,
         calls=0,
         seconds=0.0,
+        tool_calls=0,
     )
 
 
@@ -169,7 +175,7 @@ def add_spend(spent: Spend, more: Spend) -> Spend:
 def left(limits: Limits, spent: Spend) -> Limits:
     """What remains in each limited dimension, never below 0."""
     amounts = cast("Mapping[str, float]", spent)
-    return {d: max(0, limit - amounts[d]) for d, limit in limits.items()}
+    return {d: max(0, limit - amounts.get(d, 0)) for d, limit in limits.items()}
 
 
 def least(limits: Iterable[Limits]) -> Limits:
@@ -190,7 +196,7 @@ def passed(warn_at: Sequence[float], limits: Limits, before: Spend, now: Spend) 
 def used(limits: Limits, spent: Spend) -> float:
     """The largest part of a limit that is used: with 600 of 1,000 tokens and 1 of 4 calls, .6."""
     amounts = cast("Mapping[str, float]", spent)
-    return max((amounts[d] / limit for d, limit in limits.items() if limit), default=0.0)
+    return max((amounts.get(d, 0) / limit for d, limit in limits.items() if limit), default=0.0)
 
 
 def checked_parts(warn_at: Sequence[float]) -> tuple[float, ...]:
@@ -207,7 +213,9 @@ def raised(limits: Limits, extra: Budget, spent: Spend) -> Limits:
     and with 500 more, its limit is 800."""
     grant = extra.limits()
     if not limits:
-        return {d: amount + cast("Mapping[str, float]", spent)[d] for d, amount in grant.items()}
+        return {
+            d: amount + cast("Mapping[str, float]", spent).get(d, 0) for d, amount in grant.items()
+        }
     return {d: limit + grant.get(d, 0) for d, limit in limits.items()}
 
 

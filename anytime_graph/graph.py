@@ -31,7 +31,15 @@ from anytime_graph.nodes.spoke import SPOKES, Spoke
 from anytime_graph.planning.answers import AnswerFormat, answer_format
 from anytime_graph.planning.moves import Strategy
 from anytime_graph.planning.profiles import checked
-from anytime_graph.planning.setup import Drafter, Setup, Setups, affordable, meters, named_model
+from anytime_graph.planning.setup import (
+    Drafter,
+    Setup,
+    Setups,
+    affordable,
+    bounding,
+    meters,
+    named_model,
+)
 from anytime_graph.planning.strategies import resolve as resolve_strategy
 from anytime_graph.planning.tree_search import KEPT
 from anytime_graph.planning.until import Until
@@ -140,7 +148,7 @@ def create_anytime_graph(
     if callable(scorer):
         check_signature(scorer)
     if budget is not None:
-        budget = as_budget(budget)
+        budget = bounding(as_budget(budget), until)
     if most is not None:
         most = as_budget(most, "most")
     if isinstance(memory, Ledger) and memory is not ledger:

@@ -6,6 +6,7 @@ Needs the extra `agents`; `import anytime_graph` does not need langchain.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import threading
@@ -41,6 +42,7 @@ from anytime_graph.metering.metered import (
     last_call_reserve,
     metered,
     open_account,
+    paid_elsewhere,
     paying_from,
 )
 from anytime_graph.metering.quota import Quota, checked_quotas
@@ -77,14 +79,13 @@ Result = ToolMessage | Command[Any]
 
 
 class _Run(TypedDict):
-    """question: what the user asked. growth: how far prompts exceeded their bounds, by model. tool_calls:
-    how many were allowed so far; allowed: the ids of those in the last reply; refused: whether it had
+    """question: what the user asked. growth: how far prompts exceeded their bounds, by model. allowed:
+    the ids of the tool calls in the last reply that may run, if not all may; refused: whether it had
     more. form: which form this has."""
 
     question: BaseMessage | None
     growth: dict[str, float]
-    tool_calls: NotRequired[int]
-    allowed: NotRequired[list[str]]
+    allowed: NotRequired[list[str] | None]
     refused: NotRequired[bool]
     form: NotRequired[int]
 
@@ -97,24 +98,30 @@ def _added(kept: Spend, more: Spend) -> Spend:
     return total([kept, more])
 
 
+def _added_by(kept: dict[str, Spend], more: dict[str, Spend]) -> dict[str, Spend]:
+    return {**kept, **{name: total([kept.get(name, nothing()), more[name]]) for name in more}}
+
+
 class BudgetState(AgentState[Any]):
-    """spent: what the run (or the thread) has cost so far, sub-agents and tools included.
-    stop_reason: None while it works; "done", or the dimension of the budget that ended it, or
-    "tool_calls", or the error that did."""
+    """spent: what the run (or the thread) has cost so far, sub-agents and tools included. spent_by: the
+    same for the agent's "model" and for each tool, with all that was spent in it. stop_reason: None
+    while it works; "done", or the dimension of the budget that ended it, or the error that did."""
 
     spent: NotRequired[Annotated[Spend, OmitFromInput, _added]]
+    spent_by: NotRequired[Annotated[dict[str, Spend], OmitFromInput, _added_by]]
     stop_reason: NotRequired[Annotated[str | None, OmitFromInput]]
     anytime_run: NotRequired[Annotated[_Run, PrivateStateAttr]]
 
 
-_OURS = ("spent", "stop_reason", "anytime_run")
+_OURS = ("spent", "spent_by", "stop_reason", "anytime_run")
 
 
 class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
     """Holds an agent to a budget, and gets an answer out of it before the budget ends.
 
     budget: what may be spent; the first dimension to run out ends the work. Seconds are those in
-        which model calls are active.
+        which model calls are active. A tool call beyond `tool_calls` is not carried out; the model is
+        told so, and makes its last call.
     per: "run": the budget is for each invocation and its resumes; "thread": for all of a thread's
         (needs a checkpointer). Invocations at the same time share it if they run in one process.
     reserve: what is kept for a last call, in which the model sums up without tools what it has: a
@@ -123,8 +130,6 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
 
     media_tokens: the most input tokens that an image, a document or a tool of the provider adds to
         a prompt; see create_anytime_graph.
-    tool_calls: the most tool calls that are carried out; the model is told that a further one is not,
-        and makes its last call.
     tool_prices: US dollars per call, by the name of the tool. They are booked before it runs, and one
         that does not fit beside the reserve is not carried out.
     warn_at: parts of the budget, as in (0.5, 0.8): once one is used, an agent with tools is told so in
@@ -134,7 +139,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
 
     Put it first in `middleware=[...]`. Sub-agents, tools and middlewares that call a model of their
     own draw on the budget if the model is `metered(model)`; docs/middleware.md tells more. The
-    agent's state has `spent` and `stop_reason`.
+    agent's state has `spent`, `spent_by` and `stop_reason`.
 
     Raises ValueError for a bad argument; in a run BudgetTooSmall when not one call fits and nothing
     was spent, and what the model's client raises as long as the model has said nothing.
@@ -150,7 +155,6 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         reserve: float | Budget = 0.2,
         prices: Prices | None = None,
         media_tokens: int | None = None,
-        tool_calls: int | None = None,
         tool_prices: Mapping[str, float] | None = None,
         warn_at: Sequence[float] = (),
         quotas: Sequence[Quota] = (),
@@ -167,7 +171,6 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         self.media_tokens = check_media_tokens(media_tokens)
         self.share = _share(reserve, self.budget)
         self.warn_at = checked_parts(warn_at)
-        self.tool_calls = None if tool_calls is None else _count(tool_calls)
         self.tool_prices = {name: _price(name, usd) for name, usd in (tool_prices or {}).items()}
         if quotas and ledger is None:
             raise ValueError("quotas: their books are kept in a ledger; pass ledger= too")
@@ -181,12 +184,11 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         """Begin a run: open its account."""
         spent = nothing() if self.per == "run" else self._thread_spent(state)
         question = next((m for m in reversed(_messages(state)) if m.type == "human"), None)
-        earlier = _run(state)
-        run = _Run(question=question, growth=earlier["growth"], form=len(UPGRADES))
-        if self.per == "thread":
-            run["tool_calls"] = earlier.get("tool_calls", 0)
+        run = _Run(question=question, growth=_run(state)["growth"], form=len(UPGRADES))
         self._enter(spent, run)
-        return {"spent": Overwrite(spent), "stop_reason": None, "anytime_run": run}
+        by = {} if self.per == "run" else state.get("spent_by") or {}
+        afresh = {"spent": Overwrite(spent), "spent_by": Overwrite(by)}
+        return {**afresh, "stop_reason": None, "anytime_run": run}
 
     def after_agent(self, state: BudgetState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Name the reason of an end that no model call was: a tool's with `return_direct`, or another
@@ -249,7 +251,9 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
                     turn.take(await handler(attempt))
                 except Exception as error:
                     turn.fail(error)
-        return turn.result()
+        if turn.account.shared is None:
+            return turn.result()
+        return await asyncio.to_thread(turn.result)
 
     # --- tools
 
@@ -264,7 +268,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
                 result = handler(request)
             except Short as short:
                 result = _refused(request, short)
-        return cast(Result, _charged(result, own.close()))
+        return cast(Result, _charged(request, result, own.close()))
 
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[Result]]
@@ -277,15 +281,17 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
                 result = await handler(request)
             except Short as short:
                 result = _refused(request, short)
-        return cast(Result, _charged(result, own.close()))
+        return cast(Result, _charged(request, result, own.close()))
 
     def _begun(self, request: ToolCallRequest) -> Account | ToolMessage:
         """The account of a tool call that may run, with its price booked; else what the model is told.
         Which calls may run was decided when they were asked for, so they may come in any order."""
         allowed = _run(request.state).get("allowed")
         call, account = request.tool_call, self._account(request.state)
-        if self.tool_calls is not None and allowed is not None and call["id"] not in allowed:
-            return _refused(request, f"the budget of {self.tool_calls} tool calls is used up")
+        if allowed is not None and call["id"] not in allowed:
+            most = account.limits.get("tool_calls")
+            of = "quota of" if most is None else f"budget of {most:g}"
+            return _refused(request, f"the {of} tool calls is used up")
         try:
             return _opened(account, request, self.tool_prices.get(call["name"], 0.0))
         except Short as short:
@@ -302,28 +308,29 @@ class _Metered(ModelRequest[Any]):
 class _Turn:
     """One turn of the agent: an ordinary call and, where the budget or an error ends it, the last.
 
-    written: what the model wrote in a reply that was cut.
+    written: what the model wrote in a reply that was cut. asked: the tool calls that may run, by tool.
     """
 
     def __init__(self, middleware: TokenBudgetMiddleware, request: Request) -> None:
         self.middleware = middleware
         self.run, self.share = _run(request.state), middleware.share
         model = metered(request.model, middleware.prices)
+        self.booked_above = paid_elsewhere(model)
         self.request = _Metered(**{**vars(request), "model": model})
         self.account = middleware._account(request.state)
         self.account.spent = _added(_spent(request.state), self.account.due)
         self.payer = AgentPayer(self.account, "agent", self.share, self.run["question"])
-        self.payer.tool_calls = self._tool_calls_left()
         self.payer.warned = max(self._warnings(), default=None)
         self.response: Response | None = None
         self.reason: str | None = None
         self.error: Exception | None = None
         self.written: list[BaseMessage] = []
+        self.asked: dict[str, Spend] = {}
 
     def requests(self) -> Iterator[Request]:
         """The requests to make, until there is a response."""
         if self.run.get("refused"):
-            self.reason = "tool_calls"
+            self.reason = "quota" if self.account.left().get("tool_calls") else "tool_calls"
         else:
             yield self.request
         short = self.error is None or isinstance(self.error, Short)
@@ -379,36 +386,31 @@ class _Turn:
         growth = dict(self.account.growth)
         run = cast(_Run, {**self.run, **self._allowed(response), "growth": growth})
         spent: Any = self.account.collect()
+        by = {"model": {**spent, "tool_calls": 0}, **self.asked}
         if self.middleware.per == "thread":
             spent = Overwrite(self.middleware._thread_spent(_after(self.request.state, spent)))
-        update |= {"spent": spent, "stop_reason": reason, "anytime_run": run}
+        update |= {"spent": spent, "spent_by": by, "stop_reason": reason, "anytime_run": run}
         return ExtendedModelResponse(response, Command(update=update))
 
     def _warnings(self) -> list[float]:
         """The parts of the budget that are used and are to be warned of."""
-        most, at = self.middleware.tool_calls, used(self.account.limits, self.account.spent)
-        if most:
-            at = max(at, self.run.get("tool_calls", 0) / most)
+        at = used(self.account.limits, self.account.spent)
         return [part for part in self.middleware.warn_at if part <= at]
 
-    def _tool_calls_left(self) -> int | None:
-        most = self.middleware.tool_calls
-        return None if most is None else max(0, most - self.run.get("tool_calls", 0))
-
     def _allowed(self, response: Response) -> dict[str, Any]:
-        """Which of the tool calls in a response may run: the first ones. Those that have an answer, as a
-        structured response has, are not carried out."""
-        if (left := self._tool_calls_left()) is None:
-            return {}
+        """Which of the tool calls in a response may run: the first ones. They are booked. Those that have
+        an answer, as a structured response has, are not carried out."""
         answered = {m.tool_call_id for m in response.result if isinstance(m, ToolMessage)}
         calls = [c for m in response.result for c in getattr(m, "tool_calls", ())]
-        ids = [call["id"] for call in calls if call["id"] not in answered]
-        allowed, over = ids[:left], ids[left:]
-        return {
-            "tool_calls": self.run.get("tool_calls", 0) + len(allowed),
-            "allowed": [id_ for id_ in allowed if id_ not in over],
-            "refused": bool(over),
-        }
+        calls = [call for call in calls if call["id"] not in answered]
+        taken = self.account.take_tool_calls(len(calls), own=self.booked_above)
+        over = {call["id"] for call in calls[taken:]}
+        for call in calls[:taken]:
+            one = self.asked.get(call["name"], nothing())
+            self.asked[call["name"]] = total([one, {**nothing(), "tool_calls": 1}])
+        allowed = [call["id"] for call in calls[:taken] if call["id"] not in over]
+        limited = over or "tool_calls" in self.account.limits
+        return {"allowed": allowed if limited else None, "refused": bool(over)}
 
     def _latest_text(self) -> str | None:
         """What the model said last in this run; None if it did not reply, "" if without words."""
@@ -433,7 +435,7 @@ def _opened(account: Account, request: ToolCallRequest, price: float) -> Account
             raise Short(rest, cast("Mapping[str, float]", cost), "usd")
         for dimension, amount in rest.items():
             part = max(1, amount // parts) if dimension == "calls" else amount / parts
-            slice_[dimension] = amount if dimension == "seconds" else part
+            slice_[dimension] = amount if dimension in ("seconds", "tool_calls") else part
         if "usd" in slice_:
             slice_["usd"] += price
         own = Account(slice_, parent=account, tool_call=request.tool_call["id"])
@@ -462,14 +464,15 @@ def _refused(request: ToolCallRequest, why: object) -> ToolMessage:
     )
 
 
-def _charged(result: Any, spent: Spend) -> Any:
+def _charged(request: ToolCallRequest, result: Any, spent: Spend) -> Any:
     """A tool's result, and what it cost as an update of the agent's state. What a sub-agent's state
     says of its own budget does not enter the agent's."""
-    cost = {"spent": spent} if any(spent.values()) else {}
+    by = {request.tool_call["name"]: spent}
+    cost = {"spent": spent, "spent_by": by} if any(spent.values()) else {}
     if isinstance(result, ToolMessage):
         return Command(update={"messages": [result], **cost}) if cost else result
     if isinstance(result, list):
-        return [*(_charged(part, nothing()) for part in result), Command(update=cost)]
+        return [*(_charged(request, part, nothing()) for part in result), Command(update=cost)]
     if not isinstance(result, Command) or result.graph is not None:
         return result
     given = cast("Mapping[str, Any]", result.update or {})
@@ -483,7 +486,7 @@ def _after(state: Any, spent: Spend) -> dict[str, Spend]:
 
 
 def _spent(state: Any) -> Spend:
-    return cast(Spend, state.get("spent") or nothing())
+    return total([state.get("spent") or nothing()])
 
 
 def _run(state: Any) -> _Run:
@@ -501,12 +504,6 @@ def _is_answer(response: Response) -> bool:
     return response.structured_response is not None or not calls
 
 
-def _count(tool_calls: Any) -> int:
-    if isinstance(tool_calls, bool) or not isinstance(tool_calls, int) or tool_calls < 0:
-        raise ValueError(f"tool_calls={tool_calls!r}: a whole number, 0 or more, is needed")
-    return tool_calls
-
-
 def _price(name: str, usd: Any) -> float:
     if isinstance(usd, bool) or not isinstance(usd, int | float) or not 0 <= usd < math.inf:
         raise ValueError(f"tool_prices {name}={usd!r}: US dollars per call, 0 or more, are needed")
@@ -520,6 +517,8 @@ def _share(reserve: Any, budget: Budget) -> float | Limits:
             raise ValueError(f"reserve={reserve!r}: a fraction is from 0 to below 1")
         return float(reserve)
     amounts, limits = as_budget(reserve, "reserve").limits(), budget.limits()
+    if "tool_calls" in amounts:
+        raise ValueError("reserve tool_calls: the last call makes none; leave them out")
     for dimension, amount in amounts.items():
         if amount > limits.get(dimension, 0):
             raise ValueError(f"reserve {dimension}={amount:g}: the budget is {budget}")

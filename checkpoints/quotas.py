@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
-from anytime_graph.budget import Budget, Spend
+from anytime_graph.budget import Budget, Spend, nothing
 from anytime_graph.checkpoints.leases import Leases
 from anytime_graph.checkpoints.store import Execute, Store, storable
 from anytime_graph.metering.quota import (
@@ -40,12 +40,19 @@ _AMOUNTS = {
     "output_tokens": "output_tokens",
     "usd": "nanodollars",
     "calls": "calls",
+    "tool_calls": "tool_calls",
 }
 """The columns of booked amounts, by dimension."""
+_COUNTED = {"calls", "tool_calls"}
+"""Dimensions in which a call costs the same, however long its reply is."""
 _COLUMNS = ", ".join(_AMOUNTS.values())
 _VALUES = ", ".join(f":{dimension}" for dimension in _AMOUNTS)
 _READ = ", ".join(f"{column} AS {dimension}" for dimension, column in _AMOUNTS.items())
 _ADDED = ", ".join(f"{c} = quota_steps.{c} + :{d}" for d, c in _AMOUNTS.items())
+_BOOK = (
+    f"INSERT INTO quota_steps (account_id, step, {_COLUMNS}) VALUES (:account_id, :step, {_VALUES}) "
+    f"ON CONFLICT (account_id, step) DO UPDATE SET {_ADDED}"
+)
 
 
 class Quotas:
@@ -161,35 +168,49 @@ class Payers:
         pay for it, or needs its output to be limited."""
         wanted, places, short = booked(amounts), [], False
         for key, quotas in self.accounts.items():
-            # This waits until others have booked in the account.
-            (row,) = execute(
-                "INSERT INTO quota_accounts (per, who, span) VALUES (:per, :who, :span) "
-                "ON CONFLICT (per, who, span) DO UPDATE SET per = excluded.per "
-                f"RETURNING id, {self.books.store.clock} AS now",
-                key._asdict(),
-            )
-            standing = _standing(execute, row["id"], row["now"], quotas, key.who)
-            needs_limit = request.max_output is None and standing.left().keys() != {"calls"}
+            at, standing = self._opened(execute, key, quotas)
+            needs_limit = request.max_output is None and not standing.left().keys() <= _COUNTED
             short |= needs_limit or standing.short(wanted) is not None
-            places.append({"account_id": row["id"], "step": quotas[0].step(row["now"])})
+            places.append({"account_id": at, "step": quotas[0].step(standing.now)})
         if short:
             raise Withheld(self.read(execute))
         holder = self.books.leases.mine()
         for place in sorted(places, key=_order):
-            execute(
-                f"INSERT INTO quota_steps (account_id, step, {_COLUMNS}) VALUES (:account_id, :step, "
-                f"{_VALUES}) ON CONFLICT (account_id, step) DO UPDATE SET {_ADDED}",
-                place | wanted,
-            )
+            execute(_BOOK, place | wanted)
             execute(
                 f"INSERT INTO quota_holds (call, holder, account_id, step, {_COLUMNS}) VALUES "
                 f"(:call, :holder, :account_id, :step, {_VALUES})",
                 place | wanted | {"call": call, "holder": holder},
             )
 
+    def take(self, tool_calls: int) -> int:
+        """Book tool calls before they run, as many as all quotas leave. Returns how many those are."""
+        places = []
+        with self.books.store.transaction() as execute:
+            for key, quotas in self.accounts.items():
+                at, standing = self._opened(execute, key, quotas)
+                tool_calls = int(min(tool_calls, standing.left().get("tool_calls", tool_calls)))
+                places.append({"account_id": at, "step": quotas[0].step(standing.now)})
+            for place in sorted(places, key=_order):
+                execute(_BOOK, place | booked({**nothing(), "tool_calls": tool_calls}))
+        return tool_calls
+
+    def _opened(
+        self, execute: Execute, key: AccountKey, quotas: Sequence[Quota]
+    ) -> tuple[int, Standing]:
+        """An account and how it stands. This waits until others have booked in it."""
+        (row,) = execute(
+            "INSERT INTO quota_accounts (per, who, span) VALUES (:per, :who, :span) "
+            "ON CONFLICT (per, who, span) DO UPDATE SET per = excluded.per "
+            f"RETURNING id, {self.books.store.clock} AS now",
+            key._asdict(),
+        )
+        return row["id"], _standing(execute, row["id"], row["now"], quotas, key.who)
+
     def settle(self, execute: Execute, call: str, spend: Spend) -> None:
-        """Within a transaction: book what a call cost in place of its reservation."""
-        cost = booked(spend)
+        """Within a transaction: book what a call cost in place of its reservation. Its tool calls are
+        booked by `take`."""
+        cost = booked({**spend, "tool_calls": 0})
         rows = execute(
             f"DELETE FROM quota_holds WHERE call = :call RETURNING account_id, step, {_READ}",
             {"call": call},
@@ -256,6 +277,10 @@ class SharedQuotas:
     def standings(self) -> Standings | None:
         payers = self.paying(self.quotas, told)
         return None if payers is None else payers.standings()
+
+    def take(self, tool_calls: int) -> int:
+        payers = self.paying(self.quotas, told)
+        return tool_calls if payers is None else payers.take(tool_calls)
 
     def journal(self) -> PayersJournal | None:
         payers = self.paying(self.quotas, told)

@@ -13,7 +13,7 @@ from typing import Any
 
 from anytime_graph.run.calls import PlannedCall
 from anytime_graph.run.forms import KEY, Stored, Upgrade, upgraded
-from anytime_graph.run.upgrade import PLANNED, receipt_from_reply
+from anytime_graph.run.upgrade import PLANNED, receipt_from_reply, with_tool_calls
 
 
 def _reply_with_receipt(reply: Stored) -> Stored:
@@ -29,7 +29,7 @@ def _reply_with_receipt(reply: Stored) -> Stored:
     return {**message, "receipt": receipt_from_reply(reply), "others": others}
 
 
-REPLY: tuple[Upgrade, ...] = (_reply_with_receipt,)
+REPLY: tuple[Upgrade, ...] = (_reply_with_receipt, with_tool_calls)
 
 
 def stored_reply(row: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -20,14 +20,29 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
 from pydantic import BaseModel
 
-from anytime_graph.budget import GOOD_ROOM, MIN_ROOM, Limits, Prices, Short, Spend, share, total
+from anytime_graph.budget import (
+    GOOD_ROOM,
+    MIN_ROOM,
+    UNBOUNDED,
+    Limits,
+    Prices,
+    Short,
+    Spend,
+    share,
+    total,
+)
 from anytime_graph.checkpoints.journal import CallJournal, RunJournal
 from anytime_graph.interrupt import StopSignal, contained
 from anytime_graph.metering import clock
 from anytime_graph.metering.account import Account, planned
 from anytime_graph.metering.call import recalled
 from anytime_graph.metering.meter import Meter, priced
-from anytime_graph.metering.metered import Reservation, paid_by, paying_from
+from anytime_graph.metering.metered import (
+    Reservation,
+    paid_by,
+    paying_from,
+    with_tool_calls_held,
+)
 from anytime_graph.metering.request import Place, Reply, Request
 from anytime_graph.metering.tool_calls import broken
 from anytime_graph.models.providers import describe
@@ -215,6 +230,13 @@ class DraftPayer:
             self.account.hold(reserved.amounts)
             return reserved
 
+    def granted(self, reserved: Reservation, reply: Reply) -> Reply:
+        if not reply.uncut or self._calls[reserved.place]["agent_call"]["last"]:
+            return reply  # its tool calls are not carried out
+        payers = None if self._journal is None else self._journal.payers()
+        quotas = None if payers is None else payers.take
+        return with_tool_calls_held(self.account, reserved, reply, quotas)
+
     def settle(self, reserved: Reservation) -> None:
         """Charge a call. One without a reply stays in flight and is charged in full when the draft
         ends. Raises DraftError if the call failed or the draft has ended."""
@@ -255,14 +277,15 @@ class DraftPayer:
             _, last_input = ready.max_input(last_prompt, calibration)
             overhead = self._agent["overhead"] + last_input - self.call["max_input"]
             self._agent = {**self._agent, "overhead": overhead}
-        if rest.get("calls", 2) >= 2:
+        if rest.get("calls", 2) >= 2 and rest.get(UNBOUNDED, 1) >= 1:
             with suppress(Short):
                 half = share(rest, 0.5)
                 request = planned(
                     ready, prompt, half, calibration, min_output=GOOD_ROOM, half=False
                 )
                 return *request, False
-        if not self._replies and self._agent["may_return"]:
+        may_return = rest.get(UNBOUNDED, 1) >= 1 and self._agent["may_return"]
+        if not self._replies and may_return:
             self._refuse("its slice does not pay for a call with tools and one more")
         return *self._fitting(ready, last_prompt, rest), True
 

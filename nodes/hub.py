@@ -46,7 +46,7 @@ from anytime_graph.models.tokens import Calibration, uncalibrated
 from anytime_graph.nodes import finish
 from anytime_graph.nodes.exhausted import Exhausted, exhausted, used_up
 from anytime_graph.planning.plan import plan
-from anytime_graph.planning.setup import Setup, Setups, affordable
+from anytime_graph.planning.setup import Setup, Setups, affordable, bounding
 from anytime_graph.run.announcements import Lives, Warned, announce, note
 from anytime_graph.run.calls import OWN, Assignment, PlannedCall, RunInfo
 from anytime_graph.run.context import (
@@ -392,7 +392,7 @@ class Hub:
                 "put one into the input or the context, or say with until=Until(...) when to stop "
                 "without one"
             )
-        return affordable(setup, budget).limits()
+        return affordable(setup, bounding(budget, setup.until)).limits()
 
     def _allowed(self, granted: Budget | dict[str, Any]) -> Budget:
         """The budget that an input or a context asks for. Raises ValueError if it may not."""

@@ -27,6 +27,7 @@ from anytime_graph.budget import (
     DIMENSIONS,
     GOOD_ROOM,
     MIN_ROOM,
+    UNBOUNDED,
     Budget,
     BudgetTooSmall,
     Limits,
@@ -41,7 +42,7 @@ from anytime_graph.metering.account import Account
 from anytime_graph.nodes.compiled import AnytimeGraph
 from anytime_graph.planning import prospects
 from anytime_graph.planning.plan import least, view
-from anytime_graph.planning.setup import Setup, affordable
+from anytime_graph.planning.setup import Setup, affordable, bounding
 from anytime_graph.run.calls import Chosen
 from anytime_graph.run.context import Context
 from anytime_graph.run.state import Payoff, State, add_payoffs, fresh, payoff
@@ -254,7 +255,7 @@ class _Allocation:
         settings = cast("Mapping[str, Any]", context or {})
         choice = {k: settings[k] for k in ("model", "strategy") if settings.get(k) is not None}
         self.setup: Setup = graph.setups[cast(Chosen, choice)]
-        limits = affordable(self.setup, as_budget(budget)).limits()
+        limits = affordable(self.setup, bounding(as_budget(budget), self.setup.until)).limits()
         texts = distinct(questions)
         self.questions = [
             _Question(text, thread_name(name, text), place) for place, text in enumerate(texts)
@@ -425,7 +426,10 @@ class _Allocation:
             least(self.setup, {**state, "limits": limits}, math.ceil(room), math.ceil(besides))
             for room in (short, most)
         )
-        return {**enough, "calls": calls}, {**wanted, "calls": calls}
+        # Tool calls are shared out among the questions that are open; none is needed.
+        tools = self.account.left().get(UNBOUNDED, 0) / (len(self._heap) + len(self._waiting) + 1)
+        own = 0 if self.setup.drafter is None else math.ceil(tools)
+        return {**enough, "calls": calls}, {**wanted, "calls": calls, UNBOUNDED: own}
 
     def _tell(self) -> None:
         gain = -self._heap[0][0] if self._heap else 0.0

@@ -111,7 +111,7 @@ def _bars(spent: Spend, limits: Limits, running: list[PlannedCall]) -> Group:
     """One bar for each limited dimension: spent, reserved by running calls, and left."""
     rows, amounts = [], cast("Mapping[str, float]", spent)
     for dimension in (d for d in DIMENSIONS if d in limits):
-        used = amounts[dimension]
+        used = amounts.get(dimension, 0)
         held = min(_reserved_by_calls(running, dimension), max(0.0, limits[dimension] - used))
         whole = limits[dimension] or 1
         full, reserved = (round(_WIDTH * min(1, x / whole)) for x in (used, held))
@@ -132,8 +132,8 @@ def _reserved_by_calls(running: list[PlannedCall], dimension: str) -> float:
         return 0.0
     if dimension == "output_tokens":
         return float(sum(call["max_output"] or 0 for call in running))
-    if dimension == "usd":
-        return sum(call["slice"]["usd"] for call in running)
+    if dimension in ("usd", "tool_calls"):
+        return sum(call["slice"][dimension] for call in running)
     return float(sum(call["max_input"] + (call["max_output"] or 0) for call in running))
 
 
@@ -524,9 +524,9 @@ def _spending(spent: Mapping[str, Any], limits: Limits) -> str:
     """The amounts with their limits; amounts without a limit only if they are not 0."""
     amounts = []
     for d in DIMENSIONS:
-        amount = round(spent[d], 6 if d == "usd" else 1)
+        amount = round(spent.get(d, 0), 6 if d == "usd" else 1)
         unit = d.replace("_", " ")
-        if (limits.get(d) or amount) == 1 and d in ("tokens", "output_tokens", "calls"):
+        if (limits.get(d) or amount) == 1 and d.endswith(("tokens", "calls")):
             unit = unit.removesuffix("s")
         if d in limits:
             amounts.append(f"{amount:,} of {limits[d]:,} {unit}")

@@ -10,13 +10,15 @@ from typing import Any, ClassVar
 
 import click
 
-from anytime_graph.budget import DIMENSIONS, Prices
+from anytime_graph.budget import DIMENSIONS, UNBOUNDED, Prices
 from anytime_graph.constraints import Constraints
 from anytime_graph.planning.strategies import SCORED, STRATEGIES
 from anytime_graph.scoring import Judge, Scorer, scorer_in
 
 _CONSTRAINTS = ("sentences", "words", "include", "forbid", "starts_with", "ends_with", "matches")
 _JUDGE = ("judge", "rubric")
+AMOUNTS = tuple(d for d in DIMENSIONS if d != UNBOUNDED)
+"""The dimensions of budgets on the command line, where no agents run."""
 REMEMBERED = (
     "model",
     "strategy",
@@ -189,7 +191,7 @@ DURATION = _Duration()
 
 def amounts(options: Mapping[str, Any]) -> dict[str, Any]:
     """The dimensions of the budget that the command line limits."""
-    return {name: options[name] for name in DIMENSIONS if options[name] is not None}
+    return {name: options[name] for name in AMOUNTS if options[name] is not None}
 
 
 def remembered(options: Mapping[str, Any]) -> dict[str, Any]:

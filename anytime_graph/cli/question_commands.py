@@ -10,7 +10,7 @@ import click
 
 from anytime_graph.audit import audit, audit_questions
 from anytime_graph.batch import batch
-from anytime_graph.budget import DIMENSIONS, Budget
+from anytime_graph.budget import Budget
 from anytime_graph.checkpoints import open_checkpoints
 from anytime_graph.checkpoints.export import line
 from anytime_graph.checkpoints.memory import LedgerMemory
@@ -22,7 +22,7 @@ from anytime_graph.interrupt import interruptible
 from anytime_graph.models import default_model
 from anytime_graph.warm_up import warm_up
 
-_NEW_COMPARISONS_ONLY = ("model", "answer", "judge", "rubric", "price", *DIMENSIONS)
+_NEW_COMPARISONS_ONLY = ("model", "answer", "judge", "rubric", "price", *option.AMOUNTS)
 _INTERRUPTED_NOTE = "interrupted; run the same command again to continue, nothing is paid for twice"
 
 

@@ -23,10 +23,20 @@ from uuid import uuid4
 
 from langchain_core.messages import BaseMessage
 
-from anytime_graph.budget import Limits, Short, Spend, least, left, nothing, output_room, total
+from anytime_graph.budget import (
+    UNBOUNDED,
+    Limits,
+    Short,
+    Spend,
+    least,
+    left,
+    nothing,
+    output_room,
+    total,
+)
 from anytime_graph.metering.meter import Meter
 from anytime_graph.metering.quota import Standings
-from anytime_graph.metering.request import Request, Shared
+from anytime_graph.metering.request import JournalError, Request, Shared, Take
 from anytime_graph.models.tokens import Calibration, Shape, uncalibrated
 
 _MARK = "anytime_spent"
@@ -95,9 +105,9 @@ class Account:
         return None if self.shared is None else self.shared.standings()
 
     def scarcest(self) -> str:
-        """The dimension with the smallest part left."""
+        """The dimension with the smallest part left, of those that end a reply if there are any."""
         rest = self.left()
-        return min(rest, key=lambda d: rest[d] / (self.limits[d] or 1.0))
+        return min(rest, key=lambda d: (d == UNBOUNDED, rest[d] / (self.limits[d] or 1.0)))
 
     def hold(self, amounts: Spend) -> None:
         """Reserve a call."""
@@ -115,6 +125,36 @@ class Account:
                     break
                 account._book(amounts, spend)
             self.owe(spend)
+
+    def hold_tool_calls(self, wanted: int, quotas: Take | None = None) -> int:
+        """Reserve the tool calls of a reply before they run, as many as are left here, above and of the
+        quotas. Returns how many those are."""
+        quotas = quotas or (self.shared.take if self.shared is not None else None)
+        with self.lock:
+            held = int(min(wanted, self.left().get(UNBOUNDED, wanted)))
+            self.hold(_tool_calls(held))
+        if quotas is None or not held:
+            return held
+        try:
+            granted = quotas(held)
+        except JournalError:
+            granted = 0
+        self.settle(_tool_calls(held - granted), nothing())
+        return granted
+
+    def take_tool_calls(self, wanted: int, own: bool = False) -> int:
+        """Book the tool calls of a reply before they run, as many as are left. Returns how many those
+        are. own: the accounts above have booked them."""
+        if not own:
+            granted = self.hold_tool_calls(wanted)
+            self.settle(_tool_calls(granted), _tool_calls(granted))
+            return granted
+        with self.lock:
+            rest = self.limits.get(UNBOUNDED, math.inf) - self.spent["tool_calls"]
+            granted = int(max(0, min(wanted, rest)))
+            self.spent = total([self.spent, _tool_calls(granted)])
+            self.owe(_tool_calls(granted))
+            return granted
 
     def close(self) -> Spend:
         """End it. Returns what it cost in all; calls that outlive it are charged in full. Its seconds
@@ -232,6 +272,10 @@ def planned(
         max_output=meter.cap(room, max_input),
         seconds=rest.get("seconds"),
     )
+
+
+def _tool_calls(n: int) -> Spend:
+    return {**nothing(), "tool_calls": n}
 
 
 def _together(own: Shared | None, above: Shared | None) -> Shared | None:

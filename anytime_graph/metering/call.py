@@ -153,7 +153,9 @@ async def _aattempt(
             work.cancel()
             await asyncio.wait({work}, timeout=1)
     reply = under_way.settle()
-    return await asyncio.to_thread(_booked, reply, request, journal) if journal else reply
+    if journal is None:
+        return _booked(reply, request, None)
+    return await asyncio.to_thread(_booked, reply, request, journal)
 
 
 def recalled(meter: Meter, request: Request, journal: Journal | None) -> Reply | None:
@@ -252,7 +254,10 @@ def _unmade(request: Request, error: JournalError) -> Reply:
 
 
 def _booked(reply: Reply, request: Request, journal: Journal | None) -> Reply:
-    """The reply, written into the journal. If the journal fails, the reply notes it: it is paid for."""
+    """What the payer grants of the reply, written into the journal. If the journal fails, the reply notes
+    it: it is paid for."""
+    if request.granted is not None:
+        reply = request.granted(reply)
     if journal is None:
         return reply
     try:

@@ -23,21 +23,24 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables import RunnableConfig
 
 from anytime_graph import prompts
-from anytime_graph.budget import GOOD_ROOM, MIN_ROOM, Limits, Prices, Short, Spend
+from anytime_graph.budget import GOOD_ROOM, MIN_ROOM, UNBOUNDED, Limits, Prices, Short, Spend
 from anytime_graph.interrupt import StopSignal
 from anytime_graph.metering.account import Account, planned
 from anytime_graph.metering.call import acall, call
 from anytime_graph.metering.meter import Meter, priced
-from anytime_graph.metering.request import Journal, Reply, Request
+from anytime_graph.metering.request import Journal, Reply, Request, Take
 from anytime_graph.metering.streamed import reports_its_end
-from anytime_graph.metering.tool_calls import broken
+from anytime_graph.metering.tool_calls import broken, first_calls
 from anytime_graph.models import resolve_model
 from anytime_graph.models.tokens import Shape
+from anytime_graph.run.calls import Receipt
 from anytime_graph.run.context import invocation
 
 _LEAST_MATERIAL = 40
 """A last call shows earlier material only if it may show more characters than this."""
 _PRICES, _PAYER = "anytime_prices", "anytime_payer"
+_STRUCTURED = "ls_structured_output_format"
+"""The option with which `with_structured_output` tells tracers of its schema."""
 _INVOCATIONS = 4_096
 """Invocations whose accounts are remembered."""
 
@@ -49,7 +52,7 @@ class Reservation:
     request: None if the call did not fit (`short` says why), or if `message` is known already.
     reply: None until it has come. message: what the caller gets. unfinished: the reply ended before
     it could be used, by the budget or a broken connection, not by the model or the caller's own cap.
-    broke: the reply broke off, perhaps within its tool calls.
+    broke: the reply broke off, perhaps within its tool calls. tool_calls: held for those in it.
     """
 
     meter: Meter
@@ -60,6 +63,7 @@ class Reservation:
     message: AIMessage = field(default_factory=lambda: AIMessage(""))
     unfinished: bool = False
     broke: bool = False
+    tool_calls: int = 0
 
     @property
     def place(self) -> int:
@@ -71,7 +75,8 @@ class Reservation:
     def amounts(self) -> Spend:
         """What is held for it."""
         assert self.request is not None
-        return self.meter.reservation(self.request.max_input, self.request.max_output)
+        most = self.meter.reservation(self.request.max_input, self.request.max_output)
+        return {**most, "tool_calls": self.tool_calls}
 
     @property
     def error(self) -> Exception | None:
@@ -98,6 +103,10 @@ class Payer(Protocol):
 
     def journal(self, reserved: Reservation) -> Journal | None:
         """Where the call is recorded."""
+        ...
+
+    def granted(self, reserved: Reservation, reply: Reply) -> Reply:
+        """What is left of a reply that has come: it may ask for more tool calls than may run."""
         ...
 
     def settle(self, reserved: Reservation) -> None:
@@ -178,12 +187,13 @@ def _generate(
 ) -> LLMResult:
     if (payer := _payer_of(self)) is None:
         return _unmetered(self).generate(messages, stop, callbacks, **options)
+    structured = _STRUCTURED in options
     config, options = _split(callbacks, stop, options)
     replies = []
     for prompt in messages:
         reserved = payer.reserve(_unmetered(self), prompt, options, vars(self)[_PRICES])
         with _settling(payer, reserved):
-            if (request := reserved.request) is not None:
+            if (request := _asked(payer, reserved, structured)) is not None:
                 journal = payer.journal(reserved)
                 reserved.reply = call(reserved.meter, request, config, payer.stop, journal)
         replies.append(reserved.message)
@@ -199,6 +209,7 @@ async def _agenerate(
 ) -> LLMResult:
     if (payer := _payer_of(self)) is None:
         return await _unmetered(self).agenerate(messages, stop, callbacks, **options)
+    structured = _STRUCTURED in options
     config, options = _split(callbacks, stop, options)
     replies = []
     for prompt in messages:
@@ -208,7 +219,7 @@ async def _agenerate(
         else:  # it reads the quotas' books
             reserved = await asyncio.to_thread(payer.reserve, *asked)
         with _settling(payer, reserved):
-            if (request := reserved.request) is not None:
+            if (request := _asked(payer, reserved, structured)) is not None:
                 journal = payer.journal(reserved)
                 reserved.reply = await acall(reserved.meter, request, config, payer.stop, journal)
         replies.append(reserved.message)
@@ -217,6 +228,25 @@ async def _agenerate(
 
 def _payer_of(model: BaseChatModel) -> Payer | None:
     return vars(model).get(_PAYER) or current_payer()
+
+
+def _asked(payer: Payer, reserved: Reservation, structured: bool) -> Request | None:
+    """The request to make, if there is one. structured: a tool call in its reply is the answer."""
+    if reserved.request is None or structured:
+        return reserved.request
+    return replace(reserved.request, granted=functools.partial(payer.granted, reserved))
+
+
+def with_tool_calls_held(
+    account: Account, reserved: Reservation, reply: Reply, quotas: Take | None = None
+) -> Reply:
+    """The reply with those of its tool calls that are left for it; they are reserved. Its spend counts
+    them."""
+    held = account.hold_tool_calls(len(reply.message.tool_calls), quotas)
+    reserved.tool_calls = held
+    spend: Spend = {**reply.receipt["spend"], "tool_calls": held}
+    receipt: Receipt = {**reply.receipt, "spend": spend}
+    return replace(reply, message=first_calls(reply.message, held), receipt=receipt)
 
 
 @contextmanager
@@ -236,7 +266,7 @@ def _split(
     config: dict[str, Any] = {"callbacks": callbacks}
     for name in ("tags", "metadata", "run_name", "run_id"):
         config[name] = options.pop(name, None)
-    options.pop("ls_structured_output_format", None)
+    options.pop(_STRUCTURED, None)
     if stop is not None:
         options["stop"] = stop
     given = {key: value for key, value in config.items() if value is not None}
@@ -253,8 +283,8 @@ class AgentPayer:
     kind: "agent": a turn of its model; "last": the call in which it sums up; "tool": a call within
     a tool; "middleware": one that a middleware makes in a node of its own. share: what the agent
     keeps for its last call, as a part of its limits or by dimension. question: what the last call
-    answers. latest: the latest call; "agent" and "last" make them one at a time. tool_calls: how many
-    more the agent may make, if that is limited. warned: see prompts.with_remaining.
+    answers. latest: the latest call; "agent" and "last" make them one at a time. warned: see
+    prompts.with_remaining.
     """
 
     account: Account
@@ -263,7 +293,6 @@ class AgentPayer:
     question: BaseMessage | None = None
     latest: Reservation | None = None
     stop: StopSignal | None = None
-    tool_calls: int | None = None
     warned: float | None = None
 
     def _ready(
@@ -301,8 +330,15 @@ class AgentPayer:
                 self.latest = Reservation(ready, short=short, message=AIMessage(text))
             return self.latest
 
+    def granted(self, reserved: Reservation, reply: Reply) -> Reply:
+        """Of an agent's own reply, the middleware knows which tool calls are structured answers."""
+        if self.kind in ("agent", "last"):
+            return reply
+        return with_tool_calls_held(self.account, reserved, reply)
+
     def settle(self, reserved: Reservation) -> None:
-        """Raises what the client raised."""
+        """Raises what the client raised, and Short if a tool's model may not call the tools that it
+        asks for."""
         account, ready, request = self.account, reserved.meter, reserved.request
         assert request is not None
         if (reply := reserved.reply) is None:
@@ -324,6 +360,12 @@ class AgentPayer:
         reserved.unfinished = not message.tool_calls and (cut or reserved.broke or empty)
         if (reported := reply.receipt["reported"]) is not None:
             account.learn(ready, reserved.shape, reported)
+        if (
+            reply.called
+            and not (message.tool_calls or message.text.strip())
+            and self.kind == "tool"
+        ):
+            raise Short(account.left(), account.left() | {"tool_calls": 1}, UNBOUNDED)
 
     def _planned(self, ready: Meter, prompt: Sequence[BaseMessage]) -> Reservation:
         account, last = self.account, self.kind == "last"
@@ -336,8 +378,7 @@ class AgentPayer:
         if last:
             messages = self._sum_up(ready, prompt, rest)
         elif self.kind == "agent" and ready.bound.get("tools"):
-            tool_calls = {} if self.tool_calls is None else {"tool_calls": self.tool_calls}
-            messages = prompts.with_remaining(prompt, {**rest, **tool_calls}, self.warned)
+            messages = prompts.with_remaining(prompt, rest, self.warned)
         least = MIN_ROOM if last else GOOD_ROOM
         how: Any = {"min_output": least, "half": not last}
         known = account.calibration(ready)
@@ -381,9 +422,11 @@ class AgentPayer:
 
 
 def last_call_reserve(share: float | Limits, limits: Limits) -> Limits:
-    """What to keep for the last call; one call at most. Nothing if the agent makes none."""
+    """What to keep for the last call; one call at most, and no tool call. Nothing if the agent makes
+    none."""
     if isinstance(share, int | float):
         share = {d: amount * share for d, amount in limits.items()} if share else {}
+    share = {d: amount for d, amount in share.items() if d != UNBOUNDED}
     return {d: min(1, amount) if d == "calls" else amount for d, amount in share.items()}
 
 
@@ -405,6 +448,11 @@ def paying_from(payer: Payer) -> Iterator[None]:
         yield
     finally:
         _PAYING.reset(token)
+
+
+def paid_elsewhere(model: BaseChatModel) -> bool:
+    """Whether the model carries its payer along; see `paid_by`."""
+    return vars(model).get(_PAYER) is not None
 
 
 def current_payer() -> Payer | None:

@@ -17,7 +17,7 @@ from typing import NamedTuple, cast
 
 from anytime_graph.budget import Budget, Limits, Short, as_budget, least
 
-UNITS = {"tokens": 1, "output_tokens": 1, "usd": 10**9, "calls": 1}
+UNITS = {"tokens": 1, "output_tokens": 1, "usd": 10**9, "calls": 1, "tool_calls": 1}
 """The dimensions of a quota, and how finely each is booked: dollars in whole billionths, so that sums
 are exact."""
 
@@ -34,7 +34,7 @@ _CALENDAR = ("hour", "day", "month")
 class Quota:
     """What all calls for one key may cost together within a window of time, wherever they are made.
 
-    budget: tokens, output_tokens, usd or calls; several at once if you like.
+    budget: tokens, output_tokens, usd, calls or tool_calls; several at once if you like.
     per: the name of a key that the invocation tells, such as "user" or "tenant"; each value of it has
         the whole budget. None: all calls share it.
     window: rolling, such as "90s", "30min", "12h" or "7d"; or of the calendar in UTC: "hour", "day" or
@@ -137,7 +137,8 @@ class Standing:
         """A quota that does not pay for these amounts at a step, by default now; None if all do."""
         counted = self._counted(self.quotas[0].step(self.now) if step is None else step)
         for quota in self.quotas:
-            if any(counted[d] + amounts[d] > limit for d, limit in _limits(quota).items()):
+            limits = _limits(quota).items()
+            if any(amounts[d] and counted[d] + amounts[d] > limit for d, limit in limits):
                 return quota
         return None
 

@@ -36,6 +36,7 @@ class Request:
     place: where the journal records it; its ordinal is added to the model's seed.
     step: the plan that it is part of; siblings wait for the first request to a new server.
     kind: what its errors call it. without: parts that are left out; see metering.learned.
+    granted: what its payer leaves of the reply, before a journal records it.
     """
 
     prompt: Sequence[BaseMessage]
@@ -49,6 +50,7 @@ class Request:
     step: str = ""
     kind: str = "call"
     without: frozenset[str] = frozenset()
+    granted: Callable[[Reply], Reply] | None = None
 
     @property
     def text(self) -> str:
@@ -126,6 +128,10 @@ class Journal(Protocol):
         ...
 
 
+Take = Callable[[int], int]
+"""Books tool calls before they run, as many as are left. Returns how many those are."""
+
+
 class Shared(Protocol):
     """Quotas that payers in other processes draw on too. None of its methods give anything where no
     quota holds; they raise JournalError, and ValueError if it is not told whose a call is."""
@@ -140,6 +146,10 @@ class Shared(Protocol):
 
     def journal(self) -> Journal | None:
         """The journal of one call that nothing else records."""
+        ...
+
+    def take(self, tool_calls: int) -> int:
+        """Book tool calls before they run, as many as the quotas leave. Returns how many those are."""
         ...
 
 

@@ -61,6 +61,18 @@ def with_whole_calls(message: AIMessage) -> AIMessage:
                 valid.append(call)
             else:
                 invalid.append(_invalid({**call, "args": "".join(map(_argument_text, texts))}))
+    return _with_calls(message, valid, invalid)
+
+
+def first_calls(message: AIMessage, n: int) -> AIMessage:
+    """The message with its first n tool calls."""
+    return _with_calls(message, message.tool_calls[:n], message.invalid_tool_calls)
+
+
+def _with_calls(
+    message: AIMessage, valid: list[ToolCall], invalid: list[InvalidToolCall]
+) -> AIMessage:
+    """The message with these tool calls in place of its own, in its content too."""
     if valid == message.tool_calls and invalid == message.invalid_tool_calls:
         return message
     kept = {call["id"] for call in valid}

@@ -20,6 +20,7 @@ from anytime_graph.budget import (
     DIMENSIONS,
     GOOD_ROOM,
     MIN_ROOM,
+    UNBOUNDED,
     BudgetTooSmall,
     Limits,
     NoAnswer,
@@ -107,7 +108,7 @@ def _step(setup: Setup, state: State, stopped: bool, quotas: Limits) -> list[Pla
     """The calls of the next step, or why the run ends: "quota" if it would go on without quotas."""
     if state.get("withheld"):
         return Stop(QUOTA)
-    if state["limits"]:
+    if state["limits"].keys() - {UNBOUNDED}:
         planned = _Edge(setup, _within(state, quotas), state["limits"]).step(stopped)
     else:
         planned = _open_ended(setup, state, stopped, quotas)
@@ -139,7 +140,7 @@ def _open_ended(setup: Setup, state: State, stopped: bool, quotas: Limits) -> li
     for doubled in range(_DOUBLINGS):
         horizon = (need + _OPENING) * 2**doubled
         if horizon > spent + min(ahead, spent):
-            limits: Limits = {"tokens": horizon}
+            limits: Limits = {"tokens": horizon, **state["limits"]}
             within = _within({**state, "limits": limits}, quotas)
             planned = _Edge(setup, within, limits).step(stopped)
             if not isinstance(planned, Stop) or planned.reason not in ("tokens", "judge"):
@@ -234,7 +235,7 @@ class _Edge:
         if (enough := self._enough()) and not self._only_compares():
             return enough
         for dimension in ("seconds", *DIMENSIONS):  # a call cut by the clock uses up its tokens too
-            if rest.get(dimension, 1) <= 0:
+            if dimension != UNBOUNDED and rest.get(dimension, 1) <= 0:
                 return Stop(dimension)
         need = self._last_call_need()
         scarce = any(rest[d] < 2 * need[d] for d in need if d in rest)
@@ -427,6 +428,7 @@ class _Edge:
             return []
         judged = sum(judges(order.move) for order in orders)
         planned: list[Planned] = []
+        tools, asking = rest.get(UNBOUNDED, 0), agents
         ordinal = self.state["ordinal"]
         for order in orders:
             slice_ = share(rest, order.part)
@@ -436,6 +438,10 @@ class _Edge:
             if self._by_agent(order.move) and "calls" in rest:
                 # Of 10 calls, two agents at a half each get 1 + 4: each call of a step gets one first.
                 slice_["calls"] += math.floor((rest["calls"] - len(orders)) * order.part)
+            if UNBOUNDED in rest:
+                # Of 3 tool calls, two agents get 1 and then 2; other calls need none.
+                slice_[UNBOUNDED] = tools // asking if self._by_agent(order.move) else 0
+                tools, asking = tools - slice_[UNBOUNDED], asking - self._by_agent(order.move)
             call = self._planned(ordinal, order, slice_, min_output, with_pairs)
             if call is None:
                 return []

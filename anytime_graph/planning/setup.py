@@ -12,7 +12,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AnyMessage
 from langchain_core.runnables import Runnable
 
-from anytime_graph.budget import Budget, Prices
+from anytime_graph.budget import UNBOUNDED, Budget, Prices
 from anytime_graph.metering.meter import Meter, meter, with_json_schema, without_tools
 from anytime_graph.models import prices_of, resolve_model
 from anytime_graph.models.tokens import Tokenizer
@@ -148,6 +148,16 @@ def named_model(models: Mapping[str, Any] | None, model: Any, chosen: Chosen) ->
     if name not in models:
         raise ValueError(f"context model={name!r}: one of {', '.join(models)} is needed")
     return models[name]
+
+
+def bounding(budget: Budget, until: Until | None) -> Budget:
+    """The budget. Raises ValueError if it bounds no call of a model, and no rule ends the run."""
+    if until is None and budget.limits().keys() == {UNBOUNDED}:
+        raise ValueError(
+            f"budget {budget}: it bounds no call of the model; add another dimension, as in "
+            f"Budget(tokens=8_000, {budget}), or say with until=Until(...) when to stop"
+        )
+    return budget
 
 
 def affordable(setup: Setup, budget: Budget) -> Budget:

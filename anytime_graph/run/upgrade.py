@@ -11,6 +11,7 @@ channels that are declared.
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -36,6 +37,7 @@ _RENAMED = {"prompt_bound": "max_input", "room": "max_output"}
 _OF_CALLS = ("ordinal", "step", "slice", "shape")
 _OF_RUNS = ("run_id", "thread", "plan", "question", "spent", "limits")
 _MEANS = (0.8, 0.09, 0.35, 2.0, 1.0, 0.95, 1.1, 1.3, 1.25, 2.5, 1.0)
+_OF_SPENDS = {"calls", "cached_tokens", "usd"}
 _MEANING = ("candidate", "preferred", "why", "principles")
 
 
@@ -191,8 +193,29 @@ def _uncalibrated(state: Stored) -> Stored:
     return {**state, "calibrations": kept}
 
 
-STATE: tuple[Upgrade, ...] = (_with_all_channels, _uncalibrated)
-ASSIGNMENT: tuple[Upgrade, ...] = (_assignment_from_task, _with_measured_call)
-OUTCOME: tuple[Upgrade, ...] = (_outcome_with_call, _with_measured_call)
-FINAL: tuple[Upgrade, ...] = (unchanged,)
+# --- the upgrade from spends that count no tool calls
+
+
+def with_tool_calls(stored: Stored) -> Stored:
+    """With tool calls in all spends."""
+    return cast(Stored, _counting(stored))
+
+
+def _counting(part: Any) -> Any:
+    """The same object if there is no spend in it."""
+    if isinstance(part, list):
+        each = [_counting(one) for one in part]
+        return part if all(map(operator.is_, part, each)) else each
+    if not isinstance(part, dict):
+        return part
+    if part.keys() >= _OF_SPENDS:
+        return {"tool_calls": 0, **part}
+    known = {key: _counting(value) for key, value in part.items()}
+    return part if all(known[key] is part[key] for key in part) else known
+
+
+STATE: tuple[Upgrade, ...] = (_with_all_channels, _uncalibrated, with_tool_calls)
+ASSIGNMENT: tuple[Upgrade, ...] = (_assignment_from_task, _with_measured_call, with_tool_calls)
+OUTCOME: tuple[Upgrade, ...] = (_outcome_with_call, _with_measured_call, with_tool_calls)
+FINAL: tuple[Upgrade, ...] = (unchanged, with_tool_calls)
 PLANNED: tuple[Upgrade, ...] = (planned_from_task, _measured)

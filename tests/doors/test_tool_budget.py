@@ -65,7 +65,7 @@ def test_a_tool_call_over_the_budget_is_not_carried_out_and_the_last_call_answer
 ) -> None:
     ran: list[str] = []
     server.script = searching(2)
-    out = run(agent(server, ran, Budget(tokens=20_000), tool_calls=3), sync=sync)
+    out = run(agent(server, ran, Budget(tokens=20_000, tool_calls=3)), sync=sync)
     assert len(ran) == 3
     over = "Not done: the budget of 3 tool calls is used up"
     assert sorted(told(out)) == [over, "erosion", "erosion", "erosion"]
@@ -79,7 +79,7 @@ def test_a_tool_call_over_the_budget_is_not_carried_out_and_the_last_call_answer
 def test_tool_calls_within_the_budget_change_nothing(server: Server) -> None:
     ran: list[str] = []
     server.script = searching([2, 1, 0])
-    out = run(agent(server, ran, Budget(tokens=20_000), tool_calls=3))
+    out = run(agent(server, ran, Budget(tokens=20_000, tool_calls=3)))
     assert (len(ran), out["stop_reason"]) == (3, "done")
     assert "0 tool calls" in server.calls[-1].text
 
@@ -87,7 +87,7 @@ def test_tool_calls_within_the_budget_change_nothing(server: Server) -> None:
 def test_without_a_reserve_it_ends_with_the_last_text(server: Server) -> None:
     ran: list[str] = []
     server.script = searching(1)
-    out = run(agent(server, ran, Budget(tokens=20_000), tool_calls=0, reserve=0))
+    out = run(agent(server, ran, Budget(tokens=20_000, tool_calls=0), reserve=0))
     assert (ran, out["stop_reason"]) == ([], "tool_calls")
     assert (out["messages"][-1].text, len(server.calls)) == ("Let me look.", 1)
 
@@ -105,11 +105,9 @@ def test_neither_the_tool_calls_nor_the_dollars_are_ever_exceeded(
     ran: list[str] = []
     with serving() as server:
         server.script = searching(batches)
-        budget = Budget(usd=0.01)
+        budget = Budget(usd=0.01, tool_calls=most)
         how: Any = {"tool_prices": {"search": price}, "prices": PRICES, "per": per}
-        app = agent(
-            server, ran, budget, tool_calls=most, built={"checkpointer": InMemorySaver()}, **how
-        )
+        app = agent(server, ran, budget, built={"checkpointer": InMemorySaver()}, **how)
         for _ in range(2):
             before, calls = len(ran), len(server.calls)
             out = run(app, config=ON)
@@ -159,8 +157,7 @@ def test_a_run_that_waits_for_approval_goes_on_with_the_tool_calls_it_has_left(
         app = agent(
             server,
             ran,
-            Budget(tokens=20_000),
-            tool_calls=2,
+            Budget(tokens=20_000, tool_calls=2),
             inside=[HumanInTheLoopMiddleware({"search": True})],
             built={"checkpointer": saver},
         )
@@ -189,7 +186,7 @@ def test_a_structured_answer_is_no_tool_call(server: Server) -> None:
 
     server.script = script
     built = {"response_format": ToolStrategy(River)}
-    out = run(agent(server, ran, Budget(tokens=20_000), tool_calls=1, built=built))
+    out = run(agent(server, ran, Budget(tokens=20_000, tool_calls=1), built=built))
     assert (out["structured_response"], out["stop_reason"]) == (River(name="Po"), "done")
     assert len(ran) == 1
 
@@ -202,25 +199,25 @@ def test_a_thread_from_before_tool_calls_were_counted_goes_on(server: Server) ->
     waits: Any = {"inside": [HumanInTheLoopMiddleware({"search": True})]}
     waits["built"] = {"checkpointer": saver}
     run(agent(server, ran, Budget(tokens=20_000), **waits), config=ON)
-    app = agent(server, ran, Budget(tokens=20_000), tool_calls=1, **waits)
-    assert "allowed" not in app.get_state(ON).values["anytime_run"]
+    app = agent(server, ran, Budget(tokens=20_000, tool_calls=1), **waits)
+    assert app.get_state(ON).values["anytime_run"]["allowed"] is None
     out = run(app, Command(resume={"decisions": [{"type": "approve"}]}), config=ON)
     assert (len(ran), out["stop_reason"]) == (1, "done")
 
 
 @pytest.mark.parametrize(
-    ("budget", "tool_calls", "warned"),
+    ("budget", "warned"),
     [
-        (Budget(calls=5), None, [0, 0, 0.25, 0.5]),
-        (Budget(calls=99), 4, [0, 0.25, 0.5, 0.5]),
+        (Budget(calls=5), [0, 0, 0.25, 0.5]),
+        (Budget(calls=99, tool_calls=4), [0, 0.25, 0.5, 0.5]),
     ],
 )
 def test_an_agent_is_warned_in_its_prompts_once_a_part_of_its_budget_is_used(
-    server: Server, budget: Budget, tool_calls: int | None, warned: list[float]
+    server: Server, budget: Budget, warned: list[float]
 ) -> None:
     server.script = searching(1)
     parts = (0.8, 0.25, 0.5)
-    out = run(agent(server, [], budget, tool_calls=tool_calls, warn_at=parts))
+    out = run(agent(server, [], budget, warn_at=parts))
     for part in parts:
         said = [f"Warning: {part:.0%} of the budget is used" in c.text for c in server.calls[:4]]
         assert said == [at == part for at in warned]
@@ -231,11 +228,12 @@ def test_an_agent_is_warned_in_its_prompts_once_a_part_of_its_budget_is_used(
     ("wrong", "named"),
     [
         ({"warn_at": (1.5,)}, "warn_at=1.5"),
-        ({"tool_calls": -1}, "tool_calls=-1"),
-        ({"tool_calls": 1.5}, "tool_calls=1.5"),
+        ({"budget": {"tool_calls": -1}}, "tool_calls=-1"),
+        ({"budget": {"tool_calls": 1.5}}, "tool_calls=1.5"),
+        ({"reserve": {"tool_calls": 1}}, "reserve tool_calls"),
         ({"tool_prices": {"search": -0.1}}, "tool_prices search=-0.1"),
     ],
 )
 def test_wrong_amounts_are_named(wrong: Any, named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        TokenBudgetMiddleware(Budget(tokens=1_000), **wrong)
+        TokenBudgetMiddleware(**{"budget": Budget(tokens=1_000), **wrong})
