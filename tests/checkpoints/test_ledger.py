@@ -427,12 +427,14 @@ with open_checkpoints(target) as store:
 
 
 class TestSchema:
-    @pytest.mark.parametrize("version", [1, 2, 4])
+    @pytest.mark.parametrize("version", [1, 2, 4, 5])
     def test_an_older_schema_migrates(self, served: Server, target: str, version: int) -> None:
         with open_checkpoints(target) as store:
             new = _definitions(target)
             graph(served, store).compile(checkpointer=store.saver).invoke(ASK, ON)
-        _to_version_four(target)
+        _to_version_five(target)
+        if version < 5:
+            _to_version_four(target)
         if version < 4:
             _to_version_two(target)
         if version == 1:
@@ -499,6 +501,14 @@ def _definitions(target: str) -> set[tuple[Any, ...]]:
         (name, "".join(text.replace('"', "").split()))
         for name, text in sql(target, "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
     }
+
+
+def _to_version_five(target: str) -> None:
+    sql(target, "DROP VIEW bills")
+    for table in ("calls", "quota_steps", "quota_holds"):
+        sql(target, f"ALTER TABLE {table} DROP COLUMN tool_calls")
+    sql(target, "CREATE VIEW bills AS SELECT id AS call_id FROM calls")
+    sql(target, "UPDATE anytime_schema SET version = 5")
 
 
 def _to_version_four(target: str) -> None:
