@@ -330,7 +330,8 @@ class _Turn:
     def requests(self) -> Iterator[Request]:
         """The requests to make, until there is a response."""
         if self.run.get("refused"):
-            self.reason = "quota" if self.account.left().get("tool_calls") else "tool_calls"
+            used = self.account.left().get("tool_calls") == 0
+            self.reason = "tool_calls" if used else "quota"
         else:
             yield self.request
         short = self.error is None or isinstance(self.error, Short)

@@ -18,7 +18,8 @@ from langgraph.types import Command
 from pydantic import BaseModel
 
 from anytime_graph import Budget, Prices
-from anytime_graph.middleware import TokenBudgetMiddleware
+from anytime_graph.budget import nothing
+from anytime_graph.middleware import TokenBudgetMiddleware, metered
 from tests.kit.marks import both
 from tests.kit.server import Reply, Server, serving
 
@@ -94,7 +95,7 @@ def test_without_a_reserve_it_ends_with_the_last_text(server: Server) -> None:
 
 @settings(max_examples=6, deadline=None)
 @given(
-    batches=st.lists(st.integers(0, 4), min_size=1, max_size=4),
+    batches=st.lists(st.integers(0, 6), min_size=1, max_size=4),
     most=st.integers(0, 5),
     price=st.sampled_from([0.0, 0.001, 0.004]),
     per=st.sampled_from(["run", "thread"]),
@@ -119,6 +120,12 @@ def test_neither_the_tool_calls_nor_the_dollars_are_ever_exceeded(
                 bought, asked = len(ran), server.calls
             usd = sum(c.prompt * 0.4 + c.output * 1.6 for c in asked) / 1e6 + price * bought
             assert out["spent"]["usd"] == pytest.approx(usd)
+            assert out["spent"]["tool_calls"] == bought
+            by = out["spent_by"]
+            assert sum(spend["usd"] for spend in by.values()) == pytest.approx(usd)
+            searches = by.get("search", nothing())
+            assert searches["tool_calls"] == bought
+            assert searches["usd"] == pytest.approx(price * bought)
             assert usd <= 0.01
             assert isinstance(out["messages"][-1], AIMessage)
 
@@ -237,3 +244,61 @@ def test_an_agent_is_warned_in_its_prompts_once_a_part_of_its_budget_is_used(
 def test_wrong_amounts_are_named(wrong: Any, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         TokenBudgetMiddleware(**{"budget": Budget(tokens=1_000), **wrong})
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    batches=st.lists(st.integers(0, 6), min_size=1, max_size=4),
+    most=st.integers(0, 7),
+    own=st.sampled_from([None, 1, 9]),
+    per=st.sampled_from(["run", "thread"]),
+    sync=st.booleans(),
+)
+def test_agents_and_their_sub_agents_together_never_exceed_the_tool_calls(
+    batches: list[int], most: int, own: int | None, per: Any, sync: bool
+) -> None:
+    """Sub-agents run side by side. own: their own budget; without one their model is metered."""
+    ran: list[str] = []
+    with serving() as server:
+
+        def script(request: dict[str, Any], i: int) -> Reply:
+            names = {t["function"]["name"] for t in request.get("tools") or ()}
+            n = batches[min(i, len(batches) - 1)] if names else 0
+            name = "delegate" if "delegate" in names else "search"
+            return Reply(text="Let me look.", tools=[(name, {"q": "bend"})] * n)
+
+        server.script = script
+
+        @tool
+        def search(q: str) -> str:
+            """Search the web."""
+            ran.append(q)
+            return "erosion"
+
+        within = [] if own is None else [TokenBudgetMiddleware(Budget(calls=3, tool_calls=own))]
+        sub = create_agent(metered(server.model()), [search], middleware=within)
+
+        @tool
+        def delegate(q: str) -> str:
+            """Have it looked up."""
+            ran.append(q)
+            return str(sub.invoke({"messages": [("user", q)]})["messages"][-1].text)
+
+        budget = Budget(calls=14, tool_calls=most)
+        built: Any = {"checkpointer": InMemorySaver()}
+        app = create_agent(
+            server.model(),
+            [delegate],
+            middleware=[TokenBudgetMiddleware(budget, per=per)],
+            **built,
+        )
+        for _ in range(2):
+            if per == "run":
+                ran.clear()
+                server.calls.clear()
+            out = run(app, sync=sync, config=ON)
+            assert out["spent"]["tool_calls"] == len(ran) <= most
+            assert out["spent"]["calls"] == len(server.settled().calls) <= 14
+            by = out["spent_by"].values()
+            for part in ("tokens", "calls", "tool_calls"):
+                assert sum(spend[part] for spend in by) == out["spent"][part]
