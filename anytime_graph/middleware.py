@@ -223,6 +223,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         around = shared or calling_account()
         account = Account(self.budget.limits(), spent, around, shared=self.shared)
         account.media_tokens = self.media_tokens
+        account.tools_priced |= bool(self.tool_prices)
         account.growth.update(run["growth"])
         account.reserve = last_call_reserve(self.share, account.limits)
         return open_account(account)

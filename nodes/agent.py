@@ -198,6 +198,11 @@ class DraftPayer:
             prices,
             self.meter.tokenizer.media_tokens,
         )
+        if UNBOUNDED in self.call["slice"]:
+            try:
+                ready.check_tools("budget tool_calls")
+            except ValueError as error:
+                self._refuse(str(error))
         digest = _digest(prompt, options)
         with self.account.lock:
             if recorded := self._recorded.get(digest):

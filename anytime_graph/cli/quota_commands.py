@@ -48,6 +48,7 @@ def quota() -> None:
 @click.option("--tokens", type=int, help="Input and output tokens in a window.")
 @click.option("--output-tokens", type=int, help="Output tokens in a window.")
 @click.option("--calls", type=int, help="Model calls in a window.")
+@click.option("--tool-calls", type=int, help="Tool calls of agents in a window.")
 def set_quota(db: str, per: str | None, who: str, window: str, **amounts: Any) -> None:
     """Keep a quota. It replaces the one for the same key, value and window.
 

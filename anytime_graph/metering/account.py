@@ -49,7 +49,7 @@ class Account:
     limits: no more than what the parent has left. spent: what was booked, children included; its
     seconds are those in which calls were active. running: all of its time counts as active.
     due: the part of `spent` that no state holds yet. reserve: what only the last call may use.
-    media_tokens: see tokens.Tokenizer.
+    media_tokens: see tokens.Tokenizer. tools_priced: whether tool calls cost something.
     shared: the quotas at the root, if any.
     growth: how far prompts exceeded their bounds, by model. tool_call: the id of the tool call that
     it belongs to, if any.
@@ -69,6 +69,7 @@ class Account:
         self.chain: list[Account] = [self, *(parent.chain if parent else ())]
         self.lock: threading.RLock = parent.lock if parent else threading.RLock()
         self.media_tokens: int | None = parent.media_tokens if parent else None
+        self.tools_priced: bool = parent.tools_priced if parent else False
         self.growth: dict[str, float] = parent.growth if parent else {}
         self.shared: Shared | None = _together(shared, parent.shared if parent else None)
         self.spent = total([spent or nothing()])

@@ -48,6 +48,7 @@ class Meter:
         False also where such requests cannot be made.
     binding: the model as it was passed, within its bindings.
     ask: how its prompts are counted; None if they are not.
+    own_tools: those that its provider carries out.
     """
 
     model: BaseChatModel
@@ -59,6 +60,7 @@ class Meter:
     billed_once: bool | None = False
     binding: Any = None
     ask: counting.Ask | None = None
+    own_tools: tuple[str, ...] = ()
 
     def config(self, config: RunnableConfig) -> RunnableConfig:
         """The config of a call, merged with what `with_config` and `with_listeners` bound to the model."""
@@ -128,6 +130,15 @@ class Meter:
             "prices=Prices(input=..., output=...) in dollars per million tokens"
             + ("" if dearer else ", or install anytime-graph[prices]")
         )
+
+    def check_tools(self, limit: str) -> None:
+        """Raise ValueError under this limit of tool calls, or of their price, if the provider carries out
+        tools itself: how often it does is not known before a call."""
+        if self.own_tools:
+            raise ValueError(
+                f"{limit}: the provider of {self.name!r} carries out {', '.join(self.own_tools)} itself, "
+                "as often as it likes; give the agent a tool of your own for that, or leave this limit out"
+            )
 
     def reservation(self, max_input: int, max_output: int | None) -> Spend:
         """The most that a call can cost: its prompt at the dearest price, its output at the cap."""
@@ -206,6 +217,7 @@ def meter(
         billed_once=(True if by_openai else None) if several else False,
         binding=binding,
         ask=counting.asking(copy, bound, exact_counts),
+        own_tools=providers.own_tools(sent),
     )
 
 

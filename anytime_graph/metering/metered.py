@@ -301,6 +301,10 @@ class AgentPayer:
         ready = priced(model, options, prices, self.account.media_tokens)
         if "usd" in self.account.limits:
             ready.check_price("budget usd")
+        if UNBOUNDED in self.account.limits:
+            ready.check_tools("budget tool_calls")
+        if self.account.tools_priced:
+            ready.check_tools("tool_prices")
         return ready
 
     def journal(self, reserved: Reservation) -> Journal | None:
@@ -374,6 +378,8 @@ class AgentPayer:
         rest = account.rest(last)
         if "usd" in rest:
             ready.check_price("quota usd")
+        if UNBOUNDED in rest:
+            ready.check_tools("quota tool_calls")
         messages: Sequence[BaseMessage] = prompt
         if last:
             messages = self._sum_up(ready, prompt, rest)

@@ -47,6 +47,11 @@ _HOSTED = (
     *("web_search_options", "search_parameters", "plugins", "mcp_servers", "container"),
 )
 """Options by which the provider adds to a prompt what the request does not hold."""
+_NOT_CARRIED_OUT = (
+    *("previous_response_id", "conversation", "cached_content", "cachedContent", "prompt"),
+    *("bash", "text_editor", "computer", "memory", "local_shell", "shell", "apply_patch"),
+)
+"""What a provider adds to a prompt that is no tool, and its kinds of tools that the caller carries out."""
 HOLDERS = ("model_kwargs", "extra_body", "generation_config")
 _REPLACING = {
     "langchain_ollama": ("options",),
@@ -190,6 +195,11 @@ def hosted(sent: Mapping[str, Any]) -> tuple[str, ...]:
     tools find."""
     kinds = [_hosted_kind(tool) for tool in sent.get("tools", ())]
     return (*filter(None, kinds), *(name for name in _HOSTED if name in sent))
+
+
+def own_tools(sent: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tools in a request with these options that the provider itself carries out."""
+    return tuple(kind for kind in hosted(sent) if not kind.startswith(_NOT_CARRIED_OUT))
 
 
 def _hosted_kind(tool: Any) -> str | None:

@@ -161,8 +161,11 @@ def bounding(budget: Budget, until: Until | None) -> Budget:
 
 
 def affordable(setup: Setup, budget: Budget) -> Budget:
-    """The budget. Raises ValueError if it is in USD and the prices of a model are not known."""
-    if budget.usd is not None:
-        for meter in setup.meters.values():
-            meter.check_price(f"budget usd={budget.usd}")
+    """The budget. Raises ValueError if it is in USD and the prices of a model are not known, or in tool
+    calls and a provider carries out tools itself."""
+    for each in setup.meters.values():
+        if budget.usd is not None:
+            each.check_price(f"budget usd={budget.usd}")
+        if budget.tool_calls is not None:
+            each.check_tools(f"budget tool_calls={budget.tool_calls}")
     return budget

@@ -23,6 +23,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from anytime_graph import Budget, create_anytime_graph, fork, open_checkpoints
 from anytime_graph.checkpoints import LedgerError
 from anytime_graph.cli import main
+from anytime_graph.run.upgrade import migrated_state
 from tests.kit import stored
 from tests.kit.server import Server
 from tests.kit.stored import (
@@ -121,6 +122,24 @@ def test_reports_tell_the_same(left: Left) -> None:
     sentences = [figures["audit"].pop("verdict") for figures in (now, was)]
     assert NUMBER.findall(sentences[0]) == NUMBER.findall(sentences[1]), "in other words"
     assert rounded(now) == rounded(was)
+
+
+def test_all_spends_of_before_count_tool_calls_once_they_are_read(latest: Left) -> None:
+    def spends(part: Any) -> Iterator[dict[str, Any]]:
+        each = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        if isinstance(part, dict) and "cached_tokens" in part:
+            yield part
+        for one in each:
+            yield from spends(one)
+
+    with open_checkpoints(latest.target) as store:
+        for name in set(threads(latest)) - {"agent"}:
+            values = graph(name, "http://127.0.0.1:9", store).get_state(on(name)).values
+            found = list(spends(migrated_state(values)))
+            assert found
+            assert all(spend["tool_calls"] == 0 for spend in found)
+        for run in store.ledger.runs("rivers"):
+            assert run["spent"]["tool_calls"] == 0
 
 
 def test_the_best_answer_is_told(left: Left) -> None:

@@ -220,3 +220,42 @@ def test_a_price_that_changes_with_the_hour_is_that_of_the_dearest() -> None:
     found = prices_of(type("Named", (), {"model_name": "deepseek-reasoner"})())
     assert found is not None
     assert found.output > 2
+
+
+@pytest.mark.parametrize("kind", ["web_search", "code_interpreter", "file_search"])
+def test_tools_that_the_provider_carries_out_are_refused_where_tool_calls_are_limited_or_priced(
+    server: Server, kind: str
+) -> None:
+    tool = {"type": kind}
+    limited, tokens = Budget(tokens=50_000, tool_calls=3), Budget(tokens=50_000)
+    given: Any = {"media_tokens": 1_000}
+    asked: Any = {"messages": [("user", "Why?")]}
+
+    def agent(budget: Budget, **more: Any) -> Any:
+        middleware = TokenBudgetMiddleware(budget, **given, **more)
+        return create_agent(server.model(), [tool], middleware=[middleware]).invoke(asked)
+
+    def drafts(budget: Budget) -> Any:
+        def drafter(model: Any) -> Any:
+            return create_agent(model, [tool])
+
+        graph = create_anytime_graph(server.model(), budget=budget, drafter=drafter, **given)
+        return graph.compile().invoke(asked)
+
+    with pytest.raises(ValueError, match=r"budget tool_calls: the provider of .* as often as it"):
+        agent(limited)
+    with pytest.raises(ValueError, match=r"tool_prices: the provider of .* as often as it"):
+        agent(tokens, tool_prices={"web_search": 0.01})
+    with pytest.raises(ValueError, match="budget tool_calls=3: the provider of"):
+        create_anytime_graph(server.model().bind(tools=[tool]), budget=limited, **given)
+    with pytest.raises(NoAnswer, match="budget tool_calls: the provider of"):
+        drafts(limited)
+    assert not server.calls
+
+
+def test_a_providers_kind_of_tool_that_the_caller_carries_out_is_like_others(
+    server: Server,
+) -> None:
+    tools = [{"type": "bash_20250124", "name": "bash"}]
+    ready = meter(server.model().bind(tools=tools), None, media_tokens=100)
+    ready.check_tools("budget tool_calls=3")

@@ -74,6 +74,21 @@ def test_drafts_side_by_side_never_exceed_the_tool_calls_and_each_is_counted_onc
         assert out["stop_reason"] == "calls"
 
 
+def test_a_tool_call_is_counted_once_where_the_drafting_agent_has_a_budget_of_its_own(
+    server: Server,
+) -> None:
+    ran: list[str] = []
+    server.script = asking([1, 1, 1])
+    inside = [lambda: TokenBudgetMiddleware(Budget(tool_calls=2))]
+    out = drafting(
+        server, ran, inside, budget=Budget(calls=4, tool_calls=9), strategy="single"
+    ).invoke(ASK)
+    assert (len(ran), out["spent"]["tool_calls"]) == (2, 3)
+    assert out["spent_by"]["draft"] == out["spent"] | {
+        "seconds": out["spent_by"]["draft"]["seconds"]
+    }
+
+
 def test_without_tool_calls_left_drafts_go_on_without_tools(server: Server) -> None:
     ran: list[str] = []
     server.script = asking([3])
