@@ -26,18 +26,21 @@ def test_a_quota_is_set_shown_kept_and_removed(server: Server, command: Command)
     assert (
         "tokens=900 per user in 1d" in command("quota", "set", *of_users, "--tokens", "900").output
     )
-    command("quota", "set", *of_users, "--for", "bob", "--tokens", "5", "--calls", "2")
+    command("quota", "set", *of_users, "--for", "bob", "--tokens", "5", "--tool-calls", "2")
     assert "user" in command("quota", "show").stdout
     done = command(*SOLVE, "--thread", "a", "--tokens", "5000", "--key", "user=ann", "--json")
     assert json.loads(done.stdout)["stop_reason"] == "quota"
     done = command(*SOLVE, "--thread", "b", "--key", "user=bob")
     assert done.exit_code == 2
-    assert "the quota of tokens=5, calls=2 per user in 1d (user 'bob') does not pay" in done.output
+    assert (
+        "the quota of tokens=5, tool_calls=2 per user in 1d (user 'bob') does not pay"
+        in done.output
+    )
     done = command(*SOLVE, "--thread", "c")
     assert (done.exit_code, "must know whose the call is" in done.output) == (2, True)
     used = {row["who"]: row for row in json.loads(command("quota", "show", "--json").stdout)}
     assert 0 < used["ann"]["booked"]["tokens"] == server.settled().served <= 900
-    assert used["bob"]["booked"] == {"tokens": 0, "calls": 0}
+    assert used["bob"]["booked"] == {"tokens": 0, "tool_calls": 0}
     assert command("quota", "rm", *of_users).output == "removed\n"
     assert command("quota", "rm", *of_users).exit_code == 1
     assert command(*SOLVE, "--thread", "c", "--tokens", "900").exit_code == 0
