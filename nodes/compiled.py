@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
@@ -39,6 +40,8 @@ _LANGGRAPHS = (
 _SERVERS = ("assistant_id", "graph_id", "langgraph_auth_user")
 """Those of them by which LangGraph tells that its server runs a graph."""
 _PREFIXES = ("__", "langgraph_", "x-")
+_INTERRUPT = re.compile("[0-9a-f]{32}")
+"""The id of an interrupt."""
 _warned: set[str] = set()
 
 
@@ -187,12 +190,25 @@ def _configurable(*configs: RunnableConfig | None) -> dict[str, Any]:
 
 
 def _plain(input: Any) -> Any:
-    """The input without an object that LangGraph's serializer does not know."""
-    if isinstance(input, Command) and isinstance(input.resume, Budget):
-        return replace(input, resume=input.resume.limits())
+    """The input without what LangGraph's serializer does not know, or LangGraph itself does not take. A
+    command with nothing in it is one that was resumed with None."""
+    if isinstance(input, Command):
+        if input == Command():
+            return Command(resume=_answer(None))
+        if isinstance(resume := input.resume, dict):
+            by_id = {k: _answer(v) if _INTERRUPT.fullmatch(k) else v for k, v in resume.items()}
+            return replace(input, resume=by_id)
+        return input if resume is None else replace(input, resume=_answer(resume))
     if isinstance(input, dict) and isinstance(budget := input.get("budget"), Budget):
         return {**input, "budget": budget.limits()}
     return input
+
+
+def _answer(resume: Any) -> Any:
+    """A human's answer as plain data: a budget, or a word for None, which LangGraph takes for no answer."""
+    if resume is None:
+        return "stop"
+    return resume.limits() if isinstance(resume, Budget) else resume
 
 
 def _check(

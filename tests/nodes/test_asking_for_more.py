@@ -60,14 +60,28 @@ def test_it_asks_before_it_ends_and_thinks_on_with_what_it_is_given(
     assert seeds(server) == [*range(6)]
 
 
-@pytest.mark.parametrize("answer", [0, "stop", False])
-def test_an_answer_that_grants_nothing_ends_the_run(server: Server, answer: Any) -> None:
+@both
+@pytest.mark.parametrize("answer", [0, "stop", False, None])
+def test_an_answer_that_grants_nothing_ends_the_run(
+    server: Server, sync: bool, answer: Any
+) -> None:
     app = graph(server, Budget(tokens=400)).compile(InMemorySaver())
     asked(run(app, ASK))
     calls = len(server.calls)
-    out = run(app, Command(resume=answer))
+    out = run(app, Command(resume=answer), sync)
     assert (out["stop_reason"], len(server.calls)) == ("tokens", calls)
     assert out["messages"][-1].text == out["best"]["answer"]
+
+
+@both
+def test_an_answer_may_name_the_question_by_its_id(server: Server, sync: bool) -> None:
+    app = graph(server, Budget(calls=2)).compile(InMemorySaver())
+    out = run(app, ASK, sync)
+    for answer, calls in ((Budget(calls=1), 3), ({"calls": 1}, 4), (None, 4)):
+        (question,) = out["__interrupt__"]
+        out = run(app, Command(resume={question.id: answer}), sync)
+        assert out["spent"]["calls"] == calls
+    assert (out["stop_reason"], seeds(server)) == ("calls", [*range(4)])
 
 
 @pytest.mark.parametrize(
@@ -140,7 +154,9 @@ def test_a_graph_within_another_asks_through_it(server: Server, sync: bool, call
     app = outer.compile(InMemorySaver())
     assert asked(run(app, ASK, sync))["answer"] == "river 1"
     assert asked(run(app, Command(resume={"calls": 2}), sync))["answer"] == "river 3"
-    assert run(app, Command(resume="stop"), sync)["messages"][-1].text == "river 3"
+    (question,) = app.get_state(ON).interrupts
+    ends: Any = "stop" if called == "as a node" else {question.id: None}
+    assert run(app, Command(resume=ends), sync)["messages"][-1].text == "river 3"
     assert seeds(server) == [*range(4)]
 
 
