@@ -7,16 +7,20 @@ Needs the extra `agents`; `import anytime_graph` does not need langchain.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import threading
+import types
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Annotated, Any, Literal, NotRequired, cast
+from uuid import uuid4
 
 from cachetools import LRUCache
-from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, RemoveMessage, ToolMessage
+from langgraph.config import get_config
 from langgraph.errors import GraphBubbleUp
 from langgraph.runtime import Runtime, get_runtime
 from langgraph.types import Command, Overwrite
@@ -30,6 +34,7 @@ from anytime_graph.budget import (
     Spend,
     as_budget,
     checked_parts,
+    left,
     nothing,
     total,
     used,
@@ -49,6 +54,7 @@ from anytime_graph.metering.quota import Quota, checked_quotas
 from anytime_graph.metering.request import Books
 from anytime_graph.models.providers import describe
 from anytime_graph.models.tokens import check_media_tokens
+from anytime_graph.run.asking import Asked, check_resumable, granted
 from anytime_graph.run.forms import Upgrade, upgraded
 
 try:
@@ -59,6 +65,7 @@ try:
         ModelRequest,
         ModelResponse,
         ToolCallRequest,
+        hook_config,
     )
     from langchain.agents.middleware.types import OmitFromInput, PrivateStateAttr
 except ImportError:
@@ -78,15 +85,28 @@ Response = ModelResponse[Any]
 Result = ToolMessage | Command[Any]
 
 
+class _Asks(TypedDict):
+    """reason: why a human is asked. message: the id of the message with the agent's latest words that stands
+    for a reply meanwhile. written: what the model wrote in a reply that was cut."""
+
+    reason: str
+    message: str
+    written: str
+
+
 class _Run(TypedDict):
     """question: what the user asked. growth: how far prompts exceeded their bounds, by model. allowed:
     the ids of the tool calls in the last reply that may run, if not all may; refused: whether it had
-    more. form: which form this has."""
+    more. granted: what a human granted beyond the budget. asks: what a human is asked now, or, once there
+    is no more (ends), was asked last. form: which form this has."""
 
     question: BaseMessage | None
     growth: dict[str, float]
     allowed: NotRequired[list[str] | None]
     refused: NotRequired[bool]
+    granted: NotRequired[Limits]
+    asks: NotRequired[_Asks]
+    ends: NotRequired[bool]
     form: NotRequired[int]
 
 
@@ -134,6 +154,8 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         that does not fit beside the reserve is not carried out.
     warn_at: parts of the budget, as in (0.5, 0.8): once one is used, an agent with tools is told so in
         each prompt, beside what is left.
+    on_exhausted: what happens when the budget is used up: "answer" makes the last call; "ask" interrupts the
+        agent before that, to ask a human for more, and needs a checkpointer.
     quotas, ledger: what users, tenants or the like may spend over all runs, and the ledger that
         keeps the books, such as `open_checkpoints(...).ledger`; quotas in its database hold too.
 
@@ -157,12 +179,15 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         media_tokens: int | None = None,
         tool_prices: Mapping[str, float] | None = None,
         warn_at: Sequence[float] = (),
+        on_exhausted: Literal["answer", "ask"] = "answer",
         quotas: Sequence[Quota] = (),
         ledger: Books | None = None,
     ) -> None:
         super().__init__()
         if per not in ("run", "thread"):
             raise ValueError(f"per={per!r}: 'run' or 'thread' is needed")
+        if on_exhausted not in ("answer", "ask"):
+            raise ValueError(f"on_exhausted={on_exhausted!r}: 'answer' or 'ask' is needed")
         if prices is not None and not isinstance(prices, Prices):
             raise ValueError(f"prices={prices!r}: Prices(input=..., output=...) are needed")
         self.budget = as_budget(budget)
@@ -174,6 +199,9 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         self.tool_prices = {name: _price(name, usd) for name, usd in (tool_prices or {}).items()}
         if quotas and ledger is None:
             raise ValueError("quotas: their books are kept in a ledger; pass ledger= too")
+        self.asks = on_exhausted == "ask"
+        if self.asks:
+            self.__class__ = _asking(type(self))
         self.shared = None if ledger is None else ledger.shared(checked_quotas(quotas))
         self._threads: LRUCache[str, Account] = LRUCache(_THREADS)
         self._lock = threading.Lock()
@@ -182,9 +210,14 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
 
     def before_agent(self, state: BudgetState, runtime: Runtime[Any]) -> dict[str, Any]:
         """Begin a run: open its account."""
+        if self.asks:
+            check_resumable(get_config())
         spent = nothing() if self.per == "run" else self._thread_spent(state)
         question = next((m for m in reversed(_messages(state)) if m.type == "human"), None)
-        run = _Run(question=question, growth=_run(state)["growth"], form=len(UPGRADES))
+        earlier = _run(state)
+        run = _Run(question=question, growth=earlier["growth"], form=len(UPGRADES))
+        if self.per == "thread":
+            run["granted"] = earlier.get("granted", {})
         self._enter(spent, run)
         by = {} if self.per == "run" else state.get("spent_by") or {}
         afresh = {"spent": Overwrite(spent), "spent_by": Overwrite(by)}
@@ -194,6 +227,39 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         """Name the reason of an end that no model call was: a tool's with `return_direct`, or another
         middleware's."""
         return None if state.get("stop_reason") else {"stop_reason": "done"}
+
+    @hook_config(can_jump_to=["model"])
+    def _ask(self, state: BudgetState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        """Ask a human whether the run may cost more, if it would end."""
+        run = _run(state)
+        asks = run.get("asks")
+        if asks is None or run.get("ends"):
+            return None
+        answer = next(m.text for m in _messages(state) if m.id == asks["message"])
+        limits = self.limits(run)
+        more = granted(
+            Asked(
+                stop_reason=asks["reason"],
+                answer=answer,
+                spent=_spent(state),
+                limits=limits,
+                fault=None,
+            )
+        )
+        if more is None:
+            run["ends"] = True
+        else:
+            earlier = run.get("granted", {})
+            run["granted"] = {d: earlier.get(d, 0) + more.get(d, 0) for d in limits}
+            run["refused"] = False
+            del run["asks"]
+        gone = RemoveMessage(asks["message"])
+        return {"messages": [gone], "anytime_run": run, "jump_to": "model"}
+
+    def limits(self, run: _Run) -> Limits:
+        """The budget and what a human granted beyond it."""
+        more = run.get("granted", {})
+        return {d: amount + more.get(d, 0) for d, amount in self.budget.limits().items()}
 
     def _account(self, state: Any) -> Account:
         """The account of this invocation; of one that is resumed, as the checkpoint has it."""
@@ -220,8 +286,9 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         shared = self._shared()
         if shared is not None:
             spent = shared.at_least(spent)
+            shared.limits = {d: max(n, shared.limits[d]) for d, n in self.limits(run).items()}
         around = shared or calling_account()
-        account = Account(self.budget.limits(), spent, around, shared=self.shared)
+        account = Account(self.limits(run), spent, around, shared=self.shared)
         account.media_tokens = self.media_tokens
         account.tools_priced |= bool(self.tool_prices)
         account.growth.update(run["growth"])
@@ -299,6 +366,13 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
             return _refused(request, short)
 
 
+@functools.cache
+def _asking(kind: type[TokenBudgetMiddleware]) -> type[TokenBudgetMiddleware]:
+    """The class with a node in which a human is asked, which agents that do not ask do without."""
+    node = {"after_model": kind._ask, "__module__": kind.__module__}
+    return types.new_class(kind.__name__, (kind,), {}, lambda body: body.update(node))
+
+
 class _Metered(ModelRequest[Any]):
     """A request whose model is metered, whichever an inner middleware puts in its place."""
 
@@ -327,14 +401,21 @@ class _Turn:
         self.error: Exception | None = None
         self.written: list[BaseMessage] = []
         self.asked: dict[str, Spend] = {}
+        self.asks = False
 
     def requests(self) -> Iterator[Request]:
-        """The requests to make, until there is a response."""
-        if self.run.get("refused"):
+        """The requests to make, until there is a response, or a human is to be asked for more."""
+        if self.run.get("ends"):
+            self.reason, written = self.run["asks"]["reason"], self.run["asks"]["written"]
+            self.written = [AIMessage(written)] if written else []
+        elif self.run.get("refused"):
             used = self.account.left().get("tool_calls") == 0
             self.reason = "tool_calls" if used else "quota"
         else:
             yield self.request
+        self.asks = self.response is None and self._may_ask()
+        if self.asks:
+            return
         short = self.error is None or isinstance(self.error, Short)
         if self.response is None and self.share and (short or self._latest_text() is not None):
             self.payer = AgentPayer(self.account, "last", question=self.run["question"])
@@ -373,7 +454,11 @@ class _Turn:
         """The turn's messages, and what they cost. Without a response: the last text that the
         model wrote in this run."""
         response, reason = self.response, self.reason
-        if response is None:
+        asks: dict[str, _Asks] = {}
+        if self.asks:
+            response, asks["asks"] = self._question()
+            reason = None
+        elif response is None:
             text = self._latest_text()
             unspent = not self.account.due["calls"]
             raised = self.error if unspent or not isinstance(self.error, Short) else None
@@ -381,18 +466,35 @@ class _Turn:
                 raise raised
             response = ModelResponse(result=[AIMessage(text or "")])
         update: dict[str, Any] = {} if reason is None else {"jump_to": "end"}
-        if reason is None and _is_answer(response):
+        if reason is None and not asks and _is_answer(response):
             latest = self.payer.latest
             blocked = latest.reply.receipt.get("blocked") if latest and latest.reply else None
             reason = f"blocked: {blocked}" if blocked else "done"
         growth = dict(self.account.growth)
-        run = cast(_Run, {**self.run, **self._allowed(response), "growth": growth})
+        run = cast(_Run, {**self.run, **self._allowed(response), "growth": growth, **asks})
         spent: Any = self.account.collect()
         by = {"model": {**spent, "tool_calls": 0}, **self.asked}
         if self.middleware.per == "thread":
             spent = Overwrite(self.middleware._thread_spent(_after(self.request.state, spent)))
         update |= {"spent": spent, "spent_by": by, "stop_reason": reason, "anytime_run": run}
         return ExtendedModelResponse(response, Command(update=update))
+
+    def _may_ask(self) -> bool:
+        """Whether a human is to be asked for more: what is used up is the agent's own budget, and not that
+        of its caller, and it was spent."""
+        limits, reason = self.middleware.limits(self.run), self.reason
+        if not self.middleware.asks or self.run.get("ends") or reason not in limits:
+            return False
+        own, around = left(limits, self.account.spent), calling_account()
+        above = around.left().get(reason, math.inf) if around else math.inf
+        return self.account.spent["calls"] > 0 and above > own[reason]
+
+    def _question(self) -> tuple[Response, _Asks]:
+        """The agent's latest words in place of a reply, and what a human is to be asked."""
+        message = AIMessage(self._latest_text() or "", id=str(uuid4()))
+        written = "".join(str(m.text) for m in self.written)
+        asks = _Asks(reason=str(self.reason), message=str(message.id), written=written)
+        return ModelResponse(result=[message]), asks
 
     def _warnings(self) -> list[float]:
         """The parts of the budget that are used and are to be warned of."""

@@ -4,35 +4,27 @@ from __future__ import annotations
 
 from typing import Literal
 
-from typing_extensions import TypedDict
-
-from anytime_graph.budget import DIMENSIONS, Limits, Spend
+from anytime_graph.budget import DIMENSIONS
 from anytime_graph.planning.moves import Stop, View
 from anytime_graph.planning.plan import view
 from anytime_graph.planning.prospects import best_prospect, votes_decide
 from anytime_graph.planning.setup import Setup
+from anytime_graph.run.asking import Asked
 from anytime_graph.run.state import State
 
 Gain = Literal["score", "chance", "deviations"]
 
 
-class Exhausted(TypedDict):
-    """The value of the interrupt with which a run asks for more. stop_reason: the dimension that is used
-    up, or "judge" for the judge's share. answer, score: the best so far. spent, limits: of the run.
-    gain_per_1000_tokens: what the answer that promises most is expected to bring. gain_of: what that
-    is a gain of: the score, the chance that the answer is right, or the quality in standard deviations
-    between drafts. next_tokens: what that answer is expected to cost. fault: why the human's last
-    answer did not do, if there was one."""
+class Exhausted(Asked):
+    """What a graph asks with. score: of the best answer. gain_per_1000_tokens: what the answer that promises
+    most is expected to bring. gain_of: what that is a gain of: the score, the chance that the answer is
+    right, or the quality in standard deviations between drafts. next_tokens: what that answer is expected
+    to cost."""
 
-    stop_reason: str
-    answer: str
     score: float | None
-    spent: Spend
-    limits: Limits
     gain_per_1000_tokens: float
     gain_of: Gain
     next_tokens: int
-    fault: str | None
 
 
 def used_up(state: State, stop: Stop) -> bool:

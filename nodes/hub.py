@@ -15,7 +15,7 @@ from cachetools import LRUCache
 from langchain_core.messages import AnyMessage, RemoveMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.store.base import BaseStore
-from langgraph.types import Command, Send, interrupt
+from langgraph.types import Command, Send
 from pydantic import BaseModel
 
 from anytime_graph.budget import (
@@ -25,7 +25,6 @@ from anytime_graph.budget import (
     NoAnswer,
     Short,
     as_budget,
-    grant_of,
     least,
     left,
     nothing,
@@ -48,6 +47,7 @@ from anytime_graph.nodes.exhausted import Exhausted, exhausted, used_up
 from anytime_graph.planning.plan import plan
 from anytime_graph.planning.setup import Setup, Setups, affordable, bounding
 from anytime_graph.run.announcements import Lives, Warned, announce, note
+from anytime_graph.run.asking import check_resumable, granted
 from anytime_graph.run.calls import OWN, Assignment, PlannedCall, RunInfo
 from anytime_graph.run.context import (
     Invocation,
@@ -55,7 +55,6 @@ from anytime_graph.run.context import (
     context,
     invocation,
     owner,
-    resumable,
     root,
     served,
     stop_signal,
@@ -201,11 +200,8 @@ class Hub:
             earlier = journal.ledger.find(thread, digest, user()) if journal else None
             choice = chosen()
             setup = self.setups[choice]
-            if self.asks and not resumable(config):
-                raise ValueError(
-                    "on_exhausted='ask': who is asked needs a checkpointer, as in "
-                    "graph.compile(checkpointer=InMemorySaver())"
-                )
+            if self.asks:
+                check_resumable(config)
             run_id, limits = earlier or randbits(53), self._limits(setup, granted)
             update = fresh(question_id, choice, run_id, thread, limits)
             update["calibrations"] = growth_only(state.get("calibrations", {}))
@@ -357,21 +353,12 @@ class Hub:
         return [Send("finish", {**final, "stop_reason": reason, "stop_estimate": estimate})]
 
     def ask(self, state: State) -> Command[Any]:
-        """Ask a human whether the run may cost more, again after an answer that does not do. A node of its
-        own, because a node that is resumed runs again from its start, and this one buys nothing. What
-        is granted goes to the hub as a budget in the input does."""
+        """Ask a human whether the run may cost more. What is granted goes to the hub as a budget in the
+        input does."""
         asked: Exhausted = cast(Any, state)["asked"]
-        while True:
-            answer = interrupt(asked)
-            try:
-                more = grant_of(answer, asked["limits"], asked["stop_reason"])
-                grant = None if more is None else self._allowed(more).limits()
-            except ValueError as error:
-                asked = {**asked, "fault": str(error)}
-                continue
-            if grant is None:
-                return Command(goto=Send("finish", state))
-            return Command(update={"budget": grant}, goto="budget")
+        if (grant := granted(asked, self._allowed)) is None:
+            return Command(goto=Send("finish", state))
+        return Command(update={"budget": grant}, goto="budget")
 
     def finish(self, state: State) -> dict[str, Any]:
         state = migrated_final(state)
