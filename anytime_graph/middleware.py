@@ -367,7 +367,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
 
 
 @functools.cache
-def _asking(kind: type[TokenBudgetMiddleware]) -> type[TokenBudgetMiddleware]:
+def _asking(kind: Any) -> Any:
     """The class with a node in which a human is asked, which agents that do not ask do without."""
     node = {"after_model": kind._ask, "__module__": kind.__module__}
     return types.new_class(kind.__name__, (kind,), {}, lambda body: body.update(node))
