@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, NotRequired, cast
 from uuid import uuid4
 
 from cachetools import LRUCache
+from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, RemoveMessage, ToolMessage
 from langgraph.config import get_config
 from langgraph.errors import GraphBubbleUp
@@ -381,7 +382,8 @@ class _Metered(ModelRequest[Any]):
 
 
 class _Turn:
-    """One turn of the agent: an ordinary call and, where the budget or an error ends it, the last.
+    """One turn of the agent: an ordinary call and, where the budget or an error ends it, the last, in two
+    tries: with the agent's settings, then bare, shorter and as plain text.
 
     written: what the model wrote in a reply that was cut. asked: the tool calls that may run, by tool.
     """
@@ -417,10 +419,27 @@ class _Turn:
         if self.asks:
             return
         short = self.error is None or isinstance(self.error, Short)
-        if self.response is None and self.share and (short or self._latest_text() is not None):
-            self.payer = AgentPayer(self.account, "last", question=self.run["question"])
+        if not self.share or not (short or self._latest_text() is not None):
+            return
+        last = self.request.override(tools=[], tool_choice=None)
+        bare = last.override(response_format=None, model_settings={}, model=_brisk(last.model))
+        for request in (last, bare):
+            if self.response is not None or self._hopeless():
+                return
+            again = request is bare
+            self.payer = AgentPayer(
+                self.account, "last", question=self.run["question"], again=again
+            )
             messages = [*self.request.messages, *cast("list[Any]", self.written)]
-            yield self.request.override(messages=messages, tools=[], tool_choice=None)
+            yield request.override(messages=messages)
+
+    def _hopeless(self) -> bool:
+        """Whether another call would not be made or served either: one was the last, and did not fit, or
+        its server refuses all calls."""
+        call = self.payer.latest
+        if self.payer.kind != "last" or call is None:
+            return False
+        return call.reply is None or call.reply.receipt["closed"]
 
     def take(self, response: Response) -> None:
         """Keep a response, unless it only says that its call failed or did not fit, or the budget
@@ -431,9 +450,14 @@ class _Turn:
             return
         if (error := call.short or call.error) is not None:
             return self.fail(error)
-        if call.message.text.strip():
+        said = bool(call.message.text.strip())
+        if said:
             self.written = [AIMessage(call.message.text)]
-        if not call.unfinished or (self.payer.kind == "last" and self.written):
+        if self.payer.kind == "last":
+            answered = said and (self.payer.again or not call.broke)
+            answered = answered or response.structured_response is not None
+            self.response = _without_calls(response) if answered else None
+        elif not call.unfinished:
             self.response = response
         elif self.reason is None:
             self.reason = "error: the reply broke off" if call.broke else self.account.scarcest()
@@ -601,6 +625,27 @@ def _run(state: Any) -> _Run:
 
 def _messages(state: Any) -> Sequence[BaseMessage]:
     return cast("Sequence[BaseMessage]", state.get("messages", ()))
+
+
+def _without_calls(response: Response) -> Response:
+    """A last reply without calls of tools, which it does not have."""
+    if response.structured_response is not None:
+        return response
+    kept = [
+        AIMessage(m.text, id=m.id, usage_metadata=m.usage_metadata)
+        if isinstance(m, AIMessage) and m.tool_calls
+        else m
+        for m in response.result
+        if not isinstance(m, ToolMessage)
+    ]
+    return replace(response, result=kept)
+
+
+def _brisk(model: BaseChatModel) -> BaseChatModel:
+    """The model, which thinks little if it can be asked to."""
+    if not getattr(model, "reasoning_effort", None):
+        return model
+    return model.model_copy(update={"reasoning_effort": "low"})
 
 
 def _is_answer(response: Response) -> bool:
