@@ -11,6 +11,7 @@ from anytime_graph.checkpoints import LedgerError, ThreadBusy, open_checkpoints
 from anytime_graph.constraints import Constraints
 from anytime_graph.graph import Context, afork, create_anytime_graph, fork
 from anytime_graph.interrupt import interruptible
+from anytime_graph.metering.near_end import NearEnd
 from anytime_graph.metering.quota import Quota, QuotaExceeded
 from anytime_graph.planning.moves import (
     Choose,
@@ -48,6 +49,7 @@ __all__ = [
     "LedgerError",
     "Merge",
     "Move",
+    "NearEnd",
     "NoAnswer",
     "Output",
     "Pair",

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from anytime_graph.budget import Budget, Prices, as_budget, checked_parts
 from anytime_graph.checkpoints import Ledger
 from anytime_graph.checkpoints.memory import Memory
+from anytime_graph.metering.near_end import NearEnd, near_end_of
 from anytime_graph.metering.quota import Quota, checked_quotas
 from anytime_graph.models import prices_of, resolve_model
 from anytime_graph.models.tokens import check_media_tokens
@@ -81,6 +82,7 @@ def create_anytime_graph(
     drafter: Drafter | None = None,
     on_exhausted: Literal["answer", "ask"] = "answer",
     warn_at: Sequence[float] = (),
+    near_end: str | BaseChatModel | Runnable[Any, Any] | NearEnd | None = None,
 ) -> AnytimeGraph:
     """Turn a chat model into an anytime reasoner. Returns an uncompiled graph.
 
@@ -128,6 +130,8 @@ def create_anytime_graph(
     on_exhausted: what happens when the budget is used up: "answer" returns the best answer; "ask"
         interrupts the graph before that, to ask a human for more, and needs a checkpointer.
     warn_at: parts of the budget, as in (0.5, 0.8); the custom stream has an event when one is used.
+    near_end: a cheaper model for the drafts and refinements that come when four fifths of the budget are used,
+        and for a last call that forces an answer; NearEnd says after which part.
 
     The compiled graph takes {"messages": [...], "budget": Budget(...)} and returns `messages`
     (with the answer last), `best`, `spent`, `stop_reason`, `curve` and more (see Output). A new
@@ -170,6 +174,7 @@ def create_anytime_graph(
         raise ValueError(f"model={model!r}: name at least one model, as in {{'small': ...}}")
     if models is not None and prices is not None:
         raise ValueError("prices: they cannot hold for several models; leave them to be looked up")
+    late = near_end_of(near_end)
     by_judge, learned = judge or Judge(), checked(profile or {})
     schema = answers.protocol.schema
     # An agent binds its model itself.
@@ -185,7 +190,9 @@ def create_anytime_graph(
         if until is not None:
             until.check(decides, known)
         return Setup(
-            meters=meters(chat_model, known, by_judge, VERDICT, media_tokens, exact_counts, form),
+            meters=meters(
+                chat_model, known, by_judge, VERDICT, media_tokens, exact_counts, form, late
+            ),
             ask=Asking(answers, by_judge.rubric),
             answers=answers,
             strategy=resolve_strategy(rules, decides),
@@ -197,6 +204,7 @@ def create_anytime_graph(
             until=until,
             profile=learned,
             drafter=drafter,
+            near_end_at=late.at if late else 1.0,
         )
 
     setups, lives = Setups(setup), Lives()

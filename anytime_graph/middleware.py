@@ -51,6 +51,7 @@ from anytime_graph.metering.metered import (
     paid_elsewhere,
     paying_from,
 )
+from anytime_graph.metering.near_end import NearEnd, near_end_of
 from anytime_graph.metering.quota import Quota, checked_quotas
 from anytime_graph.metering.request import Books
 from anytime_graph.models.providers import describe
@@ -155,6 +156,8 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         that does not fit beside the reserve is not carried out.
     warn_at: parts of the budget, as in (0.5, 0.8): once one is used, an agent with tools is told so in
         each prompt, beside what is left.
+    near_end: a cheaper model for the turns that come when four fifths of the budget are used, and for the last
+        call; NearEnd says after which part.
     on_exhausted: what happens when the budget is used up: "answer" makes the last call; "ask" interrupts the
         agent before that, to ask a human for more, and needs a checkpointer.
     quotas, ledger: what users, tenants or the like may spend over all runs, and the ledger that
@@ -180,6 +183,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         media_tokens: int | None = None,
         tool_prices: Mapping[str, float] | None = None,
         warn_at: Sequence[float] = (),
+        near_end: str | BaseChatModel | NearEnd | None = None,
         on_exhausted: Literal["answer", "ask"] = "answer",
         quotas: Sequence[Quota] = (),
         ledger: Books | None = None,
@@ -200,9 +204,13 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         self.tool_prices = {name: _price(name, usd) for name, usd in (tool_prices or {}).items()}
         if quotas and ledger is None:
             raise ValueError("quotas: their books are kept in a ledger; pass ledger= too")
+        late = near_end_of(near_end)
+        self.near_end = (
+            None if late is None else replace(late, model=metered(late.model, late.prices))
+        )
         self.asks = on_exhausted == "ask"
         if self.asks:
-            self.__class__ = _asking(type(self))
+            self.__class__ = _asking(cast(Any, type(self)))
         self.shared = None if ledger is None else ledger.shared(checked_quotas(quotas))
         self._threads: LRUCache[str, Account] = LRUCache(_THREADS)
         self._lock = threading.Lock()
@@ -393,10 +401,13 @@ class _Turn:
         self.run, self.share = _run(request.state), middleware.share
         model = metered(request.model, middleware.prices)
         self.booked_above = paid_elsewhere(model)
-        self.request = _Metered(**{**vars(request), "model": model})
+        self.request: Request = _Metered(**{**vars(request), "model": model})
         self.account = middleware._account(request.state)
         self.account.spent = _added(_spent(request.state), self.account.due)
         self.payer = AgentPayer(self.account, "agent", self.share, self.run["question"])
+        self.payer.summing = self._late(last=True)
+        if (late := self._late()) is not None:
+            self.request = self.request.override(model=late, model_settings={})
         self.payer.warned = max(self._warnings(), default=None)
         self.response: Response | None = None
         self.reason: str | None = None
@@ -422,6 +433,8 @@ class _Turn:
         if not self.share or not (short or self._latest_text() is not None):
             return
         last = self.request.override(tools=[], tool_choice=None)
+        if (late := self._late(last=True)) is not None:
+            last = last.override(model=late, model_settings={})
         bare = last.override(response_format=None, model_settings={}, model=_brisk(last.model))
         for request in (last, bare):
             if self.response is not None or self._hopeless():
@@ -432,6 +445,12 @@ class _Turn:
             )
             messages = [*self.request.messages, *cast("list[Any]", self.written)]
             yield request.override(messages=messages)
+
+    def _late(self, last: bool = False) -> BaseChatModel | None:
+        """The model for the end of the budget, if this call is near it."""
+        near, account = self.middleware.near_end, self.account
+        late = near is not None and (last or used(account.limits, account.spent) >= near.at)
+        return cast(BaseChatModel, near.model) if near is not None and late else None
 
     def _hopeless(self) -> bool:
         """Whether another call would not be made or served either: one was the last, and did not fit, or

@@ -283,14 +283,16 @@ class AgentPayer:
     kind: "agent": a turn of its model; "last": the call in which it sums up; "tool": a call within
     a tool; "middleware": one that a middleware makes in a node of its own. share: what the agent
     keeps for its last call, as a part of its limits or by dimension. question: what the last call
-    answers. again: it is the second try of the last call. latest: the latest call; "agent" and "last"
-    make them one at a time. warned: see prompts.with_remaining.
+    answers. summing: the model of the last call, if it is another one. again: it is the second try of
+    the last call. latest: the latest call; "agent" and "last" make them one at a time. warned: see
+    prompts.with_remaining.
     """
 
     account: Account
     kind: Literal["agent", "last", "tool", "middleware"]
     share: float | Limits = 0.0
     question: BaseMessage | None = None
+    summing: BaseChatModel | None = None
     again: bool = False
     latest: Reservation | None = None
     stop: StopSignal | None = None
@@ -409,6 +411,8 @@ class AgentPayer:
         reserve = last_call_reserve(self.share, self.account.limits)
         if not reserve:
             return {}
+        if self.summing is not None:
+            ready = self._ready(_unmetered(self.summing), {}, vars(self.summing)[_PRICES])
         need = self._shortest(ready, prompt, again=False)
         return {d: max(need[d], reserve.get(d, 0)) for d in self.account.limits}
 

@@ -40,7 +40,6 @@ from anytime_graph.planning.setup import Setup
 from anytime_graph.planning.until import outweighed, reached
 from anytime_graph.prompts import DETAILS, Lessons
 from anytime_graph.run.calls import (
-    OWN,
     PATIENCE,
     STRUCTURED,
     AgentDraft,
@@ -134,6 +133,7 @@ def _open_ended(setup: Setup, state: State, stopped: bool, quotas: Limits) -> li
     tokens spent and drafts of 500, the next horizon must exceed 3,000 + min(8 * 500, 3,000) = 6,000,
     so it is 8,400. Without the min, drafts that never end would stake ever more.
     """
+    setup = replace(setup, near_end_at=math.inf)  # no end is known
     need = least(setup, {**state, "limits": {"tokens": 0}})["tokens"]
     spent = state["spent"]["tokens"]
     ahead = _ROUND * prospects.tokens(view(setup, state, judging=False), "draft")
@@ -162,11 +162,17 @@ def _least_call(setup: Setup, state: State, room: int = MIN_ROOM, besides: int =
 
 
 def _need(
-    setup: Setup, state: State, prompt: list[AnyMessage], max_output: int, overhead: int = 0
+    setup: Setup,
+    state: State,
+    prompt: list[AnyMessage],
+    max_output: int,
+    overhead: int = 0,
+    last: bool = False,
 ) -> Limits:
-    """What a call of the run's own model takes of each dimension; of time, an instant."""
-    own = setup.meters[OWN]
-    _, bound = own.max_input(prompt, _calibration(state, OWN))
+    """What a call for an answer takes of each dimension; of time, an instant."""
+    role = setup.answering(state, last)
+    own = setup.meters[role]
+    _, bound = own.max_input(prompt, _calibration(state, role))
     amounts = cast("Mapping[str, float]", own.reservation(bound + overhead, max_output))
     return {d: amounts[d] for d in DIMENSIONS} | {"seconds": 0.001}
 
@@ -392,7 +398,7 @@ class _Edge:
             return {}
         protocol = self.setup.answers.protocol
         prompt = prompts.conclude(conversation(self.state), protocol, "word " * 40, 0.0)
-        return _need(self.setup, self.state, prompt, GOOD_ROOM)
+        return _need(self.setup, self.state, prompt, GOOD_ROOM, last=True)
 
     # --- slices
 
@@ -452,8 +458,9 @@ class _Edge:
     def _together(self, orders: Sequence[_Order]) -> list[_Order]:
         """Equal drafts side by side become one request for several choices, where those can be had.
         Until it is known that the prompt is billed once, it is reserved for each choice."""
-        own = self.setup.meters[OWN]
-        once = _calibration(self.state, OWN).get("once", own.billed_once)
+        role = self.setup.answering(self.state)
+        own = self.setup.meters[role]
+        once = _calibration(self.state, role).get("once", own.billed_once)
         if once is False or "n" in own.known.refused or self.setup.drafter is not None:
             return list(orders)
         merged: list[_Order] = []

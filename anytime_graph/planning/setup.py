@@ -12,14 +12,16 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AnyMessage
 from langchain_core.runnables import Runnable
 
-from anytime_graph.budget import UNBOUNDED, Budget, Prices
+from anytime_graph.budget import UNBOUNDED, Budget, Prices, used
 from anytime_graph.metering.meter import Meter, meter, with_json_schema, without_tools
+from anytime_graph.metering.near_end import NearEnd
 from anytime_graph.models import prices_of, resolve_model
 from anytime_graph.models.tokens import Tokenizer
 from anytime_graph.planning.answers import AnswerFormat
 from anytime_graph.planning.moves import Strategy
 from anytime_graph.planning.until import Until
 from anytime_graph.run.calls import (
+    NEAR_END,
     OWN,
     PLAIN,
     REVIEW,
@@ -27,6 +29,7 @@ from anytime_graph.run.calls import (
     Chosen,
     PlannedMove,
     Role,
+    concluded,
     judges,
 )
 from anytime_graph.run.state import Decides, Payoff, State
@@ -48,7 +51,7 @@ class Setup:
 
     meters: by role; see run.calls. ask: builds the prompts. width: how many candidates and pairs the
     state keeps. yields: whether the judge may exceed its share when nothing else can be bought. profile: what drafts and refinements brought on earlier questions. drafter: makes the
-    agent that drafts, if one does.
+    agent that drafts, if one does. near_end_at: the part of the budget after which another model answers.
     """
 
     meters: Mapping[str, Meter]
@@ -63,6 +66,7 @@ class Setup:
     profile: Mapping[str, Payoff] = field(default_factory=dict)
     until: Until | None = None
     drafter: Drafter | None = None
+    near_end_at: float = 1.0
 
     @property
     def tokenizers(self) -> dict[str, Tokenizer]:
@@ -71,9 +75,16 @@ class Setup:
     def role(self, move: PlannedMove, state: State) -> Role:
         """Which meter a call goes through."""
         if not judges(move):
-            return REVIEW if move["kind"] == "critique" and REVIEW in self.meters else OWN
+            if move["kind"] == "critique":
+                return REVIEW if REVIEW in self.meters else OWN
+            return self.answering(state, last=concluded(move) is not None)
         held = move["kind"] == "critique" and "among" not in move and STRUCTURED in self.meters
         return STRUCTURED if held and not state["unstructured"] else PLAIN
+
+    def answering(self, state: State, last: bool = False) -> Role:
+        """Which meter the calls for answers go through now. last: the call that forces one."""
+        late = last or used(state["limits"], state["spent"]) >= self.near_end_at
+        return NEAR_END if late and NEAR_END in self.meters else OWN
 
 
 class Setups:
@@ -110,16 +121,23 @@ def meters(
     media_tokens: int | None = None,
     exact_counts: bool | None = False,
     form: Mapping[str, Any] | None = None,
+    near_end: NearEnd | None = None,
 ) -> dict[str, Meter]:
     """The meters of a graph, by role. schema, form: of verdicts and of answers, for a provider that can
     hold replies to one. Where answers are held to theirs, reviews go to the model as it is."""
     bounds = (media_tokens, exact_counts)
     judging = without_tools(model)
-    asked = with_json_schema(model, form) if form is not None and _an_object(form) else None
+    held_to = form if form is not None and _an_object(form) else None
+    asked = None if held_to is None else with_json_schema(model, held_to)
     own = meter(model if asked is None else asked, prices, *bounds)
     by_role: dict[str, Meter] = {OWN: own, PLAIN: own}
     if judging is not model or asked is not None:
         by_role[REVIEW] = by_role[PLAIN] = meter(judging, prices, *bounds)
+    if near_end is not None:
+        late = resolve_model(near_end.model)
+        known = near_end.prices or prices_of(late)
+        asked = None if held_to is None else with_json_schema(late, held_to)
+        by_role[NEAR_END] = meter(late if asked is None else asked, known, *bounds)
     if judge.model is not None:
         judging = resolve_model(judge.model)
         by_role[PLAIN] = meter(judging, judge.prices or prices_of(judging), *bounds)

@@ -14,13 +14,14 @@ from anytime_graph.budget import Limits, Spend, nothing
 from anytime_graph.models.tokens import Shape
 from anytime_graph.run.pairs import Candidate, Shown
 
-Role = Literal["own", "review", "judge", "structured"]
-"""Which meter a call goes through: "own", the run's model; "review", that model without bound options such
+Role = Literal["own", "review", "judge", "structured", "near end"]
+"""Which meter a call goes through: "own", the run's model; "near end", the one for answers near the end; "review", that model without bound options such
 as tools; "judge", the judge's model; "structured", the judge's model held to a JSON schema."""
 OWN: Role = "own"
 REVIEW: Role = "review"
 PLAIN: Role = "judge"
 STRUCTURED: Role = "structured"
+NEAR_END: Role = "near end"
 PATIENCE = 3
 """After this many steps in a row that failed entirely, a run ends; after this many refused calls in a row,
 an agent's draft. Refused calls cost nothing, so their number needs a bound."""

@@ -37,6 +37,7 @@ from pydantic import BaseModel
 from anytime_graph import (
     Budget,
     BudgetTooSmall,
+    NearEnd,
     Prices,
     create_anytime_graph,
     open_checkpoints,
@@ -339,6 +340,24 @@ def test_a_last_call_that_fails_is_tried_once_more_in_another_form(
     efforts = [call.request["reasoning_effort"] for call in (first, second)]
     assert efforts == ["high", "low"]
     assert server.served <= out["spent"]["tokens"] <= 6_000
+
+
+@both
+@pytest.mark.parametrize("at", [0.5, 1])
+def test_near_the_end_a_cheaper_model_goes_on(server: Server, sync: bool, at: float) -> None:
+    server.script = calling(("look_up", {"topic": "rivers"}))
+    near, dear = Prices(input=0.1, output=0.4), Prices(input=4.0, output=16.0)
+    cheap = server.model().model_copy(update={"model_name": "cheap"})
+    middleware = TokenBudgetMiddleware(
+        Budget(calls=6, usd=1.0), prices=dear, near_end=NearEnd(cheap, at=at, prices=near)
+    )
+    out = run(create_agent(server.model(), [look_up], middleware=[middleware]), sync=sync)
+    models = [call.request["model"] for call in server.calls]
+    assert models == ["scripted"] * (3 if at < 1 else 5) + ["cheap"] * (3 if at < 1 else 1)
+    assert (last(out), out["stop_reason"]) == (ANSWER, "calls")
+    prices = {"scripted": dear, "cheap": near}
+    usd = sum(prices[c.request["model"]].usd(c.prompt, c.output) for c in server.calls)
+    assert out["spent"]["usd"] == pytest.approx(usd)
 
 
 def test_a_last_call_that_a_server_refuses_for_good_is_not_tried_again(server: Server) -> None:
