@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,30 @@ from tests.kit.waiting import PATIENCE
 
 QUESTION = {"messages": [{"role": "user", "content": "Why do rivers bend?"}]}
 
+ASKING = """
+from langchain.agents import create_agent
+
+from anytime_graph import Budget, create_anytime_graph
+from anytime_graph.middleware import TokenBudgetMiddleware
+
+
+def look_up(topic: str) -> str:
+    '''Look up what is known about a topic.'''
+    return "Rivers bend."
+
+
+model = "openai:gpt-4.1-mini"
+graph = create_anytime_graph(
+    model,
+    budget=Budget(calls=2),
+    scorer=lambda question, answer: int(answer) / 99,
+    strategy="best_of_n",
+    on_exhausted="ask",
+)
+asks = TokenBudgetMiddleware(Budget(calls=2), on_exhausted="ask")
+agent = create_agent(model, [look_up], middleware=[asks])
+"""
+
 
 @dataclass
 class Dev:
@@ -43,9 +68,14 @@ class Dev:
 @pytest.fixture(scope="module")
 def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dev]:
     folder = tmp_path_factory.mktemp("dev")
+    config = json.loads((ROOT / "langgraph.json").read_text())
+    graphs = {name: str(ROOT / path) for name, path in config["graphs"].items()}
+    (folder / "asking.py").write_text(ASKING)
+    graphs |= {f"asking {n}": f"{folder}/asking.py:{n}" for n in ("graph", "agent")}
+    (folder / "served.json").write_text(json.dumps({**config, "graphs": graphs}))
     with (
         serving() as endpoint,
-        developing(folder, ROOT / "langgraph.json", endpoint) as url,
+        developing(folder, folder / "served.json", endpoint) as url,
         get_sync_client(url=url) as client,
     ):
         yield Dev(client, endpoint)
@@ -211,3 +241,22 @@ def test_a_fork_to_another_model_does_not_bound_prompts_by_what_the_first_one_co
     out = app.invoke(None, branch, context=Context(model="b"))
     assert {call.request["model"] for call in server.calls[4:]} == {"b"}
     assert not out["errors"]
+
+
+@pytest.mark.parametrize("name", ["graph", "agent"])
+def test_what_asks_a_human_is_answered_over_the_api(dev: Dev, endpoint: Server, name: str) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        tools: Any = [("look_up", {"topic": "rivers"})] if request.get("tools") else []
+        return Reply(f"so <answer>{i}</answer>", tools=tools)
+
+    endpoint.script = script
+    thread, given = dev.thread(), {"input": QUESTION}
+    for answer, limit in (({"calls": 2}, 2), (0, 4)):
+        dev.client.runs.wait(thread, f"asking {name}", **given)
+        state: Any = dev.client.threads.get_state(thread)
+        (question,) = state["tasks"][0]["interrupts"]
+        assert question["value"]["limits"] == {"calls": limit}
+        given = {"command": {"resume": answer}}
+    out: Any = dev.client.runs.wait(thread, f"asking {name}", **given)
+    assert (out["stop_reason"], out["spent"]["calls"]) == ("calls", 4)
+    assert len(endpoint.settled().calls) == 4
