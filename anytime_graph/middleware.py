@@ -54,7 +54,7 @@ from anytime_graph.metering.metered import (
 from anytime_graph.metering.near_end import NearEnd, near_end_of
 from anytime_graph.metering.quota import Quota, checked_quotas
 from anytime_graph.metering.request import Books
-from anytime_graph.models.providers import describe
+from anytime_graph.models.providers import advised, describe
 from anytime_graph.models.tokens import check_media_tokens
 from anytime_graph.run.asking import Asked, check_resumable, granted
 from anytime_graph.run.forms import Upgrade, upgraded
@@ -158,6 +158,8 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         each prompt, beside what is left.
     near_end: a cheaper model for the turns that come when four fifths of the budget are used, and for the last
         call; NearEnd says after which part.
+    advise: where a provider takes a budget of tokens that the model itself sees (Anthropic's task budgets), it
+        is sent along; the cap stays.
     on_exhausted: what happens when the budget is used up: "answer" makes the last call; "ask" interrupts the
         agent before that, to ask a human for more, and needs a checkpointer.
     quotas, ledger: what users, tenants or the like may spend over all runs, and the ledger that
@@ -184,6 +186,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         tool_prices: Mapping[str, float] | None = None,
         warn_at: Sequence[float] = (),
         near_end: str | BaseChatModel | NearEnd | None = None,
+        advise: bool = False,
         on_exhausted: Literal["answer", "ask"] = "answer",
         quotas: Sequence[Quota] = (),
         ledger: Books | None = None,
@@ -204,6 +207,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         self.tool_prices = {name: _price(name, usd) for name, usd in (tool_prices or {}).items()}
         if quotas and ledger is None:
             raise ValueError("quotas: their books are kept in a ledger; pass ledger= too")
+        self.advise = advise
         late = near_end_of(near_end)
         self.near_end = (
             None if late is None else replace(late, model=metered(late.model, late.prices))
@@ -408,6 +412,10 @@ class _Turn:
         self.payer.summing = self._late(last=True)
         if (late := self._late()) is not None:
             self.request = self.request.override(model=late, model_settings={})
+        if middleware.advise:
+            advice = advised(self.request.model, self.account.limits.get("tokens"))
+            settings = {**self.request.model_settings, **advice}
+            self.request = self.request.override(model_settings=settings)
         self.payer.warned = max(self._warnings(), default=None)
         self.response: Response | None = None
         self.reason: str | None = None

@@ -313,6 +313,15 @@ def _less(options: Any, name: str) -> Any:
     return {key: value for key, value in options.items() if key != name}
 
 
+def _without_advice(form: Form) -> Form | None:
+    config = form.bound.get("output_config")
+    if not isinstance(config, dict) or "task_budget" not in config:
+        return None
+    rest = _less(form.bound, "output_config")
+    kept = _less(config, "task_budget")
+    return form._replace(bound={**rest, "output_config": kept} if kept else rest)
+
+
 def _without_strict(form: Form) -> Form | None:
     bound = {key: _lax(value) for key, value in form.bound.items()}
     return None if bound == form.bound else form._replace(bound=bound)
@@ -356,6 +365,7 @@ PARTS: dict[str, Part] = {
     "parallel_tool_calls": Part(
         re.compile(r"(?i)parallel_?\s?tool_?\s?calls?"), _without_option("parallel_tool_calls")
     ),
+    "task_budget": Part(re.compile(r"(?i)task\W?_?budget"), _without_advice),
     "seed": Part(re.compile(r"(?i)\bseed\b"), _without_option("seed")),
     "strict": Part(
         re.compile(r"(?i)\bstrict\b|additionalproperties|invalid schema"), _without_strict

@@ -66,6 +66,8 @@ xAI's chat completions limits only the visible output. (Its Responses API takes 
 _THINKING = ("thinking", "additional_model_request_fields")
 _LEAST_THOUGHT = 1_024
 """The smallest thinking budget that Anthropic accepts."""
+_LEAST_ADVICE = 20_000
+"""The smallest task budget that Anthropic accepts."""
 _SAYS = ("reasoning", "thinking", "reasoning_content")
 _FINISHES = ("finish_reason", "stop_reason", "stopReason", "done_reason")
 _FULL = re.compile(
@@ -287,6 +289,20 @@ def schema_in_body(model: BaseChatModel, bound: Mapping[str, Any]) -> dict[str, 
     body = {**(getattr(model, "extra_body", None) or {}), **(bound.get("extra_body") or {})}
     rest = {key: value for key, value in bound.items() if key != "response_format"}
     return {**rest, "extra_body": {**body, "response_format": form}}
+
+
+def advised(model: BaseChatModel, tokens: float | None) -> dict[str, Any]:
+    """Options with which a provider shows the model itself a budget of tokens. None elsewhere, or where it
+    is smaller than the provider takes."""
+    takes = any(kind.__name__ == "ChatAnthropic" for kind in type(model).__mro__)
+    if not takes or "output_config" not in type(model).model_fields:
+        return {}
+    if tokens is None or tokens < _LEAST_ADVICE:
+        return {}
+    budget = {"type": "tokens", "total": int(tokens)}
+    return {
+        "output_config": {**(getattr(model, "output_config", None) or {}), "task_budget": budget}
+    }
 
 
 def clients(model: BaseChatModel, **options: Any) -> dict[str, Any]:
