@@ -1,13 +1,22 @@
-"""What may end a run early, without loss of the best answer: Ctrl-C, and functions that say `exit()`."""
+"""What may end a run early, without loss of the best answer: Ctrl-C, functions that say `exit()`, and
+functions that take longer than there is time."""
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+GRACE = 0.5
+"""Seconds that what is cancelled may take to end."""
 
 
 class StopSignal(Protocol):
@@ -48,3 +57,100 @@ def interruptible() -> Iterator[threading.Event]:
         yield stop
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+# --- work that takes too long
+
+
+class TimeIsUp(Exception):
+    """Work takes longer than there is time: it was abandoned, or not begun."""
+
+    def __init__(self, why: str = "time is up") -> None:
+        super().__init__(why)
+
+
+def within(seconds: float | None, work: Callable[[], T]) -> T:
+    """What the work returns or raises. With a number of seconds it runs in a thread of its own, in the
+    same context. Raises TimeIsUp after them: the thread is abandoned, and no process waits for it."""
+    return work() if seconds is None else _result(begun(work), seconds)
+
+
+def in_thread(seconds: float | None, work: Callable[[], T]) -> T:
+    """The same, always in a thread of its own."""
+    return _result(begun(work), seconds)
+
+
+async def awithin(seconds: float | None, work: Callable[[], Awaitable[T]]) -> T:
+    """`within` on the event loop: after the seconds the work is cancelled, and abandoned if it does not end
+    then."""
+    if seconds is None:
+        return await work()
+
+    async def run() -> T:
+        return await work()
+
+    task = asyncio.create_task(run())
+    try:
+        await asyncio.wait({task}, timeout=max(0.0, seconds))
+        if task.done():
+            return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            try:
+                await asyncio.wait({task}, timeout=GRACE)
+            finally:
+                _abandon(task)
+    raise TimeIsUp
+
+
+async def athread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """`asyncio.to_thread` in a thread that neither the event loop nor the process waits for at its end."""
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+    def wake(_: Future[T]) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(done.set)
+
+    future = begun(lambda: work(*args, **kwargs))
+    future.add_done_callback(wake)
+    await done.wait()
+    return future.result()
+
+
+def begun(work: Callable[[], T]) -> Future[T]:
+    """The work, begun in a thread of its own."""
+    future: Future[T] = Future()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            result = context.run(work)
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    threading.Thread(target=run, daemon=True, name="timed").start()
+    return future
+
+
+def _result(future: Future[T], seconds: float | None) -> T:
+    """The result, if it comes in time. An error of the work's own may be a TimeoutError too."""
+    wait([future], None if seconds is None else max(0.0, seconds))
+    if not future.done():
+        raise TimeIsUp
+    return future.result()
+
+
+def _abandon(task: asyncio.Task[Any]) -> None:
+    """Let a task go on that does not end: `asyncio.run` would cancel it and wait for it."""
+
+    def forget(ended: asyncio.Task[Any]) -> None:
+        if not ended.cancelled():
+            ended.exception()
+
+    task.add_done_callback(forget)
+    if not task.done():
+        asyncio.tasks._unregister_task(task)
+        task._log_destroy_pending = False  # type: ignore[attr-defined]

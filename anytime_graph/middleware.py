@@ -40,6 +40,7 @@ from anytime_graph.budget import (
     total,
     used,
 )
+from anytime_graph.interrupt import TimeIsUp, awithin, within
 from anytime_graph.metering.account import Account
 from anytime_graph.metering.metered import (
     AgentPayer,
@@ -54,6 +55,7 @@ from anytime_graph.metering.metered import (
 from anytime_graph.metering.near_end import NearEnd, near_end_of
 from anytime_graph.metering.quota import Quota, checked_quotas
 from anytime_graph.metering.request import Books
+from anytime_graph.metering.tool_time import abandonable, check_time
 from anytime_graph.models.providers import advised, describe
 from anytime_graph.models.tokens import check_media_tokens
 from anytime_graph.run.asking import Asked, check_resumable, granted
@@ -344,11 +346,11 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         own = self._begun(request)
         if isinstance(own, ToolMessage):
             return own
-        with _working(own):
+        with _working(own) as seconds:
             try:
-                result = handler(request)
-            except Short as short:
-                result = _refused(request, short)
+                result = within(seconds, lambda: handler(request))
+            except (Short, TimeIsUp) as error:
+                result = _refused(request, error)
         return cast(Result, _charged(request, result, own.close()))
 
     async def awrap_tool_call(
@@ -357,11 +359,13 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         own = self._begun(request)
         if isinstance(own, ToolMessage):
             return own
-        with _working(own):
+        with _working(own) as seconds:
+            if seconds is not None and request.tool is not None:
+                request = request.override(tool=abandonable(request.tool))
             try:
-                result = await handler(request)
-            except Short as short:
-                result = _refused(request, short)
+                result = await awithin(seconds, lambda: handler(request))
+            except (Short, TimeIsUp) as error:
+                result = _refused(request, error)
         return cast(Result, _charged(request, result, own.close()))
 
     def _begun(self, request: ToolCallRequest) -> Account | ToolMessage:
@@ -374,9 +378,10 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
             of = "quota of" if most is None else f"budget of {most:g}"
             return _refused(request, f"the {of} tool calls is used up")
         try:
+            check_time(request.tool, account.left().get("seconds"))
             return _opened(account, request, self.tool_prices.get(call["name"], 0.0))
-        except Short as short:
-            return _refused(request, short)
+        except (Short, TimeIsUp) as why:
+            return _refused(request, why)
 
 
 @functools.cache
@@ -601,11 +606,11 @@ def _opened(account: Account, request: ToolCallRequest, price: float) -> Account
 
 
 @contextmanager
-def _working(own: Account) -> Iterator[None]:
-    """A tool call under way."""
+def _working(own: Account) -> Iterator[float | None]:
+    """A tool call under way. Yields the seconds that it may take."""
     try:
-        with paying_from(AgentPayer(own, "tool")):
-            yield
+        with own.working(), paying_from(AgentPayer(own, "tool")):
+            yield own.left().get("seconds")
     except BaseException:
         assert own.parent is not None
         own.parent.owe(own.close())

@@ -10,9 +10,10 @@ import math
 import re
 import runpy
 import sysconfig
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
@@ -23,7 +24,16 @@ from typing import Any, cast
 from pydantic import BaseModel
 
 from anytime_graph.budget import Prices
-from anytime_graph.interrupt import Exited, contained
+from anytime_graph.interrupt import (
+    GRACE,
+    Exited,
+    TimeIsUp,
+    athread,
+    awithin,
+    contained,
+    in_thread,
+    within,
+)
 from anytime_graph.text import head_of
 
 
@@ -124,7 +134,7 @@ def failure(scorer: Scorer, error: BaseException) -> str:
     Of what it called, the line in the user's own code; without one, where the scorer begins."""
     named = error.__cause__ if isinstance(error, Exited) and error.__cause__ else error
     said = head_of(" ".join(str(named).split()), _SAID)
-    kind = "" if isinstance(error, BadScore) else type(named).__name__
+    kind = "" if isinstance(error, BadScore | TimeIsUp) else type(named).__name__
     made: Any = scorer
     code = getattr(made, "__code__", None) or getattr(made.__call__, "__code__", None)
     place = (code.co_filename, code.co_firstlineno) if code else None
@@ -148,26 +158,44 @@ def is_async(scorer: Scorer) -> bool:
     )
 
 
-def verdict_of(scorer: Scorer, question: str, subject: Any) -> Verdict:
+def verdict_of(
+    scorer: Scorer, question: str, subject: Any, seconds: float | None = None
+) -> Verdict:
     """The verdict of a sync or async scorer. An async one runs in a thread of its own, so that it may be
-    called while an event loop is running."""
+    called while an event loop is running. Raises TimeIsUp if it takes longer than the seconds."""
+    until = None if seconds is None else time.monotonic() + seconds
     with contained():
-        verdict = scorer(question, subject)
+        verdict = within(seconds, lambda: scorer(question, subject))
     if not inspect.isawaitable(verdict):
         return verdict
+    rest = None if until is None else until - time.monotonic()
 
     async def wait() -> Verdict:
-        return await verdict
+        return await awithin(rest, lambda: verdict)
 
-    pool = ThreadPoolExecutor(1, thread_name_prefix="scorer")
     try:
         with contained():
-            return pool.submit(asyncio.run, wait()).result()
+            patience = None if rest is None else rest + 2 * GRACE
+            return in_thread(patience, lambda: asyncio.run(wait()))
     except asyncio.CancelledError:
         # This one is an Exception, so it costs a score, not the thread's work.
         raise CancelledError from None
-    finally:
-        pool.shutdown(wait=False)
+
+
+async def averdict_of(
+    scorer: Scorer, question: str, subject: Any, seconds: float | None = None
+) -> Verdict:
+    """The same on the event loop. A sync scorer runs in a thread."""
+
+    async def judged() -> Verdict:
+        with contained():
+            if is_async(scorer):
+                return await cast(Awaitable[Verdict], scorer(question, subject))
+            threaded = asyncio.to_thread if seconds is None else athread
+            verdict = await threaded(scorer, question, subject)
+            return await verdict if inspect.isawaitable(verdict) else verdict
+
+    return await awithin(seconds, judged)
 
 
 # --- finding the answer -----------------------------------------------------------------------

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, NoReturn
 
 from langchain_core.language_models import BaseChatModel
@@ -32,7 +33,7 @@ from anytime_graph.budget import (
     total,
 )
 from anytime_graph.checkpoints.journal import CallJournal, RunJournal
-from anytime_graph.interrupt import StopSignal, contained
+from anytime_graph.interrupt import StopSignal, awithin, contained, within
 from anytime_graph.metering import clock
 from anytime_graph.metering.account import Account, planned
 from anytime_graph.metering.call import recalled
@@ -79,7 +80,8 @@ def draft(
         return payer.recorded()
     try:
         with contained(), payer.working() as agent:
-            return payer.ended(_text(agent.invoke({"messages": assigned["prompt"]}, config)))
+            work = partial(agent.invoke, {"messages": assigned["prompt"]}, config)
+            return payer.ended(_text(within(payer.seconds(), work)))
     except KeyboardInterrupt:
         return payer.ended(None, interrupted=True)
     except Exception as error:
@@ -99,7 +101,8 @@ async def adraft(
         return payer.recorded()
     try:
         with contained(), payer.working() as agent:
-            return payer.ended(_text(await agent.ainvoke({"messages": assigned["prompt"]}, config)))
+            work = partial(agent.ainvoke, {"messages": assigned["prompt"]}, config)
+            return payer.ended(_text(await awithin(payer.seconds(), work)))
     except Exception as error:
         return payer.ended(None, error)
 
@@ -167,6 +170,10 @@ class DraftPayer:
         """The agent, while it drafts. Agents and tools inside it draw on the draft's account."""
         with paying_from(self):
             yield self._drafter(paid_by(self, self.meter.model, self.meter.prices))
+
+    def seconds(self) -> float | None:
+        """How long it may take."""
+        return self.account.left().get("seconds")
 
     # --- the calls of its agent: see metering.metered.Payer
 

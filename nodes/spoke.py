@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_executor_for_config
 from langgraph.constants import TAG_NOSTREAM
 from pydantic import BaseModel
 
+from anytime_graph.budget import left
 from anytime_graph.checkpoints import Ledger, LedgerError
 from anytime_graph.checkpoints.journal import RunJournal
 from anytime_graph.checkpoints.leases import Hold
-from anytime_graph.interrupt import contained
+from anytime_graph.interrupt import TimeIsUp
 from anytime_graph.metering import clock
 from anytime_graph.metering.call import acall, call
 from anytime_graph.metering.quota import Quota
@@ -28,11 +28,18 @@ from anytime_graph.nodes.critique import judgement_of
 from anytime_graph.nodes.learn import lesson_of
 from anytime_graph.planning.setup import Setup, Setups
 from anytime_graph.run.announcements import Lives, announce, note
-from anytime_graph.run.calls import ANSWERS, Assignment, Outcome, PlannedCall, concluded
+from anytime_graph.run.calls import (
+    ANSWERS,
+    Assignment,
+    Outcome,
+    PlannedCall,
+    RunInfo,
+    concluded,
+)
 from anytime_graph.run.context import invocation, root, stop_signal
 from anytime_graph.run.state import State
 from anytime_graph.run.upgrade import OUTCOME, migrated_assignment
-from anytime_graph.scoring import Scorer, Verdict, as_score, failure, is_async, verdict_of
+from anytime_graph.scoring import Scorer, Verdict, as_score, averdict_of, failure, verdict_of
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +83,7 @@ class Spoke(Runnable[Assignment, State]):
             if self._needless(assigned, config):
                 return State(returned=[])
             assigned, inner = _in_time(assigned, before), _call_config(planned, config)
+            ends = _ends(run, before)
             planned, setup = assigned["call"], self.setups[run["chosen"]]
             if "agent" in planned:
                 planned, reply = agent.draft(setup, assigned, inner, stop_signal(), journal)
@@ -85,10 +93,10 @@ class Spoke(Runnable[Assignment, State]):
                 reply = call(meter, _request(assigned), inner, stop_signal(), written)
             choices = _by_choice(planned, reply)
             if len(choices) == 1:
-                return State(returned=[self._outcome(setup, assigned, *choices[0], journal)])
+                return State(returned=[self._outcome(setup, assigned, ends, *choices[0], journal)])
             with get_executor_for_config(config) as pool:  # choices are scored side by side
                 outcomes = [
-                    pool.submit(self._outcome, setup, assigned, *choice, journal)
+                    pool.submit(self._outcome, setup, assigned, ends, *choice, journal)
                     for choice in choices
                 ]
                 return State(returned=[outcome.result() for outcome in outcomes])
@@ -97,6 +105,7 @@ class Spoke(Runnable[Assignment, State]):
         self,
         setup: Setup,
         assigned: Assignment,
+        ends: float | None,
         planned: PlannedCall,
         reply: Reply,
         journal: RunJournal | None,
@@ -105,10 +114,11 @@ class Spoke(Runnable[Assignment, State]):
         if (scorer := setup.scorer) and "candidate" in outcome:
             try:
                 if not _scored_before(outcome, run["run_id"], journal):
-                    verdict = verdict_of(scorer, run["question"], self._subject(outcome))
+                    asked = (run["question"], self._subject(outcome))
+                    verdict = verdict_of(scorer, *asked, _until(ends))
                     _rate(outcome, verdict)
             except Exception as error:
-                _unrated(outcome, scorer, error)
+                _unrated(outcome, scorer, error, run, ends)
         _keep(outcome, run["run_id"], journal)
         return self._returned(setup, assigned, outcome)
 
@@ -139,6 +149,7 @@ class Spoke(Runnable[Assignment, State]):
             if self._needless(assigned, config):
                 return State(returned=[])
             assigned, inner = _in_time(assigned, before), _call_config(planned, config)
+            ends = _ends(run, before)
             planned, setup = assigned["call"], await self.setups.get(run["chosen"])
             if "agent" in planned:
                 planned, reply = await agent.adraft(setup, assigned, inner, stop_signal(), journal)
@@ -147,13 +158,16 @@ class Spoke(Runnable[Assignment, State]):
                 meter = setup.meters[planned["role"]]
                 reply = await acall(meter, _request(assigned), inner, stop_signal(), written)
             choices = _by_choice(planned, reply)
-            outcomes = (self._aoutcome(setup, assigned, *choice, journal) for choice in choices)
+            outcomes = (
+                self._aoutcome(setup, assigned, ends, *choice, journal) for choice in choices
+            )
             return State(returned=await asyncio.gather(*outcomes))
 
     async def _aoutcome(
         self,
         setup: Setup,
         assigned: Assignment,
+        ends: float | None,
         planned: PlannedCall,
         reply: Reply,
         journal: RunJournal | None,
@@ -165,10 +179,10 @@ class Spoke(Runnable[Assignment, State]):
                     reply.receipt["recalled"]
                     and await asyncio.to_thread(_scored_before, outcome, run["run_id"], journal)
                 ):
-                    verdict = _averdict(scorer, run["question"], self._subject(outcome))
-                    _rate(outcome, await verdict)
+                    asked = (run["question"], self._subject(outcome))
+                    _rate(outcome, await averdict_of(scorer, *asked, _until(ends)))
             except Exception as error:
-                _unrated(outcome, scorer, error)
+                _unrated(outcome, scorer, error, run, ends)
         if journal is not None:
             await asyncio.to_thread(_keep, outcome, run["run_id"], journal)
         return self._returned(setup, assigned, outcome)
@@ -231,6 +245,17 @@ def _in_time(assigned: Assignment, before: float) -> Assignment:
         return assigned
     rest = max(0.0, planned["slice"]["seconds"] - before)
     return {**assigned, "call": {**planned, "slice": {**planned["slice"], "seconds": rest}}}
+
+
+def _ends(run: RunInfo, before: float) -> float | None:
+    """When the seconds of the run end, by our clock; `before` of them were used by siblings."""
+    seconds = left(run["limits"], run["spent"]).get("seconds")
+    return None if seconds is None else clock.now() + seconds - before
+
+
+def _until(ends: float | None) -> float | None:
+    """Seconds until then."""
+    return None if ends is None else ends - clock.now()
 
 
 def _call_config(planned: PlannedCall, config: RunnableConfig) -> RunnableConfig:
@@ -308,15 +333,6 @@ def _keep(outcome: Outcome, run_id: int, journal: RunJournal | None) -> None:
         outcome["receipt"]["errors"].append(str(error))
 
 
-async def _averdict(scorer: Scorer, question: str, subject: Any) -> Verdict:
-    """The verdict of a scorer. A sync one runs in a thread, off the event loop."""
-    with contained():
-        if is_async(scorer):
-            return await cast(Awaitable[Verdict], scorer(question, subject))
-        verdict = await asyncio.to_thread(scorer, question, subject)
-        return await verdict if inspect.isawaitable(verdict) else verdict
-
-
 def _rate(outcome: Outcome, verdict: Verdict) -> None:
     score = as_score(verdict)
     outcome["candidate"] = {
@@ -327,8 +343,15 @@ def _rate(outcome: Outcome, verdict: Verdict) -> None:
     }
 
 
-def _unrated(outcome: Outcome, scorer: Scorer, error: Exception) -> None:
-    """Note that the scorer failed. The candidate stays without a score; the run ends if none has one."""
+def _unrated(
+    outcome: Outcome, scorer: Scorer, error: Exception, run: RunInfo, ends: float | None
+) -> None:
+    """Note that the scorer failed. The candidate stays without a score; the run ends if none has one. One
+    that was cut has used up the seconds of the run."""
     reason, ordinal = failure(scorer, error), outcome["call"]["ordinal"]
-    outcome["receipt"]["errors"].append(f"scorer on candidate {ordinal}: {reason}")
+    receipt = outcome["receipt"]
+    receipt["errors"].append(f"scorer on candidate {ordinal}: {reason}")
+    if isinstance(error, TimeIsUp) and ends is not None:
+        started = ends - left(run["limits"], run["spent"])["seconds"]
+        receipt.update({"started": started, "ended_at": clock.now()})
     log.debug("scorer failed", exc_info=error)

@@ -17,7 +17,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 from uuid import uuid4
 
@@ -47,7 +48,7 @@ class Account:
     still spend.
 
     limits: no more than what the parent has left. spent: what was booked, children included; its
-    seconds are those in which calls were active. running: all of its time counts as active.
+    seconds are those in which calls and tools were active. running: all of its time counts as active.
     due: the part of `spent` that no state holds yet. reserve: what only the last call may use.
     media_tokens: see tokens.Tokenizer. tools_priced: whether tool calls cost something.
     shared: the quotas at the root, if any.
@@ -76,7 +77,7 @@ class Account:
         self.due = nothing()
         self.reserve: Limits = {}
         self._held = nothing()
-        self._running = running
+        self._running = int(running)
         self._since = time.monotonic()
         self._opened = uuid4().hex
         self._recalled = self._closed = False
@@ -114,9 +115,23 @@ class Account:
         """Reserve a call."""
         with self.lock:
             for account in self.chain:
-                if not account._active:
-                    account._since = time.monotonic()
+                account._begin()
                 account._held = total([account._held, amounts])
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """The time within counts, here and above."""
+        with self.lock:
+            for account in self.chain:
+                account._begin()
+                account._running += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                for account in self.chain:
+                    account._running -= 1
+                    account._book(nothing(), nothing())
 
     def settle(self, amounts: Spend, spend: Spend) -> None:
         """Book what a call cost in place of its reservation."""
@@ -161,7 +176,7 @@ class Account:
         """End it. Returns what it cost in all; calls that outlive it are charged in full. Its seconds
         are left out: other accounts share them, so they are booked above."""
         with self.lock:
-            held, self._running, self._closed = self._held, False, True
+            held, self._closed = self._held, True
             for account in self.chain if held["calls"] else ():
                 account._book(held, held)
             return {**self.spent, "seconds": 0.0}
@@ -224,7 +239,12 @@ class Account:
     @property
     def _active(self) -> bool:
         """Whether its time counts now."""
-        return self._running or self._held["calls"] > 0
+        return (self._running > 0 and not self._closed) or self._held["calls"] > 0
+
+    def _begin(self) -> None:
+        """Its time counts from now on."""
+        if not self._active:
+            self._since = time.monotonic()
 
     def _book(self, amounts: Spend, spend: Spend) -> None:
         """Replace reserved amounts by what was spent."""

@@ -234,7 +234,7 @@ class _Edge:
             return Stop("steps")
         if reason := state.get("blocked"):
             return Stop(f"blocked: {reason}")
-        if state.get("unscored"):
+        if state.get("unscored") and rest.get("seconds", 1) > 0:
             return Stop("scorer")
         if state["failures"] >= PATIENCE:
             return Stop("errors")
