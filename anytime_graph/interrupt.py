@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -86,14 +86,18 @@ async def awithin(seconds: float | None, work: Callable[[], Awaitable[T]]) -> T:
     if seconds is None:
         return await work()
 
-    async def run() -> T:
-        return await work()
+    async def run() -> T | _Raised:
+        try:
+            return await work()
+        except (KeyboardInterrupt, SystemExit) as error:  # a task would raise it in the event loop
+            return _Raised(error)
 
     task = asyncio.create_task(run())
+    task.add_done_callback(_retrieved)
     try:
         await asyncio.wait({task}, timeout=max(0.0, seconds))
-        if task.done():
-            return task.result()
+        if not task.done():
+            raise TimeIsUp
     finally:
         if not task.done():
             task.cancel()
@@ -101,7 +105,10 @@ async def awithin(seconds: float | None, work: Callable[[], Awaitable[T]]) -> T:
                 await asyncio.wait({task}, timeout=GRACE)
             finally:
                 _abandon(task)
-    raise TimeIsUp
+    result = task.result()
+    if isinstance(result, _Raised):
+        raise result.error
+    return result
 
 
 async def athread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -143,14 +150,20 @@ def _result(future: Future[T], seconds: float | None) -> T:
     return future.result()
 
 
+class _Raised(NamedTuple):
+    """What work raised that a task cannot."""
+
+    error: BaseException
+
+
+def _retrieved(task: asyncio.Task[Any]) -> None:
+    """Nobody may be left to ask for its error."""
+    if not task.cancelled():
+        task.exception()
+
+
 def _abandon(task: asyncio.Task[Any]) -> None:
-    """Let a task go on that does not end: `asyncio.run` would cancel it and wait for it."""
-
-    def forget(ended: asyncio.Task[Any]) -> None:
-        if not ended.cancelled():
-            ended.exception()
-
-    task.add_done_callback(forget)
+    """Let a task go on that does not end: `asyncio.run` would cancel it again and wait for it."""
     if not task.done():
         asyncio.tasks._unregister_task(task)
         task._log_destroy_pending = False  # type: ignore[attr-defined]

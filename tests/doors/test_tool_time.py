@@ -1,0 +1,269 @@
+"""Seconds hold whatever an agent's tools do: each test's tool ends only after the run has."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from langchain.agents import create_agent
+from langchain.tools import ToolRuntime
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import ToolMessage
+from langchain_core.tools import BaseTool, StructuredTool, tool
+from langgraph.config import get_config
+
+from anytime_graph import Budget, BudgetTooSmall
+from anytime_graph.middleware import TokenBudgetMiddleware, metered
+from tests.kit.marks import both
+from tests.kit.server import Reply, Server
+from tests.kit.waiting import PATIENCE
+
+ANSWER = "Rivers bend because water erodes the outer bank."
+QUESTION: Any = {"messages": [("user", "Why do rivers bend?")]}
+SECONDS = Budget(tokens=20_000, seconds=2)
+AMPLE = Budget(tokens=20_000, seconds=PATIENCE)
+
+
+@pytest.fixture
+def over() -> Iterator[threading.Event]:
+    """Set once the run has returned. A tool that waits for it was abandoned."""
+    over = threading.Event()
+    yield over
+    over.set()
+
+
+def asking(*names: str, turns: int | None = None) -> Any:
+    """A model that calls these tools, for ever or for so many turns."""
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if not request.get("tools") or (turns is not None and i >= turns):
+            return Reply(text=ANSWER)
+        return Reply(text="Let me look.", tools=[(name, {}) for name in names])
+
+    return script
+
+
+def run(server: Server, *tools: Any, sync: bool, budget: Budget = SECONDS, **more: Any) -> Any:
+    middleware = TokenBudgetMiddleware(budget, reserve=more.pop("reserve", 0.5))
+    app = create_agent(server.model(), list(tools), middleware=[middleware])
+    if sync:
+        return app.invoke(QUESTION, **more)
+    return asyncio.run(app.ainvoke(QUESTION, **more))
+
+
+def told(out: Any) -> list[str]:
+    return [m.text for m in out["messages"] if isinstance(m, ToolMessage)]
+
+
+class Sleeper(BaseTool):
+    """A tool as a class, without an async form."""
+
+    name: str = "search"
+    description: str = "Search the web."
+    until: Any
+
+    def _run(self) -> str:
+        self.until.wait()
+        return "erosion"
+
+
+def hanging(kind: str, over: threading.Event) -> Any:
+    def search() -> str:
+        """Search the web."""
+        over.wait()
+        return "erosion"
+
+    async def asearch() -> str:
+        """Search the web."""
+        await asyncio.Event().wait()
+        return "erosion"
+
+    async def stubborn() -> str:
+        """Search the web."""
+        while not over.is_set():
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        return "erosion"
+
+    if kind == "class":
+        return Sleeper(until=over)
+    function = {"async": asearch, "stubborn": stubborn}.get(kind)
+    return StructuredTool.from_function(
+        None if function else search, coroutine=function, name="search"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "sync"),
+    [
+        ("sync", True),
+        ("class", True),
+        ("sync", False),
+        ("class", False),
+        ("async", False),
+        ("stubborn", False),
+    ],
+)
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_tool_that_hangs_is_abandoned_and_the_reserve_answers(
+    server: Server, over: threading.Event, kind: str, sync: bool, n: int
+) -> None:
+    server.script = asking(*["search"] * n)
+    out = run(server, hanging(kind, over), sync=sync)
+    assert not over.is_set()
+    assert told(out) == ["Not done: time is up"] * n
+    assert (out["stop_reason"], out["messages"][-1].text) == ("seconds", ANSWER)
+    assert "tools" not in server.calls[-1].request
+    assert len(server.calls) == 2
+    assert out["spent"]["seconds"] >= 1
+
+
+@both
+def test_without_a_reserve_it_ends_with_the_last_text(
+    server: Server, over: threading.Event, sync: bool
+) -> None:
+    server.script = asking("search")
+    out = run(server, hanging("sync", over), sync=sync, budget=Budget(seconds=0.5), reserve=0)
+    assert (out["stop_reason"], out["messages"][-1].text) == ("seconds", "Let me look.")
+
+
+@both
+def test_what_an_abandoned_tool_would_spend_is_refused(
+    server: Server, over: threading.Event, sync: bool
+) -> None:
+    refused: list[BudgetTooSmall] = []
+    done = threading.Event()
+
+    @tool
+    def search() -> str:
+        """Search the web."""
+        over.wait()
+        try:
+            return str(metered(server.model()).invoke("What is erosion?").text)
+        except BudgetTooSmall as error:
+            refused.append(error)
+            raise
+        finally:
+            done.set()
+
+    server.script = asking("search")
+    out = run(server, search, sync=sync)
+    over.set()
+    assert done.wait(PATIENCE)
+    assert len(refused) == 1
+    assert len(server.calls) == 2
+    assert out["spent"]["tokens"] == server.served
+
+
+@both
+def test_what_a_tool_has_spent_before_it_is_abandoned_is_booked(
+    server: Server, over: threading.Event, sync: bool
+) -> None:
+    @tool
+    def search() -> str:
+        """Search the web."""
+        metered(server.model()).invoke("What is erosion?")
+        over.wait()
+        return "erosion"
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        return Reply(text="Let me.", tools=[("search", {})]) if i == 0 else Reply(text=ANSWER)
+
+    server.script = script
+    out = run(server, search, sync=sync)
+    assert told(out) == ["Not done: time is up"]
+    assert (out["spent"]["calls"], len(server.calls)) == (3, 3)
+    assert out["spent"]["tokens"] == server.served
+
+
+@both
+def test_a_tool_in_time_has_its_config_runtime_callbacks_and_payer(
+    server: Server, sync: bool
+) -> None:
+    seen: list[Any] = []
+
+    @tool
+    def search(runtime: ToolRuntime) -> str:
+        """Search the web."""
+        seen.append((get_config()["configurable"]["who"], runtime.tool_call_id))
+        return str(metered(server.model()).invoke("What is erosion?").text)
+
+    class Heard(BaseCallbackHandler):
+        def on_tool_end(self, output: Any, **kwargs: Any) -> None:
+            seen.append(output.text)
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        return Reply(text="Let me.", tools=[("search", {})]) if i == 0 else Reply(text=ANSWER)
+
+    server.script = script
+    config: Any = {"configurable": {"who": "me"}, "callbacks": [Heard()]}
+    out = run(server, search, sync=sync, budget=AMPLE, config=config)
+    (who, call), heard = seen
+    assert (who, heard, out["stop_reason"]) == ("me", ANSWER, "done")
+    assert call == out["messages"][1].tool_calls[0]["id"]
+    assert (out["spent"]["calls"], out["spent"]["tokens"]) == (3, server.served)
+
+
+@both
+def test_a_tool_that_takes_longer_than_is_left_is_not_begun(server: Server, sync: bool) -> None:
+    ran: list[str] = []
+
+    @tool
+    def search() -> str:
+        """Search the web."""
+        ran.append("search")
+        return "erosion"
+
+    @tool
+    def slow() -> str:
+        """Search the web at length."""
+        ran.append("slow")
+        return "erosion"
+
+    search.metadata, slow.metadata = {"seconds": 1}, {"seconds": PATIENCE}
+    server.script = asking("search", "slow", turns=1)
+    out = run(server, search, slow, sync=sync, budget=AMPLE)
+    assert ran == ["search"]
+    fits, not_done = told(out)
+    assert fits == "erosion"
+    assert not_done.startswith(f"Not done: it takes {PATIENCE:g} seconds, and ")
+    assert out["stop_reason"] == "done"
+    out = run(server, slow, sync=sync, budget=Budget(tokens=20_000))
+    assert ran == ["search"]  # the model was asked once more, and has answered
+
+
+@both
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, TimeoutError])
+def test_a_tools_error_ends_the_run_as_it_does_without_a_limit(
+    server: Server, error: type[BaseException], sync: bool
+) -> None:
+    @tool
+    def search() -> str:
+        """Search the web."""
+        raise error("mine")
+
+    server.script = asking("search")
+    with pytest.raises(error, match="mine"):
+        run(server, search, sync=sync, budget=AMPLE)
+
+
+def test_without_seconds_a_tool_runs_in_the_thread_that_calls_it(server: Server) -> None:
+    names: list[str] = []
+
+    @tool
+    def search() -> str:
+        """Search the web."""
+        names.append(threading.current_thread().name)
+        return "erosion"
+
+    server.script = asking("search", turns=1)
+    run(server, search, sync=True, budget=Budget(tokens=20_000))
+    server.calls.clear()
+    server.script = asking("search", turns=1)
+    run(server, search, sync=True, budget=AMPLE)
+    assert names[0] != "timed"
+    assert names[1] == "timed"
