@@ -27,7 +27,13 @@ from anytime_graph.budget import Budget
 from anytime_graph.checkpoints import Ledger
 from anytime_graph.checkpoints.schema import KEYS
 from anytime_graph.planning.setup import Setups
-from anytime_graph.run.context import Context, check_context, refuse_unknown
+from anytime_graph.run.context import (
+    Context,
+    Undrained,
+    asked_of,
+    check_context,
+    refuse_unknown,
+)
 from anytime_graph.run.state import Input, Output, State
 
 log = logging.getLogger(__name__)
@@ -123,7 +129,7 @@ class CompiledAnytimeGraph(CompiledStateGraph[State, Context, Input, Output]):
             _refuse_writes([input], self.config, config)
         _check(self.config, config, options.get("context"), nested, self._ledger is not None)
         try:
-            yield from super().stream(_plain(input), config, control=control, **options)
+            yield from super().stream(_plain(input), config, control=_undrained(control), **options)
         finally:
             if (ledger := self._ledger) is not None:
                 ledger.end(belongs)
@@ -140,7 +146,8 @@ class CompiledAnytimeGraph(CompiledStateGraph[State, Context, Input, Output]):
         if not nested:
             _refuse_writes([input], self.config, config)
         _check(self.config, config, options.get("context"), nested, self._ledger is not None)
-        parts = cast(Any, super().astream(_plain(input), config, control=control, **options))
+        given: Any = {**options, "control": _undrained(control)}
+        parts = cast(Any, super().astream(_plain(input), config, **given))
         try:
             async with aclosing(parts):
                 async for part in parts:
@@ -187,6 +194,12 @@ def _channels(update: Any) -> list[Any]:
 def _configurable(*configs: RunnableConfig | None) -> dict[str, Any]:
     """`configurable` of all, of which the last counts most."""
     return {k: v for each in configs for k, v in ((each or {}).get("configurable") or {}).items()}
+
+
+def _undrained(control: RunControl) -> RunControl:
+    """With it the run ends by itself once a drain is requested. If that was before it began, LangGraph
+    does not let it begin."""
+    return control if control.drain_requested else Undrained(control)
 
 
 def _plain(input: Any) -> Any:
@@ -249,9 +262,9 @@ def _identified(
         with suppress(RuntimeError):
             settings = get_config().get("configurable")
     runtimes = [value for value in (settings or {}).values() if isinstance(value, Runtime)]
-    around = runtimes[0].control if runtimes else None
+    around = asked_of(runtimes[0].control) if runtimes else None
     space = str((settings or {}).get("checkpoint_ns") or "") if around else ""
-    own = control or around or RunControl()
+    own = asked_of(control) or around or RunControl()
 
     def belongs(life: Any) -> bool:
         return bool(life[0] is own and life[1].startswith(space))

@@ -53,6 +53,7 @@ from anytime_graph.run.context import (
     Invocation,
     chosen,
     context,
+    drained,
     invocation,
     owner,
     root,
@@ -311,6 +312,8 @@ class Hub:
 
     def _edge(self, setup: Setup, state: State, run: RunInfo, payers: Payers | None) -> list[Send]:
         """The budget edge: the next calls with their slices, or the finish with its reason."""
+        if state["best"] is not None and drained():
+            return self._finish(state, "drained")
         stop = stop_signal()
         stopped = stop is not None and stop.is_set()
         quotas = None if payers is None else payers.standings()

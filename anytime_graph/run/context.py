@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.config import get_config
-from langgraph.runtime import get_runtime
+from langgraph.runtime import RunControl, get_runtime
 from typing_extensions import TypedDict
 
 from anytime_graph.budget import Budget
@@ -137,7 +137,32 @@ def invocation() -> Invocation | None:
     except (RuntimeError, KeyError):
         return None
     info = runtime.execution_info if runtime else None
-    return (runtime.control, info.checkpoint_ns.rpartition("|")[0]) if info else None
+    return (asked_of(runtime.control), info.checkpoint_ns.rpartition("|")[0]) if info else None
+
+
+class Undrained(RunControl):
+    """The control of a graph that LangGraph does not stop when its caller asks for a drain: it ends by
+    itself, with its best answer. around: what the caller asks."""
+
+    __slots__ = ("around",)
+
+    def __init__(self, around: RunControl) -> None:
+        super().__init__()
+        self.around = around
+
+    def request_drain(self, reason: str = "shutdown") -> None:
+        self.around.request_drain(reason)
+
+
+def asked_of(control: RunControl | None) -> RunControl | None:
+    """The control that callers know."""
+    return control.around if isinstance(control, Undrained) else control
+
+
+def drained() -> bool:
+    """Whether the invocation was asked to end at the next step."""
+    control = asked_of(get_runtime().control)
+    return control is not None and control.drain_requested
 
 
 def resumable(config: RunnableConfig) -> bool:
