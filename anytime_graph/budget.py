@@ -48,7 +48,7 @@ class Budget:
     output_tokens: only output tokens, reasoning included.
     usd: US dollars; needs known prices.
     calls: model calls.
-    seconds: time during which calls and scorers are active, summed over resumes.
+    seconds: time during which calls, scorers and tools are active, summed over resumes.
     tool_calls: tool calls of agents.
 
     A dimension left out is not limited; 0 means that nothing may be spent. Raises ValueError for a

@@ -144,8 +144,8 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
     """Holds an agent to a budget, and gets an answer out of it before the budget ends.
 
     budget: what may be spent; the first dimension to run out ends the work. Seconds are those in
-        which model calls are active. A tool call beyond `tool_calls` is not carried out; the model is
-        told so, and makes its last call.
+        which model calls and tools are active; a tool that takes longer is abandoned. A tool call
+        beyond `tool_calls` is not carried out; the model is told so, and makes its last call.
     per: "run": the budget is for each invocation and its resumes; "thread": for all of a thread's
         (needs a checkpointer). Invocations at the same time share it if they run in one process.
     reserve: what is kept for a last call, in which the model sums up without tools what it has: a

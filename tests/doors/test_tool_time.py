@@ -14,7 +14,9 @@ from langchain.tools import ToolRuntime
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import ToolMessage
 from langchain_core.tools import BaseTool, StructuredTool, tool
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.config import get_config
+from langgraph.types import Command, interrupt
 
 from anytime_graph import Budget, BudgetTooSmall
 from anytime_graph.middleware import TokenBudgetMiddleware, metered
@@ -234,6 +236,26 @@ def test_a_tool_that_takes_longer_than_is_left_is_not_begun(server: Server, sync
     assert out["stop_reason"] == "done"
     out = run(server, slow, sync=sync, budget=Budget(tokens=20_000))
     assert ran == ["search"]  # the model was asked once more, and has answered
+
+
+@both
+def test_a_tool_that_asks_a_human_goes_on_with_the_answer(server: Server, sync: bool) -> None:
+    @tool
+    def search() -> str:
+        """Search the web."""
+        return str(interrupt("May I?"))
+
+    server.script = asking("search", turns=1)
+    on: Any = {"configurable": {"thread_id": "1"}}
+    middleware = TokenBudgetMiddleware(AMPLE)
+    app = create_agent(
+        server.model(), [search], middleware=[middleware], checkpointer=InMemorySaver()
+    )
+    given: list[Any] = [QUESTION, Command(resume="erosion")]
+    for each in given:
+        out = app.invoke(each, on) if sync else asyncio.run(app.ainvoke(each, on))
+    assert (told(out), out["stop_reason"]) == (["erosion"], "done")
+    assert out["spent"]["tokens"] == server.served
 
 
 @both

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextvars
 import subprocess
@@ -124,6 +125,18 @@ def test_to_cancel_the_waiting_cancels_the_work() -> None:
 
     asyncio.run(main())
     assert cancelled == ["work"]
+
+
+def test_ctrl_c_ends_the_waiting_and_abandons_the_work() -> None:
+    ended = threading.Event()
+
+    def work() -> None:
+        _thread.interrupt_main()
+        ended.wait()
+
+    with pytest.raises(KeyboardInterrupt):
+        within(PATIENCE, work)
+    ended.set()  # only now can the work end
 
 
 _LEFT = """
