@@ -19,15 +19,17 @@ from langgraph.config import get_config
 from langgraph.types import Command, interrupt
 
 from anytime_graph import Budget, BudgetTooSmall
+from anytime_graph.metering import account
 from anytime_graph.middleware import TokenBudgetMiddleware, metered
 from tests.kit.marks import both
 from tests.kit.server import Reply, Server
-from tests.kit.waiting import PATIENCE
+from tests.kit.waiting import PATIENCE, Clock
 
 ANSWER = "Rivers bend because water erodes the outer bank."
 QUESTION: Any = {"messages": [("user", "Why do rivers bend?")]}
-SECONDS = Budget(tokens=20_000, seconds=2)
 AMPLE = Budget(tokens=20_000, seconds=PATIENCE)
+LEFT = 0.5
+"""Seconds that a tool has in a test whose time is scarce."""
 
 
 @pytest.fixture
@@ -36,6 +38,25 @@ def over() -> Iterator[threading.Event]:
     over = threading.Event()
     yield over
     over.set()
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of accounts."""
+    clock = Clock()
+    monkeypatch.setattr(account, "time", clock)
+    return clock
+
+
+def scarce(clock: Clock, script: Any) -> Any:
+    """The same model; after its first reply there is little time besides the reserve of a half."""
+
+    def late(request: dict[str, Any], i: int) -> Reply:
+        clock.ahead = PATIENCE / 2 - LEFT
+        reply: Reply = script(request, i)
+        return reply
+
+    return late
 
 
 def asking(*names: str, turns: int | None = None) -> Any:
@@ -49,7 +70,7 @@ def asking(*names: str, turns: int | None = None) -> Any:
     return script
 
 
-def run(server: Server, *tools: Any, sync: bool, budget: Budget = SECONDS, **more: Any) -> Any:
+def run(server: Server, *tools: Any, sync: bool, budget: Budget = AMPLE, **more: Any) -> Any:
     middleware = TokenBudgetMiddleware(budget, reserve=more.pop("reserve", 0.5))
     app = create_agent(server.model(), list(tools), middleware=[middleware])
     if sync:
@@ -112,30 +133,32 @@ def hanging(kind: str, over: threading.Event) -> Any:
 )
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_tool_that_hangs_is_abandoned_and_the_reserve_answers(
-    server: Server, over: threading.Event, kind: str, sync: bool, n: int
+    server: Server, over: threading.Event, clock: Clock, kind: str, sync: bool, n: int
 ) -> None:
-    server.script = asking(*["search"] * n)
+    server.script = scarce(clock, asking(*["search"] * n))
     out = run(server, hanging(kind, over), sync=sync)
     assert not over.is_set()
     assert told(out) == ["Not done: time is up"] * n
     assert (out["stop_reason"], out["messages"][-1].text) == ("seconds", ANSWER)
     assert "tools" not in server.calls[-1].request
     assert len(server.calls) == 2
-    assert out["spent"]["seconds"] >= 1
+    assert out["spent"]["seconds"] >= PATIENCE / 2
 
 
 @both
 def test_without_a_reserve_it_ends_with_the_last_text(
-    server: Server, over: threading.Event, sync: bool
+    server: Server, over: threading.Event, clock: Clock, sync: bool
 ) -> None:
-    server.script = asking("search")
-    out = run(server, hanging("sync", over), sync=sync, budget=Budget(seconds=0.5), reserve=0)
+    server.script = scarce(clock, asking("search"))
+    out = run(
+        server, hanging("sync", over), sync=sync, budget=Budget(seconds=PATIENCE / 2), reserve=0
+    )
     assert (out["stop_reason"], out["messages"][-1].text) == ("seconds", "Let me look.")
 
 
 @both
 def test_what_an_abandoned_tool_would_spend_is_refused(
-    server: Server, over: threading.Event, sync: bool
+    server: Server, over: threading.Event, clock: Clock, sync: bool
 ) -> None:
     refused: list[BudgetTooSmall] = []
     done = threading.Event()
@@ -152,7 +175,7 @@ def test_what_an_abandoned_tool_would_spend_is_refused(
         finally:
             done.set()
 
-    server.script = asking("search")
+    server.script = scarce(clock, asking("search"))
     out = run(server, search, sync=sync)
     over.set()
     assert done.wait(PATIENCE)
@@ -163,7 +186,7 @@ def test_what_an_abandoned_tool_would_spend_is_refused(
 
 @both
 def test_what_a_tool_has_spent_before_it_is_abandoned_is_booked(
-    server: Server, over: threading.Event, sync: bool
+    server: Server, over: threading.Event, clock: Clock, sync: bool
 ) -> None:
     @tool
     def search() -> str:
@@ -173,6 +196,7 @@ def test_what_a_tool_has_spent_before_it_is_abandoned_is_booked(
         return "erosion"
 
     def script(request: dict[str, Any], i: int) -> Reply:
+        clock.ahead = PATIENCE / 2 - LEFT if i else 0.0
         return Reply(text="Let me.", tools=[("search", {})]) if i == 0 else Reply(text=ANSWER)
 
     server.script = script
@@ -203,7 +227,7 @@ def test_a_tool_in_time_has_its_config_runtime_callbacks_and_payer(
 
     server.script = script
     config: Any = {"configurable": {"who": "me"}, "callbacks": [Heard()]}
-    out = run(server, search, sync=sync, budget=AMPLE, config=config)
+    out = run(server, search, sync=sync, config=config)
     (who, call), heard = seen
     assert (who, heard, out["stop_reason"]) == ("me", ANSWER, "done")
     assert call == out["messages"][1].tool_calls[0]["id"]
@@ -228,7 +252,7 @@ def test_a_tool_that_takes_longer_than_is_left_is_not_begun(server: Server, sync
 
     search.metadata, slow.metadata = {"seconds": 1}, {"seconds": PATIENCE}
     server.script = asking("search", "slow", turns=1)
-    out = run(server, search, slow, sync=sync, budget=AMPLE)
+    out = run(server, search, slow, sync=sync)
     assert ran == ["search"]
     fits, not_done = told(out)
     assert fits == "erosion"
@@ -270,7 +294,7 @@ def test_a_tools_error_ends_the_run_as_it_does_without_a_limit(
 
     server.script = asking("search")
     with pytest.raises(error, match="mine"):
-        run(server, search, sync=sync, budget=AMPLE)
+        run(server, search, sync=sync)
 
 
 def test_without_seconds_a_tool_runs_in_the_thread_that_calls_it(server: Server) -> None:
@@ -286,6 +310,6 @@ def test_without_seconds_a_tool_runs_in_the_thread_that_calls_it(server: Server)
     run(server, search, sync=True, budget=Budget(tokens=20_000))
     server.calls.clear()
     server.script = asking("search", turns=1)
-    run(server, search, sync=True, budget=AMPLE)
+    run(server, search, sync=True)
     assert names[0] != "timed"
     assert names[1] == "timed"

@@ -33,3 +33,15 @@ def waits_for_the_file() -> set[int]:
     """The threads that are about to get SQLite's write lock, or wait for it."""
     frames = sys._current_frames().items()
     return {thread for thread, frame in frames if frame.f_code is _TRANSACTION}
+
+
+class Clock:
+    """A clock that a test can put forward, so that time is scarce at once. ahead: by so many seconds."""
+
+    ahead = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead
+
+    def now(self) -> float:
+        return time.time() + self.ahead

@@ -15,13 +15,14 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.runtime import RunControl
 
 from anytime_graph import Budget, create_anytime_graph, open_checkpoints
+from anytime_graph.metering import clock as metering_clock
 from tests.kit.marks import both
 from tests.kit.server import Reply, Server
-from tests.kit.waiting import PATIENCE
+from tests.kit.waiting import PATIENCE, Clock
 
 QUESTION: Any = {"messages": [("user", "Why do rivers bend?")]}
 ON: Any = {"configurable": {"thread_id": "1"}}
-SECONDS = Budget(seconds=1.5)
+AMPLE = Budget(seconds=PATIENCE)
 
 
 @pytest.fixture
@@ -32,13 +33,33 @@ def over() -> Iterator[threading.Event]:
     over.set()
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of runs."""
+    clock = Clock()
+    monkeypatch.setattr(metering_clock, "now", clock.now)
+    return clock
+
+
+def replying(clock: Clock, late: int) -> Any:
+    """A model whose replies are "good", but for this one, which is "late": the second after that call began
+    is the last of the run."""
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if i == late:
+            clock.ahead = PATIENCE - 1
+        return Reply(f"<answer>{'late' if i == late else 'good'}</answer>")
+
+    return script
+
+
 def invoked(app: Any, sync: bool, given: Any = QUESTION, config: Any = None, **options: Any) -> Any:
     if sync:
         return app.invoke(given, config, **options)
     return asyncio.run(app.ainvoke(given, config, **options))
 
 
-def run(server: Server, sync: bool, budget: Budget = SECONDS, **options: Any) -> Any:
+def run(server: Server, sync: bool, budget: Budget = AMPLE, **options: Any) -> Any:
     options = {"strategy": "best_of_n"} | options
     return invoked(create_anytime_graph(server.model(), budget=budget, **options).compile(), sync)
 
@@ -72,29 +93,17 @@ def hanging(kind: str, on: str, over: threading.Event) -> Any:
 @pytest.mark.parametrize("kind", ["sync", "async", "stubborn", "awaitable"])
 @pytest.mark.parametrize("strategy", ["best_of_n", "single"])
 def test_a_scorer_that_hangs_is_abandoned_and_the_best_answer_returned(
-    server: Server, over: threading.Event, kind: str, strategy: str, sync: bool
+    server: Server, over: threading.Event, clock: Clock, kind: str, strategy: str, sync: bool
 ) -> None:
-    server.script = lambda request, i: Reply(f"<answer>{'bad' if i == 1 else 'good'}</answer>")
-    on = "good" if strategy == "single" else "bad"
-    out = run(server, sync, strategy=strategy, scorer=hanging(kind, on, over))
+    server.script = replying(clock, late=0 if strategy == "single" else 1)
+    out = run(server, sync, strategy=strategy, scorer=hanging(kind, "late", over))
     assert not over.is_set()
     assert out["stop_reason"] == "seconds"
     (error,) = [error for error in out["errors"] if "time is up" in error]
     assert error.startswith("scorer on candidate ")
     assert __file__ in error
-    score = None if strategy == "single" else 0.5
-    assert (out["best"]["answer"], out["best"]["score"]) == ("good", score)
-
-
-@both
-def test_choices_are_abandoned_side_by_side(
-    server: Server, over: threading.Event, sync: bool
-) -> None:
-    server.script = lambda request, i: Reply("<answer>bad</answer>")
-    out = run(server, sync, scorer=hanging("sync", "bad", over))
-    assert out["stop_reason"] == "seconds"
-    assert out["best"]["score"] is None
-    assert len(out["candidates"]) == sum("time is up" in error for error in out["errors"])
+    best = ("late", None) if strategy == "single" else ("good", 0.5)
+    assert (out["best"]["answer"], out["best"]["score"]) == best
 
 
 @both
@@ -113,7 +122,11 @@ def test_a_score_from_before_a_crash_is_asked_for_again_within_the_seconds(
     server.script = lambda request, i: Reply("<answer>good</answer>")
     with open_checkpoints(str(tmp_path / "a.db")) as store:
         app = create_anytime_graph(
-            server.model(), budget=SECONDS, strategy="single", scorer=score, ledger=store.ledger
+            server.model(),
+            budget=Budget(seconds=3),
+            strategy="single",
+            scorer=score,
+            ledger=store.ledger,
         ).compile(InMemorySaver())
         with pytest.raises(KeyboardInterrupt):
             invoked(app, True, config=ON)
@@ -142,7 +155,7 @@ def test_a_draft_by_an_agent_that_hangs_is_abandoned(
             return reply
 
     server.script = lambda request, i: Reply("<answer>good</answer>")
-    out = run(server, sync, drafter=Agent, scorer=lambda q, a: 0.5)
+    out = run(server, sync, Budget(seconds=2.5), drafter=Agent, scorer=lambda q, a: 0.5)
     assert not over.is_set()
     assert out["best"]["answer"] == "good"
     assert out["stop_reason"] in ("seconds", "errors")
