@@ -13,7 +13,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any, NoReturn
 
 from langchain_core.language_models import BaseChatModel
@@ -80,8 +79,9 @@ def draft(
         return payer.recorded()
     try:
         with contained(), payer.working() as agent:
-            work = partial(agent.invoke, {"messages": assigned["prompt"]}, config)
-            return payer.ended(_text(within(payer.seconds(), work)))
+            given = {"messages": assigned["prompt"]}
+            answer = within(payer.seconds(), lambda: agent.invoke(given, config))
+            return payer.ended(_text(answer))
     except KeyboardInterrupt:
         return payer.ended(None, interrupted=True)
     except Exception as error:
@@ -101,8 +101,9 @@ async def adraft(
         return payer.recorded()
     try:
         with contained(), payer.working() as agent:
-            work = partial(agent.ainvoke, {"messages": assigned["prompt"]}, config)
-            return payer.ended(_text(await awithin(payer.seconds(), work)))
+            given = {"messages": assigned["prompt"]}
+            answer = await awithin(payer.seconds(), lambda: agent.ainvoke(given, config))
+            return payer.ended(_text(answer))
     except Exception as error:
         return payer.ended(None, error)
 
