@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from langchain.agents import create_agent
 from langchain.tools import ToolRuntime
 from langchain_core.callbacks import BaseCallbackHandler
@@ -21,8 +24,8 @@ from langgraph.types import Command, interrupt
 from anytime_graph import Budget, BudgetTooSmall
 from anytime_graph.metering import account
 from anytime_graph.middleware import TokenBudgetMiddleware, metered
-from tests.kit.marks import both
-from tests.kit.server import Reply, Server
+from tests.kit.marks import both, torture
+from tests.kit.server import Reply, Server, serving
 from tests.kit.waiting import PATIENCE, Clock
 
 ANSWER = "Rivers bend because water erodes the outer bank."
@@ -196,7 +199,7 @@ def test_what_a_tool_has_spent_before_it_is_abandoned_is_booked(
         return "erosion"
 
     def script(request: dict[str, Any], i: int) -> Reply:
-        clock.ahead = PATIENCE / 2 - LEFT if i else 0.0
+        clock.ahead = PATIENCE / 2 - 2  # the tool's call is made in these
         return Reply(text="Let me.", tools=[("search", {})]) if i == 0 else Reply(text=ANSWER)
 
     server.script = script
@@ -275,8 +278,8 @@ def test_a_tool_that_asks_a_human_goes_on_with_the_answer(server: Server, sync: 
     app = create_agent(
         server.model(), [search], middleware=[middleware], checkpointer=InMemorySaver()
     )
-    given: list[Any] = [QUESTION, Command(resume="erosion")]
-    for each in given:
+    turns: list[Any] = [QUESTION, Command(resume="erosion")]
+    for each in turns:
         out = app.invoke(each, on) if sync else asyncio.run(app.ainvoke(each, on))
     assert (told(out), out["stop_reason"]) == (["erosion"], "done")
     assert out["spent"]["tokens"] == server.served
@@ -313,3 +316,64 @@ def test_without_seconds_a_tool_runs_in_the_thread_that_calls_it(server: Server)
     run(server, search, sync=True)
     assert names[0] != "timed"
     assert names[1] == "timed"
+
+
+@settings(max_examples=torture or 5, deadline=None)
+@given(
+    kinds=st.lists(
+        st.sampled_from(["quick", "sync", "stubborn", "spends"]), min_size=1, max_size=3
+    ),
+    sync=st.booleans(),
+)
+def test_an_agent_that_never_ends_keeps_all_its_limits_whatever_its_tools_do(
+    kinds: list[str], sync: bool
+) -> None:
+    over, clock, ran = threading.Event(), Clock(), list[str]()
+
+    def quick() -> str:
+        """Search the web."""
+        ran.append("quick")
+        return "erosion"
+
+    def spends() -> str:
+        """Search the web, and go on in a thread."""
+        ran.append("spends")
+        asked = contextvars.copy_context().run
+        endless = threading.Thread(target=asked, args=(ask_for_ever,), daemon=True)
+        endless.start()
+        endless.join()
+        return "erosion"
+
+    def ask_for_ever() -> None:
+        with suppress(BudgetTooSmall):
+            while not over.is_set():
+                metered(server.model()).invoke("What is erosion?")
+
+    with serving() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(account, "time", clock)
+
+        def script(request: dict[str, Any], i: int) -> Reply:
+            if i == 0:
+                clock.ahead = PATIENCE / 2 - LEFT
+            calls = [(f"{n}", dict[str, Any]()) for n in range(len(kinds))]
+            tools = calls if request.get("tools") else []
+            return Reply(text="Let me look." if tools else ANSWER, tools=tools)
+
+        server.script = script
+        tools = []
+        for n, kind in enumerate(kinds):
+            mine = {"quick": quick, "spends": spends}.get(kind)
+            kind = "sync" if sync else kind
+            made = hanging(kind, over) if mine is None else StructuredTool.from_function(mine)
+            tools.append(made.model_copy(update={"name": str(n)}))
+        middleware = TokenBudgetMiddleware(
+            Budget(tokens=6_000, seconds=PATIENCE), reserve=0.5, tool_calls=6
+        )
+        app = create_agent(server.model(), tools, middleware=[middleware])
+        out = app.invoke(QUESTION) if sync else asyncio.run(app.ainvoke(QUESTION))
+        over.set()
+        assert out["messages"][-1].text == ANSWER
+        assert out["stop_reason"] in ("seconds", "tokens", "tool_calls")
+        assert server.served <= 6_000
+        assert out["spent"]["tokens"] >= server.served
+        assert len(ran) <= 6
