@@ -373,7 +373,7 @@ def test_an_agent_that_never_ends_keeps_all_its_limits_whatever_its_tools_do(
         out = app.invoke(QUESTION) if sync else asyncio.run(app.ainvoke(QUESTION))
         over.set()
         assert out["messages"][-1].text == ANSWER
-        assert out["stop_reason"] in ("seconds", "tokens", "tool_calls")
+        assert out["stop_reason"] not in (None, "done")
         assert server.served <= 6_000
         assert out["spent"]["tokens"] >= server.served
         assert len(ran) <= 6
