@@ -15,6 +15,7 @@ from langchain_core.tools import tool
 from anytime_graph import Budget, Quota, Until, create_anytime_graph, open_checkpoints
 from anytime_graph.chat import ChatAnytime
 from anytime_graph.middleware import TokenBudgetMiddleware
+from anytime_graph.planning.moves import Draft, Stop
 from tests.kit.server import Reply, Server, serving
 
 ASK: Any = {"messages": [("user", "Why do rivers bend?")]}
@@ -87,6 +88,22 @@ def test_a_tool_call_is_counted_once_where_the_drafting_agent_has_a_budget_of_it
     assert out["spent_by"]["draft"] == out["spent"] | {
         "seconds": out["spent_by"]["draft"]["seconds"]
     }
+
+
+@pytest.mark.parametrize(("most", "each"), [(5, [1, 2, 2]), (1, [0, 0, 1]), (20, [4, 4, 4])])
+def test_drafts_of_one_step_share_out_the_tool_calls(
+    server: Server, most: int, each: list[int]
+) -> None:
+    ran: list[str] = []
+    server.script = asking([4])
+
+    def three(view: Any) -> list[Any]:
+        return [Stop()] if view.candidates else [Draft()] * 3
+
+    budget = Budget(tokens=30_000, tool_calls=most)
+    out = drafting(server, ran, budget=budget, strategy=three).invoke(ASK)
+    assert len(out["candidates"]) == 3
+    assert (len(ran), out["spent"]["tool_calls"]) == (sum(each), sum(each))
 
 
 def test_without_tool_calls_left_drafts_go_on_without_tools(server: Server) -> None:
