@@ -13,9 +13,9 @@ import math
 import threading
 import types
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Annotated, Any, Literal, NotRequired, cast
+from typing import Annotated, Any, Literal, NotRequired, TypeVar, cast
 from uuid import uuid4
 
 from cachetools import LRUCache
@@ -40,6 +40,9 @@ from anytime_graph.budget import (
     total,
     used,
 )
+from anytime_graph.checkpoints import Ledger, ThreadBusy
+from anytime_graph.checkpoints.agents import AgentRun, asked_on
+from anytime_graph.checkpoints.quotas import SharedQuotas
 from anytime_graph.interrupt import TimeIsUp, awithin, within
 from anytime_graph.metering.account import Account
 from anytime_graph.metering.metered import (
@@ -54,7 +57,7 @@ from anytime_graph.metering.metered import (
 )
 from anytime_graph.metering.near_end import NearEnd, near_end_of
 from anytime_graph.metering.quota import Quota, checked_quotas
-from anytime_graph.metering.request import Books
+from anytime_graph.metering.request import JournalError
 from anytime_graph.metering.tool_time import abandonable, check_time
 from anytime_graph.models.providers import advised, describe
 from anytime_graph.models.tokens import check_media_tokens
@@ -85,6 +88,7 @@ _THREADS = 4_096
 """Threads whose accounts are remembered."""
 
 Request = ModelRequest[Any]
+T = TypeVar("T")
 Response = ModelResponse[Any]
 Result = ToolMessage | Command[Any]
 
@@ -102,7 +106,8 @@ class _Run(TypedDict):
     """question: what the user asked. growth: how far prompts exceeded their bounds, by model. allowed:
     the ids of the tool calls in the last reply that may run, if not all may; refused: whether it had
     more. granted: what a human granted beyond the budget. asks: what a human is asked now, or, once there
-    is no more (ends), was asked last. form: which form this has."""
+    is no more (ends), was asked last. asked, place: in a ledger, what its run is found by, and the place
+    of its next call. form: which form this has."""
 
     question: BaseMessage | None
     growth: dict[str, float]
@@ -111,6 +116,8 @@ class _Run(TypedDict):
     granted: NotRequired[Limits]
     asks: NotRequired[_Asks]
     ends: NotRequired[bool]
+    asked: NotRequired[str]
+    place: NotRequired[int]
     form: NotRequired[int]
 
 
@@ -164,8 +171,10 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         is sent along; the cap stays.
     on_exhausted: what happens when the budget is used up: "answer" makes the last call; "ask" interrupts the
         agent before that, to ask a human for more, and needs a checkpointer.
-    quotas, ledger: what users, tenants or the like may spend over all runs, and the ledger that
-        keeps the books, such as `open_checkpoints(...).ledger`; quotas in its database hold too.
+    quotas: what users, tenants or the like may spend over all runs; quotas in the ledger's database
+        hold too.
+    ledger: records each call before it is made, such as `open_checkpoints(...).ledger`: what was
+        spent and answered outlives a crash.
 
     Put it first in `middleware=[...]`. Sub-agents, tools and middlewares that call a model of their
     own draw on the budget if the model is `metered(model)`; docs/middleware.md tells more. The
@@ -191,7 +200,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         advise: bool = False,
         on_exhausted: Literal["answer", "ask"] = "answer",
         quotas: Sequence[Quota] = (),
-        ledger: Books | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         super().__init__()
         if per not in ("run", "thread"):
@@ -217,9 +226,10 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         self.asks = on_exhausted == "ask"
         if self.asks:
             self.__class__ = _asking(cast(Any, type(self)))
+        self.ledger = ledger
         self.shared = None if ledger is None else ledger.shared(checked_quotas(quotas))
         self._threads: LRUCache[str, Account] = LRUCache(_THREADS)
-        self._lock = threading.Lock()
+        self._lock, self._resuming = threading.Lock(), threading.Lock()
 
     # --- the run's account
 
@@ -233,15 +243,29 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         run = _Run(question=question, growth=earlier["growth"], form=len(UPGRADES))
         if self.per == "thread":
             run["granted"] = earlier.get("granted", {})
-        self._enter(spent, run)
+        if self.ledger is not None:
+            run["asked"] = asked_on(_messages(state))
+        account = self._enter(spent, run)
+        if _own_run(account) is not None:
+            spent = total([account.spent])
         by = {} if self.per == "run" else state.get("spent_by") or {}
         afresh = {"spent": Overwrite(spent), "spent_by": Overwrite(by)}
         return {**afresh, "stop_reason": None, "anytime_run": run}
 
     def after_agent(self, state: BudgetState, runtime: Runtime[Any]) -> dict[str, Any] | None:
-        """Name the reason of an end that no model call was: a tool's with `return_direct`, or another
-        middleware's."""
-        return None if state.get("stop_reason") else {"stop_reason": "done"}
+        """End the run's record. Name the reason of an end that no model call was: a tool's with
+        `return_direct`, or another middleware's."""
+        reason = state.get("stop_reason") or "done"
+        own = None if self.ledger is None else _own_run(account := self._account(state))
+        if own is None:
+            return None if state.get("stop_reason") else {"stop_reason": reason}
+        spent = self._total(account)
+        try:
+            own.end(reason)
+            spent["seconds"] = own.spent(self.per == "thread")["seconds"]
+        except JournalError as error:
+            log.warning("%s", error)
+        return {"stop_reason": reason, "spent": Overwrite(spent)}
 
     @hook_config(can_jump_to=["model"])
     def _ask(self, state: BudgetState, runtime: Runtime[Any]) -> dict[str, Any] | None:
@@ -280,7 +304,8 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         """The account of this invocation; of one that is resumed, as the checkpoint has it."""
         if (account := current_account()) is not None:
             return account
-        return self._enter(_spent(state), _run(state))
+        with self._resuming:  # its tool calls may begin at once
+            return current_account() or self._enter(_spent(state), _run(state))
 
     def _thread_spent(self, state: Any) -> Spend:
         """What the thread has cost: by its checkpoint, or by invocations that are not in it, because
@@ -308,7 +333,25 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         account.tools_priced |= bool(self.tool_prices)
         account.growth.update(run["growth"])
         account.reserve = last_call_reserve(self.share, account.limits)
+        if self.ledger is not None and account.record is None and "asked" in run:
+            self._record(account, run)
         return open_account(account)
+
+    def _record(self, account: Account, run: _Run) -> None:
+        """Find or begin the run in the ledger. What it says was spent holds, where that is more."""
+        assert self.ledger is not None
+        assert isinstance(account.shared, SharedQuotas)
+        question = "" if run["question"] is None else str(run["question"].text)
+        known, limits = run.get("place", 0), account.limits
+        account.record = own = AgentRun(
+            self.ledger, account.shared, run["asked"], question, limits, known
+        )
+        for each in account.chain if self.per == "thread" else [account]:
+            each.at_least(own.spent(self.per == "thread"))
+
+    def _total(self, account: Account) -> Spend:
+        """What the run (or the thread) has cost, by its account."""
+        return total([(self._shared() or account).spent])
 
     # --- the agent's calls
 
@@ -319,7 +362,8 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         for attempt in turn.requests():
             with paying_from(turn.payer):
                 try:
-                    turn.take(handler(attempt))
+                    with turn.kept.working() if turn.kept else nullcontext():
+                        turn.take(handler(attempt))
                 except Exception as error:
                     turn.fail(error)
         return turn.result()
@@ -327,11 +371,12 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
     async def awrap_model_call(
         self, request: Request, handler: Callable[[Request], Awaitable[Response]]
     ) -> ExtendedModelResponse[Any]:
-        turn = _Turn(self, request)
+        turn = await self._aside(_Turn, self, request)
         for attempt in turn.requests():
             with paying_from(turn.payer):
                 try:
-                    turn.take(await handler(attempt))
+                    async with turn.kept.aworking() if turn.kept else nullcontext():
+                        turn.take(await handler(attempt))
                 except Exception as error:
                     turn.fail(error)
         if turn.account.shared is None:
@@ -346,27 +391,35 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         own = self._begun(request)
         if isinstance(own, ToolMessage):
             return own
+        kept = _own_run(own.parent)
         with _working(own) as seconds:
             try:
-                result = within(seconds, lambda: handler(request))
-            except (Short, TimeIsUp) as error:
+                with kept.working() if kept else nullcontext():
+                    result = within(seconds, lambda: handler(request))
+            except (Short, TimeIsUp, JournalError) as error:
                 result = _refused(request, error)
         return cast(Result, _charged(request, result, own.close()))
 
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[Result]]
     ) -> Result:
-        own = self._begun(request)
+        own = await self._aside(self._begun, request)
         if isinstance(own, ToolMessage):
             return own
+        kept = _own_run(own.parent)
         with _working(own) as seconds:
             if seconds is not None and request.tool is not None:
                 request = request.override(tool=abandonable(request.tool))
             try:
-                result = await awithin(seconds, lambda: handler(request))
-            except (Short, TimeIsUp) as error:
+                async with kept.aworking() if kept else nullcontext():
+                    result = await awithin(seconds, lambda: handler(request))
+            except (Short, TimeIsUp, JournalError) as error:
                 result = _refused(request, error)
         return cast(Result, _charged(request, result, own.close()))
+
+    async def _aside(self, work: Callable[..., T], *given: Any) -> T:
+        """The same beside the event loop, if it reads the ledger."""
+        return work(*given) if self.ledger is None else await asyncio.to_thread(work, *given)
 
     def _begun(self, request: ToolCallRequest) -> Account | ToolMessage:
         """The account of a tool call that may run, with its price booked; else what the model is told.
@@ -380,8 +433,8 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         try:
             check_time(request.tool, account.left().get("seconds"))
             return _opened(account, request, self.tool_prices.get(call["name"], 0.0))
-        except (Short, TimeIsUp) as why:
-            return _refused(request, why)
+        except (Short, TimeIsUp, JournalError) as error:
+            return _refused(request, error)
 
 
 @functools.cache
@@ -412,7 +465,9 @@ class _Turn:
         self.booked_above = paid_elsewhere(model)
         self.request: Request = _Metered(**{**vars(request), "model": model})
         self.account = middleware._account(request.state)
-        self.account.spent = _added(_spent(request.state), self.account.due)
+        self.kept = _own_run(self.account)
+        if self.kept is None:
+            self.account.spent = _added(_spent(request.state), self.account.due)
         self.payer = AgentPayer(self.account, "agent", self.share, self.run["question"])
         self.payer.summing = self._late(last=True)
         if (late := self._late()) is not None:
@@ -445,6 +500,11 @@ class _Turn:
         short = self.error is None or isinstance(self.error, Short)
         if not self.share or not (short or self._latest_text() is not None):
             return
+        failed = isinstance(self.error, JournalError)
+        unrecorded = failed and self.kept is not None and not self.kept.in_quotas
+        if unrecorded:
+            log.warning("the last call is not in the ledger: %s", self.error)
+            self.kept = None
         last = self.request.override(tools=[], tool_choice=None)
         if (late := self._late(last=True)) is not None:
             last = last.override(model=late, model_settings={})
@@ -452,9 +512,12 @@ class _Turn:
         for request in (last, bare):
             if self.response is not None or self._hopeless():
                 return
-            again = request is bare
             self.payer = AgentPayer(
-                self.account, "last", question=self.run["question"], again=again
+                self.account,
+                "last",
+                question=self.run["question"],
+                again=request is bare,
+                unrecorded=unrecorded,
             )
             messages = [*self.request.messages, *cast("list[Any]", self.written)]
             yield request.override(messages=messages)
@@ -495,7 +558,7 @@ class _Turn:
             self.reason = "error: the reply broke off" if call.broke else self.account.scarcest()
 
     def fail(self, error: Exception) -> None:
-        if isinstance(error, GraphBubbleUp):
+        if isinstance(error, GraphBubbleUp | ThreadBusy):
             raise error
         if self.payer.latest is not None and self.payer.latest.short is not None:
             error = self.payer.latest.short
@@ -530,7 +593,9 @@ class _Turn:
         run = cast(_Run, {**self.run, **self._allowed(response), "growth": growth, **asks})
         spent: Any = self.account.collect()
         by = {"model": {**spent, "tool_calls": 0}, **self.asked}
-        if self.middleware.per == "thread":
+        if (own := _own_run(self.account)) is not None:
+            spent, run["place"] = Overwrite(self.middleware._total(self.account)), own.next
+        elif self.middleware.per == "thread":
             spent = Overwrite(self.middleware._thread_spent(_after(self.request.state, spent)))
         update |= {"spent": spent, "spent_by": by, "stop_reason": reason, "anytime_run": run}
         return ExtendedModelResponse(response, Command(update=update))
@@ -599,10 +664,20 @@ def _opened(account: Account, request: ToolCallRequest, price: float) -> Account
         if "usd" in slice_:
             slice_["usd"] += price
         own = Account(slice_, parent=account, tool_call=request.tool_call["id"])
+        if price and own.record is not None:
+            own.record.price(request.tool_call["name"], price)
         if price:
             own.hold(cost)
             own.settle(cost, cost)
     return own
+
+
+def _own_run(account: Account | None) -> AgentRun | None:
+    """The run in the ledger that an agent's account has, unless it is part of another agent's."""
+    if account is None:
+        return None
+    above = account.parent.record if account.parent else None
+    return cast(AgentRun, account.record) if account.record is not above else None
 
 
 @contextmanager
@@ -618,6 +693,10 @@ def _working(own: Account) -> Iterator[float | None]:
 
 
 def _refused(request: ToolCallRequest, why: object) -> ToolMessage:
+    """What the model is told. A journal's error may name files, so it is not passed on."""
+    if isinstance(why, JournalError):
+        log.warning("a tool call is not made: %s", why)
+        why = "the ledger cannot record what it costs"
     call = request.tool_call
     return ToolMessage(
         f"Not done: {why}", tool_call_id=call["id"], name=call["name"], status="error"

@@ -25,6 +25,10 @@ _JSON = (
 )
 
 
+_CALLS = "count(CASE WHEN c.kind <> 'price' THEN 1 END)"
+"""The number of model calls; the price of a tool call is a row too."""
+
+
 class Bill(NamedTuple):
     """What some calls cost together. of: the user, the model and the like that they have in common."""
 
@@ -99,7 +103,7 @@ class History:
         sums = ", ".join(f"coalesce(sum(c.{name}), 0) AS {name}" for name in SPEND)
         rows = self._rows(
             f"SELECT {', '.join(f'{known[name]} AS part{n}' for n, name in enumerate(parts))}, "
-            f"{sums}, count(*) AS calls FROM calls c JOIN runs r ON r.id = c.run_id "
+            f"{sums}, {_CALLS} AS calls FROM calls c JOIN runs r ON r.id = c.run_id "
             f"{' '.join(joins)} WHERE c.started >= :since GROUP BY {groups} "
             "ORDER BY sum(c.usd) DESC, sum(c.tokens) DESC",
             since=-math.inf if since is None else since,
@@ -172,17 +176,28 @@ class History:
             words=self.store.words(words),
         )
 
+    def spent_by_agents(self, thread: str) -> Spend:
+        """What the runs of agents on a thread have spent."""
+        rows = self._rows(
+            "SELECT id FROM runs WHERE thread = :thread AND strategy = 'agent'", thread=thread
+        )
+        return total(self.spent_in(row["id"]) for row in rows)
+
     def _spent(self, run: Mapping[str, Any]) -> Spend:
+        return total([run["inherited"], self.spent_in(run["id"])])
+
+    def spent_in(self, run_id: int) -> Spend:
+        """What the calls of a run cost. Those under way count at their reservations."""
         columns = ", ".join(f"coalesce(sum({name}), 0) AS {name}" for name in SPEND)
         own = self._rows(
-            f"SELECT {columns}, count(*) AS calls FROM calls WHERE run_id = :run", run=run["id"]
+            f"SELECT {columns}, {_CALLS} AS calls FROM calls c WHERE run_id = :run", run=run_id
         )[0]
-        spans = self._rows("SELECT started, changed FROM calls WHERE run_id = :run", run=run["id"])
+        spans = self._rows("SELECT started, changed FROM calls WHERE run_id = :run", run=run_id)
         own["seconds"] = union((s["started"], s["changed"]) for s in spans)
         numbers = nothing()
         for name in numbers:
             numbers[name] = type(numbers[name])(own[name])  # type: ignore[literal-required] # a key of it
-        return total([run["inherited"], numbers])
+        return numbers
 
     def _rows(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
         with self.store.reading() as execute:

@@ -65,7 +65,7 @@ class CallJournal:
 
     def recall(self, place: Place) -> Entry | None:
         row = self.ledger.recall(place)
-        return None if row is None else _entry(row)
+        return None if row is None else entry_of(row)
 
     def reserve(
         self, request: Request, amounts: Spend, model: str, so_far: Callable[[], str]
@@ -79,7 +79,7 @@ class CallJournal:
     def settle(self, place: Place, reply: Reply) -> None:
         """Write the reply. That of an agent's call is kept as a message, because the agent may get it
         again after a crash."""
-        kept = _stored(reply, whole="agent_call" in self.call)
+        kept = stored(reply, whole="agent_call" in self.call)
         self.ledger.settle(place, reply.receipt, reply.text, kept, self.payers())
 
 
@@ -88,7 +88,8 @@ def _place(call: PlannedCall, run_id: int) -> Place:
     return Place(run_id, call["ordinal"] - call.get("choice", 0))
 
 
-def _entry(row: Row) -> Entry:
+def entry_of(row: Row) -> Entry:
+    """What the ledger holds of a call."""
     reply = None
     if row.reply is not None:
         reply = _restored(row.reply, row.text)
@@ -97,14 +98,14 @@ def _entry(row: Row) -> Entry:
     return Entry(reply, row.text, row.reserved, row.started, row.changed)
 
 
-def _stored(reply: Reply, whole: bool) -> dict[str, Any]:
+def stored(reply: Reply, whole: bool) -> dict[str, Any]:
     """A reply as JSON, without its text."""
     return {
         "receipt": reply.receipt,
         "message_id": reply.message.id,
         "message": message_to_dict(reply.message) if whole else None,
         "called": reply.called,
-        "others": [{**_stored(other, whole), "text": other.text} for other in reply.others],
+        "others": [{**stored(other, whole), "text": other.text} for other in reply.others],
     }
 
 

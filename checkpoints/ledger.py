@@ -7,6 +7,7 @@ the ledger, not the state, is the authority on what was spent.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -30,7 +31,7 @@ from anytime_graph.checkpoints.store import Execute, Store, plain, storable
 from anytime_graph.metering import clock
 from anytime_graph.metering.quota import Quota
 from anytime_graph.metering.request import Place, Request
-from anytime_graph.run.calls import PlannedCall, Receipt
+from anytime_graph.run.calls import PlannedCall, Receipt, RunCall
 from anytime_graph.run.pairs import Candidate, Pair
 from anytime_graph.run.state import Point, State
 from anytime_graph.run.upgrade import planned_call
@@ -127,6 +128,21 @@ class Ledger(History):
                 self._seen[root] = math.inf
         self._begin_beating()
         return hold
+
+    async def aenter(self, thread: str, root: str | None, life: Hashable) -> Hold:
+        """`enter` beside the event loop. If cancelled meanwhile, the hold is given back as soon as it is
+        there."""
+        future = asyncio.ensure_future(asyncio.to_thread(self.enter, thread, root, life))
+
+        def give_back(entered: asyncio.Future[Hold]) -> None:
+            if not entered.cancelled() and entered.exception() is None:
+                self.leave(entered.result(), root, broken=True)
+
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(give_back)
+            raise
 
     def paying(self, quotas: Sequence[Quota], key: Key) -> Payers | None:
         """The accounts that pay for calls of this process; see Quotas.payers."""
@@ -251,7 +267,7 @@ class Ledger(History):
         stop: why the run ends, if it does; then the thread is released."""
         keeps, run_id = self.record == "all", now["run_id"]
         principles = [plain(text) for text in now["principles"]]
-        with self._write(durable=False) as execute:
+        with self.write(durable=False) as execute:
             self.leases.renew(hold, execute)
             begun = execute("SELECT id FROM runs WHERE id = :run", {"run": run_id})
             (kept,) = execute(
@@ -317,7 +333,7 @@ class Ledger(History):
     def remember(self, run_id: int, namespace: str, question: str) -> None:
         """Let later questions of the namespace recall the run's pairs, unless the run is in another
         namespace."""
-        with self._write(durable=False) as execute:
+        with self.write(durable=False) as execute:
             updated = execute(
                 "UPDATE runs SET namespace = :namespace WHERE id = :run AND namespace IN "
                 "('', :namespace) AND EXISTS (SELECT 1 FROM pairs WHERE run_id = :run) RETURNING id",
@@ -387,18 +403,7 @@ class Ledger(History):
                 "SELECT * FROM calls WHERE run_id = :run AND ordinal = :ordinal",
                 {"run": place.run_id, "ordinal": place.ordinal},
             )
-        if not rows:
-            return None
-        (row,) = rows
-        reserved = nothing() | {name: row[name] for name in SPEND} | {"calls": 1}
-        return Row(
-            reply=stored_reply(row),
-            text=row["text"] or "",
-            kept=row["request"] is not None,
-            reserved=cast(Spend, reserved),
-            started=row["started"],
-            changed=row["changed"],
-        )
+        return row_of(rows[0]) if rows else None
 
     def score(self, run_id: int, ordinal: int) -> Score | None:
         """The score of the answer there, if it has one."""
@@ -413,7 +418,7 @@ class Ledger(History):
     def reserve(
         self,
         hold: Hold,
-        call: PlannedCall,
+        call: PlannedCall | RunCall,
         plan: str,
         request: Request,
         amounts: Spend,
@@ -427,7 +432,7 @@ class Ledger(History):
         prompt = [{"role": m.type, "content": m.content} for m in request.prompt]
         digest = json.dumps([model, request.max_output, prompt], default=str)
         place = request.place
-        with self._write() as execute:
+        with self.write() as execute:
             self.leases.renew(hold, execute)
             inserted = execute(
                 "INSERT INTO calls (run_id, ordinal, step, kind, state, request_hash, request, "
@@ -474,7 +479,7 @@ class Ledger(History):
         where = {"run": place.run_id, "ordinal": place.ordinal}
         keeps, spend = self.record == "all", receipt["spend"]
         if not spend["calls"]:
-            with self._write() as execute:
+            with self.write() as execute:
                 execute(
                     "DELETE FROM calls WHERE run_id = :run AND ordinal = :ordinal AND "
                     "state = 'reserved'",
@@ -485,7 +490,7 @@ class Ledger(History):
             return
         unkept: dict[str, Any] = {} if keeps else {"message": None, "others": []}
         columns = ", ".join(f"{name} = :{name}" for name in SPEND)
-        with self._write() as execute:
+        with self.write() as execute:
             execute(
                 f"UPDATE calls SET state = :state, text = :text, ended = :ended, errors = :errors, "
                 f"reply = :reply, changed = :now, {columns} "
@@ -511,7 +516,7 @@ class Ledger(History):
         of its call. fresh: the call was made just now, and its time includes the scoring."""
         keeps = self.record == "all"
         place = {"run": call.run_id, "ordinal": ordinal}
-        with self._write(durable=False) as execute:
+        with self.write(durable=False) as execute:
             self.leases.renew(hold, execute)
             execute(
                 "INSERT INTO answers (run_id, call_id, ordinal, node, answer, score, feedback, "
@@ -563,7 +568,7 @@ class Ledger(History):
     def _flush(self) -> None:
         if not (streaming := list(self._streaming.items())):
             return
-        with self._write(durable=False) as execute:
+        with self.write(durable=False) as execute:
             for (run_id, ordinal), so_far in streaming:
                 text = plain(so_far()) or None if self.record == "all" else None
                 execute(
@@ -591,7 +596,7 @@ class Ledger(History):
         return bool(runs)
 
     @contextmanager
-    def _write(self, durable: bool = True) -> Iterator[Execute]:
+    def write(self, durable: bool = True) -> Iterator[Execute]:
         """A transaction. durable: for reservations and replies that were paid for; the rest can be
         derived from these, or is written with the next of them. Once a write has failed, the others
         fail at once; the next invocation tries the store again."""
@@ -608,6 +613,19 @@ class Ledger(History):
             self.failure = self.last_failure = str(error)
             self.failures += 1
             raise
+
+
+def row_of(row: Mapping[str, Any]) -> Row:
+    """A row of `calls`."""
+    reserved = nothing() | {name: row[name] for name in SPEND} | {"calls": 1}
+    return Row(
+        reply=stored_reply(row),
+        text=row["text"] or "",
+        kept=row["request"] is not None,
+        reserved=cast(Spend, reserved),
+        started=row["started"],
+        changed=row["changed"],
+    )
 
 
 def _call_at(place: Place) -> str:

@@ -274,8 +274,12 @@ class SharedQuotas:
             raise ValueError("quotas: an agent within another one needs the same ledger")
         return replace(self, quotas=tuple(dict.fromkeys((*self.quotas, *above.quotas))))
 
+    def payers(self) -> Payers | None:
+        """The accounts that pay where a call is made."""
+        return self.paying(self.quotas, told)
+
     def standings(self) -> Standings | None:
-        payers = self.paying(self.quotas, told)
+        payers = self.payers()
         return None if payers is None else payers.standings()
 
     def take(self, tool_calls: int) -> int:
@@ -283,7 +287,7 @@ class SharedQuotas:
         return tool_calls if payers is None else payers.take(tool_calls)
 
     def journal(self) -> PayersJournal | None:
-        payers = self.paying(self.quotas, told)
+        payers = self.payers()
         return None if payers is None else PayersJournal(payers, uuid4().hex)
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from anytime_graph.run.calls import PlannedCall
+from anytime_graph.run.calls import PlannedCall, RunCall
 from anytime_graph.run.forms import KEY, Stored, Upgrade, upgraded
 from anytime_graph.run.upgrade import PLANNED, receipt_from_reply, with_tool_calls
 
@@ -39,7 +39,7 @@ def stored_reply(row: Mapping[str, Any]) -> dict[str, Any] | None:
     return upgraded(json.loads(row["reply"]), REPLY, "a reply in the ledger")
 
 
-def plan_row(call: PlannedCall) -> str:
+def plan_row(call: PlannedCall | RunCall) -> str:
     return json.dumps({**call, KEY: len(PLANNED)})
 
 

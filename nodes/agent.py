@@ -8,8 +8,6 @@ recorded calls are charged at once, and the agent gets the recorded reply to an 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -43,7 +41,7 @@ from anytime_graph.metering.metered import (
     paying_from,
     with_tool_calls_held,
 )
-from anytime_graph.metering.request import Place, Reply, Request
+from anytime_graph.metering.request import Place, Reply, Request, digest_of
 from anytime_graph.metering.tool_calls import broken
 from anytime_graph.models.providers import describe
 from anytime_graph.models.tokens import Shape
@@ -211,7 +209,7 @@ class DraftPayer:
                 ready.check_tools("budget tool_calls")
             except ValueError as error:
                 self._refuse(str(error))
-        digest = _digest(prompt, options)
+        digest = digest_of(prompt, options)
         with self.account.lock:
             if recorded := self._recorded.get(digest):
                 return Reservation(ready, message=recorded.pop(0))
@@ -380,16 +378,6 @@ def _request(call: PlannedCall, place: Place) -> Request:
         place=place,
         kind="draft",
     )
-
-
-def _digest(prompt: Sequence[BaseMessage], options: Mapping[str, Any]) -> str:
-    """A digest by which another process recognizes an equal request. Message ids do not count."""
-    messages = [
-        (m.type, m.content, getattr(m, "tool_calls", None), getattr(m, "tool_call_id", None))
-        for m in prompt
-    ]
-    text = json.dumps([messages, options], default=str, sort_keys=True)
-    return hashlib.sha256(text.encode(errors="replace")).hexdigest()
 
 
 def _for_agent(reply: Reply, last: bool) -> AIMessage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,6 @@ from pydantic import BaseModel
 from anytime_graph.budget import left
 from anytime_graph.checkpoints import Ledger, LedgerError
 from anytime_graph.checkpoints.journal import RunJournal
-from anytime_graph.checkpoints.leases import Hold
 from anytime_graph.interrupt import TimeIsUp
 from anytime_graph.metering import clock
 from anytime_graph.metering.call import acall, call
@@ -131,8 +130,7 @@ class Spoke(Runnable[Assignment, State]):
         if self.ledger is None:
             return await self._arun_call(assigned, config, None)
         thread, top, ledger, broken = assigned["run"]["thread"], root(config), self.ledger, True
-        entering = asyncio.to_thread(ledger.enter, thread, top, invocation())
-        hold = await _entered(ledger, entering, top)
+        hold = await ledger.aenter(thread, top, invocation())
         try:
             journal = RunJournal(ledger, hold, self.quotas)
             state = await self._arun_call(assigned, config, journal)
@@ -295,21 +293,6 @@ def _absorbed(setup: Setup, assigned: Assignment, planned: PlannedCall, reply: R
     elif answer := candidate(planned, reply, setup.answers, assigned["run"]["spent"]):
         outcome["candidate"] = answer
     return outcome
-
-
-async def _entered(ledger: Ledger, entering: Awaitable[Hold], top: str | None) -> Hold:
-    """Wait for the hold. If cancelled meanwhile, give the hold back as soon as it is there."""
-    future = asyncio.ensure_future(entering)
-
-    def give_back(entered: asyncio.Future[Hold]) -> None:
-        if not entered.cancelled() and entered.exception() is None:
-            ledger.leave(entered.result(), top, broken=True)
-
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        future.add_done_callback(give_back)
-        raise
 
 
 def _scored_before(outcome: Outcome, run_id: int, journal: RunJournal | None) -> bool:

@@ -37,7 +37,7 @@ from anytime_graph.budget import (
 )
 from anytime_graph.metering.meter import Meter
 from anytime_graph.metering.quota import Standings
-from anytime_graph.metering.request import JournalError, Request, Shared, Take
+from anytime_graph.metering.request import JournalError, Record, Request, Shared, Take
 from anytime_graph.models.tokens import Calibration, Shape, uncalibrated
 
 _MARK = "anytime_spent"
@@ -51,7 +51,7 @@ class Account:
     seconds are those in which calls and tools were active. running: all of its time counts as active.
     due: the part of `spent` that no state holds yet. reserve: what only the last call may use.
     media_tokens: see tokens.Tokenizer. tools_priced: whether tool calls cost something.
-    shared: the quotas at the root, if any.
+    shared: the quotas at the root, if any. record: where the calls of the run are kept, if anywhere.
     growth: how far prompts exceeded their bounds, by model. tool_call: the id of the tool call that
     it belongs to, if any.
     """
@@ -74,6 +74,7 @@ class Account:
         self.growth: dict[str, float] = parent.growth if parent else {}
         self.shared: Shared | None = _together(shared, parent.shared if parent else None)
         self.spent = total([spent or nothing()])
+        self.record: Record | None = parent.record if parent else None
         self.due = nothing()
         self.reserve: Limits = {}
         self._held = nothing()

@@ -28,7 +28,7 @@ from anytime_graph.interrupt import StopSignal
 from anytime_graph.metering.account import Account, planned
 from anytime_graph.metering.call import acall, call
 from anytime_graph.metering.meter import Meter, priced
-from anytime_graph.metering.request import Journal, Reply, Request, Take
+from anytime_graph.metering.request import Journal, JournalError, Reply, Request, Take, digest_of
 from anytime_graph.metering.streamed import reports_its_end
 from anytime_graph.metering.tool_calls import broken, first_calls
 from anytime_graph.models import resolve_model
@@ -53,6 +53,7 @@ class Reservation:
     reply: None until it has come. message: what the caller gets. unfinished: the reply ended before
     it could be used, by the budget or a broken connection, not by the model or the caller's own cap.
     broke: the reply broke off, perhaps within its tool calls. tool_calls: held for those in it.
+    recalled: it was made and paid before its process ended, and its reply is given again.
     """
 
     meter: Meter
@@ -64,6 +65,7 @@ class Reservation:
     unfinished: bool = False
     broke: bool = False
     tool_calls: int = 0
+    recalled: bool = False
 
     @property
     def place(self) -> int:
@@ -285,7 +287,7 @@ class AgentPayer:
     keeps for its last call, as a part of its limits or by dimension. question: what the last call
     answers. summing: the model of the last call, if it is another one. again: it is the second try of
     the last call. latest: the latest call; "agent" and "last" make them one at a time. warned: see
-    prompts.with_remaining.
+    prompts.with_remaining. unrecorded: the ledger has failed, and the call is made all the same.
     """
 
     account: Account
@@ -297,6 +299,7 @@ class AgentPayer:
     latest: Reservation | None = None
     stop: StopSignal | None = None
     warned: float | None = None
+    unrecorded: bool = False
 
     def _ready(
         self, model: BaseChatModel, options: Mapping[str, Any], prices: Prices | None
@@ -311,7 +314,12 @@ class AgentPayer:
         return ready
 
     def journal(self, reserved: Reservation) -> Journal | None:
-        return None if self.account.shared is None else self.account.shared.journal()
+        shared, record = self.account.shared, self.account.record
+        if shared is None or self.unrecorded:
+            return None
+        if record is None or reserved.request is None:
+            return shared.journal()
+        return record.journal(reserved.request, shared)
 
     def reserve(
         self,
@@ -327,8 +335,9 @@ class AgentPayer:
         self.account.recall(prompt)
         with self.account.lock:
             try:
-                self.latest = self._planned(ready, prompt)
-                self.account.hold(self.latest.amounts)
+                self.latest = self._recorded(ready, prompt, options)
+                if not self.latest.recalled:
+                    self.account.hold(self.latest.amounts)
             except Short as short:
                 if self.kind == "tool":
                     raise
@@ -349,12 +358,15 @@ class AgentPayer:
         account, ready, request = self.account, reserved.meter, reserved.request
         assert request is not None
         if (reply := reserved.reply) is None:
-            return account.settle(reserved.amounts, reserved.amounts)
-        account.settle(reserved.amounts, reply.receipt["spend"])
+            return None if reserved.recalled else account.settle(reserved.amounts, reserved.amounts)
+        if not reserved.recalled:
+            account.settle(reserved.amounts, reply.receipt["spend"])
         if reply.receipt["interrupted"]:
             raise KeyboardInterrupt
         if reply.error is not None:
             raise reply.error
+        if reply.receipt["lost"]:
+            raise JournalError("another invocation goes on with this run")
         reserved.message = message = reply.message
         account.mark(message)
         cap, ended = request.max_output, reply.receipt["ended"]
@@ -365,7 +377,7 @@ class AgentPayer:
         reserved.broke = silent or (broken(message) and not cut)
         empty = not message.text.strip() and ended != "blocked"
         reserved.unfinished = not message.tool_calls and (cut or reserved.broke or empty)
-        if (reported := reply.receipt["reported"]) is not None:
+        if (reported := reply.receipt["reported"]) is not None and not reserved.recalled:
             account.learn(ready, reserved.shape, reported)
         if (
             reply.called
@@ -374,11 +386,25 @@ class AgentPayer:
         ):
             raise Short(account.left(), account.left() | {"tool_calls": 1}, UNBOUNDED)
 
+    def _recorded(
+        self, ready: Meter, prompt: Sequence[BaseMessage], options: Mapping[str, Any]
+    ) -> Reservation:
+        """The call as it was made before the process ended, or else at a place of its own."""
+        if (record := self.account.record) is None or self.unrecorded:
+            return self._planned(ready, prompt)
+        digest = digest_of(prompt, {**options, "kind": self.kind})
+        if (request := record.again(digest)) is not None:
+            return Reservation(ready, request=request, recalled=True)
+        reserved = self._planned(ready, prompt)
+        assert reserved.request is not None
+        reserved.request = replace(reserved.request, place=record.place(self.kind, digest))
+        return reserved
+
     def _planned(self, ready: Meter, prompt: Sequence[BaseMessage]) -> Reservation:
         account, last = self.account, self.kind == "last"
         if self.kind == "agent":
             account.reserve = self._reserve(ready, prompt)
-        rest = account.rest(last)
+        rest = account.left(last) if self.unrecorded else account.rest(last)
         if "usd" in rest:
             ready.check_price("quota usd")
         if UNBOUNDED in rest:

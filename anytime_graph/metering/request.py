@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from langchain_core.messages import AIMessage, BaseMessage
 
 from anytime_graph.budget import Spend
-from anytime_graph.metering.quota import Quota, Standings
-from anytime_graph.run.calls import Receipt
+from anytime_graph.metering.quota import Standings
+from anytime_graph.run.calls import Caller, Receipt
 
 
 class Place(NamedTuple):
@@ -153,9 +155,32 @@ class Shared(Protocol):
         ...
 
 
-class Books(Protocol):
-    """A ledger, as far as quotas need it."""
+class Record(Protocol):
+    """The calls of an agent's run, as a ledger keeps them."""
 
-    def shared(self, quotas: Sequence[Quota]) -> Shared:
-        """These quotas and those in the ledger's database."""
+    def again(self, digest: str) -> Request | None:
+        """A call that was settled before the process ended, at its place, if its request was equal;
+        each is given once."""
         ...
+
+    def place(self, kind: Caller, digest: str) -> Place:
+        """A place for a call. kind: who makes it; see metered.AgentPayer."""
+        ...
+
+    def journal(self, request: Request, shared: Shared) -> Journal:
+        """The journal of the call at a place. shared: the quotas that pay for it."""
+        ...
+
+    def price(self, tool: str, usd: float) -> None:
+        """Write the price of a tool call. Raises JournalError."""
+        ...
+
+
+def digest_of(prompt: Sequence[BaseMessage], options: Mapping[str, Any]) -> str:
+    """A digest by which another process recognizes an equal request. Message ids do not count."""
+    messages = [
+        (m.type, m.content, getattr(m, "tool_calls", None), getattr(m, "tool_call_id", None))
+        for m in prompt
+    ]
+    text = json.dumps([messages, options], default=str, sort_keys=True)
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()

@@ -111,6 +111,25 @@ class AgentCall(TypedDict):
     last: bool
 
 
+Caller = Literal["agent", "last", "tool", "middleware"]
+"""Who makes a call of an agent's run; see metering.metered.AgentPayer."""
+
+
+class AgentMove(TypedDict):
+    """kind: "price" is no call, but what a tool call costs."""
+
+    kind: Caller | Literal["price"]
+
+
+class RunCall(TypedDict):
+    """A call of an agent's run, which nothing plans. step: its ordinal. request: a digest of the request."""
+
+    ordinal: int
+    step: int
+    move: AgentMove
+    request: str
+
+
 class PlannedCall(TypedDict):
     """One metered call, planned before any money is spent.
 

@@ -21,6 +21,8 @@ import pytest
 
 from anytime_graph import open_checkpoints
 from anytime_graph.checkpoints import leases
+from anytime_graph.run.fold import union
+from tests.kit.agents import working
 from tests.kit.forks import forks
 from tests.kit.kills import NEVER, Doom, ended, struck
 from tests.kit.ledgers import ledger
@@ -31,6 +33,7 @@ from tests.kit.waiting import PATIENCE
 
 STRATEGIES = ("pdp", "self_refine", "best_of_n", "evolve")
 INSTANTS = 200 if torture else 5
+AGENTS = 200 if torture else 2
 FOR_EVER = 10 * PATIENCE
 """Seconds for which leases hold where nobody may wait for their end."""
 
@@ -202,9 +205,9 @@ def courses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Course]:
     return {s: course(spec_of(str(folder / s), folder, strategy=s)) for s in STRATEGIES}
 
 
-def course(spec: Spec) -> Course:
+def course(spec: Spec, script: Script | None = None) -> Course:
     with serving() as server:
-        server.script = talk(0)
+        server.script = script or talk(0)
         began = time.monotonic()
         live({**spec, "url": server.url})
         seconds = time.monotonic() - began
@@ -335,3 +338,67 @@ def test_a_model_server_dies_and_comes_back(specs: Specs) -> None:
     assert third["score"] >= second["score"]
     assert third["spent"]["calls"] > second["spent"]["calls"] == first["spent"]["calls"]
     assert answers == ledger(spec["target"], ANSWERS, spec["thread"])[: len(answers)]
+
+
+# --- agents
+
+
+@pytest.mark.pairwise
+@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+def test_a_killed_agent_goes_on_where_it_was(
+    specs: Specs, durability: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Its tools, which call models, ask a sub-agent and run a graph, are paid once."""
+    kills = n = 0
+    usual = spec_of(str(tmp_path / "usual"), tmp_path, agent=True, tokens=20_000)
+    undisturbed = course(usual, working(0))
+    while kills < AGENTS:
+        dice = random.Random(f"{request.node.name}-{n}")
+        tokens = dice.choice([3_000, 20_000])
+        spec = specs(n, agent=True, tokens=tokens, durability=durability)
+        dooming = dooms(dice, n, undisturbed)
+        try:
+            kills += agent_history(n, spec, dooming)
+        except BaseException as error:
+            error.add_note(f"history {n}: {tokens}, {dooming}")
+            raise
+        n += 1
+
+
+def agent_history(n: int, spec: Spec, dooming: list[Doom]) -> int:
+    """Kill an agent again and again, then let it end, and audit it. Returns how many kills struck."""
+    kept: dict[int, str] = {}
+    kills = 0
+    with serving() as server:
+        server.script = working(n)
+        spec = {**spec, "url": server.url}
+        for doom in dooming:
+            if lived(server, spec, doom):
+                break
+            kills += 1
+            rows = {r["ordinal"]: r for r in ledger(spec["target"], SETTLED, spec["thread"])}
+            assert {o: rows[o]["reply"] for o in kept} == kept
+            kept = {o: row["reply"] for o, row in rows.items()}
+        else:
+            assert lived(server, spec)
+        report = told(spec)
+        assert "error" not in report, report["trace"]
+        calls = ledger(spec["target"], CALLS, spec["thread"])
+        served, booked = server.settled().served, sum(row["tokens"] for row in calls)
+        assert served <= booked <= spec["tokens"]
+        assert report["spent"]["tokens"] == booked
+        assert report["spent"]["calls"] == len(calls)
+        spans = [(row["started"], row["changed"]) for row in calls]
+        assert report["spent"]["seconds"] == pytest.approx(union(spans))
+        assert len({call.request["seed"] for call in server.calls}) == len(server.calls)
+        assert not [row for row in calls if row["state"] == "reserved"]
+        assert report["said"]
+        (run,) = ledger(spec["target"], RUNS, spec["thread"])
+        assert run["stop_reason"] == report["stop_reason"] is not None
+        if spec["tokens"] > 10_000:
+            paid = Counter(
+                json.loads(r["task"])["request"] for r in calls if r["state"] == "settled"
+            )
+            assert report["stop_reason"] == "done"
+            assert max(paid.values()) == 1, "an equal request was bought twice"
+    return kills

@@ -126,6 +126,13 @@ def test_examples_run(example: Path, server: Server, tmp_path: Path) -> None:
     assert done.stdout or example.name in ("served.py", "served_to_users.py", "fastapi_app.py")
 
 
+def test_the_best_by_a_rubric_is_not_the_last(tmp_path: Path) -> None:
+    code = (ROOT / "examples" / "best_by_rubric.py").read_text()
+    last, best = forked(code, tmp_path, dict(os.environ)).stdout.splitlines()
+    assert last.endswith("Rivers bend because of the current.")
+    assert best.endswith("the outer bank erodes and the inner bank grows.")
+
+
 def test_the_drawn_graph_is_the_graph(server: Server) -> None:
     app = create_anytime_graph(server.model(), budget=Budget(calls=1)).compile()
     page = (ROOT / "docs" / "architecture.md").read_text()

@@ -27,6 +27,7 @@ from openai import APIConnectionError
 
 from anytime_graph import Budget, create_anytime_graph, local, open_checkpoints
 from anytime_graph.checkpoints import leases
+from tests.kit import agents
 
 for late in (
     "anytime_graph.cli",
@@ -45,7 +46,7 @@ EMBEDDED = "ANYTIME_TEST_EMBEDDED"
 class Spec(TypedDict):
     """target: a file or a PostgreSQL URL. url: of the model. tokens: the budget. grant: tokens to
     think on with, where the run is over. asks: put the question anyway. lease: seconds for which
-    leases hold. out: the file for what came of it."""
+    leases hold. out: the file for what came of it. agent: it is an agent that runs."""
 
     target: str
     url: str
@@ -59,6 +60,7 @@ class Spec(TypedDict):
     asks: NotRequired[bool]
     lease: NotRequired[float]
     out: str
+    agent: NotRequired[bool]
 
 
 def live(*specs: Spec) -> None:
@@ -92,6 +94,8 @@ def model(url: str) -> ChatOpenAI:
 
 
 def compiled(store: Any, spec: Spec) -> Any:
+    if spec.get("agent"):
+        return agents.built(model(spec["url"]), spec["tokens"], store.ledger, store.saver)
     return create_anytime_graph(
         model(spec["url"]),
         budget=Budget(tokens=spec["tokens"]),
@@ -141,7 +145,7 @@ def _report(spec: Spec, end: Mapping[str, Any] | Exception) -> None:
             "trace": "".join(traceback.format_exception(end)),
         }
     else:
-        best = end["best"]
+        best = end.get("best") or {"answer": None, "score": None}
         report = {
             "answer": best["answer"],
             "said": end["messages"][-1].text,

@@ -1,0 +1,277 @@
+"""The runs of agents in the ledger: each call is booked before it is made, and given again after a crash.
+
+A run is one question on one thread, as for a graph. Whoever goes on with it finds it by these, charges
+the calls that were in flight, and gets the recorded reply to a request that is equal to an earlier one.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from secrets import randbits
+from typing import Any, Literal, cast
+from uuid import uuid4
+
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.runnables import RunnableConfig
+from langgraph.config import get_config
+
+from anytime_graph.budget import Limits, Spend, nothing
+from anytime_graph.checkpoints.journal import entry_of, stored
+from anytime_graph.checkpoints.leases import Hold
+from anytime_graph.checkpoints.ledger import Ledger, Row, row_of
+from anytime_graph.checkpoints.quotas import Payers, SharedQuotas
+from anytime_graph.checkpoints.store import plain
+from anytime_graph.metering import clock
+from anytime_graph.metering.request import (
+    Entry,
+    JournalError,
+    Place,
+    Reply,
+    Request,
+    Shared,
+    digest_of,
+)
+from anytime_graph.run.calls import AgentMove, Caller, Receipt, RunCall, receipt
+from anytime_graph.run.context import invocation, resumable, root, thread_of, told
+from anytime_graph.run.upgrade import planned_call
+
+
+def asked_on(messages: Sequence[BaseMessage]) -> str:
+    """What an agent was asked, as its run is found again by. Without a checkpointer nothing is resumed,
+    so the same question is another run each time."""
+    once = "" if resumable(get_config()) else uuid4().hex
+    return f"agent {digest_of(messages, {'once': once})}"
+
+
+class AgentRun:
+    """One run of an agent, in this invocation; see metering.request.Record.
+
+    thread, id: of the run. next: the ordinal of the next call. in_quotas: whether quotas pay for its
+    calls, as far as was known when it was opened.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        shared: SharedQuotas,
+        asked: str,
+        question: str,
+        limits: Limits,
+        known: int,
+    ) -> None:
+        """known: calls from this ordinal on may be missing in the agent's state. Raises LedgerError,
+        and ThreadBusy while another invocation is at work on the run."""
+        config: RunnableConfig = get_config()
+        self.ledger, self.next = ledger, 0
+        self.thread = thread_of(config, asked) or uuid4().hex
+        self._top = root(config)
+        self._lease = f"{self.thread} {asked[:18]}"
+        self._life = (self._lease, invocation())
+        self._plan = uuid4().hex
+        self._lock = threading.Lock()
+        self._earlier: dict[str, list[tuple[int, Row, int | None]]] = {}
+        self._entries: dict[int, Entry] = {}
+        self._calls: dict[int, RunCall] = {}
+        # An invocation that was interrupted, here, has no node at work any more.
+        ledger.end(lambda life: _of_lease(life, self._lease) and life != self._life)
+        with self.working():
+            payers = shared.payers()
+            self.in_quotas = payers is not None
+            self.id = ledger.find(self.thread, asked) or randbits(53)
+            self._begin(asked, question, limits, shared)
+            self._remember(known, payers)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """A node of the agent is at work."""
+        with self._held(self.ledger.enter(self._lease, self._top, self._life)):
+            yield
+
+    @asynccontextmanager
+    async def aworking(self) -> AsyncIterator[None]:
+        with self._held(await self.ledger.aenter(self._lease, self._top, self._life)):
+            yield
+
+    @contextmanager
+    def _held(self, hold: Hold) -> Iterator[None]:
+        """An invocation whose node fails or is interrupted is over."""
+        self._hold, broken = hold, True
+        try:
+            yield
+            broken = False
+        finally:
+            self.ledger.leave(hold, self._top, broken)
+
+    def _begin(self, asked: str, question: str, limits: Limits, shared: SharedQuotas) -> None:
+        """Write the run, with a plan of its own: earlier invocations can make no more calls."""
+        keys = {n: v for n in self.ledger.keys(shared.quotas) if (v := told(n)) is not None}
+        keeps = self.ledger.record == "all"
+        with self.ledger.write(durable=False) as execute:
+            self.ledger.leases.renew(self._hold, execute)
+            begun = execute("SELECT id FROM runs WHERE id = :run", {"run": self.id})
+            execute(
+                "INSERT INTO runs (id, thread, asked, question, model, strategy, decides, limits, "
+                "inherited, plan, started, changed) VALUES (:run, :thread, :asked, :question, '', "
+                "'agent', 'agent', :limits, :inherited, :plan, :now, :now) ON CONFLICT (id) "
+                "DO UPDATE SET plan = :plan, changed = :now, stop_reason = NULL",
+                {
+                    "run": self.id,
+                    "thread": self.thread,
+                    "asked": asked,
+                    "question": plain(question) if keeps else None,
+                    "limits": json.dumps(limits),
+                    "inherited": json.dumps(nothing()),
+                    "plan": self._plan,
+                    "now": time.time(),
+                },
+            )
+            for name, value in () if begun else keys.items():
+                execute(
+                    "INSERT INTO labels (run_id, name, value) VALUES (:run, :name, :value)",
+                    {"run": self.id, "name": name, "value": plain(value)},
+                )
+
+    def _remember(self, known: int, payers: Payers | None) -> None:
+        """Charge the calls that were in flight, and collect the replies that may be given again."""
+        with self.ledger.store.reading() as execute:
+            rows = execute(
+                "SELECT * FROM calls WHERE run_id = :run ORDER BY ordinal", {"run": self.id}
+            )
+        for row in rows:
+            self.next = row["ordinal"] + 1
+            call = row_of(row)
+            if row["state"] == "reserved":
+                self._charge(row, call, payers)
+            elif call.reply is not None and row["ordinal"] >= known:
+                kept = call.kept and call.reply["message"] is not None
+                if kept and not call.reply["receipt"]["failed"] and row["state"] == "settled":
+                    request = cast(RunCall, planned_call(row))["request"]
+                    again = (row["ordinal"], call, row["reserved_output"])
+                    self._earlier.setdefault(request, []).append(again)
+
+    def _charge(self, row: dict[str, Any], call: Row, payers: Payers | None) -> None:
+        """Settle a call that was in flight: at its reservation, and if that does not limit the output,
+        with the most tokens that the text which arrived can be."""
+        spend: Spend = {**call.reserved, "seconds": max(0.0, call.changed - call.started)}
+        if row["reserved_output"] is None:
+            more = len(call.text.encode())
+            spend["output_tokens"] += more
+            spend["tokens"] += more
+        lost: Receipt = {
+            **receipt(call.started, call.changed),
+            "spend": spend,
+            "ended": "cut",
+            "lost": True,
+            "errors": [f"call {row['ordinal']}: in flight when its process ended; charged in full"],
+        }
+        reply = stored(Reply(call.text, AIMessage(call.text), lost), whole=False)
+        place = Place(self.id, row["ordinal"])
+        self.ledger.settle(place, lost, call.text, reply, payers)
+
+    def spent(self, whole_thread: bool) -> Spend:
+        """What the run has cost, or all runs of agents on its thread. Raises LedgerError."""
+        if whole_thread:
+            return self.ledger.spent_by_agents(self.thread)
+        return self.ledger.spent_in(self.id)
+
+    def end(self, stop_reason: str) -> None:
+        """The agent has ended. Raises LedgerError."""
+        told_reason = stop_reason if self.ledger.record == "all" else stop_reason.split(":")[0]
+        with self.ledger.write(durable=False) as execute:
+            execute(
+                "UPDATE runs SET stop_reason = :reason, changed = :now WHERE id = :run AND "
+                "plan = :plan",
+                {
+                    "reason": plain(told_reason),
+                    "now": time.time(),
+                    "run": self.id,
+                    "plan": self._plan,
+                },
+            )
+        self.ledger.end(lambda life: life == self._life)
+
+    # --- its calls: see metering.request.Record
+
+    def again(self, digest: str) -> Request | None:
+        with self._lock:
+            if not (earlier := self._earlier.get(digest)):
+                return None
+            ordinal, row, max_output = earlier.pop(0)
+            self._entries[ordinal] = entry_of(row)
+        place = Place(self.id, ordinal)
+        return Request(prompt=(), max_input=0, max_output=max_output, place=place)
+
+    def place(self, kind: Caller, digest: str) -> Place:
+        with self._lock:
+            ordinal, self.next = self.next, self.next + 1
+            self._calls[ordinal] = _call(ordinal, kind, digest)
+        return Place(self.id, ordinal)
+
+    def journal(self, request: Request, shared: Shared) -> AgentJournal:
+        assert isinstance(shared, SharedQuotas)
+        with self._lock:
+            ordinal = request.place.ordinal
+            call, entry = self._calls.pop(ordinal, None), self._entries.pop(ordinal, None)
+        return AgentJournal(self, call, entry, shared.payers)
+
+    def price(self, tool: str, usd: float) -> None:
+        with self._lock:
+            ordinal, self.next = self.next, self.next + 1
+        call, now = _call(ordinal, "price", ""), clock.now()
+        place, spend = Place(self.id, ordinal), {**nothing(), "usd": usd, "calls": 1}
+        request = Request(prompt=(), max_input=0, max_output=0, place=place)
+        paid: Receipt = {**receipt(now, now), "spend": cast(Spend, spend)}
+        if not self.reserve(call, request, paid["spend"], tool, str, None):
+            raise JournalError("another invocation goes on with this run")
+        reply = stored(Reply("", AIMessage(""), paid), whole=False)
+        self.ledger.settle(place, paid, "", reply)
+
+    def reserve(
+        self,
+        call: RunCall,
+        request: Request,
+        amounts: Spend,
+        model: str,
+        so_far: Callable[[], str],
+        payers: Payers | None,
+    ) -> bool:
+        return self.ledger.reserve(
+            self._hold, call, self._plan, request, amounts, model, so_far, payers
+        )
+
+
+@dataclass(frozen=True)
+class AgentJournal:
+    """The journal of one call; see metering.request.Journal. earlier: what it brought, if it was settled
+    before a crash."""
+
+    run: AgentRun
+    call: RunCall | None
+    earlier: Entry | None
+    payers: Callable[[], Payers | None]
+
+    def recall(self, place: Place) -> Entry | None:
+        return self.earlier
+
+    def reserve(
+        self, request: Request, amounts: Spend, model: str, so_far: Callable[[], str]
+    ) -> bool:
+        assert self.call is not None
+        return self.run.reserve(self.call, request, amounts, model, so_far, self.payers())
+
+    def settle(self, place: Place, reply: Reply) -> None:
+        kept = stored(reply, whole=True)
+        self.run.ledger.settle(place, reply.receipt, reply.text, kept, self.payers())
+
+
+def _call(ordinal: int, kind: Caller | Literal["price"], digest: str) -> RunCall:
+    return RunCall(ordinal=ordinal, step=ordinal, move=AgentMove(kind=kind), request=digest)
+
+
+def _of_lease(life: Any, lease: str) -> bool:
+    return isinstance(life, tuple) and life[0] == lease

@@ -1,0 +1,195 @@
+"""An agent with a ledger: its calls are on the bill, and a ledger that fails costs no answer."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain.agents import create_agent
+from langchain.agents.middleware import HumanInTheLoopMiddleware
+from langchain_core.tools import tool
+from langgraph.types import Command
+
+from anytime_graph import Budget, LedgerError, Prices, ThreadBusy, open_checkpoints
+from anytime_graph.checkpoints import Checkpoints
+from anytime_graph.middleware import TokenBudgetMiddleware, metered
+from tests.kit.ledgers import ASK, ON
+from tests.kit.marks import both
+from tests.kit.server import Reply, Script, Server
+from tests.kit.waiting import PATIENCE
+
+ANSWER = "Rivers bend because water erodes the outer bank."
+
+
+def thinking(times: int, words: str = "") -> Script:
+    """A model that has its tool called so often, then answers."""
+
+    def reply(request: dict[str, Any], i: int) -> Reply:
+        done = sum(m["role"] == "tool" for m in request["messages"])
+        if request.get("tools") and done < times:
+            return Reply(text=words, tools=[("think", {"about": f"bank {done}"})])
+        return Reply(text=ANSWER)
+
+    return reply
+
+
+def agent(server: Server, store: Checkpoints, *inside: Any, **options: Any) -> Any:
+    model = server.model(seed=0)
+
+    @tool
+    def think(about: str) -> str:
+        """Think about it."""
+        return str(metered(model).invoke(about).text)
+
+    options = {"budget": Budget(tokens=20_000), **options}
+    tools = options.pop("tools", [think])
+    budget = TokenBudgetMiddleware(options.pop("budget"), ledger=store.ledger, **options)
+    return create_agent(model, tools, middleware=[budget, *inside], checkpointer=store.saver)
+
+
+def run(app: Any, given: Any, sync: bool, on: Any = ON) -> dict[str, Any]:
+    out = app.invoke(given, on) if sync else asyncio.run(app.ainvoke(given, on))
+    assert isinstance(out, dict)
+    return out
+
+
+def test_an_agents_calls_are_on_the_bill(server: Server, store: Checkpoints) -> None:
+    server.script = thinking(2)
+    app = agent(server, store, prices=Prices(input=1, output=2), tool_prices={"think": 0.01})
+    config: Any = {"configurable": {"thread_id": "rivers", "user": "ann"}}
+    out = run(app, ASK, True, config)
+    (shown,) = store.ledger.runs("rivers")
+    assert shown["spent"] == out["spent"]
+    assert shown["stop_reason"] == "done"
+    assert out["spent"]["tokens"] == server.settled().served
+    assert out["spent"]["usd"] > 0.02
+    by_node = {bill.of["node"]: bill.spend for bill in store.ledger.spend(["user", "node"])}
+    assert {node: spend["calls"] for node, spend in by_node.items()} == {
+        "agent": 3,
+        "tool": 2,
+        "price": 0,
+    }
+    assert by_node["price"]["usd"] == pytest.approx(0.02)
+    taken: list[dict[str, Any]] = []
+    assert store.ledger.deliver(taken.append) == 7
+    assert store.ledger.deliver(taken.append) == 0
+    assert {row["user"] for row in taken} == {"ann"}
+    assert sum(row["tokens"] for row in taken) == server.served
+
+
+def test_the_same_question_later_on_is_asked_again(server: Server, store: Checkpoints) -> None:
+    server.script = thinking(1)
+    app = agent(server, store, per="thread")
+    first = run(app, ASK, True)
+    second = run(app, ASK, True)
+    assert first["spent"]["calls"] == 3
+    assert second["spent"]["calls"] == 4
+    assert second["spent"]["tokens"] == server.settled().served
+    assert len(store.ledger.runs("rivers")) == 2
+
+
+@both
+def test_an_approval_may_come_at_once(server: Server, tmp_path: Path, sync: bool) -> None:
+    server.script = thinking(1)
+    inside = HumanInTheLoopMiddleware(interrupt_on={"think": True})
+    approve: Any = Command(resume={"decisions": [{"type": "approve"}]})
+
+    async def alive() -> dict[str, Any]:
+        async with open_checkpoints(tmp_path / "a.db") as store:
+            app = agent(server, store, inside)
+            assert "__interrupt__" in await app.ainvoke(ASK, ON)
+            out: dict[str, Any] = await app.ainvoke(approve, ON)
+            return out
+
+    if sync:
+        with open_checkpoints(tmp_path / "a.db") as store:
+            app = agent(server, store, inside)
+            assert "__interrupt__" in app.invoke(ASK, ON)
+            out = app.invoke(approve, ON)
+    else:
+        out = asyncio.run(alive())
+    assert out["messages"][-1].text == ANSWER
+    assert out["spent"]["calls"] == 3
+    assert out["spent"]["tokens"] == server.settled().served
+
+
+def test_one_invocation_at_a_time_is_at_work_on_a_question(
+    server: Server, store: Checkpoints
+) -> None:
+    release = threading.Event()
+
+    def held(request: dict[str, Any], i: int) -> Reply:
+        release.wait(PATIENCE)
+        return Reply(text=ANSWER)
+
+    server.script = held
+    app = agent(server, store)
+    outs: list[dict[str, Any]] = []
+    first = threading.Thread(target=lambda: outs.append(run(app, ASK, True)))
+    first.start()
+    with server.changed:
+        assert server.changed.wait_for(lambda: server.calls, PATIENCE)
+    with pytest.raises(ThreadBusy):
+        agent(server, store).invoke(None, ON)
+    release.set()
+    first.join(PATIENCE)
+    assert outs[0]["messages"][-1].text == ANSWER
+    assert len(server.settled().calls) == 1
+
+
+@both
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_ledger_that_fails_in_mid_run_costs_no_answer(
+    server: Server, tmp_path: Path, sync: bool, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails while the model or the tool is under way, and stays so."""
+    usual, broken = thinking(50), threading.Event()
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if i == at:
+            broken.set()
+        return usual(request, i)
+
+    server.script = script
+
+    async def alive() -> dict[str, Any]:
+        async with open_checkpoints(tmp_path / "anytime.db") as store:
+            fail_once_set(store, broken, monkeypatch)
+            out: dict[str, Any] = await agent(server, store).ainvoke(ASK, ON)
+            broken.clear()
+            return out
+
+    if sync:
+        with open_checkpoints(tmp_path / "anytime.db") as store:
+            fail_once_set(store, broken, monkeypatch)
+            out = agent(server, store).invoke(ASK, ON)
+            broken.clear()
+    else:
+        out = asyncio.run(alive())
+    assert out["messages"][-1].text == ANSWER
+    assert out["stop_reason"] == "error: LedgerError"
+    assert out["spent"]["tokens"] == server.settled().served
+    assert len(server.calls) == at + 2  # the one under way, and the last one
+
+
+def fail_once_set(
+    store: Checkpoints, broken: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger's database can neither be read nor written once this is set."""
+    kept = store.ledger.store
+
+    def failing(name: str) -> Any:
+        usual = getattr(kept, name)
+
+        def may_fail(*given: Any, **named: Any) -> Any:
+            if broken.is_set():
+                raise LedgerError("the disk is full")
+            return usual(*given, **named)
+
+        return may_fail
+
+    for name in ("transaction", "reading"):
+        monkeypatch.setattr(kept, name, failing(name))
