@@ -371,7 +371,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
     async def awrap_model_call(
         self, request: Request, handler: Callable[[Request], Awaitable[Response]]
     ) -> ExtendedModelResponse[Any]:
-        turn = await self._aside(_Turn, self, request)
+        turn: _Turn = await self._aside(_Turn, self, request)
         for attempt in turn.requests():
             with paying_from(turn.payer):
                 try:
