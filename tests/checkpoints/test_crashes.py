@@ -350,11 +350,11 @@ def test_a_killed_agent_goes_on_where_it_was(
 ) -> None:
     """Its tools, which call models, ask a sub-agent and run a graph, are paid once."""
     kills = n = 0
-    usual = spec_of(str(tmp_path / "usual"), tmp_path, agent=True, tokens=20_000)
+    usual = spec_of(str(tmp_path / "usual"), tmp_path, agent=True, tokens=200_000)
     undisturbed = course(usual, working(0))
     while kills < AGENTS:
         dice = random.Random(f"{request.node.name}-{n}")
-        tokens = dice.choice([3_000, 20_000])
+        tokens = dice.choice([3_000, 200_000])
         spec = specs(n, agent=True, tokens=tokens, durability=durability)
         dooming = dooms(dice, n, undisturbed)
         try:
