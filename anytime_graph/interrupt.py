@@ -72,12 +72,12 @@ class TimeIsUp(Exception):
 def within(seconds: float | None, work: Callable[[], T]) -> T:
     """What the work returns or raises. With a number of seconds it runs in a thread of its own, in the
     same context. Raises TimeIsUp after them: the thread is abandoned, and no process waits for it."""
-    return work() if seconds is None else _result(begun(work), seconds)
+    return work() if seconds is None else _result_in_time(begun(work), seconds)
 
 
 def in_thread(seconds: float | None, work: Callable[[], T]) -> T:
     """The same, always in a thread of its own."""
-    return _result(begun(work), seconds)
+    return _result_in_time(begun(work), seconds)
 
 
 async def awithin(seconds: float | None, work: Callable[[], Awaitable[T]]) -> T:
@@ -142,7 +142,7 @@ def begun(work: Callable[[], T]) -> Future[T]:
     return future
 
 
-def _result(future: Future[T], seconds: float | None) -> T:
+def _result_in_time(future: Future[T], seconds: float | None) -> T:
     """The result, if it comes in time. An error of the work's own may be a TimeoutError too."""
     wait([future], None if seconds is None else max(0.0, seconds))
     if not future.done():

@@ -664,8 +664,8 @@ def _opened(account: Account, request: ToolCallRequest, price: float) -> Account
         if "usd" in slice_:
             slice_["usd"] += price
         own = Account(slice_, parent=account, tool_call=request.tool_call["id"])
-        if price and own.record is not None:
-            own.record.price(request.tool_call["name"], price)
+        if own.record is not None:
+            own.record.tool_call(request.tool_call["name"], price)
         if price:
             own.hold(cost)
             own.settle(cost, cost)

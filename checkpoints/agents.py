@@ -209,7 +209,7 @@ class AgentRun:
     def place(self, kind: Caller, digest: str) -> Place:
         with self._lock:
             ordinal, self.next = self.next, self.next + 1
-            self._calls[ordinal] = _call(ordinal, kind, digest)
+            self._calls[ordinal] = _run_call(ordinal, kind, digest)
         return Place(self.id, ordinal)
 
     def journal(self, request: Request, shared: Shared) -> AgentJournal:
@@ -219,11 +219,14 @@ class AgentRun:
             call, entry = self._calls.pop(ordinal, None), self._entries.pop(ordinal, None)
         return AgentJournal(self, call, entry, shared.payers)
 
-    def price(self, tool: str, usd: float) -> None:
+    def tool_call(self, tool: str, usd: float) -> None:
         with self._lock:
             ordinal, self.next = self.next, self.next + 1
-        call, now = _call(ordinal, "price", ""), clock.now()
-        place, spend = Place(self.id, ordinal), {**nothing(), "usd": usd, "calls": 1}
+        call, now = _run_call(ordinal, "tool_call", ""), clock.now()
+        place, spend = (
+            Place(self.id, ordinal),
+            {**nothing(), "usd": usd, "tool_calls": 1, "calls": 1},
+        )
         request = Request(prompt=(), max_input=0, max_output=0, place=place)
         paid: Receipt = {**receipt(now, now), "spend": cast(Spend, spend)}
         if not self.reserve(call, request, paid["spend"], tool, str, None):
@@ -269,7 +272,7 @@ class AgentJournal:
         self.run.ledger.settle(place, reply.receipt, reply.text, kept, self.payers())
 
 
-def _call(ordinal: int, kind: Caller | Literal["price"], digest: str) -> RunCall:
+def _run_call(ordinal: int, kind: Caller | Literal["tool_call"], digest: str) -> RunCall:
     return RunCall(ordinal=ordinal, step=ordinal, move=AgentMove(kind=kind), request=digest)
 
 

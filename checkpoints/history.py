@@ -25,7 +25,7 @@ _JSON = (
 )
 
 
-_CALLS = "count(CASE WHEN c.kind <> 'price' THEN 1 END)"
+_CALLS = "count(CASE WHEN c.kind <> 'tool_call' THEN 1 END)"
 """The number of model calls; the price of a tool call is a row too."""
 
 

@@ -207,17 +207,17 @@ def _plain(input: Any) -> Any:
     command with nothing in it is one that was resumed with None."""
     if isinstance(input, Command):
         if input == Command():
-            return Command(resume=_answer(None))
+            return Command(resume=_grant(None))
         if isinstance(resume := input.resume, dict):
-            by_id = {k: _answer(v) if _INTERRUPT.fullmatch(k) else v for k, v in resume.items()}
+            by_id = {k: _grant(v) if _INTERRUPT.fullmatch(k) else v for k, v in resume.items()}
             return replace(input, resume=by_id)
-        return input if resume is None else replace(input, resume=_answer(resume))
+        return input if resume is None else replace(input, resume=_grant(resume))
     if isinstance(input, dict) and isinstance(budget := input.get("budget"), Budget):
         return {**input, "budget": budget.limits()}
     return input
 
 
-def _answer(resume: Any) -> Any:
+def _grant(resume: Any) -> Any:
     """A human's answer as plain data: a budget, or a word for None, which LangGraph takes for no answer."""
     if resume is None:
         return "stop"

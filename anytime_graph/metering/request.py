@@ -171,8 +171,8 @@ class Record(Protocol):
         """The journal of the call at a place. shared: the quotas that pay for it."""
         ...
 
-    def price(self, tool: str, usd: float) -> None:
-        """Write the price of a tool call. Raises JournalError."""
+    def tool_call(self, tool: str, usd: float) -> None:
+        """Write a tool call and its price, before it begins. Raises JournalError."""
         ...
 
 

@@ -116,9 +116,9 @@ Caller = Literal["agent", "last", "tool", "middleware"]
 
 
 class AgentMove(TypedDict):
-    """kind: "price" is no call, but what a tool call costs."""
+    """kind: "tool_call" is no call of a model, but one of a tool, with its price."""
 
-    kind: Caller | Literal["price"]
+    kind: Caller | Literal["tool_call"]
 
 
 class RunCall(TypedDict):

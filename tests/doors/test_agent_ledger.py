@@ -70,9 +70,9 @@ def test_an_agents_calls_are_on_the_bill(server: Server, store: Checkpoints) -> 
     assert {node: spend["calls"] for node, spend in by_node.items()} == {
         "agent": 3,
         "tool": 2,
-        "price": 0,
+        "tool_call": 0,
     }
-    assert by_node["price"]["usd"] == pytest.approx(0.02)
+    assert by_node["tool_call"]["usd"] == pytest.approx(0.02)
     taken: list[dict[str, Any]] = []
     assert store.ledger.deliver(taken.append) == 7
     assert store.ledger.deliver(taken.append) == 0
