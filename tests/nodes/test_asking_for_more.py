@@ -75,12 +75,18 @@ def test_an_answer_that_grants_nothing_ends_the_run(
 
 @both
 def test_an_answer_may_name_the_question_by_its_id(server: Server, sync: bool) -> None:
-    app = graph(server, Budget(calls=2)).compile(InMemorySaver())
+    """And what the saver keeps of it is plain data."""
+    saver = InMemorySaver()
+    app = graph(server, Budget(calls=2)).compile(saver)
     out = run(app, ASK, sync)
-    for answer, calls in ((Budget(calls=1), 3), ({"calls": 1}, 4), (None, 4)):
+    answers: Any = ((Budget(usd=1), 2), (Budget(calls=1), 3), ({"calls": 1}, 4), (None, 4))
+    for answer, calls in answers:
         (question,) = out["__interrupt__"]
         out = run(app, Command(resume={question.id: answer}), sync)
         assert out["spent"]["calls"] == calls
+    kept = str([step.pending_writes for step in saver.list(ON)])
+    assert "__resume__" in kept
+    assert "Budget(" not in kept
     assert (out["stop_reason"], seeds(server)) == ("calls", [*range(4)])
 
 

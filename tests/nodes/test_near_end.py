@@ -55,19 +55,18 @@ def test_what_is_left_goes_to_the_cheaper_model_also_after_a_pause(
         assert out["spent"]["usd"] == pytest.approx(usd)
 
 
-def test_a_model_alone_makes_the_last_fifth_and_the_call_that_forces_an_answer(
-    server: Server,
-) -> None:
+@pytest.mark.parametrize("at", [0.8, 1])
+def test_the_call_that_forces_an_answer_is_near_the_end(server: Server, at: float) -> None:
     server.script = lambda request, i: Reply(text="so " * 4_000 if i == 0 else "<answer>x</answer>")
     app = create_anytime_graph(
         server.model(seed=0),
-        budget=Budget(tokens=900),
+        budget=Budget(tokens=1_500),
         strategy="single",
-        near_end=cheap(server),
+        near_end=NearEnd(cheap(server), at=at),
     ).compile()
     out = app.invoke(ASK)
     assert (models(server), out["best"]["answer"]) == (["scripted", "cheap"], "x")
-    assert server.served <= out["spent"]["tokens"] <= 900
+    assert server.served <= out["spent"]["tokens"] <= 1_500
 
 
 def test_a_run_without_a_budget_is_never_near_its_end(server: Server) -> None:
@@ -76,7 +75,7 @@ def test_a_run_without_a_budget_is_never_near_its_end(server: Server) -> None:
         server.model(seed=0),
         until=Until(target=0.9),
         scorer=lambda question, answer: int(answer) / 9,
-        near_end=cheap(server),
+        near_end=NearEnd(cheap(server), at=0.01),
     ).compile()
     app.invoke(ASK)
     assert set(models(server)) == {"scripted"}
