@@ -162,8 +162,13 @@ def _retrieved(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
-def _abandon(task: asyncio.Task[Any]) -> None:
-    """Let a task go on that does not end: `asyncio.run` would cancel it again and wait for it."""
-    if not task.done():
-        asyncio.tasks._unregister_task(task)
-        task._log_destroy_pending = False  # type: ignore[attr-defined]
+def _abandon(future: asyncio.Future[Any] | None) -> None:
+    """Let a task that does not end go on, with the tasks that it waits for: `asyncio.run` would cancel them
+    again and wait for them."""
+    if future is None or future.done():
+        return
+    if isinstance(future, asyncio.Task):
+        asyncio.tasks._unregister_task(future)
+        future._log_destroy_pending = False  # type: ignore[attr-defined]
+    for inner in (getattr(future, "_fut_waiter", None), *getattr(future, "_children", ())):
+        _abandon(inner)

@@ -86,8 +86,9 @@ def test_what_is_cancelled_may_clean_up_but_not_go_on() -> None:
     assert cleaned == ["up"]
 
 
-def test_work_that_ignores_its_cancelling_is_abandoned_with_its_loop() -> None:
-    cancelled = 0
+@pytest.mark.parametrize("deep", ["itself", "task", "gathered"])
+def test_work_that_ignores_its_cancelling_is_abandoned_with_its_loop(deep: str) -> None:
+    cancelled, kept = 0, list[Any]()
 
     async def stubborn() -> None:
         nonlocal cancelled
@@ -97,8 +98,14 @@ def test_work_that_ignores_its_cancelling_is_abandoned_with_its_loop() -> None:
             except asyncio.CancelledError:
                 cancelled += 1
 
+    async def work() -> None:
+        if deep == "itself":
+            return await stubborn()
+        kept.append(asyncio.create_task(stubborn()))
+        await (kept[0] if deep == "task" else asyncio.gather(*kept))
+
     with pytest.raises(TimeIsUp):  # and asyncio.run ends, although it cancels and awaits its tasks
-        asyncio.run(awithin(0.01, stubborn))
+        asyncio.run(awithin(0.01, work))
     assert cancelled == 1
 
 
