@@ -33,7 +33,7 @@ settings.register_profile(
 settings.load_profile("anytime")
 
 
-TOGETHER = ("test_ray", "test_served", "test_preferences", "test_tokens")
+TOGETHER = ("test_ray", "test_served", "test_served_to_users", "test_preferences", "test_tokens")
 """Files whose tests share something dear to set up, and so a process."""
 
 

@@ -367,7 +367,7 @@ def test_an_agent_that_never_ends_keeps_all_its_limits_whatever_its_tools_do(
             made = hanging(kind, over) if mine is None else StructuredTool.from_function(mine)
             tools.append(made.model_copy(update={"name": str(n)}))
         middleware = TokenBudgetMiddleware(
-            Budget(tokens=6_000, seconds=PATIENCE), reserve=0.5, tool_calls=6
+            Budget(tokens=6_000, seconds=PATIENCE, tool_calls=6), reserve=0.5
         )
         app = create_agent(server.model(), tools, middleware=[middleware])
         out = app.invoke(QUESTION) if sync else asyncio.run(app.ainvoke(QUESTION))
