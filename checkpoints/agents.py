@@ -184,8 +184,9 @@ class AgentRun:
         told_reason = stop_reason if self.ledger.record == "all" else stop_reason.split(":")[0]
         with self.ledger.write(durable=False) as execute:
             execute(
-                "UPDATE runs SET stop_reason = :reason, changed = :now WHERE id = :run AND "
-                "plan = :plan",
+                "UPDATE runs SET stop_reason = :reason, changed = :now, model = coalesce((SELECT model "
+                "FROM calls WHERE run_id = :run AND kind = 'agent' ORDER BY ordinal LIMIT 1), model) "
+                "WHERE id = :run AND plan = :plan",
                 {
                     "reason": plain(told_reason),
                     "now": time.time(),

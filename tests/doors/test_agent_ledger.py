@@ -63,7 +63,7 @@ def test_an_agents_calls_are_on_the_bill(server: Server, store: Checkpoints) -> 
     out = run(app, ASK, True, config)
     (shown,) = store.ledger.runs("rivers")
     assert shown["spent"] == out["spent"]
-    assert shown["stop_reason"] == "done"
+    assert (shown["model"], shown["stop_reason"]) == ("scripted", "done")
     assert out["spent"]["tokens"] == server.settled().served
     assert out["spent"]["usd"] > 0.02
     by_node = {bill.of["node"]: bill.spend for bill in store.ledger.spend(["user", "node"])}
