@@ -149,8 +149,12 @@ def connect(path: str | Path, autocommit: bool = True) -> sqlite3.Connection:
         check_same_thread=False,
         isolation_level=None if autocommit else "DEFERRED",
     )
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA foreign_keys=ON")
+    try:
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

@@ -173,14 +173,20 @@ class Recording(Recorded):
         self.rows: set[int] = set()
         self._form = 1
         self._lock = _locked(file) if live else None
-        for row in lines(file) if live or file.is_file() else ():
-            try:
-                self._read(self._migrated(row))
-            except NewerForm:
-                self.close()
-                raise
-            except (KeyError, TypeError, ValueError):
-                raise ValueError(f"{file}: not a recording of benchmark calls") from None
+        try:
+            for row in lines(file) if live or file.is_file() else ():
+                self._take(row)
+        except BaseException:
+            self.close()
+            raise
+
+    def _take(self, row: dict[str, Any]) -> None:
+        try:
+            self._read(self._migrated(row))
+        except NewerForm:
+            raise
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{self.file}: not a recording of benchmark calls") from None
 
     def close(self) -> None:
         if self._lock is not None:

@@ -56,6 +56,8 @@ def test_a_recording_with_an_impossible_cost_is_refused(
 def test_a_recording_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "calls.jsonl"
     file.write_text('{"take": ' + "[" * 200_000 + "]" * 200_000 + "}\n")
-    with pytest.raises(ValueError, match="line 1"):
+    with pytest.raises(ValueError, match="line 1") as refused:
         Recording(file)
     file.write_text(json.dumps({"ask": "k", "reserved": [1, 0.5]}) + "\n")
+    Recording(file).close()  # while the error, and what it refers to, is still there
+    assert "line 1" in str(refused.value)
