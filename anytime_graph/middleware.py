@@ -13,7 +13,7 @@ import math
 import threading
 import types
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Annotated, Any, Literal, NotRequired, TypeVar, cast
 from uuid import uuid4
@@ -241,16 +241,22 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         question = next((m for m in reversed(_messages(state)) if m.type == "human"), None)
         earlier = _run(state)
         run = _Run(question=question, growth=earlier["growth"], form=len(UPGRADES))
-        if self.per == "thread":
-            run["granted"] = earlier.get("granted", {})
+        goes_on = False
+        update: dict[str, Any] = {"stop_reason": None, "anytime_run": run}
         if self.ledger is not None:
-            run["asked"] = asked_on(_messages(state))
+            before = earlier.get("asked") if _same(question, earlier["question"]) else None
+            run["asked"] = asked_on(self.ledger, _messages(state), before)
+            goes_on = run["asked"] == before
+            if goes_on:
+                repeated = _repeated(_messages(state))
+                update["messages"] = [RemoveMessage(str(message.id)) for message in repeated]
+        by: dict[str, Spend] = {}
+        if goes_on or self.per == "thread":
+            run["granted"], by = earlier.get("granted", {}), state.get("spent_by") or {}
         account = self._enter(spent, run)
         if _own_run(account) is not None:
             spent = total([account.spent])
-        by = {} if self.per == "run" else state.get("spent_by") or {}
-        afresh = {"spent": Overwrite(spent), "spent_by": Overwrite(by)}
-        return {**afresh, "stop_reason": None, "anytime_run": run}
+        return {**update, "spent": Overwrite(spent), "spent_by": Overwrite(by)}
 
     def after_agent(self, state: BudgetState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """End the run's record. Name the reason of an end that no model call was: a tool's with
@@ -379,9 +385,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
                         turn.take(await handler(attempt))
                 except Exception as error:
                     turn.fail(error)
-        if turn.account.shared is None:
-            return turn.result()
-        return await asyncio.to_thread(turn.result)
+        return await self._aside(turn.result)
 
     # --- tools
 
@@ -579,9 +583,10 @@ class _Turn:
             reason = None
         elif response is None:
             text = self._latest_text()
-            unspent = not self.account.due["calls"]
+            unspent = not (self.account.spent if self.kept else self.account.due)["calls"]
             raised = self.error if unspent or not isinstance(self.error, Short) else None
             if text is None and raised is not None:
+                self._give_up()
                 raise raised
             response = ModelResponse(result=[AIMessage(text or "")])
         update: dict[str, Any] = {} if reason is None else {"jump_to": "end"}
@@ -616,6 +621,12 @@ class _Turn:
         written = "".join(str(m.text) for m in self.written)
         asks = _Asks(reason=str(self.reason), message=str(message.id), written=written)
         return ModelResponse(result=[message]), asks
+
+    def _give_up(self) -> None:
+        """The run ends in an error: who asks again begins another one."""
+        with suppress(JournalError):
+            if (own := _own_run(self.account)) is not None:
+                own.end(self.reason or "error")
 
     def _warnings(self) -> list[float]:
         """The parts of the budget that are used and are to be warned of."""
@@ -762,6 +773,28 @@ def _brisk(model: BaseChatModel) -> BaseChatModel:
 def _is_answer(response: Response) -> bool:
     calls = any(getattr(message, "tool_calls", None) for message in response.result)
     return response.structured_response is not None or not calls
+
+
+def _same(question: BaseMessage | None, earlier: BaseMessage | None) -> bool:
+    """Whether this is the question that was asked last."""
+    return bool(question and earlier and question.text == earlier.text)
+
+
+def _repeated(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """What stands at the end of a conversation twice once a question is asked again: the question, and
+    before it tool calls without an answer, which the model asks for again."""
+    *earlier, question = messages
+    if not any(_same(question, message) for message in earlier):
+        return []
+    answers: list[BaseMessage] = []
+    for message in reversed(earlier):
+        if not isinstance(message, ToolMessage):
+            break
+        answers.append(message)
+    calls = getattr(message, "tool_calls", ())
+    answered = {answer.tool_call_id for answer in answers if isinstance(answer, ToolMessage)}
+    unanswered = any(call["id"] not in answered for call in calls)
+    return [question, *([message, *answers] if unanswered else [])]
 
 
 def _price(name: str, usd: Any) -> float:

@@ -41,9 +41,13 @@ from anytime_graph.run.context import invocation, resumable, root, thread_of, to
 from anytime_graph.run.upgrade import planned_call
 
 
-def asked_on(messages: Sequence[BaseMessage]) -> str:
-    """What an agent was asked, as its run is found again by. Without a checkpointer nothing is resumed,
-    so the same question is another run each time."""
+def asked_on(ledger: Ledger, messages: Sequence[BaseMessage], before: str | None) -> str:
+    """What an agent was asked, as its run is found again by. before: what it was asked last, if that is the
+    same question; unless that run has ended, it goes on. Without a checkpointer nothing is resumed, so the
+    same question is another run each time. Raises LedgerError."""
+    thread = None if before is None else thread_of(get_config(), before)
+    if before is not None and thread is not None and ledger.open_run(thread, before):
+        return before
     once = "" if resumable(get_config()) else uuid4().hex
     return f"agent {digest_of(messages, {'once': once})}"
 

@@ -227,6 +227,16 @@ class Ledger(History):
             )
         return rows[0]["id"] if rows else None
 
+    def open_run(self, thread: str, asked: str) -> bool:
+        """Whether the run of a question on a thread was begun and has not ended."""
+        with self.store.reading() as execute:
+            rows = execute(
+                "SELECT id FROM runs WHERE thread = :thread AND asked = :asked AND "
+                "stop_reason IS NULL",
+                {"thread": thread, "asked": asked},
+            )
+        return bool(rows)
+
     def unknown(self, run_id: int, ordinal: int) -> list[PlannedCall]:
         """The calls of the first step at or after `ordinal`, which a state that ends there does not
         have."""

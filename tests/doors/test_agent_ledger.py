@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import HumanInTheLoopMiddleware
@@ -89,6 +90,32 @@ def test_the_same_question_later_on_is_asked_again(server: Server, store: Checkp
     assert second["spent"]["calls"] == 4
     assert second["spent"]["tokens"] == server.settled().served
     assert len(store.ledger.runs("rivers")) == 2
+
+
+def test_a_run_goes_on_when_its_question_is_asked_again(server: Server, store: Checkpoints) -> None:
+    """A tool that fails leaves it open; a model's error ends it, with its budget."""
+    server.script = thinking(1)
+
+    @tool
+    def think(about: str) -> str:
+        """Think about it."""
+        raise OSError("a cable is out")
+
+    with pytest.raises(OSError, match="cable"):
+        run(agent(server, store, tools=[think]), ASK, True)
+    out = run(agent(server, store), ASK, True)
+    (shown,) = store.ledger.runs("rivers")
+    assert out["spent"] == shown["spent"]
+    assert out["spent"]["tokens"] == server.settled().served
+    assert [m.type for m in out["messages"]] == ["human", "ai", "tool", "ai"]
+    assert len(server.calls) == 3, "the first turn is paid"
+    server.script = lambda request, i: Reply(text="", error="drop")
+    asked: Any = {"messages": [("user", "Why do rivers freeze?")]}
+    for _ in range(2):
+        with pytest.raises(openai.APIError):
+            run(agent(server, store), asked, True)
+    first, second = store.ledger.runs("rivers")[1:]
+    assert first["spent"]["calls"] == second["spent"]["calls"] == 1
 
 
 @both
