@@ -383,12 +383,13 @@ def agent_history(n: int, spec: Spec, dooming: list[Doom]) -> int:
             assert lived(server, spec)
         report = told(spec)
         assert "error" not in report, report["trace"]
-        calls = ledger(spec["target"], CALLS, spec["thread"])
+        rows = ledger(spec["target"], CALLS, spec["thread"])
+        calls = [row for row in rows if row["kind"] != "tool_call"]
         served, booked = server.settled().served, sum(row["tokens"] for row in calls)
         assert served <= booked <= spec["tokens"]
         assert report["spent"]["tokens"] == booked
         assert report["spent"]["calls"] == len(calls)
-        spans = [(row["started"], row["changed"]) for row in calls]
+        spans = [(row["started"], row["changed"]) for row in rows]
         assert report["spent"]["seconds"] == pytest.approx(union(spans))
         assert len({call.request["seed"] for call in server.calls}) == len(server.calls)
         assert not [row for row in calls if row["state"] == "reserved"]

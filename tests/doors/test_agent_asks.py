@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain.agents import create_agent
 from langchain.agents.middleware import HumanInTheLoopMiddleware, LLMToolSelectorMiddleware
-from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
@@ -21,49 +19,16 @@ from langgraph.types import Command
 
 from anytime_graph import Budget, BudgetTooSmall
 from anytime_graph.middleware import TokenBudgetMiddleware, metered
+from tests.kit.asking_agents import ANSWER, ON, QUESTION, agent, last, look_up, looking, run
 from tests.kit.forks import forked
 from tests.kit.marks import both
 from tests.kit.places import ROOT
 from tests.kit.server import Reply, Server, serving
 
-ANSWER = "Rivers bend because water erodes the outer bank."
-QUESTION: Any = {"messages": [("user", "Why do rivers bend?")]}
-ON: Any = {"configurable": {"thread_id": "1"}}
-
-
-@tool
-def look_up(topic: str) -> str:
-    """Look up what is known about a topic."""
-    return f"{topic} bend"
-
-
-def looking(request: dict[str, Any], i: int) -> Reply:
-    """A model that looks things up for as long as it may."""
-    if request.get("tools"):
-        return Reply(text=f"Look {i}.", tools=[("look_up", {"topic": "rivers"})])
-    return Reply(text=ANSWER)
-
-
-def agent(server: Server, budget: Budget, **more: Any) -> Any:
-    tools, inside = more.pop("tools", [look_up]), more.pop("inside", ())
-    built = {k: more.pop(k) for k in ("checkpointer", "response_format") if k in more}
-    middleware = [TokenBudgetMiddleware(budget, on_exhausted="ask", **more), *inside]
-    return create_agent(server.model(), tools, middleware=middleware, **built)
-
-
-def run(app: Any, given: Any = QUESTION, sync: bool = True, config: Any = ON) -> Any:
-    return app.invoke(given, config) if sync else asyncio.run(app.ainvoke(given, config))
-
 
 def asked(out: Any) -> Any:
     (question,) = out["__interrupt__"]
     return question.value
-
-
-def last(out: Any) -> str:
-    message = out["messages"][-1]
-    assert isinstance(message, AIMessage)
-    return str(message.text)
 
 
 @both
@@ -242,7 +207,8 @@ PROCESS = """
 import json
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
-from tests.doors.test_agent_asks import QUESTION, Budget, agent, last, run
+from anytime_graph import Budget
+from tests.kit.asking_agents import QUESTION, agent, last, run
 from tests.kit.server import Server
 
 given = json.loads({given!r})

@@ -140,6 +140,7 @@ def test_the_request_carries_the_cap_and_the_books_hold_the_report(
         "cached_tokens": told.get("cached", 0),
         "reasoning_tokens": told.get("reasoning", 0),
         "calls": 1,
+        "tool_calls": 0,
     }
 
 
