@@ -53,7 +53,7 @@ def asked_on(ledger: Ledger, messages: Sequence[BaseMessage], before: str | None
 
 
 class AgentRun:
-    """One run of an agent, in this invocation; see metering.request.Record.
+    """One run of an agent, in this invocation; see metering.request.RunRecord.
 
     thread, id: of the run. next: the ordinal of the next call. in_quotas: whether quotas pay for its
     calls, as far as was known when it was opened.
@@ -200,7 +200,7 @@ class AgentRun:
             )
         self.ledger.end(lambda life: life == self._life)
 
-    # --- its calls: see metering.request.Record
+    # --- its calls: see metering.request.RunRecord
 
     def again(self, digest: str) -> Request | None:
         with self._lock:

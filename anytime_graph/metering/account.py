@@ -37,7 +37,7 @@ from anytime_graph.budget import (
 )
 from anytime_graph.metering.meter import Meter
 from anytime_graph.metering.quota import Standings
-from anytime_graph.metering.request import JournalError, Record, Request, Shared, Take
+from anytime_graph.metering.request import JournalError, Request, RunRecord, Shared, Take
 from anytime_graph.models.tokens import Calibration, Shape, uncalibrated
 
 _MARK = "anytime_spent"
@@ -74,7 +74,7 @@ class Account:
         self.growth: dict[str, float] = parent.growth if parent else {}
         self.shared: Shared | None = _together(shared, parent.shared if parent else None)
         self.spent = total([spent or nothing()])
-        self.record: Record | None = parent.record if parent else None
+        self.record: RunRecord | None = parent.record if parent else None
         self.due = nothing()
         self.reserve: Limits = {}
         self._held = nothing()

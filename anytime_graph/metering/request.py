@@ -155,7 +155,7 @@ class Shared(Protocol):
         ...
 
 
-class Record(Protocol):
+class RunRecord(Protocol):
     """The calls of an agent's run, as a ledger keeps them."""
 
     def again(self, digest: str) -> Request | None:
