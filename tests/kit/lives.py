@@ -129,9 +129,10 @@ async def arun(app: Any, spec: Spec) -> None:
 
 def _input(state: StateSnapshot, spec: Spec) -> Any:
     """What a user sends: None to go on, a budget to think on, the question if there is no trace
-    of it; "nothing" if the run is over."""
+    of it; "nothing" if the run is over. Of an agent that seems over, its last node may be left."""
     asks = spec.get("asks", False)
-    if state.next and not asks:
+    over = state.values.get("stop_reason") is not None
+    if (state.next or (over and spec.get("agent"))) and not asks:
         return None
     if asks or not state.values.get("stop_reason"):
         return {"messages": [("user", spec["question"])]}
