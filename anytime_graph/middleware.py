@@ -244,7 +244,8 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         goes_on = False
         update: dict[str, Any] = {"stop_reason": None, "anytime_run": run}
         if self.ledger is not None:
-            before = earlier.get("asked") if _same(question, earlier["question"]) else None
+            again = not state.get("stop_reason") and _same(question, earlier["question"])
+            before = earlier.get("asked") if again else None
             run["asked"] = asked_on(self.ledger, _messages(state), before)
             goes_on = run["asked"] == before
             if goes_on:
