@@ -20,7 +20,7 @@ UNIT_NAMES = {
     "seconds": "seconds",
     "tool_calls": "tool calls",
 }
-UNBOUNDED = "tool_calls"
+TOOL_CALLS = "tool_calls"
 """The dimension that bounds no call of a model: without it left, a run goes on without tools."""
 _WHOLE = ("tokens", "output_tokens", "calls", "tool_calls")
 _MOST = 10**15

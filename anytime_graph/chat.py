@@ -52,7 +52,7 @@ from pydantic import (
     model_validator,
 )
 
-from anytime_graph.budget import UNBOUNDED, Budget, Prices, Spend
+from anytime_graph.budget import TOOL_CALLS, Budget, Prices, Spend
 from anytime_graph.checkpoints import Ledger
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import contained
@@ -132,7 +132,7 @@ class ChatAnytime(BaseChatModel):
             raise ValueError(
                 f"answer={self.answer.__name__}: for answers of a type use with_structured_output"
             )
-        if self.budget.limits().keys() == {UNBOUNDED}:
+        if self.budget.limits().keys() == {TOOL_CALLS}:
             raise ValueError(
                 f"budget {self.budget}: a chat model makes no tool calls itself; give it a budget in "
                 "tokens, usd, calls or seconds, and count tool calls in the agent, with "

@@ -15,7 +15,7 @@ import types
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
-from typing import Annotated, Any, Literal, NotRequired, TypeVar, cast
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, TypeVar, cast
 from uuid import uuid4
 
 from cachetools import LRUCache
@@ -57,7 +57,7 @@ from anytime_graph.metering.metered import (
 )
 from anytime_graph.metering.near_end import NearEnd, near_end_of
 from anytime_graph.metering.quota import Quota, checked_quotas
-from anytime_graph.metering.request import JournalError
+from anytime_graph.metering.request import JournalError, Place
 from anytime_graph.metering.tool_time import abandonable, check_time
 from anytime_graph.models.providers import advised, describe
 from anytime_graph.models.tokens import check_media_tokens
@@ -393,26 +393,26 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
     def wrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Result]
     ) -> Result:
-        own = self._begun(request)
-        if isinstance(own, ToolMessage):
-            return own
-        kept = _own_run(own.parent)
-        with _working(own) as seconds:
+        tool = self._begun(request)
+        if isinstance(tool, ToolMessage):
+            return tool
+        kept = _own_run(tool.account.parent)
+        with _working(tool.account) as seconds:
             try:
                 with kept.working() if kept else nullcontext():
                     result = within(seconds, lambda: handler(request))
             except (Short, TimeIsUp, JournalError) as error:
                 result = _refused(request, error)
-        return cast(Result, _charged(request, result, own.close()))
+        return cast(Result, _charged(request, result, _tool_spent(tool)))
 
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[Result]]
     ) -> Result:
-        own = await self._aside(self._begun, request)
-        if isinstance(own, ToolMessage):
-            return own
-        kept = _own_run(own.parent)
-        with _working(own) as seconds:
+        tool = await self._aside(self._begun, request)
+        if isinstance(tool, ToolMessage):
+            return tool
+        kept = _own_run(tool.account.parent)
+        with _working(tool.account) as seconds:
             if seconds is not None and request.tool is not None:
                 request = request.override(tool=abandonable(request.tool))
             try:
@@ -420,14 +420,14 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
                     result = await awithin(seconds, lambda: handler(request))
             except (Short, TimeIsUp, JournalError) as error:
                 result = _refused(request, error)
-        return cast(Result, _charged(request, result, own.close()))
+        return cast(Result, _charged(request, result, await self._aside(_tool_spent, tool)))
 
     async def _aside(self, work: Callable[..., T], *given: Any) -> T:
         """The same beside the event loop, if it reads the ledger."""
         return work(*given) if self.ledger is None else await asyncio.to_thread(work, *given)
 
-    def _begun(self, request: ToolCallRequest) -> Account | ToolMessage:
-        """The account of a tool call that may run, with its price booked; else what the model is told.
+    def _begun(self, request: ToolCallRequest) -> _ToolCall | ToolMessage:
+        """A tool call that may run, with its price booked; else what the model is told.
         Which calls may run was decided when they were asked for, so they may come in any order."""
         allowed = _run(request.state).get("allowed")
         call, account = request.tool_call, self._account(request.state)
@@ -660,9 +660,17 @@ class _Turn:
         return text
 
 
-def _opened(account: Account, request: ToolCallRequest, price: float) -> Account:
-    """The account of a tool call, with a part of what is left for itself, and its price booked. Raises
-    Short if that does not fit."""
+class _ToolCall(NamedTuple):
+    """account: its own. price: US dollars. place: of its row in the ledger."""
+
+    account: Account
+    price: float
+    place: Place | None
+
+
+def _opened(account: Account, request: ToolCallRequest, price: float) -> _ToolCall:
+    """A tool call, with a part of what is left for itself, and its price booked. Raises Short if that does
+    not fit, and JournalError."""
     calling = next((m for m in reversed(_messages(request.state)) if m.type == "ai"), None)
     parts = len(getattr(calling, "tool_calls", ())) or 1
     cost, slice_ = Spend(**{**nothing(), "usd": price}), Limits()
@@ -676,12 +684,27 @@ def _opened(account: Account, request: ToolCallRequest, price: float) -> Account
         if "usd" in slice_:
             slice_["usd"] += price
         own = Account(slice_, parent=account, tool_call=request.tool_call["id"])
+        own.hold(cost)
+    place = None
+    try:
         if own.record is not None:
-            own.record.tool_call(request.tool_call["name"], price)
-        if price:
-            own.hold(cost)
-            own.settle(cost, cost)
-    return own
+            place = own.record.tool_begins(request.tool_call["name"], price)
+    except JournalError:
+        own.settle(cost, nothing())
+        raise
+    own.settle(cost, cost)
+    return _ToolCall(own, price, place)
+
+
+def _tool_spent(tool: _ToolCall) -> Spend:
+    """What a tool call has cost in all. If the ledger cannot keep how long it took, its price stays booked
+    there."""
+    if tool.place is not None and tool.account.record is not None:
+        try:
+            tool.account.record.tool_ended(tool.place, tool.price)
+        except JournalError as error:
+            log.warning("%s", error)
+    return tool.account.close()
 
 
 def _own_run(account: Account | None) -> AgentRun | None:

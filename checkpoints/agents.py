@@ -224,18 +224,18 @@ class AgentRun:
             call, entry = self._calls.pop(ordinal, None), self._entries.pop(ordinal, None)
         return AgentJournal(self, call, entry, shared.payers)
 
-    def tool_call(self, tool: str, usd: float) -> None:
+    def tool_begins(self, tool: str, usd: float) -> Place:
         with self._lock:
             ordinal, self.next = self.next, self.next + 1
-        call, now = _run_call(ordinal, "tool_call", ""), clock.now()
-        place, spend = (
-            Place(self.id, ordinal),
-            {**nothing(), "usd": usd, "tool_calls": 1, "calls": 1},
-        )
+        call, place = _run_call(ordinal, "tool_call", ""), Place(self.id, ordinal)
         request = Request(prompt=(), max_input=0, max_output=0, place=place)
-        paid: Receipt = {**receipt(now, now), "spend": cast(Spend, spend)}
-        if not self.reserve(call, request, paid["spend"], tool, str, None):
+        if not self.reserve(call, request, _of_tool(usd), tool, str, None):
             raise JournalError("another invocation goes on with this run")
+        return place
+
+    def tool_ended(self, place: Place, usd: float) -> None:
+        ended = clock.now()
+        paid: Receipt = {**receipt(ended, ended), "spend": _of_tool(usd)}
         reply = stored(Reply("", AIMessage(""), paid), whole=False)
         self.ledger.settle(place, paid, "", reply)
 
@@ -279,6 +279,11 @@ class AgentJournal:
 
 def _run_call(ordinal: int, kind: Caller | Literal["tool_call"], digest: str) -> RunCall:
     return RunCall(ordinal=ordinal, step=ordinal, move=AgentMove(kind=kind), request=digest)
+
+
+def _of_tool(usd: float) -> Spend:
+    """What a tool call costs. It is a call to the ledger, which keeps no row of what cost nothing."""
+    return {**nothing(), "usd": usd, "tool_calls": 1, "calls": 1}
 
 
 def _of_lease(life: Any, lease: str) -> bool:

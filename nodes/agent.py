@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from anytime_graph.budget import (
     GOOD_ROOM,
     MIN_ROOM,
-    UNBOUNDED,
+    TOOL_CALLS,
     Limits,
     Prices,
     Short,
@@ -204,7 +204,7 @@ class DraftPayer:
             prices,
             self.meter.tokenizer.media_tokens,
         )
-        if UNBOUNDED in self.call["slice"]:
+        if TOOL_CALLS in self.call["slice"]:
             try:
                 ready.check_tools("budget tool_calls")
             except ValueError as error:
@@ -288,14 +288,14 @@ class DraftPayer:
             _, last_input = ready.max_input(last_prompt, calibration)
             overhead = self._agent["overhead"] + last_input - self.call["max_input"]
             self._agent = {**self._agent, "overhead": overhead}
-        if rest.get("calls", 2) >= 2 and rest.get(UNBOUNDED, 1) >= 1:
+        if rest.get("calls", 2) >= 2 and rest.get(TOOL_CALLS, 1) >= 1:
             with suppress(Short):
                 half = share(rest, 0.5)
                 request = planned(
                     ready, prompt, half, calibration, min_output=GOOD_ROOM, half=False
                 )
                 return *request, False
-        may_return = rest.get(UNBOUNDED, 1) >= 1 and self._agent["may_return"]
+        may_return = rest.get(TOOL_CALLS, 1) >= 1 and self._agent["may_return"]
         if not self._replies and may_return:
             self._refuse("its slice does not pay for a call with tools and one more")
         return *self._fitting(ready, last_prompt, rest), True

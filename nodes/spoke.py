@@ -114,7 +114,7 @@ class Spoke(Runnable[Assignment, State]):
             try:
                 if not _scored_before(outcome, run["run_id"], journal):
                     asked = (run["question"], self._subject(outcome))
-                    verdict = verdict_of(scorer, *asked, _until(ends))
+                    verdict = verdict_of(scorer, *asked, _seconds_to(ends))
                     _rate(outcome, verdict)
             except Exception as error:
                 _unrated(outcome, scorer, error, run, ends)
@@ -178,7 +178,7 @@ class Spoke(Runnable[Assignment, State]):
                     and await asyncio.to_thread(_scored_before, outcome, run["run_id"], journal)
                 ):
                     asked = (run["question"], self._subject(outcome))
-                    _rate(outcome, await averdict_of(scorer, *asked, _until(ends)))
+                    _rate(outcome, await averdict_of(scorer, *asked, _seconds_to(ends)))
             except Exception as error:
                 _unrated(outcome, scorer, error, run, ends)
         if journal is not None:
@@ -251,7 +251,7 @@ def _ends(run: RunInfo, before: float) -> float | None:
     return None if seconds is None else clock.now() + seconds - before
 
 
-def _until(ends: float | None) -> float | None:
+def _seconds_to(ends: float | None) -> float | None:
     """Seconds until then."""
     return None if ends is None else ends - clock.now()
 

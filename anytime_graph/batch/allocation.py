@@ -27,7 +27,7 @@ from anytime_graph.budget import (
     DIMENSIONS,
     GOOD_ROOM,
     MIN_ROOM,
-    UNBOUNDED,
+    TOOL_CALLS,
     Budget,
     BudgetTooSmall,
     Limits,
@@ -427,9 +427,9 @@ class _Allocation:
             for room in (short, most)
         )
         # Tool calls are shared out among the questions that are open; none is needed.
-        tools = self.account.left().get(UNBOUNDED, 0) / (len(self._heap) + len(self._waiting) + 1)
+        tools = self.account.left().get(TOOL_CALLS, 0) / (len(self._heap) + len(self._waiting) + 1)
         own = 0 if self.setup.drafter is None else math.ceil(tools)
-        return {**enough, "calls": calls}, {**wanted, "calls": calls, UNBOUNDED: own}
+        return {**enough, "calls": calls}, {**wanted, "calls": calls, TOOL_CALLS: own}
 
     def _tell(self) -> None:
         gain = -self._heap[0][0] if self._heap else 0.0

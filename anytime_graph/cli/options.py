@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 
 import click
 
-from anytime_graph.budget import DIMENSIONS, UNBOUNDED, Prices
+from anytime_graph.budget import DIMENSIONS, TOOL_CALLS, Prices
 from anytime_graph.constraints import Constraints
 from anytime_graph.planning.strategies import SCORED, STRATEGIES
 from anytime_graph.scoring import Judge, Scorer, scorer_in
 
 _CONSTRAINTS = ("sentences", "words", "include", "forbid", "starts_with", "ends_with", "matches")
 _JUDGE = ("judge", "rubric")
-AMOUNTS = tuple(d for d in DIMENSIONS if d != UNBOUNDED)
+AMOUNTS = tuple(d for d in DIMENSIONS if d != TOOL_CALLS)
 """The dimensions of budgets on the command line, where no agents run."""
 REMEMBERED = (
     "model",

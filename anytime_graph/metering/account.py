@@ -25,7 +25,7 @@ from uuid import uuid4
 from langchain_core.messages import BaseMessage
 
 from anytime_graph.budget import (
-    UNBOUNDED,
+    TOOL_CALLS,
     Limits,
     Short,
     Spend,
@@ -110,7 +110,7 @@ class Account:
     def scarcest(self) -> str:
         """The dimension with the smallest part left, of those that end a reply if there are any."""
         rest = self.left()
-        return min(rest, key=lambda d: (d == UNBOUNDED, rest[d] / (self.limits[d] or 1.0)))
+        return min(rest, key=lambda d: (d == TOOL_CALLS, rest[d] / (self.limits[d] or 1.0)))
 
     def hold(self, amounts: Spend) -> None:
         """Reserve a call."""
@@ -148,7 +148,7 @@ class Account:
         quotas. Returns how many those are."""
         quotas = quotas or (self.shared.take if self.shared is not None else None)
         with self.lock:
-            held = int(min(wanted, self.left().get(UNBOUNDED, wanted)))
+            held = int(min(wanted, self.left().get(TOOL_CALLS, wanted)))
             self.hold(_tool_calls(held))
         if quotas is None or not held:
             return held
@@ -167,7 +167,7 @@ class Account:
             self.settle(_tool_calls(granted), _tool_calls(granted))
             return granted
         with self.lock:
-            rest = self.limits.get(UNBOUNDED, math.inf) - self.spent["tool_calls"]
+            rest = self.limits.get(TOOL_CALLS, math.inf) - self.spent["tool_calls"]
             granted = int(max(0, min(wanted, rest)))
             self.spent = total([self.spent, _tool_calls(granted)])
             self.owe(_tool_calls(granted))

@@ -23,7 +23,7 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables import RunnableConfig
 
 from anytime_graph import prompts
-from anytime_graph.budget import GOOD_ROOM, MIN_ROOM, UNBOUNDED, Limits, Prices, Short, Spend
+from anytime_graph.budget import GOOD_ROOM, MIN_ROOM, TOOL_CALLS, Limits, Prices, Short, Spend
 from anytime_graph.interrupt import StopSignal
 from anytime_graph.metering.account import Account, planned
 from anytime_graph.metering.call import acall, call
@@ -307,7 +307,7 @@ class AgentPayer:
         ready = priced(model, options, prices, self.account.media_tokens)
         if "usd" in self.account.limits:
             ready.check_price("budget usd")
-        if UNBOUNDED in self.account.limits:
+        if TOOL_CALLS in self.account.limits:
             ready.check_tools("budget tool_calls")
         if self.account.tools_priced:
             ready.check_tools("tool_prices")
@@ -384,7 +384,7 @@ class AgentPayer:
             and not (message.tool_calls or message.text.strip())
             and self.kind == "tool"
         ):
-            raise Short(account.left(), account.left() | {"tool_calls": 1}, UNBOUNDED)
+            raise Short(account.left(), account.left() | {"tool_calls": 1}, TOOL_CALLS)
 
     def _recorded(
         self, ready: Meter, prompt: Sequence[BaseMessage], options: Mapping[str, Any]
@@ -407,7 +407,7 @@ class AgentPayer:
         rest = account.left(last) if self.unrecorded else account.rest(last)
         if "usd" in rest:
             ready.check_price("quota usd")
-        if UNBOUNDED in rest:
+        if TOOL_CALLS in rest:
             ready.check_tools("quota tool_calls")
         messages: Sequence[BaseMessage] = prompt
         if last:
@@ -484,7 +484,7 @@ def last_call_reserve(share: float | Limits, limits: Limits) -> Limits:
     none."""
     if isinstance(share, int | float):
         share = {d: amount * share for d, amount in limits.items()} if share else {}
-    share = {d: amount for d, amount in share.items() if d != UNBOUNDED}
+    share = {d: amount for d, amount in share.items() if d != TOOL_CALLS}
     return {d: min(1, amount) if d == "calls" else amount for d, amount in share.items()}
 
 

@@ -171,8 +171,12 @@ class RunRecord(Protocol):
         """The journal of the call at a place. shared: the quotas that pay for it."""
         ...
 
-    def tool_call(self, tool: str, usd: float) -> None:
-        """Write a tool call and its price, before it begins. Raises JournalError."""
+    def tool_begins(self, tool: str, usd: float) -> Place:
+        """Book a call of a tool at its price, before it is made. Raises JournalError."""
+        ...
+
+    def tool_ended(self, place: Place, usd: float) -> None:
+        """Settle it, with the time that it took. Raises JournalError."""
         ...
 
 

@@ -24,6 +24,7 @@ from cachetools import LRUCache
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage, convert_to_openai_messages
 
+from anytime_graph.interrupt import TimeIsUp, within
 from anytime_graph.models import providers, tokens
 
 log = logging.getLogger(__name__)
@@ -151,21 +152,10 @@ def asking(model: BaseChatModel, bound: Mapping[str, Any], exact: bool | None) -
 
 def _in_time(ask: Ask, prompt: Sequence[BaseMessage], seconds: float) -> Count:
     """The count, if it comes in time. A client's own time limit may begin again with each byte."""
-    came: list[Count | Exception] = []
-
-    def work() -> None:
-        try:
-            came.append(ask(prompt, seconds))
-        except Exception as error:
-            came.append(error)
-
-    thread = threading.Thread(target=work, daemon=True, name="counting")
-    thread.start()
-    thread.join(seconds)
-    found = came[0] if came else Uncounted("it took too long")
-    if isinstance(found, Exception):
-        raise found
-    return found
+    try:
+        return within(seconds, lambda: ask(prompt, seconds))
+    except TimeIsUp:
+        raise Uncounted("it took too long") from None
 
 
 def _check(count: Count, prompt: Sequence[BaseMessage], most: float) -> None:

@@ -20,7 +20,7 @@ from anytime_graph.budget import (
     DIMENSIONS,
     GOOD_ROOM,
     MIN_ROOM,
-    UNBOUNDED,
+    TOOL_CALLS,
     BudgetTooSmall,
     Limits,
     NoAnswer,
@@ -107,7 +107,7 @@ def _step(setup: Setup, state: State, stopped: bool, quotas: Limits) -> list[Pla
     """The calls of the next step, or why the run ends: "quota" if it would go on without quotas."""
     if state.get("withheld"):
         return Stop(QUOTA)
-    if state["limits"].keys() - {UNBOUNDED}:
+    if state["limits"].keys() - {TOOL_CALLS}:
         planned = _Edge(setup, _within(state, quotas), state["limits"]).step(stopped)
     else:
         planned = _open_ended(setup, state, stopped, quotas)
@@ -241,7 +241,7 @@ class _Edge:
         if (enough := self._enough()) and not self._only_compares():
             return enough
         for dimension in ("seconds", *DIMENSIONS):  # a call cut by the clock uses up its tokens too
-            if dimension != UNBOUNDED and rest.get(dimension, 1) <= 0:
+            if dimension != TOOL_CALLS and rest.get(dimension, 1) <= 0:
                 return Stop(dimension)
         need = self._last_call_need()
         scarce = any(rest[d] < 2 * need[d] for d in need if d in rest)
@@ -434,7 +434,7 @@ class _Edge:
             return []
         judged = sum(judges(order.move) for order in orders)
         planned: list[Planned] = []
-        tools, asking = rest.get(UNBOUNDED, 0), agents
+        tools, asking = rest.get(TOOL_CALLS, 0), agents
         ordinal = self.state["ordinal"]
         for order in orders:
             slice_ = share(rest, order.part)
@@ -444,10 +444,10 @@ class _Edge:
             if self._by_agent(order.move) and "calls" in rest:
                 # Of 10 calls, two agents at a half each get 1 + 4: each call of a step gets one first.
                 slice_["calls"] += math.floor((rest["calls"] - len(orders)) * order.part)
-            if UNBOUNDED in rest:
+            if TOOL_CALLS in rest:
                 # Of 3 tool calls, two agents get 1 and then 2; other calls need none.
-                slice_[UNBOUNDED] = tools // asking if self._by_agent(order.move) else 0
-                tools, asking = tools - slice_[UNBOUNDED], asking - self._by_agent(order.move)
+                slice_[TOOL_CALLS] = tools // asking if self._by_agent(order.move) else 0
+                tools, asking = tools - slice_[TOOL_CALLS], asking - self._by_agent(order.move)
             call = self._planned(ordinal, order, slice_, min_output, with_pairs)
             if call is None:
                 return []

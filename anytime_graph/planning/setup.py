@@ -12,7 +12,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AnyMessage
 from langchain_core.runnables import Runnable
 
-from anytime_graph.budget import UNBOUNDED, Budget, Prices, used
+from anytime_graph.budget import TOOL_CALLS, Budget, Prices, used
 from anytime_graph.metering.meter import Meter, meter, with_json_schema, without_tools
 from anytime_graph.metering.near_end import NearEnd
 from anytime_graph.models import prices_of, resolve_model
@@ -170,7 +170,7 @@ def named_model(models: Mapping[str, Any] | None, model: Any, chosen: Chosen) ->
 
 def bounding(budget: Budget, until: Until | None) -> Budget:
     """The budget. Raises ValueError if it bounds no call of a model, and no rule ends the run."""
-    if until is None and budget.limits().keys() == {UNBOUNDED}:
+    if until is None and budget.limits().keys() == {TOOL_CALLS}:
         raise ValueError(
             f"budget {budget}: it bounds no call of the model; add another dimension, as in "
             f"Budget(tokens=8_000, {budget}), or say with until=Until(...) when to stop"

@@ -536,7 +536,7 @@ def test_processes_that_die_and_go_on_keep_to_one_quota(
             durability="sync",
             strategy="best_of_n",
             tokens=1_500,
-            lease=1.0,
+            lease=5.0,
             out=str(tmp_path / f"{n}"),
         )
 

@@ -16,11 +16,12 @@ from langgraph.types import Command
 
 from anytime_graph import Budget, LedgerError, Prices, ThreadBusy, open_checkpoints
 from anytime_graph.checkpoints import Checkpoints
+from anytime_graph.metering import account, clock
 from anytime_graph.middleware import TokenBudgetMiddleware, metered
 from tests.kit.ledgers import ASK, ON
 from tests.kit.marks import both
 from tests.kit.server import Reply, Script, Server
-from tests.kit.waiting import PATIENCE
+from tests.kit.waiting import PATIENCE, Clock
 
 ANSWER = "Rivers bend because water erodes the outer bank."
 
@@ -79,6 +80,36 @@ def test_an_agents_calls_are_on_the_bill(server: Server, store: Checkpoints) -> 
     assert store.ledger.deliver(taken.append) == 0
     assert {row["user"] for row in taken} == {"ann"}
     assert sum(row["tokens"] for row in taken) == server.served
+
+
+@both
+def test_a_tools_time_is_in_the_spend_and_on_the_bill(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: bool
+) -> None:
+    ahead = Clock()
+    for module in (account, clock):
+        monkeypatch.setattr(module, "time", ahead)
+
+    @tool
+    def think(about: str) -> str:
+        """Think about it for long."""
+        ahead.ahead += 100
+        return "It bends."
+
+    async def alive() -> tuple[Any, Any]:
+        async with open_checkpoints(tmp_path / "a.db") as store:
+            out = await agent(server, store, tools=[think]).ainvoke(ASK, ON)
+            return out, store.ledger.runs("rivers")
+
+    server.script = thinking(2)
+    if sync:
+        with open_checkpoints(tmp_path / "a.db") as store:
+            out = run(agent(server, store, tools=[think]), ASK, True)
+            shown = store.ledger.runs("rivers")
+    else:
+        out, shown = asyncio.run(alive())
+    assert out["spent"]["seconds"] >= 200
+    assert [row["spent"] for row in shown] == [out["spent"]]
 
 
 def test_the_same_question_later_on_is_asked_again(server: Server, store: Checkpoints) -> None:
