@@ -17,7 +17,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
 
-from anytime_graph import Budget, BudgetTooSmall
+from anytime_graph import Budget, BudgetTooSmall, open_checkpoints
 from anytime_graph.middleware import TokenBudgetMiddleware, metered
 from tests.kit.asking_agents import ANSWER, ON, QUESTION, agent, last, look_up, looking, run
 from tests.kit.forks import forked
@@ -61,6 +61,41 @@ def test_an_answer_that_grants_nothing_brings_the_last_call(server: Server, answ
     out = run(app, Command(resume={question.id: answer}))
     assert (out["stop_reason"], last(out), len(server.calls)) == ("tokens", ANSWER, calls + 1)
     assert out["spent"]["tokens"] == server.served <= 1_500
+
+
+@both
+@pytest.mark.parametrize("kept", [False, True], ids=["", "in a ledger"])
+def test_an_agent_asks_for_more_tool_calls(
+    server: Server, tmp_path: Path, sync: bool, kept: bool
+) -> None:
+    server.script = looking
+    ran: list[str] = []
+
+    @tool
+    def look_up(topic: str) -> str:
+        """Look up what is known about a topic."""
+        ran.append(topic)
+        return f"{topic} bend"
+
+    with open_checkpoints(tmp_path / "a.db") as store:
+        more: Any = {"ledger": store.ledger} if kept else {}
+        budget = Budget(tool_calls=2, tokens=100_000)
+        app = agent(server, budget, tools=[look_up], checkpointer=InMemorySaver(), **more)
+        assert asked(run(app, sync=sync))["stop_reason"] == "tool_calls"
+        assert len(ran) == 2
+        question = asked(run(app, Command(resume={"tool_calls": 3}), sync))
+        assert (len(ran), question["limits"]["tool_calls"]) == (5, 5)
+        out = run(app, Command(resume=0), sync)
+        assert (last(out), out["stop_reason"], len(ran)) == (ANSWER, "tool_calls", 5)
+        assert out["spent"]["tool_calls"] == 5
+        assert {name: by["tool_calls"] for name, by in out["spent_by"].items()} == {
+            "model": 0,
+            "look_up": 5,
+        }
+        assert sum(by["tokens"] for by in out["spent_by"].values()) == out["spent"]["tokens"]
+        if kept:
+            (shown,) = store.ledger.runs("1")
+            assert shown["spent"] == out["spent"]
 
 
 def test_a_run_asked_for_more_that_ends_by_itself_is_done(server: Server) -> None:
