@@ -1,8 +1,9 @@
 """How many tokens a text can be, estimated before the provider counts them.
 
 A prompt must be bounded before it is sent. tiktoken counts the prompts of OpenAI's models. For all
-others a text is cut into pieces: words, single marks, runs. A piece has a mean, fitted to the
-tokenizer of nine that needs most, and a ceiling, no more than its UTF-8 bytes, which no byte-level
+others a text is cut into pieces: words, single marks, runs. Of common words it is known how many
+tokens they are at the most, in nine tokenizers (words.txt). Any other piece has a mean, fitted to the
+one of the nine that needs most, and a ceiling, no more than its UTF-8 bytes, which no byte-level
 tokenizer exceeds. Means hold on average over different pieces only. So what repeats counts in
 proportion to its ceiling. The provider's reports then correct the bound.
 """
@@ -16,6 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from itertools import pairwise
 from string import ascii_lowercase
 from typing import Any, NotRequired
@@ -41,8 +43,12 @@ _KINDS = (  # pattern, tokens per match in ordinary text
     (re.compile(r"[\x00-\x08\x0e-\x1f\x7f]"), 1.0),
 )
 _WORDS, _DIGITS = _KINDS[0][0], _KINDS[4][0]
-_PIECES = re.compile(r" ?(?:[A-Z]?[a-z]+|[A-Z]+)|([ =#*_-])\1+|(?s:.)")
-"""Words, with the space before them; runs of marks that tokenizers join; single characters."""
+_PIECES = re.compile(
+    r"((?: |(?<![^\W_]))[A-Z]?[a-z]+(?![^\W_]))"
+    r"| ?(?:[A-Z]?[a-z]+|[A-Z]+)|([ =#*_-])\2+|(?s:.)"
+)
+"""Words that stand alone, with the space before them; parts of words; runs of marks that tokenizers
+join; single characters."""
 _JOINED = 15
 """Marks in such a run that each tokenizer takes for one token."""
 _LONG = 24
@@ -304,13 +310,31 @@ def _measured(text: str) -> tuple[float, float, float]:
     """
     mean = spread = ceiling = 0.0
     text = _longest(text)
-    for piece, n in Counter(match.group() for match in _PIECES.finditer(text)).items():
-        usual, most, different = _piece(piece)
+    pieces = Counter((match[0], match[1] is not None) for match in _PIECES.finditer(text))
+    for (piece, alone), n in pieces.items():
+        usual, most, different = (alone and _common(piece)) or _piece(piece)
         mean += n * usual
         ceiling += n * most
         spread += (n * (most - usual) * different) ** 2
     seams = 0.3 * _matches(_SEAMS, text)
     return mean + seams, spread, min(ceiling + seams, _size(text))
+
+
+def _common(word: str) -> tuple[float, float, float] | None:
+    """The same of a common word that stands alone, which is as many tokens wherever it stands."""
+    bare = word.lstrip(" ")
+    kind = common_words().get(bare.lower())
+    if kind is None:
+        return None
+    most = int(kind[(len(bare) == len(word)) + 2 * bare[0].isupper()])
+    return most, most, 0
+
+
+@functools.cache
+def common_words() -> dict[str, str]:
+    """For each word how many tokens " word", "word", " Word" and "Word" are at the most, in digits."""
+    lines = (files(__package__) / "words.txt").read_text(encoding="ascii").splitlines()
+    return {word: kind for kind, *words in map(str.split, lines) for word in words}
 
 
 def _piece(piece: str) -> tuple[float, float, float]:

@@ -24,6 +24,7 @@ from langchain_openai import ChatOpenAI
 from anytime_graph.local import embedded_file, local_model
 from anytime_graph.models import tokens
 from tests.kit.marks import torture
+from tests.kit.places import ROOT
 
 ANY = tokens.Tokenizer()
 """One of an unknown model."""
@@ -163,9 +164,20 @@ UNITS = st.one_of(
     st.text(st.sampled_from(ascii_letters), min_size=1, max_size=8),
     st.text(st.characters(min_codepoint=0x3000, max_codepoint=0x9FFF), min_size=1, max_size=8),
 )
+WORDS = sorted(tokens.common_words())
+SOME_WORDS = st.lists(
+    st.builds(
+        "{}{}{}".format,
+        st.sampled_from(["", "", " ", "\n", '"', "(", "_", "-", "/", "'", "x", "7"]),
+        st.sampled_from(WORDS) | st.sampled_from(WORDS).map(str.capitalize),
+        st.sampled_from(["", "", ".", ",", "'", ")", "_", "s", "X", "1", "é"]),
+    ),
+    min_size=1,
+    max_size=6,
+).map("".join)
 CELLS = st.sampled_from(["", "", "0", "N/A", "3.75", "null", "x", "Qz", "2024-01-31", " "])
 HOSTILE = st.one_of(
-    st.builds(lambda unit, n: unit * n, UNITS, st.integers(1, 400)),
+    st.builds(lambda unit, n: unit * n, UNITS | SOME_WORDS, st.integers(1, 400)),
     st.lists(st.lists(CELLS, max_size=30).map(";".join), max_size=30).map("\n".join),
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
@@ -188,12 +200,22 @@ HOSTILE = st.one_of(
 @example("\U0001d160" * 100)
 @example(" dap" * 1_000)
 @example("汉字编码" * 300)
+@example("TheTheThe" * 300)
 def test_no_real_tokenizer_needs_more_for_a_hostile_text(
     real: dict[str, Callable[[str], int]], text: str
 ) -> None:
     text = text.encode(errors="replace").decode()
     bound = ANY.bound(ANY.shape([HumanMessage(text)]), tokens.uncalibrated())
     assert {name: n for name, count in real.items() if (n := count(text)) > bound - 6} == {}
+
+
+def test_prose_is_bounded_closely(real: dict[str, Callable[[str], int]]) -> None:
+    prose = [text for kind, text in texts(350, seed=3) if kind == "prose"]
+    prose += [page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))]
+    for count in real.values():
+        ratios = [tokens.max_tokens(text) / count(text) for text in prose]
+        assert min(ratios) >= 1
+        assert statistics.mean(ratios) <= 1.35
 
 
 def test_the_embedded_model_bills_no_more_than_the_bound_for_what_repeats(
