@@ -1,19 +1,21 @@
 """Texts that a model stuck in a loop, or set on by somebody, could write; and all that reads them.
 
-As a program it gives each text to each reader, in processes that the kernel ends after so many seconds
-of CPU, and prints what was ended or failed. In linear time a million characters take about a second;
-in quadratic time, a quarter of an hour at least.
+As a program it gives each text to each reader, and prints what failed and whose work grows faster than
+the text. No time is asserted: other work on the machine slows short and long texts alike. Processes
+that the kernel ends keep what never ends from going on.
 
-    python -m tests.kit.hostile 1_000_000 60
+    python -m tests.kit.hostile 1_000_000
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import sys
-from collections.abc import Callable
-from functools import partial
+import time
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
@@ -34,8 +36,12 @@ from anytime_graph.run.calls import receipt
 from anytime_graph.tasks import answers, natural_plan, trips
 from anytime_graph.text import clipped, fenced, harmless
 
-MEMORY = 4 << 30
-"""Bytes that a reader may take."""
+MEMORY, SECONDS = 4 << 30, 60
+"""Bytes and seconds of CPU that the readers of a text may take."""
+PARTS, TOO_MUCH = 8, 3
+"""Work is too much if at once it takes 3 times as long as in 8 parts, in CPU."""
+UNNOTICED = 0.02
+"""Seconds of CPU below which no growth is measured."""
 
 UNITS = [
     *(".", "?!", "a", "1", "-", "=", " ", "\n", "\r\n", "\t \n", '"', "\\", "'", "* ", "_"),
@@ -47,6 +53,7 @@ UNITS = [
 ]
 
 
+@cache
 def texts(size: int) -> dict[str, str]:
     def filled(unit: str, head: str = "", tail: str = "") -> str:
         return head + unit * (size // len(unit)) + tail
@@ -55,6 +62,7 @@ def texts(size: int) -> dict[str, str]:
         (".", "Well", "x"),
         ("?!", "Well", "x"),
         ("_", "A", "x"),
+        (" ", "Well", "x"),
         ("1", "x", "x"),
         ("[", '["', ""),
     ]
@@ -197,10 +205,56 @@ STREAMS: dict[str, Callable[[int], object]] = {
 }
 
 
-def ended(work: Callable[[], object], seconds: int) -> str | None:
+Work = Callable[[int, int], object]
+"""Work of a size, the nth time. Readers have caches, so each time the text is another one."""
+
+
+def works(size: int) -> list[dict[str, Work]]:
+    """All readers of each text, then all streams."""
+
+    def read(reader: str, name: str, size: int, nth: int) -> object:
+        return READERS[reader](" " * nth + texts(size)[name])
+
+    def feed(name: str, size: int, nth: int) -> object:
+        return STREAMS[name](size // 2)
+
+    return [
+        *({f"{r}, of {name}": partial(read, r, name) for r in READERS} for name in texts(size)),
+        {f"a stream of {name}": partial(feed, name) for name in STREAMS},
+    ]
+
+
+def cpu(work: Work, size: int, times: range) -> float:
+    """Seconds of CPU, without those of the collector, which comes when it likes."""
+    gc.disable()
+    began = time.process_time()
+    for nth in times:
+        work(size, nth)
+    took = time.process_time() - began
+    gc.enable()
+    return took
+
+
+def grows(work: Work, size: int) -> bool:
+    """Whether work is too much, three times in a row. Linear work takes as long at once as in 8 parts,
+    quadratic work 8 times as long."""
+    return all(
+        (took := cpu(work, size, range(nth, nth + 1))) > UNNOTICED
+        and took > TOO_MUCH * cpu(work, size // PARTS, range(nth * PARTS, (nth + 1) * PARTS))
+        for nth in range(3)
+    )
+
+
+def measure(works: Mapping[str, Work], size: int) -> None:
+    for name, work in works.items():
+        if grows(work, size):
+            print(f"{name}: more than linear", flush=True)
+
+
+def ended(work: Callable[[], object]) -> str | None:
     """What ended the work: an error, or the kernel; None if it came to its end."""
     if (child := os.fork()) == 0:
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         try:
             work()
@@ -213,21 +267,17 @@ def ended(work: Callable[[], object], seconds: int) -> str | None:
     return None if status == 0 else "failed" if os.WIFEXITED(status) else "ended by the kernel"
 
 
-def all_read(text: str) -> None:
-    for read in READERS.values():
-        read(text)
-
-
-def examine(size: int, seconds: int) -> None:
+def examine(size: int) -> None:
     """One process for all readers of a text; each has its own only where that one does not end."""
-    for name, text in texts(size).items():
-        for reader, read in READERS.items() if ended(partial(all_read, text), seconds) else ():
-            if why := ended(partial(read, text), seconds):
-                print(f"{reader}, of {name}: {why}", flush=True)
-    for name, feed in STREAMS.items():
-        if why := ended(partial(feed, size // 2), seconds):
-            print(f"a stream of {name}: {why}", flush=True)
+    texts(size // PARTS)
+    for work in works(size)[0].values():  # what is imported or compiled at first use is no growth
+        work(1_000, 0)
+    gc.freeze()
+    for together in works(size):
+        for name, work in together.items() if ended(partial(measure, together, size)) else ():
+            if why := ended(partial(measure, {name: work}, size)):
+                print(f"{name}: {why}", flush=True)
 
 
 if __name__ == "__main__":
-    examine(int(sys.argv[1]), int(sys.argv[2]))
+    examine(int(sys.argv[1]))
