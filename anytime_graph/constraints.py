@@ -12,6 +12,9 @@ from pydantic import BaseModel, ValidationError
 
 from anytime_graph.scoring import Score
 
+_WORD = re.compile(r"\w")
+_ENDS = re.compile(r"(?<![.!?…])[.!?…]+(?=\s|$)|\n{2,}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Constraints:
@@ -113,9 +116,7 @@ def count_words(text: str) -> int:
 
 
 def count_sentences(text: str) -> int:
-    return len(
-        [s for s in re.split(r"(?<![.!?…])[.!?…]+(?=\s|$)|\n{2,}", text) if re.search(r"\w", s)]
-    )
+    return sum(map(bool, map(_WORD.search, _ENDS.split(text))))
 
 
 def _range(name: str, wanted: int | tuple[int, int]) -> tuple[int, int]:

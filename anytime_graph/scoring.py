@@ -14,7 +14,6 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -231,11 +230,15 @@ def whole_reply(text: str) -> str | None:
 def parsed(schema: type[BaseModel], text: str) -> str | None:
     """The last piece of JSON in the text that fits the schema, as it was written."""
     answer, done = None, 0
+    unfit: set[int] = set()  # hashes, for blocks in blocks are far more text than the text
     for start, end in _blocks(text):
-        if start >= done:
-            with suppress(ValueError, RecursionError):
-                schema.model_validate_json(text[start:end])
-                answer, done = text[start:end], end
+        if start >= done and (known := hash(block := text[start:end])) not in unfit:
+            try:
+                schema.model_validate_json(block)
+            except (ValueError, RecursionError):
+                unfit.add(known)
+            else:
+                answer, done = block, end
     return answer
 
 

@@ -10,6 +10,9 @@ from rich.text import Text
 # Control characters but tab and line feed, marks that reverse the writing direction, lone surrogates.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
+_MARKS = 16
+"""The most characters in a column of a terminal: accents and the like have no width of their own."""
+
 
 def harmless(text: str) -> str:
     """The text with the characters that a terminal would obey (escapes, reversals) as U+FFFD."""
@@ -18,9 +21,12 @@ def harmless(text: str) -> str:
 
 def clipped(text: str, width: int) -> str:
     """The text on one line, harmless, cut to `width` terminal columns."""
-    line = Text(harmless(" ".join(text.split())))
-    line.truncate(width, overflow="ellipsis")
-    return line.plain
+    line = " ".join(text.split())
+    if len(line) > (most := _MARKS * width):
+        line = f"{line[:most]}\N{HORIZONTAL ELLIPSIS}"
+    shown = Text(harmless(line))
+    shown.truncate(width, overflow="ellipsis")
+    return shown.plain
 
 
 def clip(text: str, length: int) -> str:

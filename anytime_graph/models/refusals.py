@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from anytime_graph.models import providers
+from anytime_graph.text import clip
 
 _OVERLOADED = (429, 503, 529)
 _SHAPELESS = (400, 404, 413, 422)
@@ -38,6 +39,8 @@ _MOST = re.compile(
     r"(?i)(?:maximum|limit|at most|up to|supports?|less than or equal to|<=|>|context (?:size|window)"
     r"|allowed|\[\d+,|inclusive\) to)[^\d]{0,60}?(\d[\d,_]*+)(?!\s*\+)|(\d[\d,_]*)\W+(?:tokens? )?maximum"
 )
+_READ = 4_000
+"""Characters of a message that are read, at its head and at its end."""
 _LONGEST_WAIT = 30.0
 _LEAST = 64
 """A smaller number in such a message is no limit of a request."""
@@ -51,12 +54,12 @@ class TooLarge(NamedTuple):
 
 
 def words(error: BaseException) -> str:
-    """What the server said. It may repeat a prompt, so it is read and never kept."""
+    """What the server said. It may repeat a prompt, so it is read and never kept, and not all of it."""
     response: Any = getattr(error, "response", None)
     body = ""
     with suppress(Exception):  # there may be no response, or a stream that was not read
         body = str(response.text)
-    return f"{error}\n{body}"
+    return f"{clip(str(error), _READ)}\n{clip(body, _READ)}"
 
 
 def overloaded(error: BaseException) -> bool:
@@ -155,7 +158,7 @@ def _number(text: str | None) -> float | None:
 
 def _duration(text: str) -> float | None:
     """As Go writes it: "1m30s" is 90."""
-    parts = _DURATION.findall(text)
+    parts = _DURATION.findall(text[:100])
     with suppress(ValueError):
         return sum(float(n) * _UNITS[unit] for n, unit in parts) if parts else None
     return None

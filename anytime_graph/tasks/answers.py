@@ -48,12 +48,12 @@ def number(text: str) -> Fraction | None:
     numbers, the one after the last "=" of the last line: "3 + 4 = 7". None without a number, or with
     more than one value."""
     text = text.replace("\\!", "").replace("{,}", ",").replace("\u2212", "-")
-    values = {_value(m) for m in _NUMBER.finditer(text)}
+    values = _values(text)
     if len(values) > 1:
         line = text.rstrip().rsplit("\n", 1)[-1]
         before, equals, tail = line.rpartition("=")
         listed = "=" in before and _LISTED.search(line)
-        values = {_value(m) for m in _NUMBER.finditer(tail)} if equals and not listed else set()
+        values = _values(tail) if equals and not listed else set()
     return values.pop() if len(values) == 1 else None
 
 
@@ -100,6 +100,19 @@ def _last_box(text: str) -> tuple[int, str] | None:
             open_.append((m.start(), m.end()) if m[1] else None)
     filled = ((at, text[start:end]) for at, start, end in reversed(boxes))
     return next(((at, inside) for at, inside in filled if inside.strip()), None)
+
+
+def _values(text: str) -> set[Fraction | None]:
+    """The values of the numbers in a text, no more than two of them."""
+    written: set[str] = set()
+    values: set[Fraction | None] = set()
+    for match in _NUMBER.finditer(text):
+        if match[0] not in written:
+            written.add(match[0])
+            values.add(_value(match))
+        if len(values) > 1:
+            break
+    return values
 
 
 def _value(match: re.Match[str]) -> Fraction | None:

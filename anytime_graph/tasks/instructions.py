@@ -113,14 +113,13 @@ def _nth_word(text: str, *, num_paragraphs: int, nth_paragraph: int, first_word:
 
 
 def _placeholders(text: str, *, num_placeholders: int) -> Finding:
-    return _amount(
-        len(re.findall(r"\[.*?\]", text)), "placeholders, as in [name]", num_placeholders
-    )
+    ends = re.findall(r"\[[^\n\]]*+(\]?)", text)  # a bracket that no other closes takes the rest
+    return _amount(ends.count("]"), "placeholders, as in [name]", num_placeholders)
 
 
 def _bullets(text: str, *, num_bullets: int) -> Finding:
-    stars = re.findall(r"^\s*\*[^\*].*$", text, re.MULTILINE)
-    dashes = re.findall(r"^\s*-.*$", text, re.MULTILINE)
+    stars = re.findall(r"^[^\S\n]*\*[^\*].*$", text, re.MULTILINE)
+    dashes = re.findall(r"^[^\S\n]*-.*$", text, re.MULTILINE)
     return _amount(len(stars) + len(dashes), "bullet points, as in * point", num_bullets, "exactly")
 
 
@@ -138,7 +137,7 @@ def _sections(text: str, *, section_spliter: str, num_sections: int) -> Finding:
 
 
 def _title(text: str) -> Finding:
-    titles = re.findall(r"<<[^\n]+>>", text)
+    titles = re.findall(r"<<(?:([^\n]+)>>)?[^\n]*", text)
     holds = any(title.lstrip("<").rstrip(">").strip() for title in titles)
     return Finding(holds, "have a title, as in <<title>>")
 
@@ -194,7 +193,7 @@ def _letters(text: str, *, letter: str, let_frequency: int, let_relation: str) -
 
 def _capital_words(text: str, *, capital_frequency: int, capital_relation: str) -> Finding:
     # A word goes on over hyphens and apostrophes; "NASA's" is NASA, and "U.S." is one word.
-    words = re.findall(r"[\w.'’/-]*\w", re.sub(r"['’](?:s|m|d|ll|re|ve)\b", "", text))
+    words = re.findall(r"[\w.'’/-]+", re.sub(r"['’](?:s|m|d|ll|re|ve)\b", "", text))
     count = sum(word.isupper() for word in words)
     return _amount(count, "words in capitals", capital_frequency, capital_relation)
 

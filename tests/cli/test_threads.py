@@ -162,6 +162,7 @@ def test_harmless_text_reads_the_same() -> None:
     assert harmless("é\t日本\r\n👩‍👩‍👧 -") == "é\t日本\n👩‍👩‍👧 -"
     assert harmless("a\x1b[2Jb\ud800\u202ec\x85") == "a�[2Jb��c�"
     assert clipped("a \n b" + "c" * 99, 9) == "a bccccc…"
+    assert clipped("a" + "\u0301" * 500 + "b", 9) == "a" + "\u0301" * 143 + "…"
 
 
 def test_a_terminal_gets_a_harmless_answer(

@@ -1,19 +1,22 @@
 """Texts that a model stuck in a loop, or set on by somebody, could write; and all that reads them.
 
-As a program it gives each text to each reader, in processes that the kernel ends after so many seconds
-of CPU, and prints what was ended or failed. In linear time a million characters take about a second;
-in quadratic time, a quarter of an hour at least.
+As a program it gives each text to each reader, and prints what failed and whose work grows faster than
+the text. No time is asserted: other work on the machine slows short and long texts alike. Processes
+that the kernel ends keep what never ends from going on.
 
-    python -m tests.kit.hostile 1_000_000 60
+    python -m tests.kit.hostile 1_000_000
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import sys
-from collections.abc import Callable
-from functools import partial
+import time
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
@@ -22,20 +25,29 @@ from pydantic import BaseModel, RootModel
 from anytime_graph import Constraints, prompts, scoring
 from anytime_graph.benchmark import paper
 from anytime_graph.checkpoints import likeness
+from anytime_graph.checkpoints.export import line
 from anytime_graph.checkpoints.store import plain
+from anytime_graph.cli import demo
 from anytime_graph.metering import tool_calls
+from anytime_graph.metering.learned import PARTS
 from anytime_graph.metering.request import Reply
 from anytime_graph.metering.streamed import StreamedReply, joined, max_written_tokens
-from anytime_graph.models import providers, tokens
-from anytime_graph.nodes.critique import split_verdict
+from anytime_graph.models import providers, refusals, tokens
+from anytime_graph.nodes.critique import chosen, split_verdict
 from anytime_graph.nodes.learn import lesson_of
+from anytime_graph.notebook import Shown
+from anytime_graph.pages.html import escaped
 from anytime_graph.run import pairs
 from anytime_graph.run.calls import receipt
-from anytime_graph.tasks import answers, natural_plan, trips
+from anytime_graph.tasks import answers, code, instructions, natural_plan, trips
 from anytime_graph.text import clipped, fenced, harmless
 
-MEMORY = 4 << 30
-"""Bytes that a reader may take."""
+MEMORY, SECONDS = 4 << 30, 60
+"""Bytes and seconds of CPU that the readers of a text may take."""
+PIECES, TOO_MUCH = 8, 3
+"""Work is too much if at once it takes 3 times as long as in 8 pieces, in CPU."""
+UNNOTICED = 0.02
+"""Seconds of CPU below which no growth is measured."""
 
 UNITS = [
     *(".", "?!", "a", "1", "-", "=", " ", "\n", "\r\n", "\t \n", '"', "\\", "'", "* ", "_"),
@@ -44,9 +56,11 @@ UNITS = [
     *('[{"', "[1,", '{"x":1},', '{"x":"', '{"\\"', "answer is ", "answer: ", "answer * ", "or B "),
     *("\\boxed{", "\\boxed ", "\\frac{1", "day 1 ", "day 1-", "day 1:\n", "in Rome ", "from a to "),
     *("from ", "visit ", "verdict:", "1/", "1=", "0.", "option ", "(", "\n\n", "1 and "),
+    *("<<", "*", "***", "```\n", "role ", "max", "not allowed max_", "1,"),
 ]
 
 
+@cache
 def texts(size: int) -> dict[str, str]:
     def filled(unit: str, head: str = "", tail: str = "") -> str:
         return head + unit * (size // len(unit)) + tail
@@ -55,6 +69,7 @@ def texts(size: int) -> dict[str, str]:
         (".", "Well", "x"),
         ("?!", "Well", "x"),
         ("_", "A", "x"),
+        (" ", "Well", "x"),
         ("1", "x", "x"),
         ("[", '["', ""),
     ]
@@ -121,6 +136,46 @@ def shown(text: str) -> object:
     )
 
 
+def followed(text: str) -> object:
+    """All rules but those by packages, which recognize languages and sentences."""
+    options: dict[str, Any] = {
+        "number_words": {"num_words": 9, "relation": "at least"},
+        "number_paragraphs": {"num_paragraphs": 2},
+        "nth_paragraph_first_word": {
+            **{"num_paragraphs": 2, "nth_paragraph": 1},
+            "first_word": "a",
+        },
+        "number_placeholders": {"num_placeholders": 2},
+        "postscript": {"postscript_marker": "P.P.S"},
+        "number_bullet_lists": {"num_bullets": 2},
+        "number_highlighted_sections": {"num_highlights": 2},
+        "multiple_sections": {"section_spliter": "Day", "num_sections": 2},
+        **{name: {} for name in ("title", "json_format", "constrained_response", "no_comma")},
+        **{name: {} for name in ("quotation", "two_responses")},
+        "existence": {"keywords": ["fox"]},
+        "forbidden_words": {"forbidden_words": ["fox"]},
+        "frequency": {"keyword": "a", "frequency": 2, "relation": "at least"},
+        "letter_frequency": {"letter": "a", "let_frequency": 2, "let_relation": "at least"},
+        "capital_word_frequency": {"capital_frequency": 2, "capital_relation": "at least"},
+        "end_checker": {"end_phrase": "a fox"},
+        "repeat_prompt": {"prompt_to_repeat": "a fox"},
+    }
+    rules = {name.split(":")[1]: rule for name, rule in instructions.RULES.items()}
+    return [rules[name](text, **given) for name, given in options.items()]
+
+
+def refused(text: str) -> object:
+    error: Any = ValueError(text)
+    error.status_code, error.response = 400, SimpleNamespace(text=text, headers={"x": text})
+    said = refusals.words(error)
+    found = [part.named.search(said) for part in PARTS.values()]
+    return found, refusals.too_large(error, 9_999), refusals.told_wait(error)
+
+
+def told(text: str) -> Shown:
+    return Shown(text, None, [], 1, None)
+
+
 def whole(text: str) -> object:
     message = AIMessage(text, additional_kwargs={"reasoning_content": text})
     asked = {"name": "f", "args": {"x": text}, "id": "c", "type": "tool_call"}
@@ -157,7 +212,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "letter": answers.letter,
     "same": lambda text: (answers.same(text, "7"), answers.same(text, "a fox")),
     "plans": planned,
-    "verdict": lambda text: (split_verdict(text), split_verdict(text, structured=True)),
+    "verdict": lambda text: (split_verdict(text), split_verdict(text, True), chosen(text, True)),
     "reason": partial(learned, 1),
     "rules": partial(learned, None),
     "pairs": paired,
@@ -168,6 +223,11 @@ READERS: dict[str, Callable[[str], object]] = {
     "whole reply": whole,
     "many calls": many_calls,
     "stored": plain,
+    "rules of IFEval": followed,
+    "code": lambda text: (code.code_in(text), code.completed("def f(n):\n", "f", text)),
+    "rules of the demo": lambda text: demo.check("", text),
+    "refusal": refused,
+    "page": lambda text: (escaped(text), line(text), repr(told(text)), told(text)._repr_html_()),
     "untagged": lambda text: paper._TAG.sub("", text),
 }
 
@@ -197,10 +257,56 @@ STREAMS: dict[str, Callable[[int], object]] = {
 }
 
 
-def ended(work: Callable[[], object], seconds: int) -> str | None:
+Work = Callable[[int, int], object]
+"""Work of a size, the nth time. Readers have caches, so each time the text is another one."""
+
+
+def works(size: int) -> list[dict[str, Work]]:
+    """All readers of each text, then all streams."""
+
+    def read(reader: str, name: str, size: int, nth: int) -> object:
+        return READERS[reader](" " * nth + texts(size)[name])
+
+    def feed(name: str, size: int, nth: int) -> object:
+        return STREAMS[name](size // 2)
+
+    return [
+        *({f"{r}, of {name}": partial(read, r, name) for r in READERS} for name in texts(size)),
+        {f"a stream of {name}": partial(feed, name) for name in STREAMS},
+    ]
+
+
+def cpu(work: Work, size: int, times: range) -> float:
+    """Seconds of CPU, without those of the collector, which comes when it likes."""
+    gc.disable()
+    began = time.process_time()
+    for nth in times:
+        work(size, nth)
+    took = time.process_time() - began
+    gc.enable()
+    return took
+
+
+def grows(work: Work, size: int) -> bool:
+    """Whether work is too much, three times in a row. Linear work takes as long at once as in 8 pieces,
+    quadratic work 8 times as long."""
+    return all(
+        (took := cpu(work, size, range(nth, nth + 1))) > UNNOTICED
+        and took > TOO_MUCH * cpu(work, size // PIECES, range(nth * PIECES, (nth + 1) * PIECES))
+        for nth in range(3)
+    )
+
+
+def measure(works: Mapping[str, Work], size: int) -> None:
+    for name, work in works.items():
+        if grows(work, size):
+            print(f"{name}: more than linear", flush=True)
+
+
+def ended(work: Callable[[], object]) -> str | None:
     """What ended the work: an error, or the kernel; None if it came to its end."""
     if (child := os.fork()) == 0:
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         try:
             work()
@@ -213,21 +319,17 @@ def ended(work: Callable[[], object], seconds: int) -> str | None:
     return None if status == 0 else "failed" if os.WIFEXITED(status) else "ended by the kernel"
 
 
-def all_read(text: str) -> None:
-    for read in READERS.values():
-        read(text)
-
-
-def examine(size: int, seconds: int) -> None:
+def examine(size: int) -> None:
     """One process for all readers of a text; each has its own only where that one does not end."""
-    for name, text in texts(size).items():
-        for reader, read in READERS.items() if ended(partial(all_read, text), seconds) else ():
-            if why := ended(partial(read, text), seconds):
-                print(f"{reader}, of {name}: {why}", flush=True)
-    for name, feed in STREAMS.items():
-        if why := ended(partial(feed, size // 2), seconds):
-            print(f"a stream of {name}: {why}", flush=True)
+    texts(size // PIECES)
+    for work in works(size)[0].values():  # what is imported or compiled at first use is no growth
+        work(1_000, 0)
+    gc.freeze()
+    for together in works(size):
+        for name, work in together.items() if ended(partial(measure, together, size)) else ():
+            if why := ended(partial(measure, {name: work}, size)):
+                print(f"{name}: {why}", flush=True)
 
 
 if __name__ == "__main__":
-    examine(int(sys.argv[1]), int(sys.argv[2]))
+    examine(int(sys.argv[1]))
