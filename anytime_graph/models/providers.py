@@ -9,15 +9,18 @@ from __future__ import annotations
 import functools
 import json
 import re
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any, Literal
+from importlib import import_module
+from typing import Any, Literal, get_args
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableBinding
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_function
+from pydantic import BaseModel
 
 from anytime_graph.interrupt import Exited
 
@@ -107,6 +110,10 @@ _RESPONSES = (
     "use_previous_response_id",
 )
 """Fields that make langchain-openai use the Responses API, whose schema stands elsewhere in a request."""
+_CHAT = ("types.chat.ChatCompletion", "types.chat.ChatCompletionChunk")
+_PUT_OFF = {"langchain_openai": ("openai", _CHAT), "langchain_groq": ("groq", _CHAT)}
+"""Clients that build the classes of a reply when the first one comes, and where its SDK has these."""
+_RESPONSES_OWN = ("types.responses.Response", "types.responses.ResponseStreamEvent")
 _CHOICES = {"langchain_openai": True}
 """Clients that can ask for several choices (see `with_n_choices`) unless one of `_RAW` is set."""
 _RAW = (*_RESPONSES, "include_response_headers")
@@ -249,6 +256,7 @@ def meterable(
     streams, makes one choice, takes no reply from a cache and has no cap besides `cap_field`. Raises
     ValueError if that is not possible."""
     _refuse(model, bound)
+    _build_replies(model, bound)
     fields, field = type(model).model_fields, cap_field(model)
     rivals = _CAPS - {field} if field else set()
     update: dict[str, Any] = {name: None for name in rivals if name in fields}
@@ -273,6 +281,36 @@ def meterable(
         if isinstance(getattr(type(copy), name, None), functools.cached_property):
             del copy.__dict__[name]
     return copy, _uncapped(bound) | _facts(model, _QUIET)
+
+
+_built: set[Any] = set()
+_building = threading.Lock()
+
+
+def _build_replies(model: Any, bound: Mapping[str, Any]) -> None:
+    """Build the classes of a model's replies before its first call. Threads whose first replies come at
+    once would build them at once, which fails before pydantic 2.14, when the replies are paid for."""
+    if not (put_off := _facts(model, _PUT_OFF)):
+        return
+    sdk, names = put_off
+    # Another version of the SDK may have them elsewhere, and what is bound may be no option.
+    with _building, suppress(ImportError, AttributeError, TypeError):
+        if hasattr(model, "_use_responses_api") and model._use_responses_api({**bound}):
+            names = _RESPONSES_OWN
+        for name in names:
+            module, _, kind = f"{sdk}.{name}".rpartition(".")
+            _build(getattr(import_module(module), kind))
+
+
+def _build(kind: Any) -> None:
+    """Build a class, and those of its fields."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel) and kind not in _built:
+        _built.add(kind)
+        kind.model_rebuild()
+        for field in kind.model_fields.values():
+            _build(field.annotation)
+    for part in get_args(kind):
+        _build(part)
 
 
 def schema_in_body(model: BaseChatModel, bound: Mapping[str, Any]) -> dict[str, Any]:
