@@ -167,7 +167,7 @@ def test_a_report_before_the_last_words_is_not_the_cost(wire: Wire, negative: bo
         return base | {"choices": [], "usage": usage}
 
     words = [event({"content": f"{WORD} "}) for _ in range(70)]
-    early = [event({}, "stop"), report(-40, -40) if negative else report(60, 40)]
+    early = [event({}, "stop"), report(-20, -20) if negative else report(60, 40)]
     end = [event({}, "stop"), report(100, 70)] if negative else []
     out = asked(wire, lambda sent: sse([*early, *words, *end]), Sent(), strategy="single")
     assert out["spent"]["tokens"] >= 100 + 70
