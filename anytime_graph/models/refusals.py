@@ -41,7 +41,7 @@ _UNKNOWN = re.compile(
 )
 _MOST = re.compile(
     r"(?i)(?:maximum|limit|at most|up to|supports?|less than or equal to|<=|>|context (?:size|window)"
-    r"|allowed|\[\d+,|inclusive\) to|less than|cannot exceed|length of|can only afford)[^\d]{0,60}?(\d[\d,_]*+)(?!\s*\+)|(\d[\d,_]*)\W+(?:tokens? )?maximum"
+    r"|allowed|\[\d+,|inclusive\) to|less than|cannot exceed|context length of|can only afford)[^\d]{0,60}?(\d[\d,_]*+)(?!\s*\+)|(\d[\d,_]*)\W+(?:tokens? )?maximum"
 )
 _LONGEST_WAIT = 30.0
 _LEAST = 64
