@@ -115,6 +115,8 @@ def _disbelief(request: Request, streamed: StreamedReply) -> str | None:
         return "the end of the reply, with its usage report, could not be read"
     if usage is None:
         return "the provider reported no usage"
+    if not streamed.closed:
+        return "the provider reported no usage at the end"
     if max(vars(usage).values()) > _INCREDIBLE:
         return "the provider reported more tokens of usage than a call can have"
     for name, reported, least in (

@@ -477,8 +477,7 @@ class _Call:
             f"{providers.describe(error)}{refusals.to_check(status, self.meter.model)}"
         )
         refused = status is not None and not providers.transient(status)
-        arrived = self.streamed.pieces or self.streamed.unseen_chunks or self.streamed.usage
-        unserved = not self.sent or (not arrived and providers.unserved(error))
+        unserved = not self.sent or (not self.streamed.begun and providers.unserved(error))
         # A provider that does not know requests for several choices may say "no such thing" to those.
         barred = (*providers.NO_ENTRY, providers.NO_SUCH_THING)
         closed = status in (providers.NO_ENTRY if self.request.n > 1 else barred)

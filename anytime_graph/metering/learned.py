@@ -183,11 +183,11 @@ class Attempts:
     def again(self, error: Exception) -> bool:
         """Whether there is another attempt to make after this refusal; it is made ready."""
         self.request = replace(self.request, wait=0.0)
-        if refusals.overloaded(error):
-            return self._later(error)
         asked = _one(self.request) + (self.request.max_output or 0) // self.request.n
         if (large := refusals.too_large(error, asked)) is not None:
             return self._smaller(large)
+        if refusals.overloaded(error):
+            return self._later(error)
         return refusals.about_form(error) and self._otherwise(error)
 
     def _later(self, error: Exception) -> bool:
@@ -199,21 +199,26 @@ class Attempts:
 
     def _smaller(self, large: refusals.TooLarge) -> bool:
         """Half of the output; at once what the server allows, where it says so. A prompt of at most
-        2,000 tokens in a window of 8,192 leaves 6,192."""
+        2,000 tokens in a window of 8,192 leaves 6,192. What it allows is for prompt and reply together if
+        it was said of a reply that is no longer."""
         n, most, prompt = self.request.n, large.most, _one(self.request)
+        cap = None if self.request.max_output is None else self.request.max_output // n
         if most is not None:
-            self._known.narrow(**{"window" if large.window else "ceiling": most})
-        if self.request.max_output is None:
+            window = large.window or (cap is not None and cap <= most)
+            self._known.narrow(**{"window" if window else "ceiling": most})
+        if cap is None:
             return False
-        cap = self.request.max_output // n
-        room = cap // 2 if most is None else most - prompt if large.window else most
+        allowed = (
+            () if most is None else (most - prompt,) if large.window else (most, most - prompt)
+        )
+        room = next((room for room in allowed if room < cap), None)
         # A bound may be twice the prompt, so one above the window may still fit.
-        smaller = min(room, cap - 1) if room >= MIN_ROOM or most is None else cap // 4
+        smaller = cap // 2 if room is None else room if room >= MIN_ROOM else cap // 4
         if most is None and smaller < MIN_ROOM:
             self._known.narrow(window=(prompt + cap) // 2)
         if smaller < MIN_ROOM or (large.window and prompt > 2 * (most or prompt)):
             return False
-        self._narrowed = most is None
+        self._narrowed = room is None
         self.request = replace(self.request, max_output=smaller * n)
         return True
 
@@ -350,6 +355,19 @@ def _without_schema(form: Form) -> Form | None:
     return bare._replace(prompt=[*before, last.model_copy(update={"content": content})])
 
 
+def _with_older_cap(form: Form) -> Form | None:
+    """The cap by the name that it had before reasoning models."""
+    fields = type(form.model).model_fields
+    named = getattr(fields.get("max_tokens"), "alias", None) == "max_completion_tokens"
+    if not named or "extra_body" not in fields:
+        return None
+    held = getattr(form.model, "extra_body", None) or {}
+    cap = {"max_tokens": getattr(form.model, "max_tokens", None)}
+    body = {**held, **(form.bound.get("extra_body") or {}), **cap}
+    model = form.model.model_copy(update={"max_tokens": None})
+    return form._replace(model=model, bound={**form.bound, "extra_body": body})
+
+
 _CHOICES = re.compile(
     r"(?<!\w)n(?!\w)|candidate_?count|multiple (choices|completions|candidates)", re.I
 )
@@ -366,6 +384,7 @@ PARTS: dict[str, Part] = {
         re.compile(r"(?i)parallel_?\s?tool_?\s?calls?"), _without_option("parallel_tool_calls")
     ),
     "task_budget": Part(re.compile(r"(?i)task\W?_?budget"), _without_advice),
+    "max_completion_tokens": Part(re.compile(r"(?i)max_?completion_?tokens"), _with_older_cap),
     "seed": Part(re.compile(r"(?i)\bseed\b"), _without_option("seed")),
     "strict": Part(
         re.compile(r"(?i)\bstrict\b|additionalproperties|invalid schema"), _without_strict

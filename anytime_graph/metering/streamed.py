@@ -35,16 +35,16 @@ class Usage:
 
     @classmethod
     def read(cls, usage: Mapping[str, Any]) -> Usage:
-        """Raises TypeError or ValueError where a figure is no number."""
+        """Raises TypeError, ValueError or OverflowError where a figure is no number."""
         inputs = usage.get("input_token_details") or {}
         outputs = usage.get("output_token_details") or {}
         return cls(
-            input=int(usage.get("input_tokens") or 0),
-            output=int(usage.get("output_tokens") or 0),
-            total=int(usage.get("total_tokens") or 0),
-            reasoning=int(outputs.get("reasoning") or 0),
-            cached=int(inputs.get("cache_read") or 0),
-            written=sum(int(inputs.get(key) or 0) for key in _WRITTEN),
+            input=_amount(usage.get("input_tokens")),
+            output=_amount(usage.get("output_tokens")),
+            total=_amount(usage.get("total_tokens")),
+            reasoning=_amount(outputs.get("reasoning")),
+            cached=_amount(inputs.get("cache_read")),
+            written=sum(_amount(inputs.get(key)) for key in _WRITTEN),
         )
 
     def joined(self, later: Usage) -> Usage:
@@ -52,6 +52,11 @@ class Usage:
         running total in every chunk: 50 input tokens after 50 are 50, not 100."""
         add = max if 0 < self.input <= later.input else int.__add__
         return Usage(**{name: add(n, vars(later)[name]) for name, n in vars(self).items()})
+
+
+def _amount(figure: Any) -> int:
+    """Tokens; a negative figure takes nothing from what else is reported."""
+    return max(0, int(figure or 0))
 
 
 @dataclass
@@ -71,7 +76,8 @@ class StreamedReply:
     reasoning or parts of a tool call. unseen_chunks: chunks whose text the client does not show.
     usage: the provider's report so far. unreadable: the report had no numbers. reported: the report
     came after every choice had ended; an earlier one is less than the cost. called: the model called
-    tools. closed: the last thing that came was a report.
+    tools. closed: the last thing that came was a report. begun: more has come than that the Responses API
+    took the request.
     """
 
     n: int
@@ -86,6 +92,7 @@ class StreamedReply:
     called: bool = False
     finish: str | None = None
     closed: bool = False
+    begun: bool = False
     _refused: bool = False
     _id: str | None = None
     _text: list[str] = field(default_factory=list)
@@ -114,9 +121,10 @@ class StreamedReply:
             for words in filter(None, (text, thought)):
                 self._least += tokens.min_tokens(words)
                 self._typical += tokens.typical(words)
-            self.closed = False
+            self.closed = self.reported = False
         elif not usage:
             self.unseen_chunks += 1
+        self.begun = self.begun or bool(text or thought or usage) or chunk.content != []
         self._id = chunk.id or self._id
         finish = providers.finish(chunk.response_metadata)
         self._refused = self._refused or bool(refusal)
@@ -193,7 +201,7 @@ class StreamedReply:
     def _report(self, usage: Mapping[str, Any]) -> None:
         try:
             self.usage = (self.usage or Usage()).joined(Usage.read(usage))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             self.unreadable = True
 
 

@@ -7,7 +7,7 @@ model may not have meant.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, TypeGuard, cast
 
 from langchain_core.messages import (
@@ -34,17 +34,19 @@ _BLOCKS = (
 
 def with_whole_calls(message: AIMessage) -> AIMessage:
     """The message (never a chunk) with those tool calls whose arguments were sent as a JSON object,
-    however the reply ended; the others are invalid. Empty text means no arguments, but only in a
-    reply that the model ended, or whose client does not say how it ended."""
+    however the reply ended; the others are invalid. Empty text means no arguments, and free text or an
+    object that the provider made counts as whole, but only in a reply that the model ended, or whose
+    client does not say how it ended."""
     ended = providers.ended_naturally(message.response_metadata)
     valid: list[ToolCall] = []
     invalid: list[InvalidToolCall] = []
     if isinstance(message, AIMessageChunk):
         chunks = message.tool_call_chunks
         joined = all(chunk["name"] for chunk in chunks)  # one without was not joined to its start
+        free = _ids(message, ("custom_tool_call",))
         for chunk in chunks:
             args = _parsed_arguments(chunk["args"], ended and joined)
-            if args is None or not chunk["name"]:
+            if args is None or not chunk["name"] or (chunk["id"] in free and not ended):
                 invalid.append(_invalid(chunk))
             else:
                 valid.append(tool_call(name=chunk["name"], args=args, id=chunk["id"]))
@@ -55,9 +57,11 @@ def with_whole_calls(message: AIMessage) -> AIMessage:
             sent.setdefault(id, []).append(arguments)
         invalid.extend(message.invalid_tool_calls)
         ended = ended or (not sent and providers.finish(message.response_metadata) is None)
+        made = _ids(message, ("custom_tool_call", "tool_use"))
         for call in message.tool_calls:
             texts = sent.get(call["id"]) or [_argument_text(call["args"])]
-            if all(_parsed_arguments(text, ended) is not None for text in texts):
+            told = ended or call["id"] not in made
+            if told and all(_parsed_arguments(text, ended) is not None for text in texts):
                 valid.append(call)
             else:
                 invalid.append(_invalid({**call, "args": "".join(map(_argument_text, texts))}))
@@ -112,6 +116,11 @@ def _sent_arguments(message: AIMessage) -> Iterator[tuple[Any, Any]]:
 
 def _is_call(block: Any) -> TypeGuard[dict[str, Any]]:
     return isinstance(block, dict) and block.get("type") in _BLOCKS
+
+
+def _ids(message: AIMessage, kinds: Collection[str]) -> set[Any]:
+    """The ids of the calls in content blocks of these types."""
+    return {_call_id(b) for b in message.content if _is_call(b) and b["type"] in kinds}
 
 
 def _call_id(block: Any) -> Any:

@@ -9,15 +9,18 @@ from __future__ import annotations
 import functools
 import json
 import re
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any, Literal
+from importlib import import_module
+from typing import Any, Literal, get_args
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableBinding
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_function
+from pydantic import BaseModel
 
 from anytime_graph.interrupt import Exited
 
@@ -34,8 +37,13 @@ _LIST_PRICE = {
     "speed": ("standard",),
     "modalities": (["text"],),
     "response_modalities": (["TEXT"],),
+    "models": (),
+    "fallbacks": (),
 }
-"""Options that change the price, and their values at which it is the listed one or less."""
+"""Options that change the price, and their values at which it is the listed one or less. A router may take
+any of the models that it is given."""
+_SEARCHES = re.compile(r":online$|deep-research|(^|/)compound")
+"""Names of models that look things up by themselves, and pay for what they find."""
 _CLIENT_TOOLS = ("function", "custom")
 _FUNCTION_KEYS = {
     *("input_schema", "parameters", "function_declarations", "functionDeclarations"),
@@ -107,14 +115,34 @@ _RESPONSES = (
     "use_previous_response_id",
 )
 """Fields that make langchain-openai use the Responses API, whose schema stands elsewhere in a request."""
+_CHAT = ("types.chat.ChatCompletion", "types.chat.ChatCompletionChunk")
+_PUT_OFF = {"langchain_openai": ("openai", _CHAT), "langchain_groq": ("groq", _CHAT)}
+"""Clients that build the classes of a reply when the first one comes, and where its SDK has these."""
+_RESPONSES_OWN = ("types.responses.Response", "types.responses.ResponseStreamEvent")
 _CHOICES = {"langchain_openai": True}
 """Clients that can ask for several choices (see `with_n_choices`) unless one of `_RAW` is set."""
 _RAW = (*_RESPONSES, "include_response_headers")
 _MAYBE_SERVED = (408, 424, 499)
 """Statuses that blame the request but may come after the model has worked: Bedrock says 408 when its
 model took too long and 424 when it failed, and gateways say 499 when the client hung up."""
-_TURNED_AWAY = (503, 529)
-"""Statuses that blame the server and say that it did not accept the request."""
+_TURNED_AWAY = (501, 503, 505, 511, 521, 523, 525, 526, 529, 530)
+"""Statuses that blame the server and say that it did not accept the request. Those above 520, but for 529,
+are Cloudflare's for a server that it did not reach."""
+_STANDS_FOR = {
+    429: r"rate_?limit\w*|too_?many_?requests\w*|insufficient_quota|resource_?exhausted|throttling\w*",
+    503: r"overloaded\w*|\w*overloaded|\w*unavailable\w*",
+    400: r"context_length_exceeded|invalid_?(request|prompt|argument|value)\w*|bad_?request\w*",
+    401: r"authentication\w*|invalid_api_key|unauthenticated|unauthorized",
+    403: r"permission\w*|forbidden",
+    404: r"(model_)?not_?found\w*",
+    413: r"request_too_large",
+}
+"""Words for a refusal, and the status that they stand for where it came within a reply of status 200."""
+_WORD = re.compile(
+    r"(?:ResponseError\(code=')?(\w+)(?:: |')|OpenRouter API returned an error.*\(code: (\w+)\)$",
+    re.S,
+)
+"""How LangChain's errors of type ValueError tell the word."""
 NO_ENTRY = (401, 403)
 """Statuses that every other request of the same caller will get too."""
 NO_SUCH_THING = 404
@@ -196,7 +224,8 @@ def hosted(sent: Mapping[str, Any]) -> tuple[str, ...]:
     """What the provider itself adds to a prompt of a request with these options, such as what its own
     tools find."""
     kinds = [_hosted_kind(tool) for tool in sent.get("tools", ())]
-    return (*filter(None, kinds), *(name for name in _HOSTED if name in sent))
+    searches = [name] if _SEARCHES.search(name := str(sent.get("model", ""))) else []
+    return (*filter(None, kinds), *(name for name in _HOSTED if name in sent), *searches)
 
 
 def own_tools(sent: Mapping[str, Any]) -> tuple[str, ...]:
@@ -249,6 +278,7 @@ def meterable(
     streams, makes one choice, takes no reply from a cache and has no cap besides `cap_field`. Raises
     ValueError if that is not possible."""
     _refuse(model, bound)
+    _build_replies(model, bound)
     fields, field = type(model).model_fields, cap_field(model)
     rivals = _CAPS - {field} if field else set()
     update: dict[str, Any] = {name: None for name in rivals if name in fields}
@@ -273,6 +303,36 @@ def meterable(
         if isinstance(getattr(type(copy), name, None), functools.cached_property):
             del copy.__dict__[name]
     return copy, _uncapped(bound) | _facts(model, _QUIET)
+
+
+_built: set[Any] = set()
+_building = threading.Lock()
+
+
+def _build_replies(model: Any, bound: Mapping[str, Any]) -> None:
+    """Build the classes of a model's replies before its first call. Threads whose first replies come at
+    once would build them at once, which fails before pydantic 2.14, when the replies are paid for."""
+    if not (put_off := _facts(model, _PUT_OFF)):
+        return
+    sdk, names = put_off
+    # Another version of the SDK may have them elsewhere, and what is bound may be no option.
+    with _building, suppress(ImportError, AttributeError, TypeError):
+        if hasattr(model, "_use_responses_api") and model._use_responses_api({**bound}):
+            names = _RESPONSES_OWN
+        for name in names:
+            module, _, kind = f"{sdk}.{name}".rpartition(".")
+            _build(getattr(import_module(module), kind))
+
+
+def _build(kind: Any) -> None:
+    """Build a class, and those of its fields."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel) and kind not in _built:
+        _built.add(kind)
+        kind.model_rebuild()
+        for field in kind.model_fields.values():
+            _build(field.annotation)
+    for part in get_args(kind):
+        _build(part)
 
 
 def schema_in_body(model: BaseChatModel, bound: Mapping[str, Any]) -> dict[str, Any]:
@@ -585,9 +645,30 @@ def status(error: BaseException | None) -> int | None:
             metadata.get("HTTPStatusCode"),
             getattr(error, "code", None),
         ):
-            if isinstance(value, int) and 400 <= value < 600:
+            if isinstance(value, int) and 300 <= value < 600:
                 return value
+        if (stood_for := _stands_for(error)) is not None:
+            return stood_for
         error = error.__cause__
+    return None
+
+
+def _stands_for(error: BaseException) -> int | None:
+    """The status that an error stands for by its words: one that came in place of a reply."""
+    body: Any = getattr(error, "body", None)
+    words: list[Any] = []
+    if isinstance(error, ValueError):
+        body = error.args[0] if error.args else None
+        words += match.groups() if (match := _WORD.match(str(error))) else ()
+    if isinstance(body, dict):
+        body = body["error"] if isinstance(body.get("error"), dict) else body
+        words += (body.get(key) for key in ("code", "status", "type"))
+    for word in map(str, filter(None, words)):
+        if re.fullmatch(r"[345]\d\d", word):
+            return int(word)
+        for status, known in _STANDS_FOR.items():
+            if re.fullmatch(known, word, re.I):
+                return status
     return None
 
 

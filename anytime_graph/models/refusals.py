@@ -18,7 +18,7 @@ from anytime_graph.models import providers
 from anytime_graph.text import clip
 
 _OVERLOADED = (429, 503, 529)
-_SHAPELESS = (400, 404, 413, 422)
+_SHAPELESS = (400, 402, 404, 413, 422)
 """Statuses that may blame the form or the size of a request."""
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _DURATION = re.compile(r"([\d.]+)\s*(h|ms|us|µs|ns|m|s)(?![a-z])")
@@ -28,16 +28,21 @@ _IN_TEXT = re.compile(
 _SIZE = re.compile(
     r"(?i)context.{0,12}(length|window|size|limit)|prompt (is )?too (long|large)|reduce the length"
     r"|max\w*_?tokens|maxoutputtokens|maximum.{0,20}tokens|too many (input )?tokens|tokens?.{0,20}exceed"
-    r"|exceed.{0,60}tokens?|input (is )?too long|token limit|tokens you requested"
+    r"|exceed.{0,60}tokens?|input (is )?too long|token limit|tokens you requested|(input|prompt|sequence) length"
+    r"|(less|fewer) than \d+ tokens"
 )
+_NEVER = re.compile(r"(?i)request (is )?too large|must be reduced")
+"""What a rate limit says to one request that is larger than all that it allows in a minute."""
 _WINDOW = re.compile(r"(?i)context|prompt|input")
 _UNKNOWN = re.compile(
     r"(?i)(un(known|recognized|supported|expected)|not (supported|permitted|allowed)|extra (input|field)s?)"
     r"\W.{0,60}max_\w*tokens"
+    r"|max_\w*tokens\W[^\d]{0,40}(un(known|recognized|supported|expected)"
+    r"|not (supported|permitted|allowed)|extra (input|field)s?)"
 )
 _MOST = re.compile(
     r"(?i)(?:maximum|limit|at most|up to|supports?|less than or equal to|<=|>|context (?:size|window)"
-    r"|allowed|\[\d+,|inclusive\) to)[^\d]{0,60}?(\d[\d,_]*+)(?!\s*\+)|(\d[\d,_]*)\W+(?:tokens? )?maximum"
+    r"|allowed|\[\d+,|inclusive\) to|less than|cannot exceed|context length of|can only afford)[^\d]{0,60}?(\d[\d,_]*+)(?!\s*\+)|(\d[\d,_]*)\W+(?:tokens? )?maximum"
 )
 _READ = 4_000
 """Characters of a message that are read, at its head and at its end."""
@@ -78,7 +83,8 @@ def too_large(error: BaseException, asked: int) -> TooLarge | None:
     "maximum context length is 8192 tokens. However, you requested 24808" is TooLarge(8192, True).
     """
     said = words(error)
-    if not about_form(error) or not _SIZE.search(said) or _UNKNOWN.search(said):
+    sized = about_form(error) and _SIZE.search(said) and not _UNKNOWN.search(said)
+    if not sized and not (providers.status(error) in (413, 429) and _NEVER.search(said)):
         return None
     found = (a or b for a, b in _MOST.findall(said))
     numbers = [int(re.sub(r"\D", "", number)[:12]) for number in found]

@@ -142,6 +142,46 @@ def responses_whole(sent: Sent) -> tuple[str, bytes]:
     return whole(response(sent, output))
 
 
+def freeform_call(sent: Sent) -> Json:
+    call = {"type": "custom_tool_call", "id": "ctc_1", "call_id": "call_0", "name": "remove"}
+    return call | {"input": sent.arguments}
+
+
+def freeform(sent: Sent) -> tuple[str, bytes]:
+    """A call whose argument is any text, of the Responses API."""
+    begun = {"status": "in_progress", "usage": None}
+    events: list[Json] = [{"type": "response.created", "response": response(sent, []) | begun}]
+    done = {"type": "response.output_item.done", "output_index": 0}
+    events += [done | {"item": freeform_call(sent)}] if sent.pieces is not None else []
+    if sent.pieces is None:
+        says: Json = {"output_index": 0, "content_index": 0, "item_id": "m", "logprobs": []}
+        events.append({"type": "response.output_text.delta", "delta": sent.text} | says)
+    if sent.finish is not None:
+        last = response(sent, [])
+        events.append({"type": f"response.{last['status']}", "response": last})
+    return sse([event | {"sequence_number": i} for i, event in enumerate(events)])
+
+
+def freeform_whole(sent: Sent) -> tuple[str, bytes]:
+    if sent.pieces is None:
+        return responses_whole(sent)
+    return whole(response(sent, [freeform_call(sent)]))
+
+
+def anthropic_whole(sent: Sent) -> tuple[str, bytes]:
+    """The arguments of its call are an object, whatever the model wrote of them."""
+    call = {
+        "type": "tool_use",
+        "id": "toolu_0",
+        "name": "remove",
+        "input": {"path": sent.arguments},
+    }
+    content = [{"type": "text", "text": sent.text}] if sent.pieces is None else [call]
+    message = {"id": "m", "type": "message", "role": "assistant", "model": "m", "content": content}
+    usage = {"input_tokens": 30, "output_tokens": 60}
+    return whole(message | {"stop_reason": sent.finish, "stop_sequence": None, "usage": usage})
+
+
 def anthropic(sent: Sent) -> tuple[str, bytes]:
     usage = {"input_tokens": 30, "output_tokens": 1}
     message: Json = {"id": "m", "type": "message", "role": "assistant", "model": "m", "content": []}
@@ -189,17 +229,19 @@ class Wire:
     requests: list[Json] = field(default_factory=list)
 
     def model(self, **options: Any) -> Any:
-        if self.send is anthropic:
+        streams = self.send not in (chat_whole, responses_whole, freeform_whole, anthropic_whole)
+        if self.send in (anthropic, anthropic_whole):
             from langchain_anthropic import ChatAnthropic
 
-            return ChatAnthropic(model="claude-m", base_url=self.url, api_key="none", max_retries=0)  # type: ignore[call-arg,arg-type]
+            of: Json = {"model": "claude-m", "base_url": self.url, "api_key": "none"}
+            return ChatAnthropic(**of, max_retries=0, disable_streaming=not streams)
         return ChatOpenAI(
             model="m",
             base_url=self.url,
             api_key="none",  # type: ignore[arg-type]
             **options,
-            disable_streaming=self.send in (chat_whole, responses_whole),
-            use_responses_api=self.send in (responses, responses_whole),
+            disable_streaming=not streams,
+            use_responses_api=self.send in (responses, responses_whole, freeform, freeform_whole),
         )
 
 

@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.tools import tool
+from langchain_openai import custom_tool
 
 from anytime_graph import Budget, NoAnswer, create_anytime_graph
 from anytime_graph.chat import ChatAnytime
@@ -27,8 +29,11 @@ from tests.kit.wires import (
     Sent,
     Wire,
     anthropic,
+    anthropic_whole,
     chat,
     chat_whole,
+    freeform,
+    freeform_whole,
     responses,
     responses_whole,
     speaking,
@@ -186,6 +191,33 @@ def test_what_is_no_object_of_arguments_reaches_no_tool(wire: Wire, send: Any, t
             out = {}
         assert not shed.ran
         assert not out or isinstance(out, dict)
+
+
+@pytest.mark.parametrize("send", [freeform, freeform_whole, anthropic_whole])
+@pytest.mark.parametrize("finish", ["tool_use", "max_tokens", "content_filter", "refusal"])
+def test_what_no_text_shows_to_be_whole_counts_only_in_a_reply_that_its_model_ended(
+    wire: Wire, send: Any, finish: str
+) -> None:
+    """Free text, and objects that a provider made of what there was."""
+    wire.send, wire.reply = send, Sent(("/data",), finish)
+    ran: list[str] = []
+
+    def remove(path: str) -> str:
+        """Remove what is at a path."""
+        ran.append(path)
+        return "removed"
+
+    middleware = [TokenBudgetMiddleware(Budget(tokens=20_000, calls=8))]
+    tools = [tool(remove) if send is anthropic_whole else custom_tool(remove)]
+    create_agent(wire.model(), tools, middleware=middleware).invoke(QUESTION)
+    assert ran == (["/data"] if finish == "tool_use" else [])
+
+
+def test_free_text_of_a_stream_that_broke_off_is_not_run() -> None:
+    at = {"index": 0, "id": "a", "name": "remove", "args": '{"__arg1": "/data"}'}
+    block = {"type": "custom_tool_call", "call_id": "a", "input": "/data", "index": 0}
+    cut: Any = AIMessageChunk([block], tool_call_chunks=[at | {"type": "tool_call_chunk"}])  # type: ignore[arg-type]
+    assert calls.broken(calls.with_whole_calls(cut))
 
 
 def test_a_call_that_came_whole_is_made_and_its_broken_neighbour_is_told_of() -> None:

@@ -16,11 +16,12 @@ from anytime_graph.chat import ChatAnytime
 from anytime_graph.middleware import TokenBudgetMiddleware
 from anytime_graph.models import providers
 from tests.kit.marks import torture
-from tests.kit.wires import FORMATS, NATURAL, Sent, Wire, anthropic, chat, speaking
+from tests.kit.wires import FORMATS, NATURAL, Json, Sent, Wire, anthropic, chat, speaking, sse
 
 QUESTION: Any = {"messages": [("user", "Why do rivers bend?")]}
 HALF = "To do that you first need to"
 NO = "I cannot help with that."
+WORD = "rivers"
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +152,25 @@ def test_a_stream_that_gives_neither_a_reason_nor_a_report_broke_off(wire: Wire,
     out = asked(wire, send, Sent(finish=None, said=HALF, reports=False))
     assert not out["best"]["complete"]
     assert any("ended before the reply did" in error for error in out["errors"])
+
+
+@pytest.mark.parametrize("negative", [False, True])
+def test_a_report_before_the_last_words_is_not_the_cost(wire: Wire, negative: bool) -> None:
+    """Not even where the reason for the end has come with it."""
+    base = {"id": "c", "object": "chat.completion.chunk", "created": 0}
+
+    def event(delta: Json, finish: str | None = None) -> Json:
+        return base | {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+
+    def report(paid: int, output: int) -> Json:
+        usage = {"prompt_tokens": paid, "completion_tokens": output, "total_tokens": paid + output}
+        return base | {"choices": [], "usage": usage}
+
+    words = [event({"content": f"{WORD} "}) for _ in range(70)]
+    early = [event({}, "stop"), report(-20, -20) if negative else report(60, 40)]
+    end = [event({}, "stop"), report(100, 70)] if negative else []
+    out = asked(wire, lambda sent: sse([*early, *words, *end]), Sent(), strategy="single")
+    assert out["spent"]["tokens"] >= 100 + 70
 
 
 def test_a_reason_that_is_no_word_is_not_repeated(wire: Wire) -> None:

@@ -20,6 +20,7 @@ from anytime_graph.metering import learned
 from anytime_graph.middleware import TokenBudgetMiddleware
 from tests.kit.marks import torture
 from tests.kit.server import Reply, Server, serving
+from tests.kit.wires import Json, Sent, anthropic, chat, response, responses, speaking, sse
 
 Q: Any = {"messages": [("user", "Why do rivers bend?")]}
 ANSWER = Reply("so <answer>erosion</answer> it is")
@@ -69,6 +70,10 @@ PARTS: dict[str, tuple[Callable[[dict[str, Any]], bool], str]] = {
     "reports": (lambda r: "stream_options" in r, "Unrecognized request argument: stream_options"),
     "seed": (lambda r: "seed" in r, "[{'loc': ('body', 'seed'), 'msg': 'Extra inputs'}]"),
     "n": (choosing, "Unrecognized request argument supplied: n"),
+    "cap": (
+        lambda r: "max_completion_tokens" in r,
+        "max_completion_tokens: Extra inputs are not permitted",
+    ),
 }
 
 
@@ -176,16 +181,19 @@ SAYS = {
     "anthropic": "input length and `max_tokens` exceed context limit: {prompt} + {cap} > 8192, decrease "
     "input length or `max_tokens` and try again",
     "untold": "The requested context length is too long.",
+    "together": "The total number of tokens ({all}) exceeds the model's limit of 8192.",
 }
 
 
-def windowed(says: str, reply: Reply = ANSWER) -> Callable[[dict[str, Any], int], Reply]:
+def windowed(
+    says: str, reply: Reply = ANSWER, status: int = 400
+) -> Callable[[dict[str, Any], int], Reply]:
     def script(request: dict[str, Any], i: int) -> Reply:
         prompt = sum(len(str(m["content"]).split()) for m in request["messages"]) + 10
         cap = request["max_completion_tokens"]
         if prompt + cap <= WINDOW:
             return reply
-        return Reply(error=400, says=says.format(prompt=prompt, cap=cap, all=prompt + cap))
+        return Reply(error=status, says=says.format(prompt=prompt, cap=cap, all=prompt + cap))
 
     return script
 
@@ -213,6 +221,8 @@ CEILINGS = {
     "whereas you provided {cap}.",
     "anthropic": "max_tokens: {cap} > 4096, which is the maximum allowed number of output tokens",
     "deepseek": "Invalid max_tokens value, the valid range of max_tokens is [1, 4096]",
+    "openrouter": "This request requires more credits, or fewer max_tokens. You requested up to {cap} "
+    "tokens, but can only afford 4096.",
 }
 
 
@@ -220,11 +230,98 @@ CEILINGS = {
 def test_a_cap_above_the_models_own_is_lowered_to_it(server: Server, says: str) -> None:
     def script(request: dict[str, Any], i: int) -> Reply:
         cap = request["max_completion_tokens"]
-        return ANSWER if cap <= 4096 else Reply(error=400, says=CEILINGS[says].format(cap=cap))
+        status = 402 if says == "openrouter" else 400
+        return ANSWER if cap <= 4096 else Reply(error=status, says=CEILINGS[says].format(cap=cap))
 
     server.script = script
     by_graph(server.model(), Budget(tokens=50_000), strategy="single")
     assert [call.limit for call in server.calls[1:2]] == [4096]
+
+
+LARGER = "Request too large for m on tokens per min (TPM): Limit 8192, Requested {all}."
+
+
+@DOORS
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [(429, f"{LARGER} The input or output tokens must be reduced."), (413, LARGER)],
+)
+def test_what_is_larger_than_a_minute_allows_is_made_smaller_and_not_waited_for(
+    server: Server, status: int, says: str, door: Door
+) -> None:
+    server.script = windowed(says, status=status)
+    text, spent = door(server.model(), Budget(tokens=100_000, seconds=60))
+    assert "erosion" in text
+    assert spent == server.settled().served
+    assert sum(call.refused for call in server.calls) <= 2 * 4  # in two steps, side by side
+
+
+# --- what is refused without a status of its own
+
+REDIRECTED = (302, 402, 409, 418, 425, 451, 501, 521)
+
+
+@pytest.mark.parametrize("status", REDIRECTED)
+def test_what_nobody_can_have_served_costs_nothing(server: Server, status: int) -> None:
+    server.script = lambda r, i: ANSWER if i else Reply(error=status, says="no")
+    _, spent = by_graph(server.model(), Budget(tokens=2_000), strategy="best_of_n")
+    assert len(server.calls) > 1
+    assert spent == server.settled().served
+
+
+def failed(code: str) -> list[Json]:
+    begun = {"status": "in_progress", "usage": None}
+    error = {"code": code, "message": "no"}
+    return [
+        {"type": "response.created", "response": response(Sent(), []) | begun},
+        {
+            "type": "response.failed",
+            "response": response(Sent(), []) | {"status": "failed", "error": error, "usage": None},
+        },
+    ]
+
+
+INSTEAD: dict[str, tuple[Any, Any]] = {
+    "a status": (chat, [{"error": {"message": "no", "code": 429}}]),
+    "a status as text": (chat, [{"error": {"message": "no", "code": "503"}}]),
+    "a word": (
+        chat,
+        [{"error": {"message": "no", "type": "tokens", "code": "rate_limit_exceeded"}}],
+    ),
+    "anthropic": (
+        anthropic,
+        [{"type": "error", "error": {"type": "overloaded_error", "message": "no"}}],
+    ),
+    "a failed response": (responses, failed("rate_limit_exceeded")),
+    "an event": (responses, [{"type": "error", "code": "rate_limit_exceeded", "message": "no"}]),
+}
+
+
+@pytest.mark.parametrize("instead", INSTEAD)
+def test_a_refusal_in_place_of_a_reply_costs_nothing_and_is_waited_for(
+    instead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learned, "_PATIENCE", 90.0)
+    send, events = INSTEAD[instead]
+    with speaking() as wire:
+        wire.send, first = send, [sse(events)]
+        model = wire.model()
+        wire.send = lambda sent: first.pop() if first else send(sent)
+        app = create_anytime_graph(model, budget=Budget(calls=1), strategy="single").compile()
+        out = app.invoke(Q)
+    assert len(wire.requests) == 2
+    assert (out["spent"]["tokens"], out["spent"]["calls"]) == (90, 1)
+
+
+def test_an_error_within_a_reply_is_paid_for_whatever_it_is_called() -> None:
+    said = {"index": 0, "delta": {"role": "assistant", "content": "so "}, "finish_reason": None}
+    begun = {"id": "c", "object": "chat.completion.chunk", "created": 0, "choices": [said]}
+    with speaking() as wire:
+        model = wire.model()
+        wire.send = lambda sent: sse([begun, {"error": {"message": "no", "code": 429}}])
+        app = create_anytime_graph(model, budget=Budget(tokens=500), strategy="single").compile()
+        out = app.invoke(Q)
+    assert out["spent"]["tokens"] > 400
 
 
 @settings(max_examples=torture or 25)

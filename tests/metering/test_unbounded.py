@@ -45,6 +45,7 @@ HOSTED: list[dict[str, Any]] = [
     {"previous_response_id": "resp_1"},
     {"extra_body": {"cached_content": "c"}},
     {"web_search_options": {"search_context_size": "low"}},
+    {"model": "openai/gpt-4.1:online"},
 ]
 PRICES = Prices(input=1, output=1)
 
@@ -204,6 +205,7 @@ def test_a_middleware_that_asks_for_another_model_pays_its_price(server: Server)
         {"extra_body": {"service_tier": "priority"}},
         {"extra_body": {"modalities": ["text", "audio"], "audio": {"voice": "alloy"}}},
         {"extra_body": {"speed": "fast"}},
+        {"extra_body": {"models": ["gpt-4.1-nano", "gpt-4.1"]}},
     ],
     ids=str,
 )

@@ -9,19 +9,35 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic._internal import _model_construction as building
 
 from anytime_graph import Budget, NoAnswer, Prices, create_anytime_graph
 from anytime_graph.metering import learned
 from anytime_graph.models import resolve_model
 from tests.kit.places import ROOT
-from tests.kit.providers import CAP, NAMED, PROVIDERS, TEXT, Json, Provider, Usage, Wire, speaking
+from tests.kit.providers import (
+    CAP,
+    NAMED,
+    PROVIDERS,
+    QUESTION,
+    TEXT,
+    Json,
+    Provider,
+    Usage,
+    Wire,
+    speaking,
+)
 
 pytestmark = [  # of google-genai with aiohttp, in its own code
     pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession:DeprecationWarning"),
@@ -326,6 +342,37 @@ def test_no_client_is_imported_before_it_is_wanted() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert not packages & set(done.stdout.split())
+
+
+def first_calls() -> None:
+    """The first calls of a process, eight at once by each client. Classes of replies that are built only
+    now take long. Prints what fails."""
+    together, complete = threading.Barrier(8), building.complete_model_class
+
+    def slowly(*args: Any, **options: Any) -> bool:
+        time.sleep(0.02)
+        return complete(*args, **options)
+
+    def asked(app: Any) -> list[str]:
+        together.wait()
+        return app.invoke(QUESTION)["errors"]  # type: ignore[no-any-return]
+
+    with speaking() as wire, ThreadPoolExecutor(8) as threads:
+        for name in ("OpenAI", "OpenAI, responses API", "Groq"):
+            wire.provider = NAMED[name]
+            model = wire.provider.model(wire.url)
+            budget = Budget(output_tokens=CAP, calls=1)
+            app = create_anytime_graph(model, budget=budget, strategy="single").compile()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(building, "complete_model_class", slowly)
+                print(*chain(*threads.map(asked, [app] * 8)), sep="\n", end="")
+
+
+def test_many_threads_make_the_first_call_of_a_process_at_once() -> None:
+    """Some clients build the classes of their replies at the first reply, and not safely."""
+    script = "from tests.models import test_providers; test_providers.first_calls()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
 if __name__ == "__main__":
