@@ -146,7 +146,7 @@ def _begun(work: Callable[[], T]) -> Iterator[Future[T]]:
     """The work, begun in a thread of its own. If it is not done at the end, it is abandoned."""
     future: Future[T] = Future()
     abandoned: Future[None] = Future()
-    when_abandoned(lambda: _done(abandoned))
+    when_abandoned(lambda: _abandoned(abandoned))
     context = contextvars.copy_context()
     context.run(_ABANDONED.set, abandoned)
 
@@ -163,10 +163,10 @@ def _begun(work: Callable[[], T]) -> Iterator[Future[T]]:
         yield future
     finally:
         if not future.done():
-            _done(abandoned)
+            _abandoned(abandoned)
 
 
-def _done(abandoned: Future[None]) -> None:
+def _abandoned(abandoned: Future[None]) -> None:
     with suppress(InvalidStateError):
         abandoned.set_result(None)
 

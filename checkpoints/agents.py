@@ -41,7 +41,7 @@ from anytime_graph.run.calls import AgentMove, Caller, Receipt, RunCall, receipt
 from anytime_graph.run.context import invocation, resumable, root, thread_of, told
 from anytime_graph.run.upgrade import planned_call
 
-_POLL = 0.05
+_PAUSE = 0.05
 
 
 def asked_on(ledger: Ledger, messages: Sequence[BaseMessage], before: str | None) -> str:
@@ -244,7 +244,7 @@ class AgentRun:
                 standings = withheld.standings
             if not standings.may_pay(cost) or time.monotonic() > until:
                 raise standings.exceeded(cost)
-            time.sleep(_POLL)
+            time.sleep(_PAUSE)
 
     def tool_ended(self, place: Place, usd: float) -> None:
         ended = clock.now()

@@ -174,9 +174,7 @@ class Payers:
                 place | {"call": call, "holder": holder},
             )
 
-    def book(
-        self, execute: Execute, amounts: Spend, limited: bool = True
-    ) -> Sequence[Mapping[str, Any]]:
+    def book(self, execute: Execute, amounts: Spend, limited: bool = True) -> list[dict[str, Any]]:
         """Within a transaction: book these amounts for good, such as a tool call with its price. Returns
         where, with the amounts. limited: there is a limit to what they are. Raises Withheld."""
         wanted, places, short = booked(amounts), [], False

@@ -18,15 +18,15 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar, cast
 
-F = TypeVar("F")
+Sync = TypeVar("Sync")
 
-_MARK = "anytime_in_process"
+_APART = "anytime_in_process"
 """The attribute that holds the function which is to run in a process, and the variable of the environment
 that is set while the program of the caller is imported there."""
-_PR_SET_PDEATHSIG = 1
+_DEATH_SIGNAL = 1
 
 
-def in_process(function: F) -> F:
+def in_process(function: Sync) -> Sync:
     """The sync function, or the tool made from one, so that each call of it runs in a process of its own.
     The process is ended when the seconds of the run or of the agent are used up, even if it hangs in
     C code; nothing that it began is left running. For `scorer=` and for tools:
@@ -46,18 +46,18 @@ def in_process(function: F) -> F:
             raise ValueError(
                 f"in_process: tool {given.name}: one made from a sync function is needed"
             )
-        return cast(F, given.model_copy(update={"func": in_process(inner)}))
-    reference, name = _reference(given)
+        return cast(Sync, given.model_copy(update={"func": in_process(inner)}))
+    reference, name = _found_by(given)
 
     @functools.wraps(given, updated=())
     def apart(*args: Any, **kwargs: Any) -> Any:
-        return _called(name, pickle.dumps((reference, args, kwargs)))
+        return _call_apart(name, pickle.dumps((reference, args, kwargs)))
 
-    setattr(apart, _MARK, given)
-    return cast(F, apart)
+    setattr(apart, _APART, given)
+    return cast(Sync, apart)
 
 
-def _reference(function: Any) -> tuple[Any, str]:
+def _found_by(function: Any) -> tuple[Any, str]:
     """What another process finds a function by, and its name."""
     name = getattr(function, "__qualname__", type(function).__qualname__)
     runs = (function, getattr(type(function), "__call__", None))  # noqa: B004 - an object whose __call__ is async
@@ -76,11 +76,11 @@ def _reference(function: Any) -> tuple[Any, str]:
     return function, name
 
 
-def _called(name: str, call: bytes) -> Any:
+def _call_apart(name: str, call: bytes) -> Any:
     """What the call returns or raises in a process of its own."""
     from anytime_graph.interrupt import when_abandoned
 
-    if _MARK in os.environ:
+    if _APART in os.environ:
         raise RuntimeError(
             "in_process: the program is being imported in another process; what begins runs must stand under "
             "`if __name__ == '__main__':`"
@@ -95,14 +95,14 @@ def _called(name: str, call: bytes) -> Any:
     with subprocess.Popen(  # noqa: S603 - our own interpreter and this file
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
     ) as process:
-        when_abandoned(lambda: _end(process) if process.poll() is None else None)
+        when_abandoned(lambda: _end_process(process) if process.poll() is None else None)
         try:
             out, _ = process.communicate(pickle.dumps(setting))
         except BaseException:  # Ctrl-C ends it too
-            _end(process)
+            _end_process(process)
             raise
     if not out:
-        _end(process)
+        _end_process(process)
         raise RuntimeError(f"{name}: its process ended with exit code {process.returncode}")
     value, error = pickle.loads(out)  # noqa: S301 - of our own process
     if error is not None:
@@ -110,7 +110,7 @@ def _called(name: str, call: bytes) -> Any:
     return value
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end_process(process: subprocess.Popen[bytes]) -> None:
     """End the process, and all that it began."""
     with suppress(ProcessLookupError, PermissionError):
         if hasattr(os, "killpg"):
@@ -122,16 +122,16 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 # --- the other process --------------------------------------------------------------------------
 
 
-def _work() -> None:
+def _answer_call() -> None:
     """Make the call that stands in the input, and write what came of it. What it prints goes to stderr."""
     _end_with(int(sys.argv[1]))
     setting = pickle.load(sys.stdin.buffer)  # noqa: S301 - of the process that began this one
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     try:
-        outcome = _outcome(setting)
+        outcome = _result_of(setting)
     except BaseException as error:  # such as SystemExit
-        outcome = _told(error)
+        outcome = _error_told(error)
     sys.stdout.flush()
     results.write(outcome)
     results.flush()
@@ -140,15 +140,15 @@ def _work() -> None:
     os._exit(0)
 
 
-def _outcome(setting: Mapping[str, Any]) -> bytes:
+def _result_of(setting: Mapping[str, Any]) -> bytes:
     sys.path[:] = setting["path"]
     _import_program(setting["module"], setting["file"])
     reference, args, kwargs = pickle.loads(setting["call"])  # noqa: S301
-    function = _found(*reference) if isinstance(reference, tuple) else reference
+    function = _function_named(*reference) if isinstance(reference, tuple) else reference
     return pickle.dumps((function(*args, **kwargs), None))
 
 
-def _told(error: BaseException) -> bytes:
+def _error_told(error: BaseException) -> bytes:
     """The error, as another process can raise it."""
     with suppress(Exception):
         text = pickle.dumps((None, error))
@@ -161,20 +161,20 @@ def _import_program(module: str | None, file: str | None) -> None:
     """Import the caller's program, as a process of `multiprocessing` does."""
     from multiprocessing import spawn
 
-    os.environ[_MARK] = "1"
+    os.environ[_APART] = "1"
     if module is not None:
         spawn.prepare({"init_main_from_name": module})
     elif file is not None:
         spawn.prepare({"init_main_from_path": file})
-    del os.environ[_MARK]
+    del os.environ[_APART]
 
 
-def _found(module: str, name: str) -> Callable[..., Any]:
+def _function_named(module: str, name: str) -> Callable[..., Any]:
     """The function of this name, or the one that was given to `in_process` in a decorator there."""
     found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
     each: Any = found
     while each is not None:
-        if (inner := getattr(each, _MARK, None)) is not None:
+        if (inner := getattr(each, _APART, None)) is not None:
             return cast(Callable[..., Any], inner)
         each = getattr(each, "__wrapped__", None) or getattr(each, "func", None)
     return cast(Callable[..., Any], getattr(found, "func", found))  # func: of a tool
@@ -185,10 +185,10 @@ def _end_with(parent: int) -> None:
     if sys.platform == "linux":
         import ctypes
 
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
 
 
 if __name__ == "__main__":
-    _work()
+    _answer_call()
