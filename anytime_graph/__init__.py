@@ -12,6 +12,7 @@ from anytime_graph.constraints import Constraints
 from anytime_graph.graph import Context, afork, create_anytime_graph, fork
 from anytime_graph.interrupt import interruptible
 from anytime_graph.metering.near_end import NearEnd
+from anytime_graph.metering.own_process import in_process
 from anytime_graph.metering.quota import Quota, QuotaExceeded
 from anytime_graph.planning.moves import (
     Choose,
@@ -70,6 +71,7 @@ __all__ = [
     "afork",
     "create_anytime_graph",
     "fork",
+    "in_process",
     "interruptible",
     "load_profile",
     "open_checkpoints",

@@ -8,7 +8,7 @@ import contextvars
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
@@ -72,12 +72,16 @@ class TimeIsUp(Exception):
 def within(seconds: float | None, work: Callable[[], T]) -> T:
     """What the work returns or raises. With a number of seconds it runs in a thread of its own, in the
     same context. Raises TimeIsUp after them: the thread is abandoned, and no process waits for it."""
-    return work() if seconds is None else _result_in_time(begun(work), seconds)
+    return work() if seconds is None else in_thread(seconds, work)
 
 
 def in_thread(seconds: float | None, work: Callable[[], T]) -> T:
-    """The same, always in a thread of its own."""
-    return _result_in_time(begun(work), seconds)
+    """The same, always in a thread of its own. An error of the work's own may be a TimeoutError too."""
+    with _begun(work) as future:
+        wait([future], None if seconds is None else max(0.0, seconds))
+        if not future.done():
+            raise TimeIsUp
+        return future.result()
 
 
 async def awithin(seconds: float | None, work: Callable[[], Awaitable[T]]) -> T:
@@ -119,16 +123,32 @@ async def athread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(done.set)
 
-    future = begun(lambda: work(*args, **kwargs))
-    future.add_done_callback(wake)
-    await done.wait()
-    return future.result()
+    with _begun(lambda: work(*args, **kwargs)) as future:
+        future.add_done_callback(wake)
+        await done.wait()
+        return future.result()
 
 
-def begun(work: Callable[[], T]) -> Future[T]:
-    """The work, begun in a thread of its own."""
+_ABANDONED: contextvars.ContextVar[Future[None] | None] = contextvars.ContextVar(
+    "anytime_abandoned", default=None
+)
+"""Done once nobody waits for the work any more that runs in this context."""
+
+
+def when_abandoned(end: Callable[[], object]) -> None:
+    """Have this called once nobody waits any more for the work that calls this: at once if that is so."""
+    if (abandoned := _ABANDONED.get()) is not None:
+        abandoned.add_done_callback(lambda _: end())
+
+
+@contextmanager
+def _begun(work: Callable[[], T]) -> Iterator[Future[T]]:
+    """The work, begun in a thread of its own. If it is not done at the end, it is abandoned."""
     future: Future[T] = Future()
+    abandoned: Future[None] = Future()
+    when_abandoned(lambda: _abandoned(abandoned))
     context = contextvars.copy_context()
+    context.run(_ABANDONED.set, abandoned)
 
     def run() -> None:
         try:
@@ -139,15 +159,16 @@ def begun(work: Callable[[], T]) -> Future[T]:
             future.set_result(result)
 
     threading.Thread(target=run, daemon=True, name="timed").start()
-    return future
+    try:
+        yield future
+    finally:
+        if not future.done():
+            _abandoned(abandoned)
 
 
-def _result_in_time(future: Future[T], seconds: float | None) -> T:
-    """The result, if it comes in time. An error of the work's own may be a TimeoutError too."""
-    wait([future], None if seconds is None else max(0.0, seconds))
-    if not future.done():
-        raise TimeIsUp
-    return future.result()
+def _abandoned(abandoned: Future[None]) -> None:
+    with suppress(InvalidStateError):
+        abandoned.set_result(None)
 
 
 class _Raised(NamedTuple):

@@ -670,7 +670,7 @@ class _ToolCall(NamedTuple):
 
 def _opened(account: Account, request: ToolCallRequest, price: float) -> _ToolCall:
     """A tool call, with a part of what is left for itself, and its price booked. Raises Short if that does
-    not fit, and JournalError."""
+    not fit, here or in a quota, and JournalError."""
     calling = next((m for m in reversed(_messages(request.state)) if m.type == "ai"), None)
     parts = len(getattr(calling, "tool_calls", ())) or 1
     cost, slice_ = Spend(**{**nothing(), "usd": price}), Limits()
@@ -687,9 +687,12 @@ def _opened(account: Account, request: ToolCallRequest, price: float) -> _ToolCa
         own.hold(cost)
     place = None
     try:
-        if own.record is not None:
-            place = own.record.tool_begins(request.tool_call["name"], price)
-    except JournalError:
+        if own.record is not None and own.shared is not None:
+            kept = _own_run(account)
+            with own.working(), kept.working() if kept else nullcontext():
+                left = own.left().get("seconds", math.inf)
+                place = own.record.tool_begins(request.tool_call["name"], price, own.shared, left)
+    except BaseException:
         own.settle(cost, nothing())
         raise
     own.settle(cost, cost)

@@ -134,7 +134,7 @@ def failure(scorer: Scorer, error: BaseException) -> str:
     named = error.__cause__ if isinstance(error, Exited) and error.__cause__ else error
     said = head_of(" ".join(str(named).split()), _SAID)
     kind = "" if isinstance(error, BadScore | TimeIsUp) else type(named).__name__
-    made: Any = scorer
+    made: Any = inspect.unwrap(scorer)
     code = getattr(made, "__code__", None) or getattr(made.__call__, "__code__", None)
     place = (code.co_filename, code.co_firstlineno) if code else None
     for frame, line in traceback.walk_tb(named.__traceback__):

@@ -27,6 +27,7 @@ from anytime_graph.checkpoints.ledger import Ledger, Row, row_of
 from anytime_graph.checkpoints.quotas import Payers, SharedQuotas
 from anytime_graph.checkpoints.store import plain
 from anytime_graph.metering import clock
+from anytime_graph.metering.quota import PATIENCE, Withheld
 from anytime_graph.metering.request import (
     Entry,
     JournalError,
@@ -39,6 +40,8 @@ from anytime_graph.metering.request import (
 from anytime_graph.run.calls import AgentMove, Caller, Receipt, RunCall, receipt
 from anytime_graph.run.context import invocation, resumable, root, thread_of, told
 from anytime_graph.run.upgrade import planned_call
+
+_PAUSE = 0.05
 
 
 def asked_on(ledger: Ledger, messages: Sequence[BaseMessage], before: str | None) -> str:
@@ -224,14 +227,24 @@ class AgentRun:
             call, entry = self._calls.pop(ordinal, None), self._entries.pop(ordinal, None)
         return AgentJournal(self, call, entry, shared.payers)
 
-    def tool_begins(self, tool: str, usd: float) -> Place:
+    def tool_begins(self, tool: str, usd: float, shared: Shared, seconds: float) -> Place:
+        assert isinstance(shared, SharedQuotas)
+        cost, payers = _of_tool(usd), shared.payers()
+        until = time.monotonic() + min(PATIENCE, seconds)
         with self._lock:
             ordinal, self.next = self.next, self.next + 1
         call, place = _run_call(ordinal, "tool_call", ""), Place(self.id, ordinal)
         request = Request(prompt=(), max_input=0, max_output=0, place=place)
-        if not self.reserve(call, request, _of_tool(usd), tool, str, None):
-            raise JournalError("another invocation goes on with this run")
-        return place
+        while True:
+            try:
+                if not self.reserve(call, request, cost, tool, str, payers):
+                    raise JournalError("another invocation goes on with this run")
+                return place
+            except Withheld as withheld:
+                standings = withheld.standings
+            if not standings.may_pay(cost) or time.monotonic() > until:
+                raise standings.exceeded(cost)
+            time.sleep(_PAUSE)
 
     def tool_ended(self, place: Place, usd: float) -> None:
         ended = clock.now()
@@ -282,8 +295,7 @@ def _run_call(ordinal: int, kind: Caller | Literal["tool_call"], digest: str) ->
 
 
 def _of_tool(usd: float) -> Spend:
-    """What a tool call costs. It is a call to the ledger, which keeps no row of what cost nothing."""
-    return {**nothing(), "usd": usd, "tool_calls": 1, "calls": 1}
+    return {**nothing(), "usd": usd, "tool_calls": 1}
 
 
 def _of_lease(life: Any, lease: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 from anytime_graph.budget import Spend, nothing, total
 from anytime_graph.checkpoints.leases import may_live
-from anytime_graph.checkpoints.schema import SPEND
+from anytime_graph.checkpoints.schema import MODEL, SPEND, TOOL
 from anytime_graph.checkpoints.store import Store
 from anytime_graph.run.fold import union
 
@@ -90,10 +90,11 @@ class History:
 
     def spend(self, by: Sequence[str] = ("model",), since: float | None = None) -> list[Bill]:
         """What calls cost, added up by keys ("user", "tenant" or another that runs were asked with),
-        "model", "node" or "thread"; the dearest first. since: Unix time. Calls under way count at
-        their reservations. A key that a run does not tell is None."""
+        "model", "node", "tool" or "thread"; the dearest first. since: Unix time. Calls under way count
+        at their reservations. A key that a run does not tell is None, and so are the tool of a model's
+        call and the model of a tool's."""
         parts = dict.fromkeys(by)
-        known = {"model": "coalesce(c.model, r.model)", "node": "c.kind", "thread": "r.thread"}
+        known = {"model": MODEL, "node": "c.kind", "tool": TOOL, "thread": "r.thread"}
         joins, named = [], {}
         for n, name in enumerate(parts):
             if name not in known:

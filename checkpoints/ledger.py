@@ -447,10 +447,12 @@ class Ledger(History):
             inserted = execute(
                 "INSERT INTO calls (run_id, ordinal, step, kind, state, request_hash, request, "
                 "reserved_input, reserved_output, tokens, input_tokens, output_tokens, "
-                "reasoning_tokens, cached_tokens, usd, seconds, errors, started, changed, task, model) "
+                "reasoning_tokens, cached_tokens, usd, seconds, tool_calls, errors, started, changed, task, "
+                "model) "
                 "SELECT :run, :ordinal, :step, :kind, 'reserved', :hash, :request, :bound, "
                 "CAST(:room AS bigint), "
-                ":tokens, :input_tokens, :output_tokens, 0, 0, :usd, 0, '[]', :now, :now, :task, :model "
+                ":tokens, :input_tokens, :output_tokens, 0, 0, :usd, 0, :tool_calls, '[]', :now, :now, :task, "
+                ":model "
                 "FROM runs WHERE id = :run AND plan = :plan "
                 "ON CONFLICT (run_id, ordinal) DO NOTHING RETURNING id",
                 {
@@ -470,7 +472,10 @@ class Ledger(History):
                 },
             )
             if inserted and payers is not None:
-                payers.hold(execute, _call_at(place), request, amounts)
+                if call["move"]["kind"] == "tool_call":  # it gives nothing back
+                    payers.book(execute, amounts)
+                else:
+                    payers.hold(execute, _call_at(place), request, amounts)
         if inserted:
             self._streaming[place] = so_far
         return bool(inserted)
@@ -488,7 +493,7 @@ class Ledger(History):
         self._streaming.pop(place, None)
         where = {"run": place.run_id, "ordinal": place.ordinal}
         keeps, spend = self.record == "all", receipt["spend"]
-        if not spend["calls"]:
+        if not (spend["calls"] or spend["tool_calls"]):
             with self.write() as execute:
                 execute(
                     "DELETE FROM calls WHERE run_id = :run AND ordinal = :ordinal AND "

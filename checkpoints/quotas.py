@@ -166,22 +166,29 @@ class Payers:
     def hold(self, execute: Execute, call: str, request: Request, amounts: Spend) -> None:
         """Within a transaction: book the reservation of a call. Raises Withheld if a quota does not
         pay for it, or needs its output to be limited."""
-        wanted, places, short = booked(amounts), [], False
-        for key, quotas in self.accounts.items():
-            at, standing = self._opened(execute, key, quotas)
-            needs_limit = request.max_output is None and not standing.left().keys() <= _COUNTED
-            short |= needs_limit or standing.short(wanted) is not None
-            places.append({"account_id": at, "step": quotas[0].step(standing.now)})
-        if short:
-            raise Withheld(self.read(execute))
         holder = self.books.leases.mine()
-        for place in sorted(places, key=_order):
-            execute(_BOOK, place | wanted)
+        for place in self.book(execute, amounts, request.max_output is not None):
             execute(
                 f"INSERT INTO quota_holds (call, holder, account_id, step, {_COLUMNS}) VALUES "
                 f"(:call, :holder, :account_id, :step, {_VALUES})",
-                place | wanted | {"call": call, "holder": holder},
+                place | {"call": call, "holder": holder},
             )
+
+    def book(self, execute: Execute, amounts: Spend, limited: bool = True) -> list[dict[str, Any]]:
+        """Within a transaction: book these amounts for good, such as a tool call with its price. Returns
+        where, with the amounts. limited: there is a limit to what they are. Raises Withheld."""
+        wanted, places, short = booked(amounts), [], False
+        for key, quotas in self.accounts.items():
+            at, standing = self._opened(execute, key, quotas)
+            needs_limit = not limited and not standing.left().keys() <= _COUNTED
+            short |= needs_limit or standing.short(wanted) is not None
+            places.append({"account_id": at, "step": quotas[0].step(standing.now), **wanted})
+        if short:
+            raise Withheld(self.read(execute))
+        places.sort(key=_order)
+        for place in places:
+            execute(_BOOK, place)
+        return places
 
     def take(self, tool_calls: int) -> int:
         """Book tool calls before they run, as many as all quotas leave. Returns how many those are."""
@@ -208,8 +215,8 @@ class Payers:
         return row["id"], _standing(execute, row["id"], row["now"], quotas, key.who)
 
     def settle(self, execute: Execute, call: str, spend: Spend) -> None:
-        """Within a transaction: book what a call cost in place of its reservation. Its tool calls are
-        booked by `take`."""
+        """Within a transaction: book what a call cost in place of its reservation. The tool calls in its
+        reply are booked by `take`, or as they begin."""
         cost = booked({**spend, "tool_calls": 0})
         rows = execute(
             f"DELETE FROM quota_holds WHERE call = :call RETURNING account_id, step, {_READ}",

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from anytime_graph.metering.request import JournalError
 
-VERSION = 6
+VERSION = 7
 """1: the tables. 2: full-text search and the views. 3: the memory of preferences. 4: planned calls and
-replies in the form of run.calls; run.upgrade reads older ones. 5: quotas and bills. 6: tool calls."""
+replies in the form of run.calls; run.upgrade reads older ones. 5: quotas and bills. 6: tool calls. 7: tools on the bill."""
 
 KEYS = ("user", "tenant", "project")
 """Keys that are recorded of each run that tells them, besides those that quotas are per."""
@@ -165,20 +165,23 @@ BILLS = (
     """CREATE INDEX calls_undelivered ON calls (id)
         WHERE delivered IS NULL AND state <> 'reserved'""",
 )
-TOOL_CALLS = (
-    *(
-        f"ALTER TABLE {table} ADD COLUMN tool_calls bigint NOT NULL DEFAULT 0"
-        for table in ("calls", "quota_steps", "quota_holds")
-    ),
+TOOL_CALLS = tuple(
+    f"ALTER TABLE {table} ADD COLUMN tool_calls bigint NOT NULL DEFAULT 0"
+    for table in ("calls", "quota_steps", "quota_holds")
+)
+MODEL = "CASE WHEN c.kind <> 'tool_call' THEN coalesce(c.model, r.model) END"
+TOOL = "CASE WHEN c.kind = 'tool_call' THEN c.model END"
+"""The model of a call, and the tool of a tool call, whose name is in the same column."""
+TOOLS = (
     "DROP VIEW IF EXISTS bills",
-    """CREATE VIEW bills AS
+    f"""CREATE VIEW bills AS
         SELECT c.id AS call_id, c.started,
             (SELECT value FROM labels WHERE run_id = r.id AND name = 'user') AS "user",
             (SELECT value FROM labels WHERE run_id = r.id AND name = 'tenant') AS tenant,
             (SELECT value FROM labels WHERE run_id = r.id AND name = 'project') AS project,
-            coalesce(c.model, r.model) AS model, c.kind AS node, r.thread, c.state, c.tokens,
-            c.input_tokens, c.output_tokens, c.reasoning_tokens, c.cached_tokens, c.usd, c.seconds,
-            c.tool_calls
+            {MODEL} AS model, c.kind AS node, {TOOL} AS tool, r.thread, c.state,
+            c.tokens, c.input_tokens, c.output_tokens, c.reasoning_tokens, c.cached_tokens, c.usd,
+            c.seconds, c.tool_calls
         FROM calls c JOIN runs r ON r.id = c.run_id""",
 )
 """labels: whose a run is, by key. calls.model: of its own, such as the judge's; NULL in calls of
@@ -208,6 +211,9 @@ def upgrade(
             execute(statement.replace("{key}", key))
     if version < 6:
         for statement in TOOL_CALLS:
+            execute(statement)
+    if version < 7:
+        for statement in TOOLS:
             execute(statement)
     if version < VERSION:
         execute(f"UPDATE anytime_schema SET version = {VERSION}")

@@ -425,7 +425,9 @@ def quotas(rows: list[dict[str, Any]]) -> None:
 
 def bills(rows: list[dict[str, Any]]) -> None:
     """Show what was spent as a table. The first columns are what it is added up by."""
-    amounts = ("calls", "tokens", "input_tokens", "output_tokens", "usd")
+    amounts = ["calls", "tokens", "input_tokens", "output_tokens", "usd"]
+    if any(row["tool_calls"] for row in rows):
+        amounts.insert(0, "tool_calls")
     names = [name for name in rows[0] if name not in nothing()]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in names:

@@ -109,7 +109,7 @@ def remove_quota(db: str, per: str | None, who: str, window: str) -> None:
     default="model",
     show_default=True,
     metavar="KEY,...",
-    help="What to add up by: model, node, thread, user, tenant, project, or another key of a quota.",
+    help="What to add up by: model, node, tool, thread, user, tenant, project, or another key of a quota.",
 )
 @click.option(
     "--since",
@@ -119,7 +119,7 @@ def remove_quota(db: str, per: str | None, who: str, window: str) -> None:
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
 @as_json_option
 def spend(db: str, by: str, since: float | None, as_csv: bool, as_json: bool) -> None:
-    """Show what was spent, by model, node, user and more.
+    """Show what was spent, by model, node, tool, user and more.
 
     A call that is under way, or was in flight when its process died, counts at its reservation.
 

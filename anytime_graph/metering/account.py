@@ -163,7 +163,7 @@ class Account:
         """Book the tool calls of a reply before they run, as many as are left. Returns how many those
         are. own: the accounts above have booked them."""
         if not own:
-            granted = self.hold_tool_calls(wanted)
+            granted = self.hold_tool_calls(wanted, self._paid_later if self.record else None)
             self.settle(_tool_calls(granted), _tool_calls(granted))
             return granted
         with self.lock:
@@ -172,6 +172,12 @@ class Account:
             self.spent = total([self.spent, _tool_calls(granted)])
             self.owe(_tool_calls(granted))
             return granted
+
+    def _paid_later(self, tool_calls: int) -> int:
+        """As many tool calls as the quotas leave now; each is booked there once it begins, with its price."""
+        standings = self.standings()
+        left = Limits() if standings is None else standings.left()
+        return int(min(tool_calls, left.get(TOOL_CALLS, tool_calls)))
 
     def close(self) -> Spend:
         """End it. Returns what it cost in all; calls that outlive it are charged in full. Its seconds

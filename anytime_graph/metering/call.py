@@ -26,7 +26,7 @@ from anytime_graph.metering import clock
 from anytime_graph.metering.bill import Bill, bill
 from anytime_graph.metering.learned import Attempts, Form, Trial, shaped
 from anytime_graph.metering.meter import Meter
-from anytime_graph.metering.quota import Standings, Withheld
+from anytime_graph.metering.quota import PATIENCE, Standings, Withheld
 from anytime_graph.metering.request import Entry, Journal, JournalError, Reply, Request
 from anytime_graph.metering.streamed import StreamedChoice, StreamedReply
 from anytime_graph.models import providers, refusals
@@ -37,8 +37,6 @@ log = logging.getLogger(__name__)
 _POLL = 0.05
 _UNBOUNDED = 10**9
 """The room of a call whose output nothing limits."""
-_PATIENCE = 10.0
-"""Seconds to wait for calls elsewhere to give back what they hold of a quota."""
 _GRACE = 5.0
 """Seconds after the deadline at which an abandoned connection closes by itself."""
 
@@ -352,7 +350,7 @@ class _Call:
         if request.max_output is not None:
             room = min(room, request.max_output - 1)  # it did not fit as it was
         waited = time.monotonic() - self.clock
-        if at_best >= max(least, room + 1) and room < self._wanted / 2 and waited < _PATIENCE:
+        if at_best >= max(least, room + 1) and room < self._wanted / 2 and waited < PATIENCE:
             return _POLL
         if room < least:
             need = self.meter.reservation(request.max_input, least)

@@ -24,6 +24,8 @@ are exact."""
 Amounts = dict[str, int]
 """Booked amounts by dimension, in whole units."""
 
+PATIENCE = 10.0
+"""Seconds to wait for calls elsewhere to give back what they hold of a quota."""
 _STEPS = 60
 _SECONDS = {"s": 1, "min": 60, "h": 3_600, "d": 86_400}
 _ROLLING = re.compile(r"([1-9]\d{0,5})(s|min|h|d)")
@@ -133,9 +135,10 @@ class Standing:
             for quota in self.quotas
         )
 
-    def short(self, amounts: Amounts, step: int | None = None) -> Quota | None:
-        """A quota that does not pay for these amounts at a step, by default now; None if all do."""
-        counted = self._counted(self.quotas[0].step(self.now) if step is None else step)
+    def short(self, amounts: Amounts, step: int | None = None, free: bool = False) -> Quota | None:
+        """A quota that does not pay for these amounts at a step, by default now; None if all do. free: as
+        for `left`."""
+        counted = self._counted(self.quotas[0].step(self.now) if step is None else step, free)
         for quota in self.quotas:
             limits = _limits(quota).items()
             if any(amounts[d] and counted[d] + amounts[d] > limit for d, limit in limits):
@@ -190,6 +193,10 @@ class Standings:
     def left(self, free: bool = False) -> Limits:
         """What all quotas leave; see Standing.left."""
         return least(standing.left(free) for standing in self.of)
+
+    def may_pay(self, need: Mapping[str, object]) -> bool:
+        """Whether all quotas pay for this if calls under way give all back."""
+        return all(standing.short(booked(need), free=True) is None for standing in self.of)
 
     def exceeded(self, need: Mapping[str, object]) -> QuotaExceeded:
         """The error for a call that needs this. It names the quota that pays for it last."""

@@ -171,8 +171,10 @@ class RunRecord(Protocol):
         """The journal of the call at a place. shared: the quotas that pay for it."""
         ...
 
-    def tool_begins(self, tool: str, usd: float) -> Place:
-        """Book a call of a tool at its price, before it is made. Raises JournalError."""
+    def tool_begins(self, tool: str, usd: float, shared: Shared, seconds: float) -> Place:
+        """Book a call of a tool at its price, here and in the quotas that pay for it, before it is made.
+        seconds: how long it may wait for what calls elsewhere give back. Raises JournalError, and
+        QuotaExceeded."""
         ...
 
     def tool_ended(self, place: Place, usd: float) -> None:

@@ -427,12 +427,14 @@ with open_checkpoints(target) as store:
 
 
 class TestSchema:
-    @pytest.mark.parametrize("version", [1, 2, 4, 5])
+    @pytest.mark.parametrize("version", [1, 2, 4, 5, 6])
     def test_an_older_schema_migrates(self, served: Server, target: str, version: int) -> None:
         with open_checkpoints(target) as store:
             new = _definitions(target)
             graph(served, store).compile(checkpointer=store.saver).invoke(ASK, ON)
-        _to_version_five(target)
+        _to_version_six(target)
+        if version < 6:
+            _to_version_five(target)
         if version < 5:
             _to_version_four(target)
         if version < 4:
@@ -501,6 +503,12 @@ def _definitions(target: str) -> set[tuple[Any, ...]]:
         (name, "".join(text.replace('"', "").split()))
         for name, text in sql(target, "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
     }
+
+
+def _to_version_six(target: str) -> None:
+    sql(target, "DROP VIEW bills")
+    sql(target, "CREATE VIEW bills AS SELECT id AS call_id, model, tool_calls FROM calls")
+    sql(target, "UPDATE anytime_schema SET version = 6")
 
 
 def _to_version_five(target: str) -> None:

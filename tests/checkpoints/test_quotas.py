@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -46,6 +47,7 @@ from anytime_graph.checkpoints.store import Execute
 from anytime_graph.metering import call
 from anytime_graph.metering.quota import UNITS, Amounts, Withheld, booked
 from anytime_graph.metering.request import Request
+from tests.kit.agents import working
 from tests.kit.forks import forks
 from tests.kit.kills import Doom, ended, struck
 from tests.kit.ledgers import graph, ledger
@@ -73,6 +75,8 @@ budgets = st.sampled_from(
         Budget(usd=0.7, tokens=500),
         Budget(tokens=250, calls=8),
         Budget(output_tokens=40),
+        Budget(tool_calls=2),
+        Budget(usd=1.1, tool_calls=5),
     ]
 )
 
@@ -214,6 +218,29 @@ class Machine(RuleBasedStateMachine):
             self.tick()
         raise AssertionError("it never refills")
 
+    @rule(process=st.integers(0, 2), who=st.integers(0, 2), price=st.sampled_from([0.0, 0.1, 0.3]))
+    def begin_a_tool(self, process: int, who: int, price: float) -> None:
+        """What it costs stands, whatever becomes of its process."""
+        payers, keys = self.payers(process, who)
+        spend: Spend = {**nothing(), "usd": price, "tool_calls": 1}
+        try:
+            with self.store.transaction(durable=False) as execute:
+                payers.book(execute, spend)
+        except Withheld as withheld:
+            standings = withheld.standings
+            given_back = [
+                (quota, d)
+                for quota in self.quotas
+                for d, limit in self.limits(quota).items()
+                if self.counted(quota, keys, self.now, 1 / 59)[d] + booked(spend)[d] > limit
+            ]
+            assert given_back, "refused without a reason"
+            assert standings.exceeded(spend).quota in [quota for quota, _ in given_back]
+            if not self.held:
+                assert not standings.may_pay(spend), "nobody gives anything back"
+        else:
+            self.entries.append(Entry(self.now, keys, booked(spend)))
+
     @precondition(lambda self: self.held)
     @rule(data=st.data(), part=st.sampled_from([0.0, 0.25, 1.0]))
     def settle(self, data: st.DataObject, part: float) -> None:
@@ -302,6 +329,12 @@ def run(app: Any, config: Any, sync: bool = True, **more: Any) -> dict[str, Any]
     if sync:
         return dict(app.invoke(ASKED, config, **more))
     return dict(asyncio.run(app.ainvoke(ASKED, config, **more)))
+
+
+def born(spec: Spec) -> Any:
+    process = forks.Process(target=live, args=(spec,), daemon=True)
+    process.start()
+    return process
 
 
 def in_books(target: str) -> dict[str, int]:
@@ -540,15 +573,10 @@ def test_processes_that_die_and_go_on_keep_to_one_quota(
             out=str(tmp_path / f"{n}"),
         )
 
-    def born(n: int) -> Any:
-        process = forks.Process(target=live, args=(spec(n),), daemon=True)
-        process.start()
-        return process
-
-    lives = [born(n) for n in range(3)]
+    lives = [born(spec(n)) for n in range(3)]
     with struck(server, Doom("word", 120, 0), lives[0].kill):
         assert [ended(process) == 0 for process in lives] == [False, True, True]
-    assert ended(born(0)) == 0
+    assert ended(born(spec(0))) == 0
     ends = [json.loads((tmp_path / f"{n}").read_text()) for n in range(3)]
     assert any(
         end.get("stop_reason") == "quota" or end.get("error") == "QuotaExceeded" for end in ends
@@ -557,6 +585,45 @@ def test_processes_that_die_and_go_on_keep_to_one_quota(
     assert served <= booked_ <= 3_000
     assert booked_ >= 0.8 * 3_000
     assert booked_ == sum(bill.spend["tokens"] for bill in store.ledger.spend())
+
+
+def test_tools_and_models_of_agents_that_die_keep_to_one_quota(
+    server: Server, store: Checkpoints, target: str, tmp_path: Path
+) -> None:
+    """Three processes; one is killed while its tool asks a model, and goes on in a fourth."""
+    store.ledger.quotas.keep(Quota(Budget(usd=0.075, tool_calls=9), window="1d"))
+    works = working(0)
+    server.script = lambda request, i: replace(works(request, i), pace=0.002)
+
+    def spec(n: int) -> Spec:
+        return Spec(
+            target=target,
+            url=server.url,
+            thread=f"thread {n}",
+            question="Why do rivers bend?",
+            sync=n % 2 == 0,
+            durability="sync",
+            strategy="",
+            tokens=200_000,
+            lease=5.0,
+            agent=True,
+            out=str(tmp_path / f"{n}"),
+        )
+
+    lives = [born(spec(n)) for n in range(3)]
+    with struck(server, Doom("word", 60, 0), lives[0].kill):
+        codes = [ended(process) for process in lives]
+    assert codes[1:] == [0, 0]
+    assert codes[0] == 0 or ended(born(spec(0))) == 0
+    ends = [json.loads((tmp_path / f"{n}").read_text()) for n in range(3)]
+    assert not [end["trace"] for end in ends if end.get("error") not in (None, "QuotaExceeded")]
+    (steps,) = ledger(target, "SELECT sum(nanodollars) AS n, sum(tool_calls) AS t FROM quota_steps")
+    bills = {bill.of["node"]: bill.spend for bill in store.ledger.spend(["node"])}
+    assert steps["n"] == pytest.approx(sum(b["usd"] for b in bills.values()) * 1e9, abs=50)
+    assert steps["n"] <= 0.075e9
+    assert steps["t"] == sum(b["tool_calls"] for b in bills.values()) <= 9
+    assert bills["tool_call"]["usd"] >= 0.03
+    assert ledger(target, "SELECT * FROM quota_holds") == []
 
 
 def test_each_settled_call_is_delivered_once(

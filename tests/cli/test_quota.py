@@ -7,7 +7,10 @@ import json
 from typing import Any
 
 import pytest
+from langchain.agents import create_agent
 
+from anytime_graph import Budget, open_checkpoints
+from anytime_graph.middleware import TokenBudgetMiddleware
 from tests.kit.commands import Command
 from tests.kit.ledgers import sql
 from tests.kit.server import Reply, Server
@@ -80,3 +83,26 @@ def test_spend_is_added_up_as_asked(server: Server, command: Command) -> None:
     assert (acme["tenant"], acme["calls"]) == ("acme", 3)
     assert sql("anytime.db", "SELECT sum(tokens) FROM bills") == [(server.served,)]
     assert "draft" in command("spend", "--by", "node").stdout
+
+
+def test_tools_are_on_the_bill_by_name(server: Server, command: Command) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        return Reply("They bend.", tools=[("search", {"words": "bend"})] if i < 2 else [])
+
+    def search(words: str) -> str:
+        """Search the web."""
+        return "erosion"
+
+    server.script = script
+    with open_checkpoints("anytime.db") as store:
+        budget = TokenBudgetMiddleware(
+            Budget(tokens=9_000), tool_prices={"search": 0.01}, ledger=store.ledger
+        )
+        agent: Any = create_agent(server.model(), [search], middleware=[budget])
+        agent.invoke({"messages": [("user", "Why do rivers bend?")]})
+    rows = json.loads(command("spend", "--by", "tool", "--json").stdout)
+    found = [(r["tool"], r["tool_calls"], r["calls"], r["usd"]) for r in rows]
+    assert found == [("search", 2, 0, 0.02), (None, 0, 3, 0.0)]
+    shown = command("spend", "--by", "tool").stdout
+    assert "search" in shown
+    assert "tool_calls" in shown

@@ -75,10 +75,21 @@ def test_an_agents_calls_are_on_the_bill(server: Server, store: Checkpoints) -> 
         "tool_call": 0,
     }
     assert by_node["tool_call"]["usd"] == pytest.approx(0.02)
+    by_tool = {bill.of["tool"]: bill.spend for bill in store.ledger.spend(["tool"])}
+    assert by_tool["think"]["usd"] == pytest.approx(0.02)
+    assert {tool: spend["tool_calls"] for tool, spend in by_tool.items()} == {None: 0, "think": 2}
+    assert by_tool[None]["tokens"] == out["spent"]["tokens"]
+    by_both = [tuple(bill.of.values()) for bill in store.ledger.spend(["model", "tool"])]
+    assert sorted(by_both, key=str) == [("scripted", None), (None, "think")]
     taken: list[dict[str, Any]] = []
     assert store.ledger.deliver(taken.append) == 7
     assert store.ledger.deliver(taken.append) == 0
     assert {row["user"] for row in taken} == {"ann"}
+    assert {(row["node"], row["tool"]) for row in taken} == {
+        ("agent", None),
+        ("tool", None),
+        ("tool_call", "think"),
+    }
     assert sum(row["tokens"] for row in taken) == server.served
 
 

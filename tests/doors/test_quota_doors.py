@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,13 +13,24 @@ import pytest
 from langchain.agents import create_agent
 from langchain_core.tools import tool
 
-from anytime_graph import Budget, Quota, QuotaExceeded, create_anytime_graph
+from anytime_graph import (
+    Budget,
+    Prices,
+    Quota,
+    QuotaExceeded,
+    create_anytime_graph,
+    open_checkpoints,
+)
+from anytime_graph.budget import nothing
 from anytime_graph.chat import ChatAnytime
 from anytime_graph.checkpoints import Checkpoints
+from anytime_graph.checkpoints.quotas import Payers
+from anytime_graph.metering.request import Request
 from anytime_graph.middleware import TokenBudgetMiddleware, metered
 from tests.kit.ledgers import ASK, sql
 from tests.kit.marks import both
 from tests.kit.server import Reply, Server, by_place
+from tests.kit.waiting import PATIENCE
 
 PER_USER = Quota(Budget(tokens=1_000), per="user", window="1d")
 
@@ -99,6 +112,102 @@ def test_an_agent_keeps_to_quotas_with_its_tools(
     exceeded(ask)
     assert served <= booked(target) == server.settled().served <= 1_000
     assert sql(target, "SELECT * FROM quota_holds") == []
+
+
+class TestTools:
+    """Ann's agent searches, for a cent each time, over several runs."""
+
+    def app(self, server: Server, store: Checkpoints, ran: list[str], budget: Budget) -> Any:
+        def script(request: dict[str, Any], i: int) -> Reply:
+            done = sum(m["role"] == "tool" for m in request["messages"])
+            tools = [("search", {"q": "bend"})] if request.get("tools") and done < 2 else []
+            return Reply(text="They bend because water wears banks away.", tools=tools)
+
+        @tool
+        def search(q: str) -> str:
+            """Search the web."""
+            ran.append(q)
+            return "erosion"
+
+        server.script = script
+        middleware = TokenBudgetMiddleware(
+            Budget(tokens=100_000),
+            quotas=[Quota(budget, per="user", window="day")],
+            ledger=store.ledger,
+            prices=Prices(input=0.1, output=0.1),
+            tool_prices={"search": 0.01},
+        )
+        return create_agent(server.model(), [search], middleware=[middleware])
+
+    def asked(self, app: Any, sync: bool, user: str = "ann") -> Any:
+        config: Any = {"configurable": {"user": user}}
+        return app.invoke(ASK, config) if sync else asyncio.run(app.ainvoke(ASK, config))
+
+    @both
+    def test_what_they_cost_is_in_a_quota_of_dollars(
+        self, server: Server, store: Checkpoints, target: str, sync: bool
+    ) -> None:
+        ran: list[str] = []
+        app = self.app(server, store, ran, Budget(usd=0.035))
+        outs = [self.asked(app, sync) for _ in range(2)]
+        said = [m.text for m in outs[1]["messages"] if m.type == "tool"]
+        assert said[0] == "erosion"
+        assert said[1].startswith("Not done: the quota of usd=0.035 per user in day (user 'ann')")
+        assert "it does again at" in said[1]
+        assert [out["stop_reason"] for out in outs] == ["done", "done"]
+        assert len(ran) == 3
+        ((nanodollars, tool_calls),) = sql(
+            target, "SELECT sum(nanodollars), sum(tool_calls) FROM quota_steps"
+        )
+        billed = sum(bill.spend["usd"] for bill in store.ledger.spend(["user"]))
+        assert nanodollars == round(billed * 1e9) == round(0.03e9 + server.settled().served * 100)
+        assert tool_calls == 3
+        self.asked(app, sync, "bob")
+        assert len(ran) == 5
+
+    @both
+    def test_a_quota_of_tool_calls_holds_over_all_runs(
+        self, server: Server, store: Checkpoints, target: str, sync: bool
+    ) -> None:
+        ran: list[str] = []
+        app = self.app(server, store, ran, Budget(tool_calls=3))
+        outs = [self.asked(app, sync) for _ in range(2)]
+        assert [out["stop_reason"] for out in outs] == ["done", "quota"]
+        assert all(out["messages"][-1].text for out in outs)
+        assert (len(ran), sql(target, "SELECT sum(tool_calls) FROM quota_steps")) == (3, [(3,)])
+
+    @both
+    def test_a_tool_waits_for_what_calls_elsewhere_give_back(
+        self, server: Server, store: Checkpoints, target: str, sync: bool
+    ) -> None:
+        ran: list[str] = []
+        app = self.app(server, store, ran, Budget(usd=0.03))
+        held: Any = {**nothing(), "usd": 0.025, "calls": 1}
+        bounded = Request(prompt=[], max_input=0, max_output=1)
+        book, asked = Payers.book, threading.Event()
+        quota = Quota(Budget(usd=0.03), per="user", window="day")
+        payers = store.ledger.paying([quota], {"user": "ann"}.get)
+        assert payers is not None
+
+        def noted(payers: Payers, execute: Any, amounts: Any, *more: Any) -> Any:
+            if amounts["tool_calls"]:
+                asked.set()
+            return book(payers, execute, amounts, *more)
+
+        with open_checkpoints(target) as opened, ThreadPoolExecutor() as pool:
+            other = opened.ledger.paying([quota], {"user": "ann"}.get)
+            assert other is not None
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Payers, "book", noted)
+                with opened.ledger.store.transaction() as execute:
+                    other.hold(execute, "elsewhere", bounded, held)
+                running = pool.submit(self.asked, app, sync)
+                assert asked.wait(PATIENCE)
+                assert not ran
+                with opened.ledger.store.transaction() as execute:
+                    other.settle(execute, "elsewhere", nothing())
+                out = running.result()
+        assert (len(ran), out["stop_reason"]) == (2, "done")
 
 
 def test_quotas_need_a_ledger(server: Server) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from langchain.agents import create_agent
 from langchain_core.tools import tool
 
-from anytime_graph import Budget, create_anytime_graph
+from anytime_graph import Budget, Prices, create_anytime_graph
 from anytime_graph.middleware import TokenBudgetMiddleware, metered
 from tests.kit.server import Reply, Script
 
@@ -18,17 +18,22 @@ TURNS = (
     [("wonder", {"at": "bends"})],
 )
 """What the agent calls, turn by turn."""
+PRICES = Prices(input=1, output=2)
+COSTS = {"think": 0.01, "delegate": 0.02}
+"""What its tools cost, in US dollars."""
 
 
 def built(model: Any, tokens: int, ledger: Any, saver: Any) -> Any:
-    cheap = metered(model)
+    cheap = metered(model, PRICES)
 
     @tool
     def think(about: str) -> str:
         """Think about something."""
         return str(cheap.invoke(f"Think about {about}.").text)
 
-    own = TokenBudgetMiddleware(Budget(tokens=tokens), reserve=0.3)
+    own = TokenBudgetMiddleware(
+        Budget(tokens=tokens), reserve=0.3, prices=PRICES, tool_prices=COSTS
+    )
     helper: Any = create_agent(cheap, [think], middleware=[own], system_prompt="You help.")
     graph: Any = create_anytime_graph(
         cheap, budget=Budget(tokens=250), strategy="self_refine", scorer=lambda q, a: 0.5
@@ -44,7 +49,8 @@ def built(model: Any, tokens: int, ledger: Any, saver: Any) -> Any:
         """Wonder at something."""
         return str(graph.invoke({"messages": [("user", f"Why {at}?")]})["messages"][-1].text)
 
-    budget = TokenBudgetMiddleware(Budget(tokens=tokens), ledger=ledger)
+    priced: Any = {"prices": PRICES, "tool_prices": COSTS}
+    budget = TokenBudgetMiddleware(Budget(tokens=tokens), ledger=ledger, **priced)
     tools = [think, delegate, wonder]
     return create_agent(model, tools, middleware=[budget], checkpointer=saver)
 
