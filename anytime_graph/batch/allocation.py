@@ -41,7 +41,7 @@ from anytime_graph.interrupt import StopSignal
 from anytime_graph.metering.account import Account
 from anytime_graph.nodes.compiled import AnytimeGraph
 from anytime_graph.planning import prospects
-from anytime_graph.planning.plan import least, view
+from anytime_graph.planning.plan import least_call, view
 from anytime_graph.planning.setup import Setup, affordable, bounding
 from anytime_graph.run.calls import Chosen
 from anytime_graph.run.context import Context
@@ -420,10 +420,10 @@ class _Allocation:
         judged = prospects.judge_decides(seen)
         if judged and question.answered:
             besides += 1.5 * prospects.tokens(seen, "compare")
-        limits: Limits = dict.fromkeys(DIMENSIONS, 0)
         calls = 3 if judged else 1  # it is compared in both orders
+        begun: State = {**state, "limits": {}}  # what a step is given takes a thread off its end
         enough, wanted = (
-            least(self.setup, {**state, "limits": limits}, math.ceil(room), math.ceil(besides))
+            least_call(self.setup, begun, math.ceil(room), math.ceil(besides))
             for room in (short, most)
         )
         # Tool calls are shared out among the questions that are open; none is needed.

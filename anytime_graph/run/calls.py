@@ -308,9 +308,7 @@ def concluded(move: PlannedMove) -> int | None:
 
 def kind_of(move: PlannedMove) -> str:
     """The kind of a move in the statistics; see `kind`."""
-    if move["kind"] == "draft" or move["kind"] == "refine":
-        return kind(move["kind"], move["with_pairs"])
-    return move["kind"]
+    return kind(move["kind"], bool(move.get("with_pairs")))
 
 
 def kind(node: str, with_pairs: bool) -> str:
