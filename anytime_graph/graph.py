@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from anytime_graph.budget import Budget, Prices, as_budget, checked_parts
 from anytime_graph.checkpoints import Ledger
-from anytime_graph.checkpoints.memory import Memory
+from anytime_graph.checkpoints.memory import Memory, memory_of
 from anytime_graph.metering.near_end import NearEnd, near_end_of
 from anytime_graph.metering.quota import Quota, checked_quotas
 from anytime_graph.models import prices_of, resolve_model
@@ -209,13 +209,26 @@ def create_anytime_graph(
 
     setups, lives = Setups(setup), Lives()
     named = strategy if isinstance(strategy, str) else getattr(strategy, "__name__", "custom")
-    asks, warnings = on_exhausted == "ask", checked_parts(warn_at)
-    hub = Hub(setups, lives, budget, most, ledger, quotas, memory, named, schema, asks, warnings)
+    asks = on_exhausted == "ask"
+    hub = Hub(
+        setups=setups,
+        lives=lives,
+        budget=budget,
+        most=most,
+        ledger=ledger,
+        quotas=quotas,
+        memory=None if memory is None else memory_of(memory),
+        remembers=memory is not None and memory is ledger,
+        strategy=named,
+        schema=schema,
+        asks=asks,
+        warn_at=checked_parts(warn_at),
+    )
     default = setups[{}]
     for one in (budget, *(quota.budget for quota in quotas)):
         if one is not None:
             affordable(default, one)
-    spoke = Spoke(setups, lives, schema, ledger, quotas)
+    spoke = Spoke(setups, lives, ledger, quotas)
     graph = AnytimeGraph(State, context_schema=Context, input_schema=Input, output_schema=Output)
     graph.ledger, graph.setups = ledger, setups
     ends = ("ask", "finish") if asks else ("finish",)
