@@ -7,6 +7,7 @@ draft, refine, merge, evolve, critique, learn -> budget
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from secrets import randbits
 from typing import Any, Literal, cast
 
@@ -24,7 +25,7 @@ from anytime_graph.metering.near_end import NearEnd, near_end_of
 from anytime_graph.metering.quota import Quota, checked_quotas
 from anytime_graph.models import prices_of, resolve_model
 from anytime_graph.models.tokens import check_media_tokens
-from anytime_graph.nodes.asking import Asking
+from anytime_graph.nodes.asking import prompt_of
 from anytime_graph.nodes.compiled import AnytimeGraph
 from anytime_graph.nodes.critique import VERDICT
 from anytime_graph.nodes.hub import Hub, growth_only
@@ -193,7 +194,7 @@ def create_anytime_graph(
             meters=meters(
                 chat_model, known, by_judge, VERDICT, media_tokens, exact_counts, form, late
             ),
-            ask=Asking(answers, by_judge.rubric),
+            prompt_of=partial(prompt_of, answers, by_judge.rubric),
             answers=answers,
             strategy=resolve_strategy(rules, decides),
             decides=decides,

@@ -38,7 +38,7 @@ from anytime_graph.planning.answers import conversation, pair_context
 from anytime_graph.planning.moves import Choose, Critique, Draft, Move, Stop, View, planned_move
 from anytime_graph.planning.setup import Setup
 from anytime_graph.planning.until import outweighed, reached
-from anytime_graph.prompts import DETAILS
+from anytime_graph.prompts import DETAILS, Lessons
 from anytime_graph.run.calls import (
     PATIENCE,
     STRUCTURED,
@@ -152,7 +152,7 @@ def _open_ended(setup: Setup, state: State, stopped: bool, quotas: Limits) -> li
 def least_call(setup: Setup, state: State, room: int = MIN_ROOM, besides: int = 0) -> Limits:
     """What the smallest draft takes of each dimension. room: its output tokens. besides: input tokens
     that come on top of its prompt."""
-    prompt = setup.ask(state, planned_move(Draft()), 0.0, None, None, False)
+    prompt = setup.prompt_of(state, planned_move(Draft()), Lessons(), 0.0, None, False)
     return _need(setup, state, prompt, room, state["overhead"] + besides)
 
 
@@ -489,8 +489,8 @@ class _Edge:
         lessons = pair_context(state, move, allowance)
 
         def prompt(detail: float, max_output: int | None) -> list[AnyMessage]:
-            structured, asked = role == STRUCTURED, _fewer(move, detail)
-            return self.setup.ask(state, asked, detail, max_output, allowance, structured)
+            fewer, structured = _fewer(move, detail), role == STRUCTURED
+            return self.setup.prompt_of(state, fewer, lessons, detail, max_output, structured)
 
         def measured(messages: list[AnyMessage]) -> tuple[Shape, int]:
             shape, bound = meter.max_input(messages, calibration, seeks_answer(move))

@@ -17,8 +17,8 @@ from typing import Any, cast
 
 from anytime_graph.models.tokens import uncalibrated
 from anytime_graph.run.calls import (
+    JUDGE,
     OWN,
-    PLAIN,
     REVIEW,
     AgentCall,
     AgentDraft,
@@ -104,7 +104,7 @@ def _role(move: Stored) -> Role:
     """Of a task from before tasks had a gate, when a model was its own judge."""
     if move["kind"] != "critique":
         return OWN
-    return REVIEW if move["second"] is None else PLAIN
+    return REVIEW if move["second"] is None else JUDGE
 
 
 def receipt_from_reply(reply: Stored) -> Stored:
