@@ -28,7 +28,7 @@ from anytime_graph.models.tokens import check_media_tokens
 from anytime_graph.nodes.asking import prompt_of
 from anytime_graph.nodes.compiled import AnytimeGraph
 from anytime_graph.nodes.critique import VERDICT
-from anytime_graph.nodes.hub import Hub, growth_only
+from anytime_graph.nodes.hub import Hub
 from anytime_graph.nodes.spoke import SPOKES, Spoke
 from anytime_graph.planning.answers import AnswerFormat, answer_format
 from anytime_graph.planning.moves import Strategy
@@ -48,7 +48,15 @@ from anytime_graph.planning.until import Until
 from anytime_graph.run.announcements import Lives
 from anytime_graph.run.calls import Chosen
 from anytime_graph.run.context import Context
-from anytime_graph.run.state import Decides, Input, Output, Payoff, State, unstopped
+from anytime_graph.run.state import (
+    Decides,
+    Input,
+    Output,
+    Payoff,
+    State,
+    growth_only,
+    unstopped,
+)
 from anytime_graph.run.upgrade import migrated_state
 from anytime_graph.scoring import Extractor, Judge, Scorer, check_signature
 

@@ -41,10 +41,9 @@ from anytime_graph.interrupt import contained
 from anytime_graph.metering.quota import Quota
 from anytime_graph.models.counting import patience
 from anytime_graph.models.providers import describe
-from anytime_graph.models.tokens import Calibration, uncalibrated
 from anytime_graph.nodes import finish
 from anytime_graph.nodes.exhausted import Exhausted, exhausted, used_up
-from anytime_graph.planning.plan import plan
+from anytime_graph.planning.plan import QUOTA, plan
 from anytime_graph.planning.setup import Setup, Setups, affordable, bounding
 from anytime_graph.run.announcements import Lives, Warned, announce, note
 from anytime_graph.run.asking import check_resumable, granted
@@ -70,6 +69,7 @@ from anytime_graph.run.state import (
     conversation_digest,
     conversation_of,
     fresh,
+    growth_only,
     merged,
     question_of,
     unstopped,
@@ -325,7 +325,7 @@ class Hub:
                     with patience(0.0):  # what was counted is known, and the rest is bounded
                         planned = plan(setup, state, stopped, rest)
         except Short as short:
-            if quotas is None or short.dimension != "quota":
+            if quotas is None or short.dimension != QUOTA:
                 raise
             raise quotas.exceeded(short.need) from None
         except (BudgetTooSmall, NoAnswer):
@@ -426,12 +426,3 @@ def _logged(part: str, error: Exception) -> str:
     """Log that a part which the user supplied failed, and describe it for the run's errors."""
     log.warning("the %s failed: %s", part, describe(error))
     return f"{part}: {describe(error)}"
-
-
-def growth_only(calibrations: dict[str, Calibration]) -> dict[str, Calibration]:
-    """The calibrations for another prompt or model: only how far prompts exceed their bounds is
-    kept."""
-    return {
-        name: {**uncalibrated(), "growth": calibration["growth"]}
-        for name, calibration in calibrations.items()
-    }
