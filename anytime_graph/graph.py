@@ -7,6 +7,7 @@ draft, refine, merge, evolve, critique, learn -> budget
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from secrets import randbits
 from typing import Any, Literal, cast
 
@@ -19,15 +20,15 @@ from pydantic import BaseModel
 
 from anytime_graph.budget import Budget, Prices, as_budget, checked_parts
 from anytime_graph.checkpoints import Ledger
-from anytime_graph.checkpoints.memory import Memory
+from anytime_graph.checkpoints.memory import Memory, memory_of
 from anytime_graph.metering.near_end import NearEnd, near_end_of
 from anytime_graph.metering.quota import Quota, checked_quotas
 from anytime_graph.models import prices_of, resolve_model
 from anytime_graph.models.tokens import check_media_tokens
-from anytime_graph.nodes.asking import Asking
+from anytime_graph.nodes.asking import prompt_of
 from anytime_graph.nodes.compiled import AnytimeGraph
 from anytime_graph.nodes.critique import VERDICT
-from anytime_graph.nodes.hub import Hub, growth_only
+from anytime_graph.nodes.hub import Hub
 from anytime_graph.nodes.spoke import SPOKES, Spoke
 from anytime_graph.planning.answers import AnswerFormat, answer_format
 from anytime_graph.planning.moves import Strategy
@@ -47,7 +48,15 @@ from anytime_graph.planning.until import Until
 from anytime_graph.run.announcements import Lives
 from anytime_graph.run.calls import Chosen
 from anytime_graph.run.context import Context
-from anytime_graph.run.state import Decides, Input, Output, Payoff, State, unstopped
+from anytime_graph.run.state import (
+    Decides,
+    Input,
+    Output,
+    Payoff,
+    State,
+    growth_only,
+    unstopped,
+)
 from anytime_graph.run.upgrade import migrated_state
 from anytime_graph.scoring import Extractor, Judge, Scorer, check_signature
 
@@ -193,7 +202,7 @@ def create_anytime_graph(
             meters=meters(
                 chat_model, known, by_judge, VERDICT, media_tokens, exact_counts, form, late
             ),
-            ask=Asking(answers, by_judge.rubric),
+            prompt_of=partial(prompt_of, answers, by_judge.rubric),
             answers=answers,
             strategy=resolve_strategy(rules, decides),
             decides=decides,
@@ -209,13 +218,26 @@ def create_anytime_graph(
 
     setups, lives = Setups(setup), Lives()
     named = strategy if isinstance(strategy, str) else getattr(strategy, "__name__", "custom")
-    asks, warnings = on_exhausted == "ask", checked_parts(warn_at)
-    hub = Hub(setups, lives, budget, most, ledger, quotas, memory, named, schema, asks, warnings)
+    asks = on_exhausted == "ask"
+    hub = Hub(
+        setups=setups,
+        lives=lives,
+        budget=budget,
+        most=most,
+        ledger=ledger,
+        quotas=quotas,
+        memory=None if memory is None else memory_of(memory),
+        remembers=memory is not None and memory is ledger,
+        strategy=named,
+        schema=schema,
+        asks=asks,
+        warn_at=checked_parts(warn_at),
+    )
     default = setups[{}]
     for one in (budget, *(quota.budget for quota in quotas)):
         if one is not None:
             affordable(default, one)
-    spoke = Spoke(setups, lives, schema, ledger, quotas)
+    spoke = Spoke(setups, lives, ledger, quotas)
     graph = AnytimeGraph(State, context_schema=Context, input_schema=Input, output_schema=Output)
     graph.ledger, graph.setups = ledger, setups
     ends = ("ask", "finish") if asks else ("finish",)

@@ -8,7 +8,7 @@ from anytime_graph.interrupt import contained
 from anytime_graph.metering.request import Reply
 from anytime_graph.models.providers import describe
 from anytime_graph.planning.answers import AnswerFormat
-from anytime_graph.run.calls import PlannedCall, combines, concluded, made_from
+from anytime_graph.run.calls import PlannedCall, concluded, made_from
 from anytime_graph.run.pairs import Candidate
 
 
@@ -40,10 +40,10 @@ def candidate(
         reply.receipt["errors"].append(why)
     marked = bool(answer) and answers.extract is not scoring.whole_reply
     by_itself = reply.whole and answers.protocol.schema is None
-    node, parents, with_pairs = _origin(call)
+    move = call["move"]
     return Candidate(
         id=call["ordinal"],
-        node=node,
+        node=move["kind"] if concluded(move) is None else "conclude",
         answer=answer or text,
         text=text,
         complete=marked or by_itself,
@@ -51,21 +51,10 @@ def candidate(
         feedback=None,
         right=None,
         satisfied=False,
-        parents=parents,
+        parents=made_from(move),
         spent=spent,
         votes=0,
         lost=False,
         message_id=reply.message.id,
-        taught=with_pairs,
+        taught=bool(move.get("with_pairs")),
     )
-
-
-def _origin(call: PlannedCall) -> tuple[str, list[int], bool]:
-    """The node an answer comes from, the candidates it was made from, and whether its prompt showed
-    preference pairs."""
-    move = call["move"]
-    if combines(move):
-        return move["kind"], made_from(move), False
-    assert move["kind"] == "draft" or move["kind"] == "refine", "the others bring no answers"
-    node = move["kind"] if concluded(move) is None else "conclude"
-    return node, made_from(move), move["with_pairs"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from langchain_core.messages import AnyMessage
 
 from anytime_graph import prompts
@@ -19,7 +17,7 @@ def combined_prompt(
     move: MergeMove | EvolveMove,
     detail: float,
     max_output: int | None,
-) -> Sequence[AnyMessage]:
+) -> list[AnyMessage]:
     by_id = {c["id"]: c for c in state["candidates"]}
     parents = [by_id[i] for i in move["of"]]
     before, protocol = conversation(state), answers.protocol

@@ -124,12 +124,9 @@ class CompiledAnytimeGraph(CompiledStateGraph[State, Context, Input, Output]):
         control: RunControl | None = None,
         **options: Any,
     ) -> Iterator[Any]:
-        control, belongs, nested = _identified(config, control)
-        if not nested:
-            _refuse_writes([input], self.config, config)
-        _check(self.config, config, options.get("context"), nested, self._ledger is not None)
+        given, belongs = self._admitted(input, config, control, options)
         try:
-            yield from super().stream(_plain(input), config, control=_undrained(control), **options)
+            yield from super().stream(_plain(input), config, **given)
         finally:
             if (ledger := self._ledger) is not None:
                 ledger.end(belongs)
@@ -142,11 +139,7 @@ class CompiledAnytimeGraph(CompiledStateGraph[State, Context, Input, Output]):
         control: RunControl | None = None,
         **options: Any,
     ) -> AsyncIterator[Any]:
-        control, belongs, nested = _identified(config, control)
-        if not nested:
-            _refuse_writes([input], self.config, config)
-        _check(self.config, config, options.get("context"), nested, self._ledger is not None)
-        given: Any = {**options, "control": _undrained(control)}
+        given, belongs = self._admitted(input, config, control, options)
         parts = cast(Any, super().astream(_plain(input), config, **given))
         try:
             async with aclosing(parts):
@@ -155,6 +148,21 @@ class CompiledAnytimeGraph(CompiledStateGraph[State, Context, Input, Output]):
         finally:
             if (ledger := self._ledger) is not None:
                 await asyncio.shield(asyncio.to_thread(ledger.end, belongs))
+
+    def _admitted(
+        self,
+        input: Any,
+        config: RunnableConfig | None,
+        control: RunControl | None,
+        options: Mapping[str, Any],
+    ) -> tuple[dict[str, Any], Callable[[Hashable], bool]]:
+        """The options with the control that the invocation runs under, and the test from `_identified`.
+        Raises ValueError for an input or settings that are refused."""
+        control, belongs, nested = _identified(config, control)
+        if not nested:
+            _refuse_writes([input], self.config, config)
+        _check(self.config, config, options.get("context"), nested, self._ledger is not None)
+        return {**options, "control": _undrained(control)}, belongs
 
     def bulk_update_state(
         self, config: RunnableConfig, supersteps: Sequence[Sequence[StateUpdate]]

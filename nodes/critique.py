@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from string import ascii_lowercase
 from typing import Any, NamedTuple
 
@@ -49,7 +48,7 @@ class Judgement(NamedTuple):
 
 def critique_prompt(
     state: State, move: CritiqueMove, detail: float, rubric: str | None, structured: bool
-) -> Sequence[AnyMessage]:
+) -> list[AnyMessage]:
     answers = {c["id"]: shown(c, detail) for c in state["candidates"]}
     if move["second"] is None:
         return prompts.review(case(state), answers[move["first"]], detail)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from langchain_core.messages import AnyMessage
 
 from anytime_graph import prompts
-from anytime_graph.planning.answers import AnswerFormat, conversation, pair_context
+from anytime_graph.planning.answers import AnswerFormat, conversation
+from anytime_graph.prompts import Lessons
 from anytime_graph.run.calls import DraftMove
 from anytime_graph.run.state import State
 
@@ -16,13 +15,12 @@ def draft_prompt(
     state: State,
     answers: AnswerFormat,
     move: DraftMove,
+    lessons: Lessons,
     detail: float,
     max_output: int | None,
-    allowance: int | None,
-) -> Sequence[AnyMessage]:
+) -> list[AnyMessage]:
     before = conversation(state)
     if (cut := move["conclude"]) is not None:
         reasoning = next(c["text"] for c in state["candidates"] if c["id"] == cut)
         return prompts.conclude(before, answers.protocol, reasoning, detail)
-    lessons = pair_context(state, move, allowance)
     return prompts.opening(before, answers.protocol, lessons, detail, max_output)

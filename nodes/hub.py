@@ -7,14 +7,14 @@ import logging
 import math
 import threading
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from secrets import randbits
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from uuid import uuid4
 
 from cachetools import LRUCache
 from langchain_core.messages import AnyMessage, RemoveMessage
 from langchain_core.runnables import RunnableConfig
-from langgraph.store.base import BaseStore
 from langgraph.types import Command, Send
 from pydantic import BaseModel
 
@@ -34,17 +34,16 @@ from anytime_graph.budget import (
 from anytime_graph.checkpoints import Ledger, LedgerError
 from anytime_graph.checkpoints.journal import RunJournal
 from anytime_graph.checkpoints.leases import Hold
-from anytime_graph.checkpoints.memory import Memory, encoded, memory_of
+from anytime_graph.checkpoints.memory import Memory, encoded
 from anytime_graph.checkpoints.quotas import Payers
 from anytime_graph.checkpoints.store import plain
 from anytime_graph.interrupt import contained
 from anytime_graph.metering.quota import Quota
 from anytime_graph.models.counting import patience
 from anytime_graph.models.providers import describe
-from anytime_graph.models.tokens import Calibration, uncalibrated
 from anytime_graph.nodes import finish
 from anytime_graph.nodes.exhausted import Exhausted, exhausted, used_up
-from anytime_graph.planning.plan import plan
+from anytime_graph.planning.plan import QUOTA, plan
 from anytime_graph.planning.setup import Setup, Setups, affordable, bounding
 from anytime_graph.run.announcements import Lives, Warned, announce, note
 from anytime_graph.run.asking import check_resumable, granted
@@ -70,6 +69,7 @@ from anytime_graph.run.state import (
     conversation_digest,
     conversation_of,
     fresh,
+    growth_only,
     merged,
     question_of,
     unstopped,
@@ -96,31 +96,41 @@ _COUNTING = 0.1
 """The part of the time left that asking a server for the tokens of prompts may take."""
 
 
-class Hub:
-    """The nodes `budget`, `finish` and `ask` of one graph. asks: whether there is such a node."""
+class _Visit(NamedTuple):
+    """A visit of a question to the hub. digest: of the conversation up to the question. journal: with a
+    ledger."""
 
-    def __init__(
-        self,
-        setups: Setups,
-        lives: Lives,
-        budget: Budget | None,
-        most: Budget | None,
-        ledger: Ledger | None,
-        quotas: Sequence[Quota],
-        memory: Ledger | BaseStore | Memory | None,
-        strategy: str,
-        schema: type[BaseModel] | None,
-        asks: bool,
-        warn_at: Sequence[float],
-    ) -> None:
-        self.setups, self.lives, self.budget, self.ledger = setups, lives, budget, ledger
-        self.memory = None if memory is None else memory_of(memory)
-        self.most, self.quotas = most, quotas
-        self.remembers = memory is not None and memory is ledger
-        self.strategy, self.schema, self.asks = strategy, schema, asks
-        self.warn_at = warn_at
-        self._instances: LRUCache[tuple[Hashable, str], list[str]] = LRUCache(_INSTANCES)
-        self._counting = threading.Lock()
+    question_id: str
+    digest: str
+    thread: str
+    config: RunnableConfig
+    journal: RunJournal | None
+
+
+@dataclass(eq=False, repr=False)
+class Hub:
+    """The nodes `budget`, `finish` and `ask` of one graph.
+
+    memory: None without one; remembers: it is the ledger itself. strategy: the name of the default.
+    schema: of answers. asks: whether there is a node `ask`. The others are as in create_anytime_graph.
+    """
+
+    setups: Setups
+    lives: Lives
+    budget: Budget | None
+    most: Budget | None
+    ledger: Ledger | None
+    quotas: Sequence[Quota]
+    memory: Memory | None
+    remembers: bool
+    strategy: str
+    schema: type[BaseModel] | None
+    asks: bool
+    warn_at: Sequence[float]
+    _instances: LRUCache[tuple[Hashable, str], list[str]] = field(
+        default_factory=lambda: LRUCache(_INSTANCES)
+    )
+    _counting: threading.Lock = field(default_factory=threading.Lock)
 
     def budget_node(self, state: StoredState, config: RunnableConfig) -> Command[Any]:
         """Fold outcomes, begin a new question or add a budget, then go over the budget edge. An
@@ -143,13 +153,15 @@ class Hub:
         question_id = plain(f"{question.id}:{short}")
         kept = state["thread"] if question_id == state.get("question_id") else None
         thread = thread_of(config, digest) or kept or uuid4().hex
+        visit = _Visit(question_id, digest, thread, config, None)
         if self.ledger is None:
-            update, sends = self._turn(state, config, question_id, digest, thread, None)
+            update, sends = self._turn(state, visit)
         else:
             hold = self._entered(config, thread, kept, state.get("budget"))
             try:
                 journal = RunJournal(self.ledger, hold, self.quotas)
-                update, sends = self._turn(state, config, question_id, digest, hold.thread, journal)
+                visit = visit._replace(thread=hold.thread, journal=journal)
+                update, sends = self._turn(state, visit)
             except Exception:
                 self.ledger.release(hold)
                 raise
@@ -186,17 +198,10 @@ class Hub:
             n = instances.index(here[1])
         return f"{thread}.{n + 1}" if n else thread
 
-    def _turn(
-        self,
-        state: State,
-        config: RunnableConfig,
-        question_id: str,
-        digest: str,
-        thread: str,
-        journal: RunJournal | None,
-    ) -> tuple[State, list[Send]]:
+    def _turn(self, state: State, visit: _Visit) -> tuple[State, list[Send]]:
         """Begin the question, or fold the outcomes of its last step; then plan what comes next."""
         granted, choice = state.get("budget"), state.get("chosen")
+        question_id, digest, thread, config, journal = visit
         if question_id != state.get("question_id"):
             earlier = journal.ledger.find(thread, digest, user()) if journal else None
             choice = chosen()
@@ -219,7 +224,7 @@ class Hub:
                 update["limits"] = raised(state["limits"], grant, state["spent"])
                 update |= State(concluded=None, **unstopped())
         now = merged(state, update)
-        sends = self._next(setup, state, now, config, digest, journal)
+        sends = self._next(setup, state, now, visit)
         update["spent"] = now["spent"]
         if sends[0].node in _ENDS:
             update["errors"] = now["errors"] + self._remembered(now)
@@ -233,22 +238,14 @@ class Hub:
             announce(live.settle(best, now["spent"], now["limits"]))
         return update, sends
 
-    def _next(
-        self,
-        setup: Setup,
-        state: State,
-        now: State,
-        config: RunnableConfig,
-        digest: str,
-        journal: RunJournal | None,
-    ) -> list[Send]:
+    def _next(self, setup: Setup, state: State, now: State, visit: _Visit) -> list[Send]:
         """What comes next, written to the ledger before it is carried out: first the calls that
         the ledger holds and the state lost in a crash, else what the budget edge plans."""
         run = _run_info(now, uuid4().hex)
-        if journal is None:
+        if (journal := visit.journal) is None:
             return self._edge(setup, now, run, None)
         ledger, hold, _ = journal
-        record = self._record(setup, now, config, digest)
+        record = self._record(setup, now, visit)
         try:
             record["keys"] = {n: v for n in ledger.keys(self.quotas) if (v := told(n)) is not None}
             sends = _recorded(now, ledger, run) or self._edge(setup, now, run, journal.payers())
@@ -265,18 +262,16 @@ class Hub:
             return self._finish(now, f"ledger: {error}")
         return sends
 
-    def _record(
-        self, setup: Setup, now: State, config: RunnableConfig, digest: str
-    ) -> dict[str, Any]:
+    def _record(self, setup: Setup, now: State, visit: _Visit) -> dict[str, Any]:
         return {
-            "asked": digest,
+            "asked": visit.digest,
             "question": question_of(now["messages"]).text,
             "conversation": conversation_of(now["messages"]),
             "model": setup.meters[OWN].name,
             "strategy": (now["chosen"] or {}).get("strategy", self.strategy),
             "decides": setup.decides,
             "namespace": encoded(tuple(now["namespace"])) if self.remembers else "",
-            "options": (config.get("metadata") or {}).get("anytime_options"),
+            "options": (visit.config.get("metadata") or {}).get("anytime_options"),
         }
 
     def _recalled(self, question: str, run_id: int) -> State:
@@ -330,7 +325,7 @@ class Hub:
                     with patience(0.0):  # what was counted is known, and the rest is bounded
                         planned = plan(setup, state, stopped, rest)
         except Short as short:
-            if quotas is None or short.dimension != "quota":
+            if quotas is None or short.dimension != QUOTA:
                 raise
             raise quotas.exceeded(short.need) from None
         except (BudgetTooSmall, NoAnswer):
@@ -431,12 +426,3 @@ def _logged(part: str, error: Exception) -> str:
     """Log that a part which the user supplied failed, and describe it for the run's errors."""
     log.warning("the %s failed: %s", part, describe(error))
     return f"{part}: {describe(error)}"
-
-
-def growth_only(calibrations: dict[str, Calibration]) -> dict[str, Calibration]:
-    """The calibrations for another prompt or model: only how far prompts exceed their bounds is
-    kept."""
-    return {
-        name: {**uncalibrated(), "growth": calibration["growth"]}
-        for name, calibration in calibrations.items()
-    }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from langchain_core.messages import AnyMessage
 
@@ -17,7 +16,7 @@ from anytime_graph.text import clip
 _RULE = re.compile(r"\s*(?:[-*\u2022]|\d+[.)])\s+(.+)")
 
 
-def learn_prompt(state: State, move: LearnMove, detail: float) -> Sequence[AnyMessage]:
+def learn_prompt(state: State, move: LearnMove, detail: float) -> list[AnyMessage]:
     if move["chosen"] is None:
         return prompts.principles(case(state), state["pairs"], detail)
     ids = (move["chosen"], move["rejected"])

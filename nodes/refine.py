@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from langchain_core.messages import AnyMessage
 
 from anytime_graph import prompts
 from anytime_graph.nodes.answering import shown
-from anytime_graph.planning.answers import AnswerFormat, conversation, pair_context
+from anytime_graph.planning.answers import AnswerFormat, conversation
+from anytime_graph.prompts import Lessons
 from anytime_graph.run.calls import RefineMove
 from anytime_graph.run.state import State
 
@@ -17,10 +16,10 @@ def refine_prompt(
     state: State,
     answers: AnswerFormat,
     move: RefineMove,
+    lessons: Lessons,
     detail: float,
     max_output: int | None,
-    allowance: int | None,
-) -> Sequence[AnyMessage]:
+) -> list[AnyMessage]:
     parent = next(c for c in state["candidates"] if c["id"] == move["of"])
     reasons = (
         p["why"] for p in state["pairs"] if p["chosen_id"] == move["of"] and p["why_by"] == "judge"
@@ -31,7 +30,7 @@ def refine_prompt(
         shown(parent, detail),
         parent["feedback"],
         parent["right"] or next(reasons, None),
-        pair_context(state, move, allowance),
+        lessons,
         detail,
         max_output,
     )

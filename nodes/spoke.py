@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_executor_for_config
 from langgraph.constants import TAG_NOSTREAM
-from pydantic import BaseModel
 
 from anytime_graph.budget import left
 from anytime_graph.checkpoints import Ledger, LedgerError
@@ -45,19 +44,24 @@ log = logging.getLogger(__name__)
 SPOKES = (*ANSWERS, "critique", "learn")
 
 
+class _Work(NamedTuple):
+    """What the outcomes of one assignment have in common. ends: when the seconds of the run end, by our
+    clock; None if they are not limited."""
+
+    setup: Setup
+    run: RunInfo
+    ends: float | None
+    journal: RunJournal | None
+
+
+@dataclass(eq=False, repr=False)
 class Spoke(Runnable[Assignment, State]):
     """A node for LangGraph, sync and async. It returns its outcomes in the `returned` channel."""
 
-    def __init__(
-        self,
-        setups: Setups,
-        lives: Lives,
-        schema: type[BaseModel] | None,
-        ledger: Ledger | None,
-        quotas: Sequence[Quota],
-    ) -> None:
-        self.setups, self.lives, self.schema, self.ledger = setups, lives, schema, ledger
-        self.quotas = quotas
+    setups: Setups
+    lives: Lives
+    ledger: Ledger | None
+    quotas: Sequence[Quota]
 
     # --- sync
 
@@ -90,36 +94,24 @@ class Spoke(Runnable[Assignment, State]):
                 written = journal.of(planned, run) if journal else None
                 meter = setup.meters[planned["role"]]
                 reply = call(meter, _request(assigned), inner, stop_signal(), written)
-            choices = _by_choice(planned, reply)
+            choices, work = _by_choice(planned, reply), _Work(setup, run, ends, journal)
             if len(choices) == 1:
-                return State(returned=[self._outcome(setup, assigned, ends, *choices[0], journal)])
+                return State(returned=[self._outcome(work, *choices[0])])
             with get_executor_for_config(config) as pool:  # choices are scored side by side
-                outcomes = [
-                    pool.submit(self._outcome, setup, assigned, ends, *choice, journal)
-                    for choice in choices
-                ]
+                outcomes = [pool.submit(self._outcome, work, *choice) for choice in choices]
                 return State(returned=[outcome.result() for outcome in outcomes])
 
-    def _outcome(
-        self,
-        setup: Setup,
-        assigned: Assignment,
-        ends: float | None,
-        planned: PlannedCall,
-        reply: Reply,
-        journal: RunJournal | None,
-    ) -> Outcome:
-        outcome, run = _absorbed(setup, assigned, planned, reply), assigned["run"]
-        if (scorer := setup.scorer) and "candidate" in outcome:
+    def _outcome(self, work: _Work, planned: PlannedCall, reply: Reply) -> Outcome:
+        outcome, question = _absorbed(work, planned, reply), work.run["question"]
+        if (scorer := work.setup.scorer) and "candidate" in outcome:
             try:
-                if not _scored_before(outcome, run["run_id"], journal):
-                    asked = (run["question"], self._subject(outcome))
-                    verdict = verdict_of(scorer, *asked, _seconds_to(ends))
-                    _rate(outcome, verdict)
+                if not _scored_before(work, outcome):
+                    answer, seconds = _subject(work, outcome), _seconds_to(work.ends)
+                    _rate(outcome, verdict_of(scorer, question, answer, seconds))
             except Exception as error:
-                _unrated(outcome, scorer, error, run, ends)
-        _keep(outcome, run["run_id"], journal)
-        return self._returned(setup, assigned, outcome)
+                _unrated(work, outcome, scorer, error)
+        _keep(work, outcome)
+        return self._returned(work, outcome)
 
     # --- async
 
@@ -155,35 +147,23 @@ class Spoke(Runnable[Assignment, State]):
                 written = journal.of(planned, run) if journal else None
                 meter = setup.meters[planned["role"]]
                 reply = await acall(meter, _request(assigned), inner, stop_signal(), written)
-            choices = _by_choice(planned, reply)
-            outcomes = (
-                self._aoutcome(setup, assigned, ends, *choice, journal) for choice in choices
-            )
+            choices, work = _by_choice(planned, reply), _Work(setup, run, ends, journal)
+            outcomes = (self._aoutcome(work, *choice) for choice in choices)
             return State(returned=await asyncio.gather(*outcomes))
 
-    async def _aoutcome(
-        self,
-        setup: Setup,
-        assigned: Assignment,
-        ends: float | None,
-        planned: PlannedCall,
-        reply: Reply,
-        journal: RunJournal | None,
-    ) -> Outcome:
-        outcome, run = _absorbed(setup, assigned, planned, reply), assigned["run"]
-        if (scorer := setup.scorer) and "candidate" in outcome:
+    async def _aoutcome(self, work: _Work, planned: PlannedCall, reply: Reply) -> Outcome:
+        outcome, question = _absorbed(work, planned, reply), work.run["question"]
+        if (scorer := work.setup.scorer) and "candidate" in outcome:
             try:
-                if not (
-                    reply.receipt["recalled"]
-                    and await asyncio.to_thread(_scored_before, outcome, run["run_id"], journal)
-                ):
-                    asked = (run["question"], self._subject(outcome))
-                    _rate(outcome, await averdict_of(scorer, *asked, _seconds_to(ends)))
+                recalled = reply.receipt["recalled"]
+                if not (recalled and await asyncio.to_thread(_scored_before, work, outcome)):
+                    answer, seconds = _subject(work, outcome), _seconds_to(work.ends)
+                    _rate(outcome, await averdict_of(scorer, question, answer, seconds))
             except Exception as error:
-                _unrated(outcome, scorer, error, run, ends)
-        if journal is not None:
-            await asyncio.to_thread(_keep, outcome, run["run_id"], journal)
-        return self._returned(setup, assigned, outcome)
+                _unrated(work, outcome, scorer, error)
+        if work.journal is not None:
+            await asyncio.to_thread(_keep, work, outcome)
+        return self._returned(work, outcome)
 
     # --- both
 
@@ -196,24 +176,17 @@ class Spoke(Runnable[Assignment, State]):
         reached = self.lives[run["run_id"]].reached
         return bool(waited and assigned["prompt"] is not None and reached == run["plan"])
 
-    def _subject(self, outcome: Outcome) -> Any:
-        """What the scorer gets: the answer as text, or as an instance of the schema if it fits."""
-        answer = outcome["candidate"]["answer"]
-        if self.schema is None or not outcome["candidate"]["complete"]:
-            return answer
-        return self.schema.model_validate_json(answer)
-
-    def _returned(self, setup: Setup, assigned: Assignment, outcome: Outcome) -> Outcome:
+    def _returned(self, work: _Work, outcome: Outcome) -> Outcome:
         """Announce the outcome. A call that was made just now ends here, so that the time of its
         scoring counts."""
-        receipt, run = outcome["receipt"], assigned["run"]
+        receipt, run, until = outcome["receipt"], work.run, work.setup.until
         if not receipt["recalled"]:
             receipt["ended_at"] = clock.now()
         live = self.lives[run["run_id"]]
         live.charge(receipt["spend"])
         note(outcome["call"]["move"]["kind"], outcome.get("candidate"), receipt["spend"])
         if "candidate" in outcome:
-            target = setup.until.target if setup.until else None
+            target = until.target if until else None
             if (outcome["candidate"]["score"] or 0.0) >= (1.0 if target is None else target):
                 live.reached = run["plan"]
             announce(live.offer(outcome["candidate"], run["limits"]))
@@ -278,7 +251,7 @@ def _by_choice(planned: PlannedCall, reply: Reply) -> list[tuple[PlannedCall, Re
     ]
 
 
-def _absorbed(setup: Setup, assigned: Assignment, planned: PlannedCall, reply: Reply) -> Outcome:
+def _absorbed(work: _Work, planned: PlannedCall, reply: Reply) -> Outcome:
     """The outcome of a call: what its reply means for this kind of move."""
     move, outcome = planned["move"], Outcome(call=planned, receipt=reply.receipt, form=len(OUTCOME))
     if move["kind"] == "critique":
@@ -290,28 +263,37 @@ def _absorbed(setup: Setup, assigned: Assignment, planned: PlannedCall, reply: R
             outcome["why"] = lesson
         else:
             outcome["principles"] = lesson
-    elif answer := candidate(planned, reply, setup.answers, assigned["run"]["spent"]):
+    elif answer := candidate(planned, reply, work.setup.answers, work.run["spent"]):
         outcome["candidate"] = answer
     return outcome
 
 
-def _scored_before(outcome: Outcome, run_id: int, journal: RunJournal | None) -> bool:
+def _subject(work: _Work, outcome: Outcome) -> Any:
+    """What the scorer gets: the answer as text, or as an instance of the schema if it fits."""
+    answer, schema = outcome["candidate"]["answer"], work.setup.answers.protocol.schema
+    if schema is None or not outcome["candidate"]["complete"]:
+        return answer
+    return schema.model_validate_json(answer)
+
+
+def _scored_before(work: _Work, outcome: Outcome) -> bool:
     """Whether the answer got its score before a crash. If so, the outcome gets that score again."""
-    if journal is None or not outcome["receipt"]["recalled"]:
+    if work.journal is None or not outcome["receipt"]["recalled"]:
         return False
-    score = journal.score(outcome["call"], run_id)
+    score = work.journal.score(outcome["call"], work.run["run_id"])
     if score is None:
         return False
     _rate(outcome, score)
     return True
 
 
-def _keep(outcome: Outcome, run_id: int, journal: RunJournal | None) -> None:
-    if journal is None or "candidate" not in outcome:
+def _keep(work: _Work, outcome: Outcome) -> None:
+    """Write the answer to the ledger."""
+    if work.journal is None or "candidate" not in outcome:
         return
-    fresh = not outcome["receipt"]["recalled"]
+    call, run_id, fresh = outcome["call"], work.run["run_id"], not outcome["receipt"]["recalled"]
     try:
-        journal.keep(outcome["call"], run_id, outcome["candidate"], fresh)
+        work.journal.keep(call, run_id, outcome["candidate"], fresh)
     except LedgerError as error:
         outcome["receipt"]["errors"].append(str(error))
 
@@ -326,15 +308,14 @@ def _rate(outcome: Outcome, verdict: Verdict) -> None:
     }
 
 
-def _unrated(
-    outcome: Outcome, scorer: Scorer, error: Exception, run: RunInfo, ends: float | None
-) -> None:
+def _unrated(work: _Work, outcome: Outcome, scorer: Scorer, error: Exception) -> None:
     """Note that the scorer failed. The candidate stays without a score; the run ends if none has one. One
     that was cut has used up the seconds of the run."""
     reason, ordinal = failure(scorer, error), outcome["call"]["ordinal"]
     receipt = outcome["receipt"]
     receipt["errors"].append(f"scorer on candidate {ordinal}: {reason}")
-    if isinstance(error, TimeIsUp) and ends is not None:
-        started = ends - left(run["limits"], run["spent"])["seconds"]
+    if isinstance(error, TimeIsUp) and work.ends is not None:
+        run = work.run
+        started = work.ends - left(run["limits"], run["spent"])["seconds"]
         receipt.update({"started": started, "ended_at": clock.now()})
     log.debug("scorer failed", exc_info=error)

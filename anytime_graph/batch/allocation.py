@@ -41,7 +41,7 @@ from anytime_graph.interrupt import StopSignal
 from anytime_graph.metering.account import Account
 from anytime_graph.nodes.compiled import AnytimeGraph
 from anytime_graph.planning import prospects
-from anytime_graph.planning.plan import least, view
+from anytime_graph.planning.plan import least_call, view
 from anytime_graph.planning.setup import Setup, affordable, bounding
 from anytime_graph.run.calls import Chosen
 from anytime_graph.run.context import Context
@@ -278,11 +278,7 @@ class _Allocation:
             question.spent = question.state["spent"]
             self._check(question.state["limits"])
         if self.ledger is not None and (runs := self.ledger.runs(question.thread)):
-            books = runs[-1]["spent"]
-            question.spent = cast(
-                Spend,
-                {d: max(books[d], cast(Any, question.spent)[d]) for d in nothing()},
-            )
+            question.spent = _larger(question.spent, runs[-1]["spent"])
         self.account.book(question.spent)
         question.gain = self._gain(question)
         self._queue(question)
@@ -326,10 +322,9 @@ class _Allocation:
         """Take in what a step brought, and what it left of its money."""
         question, before = step.question, cast("Mapping[str, Any]", step.question.spent)
         self._running -= 1
-        spent = reply.spent if isinstance(reply, Exception) else cast(Spend, reply["spent"])
-        spent = cast(Spend, {d: max(a, before[d]) for d, a in cast(Any, spent).items()})
-        cost = cast(Spend, {d: a - before[d] for d, a in cast(Any, spent).items()})
-        question.spent = spent
+        spent = reply.spent if isinstance(reply, Exception) else reply["spent"]
+        question.spent = _larger(step.question.spent, spent)
+        cost = cast(Spend, {d: a - before[d] for d, a in cast(Any, question.spent).items()})
         self.account.settle(step.held, {**cost, "seconds": 0.0})
         if isinstance(reply, Exception):
             question.error = str(reply)
@@ -420,10 +415,10 @@ class _Allocation:
         judged = prospects.judge_decides(seen)
         if judged and question.answered:
             besides += 1.5 * prospects.tokens(seen, "compare")
-        limits: Limits = dict.fromkeys(DIMENSIONS, 0)
         calls = 3 if judged else 1  # it is compared in both orders
+        begun: State = {**state, "limits": {}}  # what a step is given takes a thread off its end
         enough, wanted = (
-            least(self.setup, {**state, "limits": limits}, math.ceil(room), math.ceil(besides))
+            least_call(self.setup, begun, math.ceil(room), math.ceil(besides))
             for room in (short, most)
         )
         # Tool calls are shared out among the questions that are open; none is needed.
@@ -435,6 +430,12 @@ class _Allocation:
         gain = -self._heap[0][0] if self._heap else 0.0
         counts = (len(self.questions), self._answered, self._over)
         self._progress(Progress(*counts, self.account.spent, 1_000 * gain))
+
+
+def _larger(one: Spend, other: Spend) -> Spend:
+    """The larger amount of each dimension."""
+    amounts, others = cast("Mapping[str, Any]", one), cast("Mapping[str, Any]", other)
+    return cast(Spend, {d: max(amount, others[d]) for d, amount in amounts.items()})
 
 
 def _unasked(question: _Question) -> State:

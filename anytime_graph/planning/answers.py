@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from anytime_graph import scoring
 from anytime_graph.metering.request import Reply
 from anytime_graph.prompts import Case, Lessons, Protocol
-from anytime_graph.run.calls import PlannedMove
+from anytime_graph.run.calls import PlannedMove, concluded
 from anytime_graph.run.state import State, question_of
 
 
@@ -57,8 +57,9 @@ def case(state: State) -> Case:
 
 
 def pair_context(state: State, move: PlannedMove, allowance: int | None) -> Lessons:
-    """The pairs that a draft or a refinement wants to show, of this question and of earlier ones."""
-    if not (move["kind"] == "draft" or move["kind"] == "refine"):
+    """The pairs that a draft or a refinement wants to show, of this question and of earlier ones. Other
+    moves show none, and neither does a draft that forces an answer out of cut reasoning."""
+    if not (move["kind"] == "draft" or move["kind"] == "refine") or concluded(move) is not None:
         return Lessons()
     return Lessons(
         examples=state["examples"],

@@ -25,14 +25,14 @@ from anytime_graph.budget import (
     Limits,
     NoAnswer,
     Short,
+    least,
     left,
     output_room,
     share,
     total,
 )
-from anytime_graph.budget import least as lowest
 from anytime_graph.metering.meter import Meter
-from anytime_graph.models.tokens import Calibration, uncalibrated
+from anytime_graph.models.tokens import Calibration, Shape, uncalibrated
 from anytime_graph.planning import prospects
 from anytime_graph.planning.answers import conversation, pair_context
 from anytime_graph.planning.moves import Choose, Critique, Draft, Move, Stop, View, planned_move
@@ -95,9 +95,10 @@ def plan(
     if isinstance(planned, Stop) and state["best"] is None:
         called = state["spent"]["calls"] or state.get("refusals")
         if not called and planned.reason == QUOTA:
-            raise Short(quotas or {}, _least_call(setup, state), QUOTA)
+            raise Short(quotas or {}, least_call(setup, state), QUOTA)
         if not called and planned.reason in DIMENSIONS:
-            raise BudgetTooSmall(state["limits"], least(setup, state))
+            limits, need = state["limits"], least_call(setup, state)
+            raise BudgetTooSmall(limits, {d: max(need[d], limits[d]) for d in limits})
         causes = state["errors"] or [f"stopped before the first reply ({planned.reason})"]
         raise NoAnswer(causes, state["spent"])
     return planned
@@ -121,7 +122,7 @@ def _within(state: State, quotas: Limits) -> State:
     """The state with what quotas leave as limits: after 300 tokens and with 500 left, 800 at most."""
     spent = cast("Mapping[str, float]", state["spent"])
     within = {d: amount + spent[d] for d, amount in quotas.items()}
-    return {**state, "limits": lowest([state["limits"], within])}
+    return {**state, "limits": least([state["limits"], within])}
 
 
 def _open_ended(setup: Setup, state: State, stopped: bool, quotas: Limits) -> list[Planned] | Stop:
@@ -134,7 +135,7 @@ def _open_ended(setup: Setup, state: State, stopped: bool, quotas: Limits) -> li
     so it is 8,400. Without the min, drafts that never end would stake ever more.
     """
     setup = replace(setup, near_end_at=math.inf)  # no end is known
-    need = least(setup, {**state, "limits": {"tokens": 0}})["tokens"]
+    need = least_call(setup, state)["tokens"]
     spent = state["spent"]["tokens"]
     ahead = _ROUND * prospects.tokens(view(setup, state, judging=False), "draft")
     for doubled in range(_DOUBLINGS):
@@ -148,16 +149,10 @@ def _open_ended(setup: Setup, state: State, stopped: bool, quotas: Limits) -> li
     return Stop("tokens")
 
 
-def least(setup: Setup, state: State, room: int = MIN_ROOM, besides: int = 0) -> Limits:
-    """The smallest budget that pays for one draft, in the dimensions of the run's own. room: output tokens
-    of the draft. besides: input tokens that come on top of its prompt."""
-    need = _least_call(setup, state, room, besides)
-    return {d: max(need[d], limit) for d, limit in state["limits"].items()}
-
-
-def _least_call(setup: Setup, state: State, room: int = MIN_ROOM, besides: int = 0) -> Limits:
-    """What the smallest draft takes of each dimension; see `least`."""
-    prompt = setup.ask(state, planned_move(Draft()), 0.0, None, None, False)
+def least_call(setup: Setup, state: State, room: int = MIN_ROOM, besides: int = 0) -> Limits:
+    """What the smallest draft takes of each dimension. room: its output tokens. besides: input tokens
+    that come on top of its prompt."""
+    prompt = setup.prompt_of(state, planned_move(Draft()), Lessons(), 0.0, None, False)
     return _need(setup, state, prompt, room, state["overhead"] + besides)
 
 
@@ -221,6 +216,11 @@ class _Edge:
     own: Limits
 
     @cached_property
+    def view(self) -> View:
+        """What the strategy may know."""
+        return view(self.setup, self.state)
+
+    @cached_property
     def rest(self) -> Limits:
         """What is left of the budget."""
         return left(self.state["limits"], self.state["spent"])
@@ -250,7 +250,7 @@ class _Edge:
         moves = self._moves()
         if isinstance(moves, Stop):
             return self._last_call() or moves
-        if setup.until and (stop := outweighed(setup.until, view(setup, state), moves)):
+        if setup.until and (stop := outweighed(setup.until, self.view, moves)):
             return self._last_call() or stop
         moves, open_ = self._comparable(moves)
         calls = self._calls(moves, _reserved(need, open_))
@@ -271,14 +271,14 @@ class _Edge:
         best, until = self.state["best"], self.setup.until
         if best is not None and best["score"] is not None and best["score"] >= 1.0:
             return Stop("perfect", best["score"])
-        return reached(until, view(self.setup, self.state)) if until else None
+        return reached(until, self.view) if until else None
 
     def _only_compares(self) -> bool:
         """The strategy asks for nothing but comparisons although a scorer decides: it wants to know
         about the judge, not to find a better answer."""
         if self.setup.decides != "scorer":
             return False
-        moves = self.setup.strategy(view(self.setup, self.state))
+        moves = self.setup.strategy(self.view)
         return bool(moves) and all(isinstance(m, Critique) and m.second is not None for m in moves)
 
     def _moves(self) -> list[PlannedMove] | Stop:
@@ -286,7 +286,7 @@ class _Edge:
         pay for what the judge is to do, the strategy is asked again, without the judge."""
         if owed := self.state.get("owed"):
             return owed
-        moves = list(self.setup.strategy(view(self.setup, self.state)))
+        moves = list(self.setup.strategy(self.view))
         calling = _calling(moves)
         if calling and all(map(judges, calling)) and not self._calls(calling, self.rest):
             moves = list(self.setup.strategy(view(self.setup, self.state, judging=False)))
@@ -303,7 +303,7 @@ class _Edge:
         best, rest, decides = self.state["best"], self.rest, self.setup.decides
         if decides == "judge" and best is None and rest.get("calls", 0) >= 4:
             return moves, {**rest, "calls": rest["calls"] - 2}
-        judged = prospects.judge_decides(view(self.setup, self.state))
+        judged = prospects.judge_decides(self.view)
         if not judged or best is None or not best["complete"] or any(map(judges, moves)):
             return moves, rest
         if decides == "judge":
@@ -321,15 +321,11 @@ class _Edge:
         """What is left besides a comparison; nothing if there is none to be paid for."""
         if not comparison:
             return dict.fromkeys(self.rest, 0)
-        judge = self.setup.meters[comparison[0].call["role"]]
-        room = (
-            GOOD_ROOM
-            if self.setup.decides == "judge"
-            else self._verdict_room(comparison[0].call["move"])
-        )
-        return left(
-            self.rest, total(judge.reservation(p.call["max_input"], room) for p in comparison)
-        )
+        first = comparison[0].call
+        judge = self.setup.meters[first["role"]]
+        room = GOOD_ROOM if self.setup.decides == "judge" else self._verdict_room(first["move"])
+        held = total(judge.reservation(p.call["max_input"], room) for p in comparison)
+        return left(self.rest, held)
 
     def _long_enough(self, calls: Sequence[Planned]) -> bool:
         """Whether most replies would fit their calls, as far as their length is known."""
@@ -353,7 +349,7 @@ class _Edge:
         """When nothing else can be bought, or only replies that will be cut: the comparison that is due, even if
         it exceeds the judge's share. Of answers that are equal, as many as can be paid for."""
         if self.setup.decides == "judge":
-            wanted = _calling(self.setup.strategy(view(self.setup, self.state)))
+            wanted = _calling(self.setup.strategy(self.view))
             return self._beyond_share(wanted) if wanted and all(map(judges, wanted)) else []
         equals = tied(self.state) if self.setup.decides == "agreement" else []
         choices = [planned_move(Choose(tuple(equals[:n]))) for n in range(len(equals), 1, -1)]
@@ -364,17 +360,17 @@ class _Edge:
         if not self.setup.yields:
             return self._calls(moves, self.rest)
         whole = replace(self.setup, judge=replace(self.setup.judge, share=1.0))
-        return _Edge(whole, self.state, self.own)._calls(moves, self.rest)
+        return replace(self, setup=whole)._calls(moves, self.rest)
 
     def _short_of(self, rest: Limits) -> str:
         """Why no further move can be paid for: the dimension that it would overrun, or "judge" if the
         judge's share of the budget is used up."""
         setup, state = self.setup, self.state
         if setup.decides != "vote" and state["best"] is not None and not self._comparison():
-            whole = replace(setup, yields=True)
-            if setup.decides != "scorer" and _Edge(whole, state, self.own)._comparison():
+            yielding = replace(self, setup=replace(setup, yields=True))
+            if setup.decides != "scorer" and yielding._comparison():
                 return "judge"
-        need = least(setup, {**state, "limits": dict.fromkeys(rest, 0)})
+        need = least_call(setup, state)
         return next((d for d in DIMENSIONS if d in rest and rest[d] < need[d]), next(iter(rest)))
 
     # --- the last call, which forces an answer out of the best reply
@@ -490,11 +486,15 @@ class _Edge:
         if judged:
             min_output = min(min_output, self._verdict_room(move))
         allowance = _lessons_allowance(share(slice_, copies / n), meter)
-        lessons = pair_context(state, move, allowance) if seeks_answer(move) else Lessons()
+        lessons = pair_context(state, move, allowance)
 
         def prompt(detail: float, max_output: int | None) -> list[AnyMessage]:
-            structured, asked = role == STRUCTURED, _fewer(move, detail)
-            return self.setup.ask(state, asked, detail, max_output, allowance, structured)
+            fewer, structured = _fewer(move, detail), role == STRUCTURED
+            return self.setup.prompt_of(state, fewer, lessons, detail, max_output, structured)
+
+        def measured(messages: list[AnyMessage]) -> tuple[Shape, int]:
+            shape, bound = meter.max_input(messages, calibration, seeks_answer(move))
+            return shape, bound + overhead
 
         def room_beside(bound: int) -> int | None:
             room = output_room(slice_, bound * copies, meter.prices)
@@ -509,8 +509,7 @@ class _Edge:
             if with_pairs and lessons.any() and not shown:
                 continue
             messages = prompt(detail, None)
-            shape, bound = meter.max_input(messages, calibration, seeks_answer(move))
-            bound += overhead
+            shape, bound = measured(messages)
             room = room_beside(bound)
             # In full, a prompt must leave a reply as much room as it takes, or as most replies need.
             usual = min(bound, math.ceil(self._length.most)) if self._length else bound
@@ -528,14 +527,13 @@ class _Edge:
             cap = meter.cap(room, bound)
             bare = None
             if cap is not None and seeks_answer(move) and cap < self._expected:
-                told = prompt(detail, _LONG_REPLY)
-                longer = meter.max_input(told, calibration, seeks_answer(move))[1] + overhead
+                _, longer = measured(prompt(detail, _LONG_REPLY))
                 line, less = longer - bound, room_beside(longer)
                 fits = less is None or less >= max(wanted, min_output)
                 if fits and 0 < _LINE * line <= cap:
                     bare, messages = shape, prompt(detail, meter.cap(less, longer))
-                    shape, exact = meter.max_input(messages, calibration, seeks_answer(move))
-                    bound = max(longer, exact + overhead)
+                    shape, exact = measured(messages)
+                    bound = max(longer, exact)
                     cap = meter.cap(room_beside(bound), bound)
             sent = _fewer(move, detail)
             if sent["kind"] == "draft" or sent["kind"] == "refine":
@@ -574,7 +572,7 @@ class _Edge:
     @cached_property
     def _length(self) -> prospects.ReplyLength | None:
         """How long the replies of drafts are, as far as it is known."""
-        return prospects.reply_length(view(self.setup, self.state, judging=False))
+        return prospects.reply_length(self.view)
 
     @property
     def _expected(self) -> float:

@@ -20,10 +20,11 @@ from anytime_graph.models.tokens import Tokenizer
 from anytime_graph.planning.answers import AnswerFormat
 from anytime_graph.planning.moves import Strategy
 from anytime_graph.planning.until import Until
+from anytime_graph.prompts import Lessons
 from anytime_graph.run.calls import (
+    JUDGE,
     NEAR_END,
     OWN,
-    PLAIN,
     REVIEW,
     STRUCTURED,
     Chosen,
@@ -39,23 +40,24 @@ Drafter = Callable[[BaseChatModel], Runnable[Any, Any]]
 """From a metered chat model to an agent that drafts with it. The agent gets {"messages": [...]}. It
 returns the draft as a text, as a message, or as the last of {"messages": [...]}."""
 
-Ask = Callable[[State, PlannedMove, float, int | None, int | None, bool], list[AnyMessage]]
-"""Builds the prompt of a move. Its arguments after state and move: detail, how much of the optional
-material it shows, in [0, 1]; max_output, what it says of the room for a reply; allowance, the input
-tokens that preference pairs may take; structured, whether the reply is held to a JSON schema."""
+PromptOf = Callable[[State, PlannedMove, Lessons, float, int | None, bool], list[AnyMessage]]
+"""Builds the prompt of a move. Its arguments after state and move: lessons, the preference pairs to show;
+detail, how much of the optional material it shows, in [0, 1]; max_output, what it says of the room for a
+reply; structured, whether the reply is held to a JSON schema."""
 
 
 @dataclass(frozen=True)
 class Setup:
     """What a graph was built with, for one choice of the context.
 
-    meters: by role; see run.calls. ask: builds the prompts. width: how many candidates and pairs the
-    state keeps. yields: whether the judge may exceed its share when nothing else can be bought. profile: what drafts and refinements brought on earlier questions. drafter: makes the
-    agent that drafts, if one does. near_end_at: the part of the budget after which another model answers.
+    meters: by role; see run.calls. width: how many candidates and pairs the state keeps. yields: whether
+    the judge may exceed its share when nothing else can be bought. profile: what drafts and refinements
+    brought on earlier questions. drafter: makes the agent that drafts, if one does. near_end_at: the part
+    of the budget after which another model answers.
     """
 
     meters: Mapping[str, Meter]
-    ask: Ask
+    prompt_of: PromptOf
     answers: AnswerFormat
     strategy: Strategy
     decides: Decides
@@ -79,7 +81,7 @@ class Setup:
                 return REVIEW if REVIEW in self.meters else OWN
             return self.answering(state, last=concluded(move) is not None)
         held = move["kind"] == "critique" and "among" not in move and STRUCTURED in self.meters
-        return STRUCTURED if held and not state["unstructured"] else PLAIN
+        return STRUCTURED if held and not state["unstructured"] else JUDGE
 
     def answering(self, state: State, last: bool = False) -> Role:
         """Which meter the calls for answers go through now. last: the call that forces one."""
@@ -118,37 +120,37 @@ def meters(
     prices: Prices | None,
     judge: Judge,
     schema: Mapping[str, Any],
-    media_tokens: int | None = None,
-    exact_counts: bool | None = False,
-    form: Mapping[str, Any] | None = None,
-    near_end: NearEnd | None = None,
+    media_tokens: int | None,
+    exact_counts: bool | None,
+    form: Mapping[str, Any] | None,
+    near_end: NearEnd | None,
 ) -> dict[str, Meter]:
     """The meters of a graph, by role. schema, form: of verdicts and of answers, for a provider that can
     hold replies to one. Where answers are held to theirs, reviews go to the model as it is."""
     bounds = (media_tokens, exact_counts)
     judging = without_tools(model)
-    held_to = form if form is not None and _an_object(form) else None
-    asked = None if held_to is None else with_json_schema(model, held_to)
-    own = meter(model if asked is None else asked, prices, *bounds)
-    by_role: dict[str, Meter] = {OWN: own, PLAIN: own}
-    if judging is not model or asked is not None:
-        by_role[REVIEW] = by_role[PLAIN] = meter(judging, prices, *bounds)
+
+    def answering(model: Any) -> Any:
+        """The model whose answers are held to their form. Providers hold replies to objects only."""
+        held = None
+        if form is not None and form.get("type") == "object":
+            held = with_json_schema(model, form)
+        return model if held is None else held
+
+    answers = answering(model)
+    own = meter(answers, prices, *bounds)
+    by_role: dict[str, Meter] = {OWN: own, JUDGE: own}
+    if judging is not model or answers is not model:
+        by_role[REVIEW] = by_role[JUDGE] = meter(judging, prices, *bounds)
     if near_end is not None:
         late = resolve_model(near_end.model)
-        known = near_end.prices or prices_of(late)
-        asked = None if held_to is None else with_json_schema(late, held_to)
-        by_role[NEAR_END] = meter(late if asked is None else asked, known, *bounds)
+        by_role[NEAR_END] = meter(answering(late), near_end.prices or prices_of(late), *bounds)
     if judge.model is not None:
         judging = resolve_model(judge.model)
-        by_role[PLAIN] = meter(judging, judge.prices or prices_of(judging), *bounds)
+        by_role[JUDGE] = meter(judging, judge.prices or prices_of(judging), *bounds)
     if (held := with_json_schema(judging, schema)) is not None:
-        by_role[STRUCTURED] = meter(held, by_role[PLAIN].prices, *bounds)
+        by_role[STRUCTURED] = meter(held, by_role[JUDGE].prices, *bounds)
     return by_role
-
-
-def _an_object(form: Mapping[str, Any]) -> bool:
-    """Providers hold replies to objects only."""
-    return form.get("type") == "object"
 
 
 def named_model(models: Mapping[str, Any] | None, model: Any, chosen: Chosen) -> Any:

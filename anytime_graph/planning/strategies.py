@@ -131,7 +131,7 @@ def pdp(view: View, n: int = 4, shown: Shown = "both") -> list[Move]:
     due = [k for k in untried if k == "taught draft" or expected[k].tokens <= cheap]
     known = [k for k in moves if k in tried or k == "draft"]
     kind = due[0] if due else max(known, key=lambda k: expected[k].rate)
-    return [moves[kind]] * (1 if view.decides == "judge" else _at_once(view, kind))
+    return [moves[kind]] * _at_once(view, kind)
 
 
 pdp_positive: Strategy = partial(pdp, shown="chosen")
@@ -162,7 +162,7 @@ def merge(view: View, n: int = 4) -> list[Move]:
     newest = sorted(by_text.values(), key=lambda c: c["id"])[-n:]
     if len(newest) < 2:
         return _drafts(view, 1, "chosen", _share(view, "draft", _QUARTER))
-    k, made = 1 if judge_decides(view) else _at_once(view, "merge"), view.made.get("merge", 0)
+    k, made = _at_once(view, "merge"), view.made.get("merge", 0)
     moves: list[Move] = []
     for i in range(made, made + k):
         left_out = newest[i % len(newest)] if len(newest) > _PARENTS else None
@@ -232,9 +232,9 @@ def adaptive(view: View) -> Sequence[Move]:
     pairs: Shown = "both" if kind.startswith("taught") else None
     if kind.endswith("refine"):
         return [Refine(view.best["id"], pairs=pairs, memory=pairs, share=_share(view, kind))]
-    n = 1 if view.decides == "judge" else _at_once(view, kind)
+    n = _at_once(view, kind)
     if view.decides == "agreement":
-        n = _LIST - len(view.tied) if len(view.tied) < _LIST else 1
+        n = max(1, _LIST - len(view.tied))
     return [Draft(pairs=pairs, memory=pairs, share=_share(view, kind))] * n
 
 
@@ -373,6 +373,9 @@ def _part(view: View, kind: str, k: int) -> float:
 
 def _at_once(view: View, kind: str) -> int:
     """How many moves of this kind to make side by side: together they take an eighth of what is left, and
-    they are no more than were seen so far. Of 10,000 tokens, 1,250 pay for two of 500 each."""
+    they are no more than were seen so far. Of 10,000 tokens, 1,250 pay for two of 500 each. One, if the
+    judge compares it with the best before the next."""
+    if judge_decides(view):
+        return 1
     seen = view.payoffs.get(kind, NONE)["tries"]
     return int(max(1, min(_AT_ONCE, seen, _STAKE * tokens_left(view) / tokens(view, kind))))

@@ -50,20 +50,17 @@ class Until:
 
     def check(self, decides: Decides, prices: Prices | None) -> None:
         """Raises ValueError for a rule that lacks what it needs."""
-        ranks = (
-            decides in ("judge", "agreement") and "a scorer or a vote: a judge only ranks answers"
+        measured, counted = decides in ("scorer", "vote"), decides in ("vote", "agreement")
+        priced = prices is not None
+        needs = (
+            ("target", decides == "scorer", "a score: pass scorer= a function"),
+            ("confidence", counted, 'a vote: pass scorer="vote"'),
+            ("min_gain", measured, "a scorer or a vote: a judge only ranks answers"),
+            ("price", measured, "a scorer or a vote: a judge only ranks answers"),
+            ("price", priced, "the model's prices: pass prices=Prices(input=..., output=...)"),
         )
-        unpriced = (
-            prices is None and "the model's prices: pass prices=Prices(input=..., output=...)"
-        )
-        needs = {
-            "target": decides != "scorer" and "a score: pass scorer= a function",
-            "confidence": decides not in ("vote", "agreement") and 'a vote: pass scorer="vote"',
-            "min_gain": ranks,
-            "price": ranks or unpriced,
-        }
-        for name, need in needs.items():
-            if getattr(self, name) is not None and need:
+        for name, met, need in needs:
+            if getattr(self, name) is not None and not met:
                 raise ValueError(f"until: {name}={getattr(self, name)!r} needs {need}")
 
 

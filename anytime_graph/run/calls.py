@@ -15,11 +15,12 @@ from anytime_graph.models.tokens import Shape
 from anytime_graph.run.pairs import Candidate, Shown
 
 Role = Literal["own", "review", "judge", "structured", "near end"]
-"""Which meter a call goes through: "own", the run's model; "near end", the one for answers near the end; "review", that model without bound options such
-as tools; "judge", the judge's model; "structured", the judge's model held to a JSON schema."""
+"""Which meter a call goes through: "own", the run's model; "review", that model without bound options such
+as tools; "judge", the judge's model; "structured", the judge's model held to a JSON schema; "near end", the
+model for answers near the end."""
 OWN: Role = "own"
 REVIEW: Role = "review"
-PLAIN: Role = "judge"
+JUDGE: Role = "judge"
 STRUCTURED: Role = "structured"
 NEAR_END: Role = "near end"
 PATIENCE = 3
@@ -308,9 +309,7 @@ def concluded(move: PlannedMove) -> int | None:
 
 def kind_of(move: PlannedMove) -> str:
     """The kind of a move in the statistics; see `kind`."""
-    if move["kind"] == "draft" or move["kind"] == "refine":
-        return kind(move["kind"], move["with_pairs"])
-    return move["kind"]
+    return kind(move["kind"], bool(move.get("with_pairs")))
 
 
 def kind(node: str, with_pairs: bool) -> str:

@@ -26,7 +26,16 @@ from anytime_graph.run.calls import (
 )
 from anytime_graph.run.pairs import Candidate, Pair, explained, judged_pair, scored_pairs
 from anytime_graph.run.ranking import Match, both_orders, champion, next_match, strengths
-from anytime_graph.run.state import Decides, Judging, Payoff, Point, State, add_payoffs, payoff
+from anytime_graph.run.state import (
+    Decides,
+    Judging,
+    Payoff,
+    Point,
+    State,
+    add_payoffs,
+    merged,
+    payoff,
+)
 from anytime_graph.scoring import normal
 
 _KEPT = 64
@@ -39,80 +48,33 @@ def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, To
     outcomes = sorted(state.get("returned", []), key=lambda o: o["call"]["ordinal"])
     if not outcomes:
         return State()
+    return merged(_booked(state, outcomes, tokenizers), _ranked(state, outcomes, width, decides))
+
+
+def _booked(
+    state: State, outcomes: Sequence[Outcome], tokenizers: Mapping[str, Tokenizer]
+) -> State:
+    """What the calls cost, how they ended, and what the next calls learn from that."""
     receipts = [o["receipt"] for o in outcomes]
-    spent, spent_by, made = state["spent"], dict(state["spent_by"]), dict(state["made"])
-    least_room, seconds = state["least_room"], spent["seconds"]
-    candidates = list(state["candidates"])
+    spent_by, made, least_room = dict(state["spent_by"]), dict(state["made"]), state["least_room"]
     for outcome, receipt in zip(outcomes, receipts, strict=True):
         call, node = outcome["call"], outcome["call"]["move"]["kind"]
-        spent = total([spent, receipt["spend"]])
         spent_by[node] = total([spent_by.get(node, nothing()), receipt["spend"]])
         if receipt["starved"]:
             least_room = max(least_room, 2 * (call["max_output"] or 0))
         elif not receipt["lost"] and (not receipt["failed"] or node == "learn"):
             made[node] = made.get(node, 0) + 1
-        if "candidate" in outcome:
-            candidates.append({**outcome["candidate"], "spent": spent})
-    spent["seconds"] = seconds + union((r["started"], r["ended_at"]) for r in receipts)
-
-    best, pairs, ballots = state["best"], _reasoned(state["pairs"], outcomes), state["ballots"]
-    candidates = _reviewed(candidates, outcomes)
-    rulings = _rulings(outcomes, candidates)
-    new_matches, judged_pairs = _compared(candidates, rulings, best)
-    earlier = [Match(*match) for match in state["matches"]]
-    matches = [*earlier, *new_matches]
-    new = {c["id"] for c in candidates if c["id"] >= state["ordinal"]}
-    if decides != "scorer":  # under a judge, refinements of an answer are no votes for it
-        voting = {"agreement": ("draft", "conclude", "merge"), "judge": ("draft",)}.get(decides)
-        voters = (c for c in candidates if voting is None or c["node"] in voting)
-        ballots = _add_ballots(ballots, [c for c in voters if c["id"] in new])
-        candidates = [
-            {**c, "votes": ballots.get(normal(c["answer"]), 0) if c["complete"] else 0}
-            for c in candidates
-        ]
-    if decides == "scorer":
-        best = max(candidates, key=_by_score, default=None)
-        pairs = scored_pairs(candidates, pairs, width)
-    elif decides == "vote":
-        best = _elected(best, candidates)
-    elif decides == "agreement":
-        best = _elected(best, candidates, least=1)
-        pairs = [*judged_pairs, *pairs][:width]
-        if best is not None and new_matches:
-            winner = champion(matches, best["id"], since=len(earlier))
-            beaten = next((c for c in candidates if c["id"] == winner), best)
-            best = beaten if _standing(beaten) == _standing(best) else best
-    else:
-        best = _incumbent(best, candidates, earlier)
-        if best is not None and new_matches:
-            winner = champion(matches, best["id"], since=len(earlier))
-            best = next(c for c in candidates if c["id"] == winner)
-        pairs = [*judged_pairs, *pairs][:width]
-        best, candidates, matches = _concluded(best, candidates, matches)
-    if best is not None:
-        best = next(c for c in [*candidates, best] if c["id"] == best["id"])
-    arrived = [c for c in candidates if c["id"] in new] if decides == "scorer" else []
-    candidates_kept = _trimmed(candidates, best, width, decides, matches)
-    ids = {c["id"] for c in candidates_kept}
+    spent = total([state["spent"], *(r["spend"] for r in receipts)])
+    active = union((r["started"], r["ended_at"]) for r in receipts)
     forced = [of for o in outcomes if (of := concluded(o["call"]["move"])) is not None]
-    learned = (o["principles"] for o in outcomes if o.get("principles"))
     agents = [o["call"]["agent"] for o in outcomes if "agent" in o["call"]]
     called = any(r["spend"]["calls"] or r["unserved"] for r in receipts)
     waits = [r["retry_after"] for r in receipts if r["failed"]]
     return State(
-        best=best,
-        spent=spent,
+        spent={**spent, "seconds": state["spent"]["seconds"] + active},
         spent_by=spent_by,
         made=made,
         concluded=forced[-1] if forced else state["concluded"],
-        candidates=candidates_kept,
-        matches=[list(m) for m in matches if {m.first, m.second} <= ids][-_KEPT:],
-        pairs=pairs,
-        principles=next(learned, state["principles"]),
-        judging=_updated_judging(state["judging"], outcomes, candidates, rulings),
-        payoffs=_paid_off(state, best, outcomes),
-        ballots=ballots,
-        curve=_extended_curve(state["curve"], [*arrived, *([best] if best else [])]),
         errors=[*state["errors"], *(e for r in receipts for e in r["errors"])][-_KEPT:],
         ordinal=max(o["call"]["ordinal"] + places(o["call"]) for o in outcomes),
         calibrations=_calibrated(state["calibrations"], outcomes, tokenizers),
@@ -122,13 +84,86 @@ def fold(state: State, width: int, decides: Decides, tokenizers: Mapping[str, To
         overhead=max([state["overhead"], *(agent["overhead"] for agent in agents)]),
         owed=_owed(outcomes),
         failures=_failures(state["failures"], outcomes),
-        unscored=decides == "scorer" and bool(new) and all(c["score"] is None for c in candidates),
-        blocked=None if best is not None and best["complete"] else _blocked(outcomes),
         withheld=any(r.get("withheld", False) for r in receipts),
         refusals=state.get("refusals", 0) + sum(r["unserved"] for r in receipts),
         wait=max(waits, default=0.0) if called else state["wait"],
         interrupted=any(r["interrupted"] for r in receipts),
     )
+
+
+def _ranked(state: State, outcomes: Sequence[Outcome], width: int, decides: Decides) -> State:
+    """The candidates with the new ones, which of them is best, and what the step has shown of them."""
+    spent, candidates = state["spent"], list(state["candidates"])
+    for outcome in outcomes:
+        spent = total([spent, outcome["receipt"]["spend"]])
+        if "candidate" in outcome:
+            candidates.append({**outcome["candidate"], "spent": spent})
+    new = {c["id"] for c in candidates if c["id"] >= state["ordinal"]}
+    candidates, ballots = _reviewed(candidates, outcomes), state["ballots"]
+    rulings = _rulings(outcomes, candidates)
+    new_matches, judged_pairs = _compared(candidates, rulings, state["best"])
+    earlier = [Match(*match) for match in state["matches"]]
+    matches = [*earlier, *new_matches]
+    if decides != "scorer":  # under a judge, refinements of an answer are no votes for it
+        voting = {"agreement": ("draft", "conclude", "merge"), "judge": ("draft",)}.get(decides)
+        voters = (c for c in candidates if voting is None or c["node"] in voting)
+        ballots = _add_ballots(ballots, [c for c in voters if c["id"] in new])
+        candidates = [
+            {**c, "votes": ballots.get(normal(c["answer"]), 0) if c["complete"] else 0}
+            for c in candidates
+        ]
+    best = _best(state["best"], candidates, earlier, new_matches, decides)
+    if decides == "judge":
+        best, candidates, matches = _concluded(best, candidates, matches)
+    if best is not None:
+        best = next(c for c in [*candidates, best] if c["id"] == best["id"])
+    pairs = _reasoned(state["pairs"], outcomes)
+    if decides == "scorer":
+        pairs = scored_pairs(candidates, pairs, width)
+    elif decides != "vote":
+        pairs = [*judged_pairs, *pairs][:width]
+    arrived = [c for c in candidates if c["id"] in new] if decides == "scorer" else []
+    kept = _trimmed(candidates, best, width, decides, matches)
+    ids = {c["id"] for c in kept}
+    learned = (o["principles"] for o in outcomes if o.get("principles"))
+    return State(
+        best=best,
+        candidates=kept,
+        matches=[list(m) for m in matches if {m.first, m.second} <= ids][-_KEPT:],
+        pairs=pairs,
+        principles=next(learned, state["principles"]),
+        judging=_updated_judging(state["judging"], outcomes, candidates, rulings),
+        payoffs=_paid_off(state, best, outcomes),
+        ballots=ballots,
+        curve=_extended_curve(state["curve"], [*arrived, *([best] if best else [])]),
+        unscored=decides == "scorer" and bool(new) and all(c["score"] is None for c in candidates),
+        blocked=None if best is not None and best["complete"] else _blocked(outcomes),
+    )
+
+
+def _best(
+    incumbent: Candidate | None,
+    candidates: Sequence[Candidate],
+    earlier: Sequence[Match],
+    new: Sequence[Match],
+    decides: Decides,
+) -> Candidate | None:
+    """The best answer, by who decides. earlier, new: the judge's comparisons; each new one may replace the
+    incumbent."""
+    if decides == "scorer":
+        return max(candidates, key=_by_score, default=None)
+    if decides == "vote":
+        return _elected(incumbent, candidates)
+    if decides == "agreement":
+        leader = _elected(incumbent, candidates, least=1)
+    else:
+        leader = _incumbent(incumbent, candidates, earlier)
+    if leader is None:
+        return None
+    winner = champion([*earlier, *new], leader["id"], since=len(earlier))
+    best = next((c for c in candidates if c["id"] == winner), leader)
+    outvoted = decides == "agreement" and _standing(best) != _standing(leader)
+    return leader if outvoted else best
 
 
 def _failures(before: int, outcomes: Sequence[Outcome]) -> int:

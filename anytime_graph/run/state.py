@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from anytime_graph.budget import GOOD_ROOM, Budget, Limits, Spend, nothing
-from anytime_graph.models.tokens import Calibration
+from anytime_graph.models.tokens import Calibration, uncalibrated
 from anytime_graph.run.calls import Chosen, Outcome, PlannedMove
 from anytime_graph.run.pairs import Candidate, Example, Pair
 
@@ -261,6 +261,15 @@ def add_payoffs(known: Payoff | None, more: Payoff) -> Payoff:
         return more
     added = cast("Mapping[str, float]", more)
     return cast("Payoff", {k: v + added[k] for k, v in cast("dict[str, float]", known).items()})
+
+
+def growth_only(calibrations: Mapping[str, Calibration]) -> dict[str, Calibration]:
+    """The calibrations for another prompt or model: only how far prompts exceed their bounds is
+    kept."""
+    return {
+        role: {**uncalibrated(), "growth": calibration["growth"]}
+        for role, calibration in calibrations.items()
+    }
 
 
 def question_of(messages: Sequence[BaseMessage]) -> BaseMessage:

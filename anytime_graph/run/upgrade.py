@@ -15,10 +15,9 @@ import operator
 from collections.abc import Mapping
 from typing import Any, cast
 
-from anytime_graph.models.tokens import uncalibrated
 from anytime_graph.run.calls import (
+    JUDGE,
     OWN,
-    PLAIN,
     REVIEW,
     AgentCall,
     AgentDraft,
@@ -29,7 +28,7 @@ from anytime_graph.run.calls import (
 )
 from anytime_graph.run.forms import KEY, Stored, Upgrade, refuse_newer, through, unchanged, upgraded
 from anytime_graph.run.pairs import parting
-from anytime_graph.run.state import Payoff, State, fresh
+from anytime_graph.run.state import Payoff, State, fresh, growth_only
 
 CHANNEL = "anytime_form"
 """The channel with the form of the state. A parent graph may have channels of its own beside it."""
@@ -104,7 +103,7 @@ def _role(move: Stored) -> Role:
     """Of a task from before tasks had a gate, when a model was its own judge."""
     if move["kind"] != "critique":
         return OWN
-    return REVIEW if move["second"] is None else PLAIN
+    return REVIEW if move["second"] is None else JUDGE
 
 
 def receipt_from_reply(reply: Stored) -> Stored:
@@ -185,12 +184,7 @@ def _with_measured_call(stored: Stored) -> Stored:
 
 
 def _uncalibrated(state: Stored) -> Stored:
-    """Calibrations keep only how far bounds missed."""
-    kept = {
-        role: {**uncalibrated(), "growth": known["growth"]}
-        for role, known in state["calibrations"].items()
-    }
-    return {**state, "calibrations": kept}
+    return {**state, "calibrations": growth_only(state["calibrations"])}
 
 
 # --- the upgrade from spends that count no tool calls

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,15 +29,15 @@ from anytime_graph.budget import Limits, Spend, left, nothing
 from anytime_graph.metering.meter import Meter
 from anytime_graph.metrics import anytime_index, bootstrap
 from anytime_graph.models.tokens import Tokenizer
-from anytime_graph.nodes.asking import Asking
+from anytime_graph.nodes.asking import prompt_of
 from anytime_graph.planning.answers import answer_format
 from anytime_graph.planning.moves import Move, Stop, Strategy, View
 from anytime_graph.planning.plan import plan
 from anytime_graph.planning.setup import Setup
 from anytime_graph.planning.strategies import STRATEGIES, adaptive, resolve
 from anytime_graph.run.calls import (
+    JUDGE,
     OWN,
-    PLAIN,
     DraftMove,
     Outcome,
     PlannedCall,
@@ -304,8 +305,8 @@ class Run:
 
 def setup(kind: Kind, strategy: str | Strategy, **options: Any) -> Setup:
     return Setup(
-        meters={OWN: METER, PLAIN: METER},
-        ask=Asking(ANSWERS, None),
+        meters={OWN: METER, JUDGE: METER},
+        prompt_of=partial(prompt_of, ANSWERS, None),
         answers=ANSWERS,
         strategy=resolve(strategy),
         decides=kind.decides,
