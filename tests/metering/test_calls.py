@@ -143,6 +143,8 @@ def test_half_of_the_arguments_reach_no_tool_by_any_way(
 ) -> None:
     arguments = {"path": "/data/old/tmp", "more": 1}
     text = json.dumps(arguments)
+    # of what filled its room or broke off, and such a reply, an agent alone goes on from what is whole
+    unfinished = finish == "length" or (finish is None and send is responses)
     for come in (text[:15], text):
         wire.send, wire.reply = send, Sent((come[:12], come[12:]), finish)
         for way in some(WAYS, 3, FORMATS.index(send) + FINISHES.index(finish)):
@@ -154,9 +156,7 @@ def test_half_of_the_arguments_reach_no_tool_by_any_way(
             ran = out if isinstance(out, list) else shed.ran
             if come != text:
                 assert not ran
-            elif finish != "length" and (finish is not None or send is not responses):
-                assert ran == [arguments]
-            elif way is in_agent:  # others do not go on from what filled its room or broke off
+            elif way is in_agent or not unfinished:
                 assert ran == [arguments]
 
 

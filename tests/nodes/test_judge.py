@@ -184,7 +184,7 @@ def test_a_provider_that_refuses_the_schema_is_asked_without(server: Server) -> 
 
     server.script = script
     app = create_anytime_graph(
-        structured(server), budget=Budget(tokens=20_000), answer="whole", strategy="best_of_n"
+        structured(server), budget=Budget(tokens=6_000), answer="whole", strategy="best_of_n"
     )
     out = app.compile().invoke(ASK)
     refused = [c for c in server.calls if "response_format" in c.request]
@@ -205,7 +205,7 @@ def test_an_overloaded_provider_is_asked_for_the_schema_again(server: Server) ->
 
     server.script = script
     app = create_anytime_graph(
-        structured(server), budget=Budget(tokens=20_000), answer="whole", strategy="best_of_n"
+        structured(server), budget=Budget(tokens=6_000), answer="whole", strategy="best_of_n"
     )
     app.compile().invoke(ASK)
     asked = [c for c in server.calls if comparing(c.request)]
