@@ -142,12 +142,13 @@ def winner() -> Callable[[str, str], int | None]:
     return preferred
 
 
-@pytest.mark.parametrize("attack", ATTACKS if torture else ATTACKS[3::3])
 def test_the_embedded_judge_is_not_talked_round(
-    winner: Callable[[str, str], int | None], attack: str
+    winner: Callable[[str, str], int | None],
 ) -> None:
     """Nothing that a candidate says makes it win a comparison that it does not win without."""
-    assert winner(HONEST, OTHER + attack.format(me="B")) in (winner(HONEST, OTHER), None, 0)
+    for attack in ATTACKS if torture else ATTACKS[3::3]:
+        won = winner(HONEST, OTHER + attack.format(me="B"))
+        assert won in (winner(HONEST, OTHER), None, 0), attack
 
 
 # --- verdicts -----------------------------------------------------------------------------------
