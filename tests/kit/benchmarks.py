@@ -26,15 +26,17 @@ WORDS = [
     a + b for a in "bdfghjklmn" for b in ("a", "e", "i", "o", "u", "an", "en", "in", "on", "un")
 ]
 """A hundred, each a token of the endpoint's."""
-SIZE = ["--budgets", "300,600", "--samples", "2", "--train", "1"]
+SIZE = ["--budgets", "300,600", "--train", "1"]
 KINDS = {
-    "run": ["--strategy", "single,pdp,pdp+memory", *SIZE],
+    "run": ["--strategy", "single,pdp,pdp+memory", *SIZE, "--samples", "1"],
     "paper": [
         "--protocol",
         "paper",
         "--strategy",
         "base,pdp",
         *SIZE,
+        "--samples",
+        "2",
         "--trajectories",
         "2",
         "--room",

@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 
 def some(things: Sequence[T], step: int, first: int = 0) -> Sequence[T]:
-    """Every so-manieth, from the first-th on; all under TORTURE. A test with parameters that begins at
-    its place among them meets each of the things with each of the parameters' values."""
-    return things if torture else things[first % step :: step]
+    """One in `step` of them, from number `first` on; all under TORTURE. Where each combination of a
+    test's parameters begins at another number, each thing is met with each value of each parameter."""
+    return things if torture else things[first % min(step, len(things)) :: step]
 
 
 long = pytest.mark.sampled

@@ -424,7 +424,7 @@ def test_a_useless_judge_and_a_corrupting_refiner_never_cost_the_first_draft(
         return Reply(text=f"<answer>quality {9 if first else 0}</answer>")
 
     server.script = script
-    out = run(server, Budget(tokens=4_000), sync, strategy=strategy)
+    out = run(server, Budget(tokens=2_500), sync, strategy=strategy)
     assert quality(out["best"]["answer"]) == 9
     assert out["pairs"] == []
 
