@@ -26,17 +26,15 @@ WORDS = [
     a + b for a in "bdfghjklmn" for b in ("a", "e", "i", "o", "u", "an", "en", "in", "on", "un")
 ]
 """A hundred, each a token of the endpoint's."""
-SIZE = ["--budgets", "300,600", "--train", "1"]
+SIZE = ["--budgets", "300,600", "--samples", "2", "--train", "1"]
 KINDS = {
-    "run": ["--strategy", "single,pdp,pdp+memory", *SIZE, "--samples", "1"],
+    "run": ["--strategy", "single,pdp,pdp+memory", *SIZE],
     "paper": [
         "--protocol",
         "paper",
         "--strategy",
         "base,pdp",
         *SIZE,
-        "--samples",
-        "2",
         "--trajectories",
         "2",
         "--room",
