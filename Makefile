@@ -69,15 +69,10 @@ lint: setup
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache \
 		../../tests/docs/typed.py
 
+# The files with tests of which `make test` runs a part, or fewer examples: tests/kit/marks.py.
 torture: setup postgres
 	TORTURE=$(or $(EXAMPLES),1000) $(BIN)/python -m pytest --timeout 3600 \
-		tests/checkpoints/test_crashes.py tests/checkpoints/test_preferences.py \
-		tests/benchmark/test_ray.py tests/checkpoints/test_storage.py tests/docs/test_docs.py \
-		tests/doors/test_chat.py tests/doors/test_chat_standard.py tests/doors/test_fastapi.py \
-		tests/doors/test_middleware.py tests/graph/test_graph.py tests/graph/test_promises.py \
-		tests/ground/test_linear.py tests/metering/test_choices.py tests/metering/test_fuzz.py \
-		tests/metering/test_metering.py tests/metering/test_nested.py tests/models/test_tokens.py \
-		tests/nodes/test_failures.py tests/nodes/test_judge.py tests/planning/test_agreed.py
+		$$(grep -lrE 'marks import .*(long|some|torture)|mark\.(pairwise|sampled)' tests --include='test_*.py')
 
 ARITHMETIC = examples=3&min_terms=2&max_terms=2&min_digits=1
 # The second is the table of strategies on the embedded model, some minutes of one core; go on with

@@ -33,8 +33,32 @@ settings.register_profile(
 settings.load_profile("anytime")
 
 
-TOGETHER = ("test_ray", "test_served", "test_served_to_users", "test_preferences", "test_tokens")
-"""Files whose tests share something dear to set up, and so a process."""
+TOGETHER = {
+    **{name: name for name in ("test_ray", "test_served", "test_served_to_users")},
+    **{name: name for name in ("test_preferences", "test_tokens", "test_chat_standard")},
+    **dict.fromkeys(("test_providers", "test_fuzz", "test_counting"), "clients"),
+    **dict.fromkeys(("test_calls", "test_endings", "test_advice"), "wires"),
+}
+"""Files whose tests share something dear to set up or to import, and so a process; by its name."""
+FIRST = (
+    "test_a_call_that_fails_now_and_then_is_made_again",
+    "test_a_cancelled_task_leaves_the_thread_to_the_next",
+    "test_a_cell_whose_ledger_failed_for_a_moment_is_measured_again",
+    "test_a_killed_agent_goes_on_where_it_was",
+    "test_a_killed_pipeline_goes_on_and_buys_no_call_twice",
+    "test_a_killed_run_goes_on_where_it_was",
+    "test_adaptive_is_above_every_fixed_strategy_over_the_grid",
+    "test_clients_that_leave_and_deadlines",
+    "test_ctrl_c_leaves_a_report_and_the_rest_for_later",
+    "test_killed_at_any_instant_it_comes_to_the_same",
+    "test_no_batch_costs_more_than_its_budget",
+    "test_no_text_of_a_model_takes_more_than_linear_time_to_read",
+    "test_one_process_at_a_time_runs_a_thread",
+    "test_promises_hold_and_sync_equals_async",
+    "test_stopped_at_any_moment_it_holds_what_a_quarter_of_the_spend_buys",
+    "test_the_embedded_model_shows_the_run",
+)
+"""Long tests: at the end, other processes would wait for the one that runs such."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -47,8 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
 class _Scheduling(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         """A scope of its own for each test, but for those that stay together."""
-        file = nodeid.partition("::")[0]
-        return file if Path(file).stem in TOGETHER else nodeid
+        return TOGETHER.get(Path(nodeid.partition("::")[0]).stem, nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
@@ -60,6 +83,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left:
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item not in left]
+    items.sort(key=lambda item: getattr(item, "originalname", None) not in FIRST)
 
 
 def _spared(item: pytest.Item) -> bool:

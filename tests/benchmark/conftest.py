@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ from click.testing import CliRunner, Result
 from anytime_graph import metrics
 from anytime_graph.benchmark import figures
 from anytime_graph.cli import main
-from tests.kit.benchmarks import Bench
+from tests.kit.benchmarks import KINDS, MODEL, OWN, Bench, Undisturbed, varied
 from tests.kit.commands import environment
 from tests.kit.server import Server
 
@@ -42,3 +45,29 @@ def bench(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Benc
         return done
 
     return invoke
+
+
+@pytest.fixture
+def undisturbed(
+    bench: Bench, server: Server, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Undisturbed]:
+    """What the command of a kind comes to if nothing happens to it: measured once for all processes
+    that run tests. The server's books are empty afterwards, whoever measured it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def measured(kind: str) -> Undisturbed:
+        server.script = varied
+        folder, books = (shared / f"undisturbed-{kind}{end}" for end in ("", ".json"))
+        with (shared / f"undisturbed-{kind}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                bench(*OWN, *MODEL, *KINDS[kind], "--out", "undisturbed")
+                calls = server.settled().calls
+                books.write_text(json.dumps({"served": server.served, "asked": len(calls)}))
+                (tmp_path / "undisturbed").rename(folder)
+                calls.clear()
+        return Undisturbed(folder, **json.loads(books.read_text()))
+
+    return measured

@@ -33,6 +33,7 @@ from tests.kit.benchmarks import (
     OWN,
     WORDS,
     Bench,
+    Undisturbed,
     killed,
     records,
     tables,
@@ -122,7 +123,7 @@ def test_what_single_calls_brought_adds_up(server: Server, bench: Bench) -> None
 
 def test_what_single_calls_brought_is_told_by_kind(server: Server, bench: Bench) -> None:
     server.script = varied
-    words = ["--strategy", "pdp,leap,self_refine", "--budgets", "4000", "--samples", "4"]
+    words = ["--strategy", "pdp,leap,self_refine", "--budgets", "4000", "--samples", "2"]
     bench(*OWN, *MODEL, *words, "--out", "a")
     for r in records("a"):
         assert sum(of["calls"] for of in r["brought"].values()) == max(0, r["spent"]["calls"] - 4)
@@ -272,14 +273,11 @@ def test_hidden_reasoning_cannot_be_cut(server: Server, bench: Bench) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_any_instant_it_comes_to_the_same(
-    kind: str, server: Server, bench: Bench
+    kind: str, server: Server, bench: Bench, undisturbed: Callable[[str], Undisturbed]
 ) -> None:
-    server.script = varied
     words = [*OWN, *MODEL, *KINDS[kind], "--parallel", "2"]
-    bench(*words, "--out", "undisturbed")
-    whole, asked = server.served, len(server.calls)
+    usual, whole, asked = undisturbed(kind)
     dice = random.Random(kind)
-    server.settled().calls.clear()
     total = 4 * whole + 10_000
     deaths = 0
     for _ in range(3):
@@ -290,8 +288,8 @@ def test_killed_at_any_instant_it_comes_to_the_same(
             file.write('{"cell": "torn')
     bench(*words, "--total-tokens", str(total), "--out", "a")
     assert deaths >= 2
-    assert records("a") == records("undisturbed")
-    assert tables("a") == tables("undisturbed")
+    assert records("a") == records(usual)
+    assert tables("a") == tables(usual)
     requests = Counter(json.dumps(c.request, sort_keys=True) for c in server.settled().calls)
     again = sum(requests.values()) - len(requests)
     assert again <= 8 * deaths, "only what was in flight is asked again"
@@ -352,18 +350,16 @@ def test_a_provider_that_keeps_failing_ends_it_and_costs_no_cell(
     assert row("a", "Quality", "single") == ["0.500"]
 
 
-def test_a_call_that_fails_now_and_then_is_made_again(server: Server, bench: Bench) -> None:
+def test_a_call_that_fails_now_and_then_is_made_again(
+    server: Server, bench: Bench, undisturbed: Callable[[str], Undisturbed]
+) -> None:
     words = [*OWN, *MODEL, *KINDS["run"]]
-    server.script = varied
-    bench(*words, "--out", "undisturbed")
+    usual = undisturbed("run").folder
     bad = {5: 500, 17: "break", 23: "drop"}
-    first = len(server.calls)
-    server.script = lambda request, i: (
-        Reply(error=bad[i - first]) if i - first in bad else varied(request, i)
-    )
+    server.script = lambda request, i: Reply(error=bad[i]) if i in bad else varied(request, i)
     bench(*words, "--out", "a")
-    assert tables("a") == tables("undisturbed")
-    assert records("a") == records("undisturbed")
+    assert tables("a") == tables(usual)
+    assert records("a") == records(usual)
     bench(*OWN, *KINDS["run"], "--replay", "a", "--out", "b")
     assert records("b") == records("a")
 
@@ -371,12 +367,15 @@ def test_a_call_that_fails_now_and_then_is_made_again(server: Server, bench: Ben
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("what", ["INSERT INTO calls", "SELECT * FROM calls WHERE"])
 def test_a_cell_whose_ledger_failed_for_a_moment_is_measured_again(
-    kind: str, what: str, server: Server, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    what: str,
+    bench: Bench,
+    undisturbed: Callable[[str], Undisturbed],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A call was not made for it, and others than usual were."""
-    server.script = varied
     words = [*OWN, *MODEL, *KINDS[kind]]
-    bench(*words, "--out", "undisturbed")
+    usual = undisturbed(kind).folder
     nth = itertools.count(1)
 
     def failing(way: str) -> None:
@@ -399,18 +398,17 @@ def test_a_cell_whose_ledger_failed_for_a_moment_is_measured_again(
     failing("reading")
     bench(*words, "--out", "a")
     assert next(nth) > 9
-    assert records("a") == records("undisturbed")
-    assert tables("a") == tables("undisturbed")
+    assert records("a") == records(usual)
+    assert tables("a") == tables(usual)
 
 
 @pytest.mark.parametrize("nth", [28, 22])
 def test_ctrl_c_leaves_a_report_and_the_rest_for_later(
-    nth: int, server: Server, bench: Bench
+    nth: int, server: Server, bench: Bench, undisturbed: Callable[[str], Undisturbed]
 ) -> None:
     """In the midst of a cell, and in its only call."""
-    server.script = varied
     words = [*OWN, *MODEL, *KINDS["run"]]
-    bench(*words, "--out", "undisturbed")
+    usual = undisturbed("run").folder
     asked = itertools.count(1)
 
     def watch(event: str, call: Call) -> None:
@@ -421,10 +419,10 @@ def test_ctrl_c_leaves_a_report_and_the_rest_for_later(
     done = bench(*words, "--out", "a", exit_code=130)
     server.watch = lambda event, call: None
     assert "it was interrupted" in done.stdout
-    assert all(row in records("undisturbed") for row in records("a"))
-    assert 0 < len(records("a")) < len(records("undisturbed"))
+    assert all(row in records(usual) for row in records("a"))
+    assert 0 < len(records("a")) < len(records(usual))
     bench(*words, "--out", "a")
-    assert tables("a") == tables("undisturbed")
+    assert tables("a") == tables(usual)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -465,7 +463,7 @@ def test_strategies_are_compared_at_equal_cost(
         f"<answer>{min(1 + place(request), 9) / 10}</answer>", cached=60 * (place(request) > 0)
     )
     words = ["--strategy", "best_of_n,single,self_refine", "--budgets", "350,1500,2500"]
-    words += ["--samples", "2", *(["--price", price] if price else [])]
+    words += ["--samples", "1", *(["--price", price] if price else [])]
     bench(*OWN, *MODEL, *words, "--out", "a")
 
     def means(strategy: str, of: Callable[[dict[str, Any]], float]) -> list[float]:
@@ -520,7 +518,7 @@ def test_each_strategy_is_compared_with_best_of_n_at_equal_tokens(
     """The first draft says .3 and costs a tenth of the budget; the next are worth more."""
     server.script = lambda request, i: Reply(f"<answer>{min(3 + place(request), 9) / 10}</answer>")
     words = ["--strategy", "best_of_n,single,self_refine", "--budgets", "500,1500,2500"]
-    bench(*OWN, *MODEL, *words, "--samples", "2", "--out", "a")
+    bench(*OWN, *MODEL, *words, "--samples", "1", "--out", "a")
 
     def means(strategy: str, of: Callable[[dict[str, Any]], float]) -> list[float]:
         own = [r for r in records("a") if r["strategy"] == strategy]

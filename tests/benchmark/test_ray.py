@@ -28,7 +28,17 @@ from anytime_graph.benchmark.shared import Grants, WorkerRecording
 from anytime_graph.benchmark.spread import work
 from anytime_graph.benchmark.tape import facts_of
 from anytime_graph.models import resolve_model
-from tests.kit.benchmarks import KINDS, MODEL, OWN, Bench, killed, records, tables, varied
+from tests.kit.benchmarks import (
+    KINDS,
+    MODEL,
+    OWN,
+    Bench,
+    Undisturbed,
+    killed,
+    records,
+    tables,
+    varied,
+)
 from tests.kit.commands import environment, told
 from tests.kit.marks import long, torture
 from tests.kit.postgres import fresh
@@ -126,18 +136,23 @@ def last(call: Call) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS if torture else ["run"])
 def test_two_workers_come_to_the_same(
-    kind: str, cluster: str, database: str, server: Server, bench: Bench
+    kind: str,
+    cluster: str,
+    database: str,
+    server: Server,
+    bench: Bench,
+    undisturbed: Callable[[str], Undisturbed],
 ) -> None:
     words = [*OWN, *MODEL, *KINDS[kind]]
-    bench(*words, "--out", "alone")
-    asked, teams = len(server.calls), list[set[int]]()
+    alone, _, asked = undisturbed(kind)
+    teams = list[set[int]]()
     server.watch = lambda event, call: teams.append(at_work()) if event == "asked" else None
     words += [*spread(database), "--out", "spread"]
     bench(*words)
     assert max(map(len, teams)) == 2
-    assert records("spread") == records("alone")
-    assert tables("spread") == tables("alone")
-    assert len(server.settled().calls) == 2 * asked
+    assert records("spread") == records(alone)
+    assert tables("spread") == tables(alone)
+    assert len(server.settled().calls) == asked
     report = Path("spread/report.md").read_text()
     assert database not in report
     assert "--ledger postgresql://..." in report
@@ -148,13 +163,13 @@ def test_two_workers_come_to_the_same(
     Path("spread/calls.jsonl").write_text("".join(rows[: len(rows) // 2]))
     Path("spread/records.jsonl").unlink()
     bench(*words)
-    assert len(server.settled().calls) == 2 * asked
-    assert records("spread") == records("alone")
+    assert len(server.settled().calls) == asked
+    assert records("spread") == records(alone)
     assert Path("spread/report.md").read_text() == report
     whole, again = (list(lines(Path(f))) for f in ("whole.jsonl", "spread/calls.jsonl"))
     assert sorted(map(json.dumps, again)) == sorted(map(json.dumps, whole))
     bench(*OWN, *KINDS[kind], "--replay", "spread", "--out", "replayed")
-    assert records("replayed") == records("alone")
+    assert records("replayed") == records(alone)
 
 
 @long

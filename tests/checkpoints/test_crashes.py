@@ -32,7 +32,7 @@ from tests.kit.server import Reply, Script, Server, serving
 from tests.kit.waiting import PATIENCE
 
 STRATEGIES = ("pdp", "self_refine", "best_of_n", "evolve")
-INSTANTS = 200 if torture else 5
+INSTANTS = 200 if torture else 3
 AGENTS = 200 if torture else 2
 FOR_EVER = 10 * PATIENCE
 """Seconds for which leases hold where nobody may wait for their end."""
@@ -215,12 +215,19 @@ def course(spec: Spec, script: Script | None = None) -> Course:
         return Course(len(server.calls), words, seconds)
 
 
+def place(request: pytest.FixtureRequest) -> int:
+    """Of a test among its parameters: where few histories are tried, each test tries its own."""
+    numbers = request.node.callspec.indices.values()
+    return sum(n << digit for digit, n in enumerate(numbers))
+
+
 @pytest.mark.pairwise
 @pytest.mark.parametrize("durability", ["sync", "async", "exit"])
 def test_a_killed_run_goes_on_where_it_was(
     specs: Specs, durability: str, courses: dict[str, Course], request: pytest.FixtureRequest
 ) -> None:
-    kills = n = 0
+    kills = 0
+    n = 0 if torture else INSTANTS * place(request)
     while kills < INSTANTS:
         dice = random.Random(f"{request.node.name}-{n}")
         strategy = dice.choice(list(courses))
@@ -349,7 +356,8 @@ def test_a_killed_agent_goes_on_where_it_was(
     specs: Specs, durability: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Its tools, which call models, ask a sub-agent and run a graph, are paid once."""
-    kills = n = 0
+    kills = 0
+    n = 0 if torture else AGENTS * place(request)
     usual = spec_of(str(tmp_path / "usual"), tmp_path, agent=True, tokens=200_000)
     undisturbed = course(usual, working(0))
     while kills < AGENTS:

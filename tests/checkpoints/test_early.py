@@ -46,7 +46,7 @@ def test_a_killed_thread_goes_on(server: Server, tmp_path: Path, file: Path, thr
             scorer=scorer if thread.endswith("scorer") else None,
             ledger=store.ledger,
         ).compile(checkpointer=store.saver)
-        for given in (None, {"budget": Budget(tokens=2_000)}):
+        for given in (None, {"budget": Budget(tokens=500)}):
             out = app.invoke(given, on)
             assert out["stop_reason"] in ("tokens", "judge", "perfect", "agreed")
             assert out["best"] is not None

@@ -6,13 +6,11 @@ import asyncio
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, aclosing, closing, suppress
+from contextlib import aclosing, closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,9 @@ from langgraph.types import interrupt
 
 from anytime_graph import Budget, Draft, ThreadBusy, View, open_checkpoints
 from anytime_graph.checkpoints import Checkpoints, quotas
+from tests.kit.commands import environment
+from tests.kit.forks import forked, forking
+from tests.kit.kills import ended
 from tests.kit.ledgers import ASK, ON, graph, sql
 from tests.kit.server import Reply, Server, by_place
 from tests.kit.waiting import PATIENCE, auntil, until, waits_for_the_file
@@ -237,14 +238,13 @@ def test_a_process_that_slept_through_its_lease_changes_nothing(
     server: Server, tmp_path: Path
 ) -> None:
     program = """
-import sys
 import anytime_graph.checkpoints.leases as leases
 from langchain_openai import ChatOpenAI
 from anytime_graph import ThreadBusy, open_checkpoints
 from tests.kit.ledgers import ASK, ON, graph
 leases.LEASE = 1.0
-with open_checkpoints(sys.argv[2]) as store:
-    model = ChatOpenAI(model="scripted", base_url=sys.argv[1], api_key="none", seed=0)
+with open_checkpoints("anytime.db") as store:
+    model = ChatOpenAI(model="scripted", seed=0)
     try:
         graph(None, store, model=model).compile(store.saver).invoke(ASK, ON)
     except ThreadBusy as error:
@@ -252,12 +252,8 @@ with open_checkpoints(sys.argv[2]) as store:
 """
     server.script = slowly
     path = str(tmp_path / "anytime.db")
-    command = [sys.executable, "-c", program, server.url, path]
-    with (
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as sleeper,
-        ExitStack() as at_last,
-    ):
-        at_last.callback(sleeper.kill)
+    with forking(program, tmp_path, environment(server)) as sleeper:
+        assert sleeper.pid
         with server.changed:
             assert server.changed.wait_for(lambda: len(server.calls) >= 6, PATIENCE)
         put_to_sleep(sleeper.pid, path)
@@ -268,7 +264,8 @@ with open_checkpoints(sys.argv[2]) as store:
                 with suppress(ThreadBusy):
                     out = app.invoke(None, ON)
             os.kill(sleeper.pid, signal.SIGCONT)
-            assert "was taken over" in sleeper.communicate(timeout=PATIENCE)[0]
+            assert ended(sleeper) == 0
+            assert "was taken over" in (tmp_path / "stdout").read_text()
             state = app.get_state(ON)
             assert (state.next, state.values["stop_reason"]) == ((), "tokens")
             assert state.values["messages"][-1].text == out["best"]["answer"]
@@ -276,11 +273,11 @@ with open_checkpoints(sys.argv[2]) as store:
     assert once_each(server)
 
 
-def test_a_store_does_not_survive_a_fork(served: Server, tmp_path: Path) -> None:
+def test_a_store_does_not_survive_a_fork(tmp_path: Path) -> None:
     program = """
-import os, sys
+import os
 from anytime_graph import LedgerError, open_checkpoints
-with open_checkpoints(sys.argv[1]) as store:
+with open_checkpoints("anytime.db") as store:
     if os.fork():
         os.wait()
     else:
@@ -290,9 +287,9 @@ with open_checkpoints(sys.argv[1]) as store:
             print(error, flush=True)
         os._exit(0)
 """
-    command = [sys.executable, "-c", program, str(tmp_path / "anytime.db")]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "open it again" in said
+    done = forked(program, tmp_path, dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    assert "open it again" in done.stdout
 
 
 @pytest.mark.parametrize("sync", [True, False])

@@ -50,7 +50,7 @@ def memory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str,
 def asked(
     server: Server, question: str, sync: bool = True, of: Any = (), **more: Any
 ) -> dict[str, Any]:
-    options = {"scorer": verse, "strategy": "pdp", "budget": Budget(tokens=6_000), **more}
+    options = {"scorer": verse, "strategy": "pdp", "budget": Budget(tokens=3_000), **more}
     app = create_anytime_graph(server.model(seed=0), **options).compile()
     given: dict[str, Any] = {"messages": [("user", question)]}
     context: Any = {"namespace": of}
@@ -98,7 +98,7 @@ def test_the_first_drafts_show_pairs_of_a_like_question(
     assert f'Question: "{FIRST}"' in shown
     assert 'Better: "<answer>verse' in shown
     assert first["pairs"][0]["better"][:15] in shown
-    assert out["spent"]["tokens"] == server.settled().served <= 6_000
+    assert out["spent"]["tokens"] == server.settled().served <= 3_000
     server.calls.clear()
     asked(server, OTHER, sync, **memory)
     assert not any("earlier questions" in c.text for c in server.calls)

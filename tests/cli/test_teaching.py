@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sqlite3
 from contextlib import closing
@@ -13,8 +14,8 @@ import pytest
 
 from tests.kit.commands import Command, begun, environment, told
 from tests.kit.judging import better, comparing, drafted, sides
+from tests.kit.kills import ended
 from tests.kit.server import Reply, Server
-from tests.kit.waiting import PATIENCE
 
 QUESTIONS = ["Why do rivers bend?", "Why do rivers freeze?"]
 CHECK = """
@@ -146,10 +147,11 @@ def test_what_a_warm_up_taught_is_shown_to_solve(server: Server, command: Comman
 def test_ctrl_c_keeps_what_a_warm_up_has_done(server: Server, command: Command) -> None:
     server.script = lambda r, i: Reply(text=None, pace=0.01) if i == 4 else honest(r, i)
     words = ["warm-up", "q.txt", *FRESH, "--calls", "3"]
-    with begun(server, *words, calls=6) as process:
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130
+    with begun(server, words, calls=6) as process:
+        assert process.pid
+        os.kill(process.pid, signal.SIGINT)
+        assert ended(process) == 130
+    err = Path("stderr").read_text()
     assert "run the same command again to continue" in err
     assert "Traceback" not in err
     server.settled()

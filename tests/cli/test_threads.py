@@ -18,8 +18,8 @@ from click.testing import Result
 from anytime_graph import Budget, create_anytime_graph, open_checkpoints
 from anytime_graph.text import clipped, harmless
 from tests.kit.commands import Command, begun, told
+from tests.kit.kills import ended as gone
 from tests.kit.server import Reply, Server
-from tests.kit.waiting import PATIENCE
 
 COMMANDS = ["threads", "show", "best", "export", "plot", "resume", "rm"]
 RULES = ["--include", "fox", "--include", "river", "--include", "bend", "--words", "3-9"]
@@ -350,12 +350,13 @@ def test_a_thread_of_a_program_needs_a_model(server: Server, command: Command) -
     assert len(server.calls) == 4
 
 
-def ended(server: Server, *words: str, calls: int, by: int) -> tuple[int, str]:
-    with begun(server, *words, calls=calls) as process:
-        process.send_signal(by)
-        out, _ = process.communicate(timeout=PATIENCE)
+def ended(server: Server, *words: str, calls: int, by: int) -> tuple[int | None, str]:
+    with begun(server, list(words), calls) as process:
+        assert process.pid
+        os.kill(process.pid, by)
+        code = gone(process)
     server.settled()
-    return process.returncode, out
+    return code, Path("stdout").read_text()
 
 
 def slow(*places: int) -> Callable[[dict[str, Any], int], Reply]:
@@ -417,7 +418,7 @@ def test_ctrl_c_and_resume(server: Server, command: Command) -> None:
 def test_while_somebody_else_runs_it(server: Server, command: Command) -> None:
     server.script = slow(1)
     words = [*DOOMED, "--tokens", "90000", "--strategy", "self_refine"]
-    with begun(server, "solve", *words, calls=2) as process:
+    with begun(server, ["solve", *words], calls=2) as process:
         assert command("best", "t").stdout == "kept 0\n"
         assert "running" in command("threads").stdout
         story = command("show", "t").stdout
@@ -428,8 +429,10 @@ def test_while_somebody_else_runs_it(server: Server, command: Command) -> None:
             assert (done.exit_code, done.stdout) == (1, "")
             assert "thread 't' is being run" in told(done)
         assert len(server.calls) == 2
-        process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=PATIENCE)[0] == "kept 0\n"
+        assert process.pid
+        os.kill(process.pid, signal.SIGINT)
+        assert gone(process) == 130
+        assert Path("stdout").read_text() == "kept 0\n"
     assert command("rm", "t", "--yes").exit_code == 0
 
 

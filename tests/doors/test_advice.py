@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from anytime_graph.middleware import TokenBudgetMiddleware
 from tests.kit.loopback import Handler, listening
 from tests.kit.wires import Sent, Wire, anthropic, speaking
 
-pytest.importorskip("langchain_anthropic", reason="langchain-anthropic is not installed")
+pytestmark = pytest.mark.skipif(find_spec("langchain_anthropic") is None, reason="no Anthropic")
 QUESTION: Any = {"messages": [("user", "Why do rivers bend?")]}
 
 

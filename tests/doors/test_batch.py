@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -17,11 +15,9 @@ from hypothesis import strategies as st
 from anytime_graph import Budget, BudgetTooSmall, Prices, create_anytime_graph, open_checkpoints
 from anytime_graph.batch import Batch, Progress, abatch, batch
 from tests.kit.batches import app_of, asked, mixed, number, scorer
-from tests.kit.commands import environment
+from tests.kit.commands import begun
 from tests.kit.marks import torture
-from tests.kit.places import ROOT
 from tests.kit.server import Call, Reply, Server, serving
-from tests.kit.waiting import PATIENCE
 
 
 def by_question(server: Server) -> Counter[int]:
@@ -43,7 +39,7 @@ def outcome(app: Any, budget: Budget, workers: int) -> tuple[Batch | None, Budge
         return None, error
 
 
-@settings(max_examples=torture or 20)
+@settings(max_examples=torture or 10)
 @example(budget=Budget(usd=0.00593088789971755), workers=4, decides="vote")
 @given(
     budget=amounts, workers=st.integers(1, 4), decides=st.sampled_from(["scorer", "vote", "judge"])
@@ -169,7 +165,6 @@ async def test_an_async_graph_does_the_same(server: Server) -> None:
 
 
 DOOMED = """
-import sys
 from anytime_graph import Budget, open_checkpoints
 from anytime_graph.batch import batch
 from langchain_openai import ChatOpenAI
@@ -179,21 +174,19 @@ class Served:
     def model(self, **options):
         return ChatOpenAI(model="scripted", n=1, **options)
 
-with open_checkpoints(sys.argv[1]) as store:
+with open_checkpoints("a.db") as store:
     app = app_of(Served(), ledger=store.ledger, saver=store.saver)
     batch(app, asked(6), Budget(tokens=4_000), workers=2)
 """
 
 
-def test_a_kill_buys_nothing_twice(server: Server, tmp_path: Path) -> None:
+def test_a_kill_buys_nothing_twice(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     server.script = lambda request, i: mixed(request, i) if i < 9 else Reply(text=None, pace=0.01)
-    words = [sys.executable, "-W", "error", "-c", DOOMED, str(tmp_path / "a.db")]
-    with subprocess.Popen(words, env=environment(server), cwd=ROOT) as process:
-        with server.changed:
-            assert server.changed.wait_for(
-                lambda: len(server.calls) == 11 and server.open == 2, timeout=PATIENCE
-            )
-        process.kill()
+    with begun(server, DOOMED, calls=11, under_way=2):
+        pass
     served = server.settled().served
     server.script = mixed
     with open_checkpoints(tmp_path / "a.db") as store:

@@ -99,7 +99,7 @@ async def asked_and_checked(client: httpx.AsyncClient, number: int, slots: Any) 
         seen = await said(client, asked, until="improved" if kind == "leaves" else None)
     url = f"/answers/{seen['thread']}"
     while (found := await client.get(url)).status_code == 404 or not found.json()["stop_reason"]:
-        pass
+        await asyncio.sleep(0.01)
     best = found.json()
     booked = best.pop("spent")
     assert best["answer"] == f"{kind} {number}"

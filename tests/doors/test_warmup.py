@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -15,24 +13,20 @@ from langgraph.store.memory import InMemoryStore
 from anytime_graph import Budget, Judge, WarmUp, create_anytime_graph, open_checkpoints, warm_up
 from anytime_graph.checkpoints import Checkpoints
 from anytime_graph.checkpoints.memory import StoreMemory
-from tests.kit.commands import environment
+from tests.kit.commands import begun
 from tests.kit.judging import drafted, quality, right, scripted
-from tests.kit.places import ROOT
 from tests.kit.server import Reply, Server
-from tests.kit.waiting import PATIENCE
 
 RIVERS = ["Why do rivers bend?", "Why do rivers freeze?", "Why do rivers flood?"]
 US = ("acme", "ann")
 
 DOOMED = f"""
-import sys
-from pathlib import Path
 from anytime_graph import Budget, open_checkpoints, warm_up
 from langchain_openai import ChatOpenAI
 from tests.kit.judging import quality
 
 model = ChatOpenAI(model="scripted", seed=0)
-with open_checkpoints(sys.argv[1]) as store:
+with open_checkpoints("a.db") as store:
     warm_up({RIVERS!r}, quality, Budget(calls=3, tokens=3_000), model=model, checkpoints=store, namespace={US!r}, answer="whole")
 """
 
@@ -104,21 +98,20 @@ def answered(store: Checkpoints, thread: str) -> int:
     return len(store.ledger.answers(runs[-1]["id"])) if runs else 0
 
 
-def test_a_kill_costs_nothing_twice(server: Server, tmp_path: Path) -> None:
+def test_a_kill_costs_nothing_twice(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.script = answering
     whole = warmed(server, tmp_path / "whole.db")
     server.calls.clear()
     server.script = lambda r, i: Reply(text=None, pace=0.01) if i == 4 else answering(r, i)
-    words = [sys.executable, "-W", "error", "-c", DOOMED, str(tmp_path / "a.db")]
-    with subprocess.Popen(words, env=environment(server), cwd=ROOT) as process:
-        with server.changed:
-            assert server.changed.wait_for(
-                lambda: server.open == 1 and len(server.calls) == 6, timeout=PATIENCE
-            )
-        with open_checkpoints(tmp_path / "a.db") as store:
-            while answered(store, whole.questions[1].thread) < 2:
-                assert process.poll() is None
-        process.kill()
+    monkeypatch.chdir(tmp_path)
+    with (
+        begun(server, DOOMED, calls=6) as process,
+        open_checkpoints(tmp_path / "a.db") as store,
+    ):
+        while answered(store, whole.questions[1].thread) < 2:
+            assert process.is_alive()
     server.settled()
     done = warmed(server, tmp_path / "a.db")
     bought = Counter((c.request["seed"], c.text) for c in server.settled().calls)

@@ -8,7 +8,7 @@ import zlib
 from typing import Any
 
 import pytest
-from hypothesis import given, note
+from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from langgraph.store.memory import InMemoryStore
 
@@ -16,6 +16,7 @@ from anytime_graph import Budget, BudgetTooSmall, NoAnswer, Prices, Score, creat
 from anytime_graph.checkpoints.memory import memory_of
 from anytime_graph.planning.strategies import SCORED, STRATEGIES
 from anytime_graph.run.pairs import Pair
+from tests.kit.marks import torture
 from tests.kit.server import Reply, Server, serving
 
 PRICES = Prices(input=2.0, output=8.0, cached_input=0.5)
@@ -173,6 +174,7 @@ def _said(server: Server, call: Any) -> bool:
     return reply.error is None and visible > 0 and reply.text != ""
 
 
+@settings(max_examples=torture or 30)
 @given(
     budget=budgets,
     strategy=st.sampled_from([*sorted(STRATEGIES), "evolve"]),

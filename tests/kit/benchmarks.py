@@ -9,7 +9,7 @@ import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from click.testing import Result
 
@@ -43,6 +43,14 @@ KINDS = {
 }
 
 Bench = Callable[..., Result]
+
+
+class Undisturbed(NamedTuple):
+    """A run of the command: where it lies, the tokens served for it, the requests made."""
+
+    folder: Path
+    served: int
+    asked: int
 
 
 def records(folder: str | Path) -> list[dict[str, Any]]:

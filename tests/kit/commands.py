@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 
 from click.testing import Result
 
+from tests.kit.forks import forking
 from tests.kit.server import Server
 from tests.kit.waiting import PATIENCE
 
@@ -29,20 +31,14 @@ def told(done: Result) -> str:
 
 
 @contextmanager
-def begun(server: Server, *words: str, calls: int) -> Iterator[subprocess.Popen[str]]:
-    """A process that runs a command, once so many calls were asked for and one is being served."""
-    with subprocess.Popen(
-        [*COMMAND, *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(server),
-    ) as process:
-        try:
-            with server.changed:
-                assert server.changed.wait_for(
-                    lambda: server.open == 1 and len(server.calls) == calls, timeout=PATIENCE
-                )
-            yield process
-        finally:
-            process.kill()
+def begun(
+    server: Server, code: str | list[str], calls: int, under_way: int = 1
+) -> Iterator[ForkServerProcess]:
+    """A process that runs a command or a program here, once so many calls were asked for and so many
+    of them are being served."""
+    with forking(code, Path.cwd(), environment(server)) as process:
+        with server.changed:
+            assert server.changed.wait_for(
+                lambda: server.open == under_way and len(server.calls) == calls, timeout=PATIENCE
+            )
+        yield process

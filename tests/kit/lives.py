@@ -29,6 +29,9 @@ from anytime_graph import Budget, create_anytime_graph, local, open_checkpoints
 from anytime_graph.checkpoints import leases
 from tests.kit import agents
 
+spared = "pandas" not in sys.modules  # sqlite-utils imports it if it is there, for nothing of ours
+if spared:
+    sys.modules["pandas"] = None  # type: ignore[assignment]
 for late in (
     "anytime_graph.cli",
     "langgraph.checkpoint.postgres.aio",
@@ -37,6 +40,8 @@ for late in (
     "sqlite_utils",
 ):
     importlib.import_module(late)
+if spared:
+    del sys.modules["pandas"]
 
 
 EMBEDDED = "ANYTIME_TEST_EMBEDDED"

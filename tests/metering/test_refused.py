@@ -383,6 +383,7 @@ WAITS: dict[str, dict[str, str]] = {
 }
 
 
+@pytest.mark.pairwise
 @DOORS
 @pytest.mark.parametrize("form", WAITS)
 @pytest.mark.parametrize("status", [429, 503, 529])

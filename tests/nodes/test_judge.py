@@ -142,12 +142,13 @@ def winner() -> Callable[[str, str], int | None]:
     return preferred
 
 
-@pytest.mark.parametrize("attack", ATTACKS if torture else ATTACKS[3::3])
 def test_the_embedded_judge_is_not_talked_round(
-    winner: Callable[[str, str], int | None], attack: str
+    winner: Callable[[str, str], int | None],
 ) -> None:
     """Nothing that a candidate says makes it win a comparison that it does not win without."""
-    assert winner(HONEST, OTHER + attack.format(me="B")) in (winner(HONEST, OTHER), None, 0)
+    for attack in ATTACKS if torture else ATTACKS[3::3]:
+        won = winner(HONEST, OTHER + attack.format(me="B"))
+        assert won in (winner(HONEST, OTHER), None, 0), attack
 
 
 # --- verdicts -----------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ def test_a_provider_that_refuses_the_schema_is_asked_without(server: Server) -> 
 
     server.script = script
     app = create_anytime_graph(
-        structured(server), budget=Budget(tokens=20_000), answer="whole", strategy="best_of_n"
+        structured(server), budget=Budget(tokens=6_000), answer="whole", strategy="best_of_n"
     )
     out = app.compile().invoke(ASK)
     refused = [c for c in server.calls if "response_format" in c.request]
@@ -205,7 +206,7 @@ def test_an_overloaded_provider_is_asked_for_the_schema_again(server: Server) ->
 
     server.script = script
     app = create_anytime_graph(
-        structured(server), budget=Budget(tokens=20_000), answer="whole", strategy="best_of_n"
+        structured(server), budget=Budget(tokens=6_000), answer="whole", strategy="best_of_n"
     )
     app.compile().invoke(ASK)
     asked = [c for c in server.calls if comparing(c.request)]

@@ -109,7 +109,7 @@ def test_a_confidence_above_is_not_waited_for(server: Server) -> None:
 @pytest.mark.parametrize("scorer", ["judge", "vote"])
 def test_contested_answers_do_not_end_the_run(server: Server, strategy: str, scorer: str) -> None:
     answers(server, "Paris", "Lyon")
-    out = asked(server, strategy, scorer)
+    out = asked(server, strategy, scorer, tokens=3_000)
     assert out["stop_reason"] != "agreed"
     assert len(server.calls) > 12
 
@@ -125,7 +125,7 @@ def test_the_judge_is_heard_before_the_many(server: Server) -> None:
         return Reply(text="<answer>Lyon</answer>" if request["seed"] == 1 else PARIS)
 
     server.script = script
-    out = asked(server, "best_of_n", "judge")
+    out = asked(server, "best_of_n", "judge", tokens=4_000)
     assert out["best"]["answer"] == "Lyon"
     assert out["stop_reason"] != "agreed"
     assert out["spent_by"]["draft"]["calls"] > 12
@@ -134,9 +134,9 @@ def test_the_judge_is_heard_before_the_many(server: Server) -> None:
 @pytest.mark.parametrize("strategy", AGAIN)
 def test_a_scorer_is_not_outvoted(server: Server, strategy: str) -> None:
     server.script = lambda request, i: Reply(text=PARIS)
-    out = asked(server, strategy, lambda question, answer: 0.5)
+    out = asked(server, strategy, lambda question, answer: 0.5, tokens=3_000)
     assert out["stop_reason"] == "tokens"
-    assert len(server.calls) > 20
+    assert len(server.calls) > 12
 
 
 @pytest.mark.parametrize("scorer", ["judge", "vote"])
@@ -166,7 +166,7 @@ def test_refinements_are_no_votes(server: Server) -> None:
 
     server.script = script
     for strategy in ("pdp", "adaptive"):
-        assert asked(server, strategy)["stop_reason"] != "agreed"
+        assert asked(server, strategy, tokens=4_000)["stop_reason"] != "agreed"
 
 
 @pytest.mark.parametrize("strategy", [name for name in DRAFTING if name != "leap"])

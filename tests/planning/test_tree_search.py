@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -17,8 +18,7 @@ from anytime_graph.run.pairs import Candidate
 from tests.kit.marks import torture
 from tests.kit.server import Reply, Server
 
-treequest = pytest.importorskip("treequest")
-numpy = pytest.importorskip("numpy")
+pytestmark = pytest.mark.skipif(find_spec("treequest") is None, reason="no treequest")
 
 ASK: Any = {"messages": [("user", "Why do rivers bend?")]}
 
@@ -31,6 +31,8 @@ def candidate(i: int, of: int | None, score: float | None) -> Candidate:
 def grown(seed: int, n: int) -> list[Candidate]:
     """The candidates of a run of n answers, and each move that led to them checked against a tree of
     treequest's own, which is kept from step to step and draws by the same seeds."""
+    import treequest
+
     dice, algorithm = random.Random(seed), treequest.ABMCTSA()
     tree = algorithm.init_tree()
     candidates: list[Candidate] = []
@@ -59,6 +61,8 @@ def test_it_moves_as_a_tree_that_is_kept_from_step_to_step(seed: int) -> None:
 
 
 def test_chance_elsewhere_neither_changes_it_nor_is_changed() -> None:
+    import numpy
+
     candidates = grown(1, 6)
     found = set()
     for seed in range(5):
