@@ -73,8 +73,22 @@ def hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hung]:
 @pytest.fixture
 def late(hung: Hung, monkeypatch: pytest.MonkeyPatch) -> Hung:
     """Time is up for what runs in a thread as soon as it hangs."""
-    monkeypatch.setattr(interrupt, "wait", lambda futures, seconds: hung.hangs())
+    monkeypatch.setattr(interrupt, "wait", until_it_hangs(hung))
     return hung
+
+
+def until_it_hangs(hung: Hung) -> Any:
+    """What may take long is waited for until it hangs; other work, such as a question about an endpoint, until it
+    is done."""
+    waited = interrupt.wait
+
+    def wait(futures: Any, seconds: float) -> None:
+        if seconds > PATIENCE / 4:
+            hung.hangs()
+        else:
+            waited(futures, seconds)
+
+    return wait
 
 
 def test_it_is_run_in_another_process_with_its_result(capfd: pytest.CaptureFixture[str]) -> None:
@@ -186,7 +200,7 @@ def test_a_tool_that_hangs_is_ended(server: Server, hung: Hung, sync: bool) -> N
 
     with pytest.MonkeyPatch.context() as patch:
         if sync:
-            patch.setattr(interrupt, "wait", lambda futures, seconds: hung.hangs())
+            patch.setattr(interrupt, "wait", until_it_hangs(hung))
             out = agent.invoke(QUESTION)
         else:
             patch.setattr(interrupt.asyncio, "wait", wait)
