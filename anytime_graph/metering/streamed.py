@@ -41,10 +41,10 @@ class Usage:
         return cls(
             input=_amount(usage.get("input_tokens")),
             output=_amount(usage.get("output_tokens")),
-            total=_amount(usage.get("total_tokens")),
-            reasoning=_amount(outputs.get("reasoning")),
-            cached=_amount(inputs.get("cache_read")),
-            written=sum(_amount(inputs.get(key)) for key in _WRITTEN),
+            total=int(usage.get("total_tokens") or 0),
+            reasoning=int(outputs.get("reasoning") or 0),
+            cached=int(inputs.get("cache_read") or 0),
+            written=sum(int(inputs.get(key) or 0) for key in _WRITTEN),
         )
 
     def joined(self, later: Usage) -> Usage:
@@ -55,8 +55,10 @@ class Usage:
 
 
 def _amount(figure: Any) -> int:
-    """Tokens; a negative figure takes nothing from what else is reported."""
-    return max(0, int(figure or 0))
+    """Tokens. Raises ValueError if they are negative: a later report would be less by so many."""
+    if (amount := int(figure or 0)) < 0:
+        raise ValueError("a negative number of tokens")
+    return amount
 
 
 @dataclass
