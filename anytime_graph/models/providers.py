@@ -107,21 +107,22 @@ _COUNTED = {
 }
 """Clients that can ask how many tokens a prompt is; through OpenAI's, engines such as llama.cpp."""
 _RESPONSES = (
-    "use_responses_api",
-    "reasoning",
-    "include",
-    "truncation",
-    "context_management",
-    "use_previous_response_id",
+    *("reasoning", "include", "truncation", "context_management"),
+    *("use_previous_response_id", "previous_response_id", "text"),
 )
-"""Fields that make langchain-openai use the Responses API, whose schema stands elsewhere in a request."""
+"""Fields and options that make langchain-openai use the Responses API."""
 _CHAT = ("types.chat.ChatCompletion", "types.chat.ChatCompletionChunk")
-_PUT_OFF = {"langchain_openai": ("openai", _CHAT), "langchain_groq": ("groq", _CHAT)}
-"""Clients that build the classes of a reply when the first one comes, and where its SDK has these."""
-_RESPONSES_OWN = ("types.responses.Response", "types.responses.ResponseStreamEvent")
+_PUT_OFF = {
+    "langchain_openai": ("openai", _CHAT),
+    "langchain_groq": ("groq", _CHAT),
+    "langchain_anthropic": ("anthropic", ("types.Message", "types.RawMessageStreamEvent")),
+}
+"""Clients that build the classes of a reply when the first one comes, and where the SDK has these."""
+_RESPONSES_OWN = tuple(
+    f"types.responses.{kind}" for kind in ("Response", "ParsedResponse", "ResponseStreamEvent")
+)
 _CHOICES = {"langchain_openai": True}
-"""Clients that can ask for several choices (see `with_n_choices`) unless one of `_RAW` is set."""
-_RAW = (*_RESPONSES, "include_response_headers")
+"""Clients that can ask for several choices (see `with_n_choices`), by chat completions."""
 _MAYBE_SERVED = (408, 424, 499)
 """Statuses that blame the request but may come after the model has worked: Bedrock says 408 when its
 model took too long and 424 when it failed, and gateways say 499 when the client hung up."""
@@ -317,7 +318,7 @@ def _build_replies(model: Any, bound: Mapping[str, Any]) -> None:
     sdk, names = put_off
     # Another version of the SDK may have them elsewhere, and what is bound may be no option.
     with _building, suppress(ImportError, AttributeError, TypeError):
-        if hasattr(model, "_use_responses_api") and model._use_responses_api({**bound}):
+        if by_responses(model, bound):
             names = _RESPONSES_OWN
         for name in names:
             module, _, kind = f"{sdk}.{name}".rpartition(".")
@@ -335,12 +336,23 @@ def _build(kind: Any) -> None:
         _build(part)
 
 
+def by_responses(model: BaseChatModel, bound: Mapping[str, Any]) -> bool:
+    """Whether langchain-openai sends requests with these options by OpenAI's Responses API. How it decides
+    that is private."""
+    told = getattr(model, "use_responses_api", None)
+    if isinstance(told, bool):
+        return told
+    fields = any(getattr(model, name, None) or name in bound for name in _RESPONSES)
+    tools = any(map(_hosted_kind, bound.get("tools", ())))
+    version = getattr(model, "output_version", None) == "responses/v1"
+    return fields or tools or version or bool(_RESPONDS.search(model_name(model) or ""))
+
+
 def schema_in_body(model: BaseChatModel, bound: Mapping[str, Any]) -> dict[str, Any]:
     """The bound options, with a schema for the reply moved into the request's body. As an option of its
     own, langchain-openai would parse the reply, lose its usage report, and fail on one that was cut."""
     form = bound.get("response_format")
-    elsewhere = any(getattr(model, field, None) for field in _RESPONSES)
-    if form is None or elsewhere or "extra_body" not in type(model).model_fields:
+    if form is None or by_responses(model, bound) or "extra_body" not in type(model).model_fields:
         return dict(bound)
     if isinstance(form, type):
         function = convert_to_openai_function(form, strict=True)
@@ -451,10 +463,10 @@ def supports_n(model: BaseChatModel, bound: Mapping[str, Any]) -> bool:
     completions, and only if no options are bound to it."""
     if not _facts(model, _CHOICES) or bound:
         return False
-    if any(getattr(model, field, None) for field in _RAW):
+    if by_responses(model, bound) or getattr(model, "include_response_headers", None):
         return False
     unstreamed = "streaming" in model.model_fields_set and not getattr(model, "streaming", True)
-    if unstreamed or model.disable_streaming or _RESPONDS.search(model_name(model) or ""):
+    if unstreamed or model.disable_streaming:
         return False
     return getattr(model, "output_version", None) in (None, "v0")
 
@@ -468,7 +480,8 @@ def with_n_choices(model: Any, n: int, id: str) -> dict[str, Any]:
 
 def with_refusals(model: Any) -> dict[str, Any]:
     """The fields of a model whose client would drop a streamed refusal, so that it keeps it."""
-    if not _facts(model, _CHOICES) or any(getattr(model, field, None) for field in _RAW):
+    raw = by_responses(model, {}) or getattr(model, "include_response_headers", None)
+    if not _facts(model, _CHOICES) or raw:
         return {}
     if not hasattr(model.client, "create") or not hasattr(model.async_client, "create"):
         return {}

@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic._internal import _model_construction as building
+from langchain_openai import ChatOpenAI
+from pydantic import BaseModel, SecretStr
 
 from anytime_graph import Budget, NoAnswer, Prices, create_anytime_graph
 from anytime_graph.metering import learned
-from anytime_graph.models import resolve_model
+from anytime_graph.models import providers, resolve_model
 from tests.kit.places import ROOT
 from tests.kit.providers import (
     CAP,
@@ -345,34 +342,58 @@ def test_no_client_is_imported_before_it_is_wanted() -> None:
 
 
 def first_calls() -> None:
-    """The first calls of a process, eight at once by each client. Classes of replies that are built only
-    now take long. Prints what fails."""
-    together, complete = threading.Barrier(8), building.complete_model_class
+    """The first call of a process by each client. Prints the classes that had to be built for it."""
 
-    def slowly(*args: Any, **options: Any) -> bool:
-        time.sleep(0.02)
-        return complete(*args, **options)
+    def unbuilt() -> set[type[BaseModel]]:
+        found, kinds = set(), [BaseModel]
+        while kinds:
+            kinds += (below := kinds.pop().__subclasses__())
+            found.update(kind for kind in below if not kind.__pydantic_complete__)
+        return found
 
-    def asked(app: Any) -> list[str]:
-        together.wait()
-        return app.invoke(QUESTION)["errors"]  # type: ignore[no-any-return]
-
-    with speaking() as wire, ThreadPoolExecutor(8) as threads:
-        for name in ("OpenAI", "OpenAI, responses API", "Groq"):
+    with speaking() as wire:
+        for name in ("OpenAI", "OpenAI, responses API", "Groq", "Anthropic"):
             wire.provider = NAMED[name]
             model = wire.provider.model(wire.url)
             budget = Budget(output_tokens=CAP, calls=1)
             app = create_anytime_graph(model, budget=budget, strategy="single").compile()
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(building, "complete_model_class", slowly)
-                print(*chain(*threads.map(asked, [app] * 8)), sep="\n", end="")
+            before = unbuilt()
+            app.invoke(QUESTION)
+            print(*(kind.__qualname__ for kind in before - unbuilt()), sep="\n", end="")
 
 
-def test_many_threads_make_the_first_call_of_a_process_at_once() -> None:
-    """Some clients build the classes of their replies at the first reply, and not safely."""
+def test_no_class_of_a_reply_is_left_to_the_first_call() -> None:
+    """Some clients build them at the first reply, which fails if threads do so at once."""
     script = "from tests.models import test_providers; test_providers.first_calls()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "bound"),
+    [
+        ("gpt-4.1-mini", {}, {}),
+        ("gpt-4.1-mini", {"use_responses_api": True}, {}),
+        ("gpt-5.2-pro", {}, {}),
+        ("gpt-5.2-pro", {"use_responses_api": False}, {}),
+        ("gpt-5.1-codex-mini", {}, {}),
+        ("gpt-5", {"reasoning": {"effort": "low"}}, {}),
+        ("gpt-5", {"output_version": "responses/v1"}, {}),
+        ("gpt-5", {"output_version": "v1"}, {}),
+        ("gpt-5", {}, {"tools": [{"type": "web_search"}]}),
+        ("gpt-5", {}, {"tools": [{"type": "function", "function": {"name": "f"}}]}),
+        ("gpt-5", {}, {"web_search_options": {}}),
+        ("gpt-5", {}, {"previous_response_id": "resp_1"}),
+    ],
+)
+def test_which_requests_go_by_the_responses_api_is_known(
+    name: str, fields: dict[str, Any], bound: dict[str, Any]
+) -> None:
+    """As the client decides it, which it does in private."""
+    model = ChatOpenAI(model=name, api_key=SecretStr("unused"), **fields)
+    assert providers.by_responses(model, bound) == model._use_responses_api(
+        {"model": name, **bound}
+    )
 
 
 if __name__ == "__main__":
