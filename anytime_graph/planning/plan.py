@@ -308,7 +308,7 @@ class _Edge:
             return moves, rest
         if decides == "judge":
             return moves, self._without(self._comparison())
-        for n, part in product(range(len(moves), 0, -1), (0.5, 1.0)):
+        for n, part in product(range(len(moves), 0, -1), (0.5, 0.75, 1.0)):
             open_ = self._without(self._comparison(n, part))
             scale = min((open_[d] / rest[d] for d in rest if rest[d]), default=1.0)
             if scale > 0:

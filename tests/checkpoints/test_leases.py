@@ -224,7 +224,7 @@ def put_to_sleep(pid: int, path: str) -> None:
     """Stop a process at an instant at which it does not hold the file's write lock."""
     while True:
         os.kill(pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, pid, os.WSTOPPED)
+        until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
         try:
             with closing(sqlite3.connect(path, timeout=1, isolation_level=None)) as db:
                 db.execute("BEGIN IMMEDIATE")

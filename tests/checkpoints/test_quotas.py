@@ -619,7 +619,7 @@ def test_tools_and_models_of_agents_that_die_keep_to_one_quota(
     assert not [end["trace"] for end in ends if end.get("error") not in (None, "QuotaExceeded")]
     (steps,) = ledger(target, "SELECT sum(nanodollars) AS n, sum(tool_calls) AS t FROM quota_steps")
     bills = {bill.of["node"]: bill.spend for bill in store.ledger.spend(["node"])}
-    assert steps["n"] == pytest.approx(sum(b["usd"] for b in bills.values()) * 1e9, abs=50)
+    assert float(steps["n"]) == pytest.approx(sum(b["usd"] for b in bills.values()) * 1e9, abs=50)
     assert steps["n"] <= 0.075e9
     assert steps["t"] == sum(b["tool_calls"] for b in bills.values()) <= 9
     assert bills["tool_call"]["usd"] >= 0.03

@@ -455,7 +455,7 @@ def test_a_vote_by_several_choices_is_far_above_one_by_separate_calls(server: Se
         assert openais.accuracy > separate.accuracy + gain
         assert (each.votes, each.right) >= (separate.votes, separate.right)
     unknown, known = (
-        of(name, 280) for name in ("prompt billed once, as by OpenAI", "the same, with a profile")
+        of(name, 270) for name in ("prompt billed once, as by OpenAI", "the same, with a profile")
     )
     assert unknown.votes == 2 * 16
     assert known.votes == 4 * 16

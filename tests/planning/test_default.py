@@ -136,7 +136,9 @@ def test_a_tie_that_nothing_else_can_settle_is_put_to_the_judge(server: Server) 
 # --- texts ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("tokens", "drafts"), [(2_000, 2), (4_000, 3), (8_000, 5)])
+@pytest.mark.parametrize(
+    ("tokens", "drafts"), [(1_700, 2), (2_000, 2), (2_400, 3), (4_000, 5), (8_000, 7)]
+)
 def test_drafts_that_are_paid_for_are_told_apart(server: Server, tokens: int, drafts: int) -> None:
     server.script = essay
     out = asked(server, tokens)
