@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import random
 import re
+import shutil
 import subprocess
 import sys
 
@@ -145,6 +146,8 @@ def demo(tokens: int, seed: int | None, model: str | None, price: str | None) ->
     display.result(out)
     if model is not None and prices is not None:
         click.echo(f"It cost ${out['spent']['usd']:.6f}.")
+    command = "anytime-graph" if shutil.which("anytime-graph") else sys.argv[0]
+    click.echo(f'\nNext: {command} solve "Describe a fox." --words 15-30 --include river')
     if out["stop_reason"] == "interrupted":
         sys.exit(ledger_commands.INTERRUPTED)
 

@@ -77,7 +77,8 @@ def test_another_model_shows_the_same_with_its_price_before_and_after(
     assert "It costs at most $0.008000." in told(done), "2,000 tokens at 4 dollars a million"
     cost = sum(call.prompt * 1e-6 + call.output * 4e-6 for call in server.calls)
     assert f"It cost ${cost:.6f}." in done.stdout
-    assert "Stopped by: perfect" in done.stdout
+    assert "Stopped by: perfect (an answer reached the highest score)." in done.stdout
+    assert 'solve "Describe a fox." --words 15-30 --include river' in done.stdout.splitlines()[-1]
     lines = done.stderr.splitlines()
     shown = [line for line in lines if line.startswith(" " * 10)]
     assert " ".join(" ".join(shown).split()) == f"{HALF} {FULL}"
