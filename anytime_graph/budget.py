@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from decimal import ROUND_FLOOR, Context, Decimal
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from typing_extensions import TypedDict
 
@@ -20,6 +20,7 @@ UNIT_NAMES = {
     "seconds": "seconds",
     "tool_calls": "tool calls",
 }
+_NAMES = f"a budget has {', '.join(DIMENSIONS)}"
 TOOL_CALLS = "tool_calls"
 """The dimension that bounds no call of a model: without it left, a run goes on without tools."""
 _WHOLE = ("tokens", "output_tokens", "calls", "tool_calls")
@@ -61,6 +62,15 @@ class Budget:
     calls: int | None = None
     seconds: float | None = None
     tool_calls: int | None = None
+
+    def __new__(cls, *given: Any, **named: Any) -> Self:
+        """Raises TypeError for amounts without a name, or with an unknown one."""
+        if given:
+            amount = f"{given[0]!r:.40}"
+            raise TypeError(f"Budget({amount}): name what it limits, as in Budget(tokens=8_000)")
+        if unknown := next((name for name in named if name not in DIMENSIONS), None):
+            raise TypeError(f"Budget({unknown}=...): {_NAMES}")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for name in DIMENSIONS:
@@ -111,7 +121,7 @@ def as_budget(value: Budget | Mapping[str, Any], argument: str = "budget") -> Bu
     if not isinstance(value, Mapping):
         raise ValueError(f"{argument}={value!r}: pass a Budget, as in Budget(tokens=8_000)")
     if unknown := sorted(set(value) - set(DIMENSIONS)):
-        raise ValueError(f"{argument}: unknown {unknown}; a budget has {', '.join(DIMENSIONS)}")
+        raise ValueError(f"{argument}: unknown {unknown}; {_NAMES}")
     return Budget(**value)
 
 
@@ -201,7 +211,7 @@ def used(limits: Limits, spent: Spend) -> float:
 
 def checked_parts(warn_at: Sequence[float]) -> tuple[float, ...]:
     """Parts of a budget, in order. Raises ValueError for others than those above 0 and up to 1."""
-    for part in warn_at:
+    for part in warn_at if isinstance(warn_at, Sequence) else [warn_at]:
         if isinstance(part, bool) or not isinstance(part, int | float) or not 0 < part <= 1:
             raise ValueError(f"warn_at={part!r}: parts of the budget are needed, as in (0.5, 0.8)")
     return tuple(sorted(set(warn_at)))

@@ -32,6 +32,7 @@ from anytime_graph.batch import Batch
 from anytime_graph.batch import Progress as BatchProgress
 from anytime_graph.budget import DIMENSIONS, Limits, Spend, counted, nothing
 from anytime_graph.metrics import Interval
+from anytime_graph.pages.thread import ended
 from anytime_graph.planning.profiles import Profile
 from anytime_graph.run.announcements import improvement
 from anytime_graph.run.calls import PlannedCall
@@ -40,6 +41,8 @@ from anytime_graph.text import clipped, harmless
 from anytime_graph.warm_up import WarmUp
 
 _WIDTH, _HEIGHT = 56, 8
+_BESIDE = 52
+"""Columns that a bar leaves to its amounts: "tokens: 5,000 spent, 1,000 reserved, 94,000 left"."""
 _CLIP = 300
 _ROOMY = 110
 """Columns of a terminal in which a table of threads has room for each of its own."""
@@ -102,27 +105,38 @@ def _display(console: Console) -> Iterator[Any]:
     with Live(console=console, refresh_per_second=8, transient=True) as live:
 
         def show(spent: Spend, limits: Limits, running: Iterable[PlannedCall]) -> None:
-            live.update(_bars(spent, limits, list(running)))
+            live.update(_bars(spent, limits, list(running), console.width))
 
         yield show
 
 
-def _bars(spent: Spend, limits: Limits, running: list[PlannedCall]) -> Group:
-    """One bar for each limited dimension: spent, reserved by running calls, and left."""
-    rows, amounts = [], cast("Mapping[str, float]", spent)
+def _bars(
+    spent: Spend, limits: Limits, running: list[PlannedCall], columns: int = 2 * _WIDTH
+) -> Table:
+    """One bar for each limited dimension: spent, reserved by running calls, and left. Each stands on
+    one line of a terminal with 80 columns."""
+    table, amounts = Table.grid(padding=(0, 2)), cast("Mapping[str, float]", spent)
+    width = max(8, min(_WIDTH, columns - _BESIDE))
     for dimension in (d for d in DIMENSIONS if d in limits):
         used = amounts.get(dimension, 0)
         held = min(_reserved_by_calls(running, dimension), max(0.0, limits[dimension] - used))
         whole = limits[dimension] or 1
-        full, reserved = (round(_WIDTH * min(1, x / whole)) for x in (used, held))
+        full, reserved = (round(width * min(1, x / whole)) for x in (used, held))
         bar = Text()
         bar.append("█" * full, "green")
         bar.append("▒" * reserved, "yellow")
-        bar.append("·" * max(0, _WIDTH - full - reserved), "dim")
+        bar.append("·" * max(0, width - full - reserved), "dim")
         rest = max(0.0, limits[dimension] - used - held)
-        bar.append(f"  {dimension}: {used:g} spent, {held:g} reserved, {rest:g} left")
-        rows.append(bar)
-    return Group(*rows)
+        said = {"spent": used, "reserved": held, "left": rest}
+        told = (
+            f"{_amount(n, dimension)} {what}" for what, n in said.items() if n or what != "reserved"
+        )
+        table.add_row(bar, f"{dimension.replace('_', ' ')}: {', '.join(told)}")
+    return table
+
+
+def _amount(n: float, dimension: str) -> str:
+    return f"{n:,.{4 if dimension == 'usd' else 1 if dimension == 'seconds' else 0}f}"
 
 
 def _reserved_by_calls(running: list[PlannedCall], dimension: str) -> float:
@@ -280,24 +294,13 @@ def _mark(holds: bool) -> Text:
 
 
 def result(out: Output) -> None:
-    """Show the best answer, why the run stopped, the cost of each node, and the curve."""
-    console, best = Console(), out["best"]
+    """Show the best answer, why the run stopped, what it cost, and the curve."""
+    console, best = Console(highlight=False), out["best"]
     assert best is not None, "a run without an answer raises NoAnswer"
     score = "" if best["score"] is None else f", score {best['score']:.2f}"
     console.print(Panel(_inert(best["answer"]), title=f"Best answer{score}", title_align="left"))
-    console.print(_inert(f"Stopped by: {out['stop_reason']}"))
-    if shares := _shares(out["spent"], out["judging"]["spent"]["tokens"]):
-        console.print(Text(shares))
-    table = Table("node", "calls", "input", "output", "tokens", "seconds", box=None)
-    for node, spend in out["spent_by"].items():
-        table.add_row(
-            node,
-            *(str(spend[k]) for k in ("calls", "input_tokens", "output_tokens", "tokens")),
-            f"{spend['seconds']:.1f}",
-        )
-    console.print(table)
-    if "critique" not in out["spent_by"] and out["pairs"]:
-        console.print(f"({len(out['pairs'])} preference pairs came from the scorer, at no cost)")
+    console.print(_inert(f"{ended(out['stop_reason'])}."))
+    console.print(Text(f"Spent: {_spending(out['spent'], out['limits'])}.\n"))
     console.print(Text(curve(out["curve"], out["spent"]["tokens"])))
     for error in counted(out["errors"])[:5]:
         console.print(_inert(f"noted: {error}", "yellow"))
@@ -309,7 +312,7 @@ def run_ended(out: Output, quiet: bool) -> None:
     console = Console(stderr=True, highlight=False)
     if not quiet:
         spent = _spending(out["spent"], out["limits"])
-        console.print(_inert(f"Stopped by: {out['stop_reason']}. Spent: {spent}", "dim"))
+        console.print(_inert(f"{ended(out['stop_reason'])}. Spent: {spent}", "dim"))
         if shares := _shares(out["spent"], out["judging"]["spent"]["tokens"]):
             console.print(Text(shares, "dim"))
     if explanation := _explained(out["stop_reason"]):
@@ -460,7 +463,7 @@ def story(thread: str, runs: list[dict[str, Any]], running: bool) -> None:
         _print_answers(console, run)
         _print_pairs(console, run)
         stop = run["stop_reason"]
-        over = "Running" if running and last else f"Stopped by: {stop}" if stop else "Unfinished"
+        over = "Running" if running and last else ended(stop) if stop else "Unfinished"
         console.print(_inert(over, "bold"))
         console.print(Text(f"Spent: {_spending(run['spent'], run['limits'])}"))
         for note in (_explained(stop), _shares(run["spent"], run["judging"]["tokens"])):

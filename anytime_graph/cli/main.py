@@ -106,7 +106,7 @@ def solve(
     budget is spent, and prints the best answer so far. Ctrl-C ends it early, also with the best
     answer so far.
 
-    Without options: --model local, --strategy pdp, --tokens 2000, and --answer tags (--answer
+    Without options: --model local, --strategy adaptive, --tokens 2000, and --answer tags (--answer
     whole with constraints).
 
     With --db the run is recorded: `resume` continues it, even after a crash, and `show` lists its

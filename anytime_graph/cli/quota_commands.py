@@ -57,6 +57,9 @@ def set_quota(db: str, per: str | None, who: str, window: str, **amounts: Any) -
     anytime-graph quota set --per user --for ann --window 1d --usd 20
     """
     given = {d: amounts[d] for d in UNITS if amounts[d] is not None}
+    if not given:
+        names = ", ".join(f"--{d.replace('_', '-')}" for d in UNITS)
+        raise click.UsageError(f"a quota limits something: give at least one of {names}")
     with errors_shown(False):
         kept = Quota(Budget(**given), per=per, window=window)
         with open_checkpoints(db) as store:

@@ -138,6 +138,12 @@ _ENDED = {
 }
 
 
+def ended(reason: str | None) -> str:
+    """Why a run stopped, with the meaning of its stop reason."""
+    meaning = _ENDED.get(reason or "")
+    return f"Stopped by: {reason}" + (f" ({meaning})" if meaning else "")
+
+
 def _best(best: Row | None, run: Row, running: bool) -> str:
     if best is None:
         return f'<div class="best"><p class="over">No answer{" yet" if running else ""}</p></div>'
@@ -152,8 +158,7 @@ def _cost(run: Row, running: bool) -> str:
     if reason is None:
         why = "It is running." if running else "It was cut off, and can be resumed."
     else:
-        why = f"Stopped by: {escaped(reason)}"
-        why += f" ({_ENDED[reason]})." if reason in _ENDED else "."
+        why = f"{escaped(ended(reason))}."
     return f'<p class="strong">{why}</p><dl>{"".join(_amounts(run))}</dl>'
 
 
@@ -228,14 +233,14 @@ def _calls(run: Row) -> str:
     )
     return (
         f'<div class="calls">{"".join(rows)}<div class="call axes"><span></span>{"".join(axes)}</div></div>'
-        f"<p>{_LEGEND}</p>"
+        f"<p>{_LEGEND}{' A dashed line is the budget.' if any(marks) else ''}</p>"
     )
 
 
 _KINDS = ("draft", "critique", "refine", "merge", "evolve", "learn")
 _LEGEND = (
     "Each row is a call; open it for its prompt and its reply. On the left is when it ran, on the right what it cost: the "
-    "pale part is the prompt, the full part the reply. A dashed line is the budget."
+    "pale part is the prompt, the full part the reply."
 )
 
 

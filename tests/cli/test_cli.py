@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from anytime_graph.cli import main
-from anytime_graph.cli.display import curve
+from anytime_graph.cli.display import _bars, curve
 from anytime_graph.scoring import scorer_in
 from tests.kit.commands import COMMAND, environment
 from tests.kit.forks import forked
@@ -266,6 +267,19 @@ def test_without_a_model_and_without_the_embedded_one_it_says_how_to_get_one(
     )
     assert done.returncode == 2
     assert "--model openai:gpt-4.1-mini" in " ".join(done.stderr.split())
+
+
+def test_each_bar_of_a_budget_stands_on_one_line() -> None:
+    spent: Any = {"tokens": 12_000, "seconds": 12.3456}
+    limits: Any = {"tokens": 100_000, "seconds": 60}
+    call: Any = {"max_input": 500, "max_output": 500}
+    for columns in (80, 200):
+        console = Console(width=columns)
+        with console.capture() as shown:
+            console.print(_bars(spent, limits, [call], columns))
+        tokens, seconds = (line.strip() for line in shown.get().splitlines())
+        assert tokens.endswith("tokens: 12,000 spent, 1,000 reserved, 87,000 left")
+        assert seconds.endswith("seconds: 12.3 spent, 47.7 left")
 
 
 def test_the_curve_is_drawn_to_scale() -> None:

@@ -52,7 +52,7 @@ def test_a_quota_is_set_shown_kept_and_removed(server: Server, command: Command)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["set", "--window", "1d"], "set at least one of"),
+        (["set", "--window", "1d"], "give at least one of --tokens, --output-tokens"),
         (["set", "--window", "1 day", "--calls", "1"], "quota window='1 day'"),
         (["set", "--window", "day", "--calls", "1", "--for", "ann"], "name the key with per="),
     ],

@@ -24,6 +24,20 @@ def test_a_budget_that_is_no_amount_is_named(dimension: str, amount: Any) -> Non
         Budget(**{dimension: amount})
 
 
+@pytest.mark.parametrize(
+    ("given", "named", "said"),
+    [
+        (("5",), {}, r"Budget\('5'\): name what it limits, as in Budget\(tokens=8_000\)"),
+        ((), {"token": 5}, r"Budget\(token=...\): a budget has tokens, output_tokens, "),
+    ],
+)
+def test_a_budget_is_given_by_the_names_of_its_dimensions(
+    given: Any, named: Any, said: str
+) -> None:
+    with pytest.raises(TypeError, match=f"^{said}"):
+        Budget(*given, **named)
+
+
 @given(st.floats(0, 1e6), st.integers(0, 10**15), st.integers(1, 300))
 def test_equal_parts_never_exceed_the_whole(usd: float, tokens: int, n: int) -> None:
     parts = Budget(usd=usd, tokens=tokens).split(n)
