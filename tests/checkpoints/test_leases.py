@@ -224,7 +224,7 @@ def put_to_sleep(pid: int, path: str) -> None:
     """Stop a process at an instant at which it does not hold the file's write lock."""
     while True:
         os.kill(pid, signal.SIGSTOP)
-        until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+        until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("T"))
         try:
             with closing(sqlite3.connect(path, timeout=1, isolation_level=None)) as db:
                 db.execute("BEGIN IMMEDIATE")
