@@ -22,6 +22,7 @@ from rich.table import Table
 
 from anytime_graph import Budget, Draft, create_anytime_graph, open_checkpoints
 from tests.bench.ranking import ranking
+from tests.bench.reading import reading
 from tests.kit.server import Reply, Server, serving
 
 QUESTION: Any = {"messages": [("user", "Tell me all about rivers.")]}
@@ -181,3 +182,4 @@ if __name__ == "__main__":
     imports()
     overspend()
     ranking()
+    reading()

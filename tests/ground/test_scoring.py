@@ -8,7 +8,7 @@ import re
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 
 from anytime_graph import Constraints, Score
 from anytime_graph.budget import counted
@@ -171,6 +171,21 @@ PARTS = [*'{}[]",:\\ \n\x01x1', FOX, '"name": "b"', '"tails": 2', '{"x": ', '\\"
 @example(f'{{"fox": {FOX}, "more": {FOX}}} or \\{FOX}')
 def test_the_last_json_that_fits_is_found_in_one_pass(text: str) -> None:
     assert parsed(Fox, text) == tried_one_by_one(text)
+
+
+def test_json_that_fits_no_schema_is_tried_once_however_often_it_comes() -> None:
+    tried = []
+
+    class Counted(Fox):
+        @model_validator(mode="before")
+        @classmethod
+        def count(cls, value: object) -> object:
+            tried.append(value)
+            return value
+
+    fit = '{"name": "x", "tails": 1}'
+    assert parsed(Counted, '{"a": {"b": {}}} ' * 50 + fit) == fit
+    assert len(tried) == 4
 
 
 TAGS = ["<answer>", "</answer>", "<ANSWER>", "x", " ", "\n", "<answer", "/"]

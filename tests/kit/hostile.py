@@ -268,7 +268,7 @@ def works(size: int) -> list[dict[str, Work]]:
         return READERS[reader](" " * nth + texts(size)[name])
 
     def feed(name: str, size: int, nth: int) -> object:
-        return STREAMS[name](size // 2)
+        return STREAMS[name](size // 4)
 
     return [
         *({f"{r}, of {name}": partial(read, r, name) for r in READERS} for name in texts(size)),
