@@ -109,9 +109,15 @@ def _sent_arguments(message: AIMessage) -> Iterator[tuple[Any, Any]]:
     """The id and the arguments of each call as they were sent, where the client keeps them."""
     for call in message.additional_kwargs.get("tool_calls") or ():
         yield call.get("id"), (call.get("function") or {}).get("arguments")
-    for block in message.content:
-        if _is_call(block) and "arguments" in block:
+    for block in _calls_in(message):
+        if "arguments" in block:
             yield _call_id(block), block["arguments"]
+
+
+def _calls_in(message: AIMessage) -> list[dict[str, Any]]:
+    """The content blocks that are calls of tools; a text has none."""
+    content = message.content
+    return [] if isinstance(content, str) else [block for block in content if _is_call(block)]
 
 
 def _is_call(block: Any) -> TypeGuard[dict[str, Any]]:
@@ -120,7 +126,7 @@ def _is_call(block: Any) -> TypeGuard[dict[str, Any]]:
 
 def _ids(message: AIMessage, kinds: Collection[str]) -> set[Any]:
     """The ids of the calls in content blocks of these types."""
-    return {_call_id(b) for b in message.content if _is_call(b) and b["type"] in kinds}
+    return {_call_id(block) for block in _calls_in(message) if block["type"] in kinds}
 
 
 def _call_id(block: Any) -> Any:
