@@ -258,14 +258,19 @@ def _blocks(text: str) -> list[tuple[int, int]]:
 
 
 def _read_blocks(text: str, at: int, passed: set[int]) -> Iterator[tuple[int, int]]:
-    """The blocks of the bracket there, which may never be closed, and of those within."""
+    """The blocks of the bracket there, which may never be closed, of those within, and of those that
+    follow before anything else that shows in JSON."""
     open_: list[tuple[int, str]] = []
     levels: list[int] = []
     for part in _JSON.finditer(text, at):
         if part[0] in _CLOSED_BY:
+            if not open_ and part.start() in passed:
+                return
             passed.add(part.start())
             open_.append((part.start(), _CLOSED_BY[part[0]]))
             levels.append(1)
+        elif not open_:
+            return
         elif part[1] is not None:
             if not part[1]:
                 return  # a string that is not closed
@@ -275,9 +280,8 @@ def _read_blocks(text: str, at: int, passed: set[int]) -> Iterator[tuple[int, in
             (start, _), deep = open_.pop(), levels.pop()
             if deep <= _DEEPEST:
                 yield start, part.end()
-            if not open_:
-                return
-            levels[-1] = max(levels[-1], deep + 1)
+            if open_:
+                levels[-1] = max(levels[-1], deep + 1)
 
 
 def normal(answer: str) -> str:
