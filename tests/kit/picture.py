@@ -35,7 +35,8 @@ def picture(output: str, title: str) -> str:
 
 def shown(seed: str) -> str:
     """What the demo writes, in the order in which it appears."""
-    command = [str(Path(sys.executable).parent / "anytime-graph"), "demo", "--seed", seed]
+    program = os.path.relpath(Path(sys.executable).parent / "anytime-graph")
+    command = [program, "demo", "--seed", seed]
     colours = {"FORCE_COLOR": "1", "TTY_INTERACTIVE": "0", "COLUMNS": str(COLUMNS)}
     ran = subprocess.run(
         command,
