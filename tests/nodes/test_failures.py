@@ -288,7 +288,7 @@ def test_what_was_refused_is_not_charged_in_another_life(server: Server, tmp_pat
         with pytest.raises(NoAnswer):
             graph.compile(InMemorySaver()).invoke(QUESTION, on)
         assert store.ledger.runs("rivers")[0]["spent"]["tokens"] == 0
-        server.script = lambda request, i: Reply(error=429 if i % 3 else None)
+        server.script = lambda request, i: Reply(error=429 if i % 2 else None)
         out = graph.compile(InMemorySaver()).invoke(QUESTION, on)
         (told,) = store.ledger.runs("rivers")
         for dimension in ("tokens", "calls", "usd"):
