@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from decimal import ROUND_FLOOR, Context, Decimal
-from typing import Any, Self, cast
+from inspect import Signature, signature
+from typing import Any, ClassVar, Self, cast
 
 from typing_extensions import TypedDict
 
@@ -63,6 +64,9 @@ class Budget:
     seconds: float | None = None
     tool_calls: int | None = None
 
+    __signature__: ClassVar[Signature]
+    """What the fields say; `__new__` takes anything, to say what is wrong with it."""
+
     def __new__(cls, *given: Any, **named: Any) -> Self:
         """Raises TypeError for amounts without a name, or with an unknown one."""
         if given:
@@ -112,6 +116,9 @@ class Budget:
 
     def __str__(self) -> str:
         return ", ".join(f"{d}={v:g}" for d, v in self.limits().items())
+
+
+Budget.__signature__ = Signature([*signature(Budget.__init__).parameters.values()][1:])
 
 
 def as_budget(value: Budget | Mapping[str, Any], argument: str = "budget") -> Budget:
@@ -211,7 +218,9 @@ def used(limits: Limits, spent: Spend) -> float:
 
 def checked_parts(warn_at: Sequence[float]) -> tuple[float, ...]:
     """Parts of a budget, in order. Raises ValueError for others than those above 0 and up to 1."""
-    for part in warn_at if isinstance(warn_at, Sequence) else [warn_at]:
+    if isinstance(warn_at, int | float):
+        raise ValueError(f"warn_at={warn_at!r}: parts of the budget are needed, as in (0.5, 0.8)")
+    for part in warn_at:
         if isinstance(part, bool) or not isinstance(part, int | float) or not 0 < part <= 1:
             raise ValueError(f"warn_at={part!r}: parts of the budget are needed, as in (0.5, 0.8)")
     return tuple(sorted(set(warn_at)))

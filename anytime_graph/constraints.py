@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
@@ -42,12 +42,20 @@ class Constraints:
 
     def __post_init__(self) -> None:
         for name in ("include", "forbid"):
-            if isinstance(value := getattr(self, name), str):
-                object.__setattr__(self, name, (value,))
-            elif not all(isinstance(item, str) and item for item in value):
+            value = getattr(self, name)
+            parts = (value,) if isinstance(value, str) else value
+            if not isinstance(parts, Collection) or not all(
+                isinstance(p, str) and p for p in parts
+            ):
                 raise ValueError(f"{name}={value!r}: a tuple of non-empty strings is needed")
-            else:
-                object.__setattr__(self, name, tuple(value))
+            object.__setattr__(self, name, tuple(parts))
+        for name in ("starts_with", "ends_with", "matches"):
+            if not isinstance(value := getattr(self, name), str | None):
+                raise ValueError(f"{name}={value!r}: a string is needed")
+        if not (
+            self.json is None or (isinstance(self.json, type) and issubclass(self.json, BaseModel))
+        ):
+            raise ValueError(f"json={self.json!r}: a pydantic model is needed")
         object.__setattr__(self, "_checks", tuple(self._build()))
         if not self._checks:
             raise ValueError("Constraints(): at least one constraint is needed")

@@ -160,6 +160,14 @@ def create_anytime_graph(
         raise ValueError(f"scorer={scorer!r}: a function (question, answer) -> score is needed")
     if callable(scorer):
         check_signature(scorer)
+    for name, given, kind, wanted in (
+        ("judge", judge, Judge, "Judge(rubric=...)"),
+        ("prices", prices, Prices, "Prices(input=..., output=...)"),
+        ("ledger", ledger, Ledger, "the ledger= of open_checkpoints(...)"),
+        ("until", until, Until, "Until(target=...)"),
+    ):
+        if not (given is None or isinstance(given, kind)):
+            raise ValueError(f"{name}={given!r:.60}: pass {wanted}")
     if budget is not None:
         budget = bounding(as_budget(budget), until)
     if most is not None:

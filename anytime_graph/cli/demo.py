@@ -25,7 +25,8 @@ QUESTION = (
     "Write one sentence about what the dog did at the beach. Use 14 to 28 words, and the words sand, "
     "waves and sun."
 )
-_WANTED = ("dog", "beach", "sand", "waves", "sun")
+_NAMED = ("sand", "waves", "sun")
+_WANTED = ("dog", "beach", *_NAMED)
 _SECONDS = 60
 """A busy machine ends with fewer answers, not later."""
 _APART = 1_000
@@ -65,7 +66,7 @@ def rules(answer: str) -> dict[str, bool]:
         "no word twice": len(set(telling)) == len(telling),
         "no list, no quotation": not re.search(r"[:;\"“”()*_#\[\]{}|]", text)
         and text.count(",") <= 3
-        and not any(set(_WANTED[2:]) == set(telling[i : i + 3]) for i in range(len(telling))),
+        and not any(set(_NAMED) == set(telling[i : i + 3]) for i in range(len(telling))),
         "something happens": bool(_VERB.search(text.lower())),
         "prose, not keywords": len(said) - len(telling) >= _PROSE * len(said) > 0,
         "not the task repeated": not _phrases(said) & _phrases(_words(QUESTION)),

@@ -321,7 +321,7 @@ def run_ended(out: Output, quiet: bool) -> None:
 
 def _explained(stop_reason: str | None) -> str:
     return (
-        "the judge's share of the budget was used up: give more budget or a larger Judge(share=...)"
+        "To let it judge more, give more budget, or a larger Judge(share=...)"
         if stop_reason == "judge"
         else ""
     )

@@ -199,8 +199,8 @@ class Attempts:
 
     def _smaller(self, large: refusals.TooLarge) -> bool:
         """Half of the output; at once what the server allows, where it says so. A prompt of at most
-        2,000 tokens in a window of 8,192 leaves 6,192. What it allows is for prompt and reply together if
-        it was said of a reply that is no longer."""
+        2,000 tokens in a window of 8,192 leaves 6,192. A limit that the refused reply would have kept is one
+        for prompt and reply together."""
         n, most, prompt = self.request.n, large.most, _one(self.request)
         cap = None if self.request.max_output is None else self.request.max_output // n
         if most is not None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables import Runnable
 
 from anytime_graph.budget import Prices
 
@@ -24,6 +25,10 @@ class NearEnd:
         at = self.at
         if isinstance(at, bool) or not isinstance(at, int | float) or not 0 < at <= 1:
             raise ValueError(f"near_end at={at!r}: a part of the budget is needed, as in 0.8")
+        if not isinstance(self.model, str | Runnable):
+            raise ValueError(
+                f"near_end={self.model!r:.60}: a chat model, its name, or NearEnd(model, at) is needed"
+            )
         if self.prices is not None and not isinstance(self.prices, Prices):
             raise ValueError(
                 f"near_end prices={self.prices!r}: Prices(input=..., output=...) are needed"

@@ -21,8 +21,9 @@ from typing import Any, TypeVar, cast
 Sync = TypeVar("Sync")
 
 _APART = "anytime_in_process"
-"""The attribute that holds the function which is to run in a process, and the variable of the environment
-that is set while the program of the caller is imported there."""
+"""The attribute that holds the function which is to run in a process."""
+_IMPORTING = "ANYTIME_IN_PROCESS_IMPORTING"
+"""The environment variable that is set while the caller's program is imported there."""
 _DEATH_SIGNAL = 1
 
 
@@ -35,7 +36,8 @@ def in_process(function: Sync) -> Sync:
         create_agent(model, [in_process(search)], middleware=[TokenBudgetMiddleware(...)])
 
     It must stand at the top of a module, and what it is given and returns must be picklable. An error
-    that it raises comes back with its type and message. Raises ValueError if it cannot be run so.
+    that it raises comes back with its type and message. It is no sandbox: the process may do what this
+    one may, and what it returns is believed. Raises ValueError if it cannot be run so.
     """
     from langchain_core.tools import BaseTool
 
@@ -80,7 +82,7 @@ def _call_apart(name: str, call: bytes) -> Any:
     """What the call returns or raises in a process of its own."""
     from anytime_graph.interrupt import when_abandoned
 
-    if _APART in os.environ:
+    if _IMPORTING in os.environ:
         raise RuntimeError(
             "in_process: the program is being imported in another process; what begins runs must stand under "
             "`if __name__ == '__main__':`"
@@ -143,7 +145,7 @@ def _answer_call() -> None:
 def _result_of(setting: Mapping[str, Any]) -> bytes:
     sys.path[:] = setting["path"]
     _import_program(setting["module"], setting["file"])
-    reference, args, kwargs = pickle.loads(setting["call"])  # noqa: S301
+    reference, args, kwargs = pickle.loads(setting["call"])  # noqa: S301 - of the process that began this one
     function = _function_named(*reference) if isinstance(reference, tuple) else reference
     return pickle.dumps((function(*args, **kwargs), None))
 
@@ -152,7 +154,7 @@ def _error_told(error: BaseException) -> bytes:
     """The error, as another process can raise it."""
     with suppress(Exception):
         text = pickle.dumps((None, error))
-        pickle.loads(text)  # noqa: S301
+        pickle.loads(text)  # noqa: S301 - just made here, to see that it can be read
         return text
     return pickle.dumps((None, RuntimeError(f"{type(error).__name__}: {error}")))
 
@@ -161,12 +163,12 @@ def _import_program(module: str | None, file: str | None) -> None:
     """Import the caller's program, as a process of `multiprocessing` does."""
     from multiprocessing import spawn
 
-    os.environ[_APART] = "1"
+    os.environ[_IMPORTING] = "1"
     if module is not None:
         spawn.prepare({"init_main_from_name": module})
     elif file is not None:
         spawn.prepare({"init_main_from_path": file})
-    del os.environ[_APART]
+    del os.environ[_IMPORTING]
 
 
 def _function_named(module: str, name: str) -> Callable[..., Any]:

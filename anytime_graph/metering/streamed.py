@@ -78,8 +78,8 @@ class StreamedReply:
     reasoning or parts of a tool call. unseen_chunks: chunks whose text the client does not show.
     usage: the provider's report so far. unreadable: the report had no numbers. reported: the report
     came after every choice had ended; an earlier one is less than the cost. called: the model called
-    tools. closed: the last thing that came was a report. begun: more has come than that the Responses API
-    took the request.
+    tools. closed: the last thing that came was a report. begun: a part of the reply has come; that the
+    Responses API took the request, which comes without content, is none.
     """
 
     n: int

@@ -308,6 +308,8 @@ class _Edge:
             return moves, rest
         if decides == "judge":
             return moves, self._without(self._comparison())
+        # A choice among two in both orders, with 1,643 tokens left: 1,640 for whole texts, 884 for shortened
+        # ones. A half pays for neither, so the whole would be taken; three quarters leave 759 for a draft.
         for n, part in product(range(len(moves), 0, -1), (0.5, 0.75, 1.0)):
             open_ = self._without(self._comparison(n, part))
             scale = min((open_[d] / rest[d] for d in rest if rest[d]), default=1.0)

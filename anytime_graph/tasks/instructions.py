@@ -137,6 +137,7 @@ def _sections(text: str, *, section_spliter: str, num_sections: int) -> Finding:
 
 
 def _title(text: str) -> Finding:
+    # What stands between the first "<<" of a line and its last ">>"; the rest of the line is passed over.
     titles = re.findall(r"<<(?:([^\n]+)>>)?[^\n]*", text)
     holds = any(title.lstrip("<").rstrip(">").strip() for title in titles)
     return Finding(holds, "have a title, as in <<title>>")

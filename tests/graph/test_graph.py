@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 import threading
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -659,6 +661,12 @@ def test_the_prices_of_all_listed_models_can_be_with_json_schema() -> None:
         ({"answer": 3}, "answer=3"),
         ({"width": 1}, "width=1"),
         ({"budget": 8_000}, "budget=8000"),
+        ({"judge": "strict"}, r"judge='strict': pass Judge\("),
+        ({"prices": {"input": 1.0}}, r"prices=.*: pass Prices\("),
+        ({"ledger": "x.db"}, "ledger='x.db': pass"),
+        ({"until": 0.9}, r"until=0.9: pass Until\("),
+        ({"near_end": 5}, "near_end=5: a chat model"),
+        ({"warn_at": 0.5}, "warn_at=0.5: parts"),
     ],
 )
 def test_bad_arguments_fail_at_construction_by_name(
@@ -675,6 +683,10 @@ def test_bad_arguments_fail_at_construction_by_name(
 def test_bad_budgets_are_refused(amounts: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(amounts), "Budget")):
         Budget(**amounts)
+
+
+def test_a_budget_shows_what_it_takes() -> None:
+    assert [*inspect.signature(Budget).parameters] == [field.name for field in fields(Budget)]
 
 
 def test_budget_fraction() -> None:

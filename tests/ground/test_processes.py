@@ -86,7 +86,7 @@ def made(kind: type) -> Any:
     needed = {
         name: example(hints[name])
         for name, p in inspect.signature(kind).parameters.items()
-        if p.default is p.empty and name in hints
+        if p.default is p.empty
     }
     return kind(**{**needed, **OWN.get(kind.__name__, {})})
 

@@ -70,6 +70,12 @@ def test_the_score_is_the_satisfied_fraction_and_the_feedback_names_the_rest() -
         ({"words": (5, 2)}, "words"),
         ({"sentences": -1}, "sentences"),
         ({"include": ("",)}, "include"),
+        ({"include": ""}, "include"),
+        ({"include": 5}, "include=5"),
+        ({"forbid": None}, "forbid=None"),
+        ({"starts_with": 5}, "starts_with=5"),
+        ({"matches": 5}, "matches=5"),
+        ({"json": dict}, "json="),
         ({"matches": "["}, "matches"),
     ],
 )
