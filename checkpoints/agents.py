@@ -30,6 +30,7 @@ from anytime_graph.metering import clock
 from anytime_graph.metering.quota import PATIENCE, Withheld
 from anytime_graph.metering.request import (
     Entry,
+    Journal,
     JournalError,
     Place,
     Reply,
@@ -229,28 +230,16 @@ class AgentRun:
 
     def tool_begins(self, tool: str, usd: float, shared: Shared, seconds: float) -> Place:
         assert isinstance(shared, SharedQuotas)
-        cost, payers = _of_tool(usd), shared.payers()
-        until = time.monotonic() + min(PATIENCE, seconds)
         with self._lock:
             ordinal, self.next = self.next, self.next + 1
         call, place = _run_call(ordinal, "tool_call", ""), Place(self.id, ordinal)
         request = Request(prompt=(), max_input=0, max_output=0, place=place)
-        while True:
-            try:
-                if not self.reserve(call, request, cost, tool, str, payers):
-                    raise JournalError("another invocation goes on with this run")
-                return place
-            except Withheld as withheld:
-                standings = withheld.standings
-            if not standings.may_pay(cost) or time.monotonic() > until:
-                raise standings.exceeded(cost)
-            time.sleep(_PAUSE)
+        journal = AgentJournal(self, call, None, shared.payers)
+        book_tool(journal, request, _of_tool(usd), tool, seconds)
+        return place
 
     def tool_ended(self, place: Place, usd: float) -> None:
-        ended = clock.now()
-        paid: Receipt = {**receipt(ended, ended), "spend": _of_tool(usd)}
-        reply = stored(Reply("", AIMessage(""), paid), whole=False)
-        self.ledger.settle(place, paid, "", reply)
+        settle_tool(self.ledger, place, _of_tool(usd))
 
     def reserve(
         self,
@@ -288,6 +277,28 @@ class AgentJournal:
     def settle(self, place: Place, reply: Reply) -> None:
         kept = stored(reply, whole=True)
         self.run.ledger.settle(place, reply.receipt, reply.text, kept, self.payers())
+
+
+def book_tool(journal: Journal, request: Request, cost: Spend, tool: str, seconds: float) -> None:
+    """Book a call of a tool before it is made; see metering.request.RunRecord.tool_begins."""
+    until = time.monotonic() + min(PATIENCE, seconds)
+    while True:
+        try:
+            if not journal.reserve(request, cost, tool, str):
+                raise JournalError("another invocation goes on with this run")
+            return
+        except Withheld as withheld:
+            standings = withheld.standings
+        if not standings.may_pay(cost) or time.monotonic() > until:
+            raise standings.exceeded(cost)
+        time.sleep(_PAUSE)
+
+
+def settle_tool(ledger: Ledger, place: Place, cost: Spend) -> None:
+    """Settle a call of a tool, with the time that it took."""
+    ended = clock.now()
+    paid: Receipt = {**receipt(ended, ended), "spend": cost}
+    ledger.settle(place, paid, "", stored(Reply("", AIMessage(""), paid), whole=False))
 
 
 def _run_call(ordinal: int, kind: Caller | Literal["tool_call"], digest: str) -> RunCall:

@@ -493,7 +493,7 @@ class Ledger(History):
         self._streaming.pop(place, None)
         where = {"run": place.run_id, "ordinal": place.ordinal}
         keeps, spend = self.record == "all", receipt["spend"]
-        if not (spend["calls"] or spend["tool_calls"]):
+        if not (spend["calls"] or spend["tool_calls"] or spend["usd"]):
             with self.write() as execute:
                 execute(
                     "DELETE FROM calls WHERE run_id = :run AND ordinal = :ordinal AND "

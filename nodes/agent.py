@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
-from typing import Any, NoReturn
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn, cast
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
@@ -26,10 +26,13 @@ from anytime_graph.budget import (
     Prices,
     Short,
     Spend,
+    nothing,
     share,
     total,
 )
+from anytime_graph.checkpoints.agents import book_tool, settle_tool
 from anytime_graph.checkpoints.journal import CallJournal, RunJournal
+from anytime_graph.checkpoints.quotas import SharedQuotas
 from anytime_graph.interrupt import StopSignal, awithin, contained, within
 from anytime_graph.metering import clock
 from anytime_graph.metering.account import Account, planned
@@ -41,7 +44,7 @@ from anytime_graph.metering.metered import (
     paying_from,
     with_tool_calls_held,
 )
-from anytime_graph.metering.request import Place, Reply, Request, digest_of
+from anytime_graph.metering.request import Place, Reply, Request, Shared, digest_of
 from anytime_graph.metering.tool_calls import broken
 from anytime_graph.models.providers import describe
 from anytime_graph.models.tokens import Shape
@@ -51,7 +54,9 @@ from anytime_graph.run.calls import (
     PLACES,
     AgentCall,
     AgentDraft,
+    AgentMove,
     Assignment,
+    Caller,
     PlannedCall,
     Receipt,
     receipt,
@@ -131,12 +136,15 @@ class DraftPayer:
         self._errors: list[str] = []
         self._replies: list[Reply] = []
         self._in_flight: dict[int, Reservation] = {}
-        self._recorded: dict[str, list[AIMessage]] = {}
+        self._recorded: dict[str, list[tuple[PlannedCall, Reply]]] = {}
         self._calls: dict[int, PlannedCall] = {}
         self._remember()
         before = self._active()
         spent: Spend = {**total(r.receipt["spend"] for r in self._replies), "seconds": before}
         self.account = Account(self.call["slice"], spent, running=True)
+        if journal is not None:
+            self.account.shared = journal.ledger.shared(journal.quotas)
+            self.account.record = DraftRecord(self, journal)
         self.account.growth[self.meter.name] = self._agent["growth"]
         self._began = clock.now() - before
 
@@ -153,9 +161,8 @@ class DraftPayer:
             self._place = call["ordinal"] + 1
             self._replies.append(reply)
             if not reply.receipt["failed"] and (reply.text.strip() or reply.uncut):
-                agent_call = call["agent_call"]
-                message = _for_agent(reply, agent_call["last"])
-                self._recorded.setdefault(agent_call["request"], []).append(message)
+                asked = call["agent_call"]["request"]
+                self._recorded.setdefault(asked, []).append((call, reply))
 
     def _active(self) -> float:
         """Seconds from the start of the first recorded call to the end of the last."""
@@ -180,9 +187,9 @@ class DraftPayer:
         return self._over or (self._stop is not None and self._stop.is_set())
 
     def journal(self, reserved: Reservation) -> CallJournal | None:
-        if self._journal is None:
+        if self._journal is None or reserved.request is None:
             return None
-        return self._journal.of(self._calls[reserved.place], self.run)
+        return self._journal.of(self.planned_call(reserved.request), self.run)
 
     def reserve(
         self,
@@ -211,35 +218,58 @@ class DraftPayer:
                 self._refuse(str(error))
         digest = digest_of(prompt, options)
         with self.account.lock:
-            if recorded := self._recorded.get(digest):
-                return Reservation(ready, message=recorded.pop(0))
-            if self._over or self._place >= self.call["ordinal"] + PLACES:
-                self._refuse("it may make no further call")
+            if (known := self.recorded_call(digest)) is not None:
+                call, reply = known
+                return Reservation(ready, message=_for_agent(reply, call["agent_call"]["last"]))
+            self._check_open()
             if self._refused >= PATIENCE:
                 self._refuse(f"its last {self._refused} calls were refused")
             rest = self.account.left()
             shape, request, last = self._planned(ready, prompt, rest)
-            place, self._place = self._place, self._place + 1
+            place = self.next_place(digest, rest, shape, last)
             wait, self._wait = self._wait, 0.0
             request = replace(
                 request,
-                place=Place(self.run["run_id"], place),
+                place=place,
                 max_output=self.meter.cap(request.max_output),
                 wait=wait,
                 kind="draft",
             )
-            self._calls[place] = {
-                **self.call,
-                "ordinal": place,
-                "slice": rest,
-                "max_input": request.max_input,
-                "max_output": request.max_output,
-                "shape": shape,
-                "agent_call": AgentCall(draft=self.call["ordinal"], request=digest, last=last),
-            }
-            reserved = self._in_flight[place] = Reservation(ready, shape, request)
+            reserved = self._in_flight[place.ordinal] = Reservation(ready, shape, request)
             self.account.hold(reserved.amounts)
             return reserved
+
+    # --- the places of its calls: see DraftRecord
+
+    def recorded_call(self, digest: str) -> tuple[PlannedCall, Reply] | None:
+        """A call from before a crash whose request was equal; each is given once."""
+        if not (recorded := self._recorded.get(digest)):
+            return None
+        call, reply = recorded.pop(0)
+        self._calls[call["ordinal"]] = call
+        return call, reply
+
+    def next_place(self, digest: str, rest: Limits, shape: Shape, last: bool) -> Place:
+        """A place for a call that `rest` pays for. Raises DraftError."""
+        self._check_open()
+        ordinal, self._place = self._place, self._place + 1
+        self._calls[ordinal] = {
+            **self.call,
+            "ordinal": ordinal,
+            "slice": rest,
+            "shape": shape,
+            "agent_call": AgentCall(draft=self.call["ordinal"], request=digest, last=last),
+        }
+        return Place(self.run["run_id"], ordinal)
+
+    def _check_open(self) -> None:
+        if self._over or self._place >= self.call["ordinal"] + PLACES:
+            self._refuse("it may make no further call")
+
+    def planned_call(self, request: Request) -> PlannedCall:
+        """What the ledger keeps of the call at a place."""
+        reserved = {"max_input": request.max_input, "max_output": request.max_output}
+        return cast(PlannedCall, {**self._calls[request.place.ordinal], **reserved})
 
     def granted(self, reserved: Reservation, reply: Reply) -> Reply:
         if not reply.uncut or self._calls[reserved.place]["agent_call"]["last"]:
@@ -367,6 +397,48 @@ class DraftPayer:
         call: PlannedCall = {**self.call, "agent": self._agent, "shape": self._worst[0]}
         message = AIMessage(text, id=spoken.message.id if spoken else None)
         return call, Reply(text, message, summary)
+
+
+@dataclass(frozen=True)
+class DraftRecord:
+    """What an agent with a budget of its own spends in a draft beside the draft's model: calls of its
+    tools' models, and the tools' prices. See metering.request.RunRecord."""
+
+    draft: DraftPayer
+    run: RunJournal
+
+    def again(self, digest: str) -> Request | None:
+        if (known := self.draft.recorded_call(digest)) is None:
+            return None
+        return _request(known[0], Place(self.draft.run["run_id"], known[0]["ordinal"]))
+
+    def place(self, kind: Caller, digest: str) -> Place:
+        return self.draft.next_place(digest, self.draft.account.left(), [], last=False)
+
+    def journal(self, request: Request, shared: Shared) -> CallJournal:
+        return self._journal(self.draft.planned_call(request), shared)
+
+    def tool_begins(self, tool: str, usd: float, shared: Shared, seconds: float) -> Place | None:
+        """The call itself was counted with the reply that asked for it."""
+        if not usd:
+            return None
+        with self.draft.account.lock:
+            place = self.place("tool", "")
+        request = Request(prompt=(), max_input=0, max_output=0, place=place)
+        call: Any = {**self.draft.planned_call(request), "move": AgentMove(kind="tool_call")}
+        book_tool(self._journal(call, shared), request, _dollars(usd), tool, seconds)
+        return place
+
+    def tool_ended(self, place: Place, usd: float) -> None:
+        settle_tool(self.run.ledger, place, _dollars(usd))
+
+    def _journal(self, call: PlannedCall, shared: Shared) -> CallJournal:
+        payers = cast(SharedQuotas, shared).payers
+        return CallJournal(self.run.ledger, self.run.hold, call, self.draft.run, payers)
+
+
+def _dollars(usd: float) -> Spend:
+    return {**nothing(), "usd": usd}
 
 
 def _request(call: PlannedCall, place: Place) -> Request:

@@ -156,7 +156,7 @@ class Shared(Protocol):
 
 
 class RunRecord(Protocol):
-    """The calls of an agent's run, as a ledger keeps them."""
+    """The calls of an agent's run, or in a draft, as a ledger keeps them."""
 
     def again(self, digest: str) -> Request | None:
         """A call that was settled before the process ended, at its place, if its request was equal;
@@ -171,10 +171,10 @@ class RunRecord(Protocol):
         """The journal of the call at a place. shared: the quotas that pay for it."""
         ...
 
-    def tool_begins(self, tool: str, usd: float, shared: Shared, seconds: float) -> Place:
+    def tool_begins(self, tool: str, usd: float, shared: Shared, seconds: float) -> Place | None:
         """Book a call of a tool at its price, here and in the quotas that pay for it, before it is made.
-        seconds: how long it may wait for what calls elsewhere give back. Raises JournalError, and
-        QuotaExceeded."""
+        Returns its place, if it has one. seconds: how long it may wait for what calls elsewhere give back.
+        Raises JournalError, and QuotaExceeded."""
         ...
 
     def tool_ended(self, place: Place, usd: float) -> None:

@@ -11,11 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain.agents import create_agent
 from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
 
-from anytime_graph import Budget, Quota, Until, create_anytime_graph, open_checkpoints
+from anytime_graph import Budget, Prices, Quota, Until, create_anytime_graph, open_checkpoints
 from anytime_graph.chat import ChatAnytime
-from anytime_graph.middleware import TokenBudgetMiddleware
+from anytime_graph.middleware import TokenBudgetMiddleware, metered
 from anytime_graph.planning.moves import Draft, Stop
+from tests.kit.forks import forks
+from tests.kit.kills import NEVER, Doom, ended, struck
+from tests.kit.ledgers import sql
+from tests.kit.marks import both
 from tests.kit.server import Reply, Server, serving
 
 ASK: Any = {"messages": [("user", "Why do rivers bend?")]}
@@ -32,6 +37,9 @@ def asking(batches: list[int]) -> Any:
         return Reply(text=told, tools=[("search", {"q": "bend"})] * n)
 
     return script
+
+
+PRICES = Prices(input=0.1, output=0.1)
 
 
 def drafting(server: Server, ran: list[str], inside: Any = (), **how: Any) -> Any:
@@ -190,3 +198,110 @@ def test_a_graph_without_agents_runs_as_without_tool_calls(server: Server) -> No
         out = app.invoke(ASK)
         told.append((out["stop_reason"], [call.text for call in server.calls]))
     assert told[0] == told[1]
+
+
+def searching(
+    url: str, store: Any, quota: Budget, ran: Any = lambda q: None, calls: int = 9
+) -> Any:
+    """A drafting agent with a budget of its own, whose tool costs a cent and asks a model."""
+    model = ChatOpenAI(model="scripted", base_url=url, api_key="none", max_retries=0)
+    helper = metered(model, PRICES)
+
+    @tool
+    def search(q: str) -> str:
+        """Search the web."""
+        ran(q)
+        return helper.invoke(f"Look up {q}.").text
+
+    def drafter(model: Any) -> Any:
+        own = TokenBudgetMiddleware(
+            Budget(tokens=50_000), prices=PRICES, tool_prices={"search": 0.01}
+        )
+        return create_agent(model, [search], middleware=[own])
+
+    return create_anytime_graph(
+        model,
+        budget=Budget(calls=calls, tokens=90_000),
+        strategy="best_of_n",
+        prices=PRICES,
+        scorer=lambda q, a: 0.5,
+        drafter=drafter,
+        ledger=store.ledger,
+        quotas=[Quota(quota, per="user", window="1d")],
+    )
+
+
+def searching_life(url: str, target: str) -> None:
+    with open_checkpoints(target) as store:
+        app = searching(url, store, Budget(usd=1)).compile(store.saver)
+        app.invoke(None if app.get_state(ON).next else ASK, ON)
+
+
+def in_quotas(target: str) -> tuple[float, int, int]:
+    """US dollars, tokens and tool calls."""
+    query = "SELECT sum(nanodollars) * 1e-9, sum(tokens), sum(tool_calls) FROM quota_steps"
+    ((usd, tokens, tool_calls),) = sql(target, query)
+    return float(usd), int(tokens), int(tool_calls)
+
+
+@both
+def test_what_tools_of_drafts_spend_is_on_the_bill_and_in_quotas(
+    server: Server, store: Any, target: str, sync: bool
+) -> None:
+    ran: list[str] = []
+    server.script = asking([1])
+    app = searching(server.url, store, Budget(usd=1), ran.append).compile()
+    out = app.invoke(ASK, ON) if sync else asyncio.run(app.ainvoke(ASK, ON))
+    assert len(ran) > 1
+    served = server.settled().served
+    dollars = len(ran) * 0.01 + served * 1e-7
+    (run,) = store.ledger.runs("rivers")
+    (bill,) = store.ledger.spend(["user"])
+    for spent in (out["spent"], run["spent"], bill.spend):
+        assert spent["usd"] == pytest.approx(dollars)
+        assert (spent["tokens"], spent["calls"]) == (served, len(server.calls))
+        assert spent["tool_calls"] == len(ran)
+    (by_tool,) = (bill.spend for bill in store.ledger.spend(["tool"]) if bill.of["tool"])
+    assert by_tool["usd"] == pytest.approx(len(ran) * 0.01)
+    assert in_quotas(target) == (pytest.approx(dollars), served, len(ran))
+
+
+@both
+def test_a_quota_of_dollars_holds_for_tools_of_drafts(
+    server: Server, store: Any, target: str, sync: bool
+) -> None:
+    ran: list[str] = []
+    server.script = asking([1])
+    app = searching(server.url, store, Budget(usd=0.04), ran.append, calls=30).compile()
+    out = app.invoke(ASK, ON) if sync else asyncio.run(app.ainvoke(ASK, ON))
+    assert 1 <= len(ran) <= 3
+    assert out["best"]["answer"]
+    assert in_quotas(target)[0] == pytest.approx(out["spent"]["usd"])
+    assert out["spent"]["usd"] <= 0.04
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+@pytest.mark.parametrize("event", ["asked", "ended"])
+def test_tools_of_drafts_are_booked_at_a_kill_and_paid_calls_are_given_again(
+    server: Server, target: str, event: str, n: int
+) -> None:
+    """The second request is that of a tool's model."""
+    server.script = asking([1])
+    for doom in (Doom(event, n, 0), NEVER):
+        process = forks.Process(target=searching_life, args=(server.url, target), daemon=True)
+        process.start()
+        with struck(server, doom, process.kill):
+            code = ended(process)
+    assert code == 0
+    with open_checkpoints(target) as store:
+        (run,) = store.ledger.runs("rivers")
+        (bill,) = store.ledger.spend(["user"])
+    unsent = run["spent"]["calls"] - len(server.calls)
+    assert 0 <= unsent <= 1
+    assert run["spent"]["calls"] == bill.spend["calls"] <= 9
+    if event == "asked":  # only the call that was under way is made again
+        before, after = (call.request["messages"] for call in server.calls[n - 1 : n + 1])
+        assert before == after[: len(before)]
+    usd, tokens, _ = in_quotas(target)
+    assert usd == pytest.approx(bill.spend["usd"]) == pytest.approx(run["spent"]["usd"])
+    assert tokens == run["spent"]["tokens"] >= server.settled().served
