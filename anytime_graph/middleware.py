@@ -227,7 +227,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         if self.asks:
             self.__class__ = _asking(cast(Any, type(self)))
         self.ledger = ledger
-        self.shared = None if ledger is None else ledger.shared(checked_quotas(quotas))
+        self.quotas = checked_quotas(quotas)
         self._threads: LRUCache[str, Account] = LRUCache(_THREADS)
         self._lock, self._resuming = threading.Lock(), threading.Lock()
 
@@ -335,7 +335,8 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
             spent = shared.at_least(spent)
             shared.limits = {d: max(n, shared.limits[d]) for d, n in self.limits(run).items()}
         around = shared or calling_account()
-        account = Account(self.limits(run), spent, around, shared=self.shared)
+        quotas = None if self.ledger is None else self.ledger.shared(self.quotas)
+        account = Account(self.limits(run), spent, around, shared=quotas)
         account.media_tokens = self.media_tokens
         account.tools_priced |= bool(self.tool_prices)
         account.growth.update(run["growth"])

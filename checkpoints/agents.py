@@ -39,7 +39,7 @@ from anytime_graph.metering.request import (
     digest_of,
 )
 from anytime_graph.run.calls import AgentMove, Caller, Receipt, RunCall, receipt
-from anytime_graph.run.context import invocation, resumable, root, thread_of, told
+from anytime_graph.run.context import invocation, resumable, root, thread_of
 from anytime_graph.run.upgrade import planned_call
 
 _PAUSE = 0.05
@@ -117,7 +117,7 @@ class AgentRun:
 
     def _begin(self, asked: str, question: str, limits: Limits, shared: SharedQuotas) -> None:
         """Write the run, with a plan of its own: earlier invocations can make no more calls."""
-        keys = {n: v for n in self.ledger.keys(shared.quotas) if (v := told(n)) is not None}
+        keys = {n: v for n in self.ledger.keys(shared.quotas) if (v := shared.key(n)) is not None}
         keeps = self.ledger.record == "all"
         with self.ledger.write(durable=False) as execute:
             self.ledger.leases.renew(self._hold, execute)

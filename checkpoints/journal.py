@@ -6,7 +6,7 @@ and no place ever gets a second request.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -15,11 +15,9 @@ from langchain_core.messages import AIMessage, message_to_dict, messages_from_di
 from anytime_graph.budget import Spend
 from anytime_graph.checkpoints.leases import Hold
 from anytime_graph.checkpoints.ledger import Ledger, Row
-from anytime_graph.checkpoints.quotas import Payers
-from anytime_graph.metering.quota import Quota
+from anytime_graph.checkpoints.quotas import Payers, SharedQuotas
 from anytime_graph.metering.request import Entry, Place, Reply, Request
 from anytime_graph.run.calls import PlannedCall, Receipt, RunInfo
-from anytime_graph.run.context import told
 from anytime_graph.run.pairs import Candidate
 from anytime_graph.scoring import Score
 
@@ -27,12 +25,11 @@ _UNKEPT = "the reply was paid for, but replies are not kept"
 
 
 class RunJournal(NamedTuple):
-    """A node's access to the ledger while it holds the thread. quotas: for its calls, besides those in
-    the ledger's database."""
+    """A node's access to the ledger while it holds the thread. shared: the quotas that pay for its calls."""
 
     ledger: Ledger
     hold: Hold
-    quotas: Sequence[Quota] = ()
+    shared: SharedQuotas
 
     def of(self, call: PlannedCall, run: RunInfo) -> CallJournal:
         """The journal of one planned call."""
@@ -41,7 +38,7 @@ class RunJournal(NamedTuple):
     def payers(self) -> Payers | None:
         """The accounts with quotas that pay for calls of this invocation. Raises JournalError, and
         ValueError if a key is not told."""
-        return self.ledger.paying(self.quotas, told)
+        return self.shared.payers()
 
     def keep(self, call: PlannedCall, run_id: int, candidate: Candidate, fresh: bool) -> None:
         """Append an answer. fresh: its call was made just now, and its time includes the scoring.

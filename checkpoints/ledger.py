@@ -8,6 +8,7 @@ the ledger, not the state, is the authority on what was spent.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import hashlib
 import json
 import logging
@@ -32,6 +33,7 @@ from anytime_graph.metering import clock
 from anytime_graph.metering.quota import Quota
 from anytime_graph.metering.request import Place, Request
 from anytime_graph.run.calls import PlannedCall, Receipt, RunCall
+from anytime_graph.run.context import told
 from anytime_graph.run.pairs import Candidate, Pair
 from anytime_graph.run.state import Point, State
 from anytime_graph.run.upgrade import planned_call
@@ -158,8 +160,9 @@ class Ledger(History):
         return {*KEYS, *self.quotas.keys(quotas)}
 
     def shared(self, quotas: Sequence[Quota]) -> SharedQuotas:
-        """These quotas and those in the database, for calls that are in no run."""
-        return SharedQuotas(self.paying, quotas)
+        """These quotas and those in the database, for whoever pays here."""
+        here = contextvars.copy_context()
+        return SharedQuotas(self.paying, quotas, lambda name: here.copy().run(told, name))
 
     def deliver(self, take: Callable[[dict[str, Any]], object], most: int = 1_000) -> int:
         """Hand each settled call over to a billing of your own: the row of the view `bills`, oldest

@@ -28,7 +28,6 @@ from anytime_graph.metering.quota import (
     booked,
 )
 from anytime_graph.metering.request import Entry, Place, Reply, Request
-from anytime_graph.run.context import told
 
 Key = Callable[[str], str | None]
 """From the name of a key, such as "user", to its value for one payer; None if it is not told."""
@@ -159,6 +158,13 @@ class Payers:
     books: Quotas
     accounts: Mapping[AccountKey, Sequence[Quota]]
 
+    def beside(self, above: Payers) -> Payers:
+        accounts = {
+            key: tuple(dict.fromkeys((*self.accounts.get(key, ()), *above.accounts.get(key, ()))))
+            for key in sorted({*self.accounts, *above.accounts})
+        }
+        return replace(self, accounts=accounts)
+
     def standings(self) -> Standings:
         with self.books.store.reading() as execute:
             return self.read(execute)
@@ -271,26 +277,33 @@ class Payers:
 
 @dataclass(frozen=True)
 class SharedQuotas:
-    """Quotas and whoever pays where a call is made; see metering.request.Shared."""
+    """Quotas and who pays, whoever makes a call and where; see metering.request.Shared. above: those of the
+    caller, who pays too."""
 
     paying: Callable[[Sequence[Quota], Key], Payers | None]
     quotas: Sequence[Quota]
+    key: Key
+    above: SharedQuotas | None = None
 
     def beside(self, above: Any) -> SharedQuotas:
         if not isinstance(above, SharedQuotas) or above.paying != self.paying:
-            raise ValueError("quotas: an agent within another one needs the same ledger")
-        return replace(self, quotas=tuple(dict.fromkeys((*self.quotas, *above.quotas))))
+            raise ValueError(
+                "quotas: an agent within another one, or within a draft, needs the same ledger"
+            )
+        return replace(self, above=above)
 
     def payers(self) -> Payers | None:
-        """The accounts that pay where a call is made."""
-        return self.paying(self.quotas, told)
+        """The accounts that pay."""
+        own = self.paying(self.quotas, self.key)
+        above = None if self.above is None else self.above.payers()
+        return own.beside(above) if own and above else own or above
 
     def standings(self) -> Standings | None:
         payers = self.payers()
         return None if payers is None else payers.standings()
 
     def take(self, tool_calls: int) -> int:
-        payers = self.paying(self.quotas, told)
+        payers = self.payers()
         return tool_calls if payers is None else payers.take(tool_calls)
 
     def journal(self) -> PayersJournal | None:

@@ -143,7 +143,7 @@ class DraftPayer:
         spent: Spend = {**total(r.receipt["spend"] for r in self._replies), "seconds": before}
         self.account = Account(self.call["slice"], spent, running=True)
         if journal is not None:
-            self.account.shared = journal.ledger.shared(journal.quotas)
+            self.account.shared = journal.shared
             self.account.record = DraftRecord(self, journal)
         self.account.growth[self.meter.name] = self._agent["growth"]
         self._began = clock.now() - before

@@ -159,7 +159,7 @@ class Hub:
         else:
             hold = self._entered(config, thread, kept, state.get("budget"))
             try:
-                journal = RunJournal(self.ledger, hold, self.quotas)
+                journal = RunJournal(self.ledger, hold, self.ledger.shared(self.quotas))
                 visit = visit._replace(thread=hold.thread, journal=journal)
                 update, sends = self._turn(state, visit)
             except Exception:

@@ -74,7 +74,8 @@ class Spoke(Runnable[Assignment, State]):
         thread, top = assigned["run"]["thread"], root(config)
         hold = self.ledger.enter(thread, top, invocation())
         try:
-            return self._run_call(assigned, config, RunJournal(self.ledger, hold, self.quotas))
+            journal = RunJournal(self.ledger, hold, self.ledger.shared(self.quotas))
+            return self._run_call(assigned, config, journal)
         finally:
             self.ledger.leave(hold, top)
 
@@ -124,7 +125,7 @@ class Spoke(Runnable[Assignment, State]):
         thread, top, ledger, broken = assigned["run"]["thread"], root(config), self.ledger, True
         hold = await ledger.aenter(thread, top, invocation())
         try:
-            journal = RunJournal(ledger, hold, self.quotas)
+            journal = RunJournal(ledger, hold, ledger.shared(self.quotas))
             state = await self._arun_call(assigned, config, journal)
             broken = False
         finally:

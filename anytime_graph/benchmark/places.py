@@ -78,7 +78,7 @@ class Places:
         )
         hold = ledger.enter(thread, None, object())
         try:
-            journal, account = RunJournal(ledger, hold), Account(state["limits"])
+            journal, account = RunJournal(ledger, hold, ledger.shared(())), Account(state["limits"])
             ledger.save(hold, record, State(), state, run["plan"], None)
             yield cls(ready, journal, state, run, record, stop, account)
         finally:
