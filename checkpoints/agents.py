@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from secrets import randbits
-from typing import Any, Literal, cast
+from typing import Any, cast
 from uuid import uuid4
 
 from langchain_core.messages import AIMessage, BaseMessage
@@ -21,7 +21,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.config import get_config
 
 from anytime_graph.budget import Limits, Spend, nothing
-from anytime_graph.checkpoints.journal import entry_of, stored
+from anytime_graph.checkpoints.journal import entry_of, kept_above, stored
 from anytime_graph.checkpoints.leases import Hold
 from anytime_graph.checkpoints.ledger import Ledger, Row, row_of
 from anytime_graph.checkpoints.quotas import Payers, SharedQuotas
@@ -38,7 +38,7 @@ from anytime_graph.metering.request import (
     Shared,
     digest_of,
 )
-from anytime_graph.run.calls import AgentMove, Caller, Receipt, RunCall, receipt
+from anytime_graph.run.calls import AgentMove, Caller, Made, Receipt, RunCall, receipt
 from anytime_graph.run.context import invocation, resumable, root, thread_of
 from anytime_graph.run.upgrade import planned_call
 
@@ -218,7 +218,8 @@ class AgentRun:
     def place(self, kind: Caller, digest: str) -> Place:
         with self._lock:
             ordinal, self.next = self.next, self.next + 1
-            self._calls[ordinal] = _run_call(ordinal, kind, digest)
+            made = "nested" if kept_above(self.ledger) else kind
+            self._calls[ordinal] = _run_call(ordinal, made, digest)
         return Place(self.id, ordinal)
 
     def journal(self, request: Request, shared: Shared) -> AgentJournal:
@@ -301,7 +302,7 @@ def settle_tool(ledger: Ledger, place: Place, cost: Spend) -> None:
     ledger.settle(place, paid, "", stored(Reply("", AIMessage(""), paid), whole=False))
 
 
-def _run_call(ordinal: int, kind: Caller | Literal["tool_call"], digest: str) -> RunCall:
+def _run_call(ordinal: int, kind: Made, digest: str) -> RunCall:
     return RunCall(ordinal=ordinal, step=ordinal, move=AgentMove(kind=kind), request=digest)
 
 

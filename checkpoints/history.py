@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 from anytime_graph.budget import Spend, nothing, total
 from anytime_graph.checkpoints.leases import may_live
-from anytime_graph.checkpoints.schema import MODEL, SPEND, TOOL
+from anytime_graph.checkpoints.schema import BILLED, MODEL, SPEND, TOOL
 from anytime_graph.checkpoints.store import Store
 from anytime_graph.run.fold import union
 
@@ -105,7 +105,7 @@ class History:
         rows = self._rows(
             f"SELECT {', '.join(f'{known[name]} AS part{n}' for n, name in enumerate(parts))}, "
             f"{sums}, {_CALLS} AS calls FROM calls c JOIN runs r ON r.id = c.run_id "
-            f"{' '.join(joins)} WHERE c.started >= :since GROUP BY {groups} "
+            f"{' '.join(joins)} WHERE c.started >= :since AND {BILLED} GROUP BY {groups} "
             "ORDER BY sum(c.usd) DESC, sum(c.tokens) DESC",
             since=-math.inf if since is None else since,
             **named,

@@ -15,8 +15,8 @@ from langchain_core.messages import AIMessage, message_to_dict, messages_from_di
 from anytime_graph.budget import Spend
 from anytime_graph.checkpoints.leases import Hold
 from anytime_graph.checkpoints.ledger import Ledger, Row
-from anytime_graph.checkpoints.quotas import Payers, SharedQuotas
-from anytime_graph.metering.request import Entry, Place, Reply, Request
+from anytime_graph.checkpoints.quotas import SharedQuotas
+from anytime_graph.metering.request import Entry, Place, Reply, Request, journal_around
 from anytime_graph.run.calls import PlannedCall, Receipt, RunInfo
 from anytime_graph.run.pairs import Candidate
 from anytime_graph.scoring import Score
@@ -33,12 +33,7 @@ class RunJournal(NamedTuple):
 
     def of(self, call: PlannedCall, run: RunInfo) -> CallJournal:
         """The journal of one planned call."""
-        return CallJournal(self.ledger, self.hold, call, run, self.payers)
-
-    def payers(self) -> Payers | None:
-        """The accounts with quotas that pay for calls of this invocation. Raises JournalError, and
-        ValueError if a key is not told."""
-        return self.shared.payers()
+        return CallJournal(self.ledger, self.hold, call, run, self.shared)
 
     def keep(self, call: PlannedCall, run_id: int, candidate: Candidate, fresh: bool) -> None:
         """Append an answer. fresh: its call was made just now, and its time includes the scoring.
@@ -58,7 +53,7 @@ class CallJournal:
     hold: Hold
     call: PlannedCall
     run: RunInfo
-    payers: Callable[[], Payers | None]
+    shared: SharedQuotas
 
     def recall(self, place: Place) -> Entry | None:
         row = self.ledger.recall(place)
@@ -68,7 +63,7 @@ class CallJournal:
         self, request: Request, amounts: Spend, model: str, so_far: Callable[[], str]
     ) -> bool:
         """Returns False if the run has another plan by now."""
-        plan, payers = self.run["plan"], self.payers()
+        plan, payers = self.run["plan"], self.shared.payers()
         return self.ledger.reserve(
             self.hold, self.call, plan, request, amounts, model, so_far, payers
         )
@@ -77,7 +72,13 @@ class CallJournal:
         """Write the reply. That of an agent's call is kept as a message, because the agent may get it
         again after a crash."""
         kept = stored(reply, whole="agent_call" in self.call)
-        self.ledger.settle(place, reply.receipt, reply.text, kept, self.payers())
+        self.ledger.settle(place, reply.receipt, reply.text, kept, self.shared.payers())
+
+
+def kept_above(ledger: Ledger) -> bool:
+    """Whether the call at hand is one that the ledger has already: of a graph whose model is metered."""
+    outer = journal_around()
+    return isinstance(outer, CallJournal) and outer.ledger is ledger
 
 
 def _place(call: PlannedCall, run_id: int) -> Place:

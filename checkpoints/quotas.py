@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 from uuid import uuid4
 
 from anytime_graph.budget import Budget, Spend, nothing
@@ -27,7 +27,7 @@ from anytime_graph.metering.quota import (
     Withheld,
     booked,
 )
-from anytime_graph.metering.request import Entry, Place, Reply, Request
+from anytime_graph.metering.request import Entry, Place, Reply, Request, journal_around
 
 Key = Callable[[str], str | None]
 """From the name of a key, such as "user", to its value for one payer; None if it is not told."""
@@ -165,6 +165,12 @@ class Payers:
         }
         return replace(self, accounts=accounts)
 
+    def without(self, paid: Payers) -> Payers | None:
+        if paid.books is not self.books:
+            return self
+        accounts = {key: of for key, of in self.accounts.items() if key not in paid.accounts}
+        return replace(self, accounts=accounts) if accounts else None
+
     def standings(self) -> Standings:
         with self.books.store.reading() as execute:
             return self.read(execute)
@@ -275,6 +281,14 @@ class Payers:
         return amounts
 
 
+@runtime_checkable
+class _Paid(Protocol):
+    """The journal of a call, with the quotas that pay for it."""
+
+    @property
+    def shared(self) -> SharedQuotas: ...
+
+
 @dataclass(frozen=True)
 class SharedQuotas:
     """Quotas and who pays, whoever makes a call and where; see metering.request.Shared. above: those of the
@@ -293,9 +307,15 @@ class SharedQuotas:
         return replace(self, above=above)
 
     def payers(self) -> Payers | None:
-        """The accounts that pay."""
+        """The accounts that pay, but for those that pay for this call already, as the model of a graph is
+        metered."""
+        payers, outer = self._all(), journal_around()
+        paid = outer.shared._all() if payers and isinstance(outer, _Paid) else None
+        return payers.without(paid) if payers and paid else payers
+
+    def _all(self) -> Payers | None:
         own = self.paying(self.quotas, self.key)
-        above = None if self.above is None else self.above.payers()
+        above = None if self.above is None else self.above._all()
         return own.beside(above) if own and above else own or above
 
     def standings(self) -> Standings | None:

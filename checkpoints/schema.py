@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 from anytime_graph.metering.request import JournalError
 
-VERSION = 7
+VERSION = 8
 """1: the tables. 2: full-text search and the views. 3: the memory of preferences. 4: planned calls and
-replies in the form of run.calls; run.upgrade reads older ones. 5: quotas and bills. 6: tool calls. 7: tools on the bill."""
+replies in the form of run.calls; run.upgrade reads older ones. 5: quotas and bills. 6: tool calls. 7: tools on the bill.
+8: no call on the bill twice."""
 
 KEYS = ("user", "tenant", "project")
 """Keys that are recorded of each run that tells them, besides those that quotas are per."""
@@ -172,6 +173,8 @@ TOOL_CALLS = tuple(
 MODEL = "CASE WHEN c.kind <> 'tool_call' THEN coalesce(c.model, r.model) END"
 TOOL = "CASE WHEN c.kind = 'tool_call' THEN c.model END"
 """The model of a call, and the tool of a tool call, whose name is in the same column."""
+BILLED = "c.kind <> 'nested'"
+"""A graph's call that its agent's run has too is on the bill once."""
 TOOLS = (
     "DROP VIEW IF EXISTS bills",
     f"""CREATE VIEW bills AS
@@ -182,7 +185,7 @@ TOOLS = (
             {MODEL} AS model, c.kind AS node, {TOOL} AS tool, r.thread, c.state,
             c.tokens, c.input_tokens, c.output_tokens, c.reasoning_tokens, c.cached_tokens, c.usd,
             c.seconds, c.tool_calls
-        FROM calls c JOIN runs r ON r.id = c.run_id""",
+        FROM calls c JOIN runs r ON r.id = c.run_id WHERE {BILLED}""",
 )
 """labels: whose a run is, by key. calls.model: of its own, such as the judge's; NULL in calls of
 earlier versions, which were the run's; calls.delivered: see Ledger.deliver. bills: one row for each call; one that is not settled stands at
@@ -212,7 +215,7 @@ def upgrade(
     if version < 6:
         for statement in TOOL_CALLS:
             execute(statement)
-    if version < 7:
+    if version < 8:
         for statement in TOOLS:
             execute(statement)
     if version < VERSION:

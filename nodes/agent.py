@@ -31,7 +31,7 @@ from anytime_graph.budget import (
     total,
 )
 from anytime_graph.checkpoints.agents import book_tool, settle_tool
-from anytime_graph.checkpoints.journal import CallJournal, RunJournal
+from anytime_graph.checkpoints.journal import CallJournal, RunJournal, kept_above
 from anytime_graph.checkpoints.quotas import SharedQuotas
 from anytime_graph.interrupt import StopSignal, awithin, contained, within
 from anytime_graph.metering import clock
@@ -253,8 +253,12 @@ class DraftPayer:
         """A place for a call that `rest` pays for. Raises DraftError."""
         self._check_open()
         ordinal, self._place = self._place, self._place + 1
+        move: Any = self.call["move"]
+        if self._journal is not None and kept_above(self._journal.ledger):
+            move = AgentMove(kind="nested")
         self._calls[ordinal] = {
             **self.call,
+            "move": move,
             "ordinal": ordinal,
             "slice": rest,
             "shape": shape,
@@ -274,8 +278,7 @@ class DraftPayer:
     def granted(self, reserved: Reservation, reply: Reply) -> Reply:
         if not reply.uncut or self._calls[reserved.place]["agent_call"]["last"]:
             return reply  # its tool calls are not carried out
-        payers = None if self._journal is None else self._journal.payers()
-        quotas = None if payers is None else payers.take
+        quotas = None if self._journal is None else self._journal.shared.take
         return with_tool_calls_held(self.account, reserved, reply, quotas)
 
     def settle(self, reserved: Reservation) -> None:
@@ -433,8 +436,8 @@ class DraftRecord:
         settle_tool(self.run.ledger, place, _dollars(usd))
 
     def _journal(self, call: PlannedCall, shared: Shared) -> CallJournal:
-        payers = cast(SharedQuotas, shared).payers
-        return CallJournal(self.run.ledger, self.run.hold, call, self.draft.run, payers)
+        assert isinstance(shared, SharedQuotas)
+        return CallJournal(self.run.ledger, self.run.hold, call, self.draft.run, shared)
 
 
 def _dollars(usd: float) -> Spend:

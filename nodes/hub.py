@@ -248,7 +248,9 @@ class Hub:
         record = self._record(setup, now, visit)
         try:
             record["keys"] = {n: v for n in ledger.keys(self.quotas) if (v := told(n)) is not None}
-            sends = _recorded(now, ledger, run) or self._edge(setup, now, run, journal.payers())
+            sends = _recorded(now, ledger, run) or self._edge(
+                setup, now, run, journal.shared.payers()
+            )
             stop = sends[0].arg["stop_reason"] if sends[0].node in _ENDS else None
             ledger.save(hold, record, state, now, run["plan"], stop)
         except NoAnswer:

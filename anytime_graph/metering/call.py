@@ -27,7 +27,7 @@ from anytime_graph.metering.bill import Bill, bill
 from anytime_graph.metering.learned import Attempts, Form, Trial, shaped
 from anytime_graph.metering.meter import Meter
 from anytime_graph.metering.quota import PATIENCE, Standings, Withheld
-from anytime_graph.metering.request import Entry, Journal, JournalError, Reply, Request
+from anytime_graph.metering.request import Entry, Journal, JournalError, Reply, Request, made_for
 from anytime_graph.metering.streamed import StreamedChoice, StreamedReply
 from anytime_graph.models import providers, refusals
 from anytime_graph.run.calls import Ended, Receipt, receipt
@@ -71,7 +71,7 @@ def _attempt(
 
     def pump() -> None:
         try:
-            with contained():
+            with contained(), made_for(journal):
                 prompt, model, bound = under_way.capped()
                 under_way.drain(model.stream(list(prompt), under_way.config(config), **bound))
         except Exception as error:
@@ -135,7 +135,7 @@ async def _aattempt(
 
     async def pump() -> None:
         try:
-            with contained():
+            with contained(), made_for(journal):
                 prompt, model, bound = under_way.capped()
                 stream = model.astream(list(prompt), under_way.config(config), **bound)
                 await under_way.adrain(stream)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextvars
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -128,6 +130,26 @@ class Journal(Protocol):
     def settle(self, place: Place, reply: Reply) -> None:
         """Write what the call brought and cost. Raises JournalError."""
         ...
+
+
+_JOURNAL: contextvars.ContextVar[Journal | None] = contextvars.ContextVar(
+    "anytime_call", default=None
+)
+
+
+@contextmanager
+def made_for(journal: Journal | None) -> Iterator[None]:
+    """The journal's call is made within. A model that is metered makes it through another payer."""
+    token = _JOURNAL.set(journal)
+    try:
+        yield
+    finally:
+        _JOURNAL.reset(token)
+
+
+def journal_around() -> Journal | None:
+    """The journal of the call that a metered model makes for a graph."""
+    return _JOURNAL.get()
 
 
 Take = Callable[[int], int]

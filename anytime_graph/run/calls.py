@@ -116,10 +116,13 @@ Caller = Literal["agent", "last", "tool", "middleware"]
 """Who makes a call of an agent's run; see metering.metered.AgentPayer."""
 
 
-class AgentMove(TypedDict):
-    """kind: "tool_call" is no call of a model, but one of a tool, with its price."""
+Made = Caller | Literal["nested", "tool_call"]
+"""What kind of call it is: "nested", one that a graph within makes and has in its own run; "tool_call", no
+call of a model, but one of a tool, with its price."""
 
-    kind: Caller | Literal["tool_call"]
+
+class AgentMove(TypedDict):
+    kind: Made
 
 
 class RunCall(TypedDict):
