@@ -22,7 +22,7 @@ from cachetools import LRUCache
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, RemoveMessage, ToolMessage
 from langgraph.config import get_config
-from langgraph.errors import GraphBubbleUp
+from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langgraph.runtime import Runtime, get_runtime
 from langgraph.types import Command, Overwrite
 from typing_extensions import TypedDict
@@ -404,6 +404,9 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
                     result = within(seconds, lambda: handler(request))
             except (Short, TimeIsUp, JournalError) as error:
                 result = _refused(request, error)
+            except GraphInterrupt:
+                _pause(tool)
+                raise
         return cast(Result, _charged(request, result, _tool_spent(tool)))
 
     async def awrap_tool_call(
@@ -421,6 +424,9 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
                     result = await awithin(seconds, lambda: handler(request))
             except (Short, TimeIsUp, JournalError) as error:
                 result = _refused(request, error)
+            except GraphInterrupt:
+                await self._aside(_pause, tool)
+                raise
         return cast(Result, _charged(request, result, await self._aside(_tool_spent, tool)))
 
     async def _aside(self, work: Callable[..., T], *given: Any) -> T:
@@ -662,16 +668,19 @@ class _Turn:
 
 
 class _ToolCall(NamedTuple):
-    """account: its own. price: US dollars. place: of its row in the ledger."""
+    """account: its own. place: of its row in the ledger."""
 
     account: Account
-    price: float
     place: Place | None
 
 
 def _opened(account: Account, request: ToolCallRequest, price: float) -> _ToolCall:
-    """A tool call, with a part of what is left for itself, and its price booked. Raises Short if that does
-    not fit, here or in a quota, and JournalError."""
+    """A tool call, with a part of what is left for itself, and its price booked, unless it was before it
+    paused. Raises Short if that does not fit, here or in a quota, and JournalError."""
+    call_id = str(request.tool_call["id"])
+    place = None if account.record is None else account.record.tool_paused(call_id)
+    if place is not None:
+        price = 0.0
     calling = next((m for m in reversed(_messages(request.state)) if m.type == "ai"), None)
     parts = len(getattr(calling, "tool_calls", ())) or 1
     cost, slice_ = Spend(**{**nothing(), "usd": price}), Limits()
@@ -684,31 +693,44 @@ def _opened(account: Account, request: ToolCallRequest, price: float) -> _ToolCa
             slice_[dimension] = amount if dimension in ("seconds", "tool_calls") else part
         if "usd" in slice_:
             slice_["usd"] += price
-        own = Account(slice_, parent=account, tool_call=request.tool_call["id"])
+        own = Account(slice_, parent=account, tool_call=call_id)
+        own.price = price
         own.hold(cost)
-    place = None
     try:
-        if own.record is not None and own.shared is not None:
+        if place is None and own.record is not None and own.shared is not None:
             kept = _own_run(account)
             with own.working(), kept.working() if kept else nullcontext():
                 left = own.left().get("seconds", math.inf)
-                place = own.record.tool_begins(request.tool_call["name"], price, own.shared, left)
+                place = own.record.tool_begins(
+                    request.tool_call["name"], call_id, price, own.shared, left
+                )
     except BaseException:
         own.settle(cost, nothing())
         raise
     own.settle(cost, cost)
-    return _ToolCall(own, price, place)
+    return _ToolCall(own, place)
+
+
+def _pause(tool: _ToolCall) -> None:
+    """A tool asks a human, and is called again with the answer. The ledger keeps that its price is paid;
+    without one it is paid then."""
+    tool.account.settle(nothing(), {**nothing(), "usd": -tool.account.price})
+    _end_in_ledger(tool, pauses=True)
 
 
 def _tool_spent(tool: _ToolCall) -> Spend:
-    """What a tool call has cost in all. If the ledger cannot keep how long it took, its price stays booked
-    there."""
+    """What a tool call has cost in all."""
+    _end_in_ledger(tool)
+    return tool.account.close()
+
+
+def _end_in_ledger(tool: _ToolCall, pauses: bool = False) -> None:
+    """If the ledger cannot keep how long it took, its price stays booked there."""
     if tool.place is not None and tool.account.record is not None:
         try:
-            tool.account.record.tool_ended(tool.place, tool.price)
+            tool.account.record.tool_ended(tool.place, tool.account.price, pauses)
         except JournalError as error:
             log.warning("%s", error)
-    return tool.account.close()
 
 
 def _own_run(account: Account | None) -> AgentRun | None:

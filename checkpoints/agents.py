@@ -83,6 +83,7 @@ class AgentRun:
         self._plan = uuid4().hex
         self._lock = threading.Lock()
         self._earlier: dict[str, list[tuple[int, Row, int | None]]] = {}
+        self._paused: dict[str, Place] = {}
         self._entries: dict[int, Entry] = {}
         self._calls: dict[int, RunCall] = {}
         # An invocation that was interrupted, here, has no node at work any more.
@@ -155,6 +156,10 @@ class AgentRun:
             call = row_of(row)
             if row["state"] == "reserved":
                 self._charge(row, call, payers)
+            elif row["kind"] == "tool_call":
+                if call.reply is not None and call.reply["receipt"]["interrupted"]:
+                    asked = cast(RunCall, planned_call(row))["request"]
+                    self._paused[asked] = Place(self.id, row["ordinal"])
             elif call.reply is not None and row["ordinal"] >= known:
                 kept = call.kept and call.reply["message"] is not None
                 if kept and not call.reply["receipt"]["failed"] and row["state"] == "settled":
@@ -229,18 +234,24 @@ class AgentRun:
             call, entry = self._calls.pop(ordinal, None), self._entries.pop(ordinal, None)
         return AgentJournal(self, call, entry, shared.payers)
 
-    def tool_begins(self, tool: str, usd: float, shared: Shared, seconds: float) -> Place:
+    def tool_begins(
+        self, tool: str, call: str, usd: float, shared: Shared, seconds: float
+    ) -> Place:
         assert isinstance(shared, SharedQuotas)
         with self._lock:
             ordinal, self.next = self.next, self.next + 1
-        call, place = _run_call(ordinal, "tool_call", ""), Place(self.id, ordinal)
+        made, place = _run_call(ordinal, "tool_call", call), Place(self.id, ordinal)
         request = Request(prompt=(), max_input=0, max_output=0, place=place)
-        journal = AgentJournal(self, call, None, shared.payers)
+        journal = AgentJournal(self, made, None, shared.payers)
         book_tool(journal, request, _of_tool(usd), tool, seconds)
         return place
 
-    def tool_ended(self, place: Place, usd: float) -> None:
-        settle_tool(self.ledger, place, _of_tool(usd))
+    def tool_paused(self, call: str) -> Place | None:
+        with self._lock:
+            return self._paused.pop(call, None)
+
+    def tool_ended(self, place: Place, usd: float, pauses: bool = False) -> None:
+        settle_tool(self.ledger, place, _of_tool(usd), pauses)
 
     def reserve(
         self,
@@ -295,10 +306,10 @@ def book_tool(journal: Journal, request: Request, cost: Spend, tool: str, second
         time.sleep(_PAUSE)
 
 
-def settle_tool(ledger: Ledger, place: Place, cost: Spend) -> None:
-    """Settle a call of a tool, with the time that it took."""
+def settle_tool(ledger: Ledger, place: Place, cost: Spend, pauses: bool = False) -> None:
+    """Settle a call of a tool, with the time that it took; see metering.request.RunRecord.tool_ended."""
     ended = clock.now()
-    paid: Receipt = {**receipt(ended, ended), "spend": cost}
+    paid: Receipt = {**receipt(ended, ended), "spend": cost, "interrupted": pauses}
     ledger.settle(place, paid, "", stored(Reply("", AIMessage(""), paid), whole=False))
 
 

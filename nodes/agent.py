@@ -421,18 +421,23 @@ class DraftRecord:
     def journal(self, request: Request, shared: Shared) -> CallJournal:
         return self._journal(self.draft.planned_call(request), shared)
 
-    def tool_begins(self, tool: str, usd: float, shared: Shared, seconds: float) -> Place | None:
+    def tool_begins(
+        self, tool: str, call: str, usd: float, shared: Shared, seconds: float
+    ) -> Place | None:
         """The call itself was counted with the reply that asked for it."""
         if not usd:
             return None
         with self.draft.account.lock:
             place = self.place("tool", "")
         request = Request(prompt=(), max_input=0, max_output=0, place=place)
-        call: Any = {**self.draft.planned_call(request), "move": AgentMove(kind="tool_call")}
-        book_tool(self._journal(call, shared), request, _dollars(usd), tool, seconds)
+        made: Any = {**self.draft.planned_call(request), "move": AgentMove(kind="tool_call")}
+        book_tool(self._journal(made, shared), request, _dollars(usd), tool, seconds)
         return place
 
-    def tool_ended(self, place: Place, usd: float) -> None:
+    def tool_paused(self, call: str) -> Place | None:
+        return None  # within a draft, nobody is asked
+
+    def tool_ended(self, place: Place, usd: float, pauses: bool = False) -> None:
         settle_tool(self.run.ledger, place, _dollars(usd))
 
     def _journal(self, call: PlannedCall, shared: Shared) -> CallJournal:

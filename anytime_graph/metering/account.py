@@ -53,7 +53,7 @@ class Account:
     media_tokens: see tokens.Tokenizer. tools_priced: whether tool calls cost something.
     shared: the quotas at the root, if any. record: where the calls of the run are kept, if anywhere.
     growth: how far prompts exceeded their bounds, by model. tool_call: the id of the tool call that
-    it belongs to, if any.
+    it belongs to, if any. price: of that tool, in US dollars; it is booked each time the call is opened.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Account:
         shared: Shared | None = None,
     ) -> None:
         self.parent = parent
-        self.tool_call = tool_call
+        self.tool_call, self.price = tool_call, 0.0
         self.chain: list[Account] = [self, *(parent.chain if parent else ())]
         self.lock: threading.RLock = parent.lock if parent else threading.RLock()
         self.media_tokens: int | None = parent.media_tokens if parent else None
@@ -213,7 +213,11 @@ class Account:
     def mark(self, message: BaseMessage) -> None:
         """Note in a reply what the tool calls around it have spent. If they are interrupted, only the
         messages of their sub-agents are kept."""
-        marks = [[a.tool_call, a._opened, a.spent] for a in self.chain if a.tool_call]
+        marks = [
+            [a.tool_call, a._opened, {**a.spent, "usd": a.spent["usd"] - a.price}]
+            for a in self.chain
+            if a.tool_call
+        ]
         if marks:
             message.response_metadata[_MARK] = marks
 

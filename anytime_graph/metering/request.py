@@ -193,14 +193,20 @@ class RunRecord(Protocol):
         """The journal of the call at a place. shared: the quotas that pay for it."""
         ...
 
-    def tool_begins(self, tool: str, usd: float, shared: Shared, seconds: float) -> Place | None:
+    def tool_begins(
+        self, tool: str, call: str, usd: float, shared: Shared, seconds: float
+    ) -> Place | None:
         """Book a call of a tool at its price, here and in the quotas that pay for it, before it is made.
-        Returns its place, if it has one. seconds: how long it may wait for what calls elsewhere give back.
-        Raises JournalError, and QuotaExceeded."""
+        Returns its place, if it has one. call: its id. seconds: how long it may wait for what calls elsewhere
+        give back. Raises JournalError, and QuotaExceeded."""
         ...
 
-    def tool_ended(self, place: Place, usd: float) -> None:
-        """Settle it, with the time that it took. Raises JournalError."""
+    def tool_paused(self, call: str) -> Place | None:
+        """The place of a tool call that asked a human, and goes on: it is paid already."""
+        ...
+
+    def tool_ended(self, place: Place, usd: float, pauses: bool = False) -> None:
+        """Settle it, with the time that it took. pauses: it asks a human. Raises JournalError."""
         ...
 
 

@@ -14,11 +14,12 @@ from langchain.agents.structured_output import ToolStrategy
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.types import Command
+from langgraph.types import Command, interrupt
 from pydantic import BaseModel
 
 from anytime_graph import Budget, Prices
 from anytime_graph.budget import nothing
+from anytime_graph.checkpoints import Checkpoints
 from anytime_graph.middleware import TokenBudgetMiddleware, metered
 from tests.kit.marks import both
 from tests.kit.server import Reply, Server, serving
@@ -27,6 +28,7 @@ ANSWER = "Rivers bend because water erodes the outer bank."
 QUESTION: Any = {"messages": [("user", "Why do rivers bend?")]}
 ON: Any = {"configurable": {"thread_id": "1"}}
 PRICES = Prices(input=0.4, output=1.6)
+CHEAP = Prices(input=0.1, output=0.1)
 
 
 def searching(batches: list[int] | int) -> Any:
@@ -302,3 +304,61 @@ def test_agents_and_their_sub_agents_together_never_exceed_the_tool_calls(
             by = out["spent_by"].values()
             for part in ("tokens", "calls", "tool_calls"):
                 assert sum(spend[part] for spend in by) == out["spent"][part]
+
+
+@both
+@pytest.mark.parametrize("books", [True, False], ids=["ledger", "no_ledger"])
+@pytest.mark.parametrize("by_sub_agent", [True, False], ids=["sub_agent", "tool"])
+def test_a_tool_that_asks_a_human_is_paid_once(
+    server: Server, store: Checkpoints, sync: bool, books: bool, by_sub_agent: bool
+) -> None:
+    begun: list[str] = []
+
+    @tool
+    def confirm(question: str) -> str:
+        """Ask the user."""
+        return " ".join(str(interrupt(f"{question} {n}")) for n in (1, 2))
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        names = [t["function"]["name"] for t in request.get("tools", ())]
+        asked = any(m["role"] == "tool" for m in request["messages"])
+        call = [] if asked or not names else [(names[0], {"question": "Sure?", "what": "a pen"})]
+        return Reply(text="Done.", tools=call)
+
+    server.script = script
+
+    def app() -> Any:
+        sub = create_agent(metered(server.model(), CHEAP), [confirm])
+
+        @tool
+        def buy(what: str) -> str:
+            """Buy something."""
+            begun.append(what)
+            if by_sub_agent:
+                return str(sub.invoke({"messages": [("user", what)]})["messages"][-1].text)
+            return str(confirm.invoke({"question": "Sure?"}))
+
+        paying = TokenBudgetMiddleware(
+            Budget(usd=0.9),
+            prices=CHEAP,
+            tool_prices={"buy": 0.5},
+            ledger=store.ledger if books else None,
+        )
+        return create_agent(server.model(), [buy], middleware=[paying], checkpointer=saver)
+
+    saver, on = InMemorySaver(), {"configurable": {"thread_id": "pen", "user": "ann"}}
+    out: dict[str, Any] = {}
+    given: Any = {"messages": [("user", "Buy a pen.")]}
+    for turn in range(3):
+        out = app().invoke(given, on) if sync else asyncio.run(app().ainvoke(given, on))
+        assert ("__interrupt__" in out) == (turn < 2)
+        given = Command(resume="yes")
+    assert (out["stop_reason"], len(begun)) == ("done", 3)
+    dollars = pytest.approx(0.5 + server.settled().served * 1e-7)
+    assert (out["spent"]["usd"], out["spent"]["tool_calls"]) == (dollars, 2 if by_sub_agent else 1)
+    if books:
+        (bill,) = store.ledger.spend(["user"])
+        assert (bill.spend["usd"], bill.spend["tool_calls"]) == (
+            dollars,
+            out["spent"]["tool_calls"],
+        )
