@@ -47,6 +47,7 @@ from anytime_graph.interrupt import TimeIsUp, awithin, within
 from anytime_graph.metering.account import Account
 from anytime_graph.metering.metered import (
     AgentPayer,
+    Reservation,
     calling_account,
     current_account,
     last_call_reserve,
@@ -567,7 +568,14 @@ class _Turn:
         elif not call.unfinished:
             self.response = response
         elif self.reason is None:
-            self.reason = "error: the reply broke off" if call.broke else self.account.scarcest()
+            self.reason = self._why_unfinished(call)
+
+    def _why_unfinished(self, call: Reservation) -> str:
+        if self.account.left().get("seconds", math.inf) <= 0:
+            return "seconds"
+        if call.broke:
+            return "error: the reply broke off"
+        return self.account.scarcest() if call.cut else "error: the reply was empty"
 
     def fail(self, error: Exception) -> None:
         if isinstance(error, GraphBubbleUp | ThreadBusy):

@@ -52,7 +52,7 @@ class Reservation:
     request: None if the call did not fit (`short` says why), or if `message` is known already.
     reply: None until it has come. message: what the caller gets. unfinished: the reply ended before
     it could be used, by the budget or a broken connection, not by the model or the caller's own cap.
-    broke: the reply broke off, perhaps within its tool calls. tool_calls: held for those in it.
+    cut: by the budget. broke: the reply broke off, perhaps within its tool calls. tool_calls: held for those in it.
     recalled: it was made and paid before its process ended, and its reply is given again.
     """
 
@@ -63,6 +63,7 @@ class Reservation:
     reply: Reply | None = None
     message: AIMessage = field(default_factory=lambda: AIMessage(""))
     unfinished: bool = False
+    cut: bool = False
     broke: bool = False
     tool_calls: int = 0
     recalled: bool = False
@@ -371,7 +372,7 @@ class AgentPayer:
         account.mark(message)
         cap, ended = request.max_output, reply.receipt["ended"]
         cap_is_ours = cap is not None and (ready.ceiling is None or cap < ready.ceiling)
-        cut = ended == "cut" or (ended == "length" and cap_is_ours)
+        reserved.cut = cut = ended == "cut" or (ended == "length" and cap_is_ours)
         # A model that has reported before ends no reply without a report.
         silent = ready.name in account.growth and not reports_its_end(message)
         reserved.broke = silent or (broken(message) and not cut)

@@ -212,6 +212,25 @@ def test_time_is_held_and_its_reserve_answers(server: Server, sync: bool) -> Non
     assert last(out) == ANSWER
 
 
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (Reply(text="Look.", error="hang"), "seconds"),
+        (Reply(text="", error="mute"), "seconds"),
+        (Reply(text="Look again.", error="break"), "error: the reply broke off"),
+        (Reply(text=""), "error: the reply was empty"),
+    ],
+    ids=["silent", "silent_after_its_report", "broken", "empty"],
+)
+@both
+def test_what_ends_a_reply_is_named(server: Server, reply: Reply, reason: str, sync: bool) -> None:
+    first = Reply(text="Look.", tools=[("look_up", {"topic": "rivers"})])
+    server.script = lambda request, i: first if i == 0 else reply
+    out = run(agent(server, budget=Budget(seconds=0.5, tokens=9_000)), sync=sync)
+    assert out["stop_reason"] == reason
+    assert last(out).startswith("Look")
+
+
 def test_too_small_a_budget_is_refused_before_anything_is_spent(server: Server) -> None:
     with pytest.raises(BudgetTooSmall, match="cannot pay for one call") as small:
         run(agent(server, budget=Budget(tokens=60)))
