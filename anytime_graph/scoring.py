@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import inspect
 import json
-import math
 import re
 import runpy
 import sysconfig
@@ -14,7 +13,8 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from types import FrameType
@@ -36,14 +36,25 @@ from anytime_graph.interrupt import (
 from anytime_graph.text import head_of
 
 
+class BadScore(ValueError):
+    """A scorer returned something other than a score."""
+
+
 @dataclass(frozen=True)
 class Score:
     """A scorer's verdict. value: in [0, 1]; higher is better. feedback: what is still wrong, for the next
-    refinement. right: what is right and must stay."""
+    refinement. right: what is right and must stay. Raises BadScore, a ValueError, for anything else."""
 
     value: float
     feedback: str | None = None
     right: str | None = None
+
+    def __post_init__(self) -> None:
+        if _number(self.value) is None:
+            raise BadScore(f"Score(value={self.value!r:.40}): a number in [0, 1] is needed")
+        for name in ("feedback", "right"):
+            if not isinstance(text := getattr(self, name), str | None):
+                raise BadScore(f"Score({name}={text!r:.40}): a text or None is needed")
 
 
 @dataclass(frozen=True)
@@ -84,22 +95,21 @@ _SAID = 200
 _PYTHON = sysconfig.get_path("stdlib")
 
 
-class BadScore(ValueError):
-    """A scorer returned something other than a score."""
-
-
 def as_score(verdict: object) -> Score:
     """A scorer's verdict as a Score. Raises BadScore for anything but a number in [0, 1]."""
-    score = verdict if isinstance(verdict, Score) else Score(cast(float, verdict))
-    value: Any = score.value
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise BadScore(f"scorer returned a {type(value).__name__}, not a number") from None
-    if isinstance(value, str) or not (math.isfinite(number) and 0 <= number <= 1):
-        raise BadScore(f"scorer returned {value!r:.40}; a score is a number in [0, 1]")
-    feedback, right = (None if n is None else str(n) for n in (score.feedback, score.right))
-    return Score(number, feedback, right)
+    if isinstance(verdict, Score):
+        return replace(verdict, value=float(verdict.value))
+    if (number := _number(verdict)) is None:
+        raise BadScore(f"scorer returned {verdict!r:.40}; a score is a number in [0, 1]")
+    return Score(number)
+
+
+def _number(value: Any) -> float | None:
+    """A value as a score, if it is a number in [0, 1]."""
+    with suppress(TypeError, ValueError, OverflowError):
+        if not isinstance(value, str | bytes) and 0 <= (number := float(value)) <= 1:
+            return number
+    return None
 
 
 def scorer_in(reference: str) -> Scorer:

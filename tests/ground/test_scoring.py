@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -100,6 +101,18 @@ def test_numbers_and_truth_values_are_scores(given_: object, value: float) -> No
 def test_anything_else_is_not(rubbish: object) -> None:
     with pytest.raises(BadScore, match="scorer returned"):
         as_score(rubbish)
+
+
+@pytest.mark.parametrize("given_", ["high", "1", None, float("nan"), 1.5, -1, [1], 10**400])
+def test_a_score_of_another_kind_names_its_value(given_: Any) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"Score(value={given_!r:.40}): a number in")):
+        Score(given_)
+
+
+@pytest.mark.parametrize("name", ["feedback", "right"])
+def test_what_a_score_says_is_a_text(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"Score\({name}=5\): a text or None is needed"):
+        Score(0.5, **{name: 5})  # type: ignore[arg-type]
 
 
 @given(
