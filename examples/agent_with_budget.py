@@ -5,12 +5,20 @@ budget is used up. For a model that calls tools, such as "openai:gpt-4.1-mini", 
 `local_model(...)` with its name and `[]` with your tools; nothing else changes.
 """
 
-from langchain.agents import create_agent
+import sys
+
 from langgraph.checkpoint.memory import InMemorySaver
 
 from anytime_graph import Budget, BudgetTooSmall
 from anytime_graph.local import local_model
-from anytime_graph.middleware import TokenBudgetMiddleware
+
+try:
+    from langchain.agents import create_agent
+
+    from anytime_graph.middleware import TokenBudgetMiddleware
+except ImportError:
+    print("This example needs the extra agents: pip install '.[agents]'", file=sys.stderr)
+    sys.exit(2)
 
 agent = create_agent(
     local_model(max_tokens=60, seed=1),

@@ -8,13 +8,19 @@ a script, in which the second answer is the best one; put the name of your model
 """
 
 import re
+import sys
 from typing import Any
 
-from langchain.agents import create_agent
 from langchain_core.messages import BaseMessage
 
 from anytime_graph import Budget, Judge, create_anytime_graph
 from anytime_graph.testing import ScriptedModel
+
+try:
+    from langchain.agents import create_agent
+except ImportError:
+    print("This example needs the extra agents: pip install '.[agents]'", file=sys.stderr)
+    sys.exit(2)
 
 QUESTION = "Why do rivers bend?"
 RUBRIC = "It names the outer bank, the inner bank, and the current."

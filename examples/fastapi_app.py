@@ -8,14 +8,13 @@ GET /answers/THREAD reads it, even while it is still being improved.
 import asyncio
 import logging
 import os
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 from uuid import uuid4
 
-from fastapi import Depends, FastAPI, HTTPException, Request
-from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field
 
 from anytime_graph import (
@@ -25,6 +24,13 @@ from anytime_graph import (
     create_anytime_graph,
     open_checkpoints,
 )
+
+try:
+    from fastapi import Depends, FastAPI, HTTPException, Request
+    from fastapi.sse import EventSourceResponse, ServerSentEvent
+except ImportError:
+    print("This example needs: pip install 'fastapi>=0.165' uvicorn", file=sys.stderr)
+    sys.exit(2)
 
 log = logging.getLogger(__name__)
 

@@ -126,6 +126,32 @@ def test_examples_run(example: Path, server: Server, tmp_path: Path) -> None:
     assert done.stdout or example.name in ("served.py", "served_to_users.py", "fastapi_app.py")
 
 
+WITHOUT = """
+import sys
+for name in [{0!r}, *(name for name in sys.modules if name.startswith({0!r} + "."))]:
+    sys.modules[name] = None
+"""
+
+
+@pytest.mark.parametrize(
+    ("example", "package", "needed"),
+    [
+        ("agent_with_budget.py", "langchain", "'.[agents]'"),
+        ("best_by_rubric.py", "langchain", "'.[agents]'"),
+        ("fastapi_app.py", "fastapi", "'fastapi>=0.165'"),
+    ],
+)
+def test_an_example_without_its_package_says_in_one_line_what_to_install(
+    example: str, package: str, needed: str, tmp_path: Path
+) -> None:
+    code = (ROOT / "examples" / example).read_text()
+    missing = WITHOUT.format(package)
+    done = forked(missing + code, tmp_path, dict(os.environ))
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.endswith(f"pip install {needed}" + " uvicorn" * (package == "fastapi"))
+
+
 def test_the_best_by_a_rubric_is_not_the_last(tmp_path: Path) -> None:
     code = (ROOT / "examples" / "best_by_rubric.py").read_text()
     last, best = forked(code, tmp_path, dict(os.environ)).stdout.splitlines()
