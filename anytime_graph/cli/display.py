@@ -32,10 +32,10 @@ from anytime_graph.batch import Batch
 from anytime_graph.batch import Progress as BatchProgress
 from anytime_graph.budget import DIMENSIONS, Limits, Spend, counted, nothing
 from anytime_graph.metrics import Interval
-from anytime_graph.pages.thread import ended
 from anytime_graph.planning.profiles import Profile
 from anytime_graph.run.announcements import improvement
 from anytime_graph.run.calls import PlannedCall
+from anytime_graph.run.endings import ended
 from anytime_graph.run.state import Output, Point
 from anytime_graph.text import clipped, harmless
 from anytime_graph.warm_up import WarmUp
@@ -320,11 +320,7 @@ def run_ended(out: Output, quiet: bool) -> None:
 
 
 def _explained(stop_reason: str | None) -> str:
-    return (
-        "To let it judge more, give more budget, or a larger Judge(share=...)"
-        if stop_reason == "judge"
-        else ""
-    )
+    return "To let it judge more, give more budget" if stop_reason == "judge" else ""
 
 
 def _shares(spent: Mapping[str, Any], judged: int) -> str:

@@ -13,6 +13,7 @@ from anytime_graph.checkpoints.export import public
 from anytime_graph.pages.curve import curve, extent, ticks
 from anytime_graph.pages.html import document, escaped
 from anytime_graph.run.calls import judges
+from anytime_graph.run.endings import ended
 from anytime_graph.run.fold import union
 from anytime_graph.run.upgrade import planned_call
 from anytime_graph.scoring import normal
@@ -123,25 +124,6 @@ _ANSWERS = {
     "vote": "Votes are the answers that say the same.",
     "agreement": "Votes are the answers that say the same. Where they are tied, the judge compares.",
 }
-_ENDED = {
-    **{
-        d: f"what is left of the {d.replace('_', ' ')} pays for no further call" for d in DIMENSIONS
-    },
-    "perfect": "an answer reached the highest score",
-    "agreed": "the answers agree, so more of them would bring nothing",
-    "judge": "the judge's share of the budget is used up",
-    "errors": "calls kept failing",
-    "quota": "a quota over many runs is used up",
-    "interrupted": "it was interrupted; more budget lets it go on",
-    "done": "the strategy had nothing left to do",
-    "satisfied": "a review found nothing wrong with the answer",
-}
-
-
-def ended(reason: str | None) -> str:
-    """Why a run stopped, with the meaning of its stop reason."""
-    meaning = _ENDED.get(reason or "")
-    return f"Stopped by: {reason}" + (f" ({meaning})" if meaning else "")
 
 
 def _best(best: Row | None, run: Row, running: bool) -> str:

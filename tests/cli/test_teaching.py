@@ -237,8 +237,8 @@ def test_a_judge_that_used_up_its_share_is_explained(server: Server, command: Co
     )
     done = command("solve", "Why?", *words, "--model", "openai:scripted", "--strategy", "best_of_n")
     assert done.exit_code == 0, done.output
-    assert "a larger Judge(share=...)" in told(done)
-    assert "a larger Judge(share=...)" in " ".join(command("show", "t").stdout.split())
+    assert "To let it judge more, give more budget" in told(done)
+    assert "To let it judge more, give more budget" in command("show", "t").stdout
 
 
 def test_help_of_these_commands_teaches(command: Command, server: Server) -> None:

@@ -1,0 +1,41 @@
+"""Why a run ended, in words: what each `stop_reason` means."""
+
+from __future__ import annotations
+
+from anytime_graph.budget import DIMENSIONS, TOOL_CALLS
+
+_LEFT = {
+    dimension: f"what is left of the {dimension.replace('_', ' ')} pays for no further call"
+    for dimension in DIMENSIONS
+}
+MEANINGS = {
+    **_LEFT,
+    TOOL_CALLS: "the reply calls tools, or the tool calls of the budget are used up",
+    "quota": "a quota over many runs is used up",
+    "judge": "the judge's share of the budget is used up",
+    "perfect": "an answer reached the highest score",
+    "agreed": "the answers agree, so more of them would bring nothing",
+    "satisfied": "a review found nothing wrong with the answer",
+    "undecided": "the judge cannot tell the answers apart, so more of them would bring nothing",
+    "target": "an answer reached the score that was wanted",
+    "confidence": "the vote is as sure as was wanted",
+    "min_gain": "the next answer promises less than was asked for",
+    "price": "the next answer costs more than it promises",
+    "done": "nothing was left to do",
+    "interrupted": "it was interrupted; more budget lets it go on",
+    "drained": "its process was asked to end",
+    "errors": "calls kept failing",
+    "scorer": "the scorer failed on every answer",
+    "blocked": "the provider ended every answer",
+    "ledger": "its file or database failed, so no further call could be written down",
+    "strategy": "the strategy raised this error",
+    "steps": "LangGraph's limit of steps is reached",
+    "error": "a call failed, and the agent ended with what it had",
+}
+"""By stop reason; of one with a cause behind a colon, by what stands before it."""
+
+
+def ended(reason: str | None) -> str:
+    """Why a run stopped, with the meaning of its stop reason. A strategy's own has none."""
+    meaning = MEANINGS.get((reason or "").partition(":")[0])
+    return f"Stopped by: {reason}" + (f" ({meaning})" if meaning else "")
