@@ -1,9 +1,10 @@
-"""Makes texts harmless, shorter, or quoted."""
+"""Makes texts harmless, shorter, or quoted, and finds the name that a wrong one was meant for."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 from rich.text import Text
 
@@ -47,3 +48,14 @@ def fenced(parts: Sequence[tuple[str, str]]) -> str:
     runs = (run for _, text in parts for run in re.findall("={5,}", text))
     fence = "=" * max(5, 1 + max(map(len, runs), default=0))
     return "\n".join(f"{fence} {name}\n{text}\n{fence} END" for name, text in parts)
+
+
+def meant(given: object, names: Iterable[str]) -> str:
+    """For an error: "did you mean 'pdp'? " if one of the names is like this one, else nothing."""
+    near = closest(given, names)
+    return "" if near is None else f"did you mean {near!r}? "
+
+
+def closest(given: object, names: Iterable[str], alike: float = 0.6) -> str | None:
+    """The name that is most like this one. alike: from 0 to 1, the least that counts."""
+    return next(iter(get_close_matches(str(given).strip().lower(), names, 1, alike)), None)

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple, cast
 
 from anytime_graph.budget import Spend, nothing, total
 from anytime_graph.checkpoints.leases import may_live
-from anytime_graph.checkpoints.schema import BILLED, MODEL, SPEND, TOOL
+from anytime_graph.checkpoints.schema import BILLED, KEYS, MODEL, SPEND, TOOL
 from anytime_graph.checkpoints.store import Store
 from anytime_graph.run.fold import union
+from anytime_graph.text import meant
 
 _JSON = (
     "options",
@@ -92,12 +93,14 @@ class History:
         """What calls cost, added up by keys ("user", "tenant" or another that runs were asked with),
         "model", "node", "tool" or "thread"; the dearest first. since: Unix time. Calls under way count
         at their reservations. A key that a run does not tell is None, and so are the tool of a model's
-        call and the model of a tool's."""
+        call and the model of a tool's. Raises ValueError for a name that no run tells and that is like
+        one of these."""
         parts = dict.fromkeys(by)
         known = {"model": MODEL, "node": "c.kind", "tool": TOOL, "thread": "r.thread"}
         joins, named = [], {}
         for n, name in enumerate(parts):
             if name not in known:
+                self._check_key(name, [*known, *KEYS])
                 named[f"key{n}"], known[name] = name, f"l{n}.value"
                 joins.append(f"LEFT JOIN labels l{n} ON l{n}.run_id = r.id AND l{n}.name = :key{n}")
         groups = ", ".join(known[name] for name in parts)
@@ -123,6 +126,11 @@ class History:
             )
             for row in rows
         ]
+
+    def _check_key(self, name: str, known: Sequence[str]) -> None:
+        names = [*known, *(row["name"] for row in self._rows("SELECT DISTINCT name FROM labels"))]
+        if name not in names and (instead := meant(name, names)):
+            raise ValueError(f"by={name!r}: {instead}no run here tells a key of that name")
 
     def calls(self, run_id: int) -> list[dict[str, Any]]:
         return self._rows("SELECT * FROM calls WHERE run_id = :run ORDER BY ordinal", run=run_id)

@@ -19,6 +19,7 @@ from anytime_graph.checkpoints.export import line
 from anytime_graph.planning.strategies import SCORED, STRATEGIES, resolve
 from anytime_graph.run.forms import KEY, Upgrade, upgraded
 from anytime_graph.tasks import Question, Task
+from anytime_graph.text import meant
 
 Decide = Literal["scorer", "judge", "vote"]
 Protocol = Literal["run", "paper"]
@@ -189,13 +190,17 @@ def _lessons(settings: Settings, strategy: str) -> str | None:
     """The strategy that makes the preference data for this one, or None."""
     if settings.protocol == "paper":
         if strategy not in MODES:
-            raise ValueError(f"strategy {strategy!r}: the paper's protocol has {', '.join(MODES)}")
+            raise ValueError(
+                f"strategy {strategy!r}: {meant(strategy, MODES)}the paper's protocol has "
+                f"{', '.join(MODES)}"
+            )
         return None if strategy == "base" else "leap" if strategy == "leap" else "pdp"
     own = strategy.removesuffix(MEMORY)
     by_name = STRATEGIES | SCORED
     if own not in by_name:
         raise ValueError(
-            f"strategy {strategy!r}: one of {', '.join(by_name)}, or NAME{MEMORY}, is needed"
+            f"strategy {strategy!r}: {meant(own, by_name)}one of {', '.join(by_name)}, or "
+            f"NAME{MEMORY}, is needed"
         )
     resolve(own, settings.decide)
     return None if own == strategy else "leap" if own == "leap" else "pdp"

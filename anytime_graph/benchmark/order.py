@@ -34,6 +34,7 @@ from anytime_graph.metering.account import Account
 from anytime_graph.metering.meter import Meter, meter
 from anytime_graph.models import default_model, prices_of, resolve_model
 from anytime_graph.tasks import Question, Task, load
+from anytime_graph.text import meant
 
 CALLS, RECORDS, LEDGER = "calls.jsonl", "records.jsonl", "ledger.db"
 Engine = Literal["local", "ray"]
@@ -113,7 +114,8 @@ class Order:
             raise ValueError(f"--q-max {self.q_max:g}: scores go up to 1, so at least 1 is needed")
         if self.baseline is not None and self.baseline not in self.strategies:
             raise ValueError(
-                f"--baseline {self.baseline!r}: one of the strategies, {', '.join(self.strategies)}"
+                f"--baseline {self.baseline!r}: {meant(self.baseline, self.strategies)}one of the "
+                f"strategies, {', '.join(self.strategies)}, is needed"
             )
         if self.protocol == "paper" and self.decide != "scorer":
             raise ValueError(

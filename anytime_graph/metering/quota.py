@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple, cast
 
 from anytime_graph.budget import Budget, Limits, Short, as_budget, least
+from anytime_graph.text import meant
 
 UNITS = {"tokens": 1, "output_tokens": 1, "usd": 10**9, "calls": 1, "tool_calls": 1}
 """The dimensions of a quota, and how finely each is booked: dollars in whole billionths, so that sums
@@ -62,8 +63,8 @@ class Quota:
         rolling = _ROLLING.fullmatch(self.window) if isinstance(self.window, str) else None
         if rolling is None and self.window not in _CALENDAR:
             raise ValueError(
-                f"quota window={self.window!r}: a length such as '90s', '30min', '12h' or '7d' is "
-                f"needed, or one of {', '.join(_CALENDAR)}"
+                f"quota window={self.window!r}: {_respelt(self.window)}a length such as '90s', "
+                f"'30min', '12h' or '7d' is needed, or one of {', '.join(_CALENDAR)}"
             )
         seconds = f"{int(rolling[1]) * _SECONDS[rolling[2]]}s" if rolling else self.window
         object.__setattr__(self, "span", seconds)
@@ -96,6 +97,14 @@ class Quota:
     def __str__(self) -> str:
         whose = f" per {self.per}" if self.per else ""
         return f"{self.budget}{whose} in {self.window}"
+
+
+def _respelt(window: object) -> str:
+    """The window that another spelling was meant for, as a question: "7 days", "daily"."""
+    if spelt := re.match(r"\s*(\d+)\s*(s|m(?!o)|h|d)", str(window).lower()):
+        units = {unit[0]: unit for unit in _SECONDS}
+        return f"did you mean '{spelt[1]}{units[spelt[2]]}'? "
+    return meant(window, _CALENDAR)
 
 
 def checked_quotas(quotas: Sequence[Quota]) -> Sequence[Quota]:

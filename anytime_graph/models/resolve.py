@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from itertools import product
 from typing import Any
 
@@ -16,6 +15,7 @@ from pydantic import ValidationError
 from anytime_graph.budget import Prices
 from anytime_graph.local import SLOTS, embedded_file, local_model
 from anytime_graph.models.providers import sent_options, surcharges, unbound
+from anytime_graph.text import closest
 
 _PROVIDERS = (
     *("local", "openai", "anthropic", "azure_openai", "bedrock_converse", "cohere", "deepseek"),
@@ -25,7 +25,7 @@ _PROVIDERS = (
 _FAMILIES = {
     r".*\.gguf": "local",
     r"gpt-oss|llama|qwen|phi|gemma": "ollama",
-    r"gpt-|chatgpt|o\d": "openai",
+    r"gpt-|gpt\d|chatgpt|o\d": "openai",
     r"claude": "anthropic",
     r"gemini": "google_genai",
     r"grok": "xai",
@@ -53,8 +53,8 @@ def resolve_model(model: Any, at_once: int = 1) -> Any:
     if provider == "local":
         return local_model(name or None, slots=max(SLOTS, at_once))
     if not name:
-        meant = _meant(model) or "'local', 'local:FILE.gguf' or 'provider:name' is needed"
-        raise ValueError(f"model={model!r}: {meant}")
+        needed = _meant(model) or "'local', 'local:FILE.gguf' or 'provider:name' is needed"
+        raise ValueError(f"model={model!r}: {needed}")
     try:
         made = _made(model, provider, name)
     except ImportError:
@@ -84,18 +84,20 @@ def _key_needed(variables: list[str]) -> str:
 def _meant(model: str) -> str | None:
     """The name that a wrong one was meant for, as a question."""
     head, colon, name = model.partition(":")
-    near = get_close_matches(head.lower(), _PROVIDERS, 1, 0.55)
-    if head in _PROVIDERS:
-        meant = None
-    elif (of := _family(head)) and (not colon or re.search(r"\d", head)) and not _family(name):
-        meant = f"{of}:{model}"
-    elif colon and (near or (of := _family(name))):
-        meant = f"{near[0] if near else of}:{name}"
-    elif (head := model.partition("/")[0]) in _PROVIDERS:
-        meant = model.replace("/", ":", 1)
-    else:
-        meant = "local" if near == ["local"] else None
-    return meant and f"did you mean {meant}?"
+    if not (colon or _family(model)):
+        head, _, name = model.partition("/")
+    near, of = closest(head, _PROVIDERS, 0.55), _family(head)
+    if head in _PROVIDERS and not name:
+        return f"did you mean {head}:NAME, with the name of one of its models?"
+    if head in _PROVIDERS and colon:
+        return None
+    if of and (not colon or re.search(r"\d", head)) and not _family(name):
+        return f"did you mean {of}:{re.sub(r'^gpt(?=[0-9])', 'gpt-', model)}?"
+    if name and (near or (of := _family(name))):
+        return f"did you mean {near or of}:{name}?"
+    if near:
+        return f"did you mean {near}{'' if near == 'local' else ':NAME'}?"
+    return None
 
 
 def _family(name: str) -> str | None:
@@ -138,6 +140,8 @@ def _made(model: str, provider: str, name: str) -> Any:
     try:
         from langchain.chat_models import init_chat_model
     except ImportError:
+        if instead := _meant(model):
+            raise ValueError(instead) from None
         raise ImportError(
             f"model={model!r}: providers other than openai and local are found through langchain; "
             "install anytime-graph[agents] and the provider's package"

@@ -35,6 +35,7 @@ from anytime_graph.run.calls import (
 )
 from anytime_graph.run.state import Decides, Payoff, State
 from anytime_graph.scoring import Judge, Scorer
+from anytime_graph.text import meant
 
 Drafter = Callable[[BaseChatModel], Runnable[Any, Any]]
 """From a metered chat model to an agent that drafts with it. The agent gets {"messages": [...]}. It
@@ -166,7 +167,9 @@ def named_model(models: Mapping[str, Any] | None, model: Any, chosen: Chosen) ->
         return model
     name = next(iter(models)) if name is None else name
     if name not in models:
-        raise ValueError(f"context model={name!r}: one of {', '.join(models)} is needed")
+        raise ValueError(
+            f"context model={name!r}: {meant(name, models)}one of {', '.join(models)} is needed"
+        )
     return models[name]
 
 

@@ -45,6 +45,7 @@ from anytime_graph.planning.tree_search import expanded, require_treequest
 from anytime_graph.run.pairs import Candidate, Shown
 from anytime_graph.run.state import Decides
 from anytime_graph.scoring import normal
+from anytime_graph.text import meant
 
 _AT_ONCE = 4
 """The most drafts side by side."""
@@ -261,7 +262,8 @@ def resolve(strategy: str | Strategy, decides: Decides = "scorer") -> Strategy:
     by_name = STRATEGIES | SCORED
     if not isinstance(strategy, str) or strategy not in by_name:
         raise ValueError(
-            f"strategy={strategy!r}: one of {', '.join(by_name)}, or a function from View to moves"
+            f"strategy={strategy!r}: {meant(strategy, by_name)}one of {', '.join(by_name)}, or a "
+            "function from View to moves, is needed"
         )
     if strategy in SCORED and decides != "scorer":
         raise ValueError(f"strategy={strategy!r}: it needs scores: pass scorer= a function")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from difflib import get_close_matches
 from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig
@@ -15,6 +14,7 @@ from typing_extensions import TypedDict
 from anytime_graph.budget import Budget
 from anytime_graph.interrupt import StopSignal
 from anytime_graph.run.calls import Chosen
+from anytime_graph.text import meant
 
 Invocation = tuple[Hashable, str]
 
@@ -64,10 +64,8 @@ def refuse_unknown(what: str, given: Iterable[Any], names: Sequence[str]) -> Non
     """Raises ValueError for the first name that is not known. what: whose names these are."""
     for name in given:
         if name not in names:
-            near = get_close_matches(str(name), names, 1)
-            meant = f"did you mean {near[0]!r}? " if near else ""
             kind = what.rpartition(" ")[2]
-            raise ValueError(f"{kind} {name!r}: {meant}{what} has {', '.join(names)}")
+            raise ValueError(f"{kind} {name!r}: {meant(name, names)}{what} has {', '.join(names)}")
 
 
 def user() -> str | None:

@@ -25,6 +25,7 @@ from anytime_graph.tasks.own import jsonl
 from anytime_graph.tasks.task import Question, Task
 from anytime_graph.tasks.trips import trip
 from anytime_graph.tasks.writing import constraints
+from anytime_graph.text import meant
 
 __all__ = ["TASKS", "Question", "Task", "load"]
 
@@ -56,7 +57,8 @@ def load(name: str, **options: Any) -> Task:
     kind, _, target = name.partition(":")
     if kind not in TASKS:
         raise ValueError(
-            f"task {name!r}: there is none of that name; the names are {', '.join(TASKS)}"
+            f"task {name!r}: there is none of that name; {meant(kind, TASKS)}the names are "
+            f"{', '.join(TASKS)}"
         )
     make = TASKS[kind]
     parameters = list(inspect.signature(make).parameters.values())
@@ -66,6 +68,10 @@ def load(name: str, **options: Any) -> Task:
     if not target and slot and slot.default is inspect.Parameter.empty:
         raise ValueError(f"task {name!r}: needs a {slot.name}, {kind}:{slot.name.upper()}")
     known = {p.name for p in parameters}
-    if unknown := set() if "parameters" in known else set(options) - known:
-        raise ValueError(f"task {name!r}: no option {unknown.pop()!r}; it takes {sorted(known)}")
+    unknown = [] if "parameters" in known else [name for name in options if name not in known]
+    if unknown:
+        raise ValueError(
+            f"task {name!r}: no option {unknown[0]!r}; {meant(unknown[0], known)}it takes "
+            f"{', '.join(sorted(known))}"
+        )
     return make(*([target] if target else []), **options)

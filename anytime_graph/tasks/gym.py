@@ -10,6 +10,7 @@ from typing import Any
 from anytime_graph.scoring import Score
 from anytime_graph.tasks.answers import final, is_number, numeric, same, tail
 from anytime_graph.tasks.task import Lazy, Question, Task, whole_number
+from anytime_graph.text import meant
 
 EVALUATED = frozenset(
     {
@@ -62,8 +63,11 @@ def reasoning_gym(
     except ImportError:
         raise ImportError(f"reasoning_gym:{name}: pip install reasoning-gym") from None
     if name not in gym.factory.DATASETS:
-        some = ", ".join(sorted(set(gym.factory.DATASETS) - EVALUATED)[:8])
-        raise ValueError(f"reasoning_gym:{name}: there is no such task; there are {some}, ...")
+        known = sorted(set(gym.factory.DATASETS) - EVALUATED)
+        raise ValueError(
+            f"reasoning_gym:{name}: there is no such task; {meant(name, known)}there are "
+            f"{', '.join(known[:8])}, ..."
+        )
     try:
         dataset = gym.create_dataset(name, size=count, seed=seed, **parameters)
         worked = gym.create_dataset(name, size=2 * examples + 1, seed=_EXAMPLES, **parameters)

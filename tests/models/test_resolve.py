@@ -3,6 +3,7 @@ LangChain's wrappers."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -59,6 +60,9 @@ def test_without_a_key_the_variable_is_named_and_the_model(
         ("gogle-ai:gemini-3.8-flash", "google_genai:gemini-3.8-flash"),
         ("claude:claude-sonnet-5", "anthropic:claude-sonnet-5"),
         ("openai/gpt-4.1", "openai:gpt-4.1"),
+        ("opnai/gpt-4.1", "openai:gpt-4.1"),
+        ("gpt4o-mini", "openai:gpt-4o-mini"),
+        ("weights/model.gguf", "local:weights/model.gguf"),
         ("lokal", "local"),
     ],
 )
@@ -76,10 +80,26 @@ def test_one_wrong_letter_in_a_provider_is_understood(provider: str) -> None:
                 resolve_model(f"{typo}:m")
 
 
-def test_a_name_like_no_other_brings_what_is_needed() -> None:
-    for given in ("wat", "openai:"):
-        with pytest.raises(ValueError, match="'provider:name' is needed"):
+def test_a_provider_alone_brings_the_form_of_a_name() -> None:
+    for given in ("anthropic", "openai:", "opnai"):
+        provider = "anthropic" if given == "anthropic" else "openai"
+        with pytest.raises(ValueError, match=f"did you mean {provider}:NAME"):
             resolve_model(given)
+
+
+def test_the_name_that_was_meant_is_told_where_langchain_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "langchain.chat_models", None)
+    with pytest.raises(ValueError, match=r"did you mean openai:gpt-4.1\?$"):
+        resolve_model("opnai:gpt-4.1")
+    with pytest.raises(ImportError, match=r"install anytime-graph\[agents\]"):
+        resolve_model("anthropic:claude-sonnet-5")
+
+
+def test_a_name_like_no_other_brings_what_is_needed() -> None:
+    with pytest.raises(ValueError, match="'provider:name' is needed"):
+        resolve_model("wat")
     with pytest.raises(ValueError, match="model='zzz:m'"):
         resolve_model("zzz:m")
 
