@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any, cast, overload
 
 from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import merge_configs
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.config import get_config
 from langgraph.graph import StateGraph
@@ -35,6 +36,7 @@ from anytime_graph.run.context import (
     refuse_unknown,
 )
 from anytime_graph.run.state import Input, Output, State
+from anytime_graph.text import meant
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +127,7 @@ class CompiledAnytimeGraph(CompiledStateGraph[State, Context, Input, Output]):
         **options: Any,
     ) -> Iterator[Any]:
         given, belongs = self._admitted(input, config, control, options)
+        _refuse_one_thread(merge_configs(self.config, config), options)
         try:
             yield from super().stream(_plain(input), config, **given)
         finally:
@@ -175,6 +178,18 @@ class CompiledAnytimeGraph(CompiledStateGraph[State, Context, Input, Output]):
     ) -> RunnableConfig:
         _refuse_writes([update.values for step in supersteps for update in step], config)
         return await super().abulk_update_state(config, supersteps)
+
+
+def _refuse_one_thread(config: RunnableConfig, options: Mapping[str, Any]) -> None:
+    """LangGraph's sync stream of these waits for their parts in one of the threads that nodes run in. If
+    there is one, no node ever runs."""
+    modes = options.get("stream_mode") or ()
+    waits = {"custom", "messages"} & ({modes} if isinstance(modes, str) else {*modes})
+    if config.get("max_concurrency") == 1 and (waits or options.get("subgraphs")):
+        raise ValueError(
+            "max_concurrency=1: a sync stream of 'custom', 'messages' or subgraphs takes one thread for "
+            "itself; give 2, or use astream"
+        )
 
 
 def _refuse_writes(updates: Sequence[Any], *configs: RunnableConfig | None) -> None:
@@ -254,8 +269,9 @@ def _check(
         elif not (keyed or name in (*_LANGGRAPHS, *_warned) or name.startswith(_PREFIXES)):
             _warned.add(name)
             log.warning(
-                "configurable %r: not read by this graph, whose settings are given as context={...}",
+                "configurable %r: %snot read by this graph, whose settings are given as context={...}",
                 name,
+                meant(name, (*_LANGGRAPHS, *KEYS, *Context.__annotations__)),
             )
 
 

@@ -46,13 +46,26 @@ def test_a_setting_that_nothing_reads_is_refused_by_name(
     assert not server.calls
 
 
+@pytest.mark.parametrize("given", [{"stream_mode": "custom"}, {"stream_mode": ["messages"]}])
+def test_one_thread_for_a_sync_stream_that_takes_it_is_refused(
+    app: Any, server: Server, given: dict[str, Any]
+) -> None:
+    one: Any = {"max_concurrency": 1}
+    with pytest.raises(ValueError, match=r"max_concurrency=1: .* give 2, or use astream"):
+        list(app.with_config(one).stream(ASK, **given))
+    assert not server.calls
+    assert list(app.stream(ASK, {"max_concurrency": 2}, **given))
+    assert list(app.stream(ASK, one))
+
+
 def test_a_name_that_others_may_read_is_warned_of_once(
     app: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(2):
-        app.with_config(configurable={"threadid": "t"}).invoke(ASK, {"configurable": {"shop": 1}})
+        app.with_config(configurable={"threadid": "t"}).invoke(ASK, {"configurable": {"city": 1}})
     assert [r.levelno for r in caplog.records] == [logging.WARNING] * 2
-    assert [r.args for r in caplog.records] == [("threadid",), ("shop",)]
+    told = [("threadid", "did you mean 'thread_id'? "), ("city", "")]
+    assert [r.args for r in caplog.records] == told
 
 
 def test_the_names_of_langgraph_and_of_a_graph_around_are_let_be(
