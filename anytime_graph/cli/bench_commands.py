@@ -16,7 +16,7 @@ from anytime_graph.benchmark.order import Engine, Order
 from anytime_graph.checkpoints import LedgerError
 from anytime_graph.cli.bench_progress import cell_progress
 from anytime_graph.cli.ledger_commands import INTERRUPTED
-from anytime_graph.cli.options import model_option, price, prices
+from anytime_graph.cli.options import Choice, in_options, model_option, price, prices
 from anytime_graph.text import harmless
 
 _ADDRESS = re.compile(r"postgres(ql)?://.*")
@@ -63,7 +63,7 @@ class _Numbers(click.ParamType[Any]):
 @model_option
 @click.option(
     "--protocol",
-    type=click.Choice(get_args(Protocol)),
+    type=Choice(get_args(Protocol)),
     default="run",
     show_default=True,
     help="run: run the graph once at each budget. paper: cut one chain of thought at each budget, "
@@ -100,7 +100,7 @@ class _Numbers(click.ParamType[Any]):
 )
 @click.option(
     "--decide",
-    type=click.Choice(get_args(Decide)),
+    type=Choice(get_args(Decide)),
     default="scorer",
     show_default=True,
     help="What chooses the answer to return. The true score is measured in every case.",
@@ -154,7 +154,7 @@ class _Numbers(click.ParamType[Any]):
 )
 @click.option(
     "--engine",
-    type=click.Choice(get_args(Engine)),
+    type=Choice(get_args(Engine)),
     default="local",
     show_default=True,
     help="Where cells run. local: in this process. ray: on the Ray cluster at RAY_ADDRESS, or on a "
@@ -189,7 +189,7 @@ def bench(ctx: click.Context, /, **options: Any) -> None:
         order = Order(**options | {"price": prices(options["price"])})
         result = order.run(command, cell_progress)
     except (ValueError, LedgerError, ImportError, OSError) as error:
-        raise click.UsageError(harmless(str(error))) from None
+        raise click.UsageError(harmless(in_options(str(error)))) from None
     for sentence in result.lines:
         click.echo(harmless(sentence))
     if result.ended == "interrupted":
@@ -222,7 +222,7 @@ def advise_command(directory: Path, quality: float, task: str | None) -> None:
     try:
         advice = advise(recorded(directory), quality)
     except ValueError as error:
-        raise click.UsageError(harmless(str(error))) from None
+        raise click.UsageError(harmless(in_options(str(error)))) from None
     advice = [a for a in advice if task in (None, a.task)]
     if not advice:
         of_task = "" if task is None else f" of task {task!r}"

@@ -28,26 +28,40 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
 
-@contextmanager
-def opened(db: str, **how: Any) -> Iterator[Checkpoints]:
-    """The ledger and the checkpoints of --db. Raises UsageError if they do not exist."""
-    remote = db.startswith(("postgresql://", "postgres://"))
-    if not remote and not Path(db).is_file():
-        raise click.UsageError(
-            f"--db {db!r}: there is no such file; name another, or create it with "
-            "`anytime-graph solve QUESTION --db FILE --thread NAME`"
-        )
-    try:
-        with open_checkpoints(db, **how) as store:
-            yield store
-    except (LedgerError, ImportError) as error:
-        raise click.UsageError(str(error)) from None
-
-
 class Refused(click.ClickException):
     """Bad input that is no matter of usage, such as a missing key: told in one line."""
 
     exit_code = 2
+
+
+@contextmanager
+def opened(db: str, new: bool = False, **how: Any) -> Iterator[Checkpoints]:
+    """The ledger and the checkpoints of --db. new: it may be made here. Raises Refused for what cannot be
+    a ledger, or holds none."""
+    if wrong := _unfit(db, new):
+        raise Refused(f"--db {db!r}: {wrong}")
+    try:
+        with open_checkpoints(db, **how) as store:
+            yield store
+    except (LedgerError, ImportError) as error:
+        raise Refused(harmless(options.in_options(str(error)))) from None
+
+
+def _unfit(db: str, new: bool) -> str | None:
+    """Why this is no ledger; None if opening it will tell."""
+    if db.startswith(("postgresql://", "postgres://")):
+        return None
+    file = Path(db)
+    if not db.strip() or "://" in db:
+        return "a SQLite file is needed, or a database postgresql://USER@HOST/DATABASE"
+    if file.is_dir():
+        return f"this is a folder; name a file in it, as in {file / 'anytime.db'}"
+    if file.exists() and not file.is_file():
+        return "this is no file; name another"
+    if new or (file.is_file() and file.stat().st_size):
+        return None
+    there = "this file is empty" if file.exists() else "there is no such file"
+    return f"{there}; name another, or fill it with `anytime-graph solve QUESTION --db FILE --thread NAME`"
 
 
 @contextmanager
@@ -56,7 +70,7 @@ def errors_shown(as_json: bool) -> Iterator[None]:
     try:
         yield
     except (BudgetTooSmall, LedgerError, ValueError, FileNotFoundError, ImportError) as error:
-        raise Refused(harmless(str(error))) from None
+        raise Refused(harmless(options.in_options(str(error)))) from None
     except NoAnswer as error:
         if as_json:
             click.echo(line({"answer": None, "errors": error.causes, "spent": error.spent}))
@@ -185,7 +199,11 @@ def best(thread: str, db: str) -> None:
 @options.database
 @click.option("--all", "everything", is_flag=True, help="Export every thread, oldest first.")
 @click.option(
-    "--as", "form", type=click.Choice(list(FORMS)), required=True, help="What to export; see above."
+    "--as",
+    "form",
+    type=options.Choice(list(FORMS)),
+    required=True,
+    help="What to export; see above.",
 )
 @click.option(
     "-o",

@@ -12,7 +12,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.types import StateSnapshot
 
 from anytime_graph.budget import DIMENSIONS, Budget, counted, raised
-from anytime_graph.checkpoints import Checkpoints, open_checkpoints
+from anytime_graph.checkpoints import Checkpoints
 from anytime_graph.checkpoints.export import line
 from anytime_graph.cli import display, ledger_commands, question_commands, quota_commands
 from anytime_graph.cli import options as option
@@ -140,7 +140,7 @@ def solve(
             app = create_anytime_graph(**arguments).compile()
             out = _run_graph(app, graph_input, {}, _quiet(as_json), [])
         else:
-            with open_checkpoints(db) as store:
+            with ledger_commands.opened(db, new=True) as store:
                 app = _durable(store, arguments, options)
                 space = option.space(options["namespace"])
                 out = _run_graph(

@@ -14,6 +14,7 @@ from anytime_graph.budget import DIMENSIONS, TOOL_CALLS, Prices
 from anytime_graph.constraints import Constraints
 from anytime_graph.planning.strategies import SCORED, STRATEGIES
 from anytime_graph.scoring import Judge, Scorer, scorer_in
+from anytime_graph.text import meant
 
 _CONSTRAINTS = ("sentences", "words", "include", "forbid", "starts_with", "ends_with", "matches")
 _JUDGE = ("judge", "rubric")
@@ -32,17 +33,43 @@ REMEMBERED = (
     "price",
 )
 """Options that the ledger keeps, so that `resume` can continue with the same ones."""
+_HERE = {
+    r"pass prices=Prices\(input=\.\.\., output=\.\.\.\)": "give --price INPUT,OUTPUT",
+    r"pass scorer= a function": "give --check FILE.py:FUNCTION, or a constraint such as --words",
+    r"name the key with per=": "name the key with --per",
+    r"tell it in the config, as in \{'configurable': \{'(\w+)': \.\.\.\}\}": r"give --key \1=VALUE",
+    r"\bport=": "--port ",
+    r"^(include|forbid)=.*: a tuple of non-empty strings": r"--\1: a text that is not empty",
+}
+"""What errors tell a program to do, and what does it on the command line."""
+_OTHERWISE = {
+    "count": "samples",
+    "scorer": "check",
+    "target": "db",
+    "task": "tasks",
+    "training": "train",
+    "training_budget": "train_budget",
+}
+"""Arguments of Python whose options have another name."""
+
+
+class Choice(click.Choice[str]):
+    """One of some words. Another one brings the word that it was meant for."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        return (
+            f"{super().get_invalid_choice_message(value, ctx)} {meant(value, self.choices)}".strip()
+        )
 
 
 class _Range(click.ParamType[Any]):
     name = "N|LEAST-MOST"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        low, dash, high = str(value).partition("-")
-        try:
-            return (int(low), int(high)) if dash else int(low)
-        except ValueError:
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(value))
+        if match is None or int(match[2] or match[1]) < int(match[1]):
             self.fail(f"{value!r} is neither a number nor LEAST-MOST, as in 40-60", param, ctx)
+        return (int(match[1]), int(match[2])) if match[2] else int(match[1])
 
 
 def _all(*options: Any) -> Callable[[Any], Any]:
@@ -99,11 +126,11 @@ model_option = click.option(
     help="The chat model: openai:NAME, PROVIDER:NAME, local (the embedded model), or local:FILE.gguf.",
 )
 _strategy = click.option(
-    "--strategy", type=click.Choice([*STRATEGIES, *SCORED]), help="How the budget is spent."
+    "--strategy", type=Choice([*STRATEGIES, *SCORED]), help="How the budget is spent."
 )
 _answer = click.option(
     "--answer",
-    type=click.Choice(["tags", "whole"]),
+    type=Choice(["tags", "whole"]),
     help="Where the answer is in a reply: inside <answer> tags, or the whole reply.",
 )
 price = click.option(
@@ -187,6 +214,27 @@ class _Duration(click.ParamType[Any]):
 
 DURATION = _Duration()
 """An option that reads 30d, 12h, 45min or 90s as seconds."""
+
+
+def in_options(message: str) -> str:
+    """An error of the package in the words of the command that is run, whose options it names in place of
+    Python's arguments: "usd=1.0: ..." becomes "--usd 1.0: ..."."""
+    context = click.get_current_context()
+    options = (p for p in context.command.params if isinstance(p, click.Option))
+    named = {str(option.name): max(option.opts, key=len) for option in options}
+    for words, here in _HERE.items():
+        message = re.sub(words, here, message)
+
+    def said(argument: re.Match[str]) -> str:
+        name = _OTHERWISE.get(argument[1], argument[1])
+        judge = context.params.get("judge")
+        if name == "model" and judge and message.startswith(f"model={judge!r}:"):
+            name = "judge"
+        return f"{named[name]} " if name in named else argument[0]
+
+    if message.startswith("the budget ("):
+        return re.sub(r"\b([a-z_]+)=", said, message)
+    return re.sub(r"^(?:budget |quota )?([a-z_]+)(?:=| (?='))", said, message)
 
 
 def amounts(options: Mapping[str, Any]) -> dict[str, Any]:

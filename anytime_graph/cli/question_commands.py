@@ -11,7 +11,6 @@ import click
 from anytime_graph.audit import audit, audit_questions
 from anytime_graph.batch import batch
 from anytime_graph.budget import Budget
-from anytime_graph.checkpoints import open_checkpoints
 from anytime_graph.checkpoints.export import line
 from anytime_graph.checkpoints.memory import LedgerMemory
 from anytime_graph.cli import display, ledger_commands
@@ -60,7 +59,7 @@ def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -
         texts = option.questions(file, arguments["scorer"])
         budget = Budget(**(option.amounts(options) or {"tokens": 100_000}))
         with (
-            open_checkpoints(db) as store,
+            ledger_commands.opened(db, new=True) as store,
             interruptible() as stop,
             display.batch_progress(quiet) as progress,
         ):
@@ -127,7 +126,7 @@ def audit_command(
             if scorer is None:
                 raise ValueError("--questions: a scorer is needed; give --check or a constraint")
             with (
-                open_checkpoints(db) as store,
+                ledger_commands.opened(db, new=True) as store,
                 interruptible() as stop,
                 display.progress("questions", quiet) as progress,
             ):
@@ -184,7 +183,7 @@ def warm_up_command(file: str, db: str, as_json: bool, **options: Any) -> None:
         arguments = option.graph_arguments(options)
         texts = option.questions(file, arguments["scorer"])
         with (
-            open_checkpoints(db) as store,
+            ledger_commands.opened(db, new=True) as store,
             interruptible() as stop,
             display.progress("questions", quiet) as progress,
         ):

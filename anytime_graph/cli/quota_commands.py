@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from anytime_graph.budget import Budget
-from anytime_graph.checkpoints import open_checkpoints
 from anytime_graph.checkpoints.export import line
 from anytime_graph.cli import display, options
 from anytime_graph.cli.ledger_commands import as_json_option, errors_shown, opened
@@ -62,7 +61,7 @@ def set_quota(db: str, per: str | None, who: str, window: str, **amounts: Any) -
         raise click.UsageError(f"a quota limits something: give at least one of {names}")
     with errors_shown(False):
         kept = Quota(Budget(**given), per=per, window=window)
-        with open_checkpoints(db) as store:
+        with opened(db, new=True) as store:
             store.ledger.quotas.keep(kept, who)
     click.echo(f"set: {kept}" + (f" for {who!r}" if who else ""))
 

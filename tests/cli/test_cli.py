@@ -122,18 +122,40 @@ def test_a_scorer_file_may_hold_classes_whose_annotations_are_postponed(tmp_path
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--tokens", "5"], "the least is tokens="),
-        (["--tokens", "-5"], "tokens=-5"),
-        (["--usd", "1"], "the price of 'scripted' is not known"),
+        (
+            ["--tokens", "5"],
+            "Error: the budget (--tokens 5) cannot pay for one draft; the least is --tok",
+        ),
+        (["--tokens", "-5"], "Error: --tokens -5: a budget is from 0"),
+        (["--output-tokens", "-5"], "Error: --output-tokens -5: a budget is from 0"),
+        (["--usd", "nan"], "Error: --usd nan: a budget is from 0"),
+        (
+            ["--usd", "1"],
+            "Error: --usd 1.0: the price of 'scripted' is not known; give --price INPUT,OUTP",
+        ),
+        (["--judge", "opnai:x"], "Error: --judge 'opnai:x': did you mean openai:x?"),
+        (["--strategy", "best-of-n"], "did you mean 'best_of_n'?"),
+        (
+            ["--strategy", "evolve"],
+            "Error: --strategy 'evolve': it needs scores: give --check FILE.py:",
+        ),
+        (["--include", ""], "Error: --include: a text that is not empty is needed"),
         (["--words", "many"], "neither a number nor"),
-        (["--check", "nowhere.py:f"], "of a file that exists"),
+        (["--words", "9-3"], "neither a number nor"),
+        (
+            ["--check", "nowhere.py:f"],
+            "Error: --check 'nowhere.py:f': FILE.py:FUNCTION is needed, of a",
+        ),
         (["--check", f"{__file__}:nothing"], "has no function 'nothing'"),
         (["--check", f"{__file__}:COMMAND"], "has no function 'COMMAND'"),
         (["--check", "x.py:f", "--words", "3"], "give one"),
-        (["--matches", "("], "matches='('"),
+        (["--matches", "("], "Error: --matches '('"),
         (["--price", "cheap"], "two numbers"),
         (["--thread", "t"], "go together"),
         (["--db", "/no/such/folder/x.db", "--thread", "t"], "see to the path"),
+        (["--db", "/tmp", "--thread", "t"], "Error: --db '/tmp': this is a folder"),
+        (["--db", "mysql://h/d", "--thread", "t"], "'mysql://h/d': a SQLite file is needed, or a"),
+        (["--db", ":memory:", "--thread", "t"], "Error: --db ':memory:': name a file"),
         (["--db", __file__, "--thread", "t"], "this is no SQLite database"),
     ],
 )
@@ -161,7 +183,7 @@ def test_without_a_key_one_line_says_which_variable_to_set_for_which_model(tmp_p
     for words in (["solve", "Q?", "--model"], ["demo", "--model"], ["solve", "Q?", "--judge"]):
         done = forked([*words, "openai:gpt-4.1-mini"], tmp_path, bare)
         assert (done.returncode, done.stdout) == (2, "")
-        message = "model='openai:gpt-4.1-mini': it needs a key; set OPENAI_API_KEY"
+        message = f"{words[-1]} 'openai:gpt-4.1-mini': it needs a key; set OPENAI_API_KEY"
         (line,) = done.stderr.splitlines()
         assert line.startswith(f"Error: {message} ")
 

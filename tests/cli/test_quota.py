@@ -40,7 +40,7 @@ def test_a_quota_is_set_shown_kept_and_removed(server: Server, command: Command)
         in done.output
     )
     done = command(*SOLVE, "--thread", "c")
-    assert (done.exit_code, "must know whose the call is" in done.output) == (2, True)
+    assert (done.exit_code, "whose the call is; give --key user=" in done.output) == (2, True)
     used = {row["who"]: row for row in json.loads(command("quota", "show", "--json").stdout)}
     assert 0 < used["ann"]["booked"]["tokens"] == server.settled().served <= 900
     assert used["bob"]["booked"] == {"tokens": 0, "tool_calls": 0}
@@ -53,8 +53,16 @@ def test_a_quota_is_set_shown_kept_and_removed(server: Server, command: Command)
     ("words", "said"),
     [
         (["set", "--window", "1d"], "give at least one of --tokens, --output-tokens"),
-        (["set", "--window", "1 day", "--calls", "1"], "quota window='1 day'"),
-        (["set", "--window", "day", "--calls", "1", "--for", "ann"], "name the key with per="),
+        (["set", "--window", "1 day", "--calls", "1"], "--window '1 day': did you mean '1d'?"),
+        (["set", "--window", "30minutes", "--calls", "1"], "did you mean '30min'?"),
+        (["set", "--window", "daily", "--calls", "1"], "did you mean 'day'?"),
+        (["set", "--window", "2months", "--calls", "1"], "did you mean 'month'?"),
+        (["set", "--window", "day", "--calls", "-1"], "Error: --calls -1: a budget is from 0"),
+        (
+            ["set", "--window", "day", "--calls", "1", "--per", "a b"],
+            "Error: --per 'a b': the name",
+        ),
+        (["set", "--window", "day", "--calls", "1", "--for", "ann"], "name the key with --per"),
     ],
 )
 def test_a_bad_quota_is_explained(command: Command, words: list[str], said: str) -> None:
@@ -83,6 +91,10 @@ def test_spend_is_added_up_as_asked(server: Server, command: Command) -> None:
     assert (acme["tenant"], acme["calls"]) == ("acme", 3)
     assert sql("anytime.db", "SELECT sum(tokens) FROM bills") == [(server.served,)]
     assert "draft" in command("spend", "--by", "node").stdout
+    done = command("spend", "--by", "node,usr")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("Error: --by 'usr': did you mean 'user'? ")
+    assert json.loads(command("spend", "--by", "shop", "--json").stdout)[0]["shop"] is None
 
 
 def test_tools_are_on_the_bill_by_name(server: Server, command: Command) -> None:

@@ -195,6 +195,11 @@ def test_help_teaches(name: str, command: Command) -> None:
         ["plot", "t", "-o", "x.png"],
         ["resume", "t"],
         ["rm", "t", "--yes"],
+        ["profile"],
+        ["audit"],
+        ["forget", "--yes"],
+        ["quota", "show"],
+        ["spend"],
     ],
     ids=lambda words: str(words[0]),
 )
@@ -203,7 +208,9 @@ def test_a_ledger_that_is_not_there_is_told_and_not_made(
 ) -> None:
     for db, message in (
         ("nowhere.db", "there is no such file"),
-        (str(tmp_path), "there is no such file"),
+        ("", "a SQLite file is needed"),
+        (str(tmp_path), "this is a folder; name a file in it"),
+        ("/dev/null", "this is no file"),
         ("postgresql://nobody:secret@127.0.0.1:1/x", "127.0.0.1"),
         (__file__, "no SQLite database"),
     ):
@@ -213,10 +220,15 @@ def test_a_ledger_that_is_not_there_is_told_and_not_made(
         assert "secret" not in done.output
         assert "Traceback" not in done.output
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "anytime.db").touch()
+    done = command(*words)
+    assert (done.exit_code, "this file is empty" in told(done)) == (2, True)
+    assert (tmp_path / "anytime.db").stat().st_size == 0
     solve("other", "--calls", "1")
     done = command(*words)
-    assert done.exit_code == (0 if words == ["threads"] else 1)
-    assert words == ["threads"] or "there is no thread 't'" in told(done)
+    of_a_thread = "t" in words
+    assert done.exit_code == (1 if of_a_thread else 0)
+    assert ("there is no thread 't'" in told(done)) is of_a_thread
     assert not (tmp_path / "x.png").exists()
 
 
