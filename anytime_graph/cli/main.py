@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,7 @@ def solve(
                 out = _run_graph(
                     app, graph_input, _thread_config(thread, options), _quiet(as_json), space
                 )
-    _deliver(out, as_json)
+    _deliver(out, as_json, thread, db)
 
 
 @main.command()
@@ -194,7 +195,7 @@ def resume(thread: str, db: str, as_json: bool, **options: Any) -> None:
             "the options that add to it",
             err=True,
         )
-    _deliver(out, as_json)
+    _deliver(out, as_json, thread, db)
 
 
 def _read_question(question: str | None, file: str | None) -> str:
@@ -277,13 +278,16 @@ def _run_graph(
         return display.follow(events, quiet=quiet)
 
 
-def _deliver(out: Output, as_json: bool) -> None:
+def _deliver(out: Output, as_json: bool, thread: str | None, db: str | None) -> None:
     if as_json:
         click.echo(line(_report(out)))
     else:
         display.run_ended(out, quiet=not sys.stderr.isatty())
         display.say(out["best"]["answer"] if out["best"] else "")
     if out["stop_reason"] == "interrupted":
+        if thread and db and not as_json:
+            again = shlex.join(["anytime-graph", "resume", thread, "--db", db])
+            click.echo(f"To go on: {harmless(again)}", err=True)
         sys.exit(ledger_commands.INTERRUPTED)
     if out["stop_reason"] == "scorer":
         raise click.ClickException("; ".join(counted(map(harmless, out["errors"]))))

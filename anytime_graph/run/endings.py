@@ -22,7 +22,7 @@ MEANINGS = {
     "min_gain": "the next answer promises less than was asked for",
     "price": "the next answer costs more than it promises",
     "done": "nothing was left to do",
-    "interrupted": "it was interrupted; more budget lets it go on",
+    "interrupted": "by Ctrl-C, a stop event, or a client that left",
     "drained": "its process was asked to end",
     "errors": "calls kept failing",
     "scorer": "the scorer failed on every answer",

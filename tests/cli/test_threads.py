@@ -420,6 +420,8 @@ def test_ctrl_c_and_resume(server: Server, command: Command) -> None:
     words = [*DOOMED, "--calls", "12", "--strategy", "self_refine"]
     interrupted = {"by": signal.SIGINT}
     assert ended(server, "solve", *words, calls=2, **interrupted) == (130, "kept 0\n")
+    told_next = "To go on: anytime-graph resume t --db anytime.db\n"
+    assert Path("stderr").read_text().endswith(told_next)
     assert "interrupted" in command("threads").stdout
     assert ended(server, "resume", "t", calls=4, **interrupted) == (130, "kept 0\n")
     done = command("resume", "t", "--json")
