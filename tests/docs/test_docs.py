@@ -170,6 +170,12 @@ def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().split()) <= 900
 
 
+def test_the_reference_has_each_name_once() -> None:
+    page = (ROOT / "docs" / "reference.md").read_text()
+    names = [name.rpartition(".")[2] for name in re.findall("^::: (.*)$", page, re.M)]
+    assert len(names) == len(set(names))
+
+
 @pytest.mark.parametrize(
     "report", sorted((ROOT / "docs/results").rglob("*.md")), ids=lambda report: report.stem
 )
