@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -63,10 +64,17 @@ def reasoning_gym(
     except ImportError:
         raise ImportError(f"reasoning_gym:{name}: pip install reasoning-gym") from None
     if name not in gym.factory.DATASETS:
-        known = sorted(set(gym.factory.DATASETS) - EVALUATED)
+        names = sorted(set(gym.factory.DATASETS) - EVALUATED)
         raise ValueError(
-            f"reasoning_gym:{name}: there is no such task; {meant(name, known)}there are "
-            f"{', '.join(known[:8])}, ..."
+            f"reasoning_gym:{name}: there is no such task; {meant(name, names)}there are "
+            f"{', '.join(names[:8])}, ..."
+        )
+    own_options = (field.name for field in fields(gym.factory.DATASETS[name][1]))
+    known = ["count", "examples", *(option for option in own_options if option != "size")]
+    if unknown := [option for option in parameters if option not in known]:
+        raise ValueError(
+            f"reasoning_gym:{name}: no option {unknown[0]!r}; {meant(unknown[0], known)}it takes "
+            f"{', '.join(known)}"
         )
     try:
         dataset = gym.create_dataset(name, size=count, seed=seed, **parameters)

@@ -390,6 +390,10 @@ def test_unknown_names_and_parameters_of_reasoning_gym(monkeypatch: pytest.Monke
     pytest.importorskip("reasoning_gym")
     with pytest.raises(ValueError, match="reasoning_gym:sums: there is no such task; there are ab"):
         load("reasoning_gym:sums")
+    with pytest.raises(ValueError, match=r"there is no such task; did you mean 'chain_sum'\?"):
+        load("reasoning_gym:chainsum")
+    with pytest.raises(ValueError, match=r"no option 'max_digts'; did you mean 'max_digits'\?"):
+        load("reasoning_gym:chain_sum", max_digts=2)
     with pytest.raises(ValueError, match=r"reasoning_gym:chain_sum: .*terms"):
         load("reasoning_gym:chain_sum", terms=5)
     with pytest.raises(ValueError, match="reasoning_gym:chain_sum: max_terms must be"):
