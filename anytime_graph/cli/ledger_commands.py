@@ -22,7 +22,7 @@ from anytime_graph.checkpoints.export import FORMS, Row, line
 from anytime_graph.cli import display, options
 from anytime_graph.pages.thread import page, told
 from anytime_graph.planning.profiles import Profile, expected_best, profile_of, save_profile
-from anytime_graph.text import clipped, harmless
+from anytime_graph.text import clipped, harmless, meant
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -83,8 +83,9 @@ def runs_of(ledger: Ledger, thread: str) -> list[dict[str, Any]]:
     """The runs of a thread. Raises ClickException if the ledger has no such thread."""
     runs = ledger.runs(thread)
     if not runs:
+        instead = meant(thread, [row["thread"] for row in ledger.threads()])
         raise click.ClickException(
-            f"there is no thread {thread!r} in this ledger; `anytime-graph threads` lists them"
+            f"there is no thread {thread!r} in this ledger; {instead}`anytime-graph threads` lists them"
         )
     return runs
 

@@ -57,7 +57,7 @@ def test_what_cannot_be_served_is_refused_by_name(command: Command, tmp_path: Pa
             (["none.gguf"], "local:none.gguf: there is no such file"),
             (["text.gguf"], "text.gguf: not a GGUF file"),
             (["cut.gguf"], "cut.gguf: llama.cpp cannot serve these weights"),
-            ([weights, "--port", port], f"port={port} is taken"),
+            ([weights, "--port", port], f"--port {port} is taken"),
         ):
             done = command("serve-model", *words)
             assert done.exit_code == 2

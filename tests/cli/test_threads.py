@@ -229,6 +229,7 @@ def test_a_ledger_that_is_not_there_is_told_and_not_made(
     of_a_thread = "t" in words
     assert done.exit_code == (1 if of_a_thread else 0)
     assert ("there is no thread 't'" in told(done)) is of_a_thread
+    assert "did you mean 'other'?" in told(command("best", "othr"))
     assert not (tmp_path / "x.png").exists()
 
 
@@ -285,7 +286,7 @@ def test_resume_refuses_what_would_not_help(
     made = len(server.calls)
     for words, message in (
         (["--tokens", "+100"], "--tokens: the thread's budget does not limit its tokens"),
-        (["--calls", "-1"], "calls=-1"),
+        (["--calls", "-1"], "--calls -1: a budget is from 0"),
         (["--calls", "some"], "not a valid integer"),
     ):
         done = command("resume", "rivers", *words)
