@@ -145,7 +145,7 @@ def test_a_cancelled_run_has_its_best_and_goes_on(dev: Dev, endpoint: Server) ->
 @pytest.mark.parametrize(
     ("context", "said"),
     [
-        ({"strategy": "best"}, "strategy='best': one of single, best_of_n"),
+        ({"strategy": "best"}, "strategy='best': did you mean 'best_of_n'? one of single"),
         ({"strategy": ["pdp"]}, "context strategy=['pdp']: its name is needed"),
         ({"model": "openai:gpt-5"}, "context model='openai:gpt-5': one of local, gpt-4.1-mini"),
         ({"model": "local:/etc/passwd"}, "one of local, gpt-4.1-mini"),
