@@ -162,10 +162,10 @@ def _amounts(run: Row) -> Iterator[str]:
 
 def _tokens_note(run: Row) -> str:
     spent, judged = run["spent"], run["judging"]["tokens"]
-    parts = [f"{spent['input_tokens']:,} input", f"{spent['output_tokens']:,} output"]
-    for name in ("cached", "reasoning"):
-        if spent[f"{name}_tokens"]:
-            parts.append(f"of it {spent[f'{name}_tokens']:,} {name}")
+    parts = []
+    for whole, name in (("input", "cached"), ("output", "reasoning")):
+        part = f" ({spent[f'{name}_tokens']:,} {name})" if spent[f"{name}_tokens"] else ""
+        parts.append(f"{spent[f'{whole}_tokens']:,} {whole}{part}")
     if judged:
         parts.append(f"{judged:,} by the judge")
     if inherited := run["inherited"]["tokens"]:

@@ -137,8 +137,16 @@ def test_what_was_not_kept_and_what_has_no_answer_yet_is_said(
     unfinished = {**run, "answers": [], "pairs": [], "curve": [], "best_id": None}
     unfinished |= {"stop_reason": None, "calls": run["calls"][:1]}
     unfinished["calls"][0] |= {"state": "reserved", "ended": None, "errors": ["lost"]}
+    known = {"input_tokens": 900, "cached_tokens": 640, "output_tokens": 90, "reasoning_tokens": 0}
+    unfinished["spent"] = {**run["spent"], **known}
     text = Seen(page({**story, "runs": [unfinished], "running": True})).text
-    for part in ("No answer yet", "It is running.", "in flight", "call 0: lost"):
+    for part in (
+        "900 input (640 cached), 90 output",
+        "No answer yet",
+        "It is running.",
+        "in flight",
+        "call 0: lost",
+    ):
         assert part in text
     assert "It was cut off" in page(
         {**story, "runs": [{**unfinished, "calls": []}], "running": False}
