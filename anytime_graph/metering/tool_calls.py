@@ -7,6 +7,7 @@ model may not have meant.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterator
 from typing import Any, TypeGuard, cast
 
@@ -99,10 +100,19 @@ def _parsed_arguments(text: Any, ended: bool) -> dict[str, Any] | None:
     if not text:
         return {} if ended else None
     try:
-        args = json.loads(text, strict=False) if isinstance(text, str) else text
-    except (ValueError, RecursionError):
+        written = _argument_text(text)
+        args = json.loads(written, strict=False, parse_float=_finite, parse_constant=_finite)
+    except (ValueError, TypeError, RecursionError):
         return None
     return args if isinstance(args, dict) else None
+
+
+def _finite(number: str) -> float:
+    """Raises ValueError for NaN and Infinity, which Python reads and JSON does not have, and for numbers as
+    large as 1e999, which Python would make infinite: the tool would get what the model did not write."""
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number:.20}: a finite number is needed")
+    return value
 
 
 def _sent_arguments(message: AIMessage) -> Iterator[tuple[Any, Any]]:

@@ -91,7 +91,11 @@ def in_chat(wire: Wire, shed: Shed) -> list[Json]:
 WAYS: list[Any] = [in_agent, in_draft, in_chat]
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=6) | st.floats(allow_nan=False),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=6)
+    | st.floats(allow_nan=False, allow_infinity=False),
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
     ),
@@ -170,6 +174,9 @@ GARBLED = [
     '{"path": "/data"}]',
     '{"path": "/data"} and so on',
     '{"path": "/data",}',
+    '{"path": NaN}',
+    '{"path": [-Infinity]}',
+    '{"path": {"to": 1e999}}',
 ]
 NO_OBJECTS = ['["/data"]', '"/data"', "null"]
 """Of whole messages, langchain-openai takes none of these, or takes it for no arguments."""
