@@ -26,17 +26,35 @@ class StopSignal(Protocol):
 
 
 class Exited(Exception):
-    """A function of the user's wanted to exit from the program."""
+    """A function of the user's raised what would have ended more than the function."""
 
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """For calls of the user's functions. Raises Exited in place of SystemExit, so that `exit()` ends only
-    the function. Ctrl-C and the cancelling of a task pass."""
+    """For calls of the user's functions. Raises Exited in place of SystemExit and whatever else is no Exception,
+    so that `exit()` ends only the function. Ctrl-C passes, and so does the cancelling or closing of what
+    runs the function, if it is not the function that raises it."""
+    task = _current_task()
     try:
         yield
-    except SystemExit as error:
+    except KeyboardInterrupt:
+        raise
+    except StopIteration as error:  # a thread could not hand it on to the event loop
         raise Exited from error
+    except Exception:
+        raise
+    except BaseException as error:
+        cancelled = isinstance(error, asyncio.CancelledError) and task and task.cancelling()
+        closed = isinstance(error, GeneratorExit) and _current_task() is not task
+        if cancelled or closed:
+            raise
+        raise Exited from error
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    with suppress(RuntimeError):  # no event loop runs here
+        return asyncio.current_task()
+    return None
 
 
 @contextmanager

@@ -12,7 +12,6 @@ import sysconfig
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -182,13 +181,9 @@ def verdict_of(
     async def wait() -> Verdict:
         return await awithin(rest, lambda: verdict)
 
-    try:
-        with contained():
-            patience = None if rest is None else rest + 2 * GRACE
-            return in_thread(patience, lambda: asyncio.run(wait()))
-    except asyncio.CancelledError:
-        # This one is an Exception, so it costs a score, not the thread's work.
-        raise CancelledError from None
+    with contained():
+        patience = None if rest is None else rest + 2 * GRACE
+        return in_thread(patience, lambda: asyncio.run(wait()))
 
 
 async def averdict_of(
@@ -201,8 +196,12 @@ async def averdict_of(
             if is_async(scorer):
                 return await cast(Awaitable[Verdict], scorer(question, subject))
             threaded = asyncio.to_thread if seconds is None else athread
-            verdict = await threaded(scorer, question, subject)
+            verdict = await threaded(called)
             return await verdict if inspect.isawaitable(verdict) else verdict
+
+    def called() -> Verdict | Awaitable[Verdict]:
+        with contained():
+            return scorer(question, subject)
 
     return await awithin(seconds, judged)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from anytime_graph.interrupt import TimeIsUp, athread, awithin, within
+from anytime_graph.interrupt import TimeIsUp, _abandon, athread, awithin, contained, within
 from tests.kit.marks import both
 from tests.kit.waiting import PATIENCE
 
@@ -132,6 +132,42 @@ def test_to_cancel_the_waiting_cancels_the_work() -> None:
 
     asyncio.run(main())
     assert cancelled == ["work"]
+
+
+def test_what_ends_the_task_passes_where_the_function_itself_is_contained() -> None:
+    seen: list[type[BaseException]] = []
+
+    async def work() -> None:
+        try:
+            with contained():
+                await asyncio.Event().wait()
+        except BaseException as error:
+            seen.append(type(error))
+            raise
+
+    async def both() -> None:
+        task = asyncio.create_task(work())
+        await asyncio.sleep(0)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    asyncio.run(both())
+
+    async def left() -> Any:
+        opened = work()
+
+        async def step() -> None:
+            await opened
+
+        task = asyncio.create_task(step())
+        await asyncio.sleep(0)
+        _abandon(task)
+        return opened
+
+    opened = asyncio.run(left())
+    opened.close()
+    assert seen == [asyncio.CancelledError, GeneratorExit]
 
 
 def test_ctrl_c_ends_the_waiting_and_abandons_the_work() -> None:

@@ -557,6 +557,13 @@ class Over(SystemExit):
     """As frameworks have their own."""
 
 
+class Halt(BaseException):
+    """One that no `except Exception` catches."""
+
+
+ENDS = [SystemExit, Over, Halt, GeneratorExit, asyncio.CancelledError, StopIteration]
+
+
 def ending(by: type[BaseException], awaited: bool = False) -> Any:
     """A scorer that takes one answer only."""
 
@@ -577,20 +584,21 @@ def good_once(request: dict[str, Any], i: int) -> Reply:
 
 
 @both
+@pytest.mark.parametrize("limits", [{}, {"seconds": 60}], ids=["", "timed"])
 @pytest.mark.parametrize("awaited", [False, True])
-@pytest.mark.parametrize("by", [SystemExit, Over])
+@pytest.mark.parametrize("by", ENDS)
 def test_a_scorer_that_ends_the_program_costs_its_score_only(
-    server: Server, by: type[BaseException], awaited: bool, sync: bool
+    server: Server, by: type[BaseException], awaited: bool, limits: Any, sync: bool
 ) -> None:
     server.script = good_once
     scorer = ending(by, awaited)
-    out = run(server, Budget(calls=8), sync, strategy="best_of_n", scorer=scorer)
+    out = run(server, Budget(calls=8, **limits), sync, strategy="best_of_n", scorer=scorer)
     assert (out["best"]["answer"], out["best"]["score"]) == ("good", 0.9)
     assert sum(by.__name__ in e for e in out["errors"]) == 7
 
 
 @both
-@pytest.mark.parametrize("by", [SystemExit, Over])
+@pytest.mark.parametrize("by", ENDS[:-1])
 def test_whatever_of_the_users_ends_the_program_loses_no_answer(
     server: Server, by: type[BaseException], sync: bool
 ) -> None:
