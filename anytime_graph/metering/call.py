@@ -472,13 +472,14 @@ class _Call:
         self.error = error
         status = providers.status(error)
         self.errors.append(
-            f"{providers.describe(error)}{refusals.to_check(status, self.meter.model)}"
+            f"{providers.describe(error)}{refusals.to_check(error, self.meter.model)}"
         )
         refused = status is not None and not providers.transient(status)
         unserved = not self.sent or (not self.streamed.begun and providers.unserved(error))
         # A provider that does not know requests for several choices may say "no such thing" to those.
         barred = (*providers.NO_ENTRY, providers.NO_SUCH_THING)
         closed = status in (providers.NO_ENTRY if self.request.n > 1 else barred)
+        closed = closed or refusals.unpaid(error)
         silent = status is None and not self.streamed.pieces and not unserved
         if self.request.n > 1 and (refused or silent):
             self.billed_once = False

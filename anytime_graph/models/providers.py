@@ -7,6 +7,7 @@ tests see of them at the wire.
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import re
 import threading
@@ -130,15 +131,47 @@ _TURNED_AWAY = (501, 503, 505, 511, 521, 523, 525, 526, 529, 530)
 """Statuses that blame the server and say that it did not accept the request. Those above 520, but for 529,
 are Cloudflare's for a server that it did not reach."""
 _STANDS_FOR = {
-    429: r"rate_?limit\w*|too_?many_?requests\w*|insufficient_quota|resource_?exhausted|throttling\w*",
+    402: r"insufficient_(balance|credits?|funds)|billing\w*|arrearage|payment_required",
+    429: r"rate_?limit\w*|too_?many_?requests\w*|\w*_quota\w*|resource_?exhausted|throttling[\w.]*",
     503: r"overloaded\w*|\w*overloaded|\w*unavailable\w*",
-    400: r"context_length_exceeded|invalid_?(request|prompt|argument|value)\w*|bad_?request\w*",
-    401: r"authentication\w*|invalid_api_key|unauthenticated|unauthorized",
-    403: r"permission\w*|forbidden",
+    400: r"context_(length|window)_exceeded|invalid_?(request|prompt|argument|value|parameter)\w*|bad_?request\w*"
+    r"|unsupported_\w+|failed_precondition|budget_exceeded",
+    401: r"authentication\w*|(invalid|incorrect)_?api_?key|unauthenticated|unauthorized",
+    403: r"permission\w*|forbidden|access_?denied\w*",
     404: r"(model_)?not_?found\w*",
     413: r"request_too_large",
+    500: r"(server|api|internal)_?error|internal\w*|timeout\w*|deadline\w*",
 }
-"""Words for a refusal, and the status that they stand for where it came within a reply of status 200."""
+"""Words for an error, and the status that they stand for where it came within a reply of status 200."""
+TOO_LARGE = (
+    r"(?i)context.{0,12}(length|window|size|limit)|prompt (is )?too (long|large)|reduce the length"
+    r"|max\w*_?tokens|maxoutputtokens|maximum.{0,20}tokens|too many (input )?tokens|tokens?.{0,20}exceed"
+    r"|exceed.{0,60}tokens?|input (is )?too long|token limit|tokens you requested|(input|prompt|sequence) length"
+    r"|(less|fewer) than \d+ tokens|max(imum)?[ _](seq\w*|model)?[ _]?len(gth)?\b|data length exceed"
+    r"|上下文.{0,6}(长|超|限)|(超过|超出).{0,12}(上下文|长度|上限)"
+    r"|(输入|提示词?|prompt|tokens?).{0,12}(超长|过长|超过|超出|超限)"
+)
+"""How servers say that a request is too large. In Chinese: the context, input or prompt is long, too long or
+beyond a limit."""
+UNPAID = (
+    r"(?i)insufficient[_ ](quota|balance|credits?|funds)|billing[_ ](hard[_ ]limit|not[_ ]active)"
+    r"|(credit|account) balance|arrearage|good standing|plan and billing|budget[_ ](has been )?exceeded"
+    r"|exceeded[_ ](your[_ ])?(current|monthly)[_ ]\w*[_ ]?(quota|credits)|(credit|spending) limit|(more|available) credits"
+    r"|payment required|specified \w+ usage limits"
+    r"|余额不足|欠费"
+)
+"""How servers say that the account does not pay for the request."""
+_SAYING = {
+    402: UNPAID,
+    429: r"(?i)rate.?limit|too many requests|quota|频率|频繁|并发|限流|请求过多",
+    503: r"(?i)overloaded|at capacity|no (available|healthy) \w+|(temporarily|currently) unavailable",
+    400: TOO_LARGE,
+    401: r"(?i)(invalid|incorrect|missing|no) (api|auth)\w*.?key|unauthorized|no auth credentials|authentication",
+    403: r"(?i)forbidden|permission|not have access|access denied",
+    404: r"(?i)(model|deployment|endpoints?)\b.{0,80}\bnot? (found|exist)|(no|unknown) (such )?(model|endpoints?)\b"
+    r"|not a valid model",
+}
+"""The same for messages of errors that have no such word, or only one of the most general ones."""
 _WORD = re.compile(
     r"(?:ResponseError\(code=')?(\w+)(?:: |')|OpenRouter API returned an error.*\(code: (\w+)\)$",
     re.S,
@@ -179,6 +212,7 @@ _HIDING = {
 _RESPONDS = re.compile(r"codex|^(gpt|o\d).*-(pro|sol)")
 """Names of models that OpenAI serves only by the Responses API."""
 _FURTHER = "-choice-"
+_LONGEST_ERROR = 65_536
 
 
 # --- before a call
@@ -303,6 +337,9 @@ def meterable(
     for name in [key for key in copy.__dict__ if key not in fields]:
         if isinstance(getattr(type(copy), name, None), functools.cached_property):
             del copy.__dict__[name]
+    for name in ("_client", "_async_client"):  # Anthropic's
+        if isinstance(getattr(type(copy), name, None), functools.cached_property):
+            copy.__dict__[name] = _with_options(getattr(copy, name))
     return copy, _uncapped(bound) | _facts(model, _QUIET)
 
 
@@ -385,11 +422,75 @@ def clients(model: BaseChatModel, **options: Any) -> dict[str, Any]:
     for field, name in (("root_client", "client"), ("root_async_client", "async_client")):
         completions = getattr(model, name, None)
         root: Any = getattr(model, field, None) or getattr(completions, "_client", None)
-        if hasattr(root, "with_options"):
-            root = root.with_options(**options)
+        if hasattr(completions, "send"):  # Mistral's is an HTTP client
+            update[name] = _restating(completions)
+        elif hasattr(root, "with_options"):
+            root = _with_options(root, **options)
             update |= {field: root} if hasattr(model, field) else {}
             update |= {name: root.chat.completions} if completions is not None else {}
     return update
+
+
+def _with_options(client: Any, **options: Any) -> Any:
+    """A copy of an SDK's client with these options, and with an HTTP client that restates."""
+    if (http := getattr(client, "_client", None)) is not None:
+        options["http_client"] = _restating(http)
+    return client.with_options(**options)
+
+
+def _restating(http: Any) -> Any:
+    """The same HTTP client, through which a reply that is nothing but an error in JSON has the status that
+    the error stands for, if gateways send it with status 200. Clients would take it for an empty stream."""
+    view = object.__new__(_restating_kind(type(http)))
+    view.__dict__ = http.__dict__
+    return view
+
+
+@functools.cache
+def _restating_kind(kind: Any) -> Any:
+    if kind.__dict__.get("restates"):
+        return kind
+
+    def send(self: Any, *args: Any, **options: Any) -> Any:
+        response = kind.send(self, *args, **options)
+        if _may_be_error(response):
+            response.read()
+            _restate(response)
+        return response
+
+    async def asend(self: Any, *args: Any, **options: Any) -> Any:
+        response = await kind.send(self, *args, **options)
+        if _may_be_error(response):
+            await response.aread()
+            _restate(response)
+        return response
+
+    sends = asend if inspect.iscoroutinefunction(kind.send) else send
+    own = {"send": sends, "restates": True, "__del__": lambda self: None}
+    return type(kind.__name__, (kind,), own)
+
+
+def _may_be_error(response: Any) -> bool:
+    """Whether this reply may be an error, and can be read at once: streams have no length. Some are sent as
+    "application/json", but none is compressed then."""
+    headers, length = response.headers, response.headers.get("content-length", "")
+    packed = "content-encoding" in headers and "json" in headers.get("content-type", "")
+    short = length.isdecimal() and int(length) <= _LONGEST_ERROR
+    return response.status_code == 200 and (response.is_closed or packed or short)
+
+
+def _restate(response: Any) -> None:
+    """Give a reply the status of the error that is its body. One that says nothing known may have been served,
+    as with status 500."""
+    body: Any = None
+    with suppress(ValueError, RecursionError):
+        body = json.loads(response.content)
+    if isinstance(body, list) and len(body) == 1:
+        body = body[0]
+    if not isinstance(body, dict) or body.get("usage"):
+        return
+    if body.get("error") or "error" in (body.get("object"), body.get("type")):
+        response.status_code = _status_in(body) or 500
 
 
 def with_output_cap(
@@ -537,6 +638,8 @@ def _spoken_refusals() -> Callable[[Any], dict[str, Any]]:
 
     def spoken(piece: Any) -> dict[str, Any]:
         fields: dict[str, Any] = piece if isinstance(piece, dict) else piece.model_dump()
+        if fields.get("object") == "error":  # older vLLM's
+            raise ValueError(fields)
         for choice in fields.get("choices") or ():
             delta = choice.get("delta") or {}
             if words := delta.get("refusal"):
@@ -668,21 +771,31 @@ def status(error: BaseException | None) -> int | None:
 
 def _stands_for(error: BaseException) -> int | None:
     """The status that an error stands for by its words: one that came in place of a reply."""
-    body: Any = getattr(error, "body", None)
-    words: list[Any] = []
+    body: Any = getattr(error, "body", None) or getattr(error, "error", None)
+    words: tuple[Any, ...] = ()
     if isinstance(error, ValueError):
-        body = error.args[0] if error.args else None
-        words += match.groups() if (match := _WORD.match(str(error))) else ()
+        body = next((arg for arg in error.args if isinstance(arg, dict)), None)
+        words = match.groups() if (match := _WORD.match(str(error))) else ()
+    return _status_in(body, *words)
+
+
+def _status_in(body: Any, *words: Any) -> int | None:
+    """The status that the body of an error, or a word for it, stands for; None if it is not told."""
+    if isinstance(body, dict) and body.get("error"):
+        body = body["error"]
     if isinstance(body, dict):
-        body = body["error"] if isinstance(body.get("error"), dict) else body
-        words += (body.get(key) for key in ("code", "status", "type"))
-    for word in map(str, filter(None, words)):
-        if re.fullmatch(r"[345]\d\d", word):
-            return int(word)
-        for status, known in _STANDS_FOR.items():
-            if re.fullmatch(known, word, re.I):
-                return status
-    return None
+        words += tuple(body.get(key) for key in ("code", "status", "type"))
+        body = body.get("message")
+    told = [str(word) for word in words if word]
+    if number := next((int(word) for word in told if re.fullmatch(r"[345]\d\d", word)), None):
+        return number
+    known = (
+        s for word in told for s, known in _STANDS_FOR.items() if re.fullmatch(known, word, re.I)
+    )
+    if (status := next(known, None)) not in (None, 400):
+        return status
+    said = body if isinstance(body, str) else ""
+    return next((s for s, known in _SAYING.items() if re.search(known, said)), status)
 
 
 def describe(error: BaseException) -> str:

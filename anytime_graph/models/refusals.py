@@ -25,15 +25,13 @@ _DURATION = re.compile(r"([\d.]+)\s*(h|ms|us|µs|ns|m|s)(?![a-z])")
 _IN_TEXT = re.compile(
     r"(?i)(?:try again|retry) in ((?:[\d.]+\s*(?:ms|h|m|s))+)|retry_?delay\W+(?:seconds\W+)?([\d.]+)"
 )
-_SIZE = re.compile(
-    r"(?i)context.{0,12}(length|window|size|limit)|prompt (is )?too (long|large)|reduce the length"
-    r"|max\w*_?tokens|maxoutputtokens|maximum.{0,20}tokens|too many (input )?tokens|tokens?.{0,20}exceed"
-    r"|exceed.{0,60}tokens?|input (is )?too long|token limit|tokens you requested|(input|prompt|sequence) length"
-    r"|(less|fewer) than \d+ tokens"
-)
+_SIZE = re.compile(providers.TOO_LARGE)
+_UNPAID = re.compile(providers.UNPAID)
+_PER_DAY = re.compile(r"(?i)PerDay|limit: 0\b")
+"""How Google says that a limit lasts longer than the wait that it names."""
 _NEVER = re.compile(r"(?i)request (is )?too large|must be reduced")
 """What a rate limit says to one request that is larger than all that it allows in a minute."""
-_WINDOW = re.compile(r"(?i)context|prompt|input")
+_WINDOW = re.compile(r"(?i)context|prompt|input|model (token|max)|上下文|输入|提示")
 _UNKNOWN = re.compile(
     r"(?i)(un(known|recognized|supported|expected)|not (supported|permitted|allowed)|extra (input|field)s?)"
     r"\W.{0,60}max_\w*tokens"
@@ -41,9 +39,11 @@ _UNKNOWN = re.compile(
     r"|not (supported|permitted|allowed)|extra (input|field)s?)"
 )
 _MOST = re.compile(
-    r"(?i)(?:maximum|limit|at most|up to|supports?|less than or equal to|<=|>|context (?:size|window)"
-    r"|allowed|\[\d+,|inclusive\) to|less than|cannot exceed|context length of|can only afford)[^\d]{0,60}?(\d[\d,_]*+)(?!\s*\+)|(\d[\d,_]*)\W+(?:tokens? )?maximum"
+    r"(?i)(?:maximum|limit|at most|up to|supports?|less than or equal to|<=|>|context (?:size|window|length)"
+    r"|allowed|\[\d+,|inclusive\) to|less than|cannot exceed|context length of|can only afford|max length|上限|最大|限制|不能超过)[^\d]{0,60}?(\d[\d,_]*+)(?!\s*\+)|(\d[\d,_]*)\W+(?:tokens? )?maximum"
 )
+_SAID = 400
+"""Characters in which a server has said what is wrong; an echo of the prompt comes later."""
 _READ = 4_000
 """Characters of a message that are read, at its head and at its end."""
 _LONGEST_WAIT = 30.0
@@ -70,6 +70,17 @@ def words(error: BaseException) -> str:
 def overloaded(error: BaseException) -> bool:
     """Whether the server refused the request only because of its load or a rate limit."""
     return providers.status(error) in _OVERLOADED
+
+
+def unpaid(error: BaseException) -> bool:
+    """Whether the account does not pay for the request, so that no waiting helps. Google says the same of a
+    limit by the minute, with the seconds to wait."""
+    status, said = providers.status(error), words(error)
+    if status == 429 and _PER_DAY.search(said):
+        return True
+    if status not in (400, 402, 412, 429) or not _UNPAID.search(said[:_SAID]):
+        return False
+    return not (_IN_TEXT if status == 429 else _SIZE).search(said)
 
 
 def about_form(error: BaseException) -> bool:
@@ -133,10 +144,13 @@ def retry_after(error: Exception) -> float:
     return 0.5 if providers.transient(status) else 0.0
 
 
-def to_check(status: int | None, model: Any) -> str:
+def to_check(error: BaseException, model: Any) -> str:
     """What to check after a refusal that every other request would get too; "" after another one."""
+    status = providers.status(error)
     name = repr(providers.model_name(model) or type(model).__name__)
     key = next(iter(getattr(model, "lc_secrets", {}).values()), "its key")
+    if unpaid(error):
+        return f"; the account of {key} does not pay for it: check its credit, plan and limits"
     if status in providers.NO_ENTRY:
         asked = "is the key right" if status == 401 else f"may the key use {name}"
         return f"; check {key}: {asked}?"

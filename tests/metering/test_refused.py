@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain.agents import create_agent
 from langchain_core.language_models import BaseChatModel
+from openai import APIStatusError
 
 from anytime_graph import Budget, NoAnswer, create_anytime_graph
 from anytime_graph.chat import ChatAnytime
@@ -20,7 +21,20 @@ from anytime_graph.metering import learned
 from anytime_graph.middleware import TokenBudgetMiddleware
 from tests.kit.marks import torture
 from tests.kit.server import Reply, Server, serving
-from tests.kit.wires import Json, Sent, anthropic, chat, response, responses, speaking, sse
+from tests.kit.wires import (
+    Json,
+    Sent,
+    anthropic,
+    anthropic_whole,
+    chat,
+    chat_whole,
+    response,
+    responses,
+    responses_whole,
+    speaking,
+    sse,
+    whole,
+)
 
 Q: Any = {"messages": [("user", "Why do rivers bend?")]}
 ANSWER = Reply("so <answer>erosion</answer> it is")
@@ -180,6 +194,8 @@ SAYS = {
     "{cap} `max_new_tokens`",
     "anthropic": "input length and `max_tokens` exceed context limit: {prompt} + {cap} > 8192, decrease "
     "input length or `max_tokens` and try again",
+    "qwen": "<400> InternalError.Algo.InvalidParameter: Range of input length should be [1, 8192]",
+    "zhipu": "Prompt 超长",
     "untold": "The requested context length is too long.",
     "together": "The total number of tokens ({all}) exceeds the model's limit of 8192.",
 }
@@ -313,6 +329,65 @@ def test_a_refusal_in_place_of_a_reply_costs_nothing_and_is_waited_for(
     assert (out["spent"]["tokens"], out["spent"]["calls"]) == (90, 1)
 
 
+MESSAGE = "Rate limit reached for requests"
+BODIES: dict[str, Any] = {
+    "a status": {"error": {"message": "no", "code": 429}},
+    "a status as text": {"error": {"message": "no", "type": "None", "code": "429"}},
+    "a word": {"error": {"message": "no", "type": "tokens", "code": "rate_limit_exceeded"}},
+    "a message": {"error": {"message": MESSAGE, "type": None, "code": None}},
+    "a text": {"error": MESSAGE},
+    "vllm": {"object": "error", "message": "no", "type": "RateLimitError", "code": 429},
+    "anthropic": {"type": "error", "error": {"type": "overloaded_error", "message": "no"}},
+    "google": [{"error": {"code": 503, "message": "no", "status": "UNAVAILABLE"}}],
+}
+SENDERS = (chat, chat_whole, responses, responses_whole, anthropic, anthropic_whole)
+
+
+@pytest.mark.pairwise
+@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize("send", SENDERS, ids=lambda send: send.__name__)
+@pytest.mark.parametrize("body", BODIES)
+def test_an_error_as_the_whole_reply_is_a_refusal_whatever_its_status(
+    body: str, send: Any, sync: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learned, "_PATIENCE", 90.0)
+    with speaking() as wire:
+        wire.send, first = send, [whole(BODIES[body])]
+        model = wire.model()
+        wire.send = lambda sent: first.pop() if first else send(sent)
+        app = create_anytime_graph(model, budget=Budget(calls=1), strategy="single").compile()
+        out = app.invoke(Q) if sync else asyncio.run(app.ainvoke(Q))
+    assert len(wire.requests) == 2
+    assert (out["spent"]["tokens"], out["spent"]["calls"]) == (90, 1)
+
+
+@pytest.mark.parametrize("send", SENDERS, ids=lambda send: send.__name__)
+def test_an_error_as_the_whole_reply_ends_a_run_shrinks_a_call_or_is_paid_for_as_with_its_status(
+    send: Any,
+) -> None:
+    def asked(error: Json) -> Any:
+        wire.requests.clear()
+        replies = [whole({"error": error})]
+        wire.send = lambda sent: replies.pop() if replies else send(sent)
+        app = create_anytime_graph(model, budget=Budget(tokens=9_000), strategy="single").compile()
+        return app.invoke(Q)
+
+    with speaking() as wire:
+        wire.send = send
+        model = wire.model()
+        with pytest.raises(NoAnswer, match="HTTP 401") as failure:
+            asked({"message": "Incorrect API key provided", "type": "invalid_request_error"})
+        assert (failure.value.spent["tokens"], len(wire.requests)) == (0, 1)
+        out = asked({"message": "This model's maximum context length is 2048 tokens.", "code": 400})
+        assert out["spent"]["tokens"] == 90
+        small, large = (
+            next(v for k, v in request.items() if "max" in k) for request in wire.requests[::-1]
+        )
+        assert small < 2_048 < large
+        out = asked({"message": "Bad gateway", "code": 502})
+        assert (out["spent"]["tokens"] > 2_000, out["spent"]["calls"]) == (True, 2)
+
+
 def test_an_error_within_a_reply_is_paid_for_whatever_it_is_called() -> None:
     said = {"index": 0, "delta": {"role": "assistant", "content": "so "}, "finish_reason": None}
     begun = {"id": "c", "object": "chat.completion.chunk", "created": 0, "choices": [said]}
@@ -357,6 +432,52 @@ def test_the_last_call_does_not_repeat_what_was_too_large(server: Server, says: 
     assert out["spent"]["tokens"] == server.settled().served
     sizes = [call.prompt for call in server.calls if not call.refused]
     assert len(sizes) == 2
+
+
+# --- what no waiting helps
+
+UNPAID = {
+    "openai": (429, "You exceeded your current quota, please check your plan and billing details."),
+    "openai's limit": (400, "Billing hard limit has been reached"),
+    "anthropic": (400, "Your credit balance is too low to access the Anthropic API."),
+    "deepseek": (402, "Insufficient Balance"),
+    "openrouter": (402, "Insufficient credits. Add more using https://openrouter.ai/credits"),
+    "huggingface": (402, "You have exceeded your monthly included credits."),
+    "moonshot": (429, "Your account is suspended, please check your plan and billing details"),
+    "zhipu": (429, "余额不足或无可用资源包,请充值。"),
+    "dashscope": (400, "Access denied, please make sure your account is in good standing."),
+    "litellm": (400, "Budget has been exceeded! Current cost: 2.0, Max budget: 1.0"),
+    "google by the day": (
+        429,
+        "You exceeded your current quota, please check your plan and billing details. quotaId: "
+        "GenerateRequestsPerDayPerProjectPerModel-FreeTier Please retry in 34.07s.",
+    ),
+}
+
+
+@DOORS
+@pytest.mark.parametrize("says", UNPAID)
+def test_what_the_account_does_not_pay_for_ends_a_run_at_once_by_its_name(
+    server: Server, says: str, door: Door
+) -> None:
+    status, words = UNPAID[says]
+    server.script = lambda r, i: Reply(error=status, says=words)
+    with pytest.raises((NoAnswer, APIStatusError)) as failure:  # an agent raises its client's
+        door(server.model(), Budget(tokens=6_000, seconds=60))
+    assert len(server.calls) == 1
+    if isinstance(failure.value, NoAnswer):
+        assert failure.value.spent["tokens"] == 0
+        assert "does not pay for it" in str(failure.value)
+
+
+def test_a_limit_by_the_minute_is_waited_for_though_it_speaks_of_billing(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learned, "_PATIENCE", 90.0)
+    words = f"{UNPAID['openai'][1]} quotaId: GenerateRequestsPerMinute. Please retry in 0.05s."
+    server.script = lambda r, i: ANSWER if i else Reply(error=429, says=words)
+    _, spent = by_graph(server.model(), Budget(tokens=4_000), strategy="single")
+    assert spent == server.settled().served
 
 
 # --- waiting

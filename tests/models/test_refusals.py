@@ -8,6 +8,61 @@ import pytest
 
 from anytime_graph.models import refusals
 
+LARGE: list[tuple[str, int | None, bool]] = [
+    (
+        "<400> InternalError.Algo.InvalidParameter: Range of input length should be [1, 8192]",
+        8192,
+        True,
+    ),
+    ("Range of max_tokens should be [1, 8192]", 8192, False),
+    (
+        "Invalid request: Your request exceeded model token limit: 8192 (requested: 24808)",
+        8192,
+        True,
+    ),
+    ("model max length exceeded, max length:8192", 8192, True),
+    ("Prompt exceeds max length", None, True),
+    ("Prompt 超长", None, True),
+    ("token数量超过上限。对话历史+问题的字数太多，需要精简输入", None, True),
+    ("上下文过长，请减少输入", None, True),
+    ("上下文长度超出模型最大限制 8192", 8192, True),
+    ("输入长度超过限制", None, True),
+    ("请求的 token 数超过模型上限 8192", 8192, False),
+    ("超出最大上下文长度", None, True),
+    ("length of prompt_tokens (24808) must be less than max_seq_len (8192).", 8192, True),
+    (
+        "The input (24808 tokens) is longer than the model's context length (8192 tokens).",
+        8192,
+        True,
+    ),
+    ("Input length 24808 exceeds the maximum length 8192", 8192, True),
+    ("max_completion_tokens range is [2, 8192]", 8192, False),
+    ("invalid params, context window exceeds limit", None, True),
+]
+"""As servers have said it, most of them in China."""
+
+
+@pytest.mark.parametrize(("says", "most", "window"), LARGE)
+def test_what_is_too_large_is_read_in_many_wordings(
+    says: str, most: int | None, window: bool
+) -> None:
+    request = httpx.Request("POST", "http://x")
+    response = httpx.Response(400, json={"error": {"message": says}}, request=request)
+    error = openai.BadRequestError(says, response=response, body=None)
+    assert refusals.too_large(error, 24_808) == (most, window)
+    assert not refusals.unpaid(error)
+
+
+@pytest.mark.parametrize(
+    "says",
+    ["您当前使用该API的频率过高，请降低频率", "余额不足或无可用资源包,请充值。", "Invalid API key"],
+)
+def test_other_wordings_tell_of_no_size(says: str) -> None:
+    request = httpx.Request("POST", "http://x")
+    error = openai.BadRequestError(says, response=httpx.Response(400, request=request), body=None)
+    assert refusals.too_large(error, 24_808) is None
+
+
 NOW = "Sat, 28 Nov 2015 12:00:00 GMT"
 """By the server's clock, which may be any."""
 

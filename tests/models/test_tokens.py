@@ -201,6 +201,7 @@ HOSTILE = st.one_of(
 @example(" dap" * 1_000)
 @example("汉字编码" * 300)
 @example("TheTheThe" * 300)
+@example("THENull" * 100)
 def test_no_real_tokenizer_needs_more_for_a_hostile_text(
     real: dict[str, Callable[[str], int]], text: str
 ) -> None:
