@@ -781,8 +781,11 @@ def _stands_for(error: BaseException) -> int | None:
 
 def _status_in(body: Any, *words: Any) -> int | None:
     """The status that the body of an error, or a word for it, stands for; None if it is not told."""
-    if isinstance(body, dict) and body.get("error"):
-        body = body["error"]
+    if isinstance(body, str):  # OpenRouter's client has it as text
+        with suppress(ValueError, RecursionError):
+            body = json.loads(body)
+    for key in ("data", "error"):
+        body = (isinstance(body, dict) and body.get(key)) or body
     if isinstance(body, dict):
         words += tuple(body.get(key) for key in ("code", "status", "type"))
         body = body.get("message")

@@ -297,6 +297,7 @@ def failed(code: str) -> list[Json]:
     ]
 
 
+MESSAGE = "Rate limit reached for requests"
 INSTEAD: dict[str, tuple[Any, Any]] = {
     "a status": (chat, [{"error": {"message": "no", "code": 429}}]),
     "a status as text": (chat, [{"error": {"message": "no", "code": "503"}}]),
@@ -304,6 +305,9 @@ INSTEAD: dict[str, tuple[Any, Any]] = {
         chat,
         [{"error": {"message": "no", "type": "tokens", "code": "rate_limit_exceeded"}}],
     ),
+    "a message": (chat, [{"error": {"message": MESSAGE, "type": None, "code": None}}]),
+    "a text": (chat, [{"error": MESSAGE}]),
+    "older vllm": (chat, [{"object": "error", "message": "no", "type": "Error", "code": 429}]),
     "anthropic": (
         anthropic,
         [{"type": "error", "error": {"type": "overloaded_error", "message": "no"}}],
@@ -329,7 +333,6 @@ def test_a_refusal_in_place_of_a_reply_costs_nothing_and_is_waited_for(
     assert (out["spent"]["tokens"], out["spent"]["calls"]) == (90, 1)
 
 
-MESSAGE = "Rate limit reached for requests"
 BODIES: dict[str, Any] = {
     "a status": {"error": {"message": "no", "code": 429}},
     "a status as text": {"error": {"message": "no", "type": "None", "code": "429"}},

@@ -7,6 +7,7 @@ it captured; `python -m tests.models.test_providers` writes it anew.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -206,6 +207,26 @@ def test_a_failed_call_is_one_request(
         ):
             wire.ask(model, sync)
         assert len(wire.requests) == 1
+
+
+WITHHELD = [p for p in PROVIDERS if p.name not in ("AWS Bedrock", "OpenRouter", "Ollama")]
+"""Of these three the clients fail on such a reply, and do not say why."""
+
+
+@pytest.mark.parametrize("provider", WITHHELD, ids=lambda p: p.name.split(":")[0])
+def test_an_error_in_place_of_a_reply_costs_nothing(
+    wire: Wire, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As gateways send it: as JSON, with status 200."""
+    monkeypatch.setattr(learned, "_PATIENCE", 90.0)
+    wire.provider = provider
+    error = {"error": {"code": 429, "message": "slow down", "status": "RESOURCE_EXHAUSTED"}}
+    wire.spoil = lambda request, sent: (
+        sent if len(wire.requests) > 1 else json.dumps(error).encode()
+    )
+    out = wire.ask(provider.model(wire.url))
+    assert len(wire.requests) == 2
+    assert out["spent"]["tokens"] == sum(Usage()[i] for i in (0, 2))
 
 
 @every
