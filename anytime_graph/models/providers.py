@@ -480,17 +480,17 @@ def _may_be_error(response: Any) -> bool:
 
 
 def _restate(response: Any) -> None:
-    """Give a reply the status of the error that is its body. One that says nothing known may have been served,
-    as with status 500."""
+    """Give a reply the status of the error that is its body. One that says nothing known, or reports usage, may
+    have been served, as with status 500."""
     body: Any = None
     with suppress(ValueError, RecursionError):
         body = json.loads(response.content)
     if isinstance(body, list) and len(body) == 1:
         body = body[0]
-    if not isinstance(body, dict) or body.get("usage"):
+    if not isinstance(body, dict):
         return
     if body.get("error") or "error" in (body.get("object"), body.get("type")):
-        response.status_code = _status_in(body) or 500
+        response.status_code = (None if body.get("usage") else _status_in(body)) or 500
 
 
 def with_output_cap(

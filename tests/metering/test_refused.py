@@ -368,9 +368,9 @@ def test_an_error_as_the_whole_reply_is_a_refusal_whatever_its_status(
 def test_an_error_as_the_whole_reply_ends_a_run_shrinks_a_call_or_is_paid_for_as_with_its_status(
     send: Any,
 ) -> None:
-    def asked(error: Json) -> Any:
+    def asked(error: Json, **beside: Any) -> Any:
         wire.requests.clear()
-        replies = [whole({"error": error})]
+        replies = [whole({"error": error} | beside)]
         wire.send = lambda sent: replies.pop() if replies else send(sent)
         app = create_anytime_graph(model, budget=Budget(tokens=9_000), strategy="single").compile()
         return app.invoke(Q)
@@ -387,8 +387,14 @@ def test_an_error_as_the_whole_reply_ends_a_run_shrinks_a_call_or_is_paid_for_as
             next(v for k, v in request.items() if "max" in k) for request in wire.requests[::-1]
         )
         assert small < 2_048 < large
-        out = asked({"message": "Bad gateway", "code": 502})
-        assert (out["spent"]["tokens"] > 2_000, out["spent"]["calls"]) == (True, 2)
+        used = {"usage": {"input_tokens": 30, "output_tokens": 60, "total_tokens": 90}}
+        for paid, beside in (
+            ({"message": "Bad gateway", "code": 502}, {}),
+            ({"message": "Something went wrong"}, {}),
+            ({"message": "no", "code": 429}, used),
+        ):
+            out = asked(paid, **beside)
+            assert (out["spent"]["tokens"] > 2_000, out["spent"]["calls"]) == (True, 2)
 
 
 def test_an_error_within_a_reply_is_paid_for_whatever_it_is_called() -> None:
