@@ -157,7 +157,7 @@ UNPAID = (
     r"(?i)insufficient[_ ](quota|balance|credits?|funds)|billing[_ ](hard[_ ]limit|not[_ ]active)"
     r"|(credit|account) balance|arrearage|good standing|plan and billing|budget[_ ](has been )?exceeded"
     r"|exceeded[_ ](your[_ ])?(current|monthly)[_ ]\w*[_ ]?(quota|credits)|(credit|spending) limit|(more|available) credits"
-    r"|payment required|specified \w+ usage limits"
+    r"|payment required|specified \w+ usage limits|credits are (depleted|exhausted)"
     r"|余额不足|欠费"
 )
 """How servers say that the account does not pay for the request."""
