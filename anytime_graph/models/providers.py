@@ -441,16 +441,15 @@ def _with_options(client: Any, **options: Any) -> Any:
 def _restating(http: Any) -> Any:
     """The same HTTP client, through which a reply that is nothing but an error in JSON has the status that
     the error stands for, if gateways send it with status 200. Clients would take it for an empty stream."""
-    view = object.__new__(_restating_kind(type(http)))
-    view.__dict__ = http.__dict__
+    if getattr(http, "restates", False):
+        return http
+    view = object.__new__(_restating_kind(http.__class__))
+    view.__dict__, view.original = http.__dict__, http  # which would be closed if nobody held it
     return view
 
 
 @functools.cache
 def _restating_kind(kind: Any) -> Any:
-    if kind.__dict__.get("restates"):
-        return kind
-
     def send(self: Any, *args: Any, **options: Any) -> Any:
         response = kind.send(self, *args, **options)
         if _may_be_error(response):
@@ -467,7 +466,7 @@ def _restating_kind(kind: Any) -> Any:
 
     sends = asend if inspect.iscoroutinefunction(kind.send) else send
     own = {"send": sends, "restates": True, "__del__": lambda self: None}
-    return type(kind.__name__, (kind,), own)
+    return type(kind.__name__, (kind,), own | {"__slots__": ("original",)})
 
 
 def _may_be_error(response: Any) -> bool:

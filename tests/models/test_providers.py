@@ -7,6 +7,7 @@ it captured; `python -m tests.models.test_providers` writes it anew.
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -227,6 +228,14 @@ def test_an_error_in_place_of_a_reply_costs_nothing(
     out = wire.ask(provider.model(wire.url))
     assert len(wire.requests) == 2
     assert out["spent"]["tokens"] == sum(Usage()[i] for i in (0, 2))
+
+
+def test_a_metered_model_keeps_the_client_of_the_one_that_it_was_made_of(wire: Wire) -> None:
+    """The SDK closes a client that nobody holds."""
+    wire.provider = NAMED["Groq"]
+    model, _ = providers.meterable(NAMED["Groq"].model(wire.url), {})
+    gc.collect()
+    assert "".join(chunk.text for chunk in model.stream("Why?")) == "".join(TEXT)
 
 
 @every
