@@ -15,16 +15,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain.agents import create_agent
 from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.globals import set_llm_cache
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
-from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.outputs import ChatGeneration, ChatResult, LLMResult
+from langchain_core.tools import StructuredTool
 from langgraph.checkpoint.memory import InMemorySaver
 
 from anytime_graph import Budget, NoAnswer, create_anytime_graph, open_checkpoints
 from anytime_graph.chat import ChatAnytime
 from anytime_graph.metering.bill import bill
 from anytime_graph.metering.meter import meter as meter_of
+from anytime_graph.metering.metered import metered
 from anytime_graph.metering.request import Request
 from anytime_graph.metering.streamed import StreamedReply
 from anytime_graph.middleware import TokenBudgetMiddleware
@@ -451,6 +454,41 @@ def test_no_draft_comes_from_langchains_cache(
     assert len(server.calls) == 8
     assert len({c["answer"] for c in out["candidates"]}) == len(out["candidates"])
     assert out["spent"]["tokens"] == server.served
+
+
+@both
+@pytest.mark.usefixtures("cached")
+def test_what_a_tool_asks_for_in_a_batch_is_booked_and_traced_as_served(
+    server: Server, sync: bool
+) -> None:
+    class Traced(BaseCallbackHandler):
+        tokens = 0
+
+        def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
+            self.tokens += response.generations[0][0].message.usage_metadata["total_tokens"]  # type: ignore[union-attr]
+
+    model = metered(server.model())
+
+    def ask(about: str) -> str:
+        """Ask three times."""
+        return "".join(reply.text for reply in model.batch([about] * 3))
+
+    async def aask(about: str) -> str:
+        """Ask three times."""
+        return "".join(reply.text for reply in await model.abatch([about] * 3))
+
+    tool = StructuredTool.from_function(ask, aask, name="ask")
+    agent = create_agent(
+        server.model(), [tool], middleware=[TokenBudgetMiddleware(Budget(tokens=9_000))]
+    )
+    calling = Reply("", tools=[("ask", {"about": "rivers"})])
+    server.script = lambda request, i: calling if i % 5 == 0 else Reply("Water.")
+    for turn in (1, 2):
+        traced = Traced()
+        on: Any = {"callbacks": [traced]}
+        out = agent.invoke(QUESTION, on) if sync else asyncio.run(agent.ainvoke(QUESTION, on))
+        assert len(server.calls) == 5 * turn
+        assert turn * out["spent"]["tokens"] == turn * traced.tokens == server.settled().served
 
 
 # --- text that no request could send
