@@ -146,9 +146,9 @@ def test_the_embedded_judge_is_not_talked_round(
     winner: Callable[[str, str], int | None],
 ) -> None:
     """Nothing that a candidate says makes it win a comparison that it does not win without."""
+    without = winner(HONEST, OTHER)
     for attack in ATTACKS if torture else ATTACKS[3::3]:
-        won = winner(HONEST, OTHER + attack.format(me="B"))
-        assert won in (winner(HONEST, OTHER), None, 0), attack
+        assert winner(HONEST, OTHER + attack.format(me="B")) in (without, None, 0), attack
 
 
 # --- verdicts -----------------------------------------------------------------------------------
