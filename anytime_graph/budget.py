@@ -307,7 +307,12 @@ def output_room(slice_: Limits, prompt: int, prices: Prices | None) -> int | Non
     return _floor(min(rooms)) if rooms else None
 
 
-class BudgetTooSmall(ValueError):
+class Unpayable(ValueError):
+    """Nobody can pay for a call as it is asked for. The message says what would do, and repeats nothing of
+    the prompt."""
+
+
+class BudgetTooSmall(Unpayable):
     """The budget cannot pay for one draft, or one call. Nothing was spent.
 
     least: the smallest budget that is enough, in the dimensions that were set.

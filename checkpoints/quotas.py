@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 from uuid import uuid4
 
-from anytime_graph.budget import Budget, Spend, nothing
+from anytime_graph.budget import Budget, Spend, Unpayable, nothing
 from anytime_graph.checkpoints.leases import Leases
 from anytime_graph.checkpoints.store import Execute, Store, storable
 from anytime_graph.metering.quota import (
@@ -392,7 +392,7 @@ def _told(quota: Quota, key: Key) -> str:
     if quota.per is None:
         return ""
     if not (who := key(quota.per)):
-        raise ValueError(
+        raise Unpayable(
             f"{quota.per}: the quota of {quota} must know whose the call is; tell it in the config, "
             f"as in {{'configurable': {{{quota.per!r}: ...}}}}"
         )

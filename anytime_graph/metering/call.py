@@ -20,7 +20,14 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.utils.utils import LC_ID_PREFIX
 
-from anytime_graph.budget import MIN_ROOM, Limits, Spend, nothing, output_room
+from anytime_graph.budget import (
+    MIN_ROOM,
+    Limits,
+    Spend,
+    Unpayable,
+    nothing,
+    output_room,
+)
 from anytime_graph.interrupt import StopSignal, contained
 from anytime_graph.metering import clock
 from anytime_graph.metering.bill import Bill, bill
@@ -479,7 +486,7 @@ class _Call:
         # A provider that does not know requests for several choices may say "no such thing" to those.
         barred = (*providers.NO_ENTRY, providers.NO_SUCH_THING)
         closed = status in (providers.NO_ENTRY if self.request.n > 1 else barred)
-        closed = closed or refusals.unpaid(error)
+        closed = closed or refusals.unpaid(error) or type(error) is Unpayable
         silent = status is None and not self.streamed.pieces and not unserved
         if self.request.n > 1 and (refused or silent):
             self.billed_once = False

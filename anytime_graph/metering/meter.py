@@ -20,6 +20,7 @@ from anytime_graph.budget import (
     Limits,
     Prices,
     Spend,
+    Unpayable,
     nothing,
     output_room,
 )
@@ -120,22 +121,22 @@ class Meter:
             self.known.counts.heard(key or "", reported)
 
     def check_price(self, budget: str) -> None:
-        """Raise ValueError for this budget in USD if the model's price is not known."""
+        """Raise Unpayable for this budget in USD if the model's price is not known."""
         if self.prices is not None:
             return
         dearer = providers.surcharges(providers.sent_options(self.model, self.bound))
         asked = f" with {', '.join(dearer)}" if dearer else ""
-        raise ValueError(
+        raise Unpayable(
             f"{budget}: the price of {self.name!r}{asked} is not known; pass "
             "prices=Prices(input=..., output=...) in dollars per million tokens"
             + ("" if dearer else ", or install anytime-graph[prices]")
         )
 
     def check_tools(self, limit: str) -> None:
-        """Raise ValueError under this limit of tool calls, or of their price, if the provider carries out
+        """Raise Unpayable under this limit of tool calls, or of their price, if the provider carries out
         tools itself: how often it does is not known before a call."""
         if self.own_tools:
-            raise ValueError(
+            raise Unpayable(
                 f"{limit}: the provider of {self.name!r} carries out {', '.join(self.own_tools)} itself, "
                 "as often as it likes; give the agent a tool of your own for that, or leave this limit out"
             )

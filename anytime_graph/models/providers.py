@@ -23,6 +23,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_function
 from pydantic import BaseModel
 
+from anytime_graph.budget import Unpayable
 from anytime_graph.interrupt import Exited
 
 CAP_FIELDS = ("max_tokens", "max_output_tokens", "num_predict")
@@ -803,6 +804,8 @@ def _status_in(body: Any, *words: Any) -> int | None:
 def describe(error: BaseException) -> str:
     """An error in one line without the provider's message, which may repeat a prompt, reply or key."""
     named = error.__cause__ if isinstance(error, Exited) else error
+    if isinstance(named, Unpayable):
+        return str(named)
     parts = [type(named).__name__]
     http, code = status(error), getattr(error, "code", None)
     if http is not None:

@@ -9,7 +9,7 @@ import pytest
 from langchain.agents import create_agent
 from langchain_core.tools import tool
 
-from anytime_graph import Budget, Quota, create_anytime_graph
+from anytime_graph import Budget, NoAnswer, Prices, Quota, create_anytime_graph
 from anytime_graph.chat import ChatAnytime
 from anytime_graph.checkpoints import Checkpoints
 from anytime_graph.middleware import TokenBudgetMiddleware, metered
@@ -97,3 +97,20 @@ def test_it_is_paid_and_billed_once(
     delivered: list[Any] = []
     ledger.deliver(delivered.append)
     assert sum(row["tokens"] for row in delivered) == served
+
+
+def test_a_call_that_nobody_can_pay_for_is_named(server: Server) -> None:
+    """Neither of the reasons is the provider's, so each is told in full, and no request is made."""
+    server.script = script
+    graph = create_anytime_graph(metered(server.model()), budget=Budget(tokens=2_000)).compile()
+
+    @tool
+    def dig(deep: str) -> str:
+        """Dig."""
+        return str(graph.invoke({"messages": [("user", deep)]})["best"]["answer"])
+
+    limited = TokenBudgetMiddleware(Budget(usd=1), prices=Prices(input=1, output=1))
+    app = create_agent(server.model(), [dig], middleware=[limited])
+    with pytest.raises(NoAnswer, match=r"the price of 'scripted' is not known; pass prices=Prices"):
+        app.invoke(ASK)
+    assert len(server.calls) == 1

@@ -307,11 +307,14 @@ def test_agents_and_their_sub_agents_together_never_exceed_the_tool_calls(
 
 
 @both
+@pytest.mark.pairwise
 @pytest.mark.parametrize("books", [True, False], ids=["ledger", "no_ledger"])
 @pytest.mark.parametrize("by_sub_agent", [True, False], ids=["sub_agent", "tool"])
+@pytest.mark.parametrize("per", ["run", "thread"])
 def test_a_tool_that_asks_a_human_is_paid_once(
-    server: Server, store: Checkpoints, sync: bool, books: bool, by_sub_agent: bool
+    server: Server, store: Checkpoints, sync: bool, books: bool, by_sub_agent: bool, per: Any
 ) -> None:
+    """per: with "thread", the app that asked is the one that goes on."""
     begun: list[str] = []
 
     @tool
@@ -340,6 +343,7 @@ def test_a_tool_that_asks_a_human_is_paid_once(
 
         paying = TokenBudgetMiddleware(
             Budget(usd=0.9),
+            per=per,
             prices=CHEAP,
             tool_prices={"buy": 0.5},
             ledger=store.ledger if books else None,
@@ -349,8 +353,10 @@ def test_a_tool_that_asks_a_human_is_paid_once(
     saver, on = InMemorySaver(), {"configurable": {"thread_id": "pen", "user": "ann"}}
     out: dict[str, Any] = {}
     given: Any = {"messages": [("user", "Buy a pen.")]}
+    same = app()
     for turn in range(3):
-        out = app().invoke(given, on) if sync else asyncio.run(app().ainvoke(given, on))
+        paid = same if per == "thread" else app()
+        out = paid.invoke(given, on) if sync else asyncio.run(paid.ainvoke(given, on))
         assert ("__interrupt__" in out) == (turn < 2)
         given = Command(resume="yes")
     assert (out["stop_reason"], len(begun)) == ("done", 3)
