@@ -483,6 +483,8 @@ class _Edge:
         meter, calibration = self.setup.meters[role], _calibration(state, role)
         overhead = state["overhead"] if by_agent else 0
         may_return = by_agent and min_output > MIN_ROOM
+        if may_return and slice_.get("calls", 2) < 2:
+            return None  # a tool takes a second call, in which the agent answers
         if n > copies:
             min_output = self._choice_room(min_output)
         if judged:

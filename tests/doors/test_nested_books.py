@@ -27,20 +27,19 @@ def script(request: dict[str, Any], i: int) -> Reply:
     return Reply(text=f"<answer>{i}</answer>", tools=tools)
 
 
-def inner(kind: str, model: Any, ledger: dict[str, Any]) -> Any:
-    """What the tool does, from a text to a text."""
+def inner(kind: str, model: Any, ledger: dict[str, Any]) -> tuple[Any, Any]:
+    """What the tool uses, and what its output looks like to it."""
     best: Any = {"strategy": "best_of_n", "scorer": lambda q, a: 0.5, **ledger}
     if kind == "model":
-        return lambda text: model.invoke(text).text
+        return model, lambda out: out.text
     if kind == "chat":
-        chat = ChatAnytime(model=model, budget=Budget(calls=3), **best)
-        return lambda text: chat.invoke(text).text
+        return ChatAnytime(model=model, budget=Budget(calls=3), **best), lambda out: out.text
     if kind == "agent":
-        agent = create_agent(model, middleware=[TokenBudgetMiddleware(Budget(calls=2), **ledger)])
-        return lambda text: agent.invoke({"messages": [("user", text)]})["messages"][-1].text
-    graph = create_anytime_graph(model, budget=Budget(calls=3), **best).compile()
-    elsewhere: Any = {"configurable": {"user": "bob"}}
-    return lambda text: graph.invoke({"messages": [("user", text)]}, elsewhere)["best"]["answer"]
+        limited = TokenBudgetMiddleware(Budget(calls=2), **ledger)
+        used: Any = create_agent(model, middleware=[limited])
+    else:
+        used = create_anytime_graph(model, budget=Budget(calls=3), **best).compile()
+    return used, lambda out: out["messages"][-1].text
 
 
 @both
@@ -61,12 +60,24 @@ def test_it_is_paid_and_billed_once(
     quotas = [Quota(Budget(tokens=90_000), per="user", window="1d")]
     ledger = store.ledger
     ledger.quotas.keep(Quota(Budget(tokens=80_000), window="1d"))
-    work = inner(kind, metered(server.model()), {"ledger": ledger} if own else {})
+    used, text_of = inner(kind, metered(server.model()), {"ledger": ledger} if own else {})
+    elsewhere: Any = {"configurable": {"user": "bob"}} if kind == "graph" else None
 
-    @tool
-    def dig(deep: str) -> str:
-        """Dig."""
-        return str(work(deep))
+    def given(deep: str) -> Any:
+        return {"messages": [("user", deep)]} if kind in ("agent", "graph") else deep
+
+    if sync:
+
+        @tool
+        def dig(deep: str) -> str:
+            """Dig."""
+            return str(text_of(used.invoke(given(deep), elsewhere)))
+    else:
+
+        @tool
+        async def dig(deep: str) -> str:
+            """Dig."""
+            return str(text_of(await used.ainvoke(given(deep), elsewhere)))
 
     books: Any = {"ledger": ledger, "quotas": quotas}
     if outer == "agent":
