@@ -79,23 +79,39 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    left = [item for item in items if not torture and _spared(item)]
+    numbers = _numbers(items)
+    left = [item for item in items if not torture and _spared(item, numbers.get(item, [0, 0]))]
     if left:
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item not in left]
     items.sort(key=lambda item: getattr(item, "originalname", None) not in FIRST)
 
 
-def _spared(item: pytest.Item) -> bool:
-    """Of three parameters, the combinations whose numbers have an even sum hold every pair of
-    values: (0, 1) stands in (0, 1, 1). Of two, they hold every value."""
+def _numbers(items: list[pytest.Item]) -> dict[pytest.Item, list[int]]:
+    """Of each test in pairs, which value of each parameter it has, counted from 0."""
+    values: dict[tuple[str, str], list[object]] = {}
+    found: dict[pytest.Item, list[int]] = {}
+    for item in items:
+        if item.get_closest_marker("pairwise") is None or not isinstance(item, pytest.Function):
+            continue
+        found[item] = []
+        for name, value in item.callspec.params.items():
+            known = values.setdefault((item.nodeid.partition("[")[0], name), [])
+            if not any(value is each for each in known):
+                known.append(value)
+            found[item] += [n for n, each in enumerate(known) if each is value]
+    return found
+
+
+def _spared(item: pytest.Item, numbers: list[int]) -> bool:
+    """numbers: of its parameters' values. Of three parameters, the combinations whose numbers have an even
+    sum hold every pair of values: (0, 1) stands in (0, 1, 1). Of two, they hold every value."""
     assert isinstance(item, pytest.Function)
     sampled = item.get_closest_marker("sampled")
     if sampled and item.originalname not in sampled.args:
         return True
     if item.get_closest_marker("pairwise") is None:
         return False
-    numbers = item.callspec.indices.values()
     assert len(numbers) >= 2
     return bool(sum(numbers) % 2)
 
