@@ -30,8 +30,6 @@ _APART = 1_000
 """Between two seeds, because each call of a run adds its place to them."""
 _LONGEST = 60
 """Output tokens of an answer of the embedded model."""
-_TEMPERATURE = 0.6
-"""At which so small a model seldom invents words."""
 _INVITES = (
     "(invite|inviting|have|see|welcome) you|you('re| are) (invited|welcome)|(you|please) (come|join)|"
     "(come|welcome) to|join (me|us)"
@@ -104,9 +102,7 @@ def demo(tokens: int, seed: int | None, model: str | None, price: str | None) ->
     with ledger_commands.errors_shown(False):
         if model is None:
             _get_weights()
-            chat_model = local_model(
-                seed=_APART * seed, max_tokens=_LONGEST, temperature=_TEMPERATURE
-            )
+            chat_model = local_model(seed=_APART * seed, max_tokens=_LONGEST)
             named = f"embedded model SmolLM2-135M, seed {seed}"
         else:
             chat_model, named = resolve_model(model), model

@@ -15,45 +15,66 @@ from tests.kit.commands import Command, environment, told
 from tests.kit.forks import forked
 from tests.kit.server import Reply, Server
 
-FULL = "The dog ran over the sand of the beach and into the waves while the sun was shining."
-HALF = "The dog slept on the beach in the sand."
+FULL = "Tom, you are invited to my birthday party on Saturday, 7 pm, in our garden."
+HALF = "Tom, I would love to invite you to my birthday party."
 
 
-def test_a_sentence_that_keeps_the_rules_is_perfect_and_one_that_breaks_some_hears_which() -> None:
-    assert demo.check("", FULL).value == 1.0
+def test_an_invitation_that_keeps_the_rules_is_perfect_and_one_that_breaks_some_hears_which() -> (
+    None
+):
     score = demo.check("", HALF)
     assert 0.6 < score.value < 1.0
-    assert score.feedback == "Still missing: 14 to 28 words; has 'waves'; has 'sun'."
+    assert score.feedback == "Still missing: on Saturday; at 7 pm; in our garden."
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "dog, sand, waves, sun",
-        "Dog sand waves sun beach summer shore paw tail silver shadow whisker hunger silence.",
-        "- A dog\n- in the sand\n- waves\n- sun",
-        "The text meets the requirements by containing the words dog, sand, waves and sun.",
+        FULL,
+        "Dear Tom, please join us for my birthday party this Saturday at 7:00 PM in our garden!",
+        "Hi Tom, I’d be glad to have you at my birthday party in our garden on Saturday at 7 p.m.",
+        "Tom, come to my birthday party at 7 p.m. on Saturday in the garden.",
+    ],
+)
+def test_an_invitation_may_be_worded_in_many_ways(text: str) -> None:
+    assert demo.check("", text).value == 1.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Tom, birthday, Saturday, 7 pm, garden",
+        "Tom you invite my birthday party Saturday 7 pm our garden.",
+        "- Tom\n- on Saturday\n- 7 pm\n- in our garden",
+        "The sentence invites Tom to my birthday party on Saturday, 7 pm, in our garden.",
+        "Tom, welcome to your birthday party on Saturday, 7 pm, in our garden.",
         demo.QUESTION,
         f"Here is a sentence: {FULL}",
+        f'"{FULL}"',
         f"{FULL} {FULL}",
         FULL.replace(".", "..."),
-        "The dog at the beach, surrounded by sand and sun, a picture of the waves and its peace.",
-        "The dog was on the beach and had a long and happy day there, with sand, waves and the sun.",
+        FULL.replace("Saturday", "Saturday or Sunday"),
+        FULL.replace("7 pm", "7 or 8 pm"),
+        FULL.replace("7 pm", "17 pm"),
+        FULL.replace("Tom, you are", "Tom was"),
+        FULL.replace("Tom, you are", "He said Tom, you are"),
         "",
     ],
 )
-def test_what_is_no_plain_sentence_is_not_perfect(text: str) -> None:
+def test_what_is_no_plain_invitation_with_all_facts_is_not_perfect(text: str) -> None:
     assert demo.check("", text).value < 1.0
 
 
 @given(
     words=st.lists(
-        st.sampled_from([*demo._WANTED, "beach", "summer", "shore", "paw", "slept", "silver"]),
+        st.sampled_from(
+            ["Tom", "birthday", "party", "Saturday", "7 pm", "garden", "invite", "you", "cake"]
+        ),
         max_size=24,
     ),
     between=st.sampled_from([" ", ", ", "; ", "\n", " - "]),
 )
-def test_a_list_of_keywords_is_worth_less_than_half_of_a_sentence(
+def test_a_list_of_keywords_is_worth_less_than_half_of_an_invitation(
     words: list[str], between: str
 ) -> None:
     assert demo.check("", between.join(words) + ".").value < demo.check("", HALF).value
@@ -62,7 +83,7 @@ def test_a_list_of_keywords_is_worth_less_than_half_of_a_sentence(
 def test_the_embedded_model_shows_the_run(tmp_path: Path) -> None:
     done = forked(["demo", "--tokens", "900", "--seed", "1"], tmp_path, environment(None))
     assert done.returncode == 0, done.stderr
-    for part in ("First answer", "Best answer, score", "something happens", "Stopped by: "):
+    for part in ("First answer", "Best answer, score", "in our garden", "Stopped by: "):
         assert part in done.stdout
     assert "score 0." in done.stderr
 
