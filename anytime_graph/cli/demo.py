@@ -19,6 +19,7 @@ from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import interruptible
 from anytime_graph.local import WEIGHTS, embedded_file, local_model
 from anytime_graph.models import prices_of, resolve_model
+from anytime_graph.planning.moves import Draft, Move, View
 from anytime_graph.scoring import Score
 
 QUESTION = (
@@ -111,7 +112,7 @@ def demo(tokens: int, seed: int | None, model: str | None, price: str | None) ->
             chat_model,
             budget=Budget(tokens=tokens, seconds=_SECONDS),
             scorer=scorer,
-            strategy="best_of_n",  # so small a model hardly learns from feedback
+            strategy=_one_by_one,
             answer="whole",
             prices=prices,
         )
@@ -135,6 +136,11 @@ def demo(tokens: int, seed: int | None, model: str | None, price: str | None) ->
     click.echo(f'\nNext: {command} solve "Describe a fox." --words 15-30 --include river')
     if out["stop_reason"] == "interrupted":
         sys.exit(ledger_commands.INTERRUPTED)
+
+
+def _one_by_one(view: View) -> list[Move]:
+    """So small a model hardly learns from feedback. Side by side, drafts would come in another order each time."""
+    return [Draft()]
 
 
 def _dearest(tokens: int, prices: Prices | None) -> str:

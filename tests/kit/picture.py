@@ -50,6 +50,6 @@ def shown(seed: str) -> str:
 
 
 if __name__ == "__main__":
-    chosen = sys.argv[1] if len(sys.argv) > 1 else "5"
+    chosen = sys.argv[1] if len(sys.argv) > 1 else "8"
     svg = picture(shown(chosen), f"anytime-graph demo --seed {chosen}")
     FILE.write_text(svg + "\n", encoding="utf-8")
