@@ -33,14 +33,18 @@ REMEMBERED = (
     "price",
 )
 """Options that the ledger keeps, so that `resume` can continue with the same ones."""
-_HERE = {
-    r"pass prices=Prices\(input=\.\.\., output=\.\.\.\)": "give --price INPUT,OUTPUT",
-    r"pass scorer= a function": "give --check FILE.py:FUNCTION, or a constraint such as --words",
-    r"name the key with per=": "name the key with --per",
-    r"tell it in the config, as in \{'configurable': \{'(\w+)': \.\.\.\}\}": r"give --key \1=VALUE",
-    r"\bport=": "--port ",
-    r"^(include|forbid)=.*: a tuple of non-empty strings": r"--\1: a text that is not empty",
-}
+_HERE = (
+    (r"pass prices=Prices\(input=\.\.\., output=\.\.\.\)", "give --price INPUT,OUTPUT"),
+    (r"pass scorer= a function", "give --check FILE.py:FUNCTION, or a constraint such as --words"),
+    (r"pass scorer= a function", "give --decide scorer"),
+    (r"name the key with per=", "name the key with --per"),
+    (
+        r"tell it in the config, as in \{'configurable': \{'(\w+)': \.\.\.\}\}",
+        r"give --key \1=VALUE",
+    ),
+    (r"\bport=", "--port "),
+    (r"^(include|forbid)=.*: a tuple of non-empty strings", r"--\1: a text that is not empty"),
+)
 """What errors tell a program to do, and what does it on the command line."""
 _OTHERWISE = {
     "count": "samples",
@@ -222,8 +226,9 @@ def in_options(message: str) -> str:
     context = click.get_current_context()
     options = (p for p in context.command.params if isinstance(p, click.Option))
     named = {str(option.name): max(option.opts, key=len) for option in options}
-    for words, here in _HERE.items():
-        message = re.sub(words, here, message)
+    for words, here in _HERE:
+        if (option := re.match(r"give (--[a-z]+)", here)) is None or option[1] in named.values():
+            message = re.sub(words, here, message)
 
     def said(argument: re.Match[str]) -> str:
         name = _OTHERWISE.get(argument[1], argument[1])

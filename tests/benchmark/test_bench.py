@@ -146,7 +146,7 @@ def test_strategies_that_make_answers_from_several_are_measured_beside_the_other
     assert kinds["evolve"] >= {"evolve"}
     assert kinds["ab_mcts"] <= {"draft", "refine", "forced answer"}
     refused = bench(*words[:-1], "b", "--decide", "judge", exit_code=2)
-    assert "strategy='evolve': it needs scores" in refused.output
+    assert "--strategy 'evolve': it needs scores: give --decide scorer" in refused.output
     asked = len(server.calls)
     bench(*words[:-1], "again", "--replay", "a")
     assert (records("again"), len(server.calls)) == (records("a"), asked)

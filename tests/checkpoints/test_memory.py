@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ from langgraph.store.memory import InMemoryStore
 from anytime_graph import Budget, Score, create_anytime_graph, open_checkpoints
 from anytime_graph.checkpoints import likeness
 from anytime_graph.checkpoints.memory import Namespace, encoded, memory_of
+from tests.kit.forks import forks
+from tests.kit.kills import ended
+from tests.kit.lives import model
 from tests.kit.server import Reply, Script, Server, serving
 
 FIRST = "Write a poem about the river Rhine in autumn."
@@ -227,24 +232,30 @@ def test_a_memory_that_fails_costs_its_pairs_alone(server: Server) -> None:
     assert [e for e in out["errors"] if e.startswith("memory")] == ["memory: ConnectionError"] * 2
 
 
-def test_a_killed_run_is_remembered_by_the_ledger(server: Server, tmp_path: Path) -> None:
-    """Its pairs are in the ledger as soon as they are made."""
-
-    class Killed(BaseException):
-        pass
-
+def killed_life(url: str, path: Path) -> None:
     def dies(question: str, answer: str) -> Score:
         if int(re.findall(r"\d+", answer)[0]) > 6:
-            raise Killed
+            os.kill(os.getpid(), signal.SIGKILL)
         return verse(question, answer)
 
+    with open_checkpoints(path) as opened:
+        both: Any = {"memory": opened.ledger, "ledger": opened.ledger}
+        budget = Budget(tokens=3_000)
+        app = create_anytime_graph(
+            model(url), scorer=dies, strategy="pdp", budget=budget, **both
+        ).compile()
+        app.invoke({"messages": [("user", FIRST)]}, context={"namespace": ()})
+
+
+def test_a_killed_run_is_remembered_by_the_ledger(server: Server, tmp_path: Path) -> None:
+    """Its pairs are in the ledger as soon as they are made."""
     server.script = numbered
+    process = forks.Process(target=killed_life, args=(server.url, tmp_path / "m.db"), daemon=True)
+    process.start()
+    assert ended(process) == -signal.SIGKILL
+    server.calls.clear()
     with open_checkpoints(tmp_path / "m.db") as opened:
-        both = {"memory": opened.ledger, "ledger": opened.ledger}
-        with pytest.raises(Killed):
-            asked(server, FIRST, scorer=dies, **both)
-        server.calls.clear()
-        asked(server, LIKE, **both)
+        asked(server, LIKE, memory=opened.ledger, ledger=opened.ledger)
     assert f'Question: "{FIRST}"' in told(server)[0]
 
 
