@@ -45,7 +45,7 @@ _HERE = (
     (r"\bport=", "--port "),
     (r"^(include|forbid)=.*: a tuple of non-empty strings", r"--\1: a text that is not empty"),
 )
-"""What errors tell a program to do, and what does it on the command line."""
+"""What errors tell a program to do, and what does it on the command line: the first that the command has."""
 _OTHERWISE = {
     "count": "samples",
     "scorer": "check",

@@ -10,7 +10,7 @@ _LEFT = {
 }
 MEANINGS = {
     **_LEFT,
-    TOOL_CALLS: "the reply calls tools, or the tool calls of the budget are used up",
+    TOOL_CALLS: "the reply asks for tools, or the budget's tool calls are used up",
     "quota": "a quota over many runs is used up",
     "judge": "the judge's share of the budget is used up",
     "perfect": "an answer reached the highest score",
