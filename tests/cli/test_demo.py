@@ -105,6 +105,8 @@ def test_another_model_shows_the_same_with_its_price_before_and_after(
     done = command(*words, "--price", "1,4")
     assert (done.exit_code, server.calls[0].request["model"]) == (0, "scripted")
     assert "It costs at most $0.008000." in told(done), "2,000 tokens at 4 dollars a million"
+    one_by_one = [call.request.get("n", 1) for call in server.calls]
+    assert one_by_one == [1, 1], "so that a seed repeats its run"
     cost = sum(call.prompt * 1e-6 + call.output * 4e-6 for call in server.calls)
     assert f"It cost ${cost:.6f}." in done.stdout
     assert "Stopped by: perfect (an answer reached the highest score)." in done.stdout

@@ -122,6 +122,8 @@ def test_a_call_that_nobody_can_pay_for_is_named(server: Server) -> None:
 
     limited = TokenBudgetMiddleware(Budget(usd=1), prices=Prices(input=1, output=1))
     app = create_agent(server.model(), [dig], middleware=[limited])
-    with pytest.raises(NoAnswer, match=r"the price of 'scripted' is not known; pass prices=Prices"):
+    told = r"the price of 'scripted' is not known; pass prices=Prices"
+    with pytest.raises(NoAnswer, match=told) as failure:
         app.invoke(ASK)
     assert len(server.calls) == 1
+    assert len(failure.value.causes) == 1, "all drafts are one request"
