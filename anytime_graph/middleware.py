@@ -260,6 +260,9 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
             spent = total([account.spent])
         return {**update, "spent": Overwrite(spent), "spent_by": Overwrite(by)}
 
+    async def abefore_agent(self, state: BudgetState, runtime: Runtime[Any]) -> dict[str, Any]:
+        return await self._aside(self.before_agent, state, runtime)
+
     def after_agent(self, state: BudgetState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """End the run's record. Name the reason of an end that no model call was: a tool's with
         `return_direct`, or another middleware's."""
@@ -274,6 +277,11 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         except JournalError as error:
             log.warning("%s", error)
         return {"stop_reason": reason, "spent": Overwrite(spent)}
+
+    async def aafter_agent(
+        self, state: BudgetState, runtime: Runtime[Any]
+    ) -> dict[str, Any] | None:
+        return await self._aside(self.after_agent, state, runtime)
 
     @hook_config(can_jump_to=["model"])
     def _ask(self, state: BudgetState, runtime: Runtime[Any]) -> dict[str, Any] | None:
@@ -431,8 +439,12 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         return cast(Result, _charged(request, result, await self._aside(_tool_spent, tool)))
 
     async def _aside(self, work: Callable[..., T], *given: Any) -> T:
-        """The same beside the event loop, if it reads the ledger."""
-        return work(*given) if self.ledger is None else await asyncio.to_thread(work, *given)
+        """The same beside the event loop, if a ledger is read or written: this run's, or that of the draft that
+        it is part of. On the loop it could wait for LangGraph's saver, which needs the loop to go on."""
+        around = calling_account()
+        if self.ledger is None and (around is None or around.record is None):
+            return work(*given)
+        return await asyncio.to_thread(work, *given)
 
     def _begun(self, request: ToolCallRequest) -> _ToolCall | ToolMessage:
         """A tool call that may run, with its price booked; else what the model is told.

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,6 +16,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 from anytime_graph import open_checkpoints
 from anytime_graph.checkpoints import Checkpoints
+from anytime_graph.checkpoints.postgres import PostgresStore
+from anytime_graph.checkpoints.sqlite import SqliteStore
 from anytime_graph.metering import learned
 from tests.kit.marks import torture
 from tests.kit.postgres import fresh, programs, running
@@ -130,6 +136,27 @@ def nothing_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     learned.forget()
     monkeypatch.setattr(learned, "_FIRST_WAIT", 0.001)
     monkeypatch.setattr(learned, "_PATIENCE", 0.25)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def beside_event_loops() -> Iterator[None]:
+    """No transaction is begun on an event loop: it may wait for LangGraph's saver, which has the file locked
+    and needs the loop to go on."""
+    with pytest.MonkeyPatch.context() as patched:
+        for store in (SqliteStore, PostgresStore):
+            patched.setattr(store, "transaction", _watched(store.transaction))
+        yield
+
+
+def _watched(transaction: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(transaction)
+    def begun(*args: Any, **kwargs: Any) -> Any:
+        with suppress(RuntimeError):
+            asyncio.get_running_loop()
+            raise AssertionError("a transaction of the ledger was begun on an event loop")
+        return transaction(*args, **kwargs)
+
+    return begun
 
 
 @pytest.fixture
