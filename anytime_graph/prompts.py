@@ -34,6 +34,7 @@ _SPEAKERS = {"ai": "YOU", "human": "USER", "tool": "TOOL"}
 _OTHERS = _SPEAKERS | {"ai": "ASSISTANT", "system": "SYSTEM"}
 """The speakers' names for a judge, who took no part in the conversation."""
 _CONCLUDE = "Time is up. Give your final answer now, as <answer>...</answer> and nothing else."
+_CONCLUDE_AT_ONCE = "Do not think it over: reply at once with your best answer, as <answer>...</answer> and nothing else."
 _IMPROVE = (
     "Improve on your answer. Keep what is right in it, mend what is wrong, and reply with the "
     "whole improved answer."
@@ -125,8 +126,11 @@ class Protocol:
             return f"Reply with one JSON object that fits this JSON schema: {form}"
         return _REASON if self.kind == "tags" else ""
 
-    def conclude(self) -> str:
-        return self.instructions() if self.schema is not None else _CONCLUDE
+    def conclude(self, again: bool = False) -> str:
+        """again: in the second try."""
+        if self.schema is not None:
+            return self.instructions()
+        return _CONCLUDE_AT_ONCE if again else _CONCLUDE
 
 
 @dataclass(frozen=True)
@@ -259,6 +263,15 @@ def conclude(
 ) -> list[AnyMessage]:
     tail = reasoning[-int(4_000 * detail) or -200 :]
     return [*_listed(conversation), AIMessage(tail), HumanMessage(protocol.conclude())]
+
+
+def conclude_again(conversation: Sequence[BaseMessage], protocol: Protocol) -> list[AnyMessage]:
+    """The second try, in another form: without the reasoning, which the first one only went on with, and
+    without a turn of the assistant."""
+    *earlier, latest = _listed(conversation)
+    if latest.type != "human":
+        return [*earlier, latest, HumanMessage(protocol.conclude(again=True))]
+    return [*earlier, HumanMessage(_followed(latest.content, protocol.conclude(again=True)))]
 
 
 def refine(

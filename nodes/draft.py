@@ -21,6 +21,8 @@ def draft_prompt(
 ) -> list[AnyMessage]:
     before = conversation(state)
     if (cut := move["conclude"]) is not None:
+        if move.get("again"):
+            return prompts.conclude_again(before, answers.protocol)
         reasoning = next(c["text"] for c in state["candidates"] if c["id"] == cut)
         return prompts.conclude(before, answers.protocol, reasoning, detail)
     return prompts.opening(before, answers.protocol, lessons, detail, max_output)

@@ -20,7 +20,7 @@ class Draft:
     pairs: what to show of this question's preference pairs. memory: what to show of the pairs that
     the memory recalled from earlier questions. share: the part of what is left that it may spend.
     conclude: the id of a candidate whose reasoning was cut; an answer is forced out of it, instead of
-    answering from the start.
+    answering from the start. again: it is the second try of that, in another form.
     """
 
     kind: ClassVar = "draft"
@@ -28,6 +28,7 @@ class Draft:
     memory: Shown = "chosen"
     share: float | None = None
     conclude: int | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,9 @@ from anytime_graph.run.calls import (
 from anytime_graph.run.fold import contests, tied
 from anytime_graph.run.state import State
 
-_RESERVE = 0.2
-"""The largest part of what is left that is held back for a last call that forces an answer."""
+_RESERVE, _RESERVE_CUT = 0.2, 0.5
+"""The largest part of what is left that is held back for a last call that forces an answer: as long as no
+reply has come, and once one was cut before its answer."""
 _LESSONS = 0.4
 """The part of a slice that preference pairs may take in a prompt."""
 _VERDICT = 256
@@ -243,7 +244,7 @@ class _Edge:
         for dimension in ("seconds", *DIMENSIONS):  # a call cut by the clock uses up its tokens too
             if dimension != TOOL_CALLS and rest.get(dimension, 1) <= 0:
                 return Stop(dimension)
-        need = self._last_call_need()
+        need = self._tries_need(self._tries)
         scarce = any(rest[d] < 2 * need[d] for d in need if d in rest)
         if scarce and (last := self._last_call()):
             return last
@@ -253,7 +254,7 @@ class _Edge:
         if setup.until and (stop := outweighed(setup.until, self.view, moves)):
             return self._last_call() or stop
         moves, open_ = self._comparable(moves)
-        calls = self._calls(moves, _reserved(need, open_))
+        calls = self._calls(moves, self._reserved(open_))
         if setup.decides == "agreement" and not self._long_enough(calls):
             calls = self._overdue() or calls
         return (
@@ -378,25 +379,55 @@ class _Edge:
     # --- the last call, which forces an answer out of the best reply
 
     @cached_property
-    def _answerless(self) -> bool:
-        """The best reply so far was cut before it held an answer, and none was forced from it yet."""
-        best = self.state["best"]
-        complete = best is not None and (best["complete"] or self.state["concluded"] == best["id"])
-        return not complete and self.setup.answers.protocol.kind != "whole"
+    def _tries(self) -> list[Draft]:
+        """What may still be tried to force an answer out of the best reply, which was cut before it held one;
+        each in a form of its own, so that the second does not repeat the fault of the first."""
+        best, state = self.state["best"], self.state
+        if self.setup.answers.protocol.kind == "whole" or (best is not None and best["complete"]):
+            return []
+        of = 0 if best is None else best["id"]
+        if best is not None and best["node"] == "conclude":
+            (of,) = best["parents"]
+        made = state.get("conclusions", 1) if state["concluded"] == of else 0
+        return [Draft(conclude=of), Draft(conclude=of, again=True)][made:]
 
     def _last_call(self) -> list[Planned]:
-        best = self.state["best"]
-        if best is None or not self._answerless:
+        """The next try, beside what the one after it takes, and a quarter of the time, if both can be paid for."""
+        if self.state["best"] is None or not self._tries:
             return []
-        return self._calls([planned_move(Draft(conclude=best["id"]))], self.rest)
+        first, *later = self._tries
+        need = self._tries_need(later)
+        if later and "seconds" in self.rest:
+            need["seconds"] = self.rest["seconds"] / 4
+        beside: Limits = {d: max(0, n - need.get(d, 0)) for d, n in self.rest.items()}
+        move = [planned_move(first)]
+        return self._calls(move, beside) or self._calls(move, self.rest)
 
-    def _last_call_need(self) -> Limits:
-        """The least that the last call takes; nothing once there is an answer."""
-        if not self._answerless:
-            return {}
-        protocol = self.setup.answers.protocol
-        prompt = prompts.conclude(conversation(self.state), protocol, "word " * 40, 0.0)
-        return _need(self.setup, self.state, prompt, GOOD_ROOM, last=True)
+    def _tries_need(self, tries: Sequence[Draft]) -> Limits:
+        """The least that these tries take; nothing if there are none."""
+        protocol, asked = self.setup.answers.protocol, conversation(self.state)
+        shortest = {
+            False: prompts.conclude(asked, protocol, "word " * 40, 0.0),
+            True: prompts.conclude_again(asked, protocol),
+        }
+        needs = [
+            _need(self.setup, self.state, shortest[each.again], GOOD_ROOM, last=True)
+            for each in tries
+        ]
+        return {d: sum(need[d] for need in needs) for d in needs[0]} if needs else {}
+
+    def _reserved(self, rest: Limits) -> Limits:
+        """What is left when the last call is held back, with its second try if that can be. It may take a part
+        of each dimension: a fifth, or a half once a reply was cut. Of time, a fifth is held back: 1,000 tokens
+        and 60 seconds, less a last call of 150 tokens, are 850 tokens and 48 seconds; less one of 250 tokens,
+        they stay as they are as long as no reply was cut."""
+        part = _RESERVE if self.state["best"] is None else _RESERVE_CUT
+        for tries in (self._tries, self._tries[:1]):
+            need = self._tries_need(tries)
+            if need and all(need[d] <= part * rest[d] for d in need if d in rest):
+                held = need | ({"seconds": _RESERVE * rest["seconds"]} if "seconds" in rest else {})
+                return {d: amount - held.get(d, 0) for d, amount in rest.items()}
+        return rest
 
     # --- slices
 
@@ -595,16 +626,6 @@ class _Edge:
         limits, spent = self.own, self.state["judging"]["spent"]
         shared: Limits = {d: limits[d] for d in limits if d in ("tokens", "output_tokens", "usd")}
         return left(share(shared, self.setup.judge.share), spent)
-
-
-def _reserved(need: Limits, rest: Limits) -> Limits:
-    """What is left when the last call is held back, if that takes no more than a fifth of each
-    dimension. Of time, a fifth is held back: 1,000 tokens and 60 seconds, less a last call of 150
-    tokens, are 850 tokens and 48 seconds; less one of 250 tokens, they stay as they are."""
-    if not need or any(need[d] > _RESERVE * rest[d] for d in need if d in rest):
-        return rest
-    held = need | ({"seconds": _RESERVE * rest["seconds"]} if "seconds" in rest else {})
-    return {d: amount - held.get(d, 0) for d, amount in rest.items()}
 
 
 def _calling(moves: Sequence[Move]) -> list[PlannedMove]:

@@ -38,6 +38,7 @@ class DraftMove(TypedDict):
     memory: Shown
     share: float | None
     conclude: int | None
+    again: NotRequired[bool]
     with_pairs: bool
 
 

@@ -124,7 +124,8 @@ class State(TypedDict, total=False):
 
     budget: what the caller grants with this input; gone once it is counted into `limits`.
     returned: replies of the step; the fold empties it. chosen: None where a branch may choose again.
-    concluded: the candidate out of whose cut reasoning an answer was forced. ordinal: of the next call.
+    concluded: the candidate out of whose cut reasoning an answer was forced. conclusions: how often that was
+    tried. ordinal: of the next call.
     made: moves that brought a reply, by kind. ballots: see View. matches: the judge's comparisons among
     the candidates, as [first, second, winner or None]. payoffs: by kind of answer. calibrations: by role.
     unstructured: the judge's provider refused to hold verdicts to a schema. examples: pairs that the
@@ -161,6 +162,7 @@ class State(TypedDict, total=False):
     thread: str
     answer_id: str | None
     concluded: int | None
+    conclusions: int
     ordinal: int
     made: dict[str, int]
     ballots: dict[str, int]

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,8 @@ from types import SimpleNamespace
 from typing import Annotated, Any, TypedDict
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from langchain_core.messages import AnyMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
@@ -38,7 +40,7 @@ from anytime_graph import (
 )
 from anytime_graph.planning.strategies import STRATEGIES, best_of_n
 from tests.kit.marks import both, torture
-from tests.kit.server import Reply, Server
+from tests.kit.server import Reply, Server, serving
 from tests.kit.waiting import PATIENCE
 
 
@@ -548,6 +550,77 @@ def test_an_answer_is_forced_only_if_a_cut_reply_holds_none(server: Server, sync
     server.calls.clear()
     assert invoke(app, sync, ask())["best"]["answer"] == "early"
     assert len(server.calls) == 1
+
+
+def always_thinking(second: bool) -> Callable[[dict[str, Any], int], Reply]:
+    """Thoughts that fill any room. The answer can only be forced; second: in the second try."""
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        latest = request["messages"][-1]["content"]
+        if "Do not think it over" in latest:
+            assert [m["role"] for m in request["messages"]] == ["user"]
+            return Reply(text="<answer>forced</answer>")
+        if "Time is up" in latest and not second:
+            return Reply(text="<answer>forced</answer>")
+        return Reply(text="think and " * 5_000)
+
+    return script
+
+
+@both
+@given(
+    tokens=st.integers(1_000, 8_000),
+    strategy=st.sampled_from(["adaptive", "pdp", "best_of_n", "self_refine"]),
+    second=st.booleans(),
+)
+@settings(max_examples=torture or 12)
+def test_an_answer_is_forced_out_of_thoughts_without_end(
+    sync: bool, tokens: int, strategy: str, second: bool
+) -> None:
+    """A reply that was cut tells that the next one may be cut too, so both tries are paid for. Each try has a
+    form of its own."""
+    budget = Budget(tokens=tokens + 300 * second)
+    with serving() as server:
+        server.script = always_thinking(second)
+        app = create_anytime_graph(server.model(), budget=budget, strategy=strategy).compile()
+        out = invoke(app, sync, ask())
+        assert server.served <= tokens + 300 * second
+    assert out["best"]["answer"] == "forced"
+    tries = [c for c in out["candidates"] if c["node"] == "conclude"]
+    assert [c["complete"] for c in tries] == [False, True][not second :]
+
+
+@both
+@pytest.mark.parametrize("error", [400, 500, "drop", "break"])
+def test_a_try_that_fails_is_followed_by_one_of_another_form(
+    server: Server, sync: bool, error: int | str
+) -> None:
+    thinking = always_thinking(True)
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if "Time is up" in request["messages"][-1]["content"]:
+            return Reply(error=error)
+        return thinking(request, i)
+
+    server.script = script
+    app = create_anytime_graph(
+        server.model(max_retries=0), budget=Budget(tokens=3_000), strategy="single"
+    ).compile()
+    out = invoke(app, sync, ask())
+    assert out["best"]["answer"] == "forced"
+    assert server.served <= out["spent"]["tokens"] <= 3_000
+
+
+@both
+def test_an_answer_that_cannot_be_forced_is_tried_for_twice(server: Server, sync: bool) -> None:
+    server.script = lambda request, i: Reply(text="think and " * 5_000)
+    app = create_anytime_graph(
+        server.model(), budget=Budget(tokens=3_000), strategy="single"
+    ).compile()
+    out = invoke(app, sync, ask())
+    assert [c["node"] for c in out["candidates"]] == ["draft", "conclude", "conclude"]
+    assert out["best"]["complete"] is False
+    assert server.served == out["spent"]["tokens"] <= 3_000
 
 
 def told(server: Server) -> list[bool]:
