@@ -57,7 +57,7 @@ def running() -> Iterator[str]:
         env={
             "PATH": f"{found}{os.pathsep}{os.environ['PATH']}",
             "folder": folder,
-            "options": f"-p {port} -h 127.0.0.1 -c unix_socket_directories= -c fsync=off",
+            "options": f"-p {port} -h 127.0.0.1 -c unix_socket_directories= -c fsync=off -c max_connections=200",
         },
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
