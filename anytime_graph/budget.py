@@ -323,7 +323,9 @@ class BudgetTooSmall(Unpayable):
         self.spent = nothing()
         self.least = Budget(**_typed(least, math.ceil))
         budget = Budget(**_typed(given))
-        super().__init__(f"the budget ({budget}) cannot pay for {what}; the least is {self.least}")
+        short = cast(Limits, {d: n for d, n in least.items() if n > given.get(d, 0)}) or least
+        need = Budget(**_typed(short, math.ceil))
+        super().__init__(f"the budget ({budget}) cannot pay for {what}; the least is {need}")
 
     def __reduce__(self) -> Any:
         return _revived, (type(self), self.args, vars(self))

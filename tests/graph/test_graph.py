@@ -142,6 +142,18 @@ def test_thinking_on_with_too_little_returns_the_answer_in_hand(server: Server) 
     assert server.served <= max(served, 401)
 
 
+def test_what_is_too_small_is_named_and_nothing_else(server: Server) -> None:
+    for budget, short in [
+        (Budget(tokens=10, seconds=5), r"tokens=\d+"),
+        (Budget(tokens=5_000, seconds=1e-9), r"seconds=0\.001"),
+        (Budget(tokens=10, seconds=1e-9), r"tokens=\d+, seconds=0\.001"),
+    ]:
+        app = create_anytime_graph(server.model(), budget=budget).compile()
+        with pytest.raises(BudgetTooSmall, match=rf"the least is {short}\n"):
+            app.invoke(ask())
+    assert not server.calls
+
+
 def test_a_refused_or_failed_step_can_be_run_again(server: Server) -> None:
     app = create_anytime_graph(server.model(), budget=Budget(calls=2)).compile(
         checkpointer=InMemorySaver()
