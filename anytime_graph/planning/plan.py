@@ -396,12 +396,13 @@ class _Edge:
         if self.state["best"] is None or not self._tries:
             return []
         first, *later = self._tries
-        need = self._tries_need(later)
+        move, need = [planned_move(first)], self._tries_need(later)
         if later and "seconds" in self.rest:
             need["seconds"] = self.rest["seconds"] / 4
-        beside: Limits = {d: max(0, n - need.get(d, 0)) for d, n in self.rest.items()}
-        move = [planned_move(first)]
-        return self._calls(move, beside) or self._calls(move, self.rest)
+        beside: Limits = {d: amount - need.get(d, 0) for d, amount in self.rest.items()}
+        enough = self._tries_need([first])
+        pays = all(beside[d] >= amount for d, amount in enough.items() if d in beside)
+        return (self._calls(move, beside) if pays else []) or self._calls(move, self.rest)
 
     def _tries_need(self, tries: Sequence[Draft]) -> Limits:
         """The least that these tries take; nothing if there are none."""
