@@ -159,6 +159,7 @@ class Attempts:
         self._dropped: set[str] = set()
         self._guess: str | None = None
         self._narrowed = self.hopeless = False
+        self._waited = 0.0
 
     def next(self) -> Request:
         """The request of the next attempt."""
@@ -167,6 +168,7 @@ class Attempts:
         seconds = None if request.seconds is None else max(0.0, request.seconds - used)
         left_out = self._left_out()
         self._sent = time.monotonic() + wait
+        self._waited += wait
         return replace(request, wait=wait, seconds=seconds, without=left_out)
 
     def served(self) -> None:
@@ -192,9 +194,9 @@ class Attempts:
 
     def _later(self, error: Exception) -> bool:
         wait = self._known.put_off(refusals.told_wait(error), self._sent)
-        used = time.monotonic() - self._began
-        seconds = self.request.seconds
-        self.hopeless = used + wait >= min(_PATIENCE if seconds is None else seconds, _PATIENCE)
+        used, seconds = time.monotonic() - self._began, self.request.seconds
+        late = seconds is not None and used + wait >= seconds
+        self.hopeless = late or self._waited + wait >= _PATIENCE
         return not self.hopeless
 
     def _smaller(self, large: refusals.TooLarge) -> bool:

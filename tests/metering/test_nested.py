@@ -344,10 +344,11 @@ def test_each_call_of_an_agent_fits_what_is_left_of_its_draft(
     tasks = [
         json.loads(r["task"]) for r in ledger(str(tmp_path / "anytime.db"), "SELECT * FROM calls")
     ]
-    slices = {t["ordinal"]: t["slice"]["tokens"] for t in tasks if t["ordinal"] % PLACES == 0}
+    slices = {t["ordinal"]: t["slice"]["tokens"] for t in tasks if "agent" in t}
     drafts: dict[int, list[Call]] = {}
     for call in server.settled().calls:
-        drafts.setdefault(call.request["seed"] // PLACES * PLACES, []).append(call)
+        if (draft := call.request["seed"] // PLACES * PLACES) in slices:
+            drafts.setdefault(draft, []).append(call)
     assert len(drafts) > 1
     assert max(len(calls) for calls in drafts.values()) > 1
     for ordinal, calls in drafts.items():
