@@ -24,7 +24,7 @@ from langchain_core.utils.function_calling import convert_to_openai_function
 from pydantic import BaseModel
 
 from anytime_graph.budget import Unpayable
-from anytime_graph.interrupt import Exited
+from anytime_graph.interrupt import CannotPause, Exited
 from anytime_graph.models.restated import restating, restating_in
 from anytime_graph.models.statuses import status_in
 
@@ -700,8 +700,8 @@ def _stands_for(error: BaseException) -> int | None:
 def describe(error: BaseException) -> str:
     """An error in one line without the provider's message, which may repeat a prompt, reply or key."""
     named = error.__cause__ if isinstance(error, Exited) else error
-    if isinstance(named, Unpayable):
-        return str(named)
+    if isinstance(error, CannotPause) or isinstance(named, Unpayable):
+        return str(error if isinstance(error, CannotPause) else named)
     parts = [type(named).__name__]
     http, code = status(error), getattr(error, "code", None)
     if http is not None:
