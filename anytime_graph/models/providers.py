@@ -552,7 +552,9 @@ def _spoken_refusals() -> Callable[[Any], dict[str, Any]]:
     refused: set[Any] = set()
 
     def spoken(piece: Any) -> dict[str, Any]:
-        fields: dict[str, Any] = piece if isinstance(piece, dict) else piece.model_dump()
+        fields: dict[str, Any] = (
+            piece if isinstance(piece, dict) else piece.model_dump(warnings=False)
+        )
         if fields.get("object") == "error":  # older vLLM's
             raise ValueError(fields)
         for choice in fields.get("choices") or ():
