@@ -3,6 +3,7 @@ and the same is not asked again."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -199,6 +200,27 @@ def test_a_report_whose_figures_cannot_be_added_up_is_paid_for_in_full_and_loses
     out = app.invoke(QUESTION)
     assert out["best"]["answer"] == "7"
     assert out["spent"]["tokens"] == 900
+
+
+def test_the_chat_model_answers_though_a_report_has_figures_that_are_no_numbers() -> None:
+    """In a reply of one chunk, where nothing is joined."""
+    with providers_speaking() as at:
+        at.provider = NAMED["DeepSeek"]
+
+        def spoil(request: Json, sent: bytes) -> bytes:
+            if len(at.requests) == 1:
+                return sent
+            *_, last, done, _ = sent.split(b"\n\n")
+            figures = re.sub(rb": (91|77|168)\b", rb': {"of": \1}', last)
+            return b"\n\n".join([figures, done, b""])
+
+        at.spoil = spoil
+        model = at.provider.model(at.url)
+        chat_model = ChatAnytime(model=model, budget=Budget(tokens=900), strategy="single")
+        reply = chat_model.invoke("Why do rivers bend?")
+        assert len(at.requests) == 2
+    assert reply.response_metadata["anytime"]["spent"]["tokens"] > 2 * 168
+    assert "<answer>7</answer>" in reply.text
 
 
 def test_a_field_that_changes_its_type_within_a_reply_loses_no_answer() -> None:
