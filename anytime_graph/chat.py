@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import Context, copy_context
 from copy import copy
 from dataclasses import dataclass, replace
@@ -514,7 +514,8 @@ class _Reported(BaseCallbackHandler):
         message = cast(AIMessage, result.generations[0].message)
         rest = message.usage_metadata
         for usage in self.usages:
-            rest = subtract_usage(rest, usage)
+            with suppress(TypeError, ValueError):  # figures that are no numbers
+                rest = subtract_usage(rest, usage)
         unshown = message.model_copy(update={"usage_metadata": rest})
         return LLMResult(generations=[[ChatGeneration(message=unshown)]])
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
+from langgraph.errors import GraphInterrupt
+
 P = ParamSpec("P")
 T = TypeVar("T")
 GRACE = 0.5
@@ -29,16 +31,29 @@ class Exited(Exception):
     """A function of the user's raised what would have ended more than the function."""
 
 
+class CannotPause(Exited):
+    """A function of the user's called LangGraph's `interrupt()`."""
+
+    def __init__(
+        self,
+        why: str = "interrupt() cannot pause a run within a function that the run calls, or its reply would be "
+        "bought again; ask in a node of your own (docs/scoring.md#a-human-as-scorer)",
+    ) -> None:
+        super().__init__(why)
+
+
 @contextmanager
 def contained() -> Iterator[None]:
     """For calls of the user's functions. Raises Exited in place of SystemExit and whatever else is no Exception,
     so that `exit()` ends only the function. Ctrl-C passes, and so does the cancelling or closing of what
-    runs the function, if it is not the function that raises it."""
+    runs the function, if it is not the function that raises it. Raises CannotPause for `interrupt()`."""
     task = _current_task()
     try:
         yield
     except KeyboardInterrupt:
         raise
+    except GraphInterrupt as error:
+        raise CannotPause from error
     except StopIteration as error:  # a thread could not hand it on to the event loop
         raise Exited from error
     except Exception:

@@ -24,6 +24,7 @@ from pydantic import BaseModel
 from anytime_graph.budget import Prices
 from anytime_graph.interrupt import (
     GRACE,
+    CannotPause,
     Exited,
     TimeIsUp,
     athread,
@@ -141,8 +142,9 @@ def failure(scorer: Scorer, error: BaseException) -> str:
     """What went wrong in a scorer, and where: "ZeroDivisionError: division by zero (rules.py, line 7)".
     Of what it called, the line in the user's own code; without one, where the scorer begins."""
     named = error.__cause__ if isinstance(error, Exited) and error.__cause__ else error
-    said = head_of(" ".join(str(named).split()), _SAID)
-    kind = "" if isinstance(error, BadScore | TimeIsUp) else type(named).__name__
+    pauses = isinstance(error, CannotPause)
+    said = head_of(" ".join(str(error if pauses else named).split()), _SAID)
+    kind = "" if isinstance(error, BadScore | TimeIsUp | CannotPause) else type(named).__name__
     made: Any = inspect.unwrap(scorer)
     code = getattr(made, "__code__", None) or getattr(made.__call__, "__code__", None)
     place = (code.co_filename, code.co_firstlineno) if code else None

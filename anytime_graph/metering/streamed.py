@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -17,6 +18,8 @@ _CRUMBS = 6
 """The most pieces that a token arrives in, averaged over a reply."""
 _LONGEST = 128
 """Characters of the longest tokens, which are runs of spaces."""
+_REPORT: dict[str, Any] = {"usage_metadata": None}
+_DETAILS: dict[str, Any] = {"additional_kwargs": {}, "response_metadata": {}}
 _WRITTEN = ("cache_creation", "ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
 """Details of a report that count the input written to a cache; LangChain fills the first or the
 others."""
@@ -210,7 +213,17 @@ class StreamedReply:
 def joined(chunks: Sequence[BaseMessage]) -> AIMessage:
     """The message that the chunks make, with those tool calls whose arguments arrived whole."""
     pieces = [chunk for chunk in chunks if isinstance(chunk, AIMessageChunk)]
-    return with_whole_calls(pieces[0] + pieces[1:] if pieces else cast(AIMessage, chunks[-1]))
+    return with_whole_calls(_sum(pieces) if pieces else cast(AIMessage, chunks[-1]))
+
+
+def _sum(pieces: Sequence[AIMessageChunk]) -> AIMessage:
+    """The chunks as one. LangChain cannot add up all that servers send, such as a report whose figures are no
+    numbers, or a field that is a text in one chunk and a number in the next: then without those."""
+    for left_out in ({}, _REPORT, _DETAILS, _REPORT | _DETAILS):
+        with suppress(TypeError, ValueError):
+            first, *others = (p.model_copy(update=left_out) if left_out else p for p in pieces)
+            return first + others
+    return AIMessage("".join(piece.text for piece in pieces), id=pieces[-1].id)
 
 
 def reports_its_end(message: AIMessage) -> bool:

@@ -6,8 +6,8 @@ tests see of them at the wire.
 
 from __future__ import annotations
 
+import copy
 import functools
-import inspect
 import json
 import re
 import threading
@@ -24,7 +24,9 @@ from langchain_core.utils.function_calling import convert_to_openai_function
 from pydantic import BaseModel
 
 from anytime_graph.budget import Unpayable
-from anytime_graph.interrupt import Exited
+from anytime_graph.interrupt import CannotPause, Exited
+from anytime_graph.models.restated import restating, restating_in
+from anytime_graph.models.statuses import status_in
 
 CAP_FIELDS = ("max_tokens", "max_output_tokens", "num_predict")
 """Names of the output cap across LangChain's model classes; the first that a class has is used."""
@@ -131,48 +133,6 @@ model took too long and 424 when it failed, and gateways say 499 when the client
 _TURNED_AWAY = (501, 503, 505, 511, 521, 523, 525, 526, 529, 530)
 """Statuses that blame the server and say that it did not accept the request. Those above 520, but for 529,
 are Cloudflare's for a server that it did not reach."""
-_STANDS_FOR = {
-    402: r"insufficient_(balance|credits?|funds)|billing\w*|arrearage|payment_required",
-    429: r"rate_?limit\w*|too_?many_?requests\w*|\w*_quota\w*|resource_?exhausted|throttling[\w.]*",
-    503: r"overloaded\w*|\w*overloaded|\w*unavailable\w*",
-    400: r"context_(length|window)_exceeded|invalid_?(request|prompt|argument|value|parameter)\w*|bad_?request\w*"
-    r"|unsupported_\w+|failed_precondition|budget_exceeded",
-    401: r"authentication\w*|(invalid|incorrect)_?api_?key|unauthenticated|unauthorized",
-    403: r"permission\w*|forbidden|access_?denied\w*",
-    404: r"(model_)?not_?found\w*",
-    413: r"request_too_large",
-    500: r"(server|api|internal)_?error|internal\w*|timeout\w*|deadline\w*",
-}
-"""Words for an error, and the status that they stand for where it came within a reply of status 200."""
-TOO_LARGE = (
-    r"(?i)context.{0,12}(length|window|size|limit)|prompt (is )?too (long|large)|reduce the length"
-    r"|max\w*_?tokens|maxoutputtokens|maximum.{0,20}tokens|too many (input )?tokens|tokens?.{0,20}exceed"
-    r"|exceed.{0,60}tokens?|input (is )?too long|token limit|tokens you requested|(input|prompt|sequence) length"
-    r"|(less|fewer) than \d+ tokens|max(imum)?[ _](seq\w*|model)?[ _]?len(gth)?\b|data length exceed"
-    r"|上下文.{0,6}(长|超|限)|(超过|超出).{0,12}(上下文|长度|上限)"
-    r"|(输入|提示词?|prompt|tokens?).{0,12}(超长|过长|超过|超出|超限)"
-)
-"""How servers say that a request is too large. In Chinese: the context, input or prompt is long, too long or
-beyond a limit."""
-UNPAID = (
-    r"(?i)insufficient[_ ](quota|balance|credits?|funds)|billing[_ ](hard[_ ]limit|not[_ ]active)"
-    r"|(credit|account) balance|arrearage|good standing|plan and billing|budget[_ ](has been )?exceeded"
-    r"|exceeded[_ ](your[_ ])?(current|monthly)[_ ]\w*[_ ]?(quota|credits)|(credit|spending) limit|(more|available) credits"
-    r"|payment required|specified \w+ usage limits|credits are (depleted|exhausted)"
-    r"|余额不足|欠费"
-)
-"""How servers say that the account does not pay for the request."""
-_SAYING = {
-    402: UNPAID,
-    429: r"(?i)rate.?limit|too many requests|quota|频率|频繁|并发|限流|请求过多",
-    503: r"(?i)overloaded|at capacity|no (available|healthy) \w+|(temporarily|currently) unavailable",
-    400: TOO_LARGE,
-    401: r"(?i)(invalid|incorrect|missing|no) (api|auth)\w*.?key|unauthorized|no auth credentials|authentication",
-    403: r"(?i)forbidden|permission|not have access|access denied",
-    404: r"(?i)(model|deployment|endpoints?)\b.{0,80}\bnot? (found|exist)|(no|unknown) (such )?(model|endpoints?)\b"
-    r"|not a valid model",
-}
-"""The same for messages of errors that have no such word, or only one of the most general ones."""
 _WORD = re.compile(
     r"(?:ResponseError\(code=')?(\w+)(?:: |')|OpenRouter API returned an error.*\(code: (\w+)\)$",
     re.S,
@@ -213,7 +173,6 @@ _HIDING = {
 _RESPONDS = re.compile(r"codex|^(gpt|o\d).*-(pro|sol)")
 """Names of models that OpenAI serves only by the Responses API."""
 _FURTHER = "-choice-"
-_LONGEST_ERROR = 65_536
 
 
 # --- before a call
@@ -334,14 +293,16 @@ def meterable(
     if "max_retries" in fields:
         update["max_retries"] = 0
     update["cache"] = False  # a reply that is not bought is no new draft
-    copy = model.model_copy(update=update | clients(model, max_retries=0))
-    for name in [key for key in copy.__dict__ if key not in fields]:
-        if isinstance(getattr(type(copy), name, None), functools.cached_property):
-            del copy.__dict__[name]
-    for name in ("_client", "_async_client"):  # Anthropic's
-        if isinstance(getattr(type(copy), name, None), functools.cached_property):
-            copy.__dict__[name] = _with_options(getattr(copy, name))
-    return copy, _uncapped(bound) | _facts(model, _QUIET)
+    metered = model.model_copy(update=update | clients(model, max_retries=0))
+    for name in [key for key in metered.__dict__ if key not in fields]:
+        if isinstance(getattr(type(metered), name, None), functools.cached_property):
+            del metered.__dict__[name]
+    for name in ("_client", "_async_client"):
+        if isinstance(getattr(type(metered), name, None), functools.cached_property):  # Anthropic's
+            metered.__dict__[name] = _with_options(getattr(metered, name))
+        elif hasattr(client := getattr(metered, name, None), "_client"):  # Ollama's
+            setattr(metered, name, restating_in(client, "_client"))
+    return metered, _uncapped(bound) | _facts(model, _QUIET)
 
 
 _built: set[Any] = set()
@@ -424,7 +385,15 @@ def clients(model: BaseChatModel, **options: Any) -> dict[str, Any]:
         completions = getattr(model, name, None)
         root: Any = getattr(model, field, None) or getattr(completions, "_client", None)
         if hasattr(completions, "send"):  # Mistral's is an HTTP client
-            update[name] = _restating(completions)
+            update[name] = restating(completions)
+        elif (
+            config := getattr(completions, "sdk_configuration", None)
+        ) is not None:  # OpenRouter's
+            sdk: Any = copy.copy(completions)
+            sdk.sdk_configuration = restating_in(config, "client", "async_client")
+            sdk.__dict__.pop("chat", None)  # which is made with the configuration
+            sdk.original = completions  # which would close its clients if nobody held it
+            update[name] = sdk
         elif hasattr(root, "with_options"):
             root = _with_options(root, **options)
             update |= {field: root} if hasattr(model, field) else {}
@@ -433,64 +402,10 @@ def clients(model: BaseChatModel, **options: Any) -> dict[str, Any]:
 
 
 def _with_options(client: Any, **options: Any) -> Any:
-    """A copy of an SDK's client with these options, and with an HTTP client that restates."""
+    """A copy of an SDK's client with these options, and with an HTTP client that tells errors by their status."""
     if (http := getattr(client, "_client", None)) is not None:
-        options["http_client"] = _restating(http)
+        options["http_client"] = restating(http)
     return client.with_options(**options)
-
-
-def _restating(http: Any) -> Any:
-    """The same HTTP client, through which a reply that is nothing but an error in JSON has the status that
-    the error stands for, if gateways send it with status 200. Clients would take it for an empty stream."""
-    if getattr(http, "restates", False):
-        return http
-    view = object.__new__(_restating_kind(http.__class__))
-    view.__dict__, view.original = http.__dict__, http  # which would be closed if nobody held it
-    return view
-
-
-@functools.cache
-def _restating_kind(kind: Any) -> Any:
-    def send(self: Any, *args: Any, **options: Any) -> Any:
-        response = kind.send(self, *args, **options)
-        if _may_be_error(response):
-            response.read()
-            _restate(response)
-        return response
-
-    async def asend(self: Any, *args: Any, **options: Any) -> Any:
-        response = await kind.send(self, *args, **options)
-        if _may_be_error(response):
-            await response.aread()
-            _restate(response)
-        return response
-
-    sends = asend if inspect.iscoroutinefunction(kind.send) else send
-    own = {"send": sends, "restates": True, "__del__": lambda self: None}
-    return type(kind.__name__, (kind,), own | {"__slots__": ("original",)})
-
-
-def _may_be_error(response: Any) -> bool:
-    """Whether this reply may be an error, and can be read at once: streams have no length. Some are sent as
-    "application/json", but none is compressed then."""
-    headers, length = response.headers, response.headers.get("content-length", "")
-    packed = "content-encoding" in headers and "json" in headers.get("content-type", "")
-    short = length.isdecimal() and int(length) <= _LONGEST_ERROR
-    return response.status_code == 200 and (response.is_closed or packed or short)
-
-
-def _restate(response: Any) -> None:
-    """Give a reply the status of the error that is its body. One that says nothing known, or reports usage, may
-    have been served, as with status 500."""
-    body: Any = None
-    with suppress(ValueError, RecursionError):
-        body = json.loads(response.content)
-    if isinstance(body, list) and len(body) == 1:
-        body = body[0]
-    if not isinstance(body, dict):
-        return
-    if body.get("error") or "error" in (body.get("object"), body.get("type")):
-        response.status_code = (None if body.get("usage") else _status_in(body)) or 500
 
 
 def with_output_cap(
@@ -637,7 +552,9 @@ def _spoken_refusals() -> Callable[[Any], dict[str, Any]]:
     refused: set[Any] = set()
 
     def spoken(piece: Any) -> dict[str, Any]:
-        fields: dict[str, Any] = piece if isinstance(piece, dict) else piece.model_dump()
+        fields: dict[str, Any] = (
+            piece if isinstance(piece, dict) else piece.model_dump(warnings=False)
+        )
         if fields.get("object") == "error":  # older vLLM's
             raise ValueError(fields)
         for choice in fields.get("choices") or ():
@@ -773,39 +690,20 @@ def _stands_for(error: BaseException) -> int | None:
     """The status that an error stands for by its words: one that came in place of a reply."""
     body: Any = getattr(error, "body", None) or getattr(error, "error", None)
     words: tuple[Any, ...] = ()
+    response = getattr(error, "response", None)
+    if isinstance(response, dict) and isinstance(told := response.get("Error"), dict):  # AWS's
+        body, words = {"message": told.get("Message")}, (told.get("Code"),)
     if isinstance(error, ValueError):
         body = next((arg for arg in error.args if isinstance(arg, dict)), None)
         words = match.groups() if (match := _WORD.match(str(error))) else ()
-    return _status_in(body, *words)
-
-
-def _status_in(body: Any, *words: Any) -> int | None:
-    """The status that the body of an error, or a word for it, stands for; None if it is not told."""
-    if isinstance(body, str):  # OpenRouter's client has it as text
-        with suppress(ValueError, RecursionError):
-            body = json.loads(body)
-    for key in ("data", "error"):
-        body = (isinstance(body, dict) and body.get(key)) or body
-    if isinstance(body, dict):
-        words += tuple(body.get(key) for key in ("code", "status", "type"))
-        body = body.get("message")
-    told = [str(word) for word in words if word]
-    if number := next((int(word) for word in told if re.fullmatch(r"[345]\d\d", word)), None):
-        return number
-    known = (
-        s for word in told for s, known in _STANDS_FOR.items() if re.fullmatch(known, word, re.I)
-    )
-    if (status := next(known, None)) not in (None, 400):
-        return status
-    said = body if isinstance(body, str) else ""
-    return next((s for s, known in _SAYING.items() if re.search(known, said)), status)
+    return status_in(body, *words)
 
 
 def describe(error: BaseException) -> str:
     """An error in one line without the provider's message, which may repeat a prompt, reply or key."""
     named = error.__cause__ if isinstance(error, Exited) else error
-    if isinstance(named, Unpayable):
-        return str(named)
+    if isinstance(error, CannotPause) or isinstance(named, Unpayable):
+        return str(error if isinstance(error, CannotPause) else named)
     parts = [type(named).__name__]
     http, code = status(error), getattr(error, "code", None)
     if http is not None:

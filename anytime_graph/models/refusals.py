@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from anytime_graph.models import providers
+from anytime_graph.models import providers, statuses
 from anytime_graph.text import clip
 
 _OVERLOADED = (429, 503, 529)
@@ -25,8 +25,8 @@ _DURATION = re.compile(r"([\d.]+)\s*(h|ms|us|µs|ns|m|s)(?![a-z])")
 _IN_TEXT = re.compile(
     r"(?i)(?:try again|retry) in ((?:[\d.]+\s*(?:ms|h|m|s))+)|retry_?delay\W+(?:seconds\W+)?([\d.]+)"
 )
-_SIZE = re.compile(providers.TOO_LARGE)
-_UNPAID = re.compile(providers.UNPAID)
+_SIZE = re.compile(statuses.TOO_LARGE)
+_UNPAID = re.compile(statuses.UNPAID)
 _PER_DAY = re.compile(r"(?i)PerDay|limit: 0\b")
 """How Google says that a limit lasts longer than the wait that it names."""
 _NEVER = re.compile(r"(?i)request (is )?too large|must be reduced")

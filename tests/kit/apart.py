@@ -66,3 +66,15 @@ class Scorer:
 
     def __call__(self, question: str, answer: str) -> float:
         return max(self.least, score(question, answer))
+
+
+class Ending:
+    """A scorer that takes one answer only."""
+
+    def __init__(self, by: type[BaseException]) -> None:
+        self.by = by
+
+    def __call__(self, question: str, answer: str) -> float:
+        if answer != "good":
+            raise self.by
+        return 0.9

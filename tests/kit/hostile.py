@@ -32,7 +32,7 @@ from anytime_graph.metering import tool_calls
 from anytime_graph.metering.learned import PARTS
 from anytime_graph.metering.request import Reply
 from anytime_graph.metering.streamed import StreamedReply, joined, max_written_tokens
-from anytime_graph.models import providers, refusals, tokens
+from anytime_graph.models import providers, refusals, restated, tokens
 from anytime_graph.nodes.critique import chosen, split_verdict
 from anytime_graph.nodes.learn import lesson_of
 from anytime_graph.notebook import Shown
@@ -172,6 +172,15 @@ def refused(text: str) -> object:
     return found, refusals.too_large(error, 9_999), refusals.told_wait(error)
 
 
+def dripped(text: str) -> object:
+    """The head of a reply that comes byte by byte."""
+    head = restated._Head(SimpleNamespace(is_success=True))
+    for byte in text.encode(errors="replace"):
+        if head.shows(bytes([byte])):
+            break
+    return head.stated()
+
+
 def told(text: str) -> Shown:
     return Shown(text, None, [], 1, None)
 
@@ -227,6 +236,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "code": lambda text: (code.code_in(text), code.completed("def f(n):\n", "f", text)),
     "rules of the demo": lambda text: demo.check("", text),
     "refusal": refused,
+    "head of a reply": dripped,
     "page": lambda text: (escaped(text), line(text), repr(told(text)), told(text)._repr_html_()),
     "untagged": lambda text: paper._TAG.sub("", text),
 }

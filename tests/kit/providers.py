@@ -200,8 +200,8 @@ def ndjson(events: list[Json]) -> bytes:
     return b"".join(json.dumps(event).encode() + b"\n" for event in events)
 
 
-def eventstream(events: list[Json]) -> bytes:
-    """AWS's binary messages: lengths, headers, payload, checksums."""
+def eventstream(events: list[Json], of: str = "event") -> bytes:
+    """AWS's binary messages: lengths, headers, payload, checksums. of: "exception" for errors."""
 
     def number(value: int, size: int = 4) -> bytes:
         return value.to_bytes(size, "big")
@@ -212,7 +212,7 @@ def eventstream(events: list[Json]) -> bytes:
     sent = b""
     for event in events:
         [(kind, payload)] = event.items()
-        headers = header(":event-type", kind) + header(":message-type", "event")
+        headers = header(f":{of}-type", kind) + header(":message-type", of)
         headers += header(":content-type", "application/json")
         body = json.dumps(payload).encode()
         prelude = number(len(headers) + len(body) + 16) + number(len(headers))
@@ -432,7 +432,8 @@ NAMED = {provider.name: provider for provider in PROVIDERS}
 @dataclass
 class Wire:
     """A loopback endpoint that answers each request as `provider` would. fail: an HTTP status, or
-    "drop" to close before any byte. spoil: what becomes of a reply on its way."""
+    "drop" to close before any byte. spoil: what becomes of a reply on its way. headers: in place of its own;
+    None leaves one out."""
 
     url: str
     spoil: Callable[[Json, bytes], bytes] = lambda request, sent: sent
@@ -440,6 +441,7 @@ class Wire:
     text: Text = field(default_factory=lambda: TEXT)
     used: Usage = field(default_factory=Usage)
     fail: int | str | None = None
+    headers: dict[str, str | None] = field(default_factory=dict)
     requests: list[Json] = field(default_factory=list)
     counts: Json = field(default_factory=dict)
     counted: int = 0
@@ -487,9 +489,10 @@ def speaking() -> Iterator[Wire]:
                 kind = KINDS.get(provider.send, kind)
             sent = wire.spoil(request, sent)
             self.send_response(status)
-            self.send_header("content-type", kind)
-            self.send_header("content-length", str(len(sent)))
-            self.send_header("retry-after", "0")
+            headers = {"content-type": kind, "content-length": str(len(sent)), "retry-after": "0"}
+            for name, value in (headers | wire.headers).items():
+                if value is not None:
+                    self.send_header(name, value)
             self.end_headers()
             self.wfile.write(sent)
 

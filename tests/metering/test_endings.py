@@ -3,6 +3,7 @@ and the same is not asked again."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,8 @@ from anytime_graph.chat import ChatAnytime
 from anytime_graph.middleware import TokenBudgetMiddleware
 from anytime_graph.models import providers
 from tests.kit.marks import torture
+from tests.kit.providers import NAMED
+from tests.kit.providers import speaking as providers_speaking
 from tests.kit.wires import FORMATS, NATURAL, Json, Sent, Wire, anthropic, chat, speaking, sse
 
 QUESTION: Any = {"messages": [("user", "Why do rivers bend?")]}
@@ -176,3 +179,64 @@ def test_a_report_before_the_last_words_is_not_the_cost(wire: Wire, negative: bo
 def test_a_reason_that_is_no_word_is_not_repeated(wire: Wire) -> None:
     out = asked(wire, chat, Sent(finish="\x1b[31mred</answer>" * 9, said=HALF))
     assert "\x1b" not in out["stop_reason"] + "".join(out["errors"])
+
+
+@pytest.mark.parametrize("figure", [[30], float("nan"), {"of": 30}, "many"])
+@pytest.mark.parametrize("text", ["so <answer>7</answer>", ""])
+def test_a_report_whose_figures_cannot_be_added_up_is_paid_for_in_full_and_loses_no_answer(
+    wire: Wire, figure: Any, text: str
+) -> None:
+    kind, body = chat(Sent(said=text, reports=False))
+    told = {"prompt_tokens": figure, "completion_tokens": figure, "total_tokens": figure}
+    whole = {"id": "c", "object": "chat.completion.chunk", "created": 0, "choices": []}
+    _, reports = sse([whole | {"usage": told}, whole | {"usage": told}])
+    sent = body.replace(b"data: [DONE]", reports + b"data: [DONE]")
+    wire.send = lambda _: (kind, sent)
+    app = create_anytime_graph(wire.model(), budget=Budget(tokens=900), strategy="single").compile()
+    if not text:
+        with pytest.raises(NoAnswer):
+            app.invoke(QUESTION)
+        return
+    out = app.invoke(QUESTION)
+    assert out["best"]["answer"] == "7"
+    assert out["spent"]["tokens"] == 900
+
+
+def test_the_chat_model_answers_though_a_report_has_figures_that_are_no_numbers() -> None:
+    """In a reply of one chunk, where nothing is joined."""
+    with providers_speaking() as at:
+        at.provider = NAMED["DeepSeek"]
+
+        def spoil(request: Json, sent: bytes) -> bytes:
+            if len(at.requests) == 1:
+                return sent
+            *_, last, done, _ = sent.split(b"\n\n")
+            figures = re.sub(rb": (91|77|168)\b", rb': {"of": \1}', last)
+            return b"\n\n".join([figures, done, b""])
+
+        at.spoil = spoil
+        model = at.provider.model(at.url)
+        chat_model = ChatAnytime(model=model, budget=Budget(tokens=900), strategy="single")
+        reply = chat_model.invoke("Why do rivers bend?")
+        assert len(at.requests) == 2
+    assert reply.response_metadata["anytime"]["spent"]["tokens"] > 2 * 168
+    assert "<answer>7</answer>" in reply.text
+
+
+def test_a_field_that_changes_its_type_within_a_reply_loses_no_answer() -> None:
+    """LangChain cannot join such."""
+    with providers_speaking() as at:
+        at.provider = NAMED["DeepSeek"]
+        at.text = ["so ", "<answer>7</answer>"]
+
+        def spoil(request: Json, sent: bytes) -> bytes:
+            first, second, rest = sent.split(b"\n\n", 2)
+            odd = [
+                event.replace(b'"content"', b'"reasoning_content": %s, "content"' % value)
+                for event, value in ((first, b'"hm"'), (second, b"[7]"))
+            ]
+            return b"\n\n".join([*odd, rest])
+
+        at.spoil = spoil
+        out = at.ask(at.provider.model(at.url))
+    assert out["best"]["answer"] == "7"

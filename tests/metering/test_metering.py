@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
+import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -14,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain.agents import create_agent
-from langchain_core.caches import InMemoryCache
+from langchain_core.caches import BaseCache, InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.globals import set_llm_cache
 from langchain_core.language_models import BaseChatModel
@@ -441,16 +443,52 @@ def cached() -> Iterator[None]:
     set_llm_cache(None)
 
 
+class Stored(BaseCache):
+    """As caches over a database are: a thread of its own may ask for what another one wrote."""
+
+    def __init__(self) -> None:
+        self.db = sqlite3.connect(":memory:", check_same_thread=False)
+        self.db.execute("create table replies (prompt text, model text, reply blob)")
+
+    def lookup(self, prompt: str, llm_string: str) -> Any:
+        found = self.db.execute(
+            "select reply from replies where prompt = ? and model = ?", (prompt, llm_string)
+        ).fetchone()
+        return found and pickle.loads(found[0])
+
+    def update(self, prompt: str, llm_string: str, return_val: Any) -> None:
+        row = (prompt, llm_string, pickle.dumps(return_val))
+        self.db.execute("insert into replies values (?, ?, ?)", row)
+
+    def clear(self, **options: Any) -> None: ...
+
+
+class Broken(Stored):
+    def lookup(self, prompt: str, llm_string: str) -> Any:
+        raise OSError("the cache is down")
+
+
+class Full(Stored):
+    def update(self, prompt: str, llm_string: str, return_val: Any) -> None:
+        raise OSError("the cache is full")
+
+
 @both
-@pytest.mark.usefixtures("cached")
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("kind", [InMemoryCache, Stored, Broken, Full])
 @pytest.mark.parametrize("disable_streaming", [False, True])
 def test_no_draft_comes_from_langchains_cache(
-    server: Server, disable_streaming: bool, sync: bool
+    server: Server, disable_streaming: bool, kind: type[BaseCache], own: bool, sync: bool
 ) -> None:
+    """Whether all models have it or this one, and whether it works or not."""
     server.script = lambda request, i: Reply(text=f"so <answer>{i}</answer>")
-    model = server.model(disable_streaming=disable_streaming)
+    set_llm_cache(None if own else kind())
+    model = server.model(disable_streaming=disable_streaming, cache=kind() if own else None)
     scored = {"strategy": "best_of_n", "scorer": lambda q, a: int(a) / 100}
-    out = run(server, Budget(calls=8), sync, model=model, **scored)
+    try:
+        out = run(server, Budget(calls=8), sync, model=model, **scored)
+    finally:
+        set_llm_cache(None)
     assert len(server.calls) == 8
     assert len({c["answer"] for c in out["candidates"]}) == len(out["candidates"])
     assert out["spent"]["tokens"] == server.served

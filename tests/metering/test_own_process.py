@@ -143,6 +143,23 @@ def test_one_within_work_that_is_abandoned_is_ended(hung: Hung) -> None:
     assert hung.has_ended()
 
 
+@both
+def test_a_scorer_that_ends_its_process_costs_its_score_only(server: Server, sync: bool) -> None:
+    """Also by KeyboardInterrupt: Ctrl-C does not reach that process."""
+    for by in (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError, StopIteration):
+        server.calls.clear()
+        server.script = lambda request, i: Reply(f"<answer>{'good' if i == 1 else 'bad'}</answer>")
+        app = create_anytime_graph(
+            server.model(),
+            budget=Budget(calls=2, seconds=60 if by is SystemExit else None),
+            strategy="best_of_n",
+            scorer=in_process(apart.Ending(by)),
+        ).compile()
+        out = app.invoke(QUESTION) if sync else asyncio.run(app.ainvoke(QUESTION))
+        assert (out["best"]["answer"], out["best"]["score"]) == ("good", 0.9)
+        assert [by.__name__ in e for e in out["errors"]] == [True]
+
+
 def test_a_scorer_that_hangs_is_ended(server: Server, late: Hung) -> None:
     server.script = lambda request, i: Reply("<answer>good</answer>")
     out = (

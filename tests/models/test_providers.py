@@ -8,6 +8,7 @@ it captured; `python -m tests.models.test_providers` writes it anew.
 from __future__ import annotations
 
 import gc
+import gzip
 import json
 import subprocess
 import sys
@@ -35,7 +36,9 @@ from tests.kit.providers import (
     Provider,
     Usage,
     Wire,
+    eventstream,
     speaking,
+    sse,
 )
 
 pytestmark = [  # of google-genai with aiohttp, in its own code
@@ -210,24 +213,129 @@ def test_a_failed_call_is_one_request(
         assert len(wire.requests) == 1
 
 
-WITHHELD = [p for p in PROVIDERS if p.name not in ("AWS Bedrock", "OpenRouter", "Ollama")]
-"""Of these three the clients fail on such a reply, and do not say why."""
+SLOW: Json = {"error": {"code": 429, "message": "slow down", "status": "RESOURCE_EXHAUSTED"}}
+PLAIN = json.dumps(SLOW).encode()
+PIECE = {"index": 0, "delta": {"content": ""}, "finish_reason": "error"}
+PING = b': OPENROUTER PROCESSING\n\nevent: ping\ndata: {"type": "ping"}\n\n'
+UNMEASURED = {"content-length": None}
+WITHHELD: dict[str, tuple[bytes, dict[str, str | None]]] = {
+    "JSON": (PLAIN, {}),
+    "JSON of no stated length": (b"\n" + PLAIN, {"content-type": "application/json", **UNMEASURED}),
+    "JSON that is called a stream": (json.dumps(SLOW, indent=1).encode(), UNMEASURED),
+    "compressed JSON": (gzip.compress(PLAIN), {"content-encoding": "gzip", **UNMEASURED}),
+    "an event": (b"data: " + PLAIN + b"\n\ndata: [DONE]\n\n", UNMEASURED),
+    "the end of an event": (PING + b"data: " + PLAIN, UNMEASURED),
+    "a chunk": (PING + sse([{"object": "chat.completion.chunk", "choices": [PIECE]} | SLOW]), {}),
+    "lines that end in CR LF": (b"id: 1\r\ndata: " + PLAIN + b"\r\n\r\n", UNMEASURED),
+}
 
 
-@pytest.mark.parametrize("provider", WITHHELD, ids=lambda p: p.name.split(":")[0])
+FOREIGN = {
+    "AWS Bedrock": [*WITHHELD],
+    "Ollama": [form for form in WITHHELD if "JSON" not in form],
+    "Google": ["the end of an event", "a chunk", "lines that end in CR LF"],
+}
+"""What clients do not read, whatever it says: Bedrock's wants checksums, Ollama's no events, and Google's
+no lines but of data. They are charged for it."""
+PLACES = [(p, form) for p in PROVIDERS for form in WITHHELD if form not in FOREIGN.get(p.name, ())]
+
+
+@pytest.mark.parametrize(
+    ("provider", "form"), PLACES, ids=[f"{p.name.split(':')[0]}-{form}" for p, form in PLACES]
+)
 def test_an_error_in_place_of_a_reply_costs_nothing(
-    wire: Wire, provider: Provider, monkeypatch: pytest.MonkeyPatch
+    wire: Wire, provider: Provider, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As gateways send it: as JSON, with status 200."""
+    """As gateways send it, with status 200."""
+    sync = PLACES.index((provider, form)) % 2 == 0
     monkeypatch.setattr(learned, "_PATIENCE", 90.0)
-    wire.provider = provider
-    error = {"error": {"code": 429, "message": "slow down", "status": "RESOURCE_EXHAUSTED"}}
-    wire.spoil = lambda request, sent: (
-        sent if len(wire.requests) > 1 else json.dumps(error).encode()
-    )
-    out = wire.ask(provider.model(wire.url))
+    sent, wire.headers = WITHHELD[form]
+    later = wire.headers, {}
+
+    def spoiled(request: Json, reply: bytes) -> bytes:
+        wire.headers = later[min(len(wire.requests), 2) - 1]
+        return reply if len(wire.requests) > 1 else sent
+
+    wire.provider, wire.spoil = provider, spoiled
+    out = wire.ask(provider.model(wire.url), sync)
     assert len(wire.requests) == 2
     assert out["spent"]["tokens"] == sum(Usage()[i] for i in (0, 2))
+
+
+REFUSED = (400, 401, 402, 403, 404, 413, 422, 429, 503, 529)
+BODIES = {"a page": b"<html>no</html>", "nothing": b"", "no text": b"\xff\xfe"}
+DECODING = ("AWS Bedrock", "Google")
+"""Clients that fail on what is no text before they look at the status."""
+
+
+@every
+@pytest.mark.parametrize("body", BODIES)
+def test_a_refusal_costs_nothing_whatever_words_come_with_it(
+    wire: Wire, provider: Provider, body: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As proxies send it, which know no provider's format."""
+    monkeypatch.setattr(learned, "_PATIENCE", 0.0)
+    wire.provider, wire.spoil = provider, lambda request, sent: BODIES[body]
+    wire.headers = {"content-type": "text/html"}
+    for i, status in enumerate(() if provider.name in DECODING and body == "no text" else REFUSED):
+        learned.forget()
+        wire.fail = status
+        with pytest.raises(NoAnswer, match=f"HTTP {status}") as failure:
+            wire.ask(provider.model(wire.url), i % 2 == 0)
+        assert (failure.value.spent["tokens"], failure.value.spent["calls"]) == (0, 0)
+
+
+@pytest.mark.parametrize("sync", [True, False], ids=["sync", "async"])
+def test_an_error_that_bedrock_streams_in_place_of_a_reply_costs_nothing_if_it_refuses(
+    wire: Wire, sync: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learned, "_PATIENCE", 0.0)
+    wire.provider, events = NAMED["AWS Bedrock"], [{"throttlingException": {"message": "no"}}]
+    for kind, paid in {
+        **{"throttlingException": False, "serviceUnavailableException": False},
+        **{"validationException": False, "internalServerException": True},
+        "modelStreamErrorException": True,
+    }.items():
+        events = [{kind: {"message": "no"}}]
+        wire.spoil = lambda request, sent, events=events: eventstream(events, "exception")
+        with pytest.raises(NoAnswer) as failure:
+            wire.ask(wire.provider.model(wire.url), sync)
+        assert bool(failure.value.spent["tokens"]) == paid, kind
+
+
+def test_what_is_served_is_no_error_because_of_a_part_of_that_name(wire: Wire) -> None:
+    """A choice that says something was written by the model, and an empty error is none."""
+    for name, odd in {
+        "OpenRouter": {"error": {"code": 429, "message": "no"}},
+        "OpenAI": {"error": {}},
+        "Mistral": {"error": None},
+    }.items():
+        wire.provider = NAMED[name]
+
+        def spoiled(request: Json, sent: bytes, odd: Json = odd) -> bytes:
+            first, rest = sent.split(b"\n\n", 1)
+            return sse([json.loads(first[6:]) | odd]) + rest
+
+        wire.spoil = spoiled
+        assert wire.ask(wire.provider.model(wire.url))["spent"]["tokens"] >= sum(
+            Usage()[i] for i in (0, 2)
+        )
+
+
+@pytest.mark.parametrize("sync", [True, False], ids=["sync", "async"])
+def test_a_reply_that_breaks_off_at_its_head_is_paid_for_and_what_came_is_kept(
+    wire: Wire, sync: bool
+) -> None:
+    for name in ("OpenRouter", "Mistral", "OpenAI", "Anthropic", "Groq", "Ollama"):
+        wire.provider = NAMED[name]
+        wire.spoil = lambda request, sent: sent[: sent.index(b"</answer>") + 20]
+        wire.headers = {"content-length": "99999"}
+        out = wire.ask(wire.provider.model(wire.url), sync)
+        assert out["spent"]["output_tokens"] == CAP
+        wire.spoil = lambda request, sent: sent[:5]
+        with pytest.raises(NoAnswer) as failure:
+            wire.ask(wire.provider.model(wire.url), sync)
+        assert failure.value.spent["output_tokens"] == CAP
 
 
 def test_a_metered_model_keeps_the_client_of_the_one_that_it_was_made_of(wire: Wire) -> None:

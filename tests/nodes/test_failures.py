@@ -15,8 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain.agents import create_agent
 from langchain.agents.middleware import ModelRetryMiddleware
+from langchain_core.runnables import RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.store.memory import InMemoryStore
+from langgraph.types import Command, interrupt
 
 from anytime_graph import (
     Budget,
@@ -640,6 +643,69 @@ def test_an_interrupt_in_a_scorer_is_the_users(server: Server) -> None:
     server.script = good_once
     with pytest.raises(KeyboardInterrupt):
         run(server, Budget(calls=8), strategy="best_of_n", scorer=ending(KeyboardInterrupt))
+
+
+@both
+@pytest.mark.parametrize("way", ["scorer", "extractor", "draft"])
+def test_a_function_of_the_users_that_would_pause_the_run_is_told_where_to_ask(
+    server: Server, way: str, sync: bool
+) -> None:
+    """A reply that is being read would be bought again when the run goes on."""
+
+    def ask(*given: str) -> Any:
+        return interrupt(given)
+
+    def drafter(model: Any) -> Any:
+        return RunnableLambda(ask)
+
+    ways: dict[str, Any] = {
+        "scorer": {"scorer": ask},
+        "extractor": {"answer": ask},
+        "draft": {"drafter": drafter},
+    }
+    server.script = good_once
+    app = create_anytime_graph(
+        server.model(), budget=Budget(calls=1), strategy="single", **ways[way]
+    ).compile(checkpointer=InMemorySaver())
+    thread: Any = {"configurable": {"thread_id": "t"}}
+    asked = app.invoke if sync else lambda *given: asyncio.run(app.ainvoke(*given))
+    if way == "draft":
+        with pytest.raises(NoAnswer, match="a-human-as-scorer"):
+            asked(QUESTION, thread)
+        return
+    out = asked(QUESTION, thread)
+    assert "bad" in out["best"]["answer"]
+    assert "__interrupt__" not in out
+    [error] = out["errors"]
+    assert "interrupt() cannot pause a run" in error
+    assert (way == "extractor") or __file__ in error
+
+
+@both
+def test_a_human_asked_in_a_node_behind_the_graph_pauses_it_and_nothing_is_bought_twice(
+    server: Server, sync: bool
+) -> None:
+    """As docs/scoring.md shows it."""
+
+    def ask(state: MessagesState) -> Command[Any]:
+        wish = interrupt(state["messages"][-1].text)
+        return Command(update={"messages": [("user", wish)]}, goto="drafts") if wish else Command()
+
+    server.script = lambda request, i: Reply(text=f"<answer>{i}</answer>")
+    drafts = create_anytime_graph(server.model(), budget=Budget(calls=2), strategy="best_of_n")
+    builder = StateGraph(MessagesState)
+    builder.add_node("drafts", drafts.compile())
+    builder.add_node("ask", ask, destinations=("drafts",))
+    builder.add_edge(START, "drafts")
+    builder.add_edge("drafts", "ask")
+    app = builder.compile(checkpointer=InMemorySaver())
+    thread: Any = {"configurable": {"thread_id": "t"}}
+    asked: Any = app.invoke if sync else lambda *given: asyncio.run(app.ainvoke(*given))
+    for say, bought in ((QUESTION, 2), (Command(resume="Shorter."), 4), (Command(resume=""), 4)):
+        out = asked(say, thread)
+        assert len(server.calls) == bought
+    assert "__interrupt__" not in out
+    assert [m.type for m in out["messages"]] == ["human", "ai", "human", "ai"]
 
 
 @pytest.mark.pairwise
