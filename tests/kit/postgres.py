@@ -84,9 +84,10 @@ def fresh(server: str) -> Iterator[str]:
     """
     left = _left.setdefault(server, [])
     with psycopg.connect(server, autocommit=True) as connection:
-        name = left.pop() if left else _name()
-        if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [name]).fetchone():
-            connection.execute(f"CREATE DATABASE {name}")
+        if left:
+            name = left.pop()
+        else:
+            connection.execute(f"CREATE DATABASE {(name := _name())}")
         try:
             yield server.removesuffix("postgres") + name
         finally:
