@@ -11,16 +11,17 @@ import threading
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-import uvicorn
 
-from examples import fastapi_app
 from tests.kit.marks import torture
 from tests.kit.server import Reply, Server
 from tests.kit.waiting import PATIENCE
+
+if TYPE_CHECKING:
+    import uvicorn
 
 AT_ONCE = 32
 KINDS = ("whole", "leaves", "whole", "leaves", "whole", "leaves", "whole", "hurried")
@@ -30,6 +31,10 @@ HUGE, SMALL = 20_000, 400
 
 @asynccontextmanager
 async def running() -> AsyncIterator[tuple[uvicorn.Server, httpx.AsyncClient]]:
+    import uvicorn
+
+    from examples import fastapi_app
+
     config = uvicorn.Config(fastapi_app.app, port=0, log_level="warning", backlog=256)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
