@@ -346,6 +346,7 @@ def in_books(target: str) -> dict[str, int]:
     return {f"{row['per']} {row['who']}".strip(): int(row["tokens"]) for row in rows}
 
 
+@pytest.mark.pairwise
 @both
 def test_a_quota_ends_a_run_with_its_answer_and_the_next_before_it_spends(
     server: Server, store: Checkpoints, target: str, sync: bool

@@ -187,6 +187,7 @@ def test_only_its_owner_may_read_the_files(server: Server, tmp_path: Path) -> No
     assert "anytime.db-wal" in modes
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize(
     "cause",

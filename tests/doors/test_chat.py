@@ -442,6 +442,7 @@ def test_no_reply_that_fits_is_no_answer(server: Server) -> None:
         chat(server, budget=Budget(calls=2)).with_structured_output(Place).invoke(QUESTION)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("method", ["json_mode", "json_schema"])
 @pytest.mark.parametrize("schema", [Named, Named.model_json_schema()], ids=["class", "schema"])
 @given(kept=st.integers(1, len(WHOLE) - 1), fenced=st.booleans())

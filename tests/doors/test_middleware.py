@@ -337,6 +337,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_last_call_that_fails_is_tried_once_more_in_another_form(

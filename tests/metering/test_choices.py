@@ -265,6 +265,7 @@ def test_a_stop_in_mid_flight_returns_the_best_of_what_had_arrived(server: Serve
 # --- the ledger
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("sync", [True, False])
 @pytest.mark.parametrize("kind", ["scorer", "vote"])
 def test_choices_that_were_paid_for_are_found_again(

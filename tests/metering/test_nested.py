@@ -317,6 +317,7 @@ def rows(spec: Spec, where: str = "1 = 1") -> list[dict[str, Any]]:
 # --- drafts by agents ---------------------------------------------------------------------------
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("filling", [False, True], ids=["brief", "filling"])
 def test_each_call_of_an_agent_fits_what_is_left_of_its_draft(

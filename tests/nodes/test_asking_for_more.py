@@ -60,6 +60,7 @@ def test_it_asks_before_it_ends_and_thinks_on_with_what_it_is_given(
     assert seeds(server) == [*range(6)]
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("answer", [0, "stop", False, None])
 def test_an_answer_that_grants_nothing_ends_the_run(

@@ -62,7 +62,7 @@ def answers(server: Server, *said: str) -> None:
     server.script = script
 
 
-@pytest.mark.pairwise
+@pytest.mark.pairwise(4)
 @pytest.mark.parametrize("scorer", [None, "judge", "vote"])
 @pytest.mark.parametrize("answer", ["tags", "whole"])
 @pytest.mark.parametrize("strategy", AGAIN)
@@ -86,6 +86,7 @@ def test_equal_answers_end_an_asynchronous_run(server: Server, strategy: str) ->
     assert (out["stop_reason"], out["best"]["answer"]) == ("agreed", "Paris")
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("width", [2, 4])
 @pytest.mark.parametrize("strategy", AGAIN)
 def test_equal_answers_count_where_few_are_kept(server: Server, strategy: str, width: int) -> None:
@@ -105,6 +106,7 @@ def test_a_confidence_above_is_not_waited_for(server: Server) -> None:
     assert (out["stop_reason"], len(server.settled().calls)) == ("agreed", 8)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("strategy", DRAFTING)
 @pytest.mark.parametrize("scorer", ["judge", "vote"])
 def test_contested_answers_do_not_end_the_run(server: Server, strategy: str, scorer: str) -> None:
