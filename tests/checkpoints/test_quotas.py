@@ -300,7 +300,7 @@ class Machine(RuleBasedStateMachine):
 def test_no_window_holds_more_than_its_quota_whatever_happens(store: Checkpoints) -> None:
     machine = type("OnThisStore", (Machine,), {"opened": store})
     run_state_machine_as_test(  # type: ignore[no-untyped-call] # hypothesis has no types for it
-        machine, settings=settings(max_examples=torture or 20, stateful_step_count=25)
+        machine, settings=settings(max_examples=torture or 12, stateful_step_count=25)
     )
 
 

@@ -39,7 +39,7 @@ def outcome(app: Any, budget: Budget, workers: int) -> tuple[Batch | None, Budge
         return None, error
 
 
-@settings(max_examples=torture or 10)
+@settings(max_examples=torture or 6)
 @example(budget=Budget(usd=0.00593088789971755), workers=4, decides="vote")
 @given(
     budget=amounts, workers=st.integers(1, 4), decides=st.sampled_from(["scorer", "vote", "judge"])

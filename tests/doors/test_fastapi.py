@@ -23,7 +23,7 @@ from tests.kit.waiting import PATIENCE
 if TYPE_CHECKING:
     import uvicorn
 
-AT_ONCE = 32
+AT_ONCE = 16
 KINDS = ("whole", "leaves", "whole", "leaves", "whole", "leaves", "whole", "hurried")
 DEADLINE = 12.0
 HUGE, SMALL = 20_000, 400
@@ -151,7 +151,7 @@ def endpoint(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_clients_that_leave_and_deadlines(endpoint: Server) -> None:
-    """32 at once: each gets an answer, or it is there to be read, and nothing of them stays behind.
+    """16 at once: each gets an answer, or it is there to be read, and nothing of them stays behind.
     `make torture` asks 2,000 times."""
     endpoint.script = Script()
     many = range(2_000 if torture else AT_ONCE)

@@ -133,7 +133,7 @@ def due(arguments: Json, sent: Sent, send: Any) -> list[Json]:
 
 @pytest.mark.parametrize("send", FORMATS, ids=lambda f: f.__name__)
 @given(case=replies())
-@settings(max_examples=torture or 20)
+@settings(max_examples=torture or 10)
 def test_an_agent_runs_its_tool_with_the_arguments_as_sent_or_not_at_all(
     wire: Wire, send: Any, case: tuple[Json, Sent]
 ) -> None:

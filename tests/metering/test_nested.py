@@ -196,7 +196,7 @@ def behaving(seed: int) -> Any:
     return reply
 
 
-@settings(max_examples=torture or 15)
+@settings(max_examples=torture or 9)
 @given(tree=trees, budget=budgets, seed=st.integers(0, 10**6), sync=st.booleans())
 def test_no_subtree_exceeds_its_share_nor_the_root_its_budget(
     tree: Any, budget: Budget, seed: int, sync: bool

@@ -411,7 +411,7 @@ def test_an_error_within_a_reply_is_paid_for_whatever_it_is_called() -> None:
     assert out["spent"]["tokens"] > 400
 
 
-@settings(max_examples=torture or 25)
+@settings(max_examples=torture or 12)
 @given(
     budget=st.floats(3, 7).map(lambda digits: int(10**digits)),
     door=st.sampled_from([by_graph, by_chat, by_agent]),

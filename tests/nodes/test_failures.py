@@ -101,7 +101,7 @@ def test_all_calls_fail(server: Server, sync: bool) -> None:
 MISHAPS: list[Any] = [*REFUSALS, 408, 500, 502, 504, "drop", "break", "junk", "torn", "empty", None]
 
 
-@settings(max_examples=torture or 40)
+@settings(max_examples=torture or 20)
 @given(
     mishaps=st.lists(st.sampled_from(MISHAPS), min_size=1, max_size=12),
     strategy=st.sampled_from(sorted(STRATEGIES)),

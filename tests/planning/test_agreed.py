@@ -16,6 +16,7 @@ from langgraph.store.memory import InMemoryStore
 from anytime_graph import Budget, Draft, Move, Until, View, create_anytime_graph
 from anytime_graph.planning import strategies
 from anytime_graph.planning.prospects import agreement
+from tests.kit.marks import torture
 from tests.kit.server import Reply, Server, serving
 
 ASK: Any = {"messages": [("user", "What is the capital of France?")]}
@@ -199,7 +200,7 @@ def test_what_the_memory_teaches_is_tried_before(server: Server, strategy: str) 
         assert shown[False]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=torture or 7)
 @given(
     said=st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=16),
     strategy=st.sampled_from(AGAIN),
