@@ -32,7 +32,7 @@ from tests.kit.server import Reply, Script, Server, serving
 from tests.kit.waiting import PATIENCE
 
 STRATEGIES = ("pdp", "self_refine", "best_of_n", "evolve")
-INSTANTS = 200 if torture else 2
+INSTANTS = 200 if torture else 1
 AGENTS = 200 if torture else 1
 FOR_EVER = 10 * PATIENCE
 """Seconds for which leases hold where nobody may wait for their end."""
