@@ -1,27 +1,26 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import wraps
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from anytime_graph import open_checkpoints
-from anytime_graph.checkpoints import Checkpoints
-from anytime_graph.checkpoints.postgres import PostgresStore
-from anytime_graph.checkpoints.sqlite import SqliteStore
-from anytime_graph.metering import learned
 from tests.kit.marks import torture
-from tests.kit.postgres import fresh, programs, running
-from tests.kit.server import Server, by_place, serving
+
+if TYPE_CHECKING:
+    from anytime_graph.checkpoints import Checkpoints
+    from tests.kit.server import Server
 
 os.environ.pop("SSL_CERT_FILE", None)
 os.environ["SSL_CERT_DIR"] = os.path.dirname(__file__)
@@ -69,7 +68,9 @@ FIRST = (
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "pairwise: of all combinations, enough for each pair; all under TORTURE"
+        "markers",
+        "pairwise(one_in): of all combinations, enough for each pair, or one in so many, with each value; "
+        "all under TORTURE",
     )
     config.addinivalue_line("markers", "sampled(names): of all tests, these; all under TORTURE")
 
@@ -85,41 +86,73 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    numbers = _numbers(items)
-    left = [item for item in items if not torture and _spared(item, numbers.get(item, [0, 0]))]
+    left = set() if torture else _spared(items)
     if left:
-        config.hook.pytest_deselected(items=left)
+        config.hook.pytest_deselected(items=[*left])
         items[:] = [item for item in items if item not in left]
     items.sort(key=lambda item: getattr(item, "originalname", None) not in FIRST)
 
 
-def _numbers(items: list[pytest.Item]) -> dict[pytest.Item, list[int]]:
-    """Of each test in pairs, which value of each parameter it has, counted from 0."""
-    values: dict[tuple[str, str], list[object]] = {}
-    found: dict[pytest.Item, list[int]] = {}
+def _spared(items: list[pytest.Item]) -> set[pytest.Item]:
+    """The tests that are not run."""
+    spared: set[pytest.Item] = set()
+    families: dict[str, list[pytest.Function]] = {}
     for item in items:
-        if item.get_closest_marker("pairwise") is None or not isinstance(item, pytest.Function):
-            continue
-        found[item] = []
+        assert isinstance(item, pytest.Function)
+        sampled = item.get_closest_marker("sampled")
+        if sampled and item.originalname not in sampled.args:
+            spared.add(item)
+        elif item.get_closest_marker("pairwise"):
+            families.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for family in families.values():
+        mark = family[0].get_closest_marker("pairwise")
+        assert mark
+        numbers = _numbers(family)
+        one_in = mark.args[0] if mark.args else _most(numbers)
+        spared |= {i for i, n in zip(family, numbers, strict=True) if sum(n) % one_in}
+    return spared
+
+
+def _numbers(family: list[pytest.Function]) -> list[tuple[int, ...]]:
+    """Of each of a test's combinations, which value each parameter has, counted from 0. Parameters whose
+    values go together count as one."""
+    values: dict[str, list[object]] = {}
+    found: list[list[int]] = []
+    for item in family:
+        found.append([])
         for name, value in item.callspec.params.items():
-            known = values.setdefault((item.nodeid.partition("[")[0], name), [])
+            known = values.setdefault(name, [])
             if not any(value is each for each in known):
                 known.append(value)
-            found[item] += [n for n, each in enumerate(known) if each is value]
-    return found
+            found[-1].append(next(n for n, each in enumerate(known) if each is value))
+    return list(zip(*dict.fromkeys(zip(*found, strict=True)), strict=True))
 
 
-def _spared(item: pytest.Item, numbers: list[int]) -> bool:
-    """numbers: of its parameters' values. Of three parameters, the combinations whose numbers have an even
-    sum hold every pair of values: (0, 1) stands in (0, 1, 1). Of two, they hold every value."""
-    assert isinstance(item, pytest.Function)
-    sampled = item.get_closest_marker("sampled")
-    if sampled and item.originalname not in sampled.args:
-        return True
-    if item.get_closest_marker("pairwise") is None:
-        return False
-    assert len(numbers) >= 2
-    return bool(sum(numbers) % 2)
+def _most(numbers: list[tuple[int, ...]]) -> int:
+    """Of how many combinations one is enough: those whose numbers have a sum that this divides hold every
+    pair of values, as (0, 1) stands in (0, 1, 1) for two. Of two parameters, half hold every value."""
+    places = list(combinations(range(len(numbers[0])), 2))
+    assert places, "one parameter has no pairs"
+
+    def pairs(kept: list[tuple[int, ...]]) -> set[tuple[int, ...]]:
+        return {(a, b, n[a], n[b]) for n in kept for a, b in places}
+
+    if len(places) == 1:
+        return 2
+    wanted = pairs(numbers)
+    return next(
+        one_in
+        for one_in in range(len(numbers), 0, -1)
+        if pairs([n for n in numbers if not sum(n) % one_in]) == wanted
+    )
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays to the end: to look through it for garbage again and again takes a
+    twentieth of the CPU."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -133,6 +166,8 @@ def ctrl_c() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def nothing_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test meets its servers for the first time, and waits for none of them for long."""
+    from anytime_graph.metering import learned
+
     learned.forget()
     monkeypatch.setattr(learned, "_FIRST_WAIT", 0.001)
     monkeypatch.setattr(learned, "_PATIENCE", 0.25)
@@ -142,6 +177,9 @@ def nothing_learned(monkeypatch: pytest.MonkeyPatch) -> None:
 def beside_event_loops() -> Iterator[None]:
     """No transaction is begun on an event loop: it may wait for LangGraph's saver, which has the file locked
     and needs the loop to go on."""
+    from anytime_graph.checkpoints.postgres import PostgresStore
+    from anytime_graph.checkpoints.sqlite import SqliteStore
+
     with pytest.MonkeyPatch.context() as patched:
         for store in (SqliteStore, PostgresStore):
             patched.setattr(store, "transaction", _watched(store.transaction))
@@ -161,6 +199,8 @@ def _watched(transaction: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
+    from tests.kit.server import serving
+
     with serving() as server:
         yield server
 
@@ -168,6 +208,8 @@ def server() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """The URL of a PostgreSQL server; in CI there must be one."""
+    from tests.kit.postgres import programs, running
+
     if programs() is None:
         give_up = pytest.fail if os.environ.get("CI") else pytest.skip
         give_up("PostgreSQL's server programs are not installed: `make postgres` tells more")
@@ -178,6 +220,8 @@ def postgres() -> Iterator[str]:
 @pytest.fixture
 def database(postgres: str) -> Iterator[str]:
     """The URL of a new, empty database."""
+    from tests.kit.postgres import fresh
+
     with fresh(postgres) as url:
         yield url
 
@@ -192,6 +236,8 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def store(target: str) -> Iterator[Checkpoints]:
+    from anytime_graph import open_checkpoints
+
     with open_checkpoints(target) as opened:
         yield opened
 
@@ -199,5 +245,7 @@ def store(target: str) -> Iterator[Checkpoints]:
 @pytest.fixture
 def served(server: Server) -> Server:
     """A server whose replies hold answers."""
+    from tests.kit.server import by_place
+
     server.script = by_place
     return server

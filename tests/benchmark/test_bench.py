@@ -40,6 +40,7 @@ from tests.kit.benchmarks import (
     varied,
 )
 from tests.kit.commands import told
+from tests.kit.marks import torture
 from tests.kit.places import DATA
 from tests.kit.server import Call, Reply, Script, Server
 
@@ -280,14 +281,14 @@ def test_killed_at_any_instant_it_comes_to_the_same(
     dice = random.Random(kind)
     total = 4 * whole + 10_000
     deaths = 0
-    for _ in range(3):
+    for _ in range(6 if torture else 2):
         after, delay = dice.randint(1, asked // 3), 0.01 * dice.random()
         code = killed(server, [*words, "--total-tokens", str(total), "--out", "a"], after, delay)
         deaths += code == -signal.SIGKILL
         with (Path("a") / "records.jsonl").open("a") as file:
             file.write('{"cell": "torn')
     bench(*words, "--total-tokens", str(total), "--out", "a")
-    assert deaths >= 2
+    assert deaths
     assert records("a") == records(usual)
     assert tables("a") == tables(usual)
     requests = Counter(json.dumps(c.request, sort_keys=True) for c in server.settled().calls)
@@ -364,6 +365,7 @@ def test_a_call_that_fails_now_and_then_is_made_again(
     assert records("b") == records("a")
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("what", ["INSERT INTO calls", "SELECT * FROM calls WHERE"])
 def test_a_cell_whose_ledger_failed_for_a_moment_is_measured_again(

@@ -292,6 +292,7 @@ with open_checkpoints("anytime.db") as store:
     assert "open it again" in done.stdout
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("sync", [True, False])
 def test_a_store_closed_under_a_run_costs_no_answer(
     server: Server, target: str, sync: bool
@@ -389,6 +390,7 @@ def pause(server: Server, store: Checkpoints, way: str) -> None:
         app.invoke(ASK, ON)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("way", ["breakpoint", "interrupt", "nested", "broken off"])
 def test_a_paused_thread_is_free_at_once(
     served: Server, store: Checkpoints, target: str, way: str

@@ -427,6 +427,7 @@ with open_checkpoints(target) as store:
 
 
 class TestSchema:
+    @pytest.mark.pairwise
     @pytest.mark.parametrize("version", [1, 2, 4, 5, 6])
     def test_an_older_schema_migrates(self, served: Server, target: str, version: int) -> None:
         with open_checkpoints(target) as store:

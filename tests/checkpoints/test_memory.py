@@ -89,6 +89,7 @@ def told(server: Server) -> list[str]:
     return [c.text for c in server.calls if "earlier questions" in c.text]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("sync", [True, False], ids=["sync", "async"])
 def test_the_first_drafts_show_pairs_of_a_like_question(
     server: Server, memory: dict[str, Any], sync: bool
@@ -130,6 +131,7 @@ def test_a_strategy_shows_what_it_shows_of_its_own(
     assert ("- Be late." in shown) == (strategy == "leap")
 
 
+@pytest.mark.pairwise(3)
 @pytest.mark.parametrize("tokens", [800, 1_200, 6_000], ids=["tight", "less tight", "ample"])
 @pytest.mark.parametrize("strategy", ["best_of_n", "pdp", "leap"])
 def test_at_most_half_of_the_first_drafts_are_shown_what_was_recalled(
@@ -141,6 +143,7 @@ def test_at_most_half_of_the_first_drafts_are_shown_what_was_recalled(
     assert 1 <= len(told(server)) <= (len(server.calls) + 1) // 2
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("worth", [0, 90], ids=["harm", "help"])
 @pytest.mark.parametrize("strategy", ["best_of_n", "pdp", "adaptive"])
 def test_a_run_goes_on_with_what_it_recalled_only_where_that_pays(
@@ -196,6 +199,7 @@ def collision() -> tuple[Namespace, Namespace]:
     raise AssertionError
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("alike", [False, True], ids=["any", "alike in the index"])
 def test_each_namespace_has_a_memory_of_its_own(
     server: Server, memory: dict[str, Any], alike: bool

@@ -257,7 +257,7 @@ class TestRecall:
             remembered.memory.recall(US, text)
         assert remembered.better(US, "a lone text") == ["? lone"]
 
-        @settings(max_examples=torture or 25)
+        @settings(max_examples=torture or 12)
         @given(st.text(st.characters(), max_size=40))
         def asked(text: str) -> None:
             remembered.learn(THEM, text, "a")
@@ -319,7 +319,7 @@ def test_namespaces_whose_marks_are_the_same_do_not_meet(store: Checkpoints) -> 
 
 
 def test_namespaces_never_meet(remembered: Remembered) -> None:
-    @settings(max_examples=torture or 20)
+    @settings(max_examples=torture or 12)
     @given(st.lists(st.tuples(st.booleans(), namespaces.map(tuple)), max_size=8))
     def check(acts: list[tuple[bool, Namespace]]) -> None:
         remembered.memory.forget()

@@ -300,7 +300,7 @@ class Machine(RuleBasedStateMachine):
 def test_no_window_holds_more_than_its_quota_whatever_happens(store: Checkpoints) -> None:
     machine = type("OnThisStore", (Machine,), {"opened": store})
     run_state_machine_as_test(  # type: ignore[no-untyped-call] # hypothesis has no types for it
-        machine, settings=settings(max_examples=torture or 20, stateful_step_count=25)
+        machine, settings=settings(max_examples=torture or 12, stateful_step_count=25)
     )
 
 
@@ -346,6 +346,7 @@ def in_books(target: str) -> dict[str, int]:
     return {f"{row['per']} {row['who']}".strip(): int(row["tokens"]) for row in rows}
 
 
+@pytest.mark.pairwise
 @both
 def test_a_quota_ends_a_run_with_its_answer_and_the_next_before_it_spends(
     server: Server, store: Checkpoints, target: str, sync: bool

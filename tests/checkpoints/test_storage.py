@@ -187,6 +187,7 @@ def test_only_its_owner_may_read_the_files(server: Server, tmp_path: Path) -> No
     assert "anytime.db-wal" in modes
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize(
     "cause",
@@ -280,7 +281,7 @@ def test_sqlite_utils_makes_sense_of_the_file(server: Server, tmp_path: Path) ->
 
 def test_a_long_run_keeps_its_checkpoints_small(tmp_path: Path) -> None:
     """P6: bytes per checkpoint are flat, the ledger grows with the calls and no faster."""
-    steps = 10_000 if torture else 500
+    steps = 10_000 if torture else 300
     early, late = slice(100, steps // 10 + 100), slice(steps - steps // 10, steps)
 
     def replies() -> Any:

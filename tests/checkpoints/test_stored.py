@@ -116,6 +116,7 @@ def served(server: Server) -> Server:
     return server
 
 
+@pytest.mark.pairwise
 def test_reports_tell_the_same(left: Left) -> None:
     now = without_tool_calls(stored.figures(left.target, threads(left)))
     was = copy.deepcopy(left.told)
@@ -142,6 +143,7 @@ def test_all_spends_of_before_count_tool_calls_once_they_are_read(latest: Left) 
             assert run["spent"]["tool_calls"] == 0
 
 
+@pytest.mark.pairwise
 def test_the_best_answer_is_told(left: Left) -> None:
     for name in set(threads(left)) - {"agent"}:
         scored = [a for a in left.told["show"][name][-1]["answers"] if a["score"] is not None]
@@ -150,6 +152,7 @@ def test_the_best_answer_is_told(left: Left) -> None:
             assert spoken(left.target, "best", name) == best["answer"] + "\n"
 
 
+@pytest.mark.pairwise
 def test_what_was_killed_goes_on_and_nothing_is_bought_twice(left: Left, served: Server) -> None:
     for name in KILLED:
         if name not in threads(left):
@@ -187,6 +190,7 @@ def commanded(left: Left, server: Server, *words: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
+@pytest.mark.pairwise
 def test_more_budget_thinks_on_from_where_it_stood(left: Left, served: Server) -> None:
     for name in ("scored", "judged", "voted", "stopped", "forked", "remembered", "shelved"):
         if name not in threads(left):
@@ -204,6 +208,7 @@ def test_more_budget_thinks_on_from_where_it_stood(left: Left, served: Server) -
         assert len(out["messages"]) == len(before["said"]), "the answer takes the old one's place"
 
 
+@pytest.mark.pairwise
 def test_a_branch_goes_off_from_an_old_checkpoint(left: Left, served: Server) -> None:
     with opened(left, "scored", served.url) as app:
         early = [s for s in app.get_state_history(on("scored")) if s.values.get("candidates")][-1]
@@ -212,6 +217,7 @@ def test_a_branch_goes_off_from_an_old_checkpoint(left: Left, served: Server) ->
     assert out["spent"]["calls"] == spent + len(served.settled().calls) > spent
 
 
+@pytest.mark.pairwise
 def test_an_old_memory_is_recalled(left: Left, served: Server) -> None:
     for name in ("remembered", "shelved"):
         if name not in threads(left):
@@ -225,6 +231,7 @@ def test_an_old_memory_is_recalled(left: Left, served: Server) -> None:
         assert any(p["chosen"] in quoting[0] and p["rejected"] in quoting[0] for p in pairs)
 
 
+@pytest.mark.pairwise
 def test_another_question_on_an_old_thread(left: Left, served: Server) -> None:
     with opened(left, "scored", served.url) as app:
         out = app.invoke(ask("What is a meander?"), on("scored"))

@@ -6,9 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from tests.kit.marks import torture
 from tests.kit.places import ROOT
@@ -33,6 +31,9 @@ def reply(request: dict[str, Any], i: int) -> Reply:
 def test_notebooks_run(
     path: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
     server.script = reply
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     monkeypatch.setenv("OPENAI_API_KEY", "none")

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import get_type_hints
 
@@ -16,9 +17,8 @@ from anytime_graph.run.pairs import Candidate, Pair
 from anytime_graph.run.state import Output
 from tests.kit.places import ROOT
 
-pytest.importorskip("mkdocs")
-pytest.importorskip("material")
-pytest.importorskip("mkdocstrings")
+NEEDED = ("mkdocs", "material", "mkdocstrings")
+pytestmark = pytest.mark.skipif(not all(map(find_spec, NEEDED)), reason=f"without {NEEDED}")
 
 FETCHED = re.compile(
     r"""<(?:script|img|iframe|source)[^>]*\ssrc=["']?(?:https?:)?//"""

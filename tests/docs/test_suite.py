@@ -1,4 +1,4 @@
-"""The suite itself: a part of the combinations is run, but every pair of values."""
+"""The suite itself: a part of the combinations is run, but every pair of values, or every value."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def test_of_parameters_in_pairs_each_pair_of_values_is_run(request: pytest.Fixtu
             for mark in items[0].iter_markers("parametrize")
             if "," not in mark.args[0]
         }
-        at_once = 2 if len(items[0].callspec.params) > 2 else 1
+        mark = items[0].get_closest_marker("pairwise")
+        assert mark
+        at_once = 2 if len(items[0].callspec.params) > 2 and not mark.args else 1
         for names in combinations(values, at_once):
             for wanted in product(*(values[each] for each in names)):
                 ran = ([item.callspec.params[each] for each in names] for item in items)

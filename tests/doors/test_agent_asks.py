@@ -63,6 +63,7 @@ def test_an_answer_that_grants_nothing_brings_the_last_call(server: Server, answ
     assert out["spent"]["tokens"] == server.served <= 1_500
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("kept", [False, True], ids=["", "in a ledger"])
 def test_an_agent_asks_for_more_tool_calls(

@@ -209,6 +209,7 @@ def test_one_invocation_at_a_time_is_at_work_on_a_question(
     assert len(server.settled().calls) == 1
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_ledger_that_fails_in_mid_run_costs_no_answer(

@@ -18,7 +18,7 @@ from tests.kit.judging import Says, better, comparing, drafted, quality, right, 
 from tests.kit.server import Reply, Server
 
 
-def audited(server: Server, file: Path, says: Says, n: int = 12, **more: Any) -> Audit:
+def audited(server: Server, file: Path, says: Says, n: int = 8, **more: Any) -> Audit:
     scripted(server, says)
     questions = [f"Name river number {i}." for i in range(n)]
     with open_checkpoints(file) as store:

@@ -39,7 +39,7 @@ def outcome(app: Any, budget: Budget, workers: int) -> tuple[Batch | None, Budge
         return None, error
 
 
-@settings(max_examples=torture or 10)
+@settings(max_examples=torture or 6)
 @example(budget=Budget(usd=0.00593088789971755), workers=4, decides="vote")
 @given(
     budget=amounts, workers=st.integers(1, 4), decides=st.sampled_from(["scorer", "vote", "judge"])
@@ -90,16 +90,16 @@ def test_a_larger_budget_continues_where_it_pays(server: Server, target: str) ->
     server.script = mixed
     with open_checkpoints(target) as store:
         app = app_of(server, ledger=store.ledger, saver=store.saver)
-        few = batch(app, asked(8), Budget(tokens=1_500))
+        few = batch(app, asked(4), Budget(tokens=800))
         bought = len(server.calls)
         assert (
-            batch(app, asked(8), Budget(tokens=1_500)).spent
+            batch(app, asked(4), Budget(tokens=800)).spent
             == few.spent | {"seconds": few.spent["seconds"]}
             or len(server.calls) == bought
         )
-        more = batch(app, asked(8), Budget(tokens=4_000))
-    assert server.served == more.spent["tokens"] <= 4_000
-    assert more.spent["tokens"] > 3_500
+        more = batch(app, asked(4), Budget(tokens=2_000))
+    assert server.served == more.spent["tokens"] <= 2_000
+    assert more.spent["tokens"] > 1_700
     assert len(server.calls) > bought
     assert max(Counter((c.request["seed"], c.text) for c in server.calls).values()) == 1
     settled = [q.question for q in few.questions if q.stop_reason == "perfect"]
@@ -153,8 +153,8 @@ def test_time_ends_a_batch(server: Server) -> None:
 
 async def test_an_async_graph_does_the_same(server: Server) -> None:
     server.script = mixed
-    sync = batch(app_of(server), asked(8), Budget(tokens=3_000), workers=1)
-    done: Batch = await abatch(app_of(server), asked(8), Budget(tokens=3_000), workers=1)
+    sync = batch(app_of(server), asked(4), Budget(tokens=1_500), workers=1)
+    done: Batch = await abatch(app_of(server), asked(4), Budget(tokens=1_500), workers=1)
     assert [(q.question, q.answer, q.spent["tokens"]) for q in done.questions] == [
         (q.question, q.answer, q.spent["tokens"]) for q in sync.questions
     ]

@@ -75,7 +75,7 @@ def server() -> Iterator[Server]:
 # --- the books
 
 
-@settings(max_examples=torture or 20)
+@settings(max_examples=torture or 10)
 @given(
     tokens=st.integers(200, 3_000),
     lengths=st.lists(st.one_of(st.none(), st.integers(1, 60)), min_size=1, max_size=6),
@@ -442,10 +442,11 @@ def test_no_reply_that_fits_is_no_answer(server: Server) -> None:
         chat(server, budget=Budget(calls=2)).with_structured_output(Place).invoke(QUESTION)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("method", ["json_mode", "json_schema"])
 @pytest.mark.parametrize("schema", [Named, Named.model_json_schema()], ids=["class", "schema"])
 @given(kept=st.integers(1, len(WHOLE) - 1), fenced=st.booleans())
-@settings(max_examples=torture or 12)
+@settings(max_examples=torture or 8)
 def test_json_that_was_cut_is_no_answer(
     endless: Server, method: str, schema: Any, kept: int, fenced: bool
 ) -> None:

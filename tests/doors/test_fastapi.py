@@ -11,18 +11,19 @@ import threading
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-import uvicorn
 
-from examples import fastapi_app
 from tests.kit.marks import torture
 from tests.kit.server import Reply, Server
 from tests.kit.waiting import PATIENCE
 
-AT_ONCE = 32
+if TYPE_CHECKING:
+    import uvicorn
+
+AT_ONCE = 16
 KINDS = ("whole", "leaves", "whole", "leaves", "whole", "leaves", "whole", "hurried")
 DEADLINE = 12.0
 HUGE, SMALL = 20_000, 400
@@ -30,6 +31,10 @@ HUGE, SMALL = 20_000, 400
 
 @asynccontextmanager
 async def running() -> AsyncIterator[tuple[uvicorn.Server, httpx.AsyncClient]]:
+    import uvicorn
+
+    from examples import fastapi_app
+
     config = uvicorn.Config(fastapi_app.app, port=0, log_level="warning", backlog=256)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
@@ -146,7 +151,7 @@ def endpoint(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_clients_that_leave_and_deadlines(endpoint: Server) -> None:
-    """32 at once: each gets an answer, or it is there to be read, and nothing of them stays behind.
+    """16 at once: each gets an answer, or it is there to be read, and nothing of them stays behind.
     `make torture` asks 2,000 times."""
     endpoint.script = Script()
     many = range(2_000 if torture else AT_ONCE)

@@ -95,7 +95,7 @@ def last(out: dict[str, Any]) -> str:
     said=st.sampled_from(["", "Let me look.", "so I think " * 30, None]),
     fills=st.booleans(),
 )
-@settings(max_examples=torture or 15)
+@settings(max_examples=torture or 9)
 def test_an_agent_that_never_ends_keeps_to_its_budget_and_answers(
     endless: Server,
     tokens: int,
@@ -337,6 +337,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_last_call_that_fails_is_tried_once_more_in_another_form(
@@ -413,7 +414,7 @@ def test_an_error_before_anything_was_said_is_raised(server: Server) -> None:
     budget=st.builds(Budget, tokens=st.integers(3_000, 9_000), calls=st.integers(1, 9)),
     sync=st.booleans(),
 )
-@settings(max_examples=torture or 25)
+@settings(max_examples=torture or 12)
 def test_what_a_provider_refuses_costs_an_agent_nothing(
     mishaps: list[Any], budget: Budget, sync: bool
 ) -> None:
@@ -640,7 +641,7 @@ def boss(server: Server, budget: Budget, own: Budget, parallel: int, **options: 
     parallel=st.integers(1, 4),
     sync=st.booleans(),
 )
-@settings(max_examples=torture or 10)
+@settings(max_examples=torture or 6)
 def test_sub_agents_draw_on_the_budget_of_their_caller(
     endless: Server, tokens: int, own: int, parallel: int, sync: bool
 ) -> None:
@@ -671,7 +672,7 @@ def test_a_sub_agent_keeps_to_its_own_budget_too(server: Server) -> None:
     sync=st.booleans(),
     fills=st.booleans(),
 )
-@settings(max_examples=torture or 10)
+@settings(max_examples=torture or 6)
 def test_tools_that_call_models_side_by_side_do_not_overspend(
     endless: Server, tokens: int, parallel: int, sync: bool, fills: bool
 ) -> None:

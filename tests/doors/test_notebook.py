@@ -9,9 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from anytime_graph import Budget, create_anytime_graph, open_checkpoints
 from anytime_graph.notebook import awatch, show, watch
@@ -51,6 +49,9 @@ def hostile(request: dict[str, Any], i: int) -> Reply:
 def test_a_notebook_draws_answers_as_they_improve(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
     server.script = hostile
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     monkeypatch.setenv("OPENAI_API_KEY", "none")

@@ -50,6 +50,7 @@ def exceeded(ask: Callable[[str], Any]) -> QuotaExceeded:
     raise AssertionError("the quota holds nobody")
 
 
+@pytest.mark.pairwise
 @both
 def test_a_chat_model_keeps_to_quotas(
     server: Server, store: Checkpoints, target: str, sync: bool
@@ -80,6 +81,7 @@ def test_a_chat_model_keeps_to_quotas(
         chat.invoke("Why do rivers bend?")
 
 
+@pytest.mark.pairwise
 @both
 def test_an_agent_keeps_to_quotas_with_its_tools(
     server: Server, store: Checkpoints, target: str, sync: bool
@@ -143,6 +145,7 @@ class TestTools:
         config: Any = {"configurable": {"user": user}}
         return app.invoke(ASK, config) if sync else asyncio.run(app.ainvoke(ASK, config))
 
+    @pytest.mark.pairwise
     @both
     def test_what_they_cost_is_in_a_quota_of_dollars(
         self, server: Server, store: Checkpoints, target: str, sync: bool
@@ -165,6 +168,7 @@ class TestTools:
         self.asked(app, sync, "bob")
         assert len(ran) == 5
 
+    @pytest.mark.pairwise
     @both
     def test_a_quota_of_tool_calls_holds_over_all_runs(
         self, server: Server, store: Checkpoints, target: str, sync: bool

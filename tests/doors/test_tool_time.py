@@ -123,6 +123,7 @@ def hanging(kind: str, over: threading.Event) -> Any:
     )
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(
     ("kind", "sync"),
     [

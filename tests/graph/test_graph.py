@@ -288,7 +288,7 @@ def test_the_state_keeps_at_most_width_candidates_and_pairs(server: Server) -> N
 # --- streams ------------------------------------------------------------------------------------
 
 
-@pytest.mark.pairwise
+@pytest.mark.pairwise(3)
 @both
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 @pytest.mark.parametrize("scored", [True, False], ids=["scored", "unscored"])

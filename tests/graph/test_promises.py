@@ -174,7 +174,7 @@ def _said(server: Server, call: Any) -> bool:
     return reply.error is None and visible > 0 and reply.text != ""
 
 
-@settings(max_examples=torture or 30)
+@settings(max_examples=torture or 20)
 @given(
     budget=budgets,
     strategy=st.sampled_from([*sorted(STRATEGIES), "evolve"]),

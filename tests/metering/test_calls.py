@@ -133,7 +133,7 @@ def due(arguments: Json, sent: Sent, send: Any) -> list[Json]:
 
 @pytest.mark.parametrize("send", FORMATS, ids=lambda f: f.__name__)
 @given(case=replies())
-@settings(max_examples=torture or 20)
+@settings(max_examples=torture or 10)
 def test_an_agent_runs_its_tool_with_the_arguments_as_sent_or_not_at_all(
     wire: Wire, send: Any, case: tuple[Json, Sent]
 ) -> None:
@@ -145,6 +145,7 @@ def test_an_agent_runs_its_tool_with_the_arguments_as_sent_or_not_at_all(
     assert (out["stop_reason"] == "done") == bool(shed.ran)
 
 
+@pytest.mark.pairwise(5)
 @pytest.mark.parametrize("send", FORMATS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("finish", FINISHES, ids=str)
 def test_half_of_the_arguments_reach_no_tool_by_any_way(
@@ -182,6 +183,7 @@ NO_OBJECTS = ['["/data"]', '"/data"', "null"]
 """Of whole messages, langchain-openai takes none of these, or takes it for no arguments."""
 
 
+@pytest.mark.pairwise(4)
 @pytest.mark.parametrize(
     ("send", "text"),
     [

@@ -265,6 +265,7 @@ def test_a_stop_in_mid_flight_returns_the_best_of_what_had_arrived(server: Serve
 # --- the ledger
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("sync", [True, False])
 @pytest.mark.parametrize("kind", ["scorer", "vote"])
 def test_choices_that_were_paid_for_are_found_again(
@@ -371,7 +372,7 @@ usages: Any = st.sampled_from(
 )
 
 
-@settings(max_examples=torture or 25)
+@settings(max_examples=torture or 12)
 @given(
     budget=st.one_of(
         st.integers(300, 3_000).map(lambda n: Budget(tokens=n)),
@@ -443,9 +444,10 @@ def test_a_vote_by_several_choices_is_far_above_one_by_separate_calls(server: Se
     """And never below it where the prompt is billed for each. `python -m tests.bench.choices` says
     more."""
     by_name = {case.name: case for case in bench_choices.CASES}
+    questions = 16 if torture else 8
 
     def of(name: str, budget: int) -> bench_choices.Outcome:
-        return bench_choices.measured(server, by_name[name], budget, 16)
+        return bench_choices.measured(server, by_name[name], budget, questions)
 
     for budget, gain in (400, 0.2), (1_600, 0.0):
         separate = of("separate calls", budget)
@@ -457,6 +459,6 @@ def test_a_vote_by_several_choices_is_far_above_one_by_separate_calls(server: Se
     unknown, known = (
         of(name, 270) for name in ("prompt billed once, as by OpenAI", "the same, with a profile")
     )
-    assert unknown.votes == 2 * 16
-    assert known.votes == 4 * 16
+    assert unknown.votes == 2 * questions
+    assert known.votes == 4 * questions
     assert known.accuracy > unknown.accuracy

@@ -79,6 +79,7 @@ def test_parallel_drafts_are_neither_over_nor_starved(server: Server, sync: bool
     assert 800 <= server.served <= 1_000
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("piece", [1, 3, 10])
 def test_a_stream_without_end_is_cut_and_charged_in_full(
@@ -92,6 +93,7 @@ def test_a_stream_without_end_is_cut_and_charged_in_full(
     assert any("ignored the limit" in e for e in out["errors"])
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("delta", ["tool", "reasoning_content"])
 def test_a_stream_without_end_is_cut_though_the_client_shows_none_of_it(
@@ -119,6 +121,7 @@ def test_bundles_of_tokens_that_are_no_words_are_cut_by_their_text(
 MARKS = ["(", "\n", " ", "\t", "-", "a", "0", "é", "河", "\u200b"]
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("word", MARKS)
 def test_a_stream_of_one_mark_is_cut(server: Server, sync: bool, word: str) -> None:
@@ -229,6 +232,7 @@ def test_a_long_stream_is_judged_in_linear_time(idle: Server) -> None:
     assert sum(looks) <= 10 * 20_000
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.filterwarnings("ignore:Pydantic serializer")
 @pytest.mark.parametrize("lie", LIES)

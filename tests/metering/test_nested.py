@@ -196,7 +196,7 @@ def behaving(seed: int) -> Any:
     return reply
 
 
-@settings(max_examples=torture or 15)
+@settings(max_examples=torture or 9)
 @given(tree=trees, budget=budgets, seed=st.integers(0, 10**6), sync=st.booleans())
 def test_no_subtree_exceeds_its_share_nor_the_root_its_budget(
     tree: Any, budget: Budget, seed: int, sync: bool
@@ -317,6 +317,7 @@ def rows(spec: Spec, where: str = "1 = 1") -> list[dict[str, Any]]:
 # --- drafts by agents ---------------------------------------------------------------------------
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("filling", [False, True], ids=["brief", "filling"])
 def test_each_call_of_an_agent_fits_what_is_left_of_its_draft(

@@ -91,6 +91,7 @@ PARTS: dict[str, tuple[Callable[[dict[str, Any]], bool], str]] = {
 }
 
 
+@pytest.mark.pairwise(4)
 @DOORS
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_that_is_refused_is_left_out_from_then_on(
@@ -214,6 +215,7 @@ def windowed(
     return script
 
 
+@pytest.mark.pairwise(4)
 @DOORS
 @pytest.mark.parametrize("says", SAYS)
 def test_a_request_too_large_for_the_window_is_made_smaller_at_once(
@@ -257,6 +259,7 @@ def test_a_cap_above_the_models_own_is_lowered_to_it(server: Server, says: str) 
 LARGER = "Request too large for m on tokens per min (TPM): Limit 8192, Requested {all}."
 
 
+@pytest.mark.pairwise
 @DOORS
 @pytest.mark.parametrize(
     ("status", "says"),
@@ -346,6 +349,7 @@ BODIES: dict[str, Any] = {
 SENDERS = (chat, chat_whole, responses, responses_whole, anthropic, anthropic_whole)
 
 
+@pytest.mark.pairwise(4)
 @pytest.mark.parametrize("send", SENDERS, ids=lambda send: send.__name__)
 @pytest.mark.parametrize("body", BODIES)
 def test_an_error_as_the_whole_reply_is_a_refusal_whatever_its_status(
@@ -407,7 +411,7 @@ def test_an_error_within_a_reply_is_paid_for_whatever_it_is_called() -> None:
     assert out["spent"]["tokens"] > 400
 
 
-@settings(max_examples=torture or 25)
+@settings(max_examples=torture or 12)
 @given(
     budget=st.floats(3, 7).map(lambda digits: int(10**digits)),
     door=st.sampled_from([by_graph, by_chat, by_agent]),
@@ -463,6 +467,7 @@ UNPAID = {
 }
 
 
+@pytest.mark.pairwise(4)
 @DOORS
 @pytest.mark.parametrize("says", UNPAID)
 def test_what_the_account_does_not_pay_for_ends_a_run_at_once_by_its_name(

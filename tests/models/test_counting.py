@@ -170,6 +170,7 @@ LIARS = {
 }
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("kind", LIARS)
 def test_what_is_not_borne_out_is_not_believed(engine: Server, kind: str) -> None:
     """The bound decides: it refuses a budget that the true prompt would have overspent, or not."""

@@ -195,6 +195,7 @@ def test_no_split_of_the_input_is_dearer_than_what_is_held(
     assert prices.usd(paid, made, int(read * paid), taken) <= prices.most(paid, made) + 1e-12
 
 
+@pytest.mark.pairwise(3)
 @every
 @pytest.mark.parametrize("fail", [500, 429, "drop"])
 def test_a_failed_call_is_one_request(

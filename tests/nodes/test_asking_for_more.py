@@ -21,7 +21,7 @@ from langgraph.types import Command
 from anytime_graph import Budget, create_anytime_graph
 from tests.kit.asking import ASK, ON, graph, script
 from tests.kit.forks import forked
-from tests.kit.marks import both
+from tests.kit.marks import both, torture
 from tests.kit.places import ROOT
 from tests.kit.server import Reply, Server, serving
 
@@ -60,6 +60,7 @@ def test_it_asks_before_it_ends_and_thinks_on_with_what_it_is_given(
     assert seeds(server) == [*range(6)]
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("answer", [0, "stop", False, None])
 def test_an_answer_that_grants_nothing_ends_the_run(
@@ -210,7 +211,7 @@ def test_another_process_resumes_and_nothing_is_bought_twice(
         assert books.execute("SELECT count(*) FROM leases").fetchall() == [(0,)]
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=torture or 3)
 @given(
     grants=st.lists(st.integers(1, 900), max_size=4),
     ways=st.lists(st.sampled_from(["resume", "input"]), min_size=4, max_size=4),

@@ -255,6 +255,7 @@ def in_quotas(target: str) -> tuple[float, int, int]:
     return float(usd), int(tokens), int(tool_calls)
 
 
+@pytest.mark.pairwise
 @both
 def test_what_tools_of_drafts_spend_is_on_the_bill_and_in_quotas(
     server: Server, store: Any, target: str, sync: bool
@@ -277,6 +278,7 @@ def test_what_tools_of_drafts_spend_is_on_the_bill_and_in_quotas(
     assert in_quotas(target) == (pytest.approx(dollars), served, len(ran))
 
 
+@pytest.mark.pairwise
 @both
 def test_a_quota_of_dollars_holds_for_tools_of_drafts(
     server: Server, store: Any, target: str, sync: bool
@@ -291,6 +293,7 @@ def test_a_quota_of_dollars_holds_for_tools_of_drafts(
     assert out["spent"]["usd"] <= 0.04
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("n", [2, 3, 4])
 @pytest.mark.parametrize("event", ["asked", "ended"])
 def test_tools_of_drafts_are_booked_at_a_kill_and_paid_calls_are_given_again(

@@ -52,7 +52,7 @@ def judging(request: dict[str, Any]) -> bool:
     return "Verdict" in request["messages"][0]["content"]
 
 
-@pytest.mark.pairwise
+@pytest.mark.pairwise(6)
 @both
 @pytest.mark.parametrize("failure", FAILURES, ids=str)
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
@@ -104,7 +104,7 @@ def test_all_calls_fail(server: Server, sync: bool) -> None:
 MISHAPS: list[Any] = [*REFUSALS, 408, 500, 502, 504, "drop", "break", "junk", "torn", "empty", None]
 
 
-@settings(max_examples=torture or 40)
+@settings(max_examples=torture or 20)
 @given(
     mishaps=st.lists(st.sampled_from(MISHAPS), min_size=1, max_size=12),
     strategy=st.sampled_from(sorted(STRATEGIES)),
@@ -153,7 +153,7 @@ ROUNDS = 10
 """Of requests at most, for tests wait from 1 to 128 ms, twice as long each time."""
 
 
-@pytest.mark.pairwise
+@pytest.mark.pairwise(4)
 @both
 @pytest.mark.parametrize("status", REFUSALS)
 @pytest.mark.parametrize(
@@ -181,6 +181,7 @@ def test_a_server_that_refuses_everything_costs_nothing_and_is_soon_left_alone(
     assert str(failure.value).count(f"HTTP {status}") == 1, "equal causes are told once"
 
 
+@pytest.mark.pairwise(4)
 @both
 @pytest.mark.parametrize("together", [None, 1])
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
@@ -203,6 +204,7 @@ def test_of_a_step_one_request_finds_out_that_the_key_is_wrong(
         assert len(server.calls) == len(failure.value.causes) == i
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("status", [400, 429, 503])
 def test_a_refusal_leaves_the_budget_to_the_next_call(
@@ -410,7 +412,7 @@ def quality(text: str) -> int:
     return int(QUALITY.search(text)[1])  # type: ignore[index]
 
 
-@pytest.mark.pairwise
+@pytest.mark.pairwise(4)
 @both
 @pytest.mark.parametrize(
     "verdict",
@@ -432,6 +434,7 @@ def test_a_useless_judge_and_a_corrupting_refiner_never_cost_the_first_draft(
     assert out["pairs"] == []
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("strategy", ["best_of_n", "self_refine", "pdp"])
 def test_an_honest_judge_raises_the_answer_in_both_orders(
@@ -474,6 +477,7 @@ def test_a_critic_that_is_satisfied_ends_the_run(server: Server) -> None:
     assert len(server.calls) == 2
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize(
     "rubbish",
@@ -495,6 +499,7 @@ def test_a_scorer_that_fails_costs_its_score_not_the_run(
     assert sum("scorer on candidate" in e for e in out["errors"]) == 7
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 def test_a_scorer_that_fails_on_every_answer_ends_the_run_with_the_reason_and_the_answer(
@@ -586,6 +591,7 @@ def good_once(request: dict[str, Any], i: int) -> Reply:
     return Reply(text=f"<answer>{'good' if i == 2 else 'bad'}</answer>")
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("awaited", [False, True])
 @pytest.mark.parametrize("by", ENDS)
@@ -602,6 +608,7 @@ def test_a_scorer_that_ends_the_program_costs_its_score_only(
     assert sum(by.__name__ in e for e in out["errors"]) == 7
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("by", ENDS[:-1])
 def test_whatever_of_the_users_ends_the_program_loses_no_answer(
@@ -708,7 +715,7 @@ def test_a_human_asked_in_a_node_behind_the_graph_pauses_it_and_nothing_is_bough
     assert [m.type for m in out["messages"]] == ["human", "ai", "human", "ai"]
 
 
-@pytest.mark.pairwise
+@pytest.mark.pairwise(6)
 @both
 @pytest.mark.parametrize("tokens", [150, 300, 650, 1_300, 2_600, 5_200])
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))

@@ -29,7 +29,7 @@ from anytime_graph.nodes.critique import VERDICT, split_verdict
 from anytime_graph.prompts import Case, compare
 from anytime_graph.run.ranking import both_orders
 from tests.kit.judging import QUALITY, comparing, sides, two
-from tests.kit.marks import torture
+from tests.kit.marks import some, torture
 from tests.kit.server import Reply, Server, serving, words
 
 ASK = {"messages": [("user", "Name a river.")]}
@@ -147,7 +147,7 @@ def test_the_embedded_judge_is_not_talked_round(
 ) -> None:
     """Nothing that a candidate says makes it win a comparison that it does not win without."""
     without = winner(HONEST, OTHER)
-    for attack in ATTACKS if torture else ATTACKS[3::3]:
+    for attack in some(ATTACKS, 5, 3):
         assert winner(HONEST, OTHER + attack.format(me="B")) in (without, None, 0), attack
 
 
@@ -282,7 +282,7 @@ def test_a_wrong_judge_is_refused(wrong: dict[str, Any]) -> None:
 # --- what it costs, and what is told of it ------------------------------------------------------
 
 
-@settings(max_examples=torture or 15)
+@settings(max_examples=torture or 9)
 @given(
     tokens=st.integers(600, 12_000),
     share=st.sampled_from([0.1, 0.3, 0.6, 1.0]),

@@ -89,6 +89,7 @@ def hanging(kind: str, on: str, over: threading.Event) -> Any:
     return {"sync": score, "async": ascore, "stubborn": stubborn, "awaitable": given}[kind]
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("kind", ["sync", "async", "stubborn", "awaitable"])
 @pytest.mark.parametrize("strategy", ["best_of_n", "single"])
@@ -190,6 +191,7 @@ def draining(server: Server, at: int) -> RunControl:
     return control
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("saved", [False, True])
 @pytest.mark.parametrize("at", [0, 5])

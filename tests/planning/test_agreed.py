@@ -16,6 +16,7 @@ from langgraph.store.memory import InMemoryStore
 from anytime_graph import Budget, Draft, Move, Until, View, create_anytime_graph
 from anytime_graph.planning import strategies
 from anytime_graph.planning.prospects import agreement
+from tests.kit.marks import torture
 from tests.kit.server import Reply, Server, serving
 
 ASK: Any = {"messages": [("user", "What is the capital of France?")]}
@@ -62,7 +63,7 @@ def answers(server: Server, *said: str) -> None:
     server.script = script
 
 
-@pytest.mark.pairwise
+@pytest.mark.pairwise(4)
 @pytest.mark.parametrize("scorer", [None, "judge", "vote"])
 @pytest.mark.parametrize("answer", ["tags", "whole"])
 @pytest.mark.parametrize("strategy", AGAIN)
@@ -86,6 +87,7 @@ def test_equal_answers_end_an_asynchronous_run(server: Server, strategy: str) ->
     assert (out["stop_reason"], out["best"]["answer"]) == ("agreed", "Paris")
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("width", [2, 4])
 @pytest.mark.parametrize("strategy", AGAIN)
 def test_equal_answers_count_where_few_are_kept(server: Server, strategy: str, width: int) -> None:
@@ -105,6 +107,7 @@ def test_a_confidence_above_is_not_waited_for(server: Server) -> None:
     assert (out["stop_reason"], len(server.settled().calls)) == ("agreed", 8)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("strategy", DRAFTING)
 @pytest.mark.parametrize("scorer", ["judge", "vote"])
 def test_contested_answers_do_not_end_the_run(server: Server, strategy: str, scorer: str) -> None:
@@ -197,7 +200,7 @@ def test_what_the_memory_teaches_is_tried_before(server: Server, strategy: str) 
         assert shown[False]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=torture or 7)
 @given(
     said=st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=16),
     strategy=st.sampled_from(AGAIN),

@@ -113,7 +113,7 @@ def test_the_same_fault_of_answers_without_merit_is_told_once() -> None:
     assert "def f" not in str(last.content)
 
 
-@settings(max_examples=torture or 12)
+@settings(max_examples=torture or 7)
 @given(
     lengths=st.lists(st.integers(1, 400), min_size=3, max_size=6),
     tokens=st.integers(600, 12_000),
