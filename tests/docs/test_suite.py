@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from itertools import combinations, product
+from itertools import chain, combinations, product
 
 import pytest
+from _pytest.mark import ParameterSet
 
 
 def test_of_parameters_in_pairs_each_pair_of_values_is_run(request: pytest.FixtureRequest) -> None:
@@ -13,19 +14,34 @@ def test_of_parameters_in_pairs_each_pair_of_values_is_run(request: pytest.Fixtu
     for item in request.session.items:
         if item.get_closest_marker("pairwise") and isinstance(item, pytest.Function):
             run[item.nodeid.partition("[")[0]].append(item)
-    for name, items in run.items():
-        values = {
-            mark.args[0]: [getattr(value, "values", [value])[0] for value in mark.args[1]]
-            for mark in items[0].iter_markers("parametrize")
-            if "," not in mark.args[0]
-        }
-        mark = items[0].get_closest_marker("pairwise")
-        assert mark
-        at_once = 2 if len(items[0].callspec.params) > 2 and not mark.args else 1
-        for names in combinations(values, at_once):
-            for wanted in product(*(values[each] for each in names)):
-                ran = ([item.callspec.params[each] for each in names] for item in items)
-                assert any(all(map(_same, one, wanted)) for one in ran), (name, names, wanted)
+    for test, items in run.items():
+        marks = [mark.args[:2] for mark in items[0].iter_markers("parametrize")]
+        names = [name for given, _ in marks for name in _names(given)]
+        every = [
+            dict(zip(names, chain(*parts), strict=True))
+            for parts in product(*([_values(v, given) for v in all_] for given, all_ in marks))
+        ]
+        pairwise = items[0].get_closest_marker("pairwise")
+        assert pairwise
+        axes = len(items[0].callspec.params) - len(names) + len(marks)
+        at_once = 2 if axes > 2 and not pairwise.args else 1
+        for some in combinations(names, at_once):
+            for one in every:
+                met = (
+                    all(_same(i.callspec.params[name], one[name]) for name in some) for i in items
+                )
+                assert any(met), (test, [(name, one[name]) for name in some])
+
+
+def _names(given: str | list[str] | tuple[str, ...]) -> list[str]:
+    return given.replace(",", " ").split() if isinstance(given, str) else [*given]
+
+
+def _values(value: object, given: str | list[str] | tuple[str, ...]) -> tuple[object, ...]:
+    """What the parameters of a mark get at once."""
+    if isinstance(value, ParameterSet):
+        return value.values
+    return tuple(value) if len(_names(given)) > 1 else (value,)  # type: ignore[arg-type]
 
 
 def _same(one: object, other: object) -> bool:

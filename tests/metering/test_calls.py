@@ -183,7 +183,6 @@ NO_OBJECTS = ['["/data"]', '"/data"', "null"]
 """Of whole messages, langchain-openai takes none of these, or takes it for no arguments."""
 
 
-@pytest.mark.pairwise(4)
 @pytest.mark.parametrize(
     ("send", "text"),
     [

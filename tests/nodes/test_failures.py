@@ -181,7 +181,7 @@ def test_a_server_that_refuses_everything_costs_nothing_and_is_soon_left_alone(
     assert str(failure.value).count(f"HTTP {status}") == 1, "equal causes are told once"
 
 
-@pytest.mark.pairwise(4)
+@pytest.mark.pairwise(3)
 @both
 @pytest.mark.parametrize("together", [None, 1])
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
