@@ -311,9 +311,9 @@ def test_tools_of_drafts_are_booked_at_a_kill_and_paid_calls_are_given_again(
         (run,) = store.ledger.runs("rivers")
         (bill,) = store.ledger.spend(["user"])
     assert len(server.calls) <= run["spent"]["calls"] == bill.spend["calls"] <= 9
-    if event == "asked":  # only the call that was under way is made again
-        before, after = (call.request["messages"] for call in server.calls[n - 1 : n + 1])
-        assert before == after[: len(before)]
+    if event == "asked":  # the call that was under way is made again, maybe after one beside it
+        before, *after = (call.request["messages"] for call in server.calls[n - 1 :])
+        assert before in [messages[: len(before)] for messages in after]
     usd, tokens, _ = in_quotas(target)
     assert usd == pytest.approx(bill.spend["usd"]) == pytest.approx(run["spent"]["usd"])
     assert tokens == run["spent"]["tokens"] >= server.settled().served
