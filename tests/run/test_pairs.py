@@ -147,6 +147,10 @@ def test_excerpts_begin_where_the_texts_part(
             assert not better.removeprefix("... ").startswith(head[0]) or one.startswith(head[0])
 
 
+def test_an_excerpt_is_shortened_only_if_it_is_too_long() -> None:
+    assert parting("a" * 40, "b" * 41, 40) == ("a" * 40, "b" * 36 + " ...")
+
+
 @given(
     st.lists(texts, max_size=5),
     st.lists(texts, max_size=5),

@@ -131,6 +131,10 @@ def test_what_is_asked_next() -> None:
     # Of two who both lost to the incumbent, the one who beat the other.
     lost = [Match(1, 2, 1), Match(1, 3, 1), Match(2, 3, 3)]
     assert next_match([1, 2, 3], lost, 1) == (1, 3)
+    # An equal whom the incumbent never met, but not one whom it tied with.
+    ties = [Match(1, 2, None), Match(2, 3, None)]
+    assert next_match([1, 2, 3], ties, 1, doubt=0.0) == (1, 3)
+    assert next_match([1, 2, 3], [*ties, Match(1, 3, None)], 1, doubt=0.0) is None
     # A pair that stays tied is let go of.
     assert next_match([1, 2], [Match(1, 2, None)] * (MEETINGS - 1), 1) == (1, 2)
     assert next_match([1, 2], [Match(1, 2, None)] * MEETINGS, 1) is None
