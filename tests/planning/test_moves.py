@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from langchain_core.messages import HumanMessage
 
 from anytime_graph import Draft
-from anytime_graph.planning.moves import Learn, Refine, planned_move
+from anytime_graph.planning.moves import Learn, Refine, Stop, planned_move
+from anytime_graph.planning.plan import plan
 from anytime_graph.planning.prospects import prospects
 from anytime_graph.planning.strategies import adaptive, best_of_n, leap, pdp
 from anytime_graph.run.calls import JUDGE, OWN, REVIEW, CritiqueMove
-from anytime_graph.run.state import Judging, Payoff, fresh
+from anytime_graph.run.state import Judging, Payoff, State, fresh, merged
 from tests.bench.simulation import KINDS, METER, setup
 from tests.planning.test_adaptive import drafts, seen
 from tests.run.test_pairs import pair
@@ -91,3 +93,14 @@ def test_what_a_move_brings_under_a_judge_is_as_worked_out(
     judged = Judging(**{**run.judged, "comparisons": 4, "agreed": 4})
     found = prospects(replace(run, decides="judge", judged=judged))
     assert found[kind].gain == pytest.approx(gain, abs=0.0005)
+
+
+@pytest.mark.parametrize(("tokens", "held"), [(700, 0), (800, 145), (1_200, 145), (1_400, 245)])
+def test_a_last_call_is_held_back_if_a_fifth_pays_for_it(tokens: int, held: int) -> None:
+    """A fifth of 1,400 tokens pays for its second try too."""
+    state = fresh("q", {}, 1, "t", {"tokens": tokens})
+    asked = State(messages=[HumanMessage("Why?", id="q")], remaining_steps=cast(Any, 99))
+    planned = plan(setup(KINDS["easy"], "single"), merged(state, asked), stopped=False)
+    assert not isinstance(planned, Stop)
+    ((call, _),) = planned
+    assert call["max_input"] + (call["max_output"] or 0) == tokens - held
