@@ -67,7 +67,8 @@ def _booked(
     spent = total([state["spent"], *(r["spend"] for r in receipts)])
     active = union((r["started"], r["ended_at"]) for r in receipts)
     forced = [of for o in outcomes if (of := concluded(o["call"]["move"])) is not None]
-    again = bool(forced) and forced[-1] == state["concluded"]
+    tried = state.get("conclusions", int(state["concluded"] is not None))
+    again = all(of == state["concluded"] for of in forced)
     agents = [o["call"]["agent"] for o in outcomes if "agent" in o["call"]]
     called = any(r["spend"]["calls"] or r["unserved"] for r in receipts)
     waits = [r["retry_after"] for r in receipts if r["failed"]]
@@ -76,7 +77,7 @@ def _booked(
         spent_by=spent_by,
         made=made,
         concluded=forced[-1] if forced else state["concluded"],
-        conclusions=len(forced) + (state.get("conclusions", 1) if again else 0),
+        conclusions=len(forced) + (tried if again else 0),
         errors=[*state["errors"], *(e for r in receipts for e in r["errors"])][-_KEPT:],
         ordinal=max(o["call"]["ordinal"] + places(o["call"]) for o in outcomes),
         calibrations=_calibrated(state["calibrations"], outcomes, tokenizers),

@@ -130,9 +130,12 @@ def test_each_answer_is_one_try_of_its_kind() -> None:
 
 
 def test_tries_to_conclude_are_counted_per_answer() -> None:
+    """Other calls in between change nothing."""
     state = begun()
     for n, (of, conclusions) in enumerate([(1, 1), (1, 2), (2, 1), (2, 2)]):
-        state = after(state, "judge", drafted(3 + n, "a", conclude=of, complete=False))
+        state = after(state, "judge", drafted(3 + 2 * n, "a", conclude=of, complete=False))
+        assert (state["concluded"], state["conclusions"]) == (of, conclusions)
+        state = after(state, "judge", drafted(4 + 2 * n, "b", complete=False))
         assert (state["concluded"], state["conclusions"]) == (of, conclusions)
 
 
