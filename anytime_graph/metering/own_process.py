@@ -102,6 +102,7 @@ def _call_apart(name: str, call: bytes) -> Any:
             out, _ = process.communicate(pickle.dumps(setting))
         except BaseException:  # Ctrl-C ends it too
             _end_process(process)
+            process.wait()  # after Ctrl-C, `with` does not
             raise
     if not out:
         _end_process(process)
@@ -190,7 +191,7 @@ def _end_with(parent: int) -> None:
     if sys.platform == "linux":
         import ctypes
 
-        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
 

@@ -416,6 +416,19 @@ def test_a_paused_thread_is_free_at_once_in_async_graphs(
     asyncio.run(lives())
 
 
+def test_the_end_of_an_invocation_frees_its_own_threads_where_no_node_is_at_work(
+    store: Checkpoints, target: str
+) -> None:
+    leases = store.ledger.leases
+    holds = {thread: leases.enter(thread, thread[0]) for thread in ("a1", "a2", "b1", "b2")}
+    for thread in ("a1", "b1"):
+        leases.leave(holds[thread])
+    leases.end(lambda life: life == "a")
+    kept = sql(target, "SELECT thread FROM leases ORDER BY thread")
+    assert [thread for (thread,) in kept] == ["a2", "b1", "b2"]
+    assert [thread for thread, hold in holds.items() if hold.ended] == ["a1"]
+
+
 def test_steps_from_one_breakpoint_to_the_next_do_not_wait(
     served: Server, store: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -417,6 +417,19 @@ def test_a_call_of_nobody_is_not_made(server: Server, store: Checkpoints) -> Non
     assert not server.calls
 
 
+def test_an_account_that_pays_for_a_call_already_does_not_pay_for_it_again(
+    store: Checkpoints,
+) -> None:
+    daily, hourly = (Quota(Budget(calls=9), window=window) for window in ("day", "hour"))
+    outer, both = (store.ledger.paying(of, {}.get) for of in ([daily], [daily, hourly]))
+    assert outer is not None
+    assert both is not None
+    rest = both.without(outer)
+    assert rest is not None
+    assert list(rest.accounts.values()) == [[hourly]]
+    assert outer.without(both) is None
+
+
 def test_a_quota_in_the_database_holds_for_all_and_one_for_a_value_in_its_place(
     server: Server, store: Checkpoints, target: str
 ) -> None:

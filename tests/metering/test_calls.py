@@ -240,6 +240,16 @@ def test_a_call_that_came_whole_is_made_and_its_broken_neighbour_is_told_of() ->
     assert not calls.broken(message)
 
 
+def test_a_call_that_did_not_come_whole_leaves_the_content_and_all_else_stays() -> None:
+    content: Any = [
+        {"type": "text", "text": "Tidying."},
+        *({"type": "tool_use", "id": id, "name": "remove", "input": {}} for id in "ab"),
+    ]
+    parts: Any = [chunk(0, "a", "remove", '{"path": 1}'), chunk(1, "b", "remove", '{"path": "/da')]
+    message = calls.with_whole_calls(AIMessageChunk(content, tool_call_chunks=parts))
+    assert message.content == content[:2]
+
+
 def test_a_client_that_tells_nothing_of_a_replys_end_may_call_without_arguments() -> None:
     message = AIMessage("", tool_calls=[{"id": "a", "name": "remove", "args": {}}])
     assert calls.with_whole_calls(message) is message

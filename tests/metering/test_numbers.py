@@ -11,8 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anytime_graph import NearEnd, Quota
 from anytime_graph.benchmark.recording import Recording
-from anytime_graph.budget import DIMENSIONS, Budget, share
+from anytime_graph.budget import DIMENSIONS, Budget, nothing, share
+from anytime_graph.metering.metered import last_call_reserve
+from anytime_graph.metering.quota import Standing, booked
 from anytime_graph.planning.profiles import checked
 from anytime_graph.run.state import payoff
 
@@ -46,6 +49,38 @@ def test_equal_parts_never_exceed_the_whole(usd: float, tokens: int, n: int) -> 
     slices = [share({"usd": usd, "tokens": tokens}, 1 / n) for _ in range(n)]
     assert sum(part["usd"] for part in slices) <= usd
     assert sum(part["tokens"] for part in slices) <= tokens
+
+
+@pytest.mark.parametrize("at", [0, -0.1, 1.01, math.nan, True, "0.8", None])
+def test_the_end_of_a_budget_begins_at_a_part_of_it(at: Any) -> None:
+    with pytest.raises(ValueError, match=r"^near_end at=.*: a part of the budget is needed"):
+        NearEnd("cheap", at=at)
+    assert [NearEnd("cheap", at=part).at for part in (0.01, 1)] == [0.01, 1]
+
+
+def test_the_last_call_is_one_call_and_has_its_part_of_all_else() -> None:
+    limits = {"tokens": 900, "seconds": 60, "calls": 10, "tool_calls": 4}
+    kept = {"tokens": 450, "seconds": 30, "calls": 1}
+    assert last_call_reserve(0.5, limits) == kept
+    assert last_call_reserve(kept, limits) == kept
+
+
+@pytest.mark.parametrize(
+    ("window", "meant"),
+    [("7 days", "7d"), ("30 minutes", "30min"), ("12 Hours", "12h"), ("90sec", "90s")],
+)
+def test_a_window_in_another_spelling_is_told_the_right_one(window: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"window={window!r}: did you mean '{meant}'"):
+        Quota(Budget(calls=1), window=window)
+    Quota(Budget(calls=1), window=meant)
+
+
+def test_what_one_quota_leaves_is_what_was_not_booked_within_its_window() -> None:
+    quota = Quota(Budget(tokens=100), window="60s")
+    books = {at: booked({**nothing(), "tokens": 30}) for at in (939, 940, 1000)}
+    standing = Standing([quota], "", 1000.5, books, {1000: books[1000]})
+    assert standing.left() == {"tokens": 40}
+    assert standing.left(free=True) == {"tokens": 70}
 
 
 def test_a_profile_of_nothing_is_refused() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,6 +142,21 @@ def test_one_within_work_that_is_abandoned_is_ended(hung: Hung) -> None:
         await asyncio.wait({work})
 
     asyncio.run(abandoned())
+    assert hung.has_ended()
+
+
+def test_ctrl_c_ends_one_that_hangs(hung: Hung) -> None:
+    main = threading.get_ident()
+
+    def press() -> None:
+        hung.hangs()
+        signal.pthread_kill(main, signal.SIGINT)
+
+    pressing = threading.Thread(target=press)
+    pressing.start()
+    with pytest.raises(KeyboardInterrupt):
+        in_process(apart.hang)(alone=True)
+    pressing.join()
     assert hung.has_ended()
 
 
