@@ -486,13 +486,16 @@ def test_no_draft_comes_from_langchains_cache(
 ) -> None:
     """Whether all models have it or this one, and whether it works or not."""
     server.script = lambda request, i: Reply(text=f"so <answer>{i}</answer>")
-    set_llm_cache(None if own else kind())
-    model = server.model(disable_streaming=disable_streaming, cache=kind() if own else None)
+    cache = kind()
+    set_llm_cache(None if own else cache)
+    model = server.model(disable_streaming=disable_streaming, cache=cache if own else None)
     scored = {"strategy": "best_of_n", "scorer": lambda q, a: int(a) / 100}
     try:
         out = run(server, Budget(calls=8), sync, model=model, **scored)
     finally:
         set_llm_cache(None)
+        if isinstance(cache, Stored):
+            cache.db.close()
     assert len(server.calls) == 8
     assert len({c["answer"] for c in out["candidates"]}) == len(out["candidates"])
     assert out["spent"]["tokens"] == server.served
