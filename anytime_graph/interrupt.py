@@ -28,18 +28,17 @@ class StopSignal(Protocol):
 
 
 class Exited(Exception):
-    """A function of the user's raised what would have ended more than the function."""
+    """A function of the user's raised what would have ended more than the function. named: what it raised."""
+
+    @property
+    def named(self) -> BaseException:
+        return self.__cause__ or self
 
 
 class CannotPause(Exited):
-    """A function of the user's called LangGraph's `interrupt()`."""
+    """A function of the user's called LangGraph's `interrupt()`. named: this error, which says what to do."""
 
-    def __init__(
-        self,
-        why: str = "interrupt() cannot pause a run within a function that the run calls, or its reply would be "
-        "bought again; ask in a node of your own (docs/scoring.md#a-human-as-scorer)",
-    ) -> None:
-        super().__init__(why)
+    named = property(lambda self: self)
 
 
 @contextmanager
@@ -53,7 +52,10 @@ def contained() -> Iterator[None]:
     except KeyboardInterrupt:
         raise
     except GraphInterrupt as error:
-        raise CannotPause from error
+        raise CannotPause(
+            "interrupt() cannot pause a run within a function that the run calls, or its reply would be bought "
+            "again; ask in a node of your own (docs/scoring.md#a-human-as-scorer)"
+        ) from error
     except StopIteration as error:  # a thread could not hand it on to the event loop
         raise Exited from error
     except Exception:

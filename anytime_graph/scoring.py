@@ -141,14 +141,13 @@ def check_signature(scorer: Scorer) -> None:
 def failure(scorer: Scorer, error: BaseException) -> str:
     """What went wrong in a scorer, and where: "ZeroDivisionError: division by zero (rules.py, line 7)".
     Of what it called, the line in the user's own code; without one, where the scorer begins."""
-    named = error.__cause__ if isinstance(error, Exited) and error.__cause__ else error
-    pauses = isinstance(error, CannotPause)
-    said = head_of(" ".join(str(error if pauses else named).split()), _SAID)
-    kind = "" if isinstance(error, BadScore | TimeIsUp | CannotPause) else type(named).__name__
+    named = error.named if isinstance(error, Exited) else error
+    said = head_of(" ".join(str(named).split()), _SAID)
+    kind = "" if isinstance(named, BadScore | TimeIsUp | CannotPause) else type(named).__name__
     made: Any = inspect.unwrap(scorer)
     code = getattr(made, "__code__", None) or getattr(made.__call__, "__code__", None)
     place = (code.co_filename, code.co_firstlineno) if code else None
-    for frame, line in traceback.walk_tb(named.__traceback__):
+    for frame, line in traceback.walk_tb((named.__cause__ or named).__traceback__):
         if _users(frame):
             place = frame.f_code.co_filename, line
     where = f" ({place[0]}, line {place[1]})" if place else ""

@@ -74,8 +74,6 @@ class Ledger(History):
     """
 
     def __init__(self, store: Store, record: Literal["all", "usage"] = "all") -> None:
-        if record not in ("all", "usage"):
-            raise ValueError(f"record={record!r}: 'all' or 'usage'")
         super().__init__(store)
         self._lock = threading.Lock()  # never held while the database is asked
         self.record = record

@@ -13,7 +13,7 @@ from contextlib import (
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint, CheckpointTuple
@@ -55,6 +55,8 @@ class _Opening:
     def __init__(self, target: str | Path, record: Record, serde: Any) -> None:
         if str(target) in ("", ":memory:"):
             raise ValueError(f"target={str(target)!r}: name a file; checkpoints need one to last")
+        if record not in get_args(Record):  # before anything is opened
+            raise ValueError(f"record={record!r}: 'all' or 'usage'")
         self._target, self._record, self._serde = target, record, serde
         self._remote = str(target).startswith(("postgresql://", "postgres://"))
 

@@ -154,12 +154,11 @@ def _result_of(setting: Mapping[str, Any]) -> bytes:
 def _error_told(error: BaseException) -> bytes:
     """The error, as another process can raise it. Ctrl-C does not reach this process, so that it is not the
     user who ends the run by a KeyboardInterrupt."""
-    with suppress(Exception):
-        if isinstance(error, KeyboardInterrupt):
-            raise TypeError
-        text = pickle.dumps((None, error))
-        pickle.loads(text)  # noqa: S301 - just made here, to see that it can be read
-        return text
+    if not isinstance(error, KeyboardInterrupt):
+        with suppress(Exception):
+            text = pickle.dumps((None, error))
+            pickle.loads(text)  # noqa: S301 - just made here, to see that it can be read
+            return text
     return pickle.dumps((None, RuntimeError(f"{type(error).__name__}: {error}")))
 
 

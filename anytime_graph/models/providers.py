@@ -701,9 +701,9 @@ def _stands_for(error: BaseException) -> int | None:
 
 def describe(error: BaseException) -> str:
     """An error in one line without the provider's message, which may repeat a prompt, reply or key."""
-    named = error.__cause__ if isinstance(error, Exited) else error
-    if isinstance(error, CannotPause) or isinstance(named, Unpayable):
-        return str(error if isinstance(error, CannotPause) else named)
+    named = error.named if isinstance(error, Exited) else error
+    if isinstance(named, CannotPause | Unpayable):
+        return str(named)
     parts = [type(named).__name__]
     http, code = status(error), getattr(error, "code", None)
     if http is not None:

@@ -51,7 +51,7 @@ from anytime_graph.run.calls import (
     seeks_answer,
 )
 from anytime_graph.run.fold import contests, tied
-from anytime_graph.run.state import State
+from anytime_graph.run.state import State, conclusions
 
 _RESERVE, _RESERVE_CUT = 0.2, 0.5
 """The largest part of what is left that is held back for a last call that forces an answer: as long as no
@@ -381,14 +381,15 @@ class _Edge:
     @cached_property
     def _tries(self) -> list[Draft]:
         """What may still be tried to force an answer out of the best reply, which was cut before it held one;
-        each in a form of its own, so that the second does not repeat the fault of the first."""
+        each in a form of its own, so that the second does not repeat the fault of the first. Before the first
+        reply: what may be tried then."""
         best, state = self.state["best"], self.state
         if self.setup.answers.protocol.kind == "whole" or (best is not None and best["complete"]):
             return []
         of = 0 if best is None else best["id"]
         if best is not None and best["node"] == "conclude":
             (of,) = best["parents"]
-        made = state.get("conclusions", 1) if state["concluded"] == of else 0
+        made = conclusions(state) if state["concluded"] == of else 0
         return [Draft(conclude=of), Draft(conclude=of, again=True)][made:]
 
     def _last_call(self) -> list[Planned]:

@@ -33,6 +33,7 @@ from anytime_graph.run.state import (
     Point,
     State,
     add_payoffs,
+    conclusions,
     merged,
     payoff,
 )
@@ -67,7 +68,6 @@ def _booked(
     spent = total([state["spent"], *(r["spend"] for r in receipts)])
     active = union((r["started"], r["ended_at"]) for r in receipts)
     forced = [of for o in outcomes if (of := concluded(o["call"]["move"])) is not None]
-    tried = state.get("conclusions", int(state["concluded"] is not None))
     again = all(of == state["concluded"] for of in forced)
     agents = [o["call"]["agent"] for o in outcomes if "agent" in o["call"]]
     called = any(r["spend"]["calls"] or r["unserved"] for r in receipts)
@@ -77,7 +77,7 @@ def _booked(
         spent_by=spent_by,
         made=made,
         concluded=forced[-1] if forced else state["concluded"],
-        conclusions=len(forced) + (tried if again else 0),
+        conclusions=len(forced) + (conclusions(state) if again else 0),
         errors=[*state["errors"], *(e for r in receipts for e in r["errors"])][-_KEPT:],
         ordinal=max(o["call"]["ordinal"] + places(o["call"]) for o in outcomes),
         calibrations=_calibrated(state["calibrations"], outcomes, tokenizers),

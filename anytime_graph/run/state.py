@@ -265,6 +265,12 @@ def add_payoffs(known: Payoff | None, more: Payoff) -> Payoff:
     return cast("Payoff", {k: v + added[k] for k, v in cast("dict[str, float]", known).items()})
 
 
+def conclusions(state: State) -> int:
+    """How often it was tried to force an answer out of `concluded`. States of earlier versions do not say so:
+    once then."""
+    return state.get("conclusions", int(state["concluded"] is not None))
+
+
 def growth_only(calibrations: Mapping[str, Calibration]) -> dict[str, Calibration]:
     """The calibrations for another prompt or model: only how far prompts exceed their bounds is
     kept."""

@@ -133,7 +133,8 @@ def test_files_that_are_not_ours(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="name a file"):
             open_checkpoints(target)
     with pytest.raises(ValueError, match="record='some'"):
-        open_checkpoints(tmp_path / "a.db", record="some").__enter__()  # type: ignore[arg-type]
+        open_checkpoints(tmp_path / "a.db", record="some")  # type: ignore[arg-type]
+    assert not (tmp_path / "a.db").exists()
     with pytest.raises(LedgerError, match="PostgreSQL"):
         open_checkpoints("postgresql://nobody@127.0.0.1:1/none").__enter__()
 

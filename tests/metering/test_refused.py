@@ -6,8 +6,9 @@ import asyncio
 import time
 from collections.abc import Callable
 from email.utils import formatdate
-from typing import Any
+from typing import Any, cast
 
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from openai import APIStatusError
 from anytime_graph import Budget, NoAnswer, create_anytime_graph
 from anytime_graph.chat import ChatAnytime
 from anytime_graph.metering import learned
+from anytime_graph.metering.request import Request
 from anytime_graph.middleware import TokenBudgetMiddleware
 from tests.kit.marks import torture
 from tests.kit.server import Reply, Server, serving
@@ -75,6 +77,36 @@ def has_system(request: dict[str, Any]) -> bool:
 
 def choosing(request: dict[str, Any]) -> bool:
     return request.get("n", 1) > 1
+
+
+class Slow:
+    """The clock of a machine on which each request takes a minute."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_patience_is_for_waiting_and_not_for_a_slow_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Waits of 1 ms, 2 ms and so on fill a patience of 0.25 s with eight."""
+    clock = Slow()
+    monkeypatch.setattr(learned, "time", clock)
+    sent = httpx.Request("POST", "http://127.0.0.1/v1")
+    refused = APIStatusError("busy", response=httpx.Response(429, request=sent), body=None)
+    form = learned.Form([], cast(BaseChatModel, None), {})
+    for seconds, attempts in ((None, 8), (150.0, 3)):
+        request = Request(prompt=[], max_input=1, max_output=1, seconds=seconds)
+        calls = learned.Attempts(request, form, learned.Learned())
+        made = 0
+        while not made or calls.again(refused):
+            calls.next()
+            clock.now += 60
+            made += 1
+        assert (made, calls.hopeless) == (attempts, True)
 
 
 PARTS: dict[str, tuple[Callable[[dict[str, Any]], bool], str]] = {

@@ -3,15 +3,12 @@ Each statement of docs/theory.md has its simulation here."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import statistics
 import threading
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import reduce
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,7 +24,6 @@ from anytime_graph import (
     Draft,
     Prices,
     Until,
-    View,
     create_anytime_graph,
     load_profile,
     open_checkpoints,
@@ -37,7 +33,6 @@ from anytime_graph import (
 from anytime_graph.cli import main
 from anytime_graph.metrics import wilson
 from anytime_graph.planning.moves import planned_move
-from anytime_graph.planning.plan import view
 from anytime_graph.planning.profiles import expected_best
 from anytime_graph.planning.prospects import (
     agreement,
@@ -54,6 +49,7 @@ from anytime_graph.run.state import Payoff, add_payoffs
 from anytime_graph.run.state import payoff as one_answer
 from tests.bench.simulation import DRAFT, KINDS, NAMES, Kind, cell, normal, setup, simulate
 from tests.kit.marks import torture
+from tests.kit.runs import drafts, seen
 from tests.kit.samples import FILE
 from tests.kit.server import Reply, Server
 
@@ -166,28 +162,6 @@ def test_adaptive_keeps_to_calls_and_dollars_too(server: Server) -> None:
 
 
 # --- the estimate --------------------------------------------------------------------------------
-
-
-def drafts(*scores: float, tokens: Sequence[int] = (300,), cut: bool = False) -> Payoff:
-    """Each with a prompt of 200 tokens."""
-    lengths = itertools.cycle(tokens)
-    each = [one_answer(s, 0.0, 200 + n, n, cut) for s, n in zip(scores, lengths, strict=False)]
-    return reduce(add_payoffs, each)
-
-
-def seen(left: int = 10_000, whole: bool = False, best: float = 0.6, **payoffs: Payoff) -> View:
-    """A run that scored these. best: its score, of an answer without an end."""
-    kind = Kind("scorer", normal(0.5, 0.1))
-    run = simulate(setup(kind, "single"), kind, 1, {"tokens": 2 * DRAFT})
-    assert run.state["best"] is not None
-    known = {name.replace("_", " "): payoff for name, payoff in payoffs.items()}
-    return replace(
-        view(setup(kind, "single"), run.state),
-        best={**run.state["best"], "score": best, "complete": False},
-        payoffs=known,
-        left={"tokens": left},
-        whole=whole,
-    )
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,15 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from anytime_graph import Draft
+from anytime_graph.budget import GOOD_ROOM
 from anytime_graph.planning.moves import Learn, Refine, Stop, planned_move
 from anytime_graph.planning.plan import plan
 from anytime_graph.planning.prospects import prospects
 from anytime_graph.planning.strategies import adaptive, best_of_n, leap, pdp
-from anytime_graph.run.calls import JUDGE, OWN, REVIEW, CritiqueMove
+from anytime_graph.run.calls import JUDGE, OWN, REVIEW, CritiqueMove, PlannedCall
 from anytime_graph.run.state import Judging, Payoff, State, fresh, merged
 from tests.bench.simulation import KINDS, METER, setup
-from tests.planning.test_adaptive import drafts, seen
-from tests.run.test_pairs import pair
+from tests.kit.runs import candidate, drafts, pair, seen
 
 
 @pytest.mark.parametrize(("calls", "asked"), [(None, 2), (4, 2), (3, 0)])
@@ -104,3 +104,43 @@ def test_a_last_call_is_held_back_if_a_fifth_pays_for_it(tokens: int, held: int)
     assert not isinstance(planned, Stop)
     ((call, _),) = planned
     assert call["max_input"] + (call["max_output"] or 0) == tokens - held
+
+
+def cut(tokens: int, **limits: float) -> State:
+    """A run whose only reply was cut before its answer."""
+    state = fresh("q", {}, 1, "t", {"tokens": tokens, **limits})  # type: ignore[typeddict-item]
+    reply = {**candidate(0, "think and " * 40, None), "complete": False, "node": "draft"}
+    asked = State(
+        messages=[HumanMessage("Why?", id="q")],
+        remaining_steps=cast(Any, 99),
+        best=cast(Any, reply),
+        candidates=[cast(Any, reply)],
+    )
+    return merged(state, asked)
+
+
+def calls(state: State) -> list[PlannedCall]:
+    planned = plan(setup(KINDS["easy"], "single"), state, stopped=False)
+    assert not isinstance(planned, Stop)
+    return [each.call for each in planned]
+
+
+def test_the_first_try_of_a_last_call_leaves_the_second_a_quarter_of_the_time() -> None:
+    (first,) = calls(cut(400, seconds=8.0))
+    assert (first["move"]["conclude"], first["move"].get("again")) == (0, False)  # type: ignore[typeddict-item, union-attr]
+    assert first["slice"]["seconds"] == 6.0
+    (second,) = calls({**cut(190, seconds=8.0), "concluded": 0, "conclusions": 1})
+    assert second["move"].get("again") is True
+    assert second["slice"]["seconds"] == 8.0
+
+
+def test_the_first_try_has_all_that_is_left_where_two_cannot_be_paid_for() -> None:
+    (alone,), (beside,) = calls(cut(210)), calls(cut(400))
+    assert alone["max_input"] + (alone["max_output"] or 0) == 210
+    assert beside["max_input"] + (beside["max_output"] or 0) < 400
+    assert (beside["max_output"] or 0) >= GOOD_ROOM
+
+
+def test_a_state_of_an_earlier_version_has_one_try_behind_it() -> None:
+    (second,) = calls({**cut(190), "concluded": 0})
+    assert second["move"].get("again") is True

@@ -22,7 +22,7 @@ from anytime_graph.run.calls import (
 )
 from anytime_graph.run.fold import fold, union
 from anytime_graph.run.state import Decides, State, fresh, merged, without_repeats
-from tests.run.test_pairs import candidate
+from tests.kit.runs import candidate
 
 
 def outcome(ordinal: int, move: PlannedMove, role: Role = OWN, **brought: Any) -> Outcome:

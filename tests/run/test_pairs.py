@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage
 
 from anytime_graph import Budget, Constraints, Judge, Score, create_anytime_graph
-from anytime_graph.budget import nothing
 from anytime_graph.models import tokens
 from anytime_graph.planning.strategies import pdp
 from anytime_graph.prompts import Lessons, Protocol, opening
-from anytime_graph.run.pairs import Candidate, Example, Pair, Shown, parting, scored_pairs
+from anytime_graph.run.pairs import Candidate, Example, Shown, parting, scored_pairs
 from anytime_graph.scoring import normal
+from tests.kit.runs import candidate, pair
 from tests.kit.server import Call, Reply, Server
 
 ASK = {"messages": [("user", "Name a river.")]}
@@ -35,28 +35,6 @@ WORDS = [
     "bank",
     "mill",
 ]
-
-
-def candidate(
-    i: int, text: str, score: float | None, parents: list[int] | None = None
-) -> Candidate:
-    return Candidate(
-        id=i,
-        node="refine" if parents else "draft",
-        answer=text,
-        text=text,
-        complete=True,
-        score=score,
-        feedback=f"fault {i}",
-        right=None,
-        satisfied=False,
-        parents=parents or [],
-        spent=nothing(),
-        votes=0,
-        lost=False,
-        message_id=None,
-        taught=False,
-    )
 
 
 sentences = st.lists(st.sampled_from(WORDS), min_size=1, max_size=8).map(
@@ -198,21 +176,6 @@ def test_winners_alone_are_shown_by_the_most_telling_pair() -> None:
     assert '"first"' in told
     assert "second" not in told
     assert '"second"' in Lessons(pairs=pairs, shown="both").text(1.0)
-
-
-def pair(better: str, worse: str, why: str = "it has more") -> Pair:
-    return Pair(
-        chosen=better,
-        rejected=worse,
-        chosen_id=0,
-        rejected_id=1,
-        better=better,
-        worse=worse,
-        why=why,
-        why_by="judge",
-        by="judge",
-        gap=1.0,
-    )
 
 
 def test_texts_of_pairs_are_quoted() -> None:
