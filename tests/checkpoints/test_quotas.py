@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import settings
@@ -43,10 +43,11 @@ from anytime_graph.budget import Spend, nothing
 from anytime_graph.checkpoints import Checkpoints
 from anytime_graph.checkpoints.leases import Leases
 from anytime_graph.checkpoints.quotas import Payers, Quotas
+from anytime_graph.checkpoints.sqlite import SqliteStore
 from anytime_graph.checkpoints.store import Execute
 from anytime_graph.metering import call
 from anytime_graph.metering.quota import UNITS, Amounts, Withheld, booked
-from anytime_graph.metering.request import Request
+from anytime_graph.metering.request import NOWHERE, Request
 from tests.kit.agents import working
 from tests.kit.forks import forks
 from tests.kit.kills import Doom, ended, struck
@@ -477,6 +478,22 @@ def test_a_call_that_may_write_any_number_of_tokens_is_not_held(store: Checkpoin
             store.ledger.store.transaction() as execute,
         ):
             payers.hold(execute, f"a call {tokens}", unlimited, cost(20))
+
+
+def test_a_reservation_waits_for_the_disk_and_what_it_gives_back_does_not(tmp_path: Path) -> None:
+    """A power cut may lose a settlement, which leaves the call charged in full, but no reservation."""
+    with open_checkpoints(tmp_path / "anytime.db") as store:
+        assert isinstance(store.ledger.store, SqliteStore)
+        journal = store.ledger.shared([Quota(Budget(tokens=5_000), window="1d")]).journal()
+        assert journal is not None
+        made: list[str] = []
+        store.ledger.store._db.conn.set_trace_callback(made.append)
+        journal.reserve(Request(prompt=[], max_input=9, max_output=9), cost(100), "m", str)
+        assert made[0] == "PRAGMA synchronous=FULL"
+        assert any("INSERT INTO quota_holds" in statement for statement in made)
+        made.clear()
+        journal.settle(NOWHERE, cast(Any, SimpleNamespace(receipt={"spend": cost(20)})))
+        assert made[0] == "PRAGMA synchronous=NORMAL"
 
 
 def test_a_quota_of_money_needs_prices(server: Server, store: Checkpoints) -> None:

@@ -624,13 +624,19 @@ def test_a_try_that_fails_is_followed_by_one_of_another_form(
 
 
 @both
-def test_an_answer_that_cannot_be_forced_is_tried_for_twice(server: Server, sync: bool) -> None:
+@pytest.mark.parametrize("scorer", [None, lambda question, answer: 1 / len(answer)])
+def test_an_answer_that_cannot_be_forced_is_tried_for_twice(
+    server: Server, sync: bool, scorer: Any
+) -> None:
+    """Also where the first try is the best reply then, though it is cut as well."""
     server.script = lambda request, i: Reply(text="think and " * 5_000)
     app = create_anytime_graph(
-        server.model(), budget=Budget(tokens=3_000), strategy="single"
+        server.model(), budget=Budget(tokens=3_000), strategy="single", scorer=scorer
     ).compile()
     out = invoke(app, sync, ask())
     assert [c["node"] for c in out["candidates"]] == ["draft", "conclude", "conclude"]
+    latest = [call.request["messages"][-1]["content"] for call in server.calls]
+    assert ["Do not think it over" in text for text in latest] == [False, False, True]
     assert out["best"]["complete"] is False
     assert server.served == out["spent"]["tokens"] <= 3_000
 

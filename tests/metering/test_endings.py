@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain.agents import create_agent
+from langchain_core.messages import AIMessageChunk
+from langchain_core.messages.tool import tool_call_chunk
 
 from anytime_graph import Budget, NoAnswer, create_anytime_graph
 from anytime_graph.chat import ChatAnytime
+from anytime_graph.metering.streamed import joined
 from anytime_graph.middleware import TokenBudgetMiddleware
 from anytime_graph.models import providers
 from tests.kit.marks import torture
@@ -240,3 +243,16 @@ def test_a_field_that_changes_its_type_within_a_reply_loses_no_answer() -> None:
         at.spoil = spoil
         out = at.ask(at.provider.model(at.url))
     assert out["best"]["answer"] == "7"
+
+
+def test_a_field_that_cannot_be_joined_takes_no_tool_call_with_it() -> None:
+    parts = [
+        AIMessageChunk(
+            "",
+            additional_kwargs={"reasoning_content": thought},
+            tool_call_chunks=[tool_call_chunk(name=name, args=args, id=name, index=0)],
+        )
+        for thought, name, args in (("hm", "look", '{"q": '), ([7], None, '"fox"}'))
+    ]
+    ((name, args),) = [(c["name"], c["args"]) for c in joined(parts).tool_calls]
+    assert (name, args) == ("look", {"q": "fox"})
