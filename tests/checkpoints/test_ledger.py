@@ -26,6 +26,7 @@ from anytime_graph import (
     open_checkpoints,
 )
 from anytime_graph.checkpoints import Checkpoints, schema
+from anytime_graph.checkpoints.sqlite import SqliteStore
 from anytime_graph.metering import clock
 from tests.kit.ledgers import ASK, ON, digit, graph, sql
 from tests.kit.server import Call, Reply, Server, by_place
@@ -76,6 +77,25 @@ class TestBooks:
         full = sum(reserved for _, reserved in seen)
         assert full >= served.settled().served
         assert sql(target, "SELECT count(*) FROM calls WHERE state = 'reserved'") == [(0,)]
+
+    def test_reservations_and_paid_replies_wait_for_the_disk(
+        self, served: Server, tmp_path: Path
+    ) -> None:
+        """So that a power cut loses none. What else is written waits with the next of them."""
+        with open_checkpoints(tmp_path / "anytime.db") as store:
+            assert isinstance(store.ledger.store, SqliteStore)
+            made: list[str] = []
+            store.ledger.store._db.conn.set_trace_callback(made.append)
+            out = graph(served, store).compile(checkpointer=store.saver).invoke(ASK, ON)
+        waits = False
+        paid: dict[str, list[bool]] = {"INSERT INTO calls": [], "SET state = 'settled'": []}
+        for statement in made:
+            if statement.startswith("PRAGMA synchronous="):
+                waits = statement.endswith("FULL")
+            for part, waited in paid.items():
+                if part in statement:
+                    waited.append(waits)
+        assert list(paid.values()) == [[True] * out["spent"]["calls"]] * 2
 
     def test_failures_and_lies_are_booked_in_full(self, served: Server, store: Checkpoints) -> None:
         bad = [Reply(error="break"), Reply(error=500), Reply(text="hm " * 9, usage="none")]
