@@ -35,6 +35,8 @@ _UNDIVIDED = {"seconds": math.inf, "calls": 1}
 
 MIN_ROOM = 16
 """A call that may write fewer output tokens than this is not worth its prompt."""
+FIRST_ROOM = 8
+"""A first call may, for few words are better than no answer."""
 GOOD_ROOM = 64
 """Output tokens that each call of a fan-out must get; else the fan-out is made smaller."""
 

@@ -160,9 +160,8 @@ class Lessons:
         room = math.inf if self.allowance is None else self.allowance * detail
         half = room / 2 if self._own() else room
         examples = _fitting(half, _OF_OTHERS.get(self.memory or ""), self._remembered)
-        rest = room - (tokens.max_tokens(examples) if examples else 0)
-        own = _fitting(rest, _OF_THIS.get(self.shown or ""), self._learned)
-        return "\n\n".join(part for part in (examples, own) if part)
+        before = f"{examples}\n\n" if examples else ""
+        return _fitting(room, _OF_THIS.get(self.shown or ""), self._learned, before) or examples
 
     def _own(self) -> Sequence[Pair] | Sequence[str]:
         if self.shown is None:
@@ -222,17 +221,19 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _fitting(room: float, head: str | None, items: Callable[[int], Sequence[str]]) -> str:
-    """The head and as many items as `room` tokens hold, at the largest length at which one fits;
-    nothing if none does."""
+def _fitting(
+    room: float, head: str | None, items: Callable[[int], Sequence[str]], before: str = ""
+) -> str:
+    """What stands before, the head and as many items as `room` tokens hold, at the largest length at
+    which one fits; nothing if none does."""
     for length in _LENGTHS if head else ():
-        text = head or ""
+        start = text = f"{before}{head}"
         for item in items(length):
             longer = f"{text}\n{item}"
             if tokens.max_tokens(longer) > room:
                 break
             text = longer
-        if text != head:
+        if text != start:
             return text
     return ""
 

@@ -18,6 +18,7 @@ from langchain_core.messages import AnyMessage
 from anytime_graph import prompts, scoring
 from anytime_graph.budget import (
     DIMENSIONS,
+    FIRST_ROOM,
     GOOD_ROOM,
     MIN_ROOM,
     TOOL_CALLS,
@@ -70,8 +71,8 @@ _STEPS = 3
 """Graph steps that another round takes: the calls, the fold, the finish."""
 _LONG_REPLY = 99_999
 """A prompt that says how long a reply may be is bounded as if it were this long, the longest text."""
-_LINE = 4
-"""It says so if a reply may be cut, and the line takes at most a quarter of the room for one."""
+_LINE = 5
+"""It says so if a reply may be cut, and the line takes at most a fifth of the room for one."""
 _USUAL = 128
 """Output tokens below which any reply may be cut, as long as nothing is known of their length."""
 
@@ -150,7 +151,7 @@ def _open_ended(setup: Setup, state: State, stopped: bool, quotas: Limits) -> li
     return Stop("tokens")
 
 
-def least_call(setup: Setup, state: State, room: int = MIN_ROOM, besides: int = 0) -> Limits:
+def least_call(setup: Setup, state: State, room: int = FIRST_ROOM, besides: int = 0) -> Limits:
     """What the smallest draft takes of each dimension. room: its output tokens. besides: input tokens
     that come on top of its prompt."""
     prompt = setup.prompt_of(state, planned_move(Draft()), Lessons(), 0.0, None, False)
@@ -444,8 +445,9 @@ class _Edge:
                 orders = [_Order(m, min(1 / n, (m["share"] or equal) * grow)) for m in moves[:n]]
                 if calls := self._sliced(orders, rest, comfort, with_pairs):
                     return calls
+        least = MIN_ROOM if self.state["spent"]["calls"] else FIRST_ROOM
         for move in moves:
-            for min_output in (comfort, MIN_ROOM):
+            for min_output in (comfort, least):
                 if calls := self._sliced([_Order(move, 1.0)], rest, min_output):
                     return calls
         return []

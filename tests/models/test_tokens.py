@@ -169,7 +169,9 @@ WORDS = sorted(tokens.common_words())
 SOME_WORDS = st.lists(
     st.builds(
         "{}{}{}".format,
-        st.sampled_from(["", "", " ", "\n", '"', "(", "_", "-", "/", "'", "x", "7"]),
+        st.sampled_from(
+            ["", "", " ", "\n", '"', "(", "_", "-", "/", "'", "x", "7", " = ", " -", " ... "]
+        ),
         st.sampled_from(WORDS) | st.sampled_from(WORDS).map(str.capitalize),
         st.sampled_from(["", "", ".", ",", "'", ")", "_", "s", "X", "1", "é"]),
     ),
