@@ -151,11 +151,17 @@ def _open_ended(setup: Setup, state: State, stopped: bool, quotas: Limits) -> li
     return Stop("tokens")
 
 
-def least_call(setup: Setup, state: State, room: int = FIRST_ROOM, besides: int = 0) -> Limits:
+def least_call(setup: Setup, state: State, room: int | None = None, besides: int = 0) -> Limits:
     """What the smallest draft takes of each dimension. room: its output tokens. besides: input tokens
     that come on top of its prompt."""
     prompt = setup.prompt_of(state, planned_move(Draft()), Lessons(), 0.0, None, False)
-    return _need(setup, state, prompt, room, state["overhead"] + besides)
+    least = _least_room(setup, state) if room is None else room
+    return _need(setup, state, prompt, least, state["overhead"] + besides)
+
+
+def _least_room(setup: Setup, state: State) -> int:
+    first = setup.drafter is None and not state["spent"]["calls"]
+    return FIRST_ROOM if first else MIN_ROOM
 
 
 def _need(
@@ -445,9 +451,8 @@ class _Edge:
                 orders = [_Order(m, min(1 / n, (m["share"] or equal) * grow)) for m in moves[:n]]
                 if calls := self._sliced(orders, rest, comfort, with_pairs):
                     return calls
-        least = MIN_ROOM if self.state["spent"]["calls"] else FIRST_ROOM
         for move in moves:
-            for min_output in (comfort, least):
+            for min_output in (comfort, _least_room(self.setup, self.state)):
                 if calls := self._sliced([_Order(move, 1.0)], rest, min_output):
                     return calls
         return []

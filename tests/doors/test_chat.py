@@ -610,7 +610,7 @@ def test_instructions_in_blocks_stay_blocks(server: Server, answer: str) -> None
     """What is marked for a provider's cache stays marked, in every draft and refinement."""
     block = {"type": "text", "text": "You know rivers.", "cache_control": {"type": "ephemeral"}}
     model = ChatAnytime(
-        model=server.model(max_tokens=120),
+        model=server.model(max_tokens=127),
         budget=Budget(calls=3, tokens=4_000),
         strategy="self_refine",
         answer=answer,

@@ -657,10 +657,10 @@ def test_a_reply_that_is_not_likely_to_be_cut_gets_no_line_about_its_length(serv
 def test_the_model_is_told_how_long_a_reply_may_be_where_replies_are_seen_to_need_more(
     server: Server, words: int, later: bool
 ) -> None:
-    """Of 120 tokens at the most nothing is known at first; then, what the replies took."""
+    """Of 127 tokens at the most nothing is known at first; then, what the replies took."""
     server.script = lambda request, i: Reply(text="word " * words + f"<answer>{i}</answer>")
     app = create_anytime_graph(
-        server.model(max_tokens=120),
+        server.model(max_tokens=127),
         budget=Budget(calls=3),
         strategy="self_refine",
         scorer=lambda question, answer: Score(0.5, "more, please"),

@@ -195,7 +195,9 @@ def test_a_report_whose_figures_cannot_be_added_up_is_paid_for_in_full_and_loses
     _, reports = sse([whole | {"usage": told}, whole | {"usage": told}])
     sent = body.replace(b"data: [DONE]", reports + b"data: [DONE]")
     wire.send = lambda _: (kind, sent)
-    app = create_anytime_graph(wire.model(), budget=Budget(tokens=900, calls=1), strategy="single").compile()
+    app = create_anytime_graph(
+        wire.model(), budget=Budget(tokens=900, calls=1), strategy="single"
+    ).compile()
     if not text:
         with pytest.raises(NoAnswer):
             app.invoke(QUESTION)
