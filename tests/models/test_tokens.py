@@ -133,6 +133,18 @@ def test_bound_is_exact_for_a_prompt_seen_before_and_tight_for_one_that_contains
         assert counted(model, longer) <= bound <= true + 160
 
 
+def test_a_prompt_of_solved_examples_is_bounded_closely(model: ChatOpenAI) -> None:
+    prompt: list[BaseMessage] = [SystemMessage("Answer each question. Write 'Answer: ...'")]
+    for n in range(2, 5):
+        prompt += [
+            HumanMessage(f"What is {n} * 7? Give only the number."),
+            AIMessage(f"Answer: {n * 7}"),
+        ]
+    prompt.append(HumanMessage("What is 8 * 3? Give only the number."))
+    true = counted(model, prompt)
+    assert true <= ANY.bound(ANY.shape(prompt), tokens.uncalibrated()) <= 1.3 * true
+
+
 def test_a_report_above_the_bound_raises_the_next_bounds() -> None:
     shape = ANY.shape([HumanMessage(PROSE)])
     first = ANY.bound(shape, tokens.uncalibrated())
