@@ -21,10 +21,11 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.config import get_config
 
 from anytime_graph.budget import Limits, Spend, nothing
-from anytime_graph.checkpoints.journal import entry_of, kept_above, stored
+from anytime_graph.checkpoints.journal import kept_above
 from anytime_graph.checkpoints.leases import Hold
-from anytime_graph.checkpoints.ledger import Ledger, Row, row_of
+from anytime_graph.checkpoints.ledger import Ledger
 from anytime_graph.checkpoints.quotas import Payers, SharedQuotas
+from anytime_graph.checkpoints.records import entry_of, stored_reply
 from anytime_graph.checkpoints.store import plain
 from anytime_graph.metering import clock
 from anytime_graph.metering.quota import PATIENCE, Withheld
@@ -82,7 +83,7 @@ class AgentRun:
         self._life = (self._lease, invocation())
         self._plan = uuid4().hex
         self._lock = threading.Lock()
-        self._earlier: dict[str, list[tuple[int, Row, int | None]]] = {}
+        self._earlier: dict[str, list[dict[str, Any]]] = {}
         self._paused: dict[str, Place] = {}
         self._entries: dict[int, Entry] = {}
         self._calls: dict[int, RunCall] = {}
@@ -147,29 +148,27 @@ class AgentRun:
 
     def _remember(self, known: int, payers: Payers | None) -> None:
         """Charge the calls that were in flight, and collect the replies that may be given again."""
-        with self.ledger.store.reading() as execute:
-            rows = execute(
-                "SELECT * FROM calls WHERE run_id = :run ORDER BY ordinal", {"run": self.id}
-            )
-        for row in rows:
+        for row in self.ledger.calls(self.id):
             self.next = row["ordinal"] + 1
-            call = row_of(row)
-            if row["state"] == "reserved":
-                self._charge(row, call, payers)
-            elif row["kind"] == "tool_call":
-                if call.reply is not None and call.reply["receipt"]["interrupted"]:
-                    asked = cast(RunCall, planned_call(row))["request"]
-                    self._paused[asked] = Place(self.id, row["ordinal"])
-            elif call.reply is not None and row["ordinal"] >= known:
-                kept = call.kept and call.reply["message"] is not None
-                if kept and not call.reply["receipt"]["failed"] and row["state"] == "settled":
-                    request = cast(RunCall, planned_call(row))["request"]
-                    again = (row["ordinal"], call, row["reserved_output"])
-                    self._earlier.setdefault(request, []).append(again)
+            if (reply := stored_reply(row)) is None:
+                self._charge(row, payers)
+                continue
+            request = cast(RunCall, planned_call(row))["request"]
+            if row["kind"] == "tool_call":
+                if reply["receipt"]["interrupted"]:
+                    self._paused[request] = Place(self.id, row["ordinal"])
+            elif (
+                row["ordinal"] >= known
+                and row["state"] == "settled"
+                and reply["message"] is not None  # its text was kept
+                and not reply["receipt"]["failed"]
+            ):
+                self._earlier.setdefault(request, []).append(row)
 
-    def _charge(self, row: dict[str, Any], call: Row, payers: Payers | None) -> None:
+    def _charge(self, row: dict[str, Any], payers: Payers | None) -> None:
         """Settle a call that was in flight: at its reservation, and if that does not limit the output,
         with the most tokens that the text which arrived can be."""
+        call = entry_of(row)
         spend: Spend = {**call.reserved, "seconds": max(0.0, call.changed - call.started)}
         if row["reserved_output"] is None:
             more = len(call.text.encode())
@@ -182,9 +181,8 @@ class AgentRun:
             "lost": True,
             "errors": [f"call {row['ordinal']}: in flight when its process ended; charged in full"],
         }
-        reply = stored(Reply(call.text, AIMessage(call.text), lost), whole=False)
-        place = Place(self.id, row["ordinal"])
-        self.ledger.settle(place, lost, call.text, reply, payers)
+        reply = Reply(call.text, AIMessage(call.text), lost)
+        self.ledger.settle(Place(self.id, row["ordinal"]), reply, payers)
 
     def spent(self, whole_thread: bool) -> Spend:
         """What the run has cost, or all runs of agents on its thread. Raises LedgerError."""
@@ -215,10 +213,10 @@ class AgentRun:
         with self._lock:
             if not (earlier := self._earlier.get(digest)):
                 return None
-            ordinal, row, max_output = earlier.pop(0)
-            self._entries[ordinal] = entry_of(row)
-        place = Place(self.id, ordinal)
-        return Request(prompt=(), max_input=0, max_output=max_output, place=place)
+            row = earlier.pop(0)
+            self._entries[row["ordinal"]] = entry_of(row)
+        place = Place(self.id, row["ordinal"])
+        return Request(prompt=(), max_input=0, max_output=row["reserved_output"], place=place)
 
     def place(self, kind: Caller, digest: str) -> Place:
         with self._lock:
@@ -287,8 +285,7 @@ class AgentJournal:
         return self.run.reserve(self.call, request, amounts, model, so_far, self.payers())
 
     def settle(self, place: Place, reply: Reply) -> None:
-        kept = stored(reply, whole=True)
-        self.run.ledger.settle(place, reply.receipt, reply.text, kept, self.payers())
+        self.run.ledger.settle(place, reply, self.payers(), whole=True)
 
 
 def book_tool(journal: Journal, request: Request, cost: Spend, tool: str, seconds: float) -> None:
@@ -310,7 +307,7 @@ def settle_tool(ledger: Ledger, place: Place, cost: Spend, pauses: bool = False)
     """Settle a call of a tool, with the time that it took; see metering.request.RunRecord.tool_ended."""
     ended = clock.now()
     paid: Receipt = {**receipt(ended, ended), "spend": cost, "interrupted": pauses}
-    ledger.settle(place, paid, "", stored(Reply("", AIMessage(""), paid), whole=False))
+    ledger.settle(place, Reply("", AIMessage(""), paid))
 
 
 def _run_call(ordinal: int, kind: Made, digest: str) -> RunCall:

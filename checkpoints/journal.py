@@ -6,22 +6,18 @@ and no place ever gets a second request.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
-
-from langchain_core.messages import AIMessage, message_to_dict, messages_from_dict
+from typing import NamedTuple
 
 from anytime_graph.budget import Spend
 from anytime_graph.checkpoints.leases import Hold
-from anytime_graph.checkpoints.ledger import Ledger, Row
+from anytime_graph.checkpoints.ledger import Ledger
 from anytime_graph.checkpoints.quotas import SharedQuotas
 from anytime_graph.metering.request import Entry, Place, Reply, Request, journal_around
-from anytime_graph.run.calls import PlannedCall, Receipt, RunInfo
+from anytime_graph.run.calls import PlannedCall, RunInfo
 from anytime_graph.run.pairs import Candidate
 from anytime_graph.scoring import Score
-
-_UNKEPT = "the reply was paid for, but replies are not kept"
 
 
 class RunJournal(NamedTuple):
@@ -56,8 +52,7 @@ class CallJournal:
     shared: SharedQuotas
 
     def recall(self, place: Place) -> Entry | None:
-        row = self.ledger.recall(place)
-        return None if row is None else entry_of(row)
+        return self.ledger.recall(place)
 
     def reserve(
         self, request: Request, amounts: Spend, model: str, so_far: Callable[[], str]
@@ -69,10 +64,7 @@ class CallJournal:
         )
 
     def settle(self, place: Place, reply: Reply) -> None:
-        """Write the reply. That of an agent's call is kept as a message, because the agent may get it
-        again after a crash."""
-        kept = stored(reply, whole="agent_call" in self.call)
-        self.ledger.settle(place, reply.receipt, reply.text, kept, self.shared.payers())
+        self.ledger.settle(place, reply, self.shared.payers(), whole="agent_call" in self.call)
 
 
 def kept_above(ledger: Ledger) -> bool:
@@ -84,39 +76,3 @@ def kept_above(ledger: Ledger) -> bool:
 def _place(call: PlannedCall, run_id: int) -> Place:
     """The place of a call. A choice has the place of its request."""
     return Place(run_id, call["ordinal"] - call.get("choice", 0))
-
-
-def entry_of(row: Row) -> Entry:
-    """What the ledger holds of a call."""
-    reply = None
-    if row.reply is not None:
-        reply = _restored(row.reply, row.text)
-        if not row.kept and not row.text:
-            reply = reply.noted(_UNKEPT)
-    return Entry(reply, row.text, row.reserved, row.started, row.changed)
-
-
-def stored(reply: Reply, whole: bool) -> dict[str, Any]:
-    """A reply as JSON, without its text."""
-    return {
-        "receipt": reply.receipt,
-        "message_id": reply.message.id,
-        "message": message_to_dict(reply.message) if whole else None,
-        "called": reply.called,
-        "others": [{**stored(other, whole), "text": other.text} for other in reply.others],
-    }
-
-
-def _restored(stored: Mapping[str, Any], text: str) -> Reply:
-    """The reply that was stored."""
-    if stored["message"] is not None:
-        (message,) = messages_from_dict([stored["message"]])
-    else:
-        message = AIMessage(text, id=stored["message_id"])
-    return Reply(
-        text,
-        cast(AIMessage, message),
-        cast(Receipt, stored["receipt"]),
-        called=stored["called"],
-        others=tuple(_restored(other, other["text"]) for other in stored["others"]),
-    )

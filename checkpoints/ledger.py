@@ -17,7 +17,8 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Literal, NamedTuple, cast
+from dataclasses import replace
+from typing import Any, Literal
 
 from cachetools import LRUCache
 
@@ -26,13 +27,13 @@ from anytime_graph.checkpoints.history import History
 from anytime_graph.checkpoints.leases import LEASE, Hold, Leases, ThreadBusy
 from anytime_graph.checkpoints.likeness import keys as keys_of
 from anytime_graph.checkpoints.quotas import Key, Payers, Quotas, SharedQuotas
-from anytime_graph.checkpoints.records import plan_row, reply_row, stored_reply
+from anytime_graph.checkpoints.records import entry_of, plan_row, reply_row
 from anytime_graph.checkpoints.schema import KEYS, SPEND, LedgerError
 from anytime_graph.checkpoints.store import Execute, Store, plain, storable
 from anytime_graph.metering import clock
 from anytime_graph.metering.quota import Quota
-from anytime_graph.metering.request import Place, Request
-from anytime_graph.run.calls import PlannedCall, Receipt, RunCall
+from anytime_graph.metering.request import Entry, Place, Reply, Request
+from anytime_graph.run.calls import PlannedCall, RunCall
 from anytime_graph.run.context import told
 from anytime_graph.run.pairs import Candidate, Pair
 from anytime_graph.run.state import Point, State
@@ -50,19 +51,6 @@ _RECENT = 60.0
 _OWN_REASONS = "perfect judge done satisfied agreed errors scorer steps interrupted quota"
 _REASONS = (*DIMENSIONS, *_OWN_REASONS.split())
 _OF_RUNS = ("labels", "memory", "curve", "pairs", "answers", "calls")
-
-
-class Row(NamedTuple):
-    """The call at a place. reply: None if the call was in flight when its process ended. text: what
-    arrived. kept: whether texts are recorded. reserved: what the call was charged. started, changed:
-    when it began, and when it was last known to be under way."""
-
-    reply: dict[str, Any] | None
-    text: str
-    kept: bool
-    reserved: Spend
-    started: float
-    changed: float
 
 
 class Ledger(History):
@@ -407,14 +395,14 @@ class Ledger(History):
 
     # --- the spokes' side
 
-    def recall(self, place: Place) -> Row | None:
+    def recall(self, place: Place) -> Entry | None:
         """The call at the place, if there is one."""
         with self._noticed(), self.store.reading() as execute:
             rows = execute(
                 "SELECT * FROM calls WHERE run_id = :run AND ordinal = :ordinal",
                 {"run": place.run_id, "ordinal": place.ordinal},
             )
-        return row_of(rows[0]) if rows else None
+        return entry_of(rows[0]) if rows else None
 
     def score(self, run_id: int, ordinal: int) -> Score | None:
         """The score of the answer there, if it has one."""
@@ -484,16 +472,14 @@ class Ledger(History):
     def settle(
         self,
         place: Place,
-        receipt: Receipt,
-        text: str,
-        reply: Mapping[str, Any],
+        reply: Reply,
         payers: Payers | None = None,
+        whole: bool = False,
     ) -> None:
-        """Write the call's reply and cost. A call that cost nothing is deleted. reply: as JSON,
-        without its text."""
+        """Write the call's reply and cost. A call that cost nothing is deleted. whole: see reply_row."""
         self._streaming.pop(place, None)
         where = {"run": place.run_id, "ordinal": place.ordinal}
-        keeps, spend = self.record == "all", receipt["spend"]
+        keeps, receipt, spend = self.record == "all", reply.receipt, reply.receipt["spend"]
         if not (spend["calls"] or spend["tool_calls"] or spend["usd"]):
             with self.write() as execute:
                 execute(
@@ -504,7 +490,7 @@ class Ledger(History):
                 if payers is not None:
                     payers.settle(execute, _call_at(place), spend)
             return
-        unkept: dict[str, Any] = {} if keeps else {"message": None, "others": []}
+        kept = reply if keeps else replace(reply, others=())
         columns = ", ".join(f"{name} = :{name}" for name in SPEND)
         with self.write() as execute:
             execute(
@@ -514,10 +500,10 @@ class Ledger(History):
                 {
                     **where,
                     "state": "abandoned" if receipt["lost"] else "settled",
-                    "text": plain(text) if keeps else None,
+                    "text": plain(reply.text) if keeps else None,
                     "ended": receipt["ended"],
                     "errors": json.dumps(receipt["errors"]),
-                    "reply": reply_row({**reply, **unkept}),
+                    "reply": reply_row(kept, whole and keeps),
                     "now": clock.now(),
                     **spend,
                 },
@@ -629,19 +615,6 @@ class Ledger(History):
             self.failure = self.last_failure = str(error)
             self.failures += 1
             raise
-
-
-def row_of(row: Mapping[str, Any]) -> Row:
-    """A row of `calls`."""
-    reserved = nothing() | {name: row[name] for name in SPEND} | {"calls": 1}
-    return Row(
-        reply=stored_reply(row),
-        text=row["text"] or "",
-        kept=row["request"] is not None,
-        reserved=cast(Spend, reserved),
-        started=row["started"],
-        changed=row["changed"],
-    )
 
 
 def _call_at(place: Place) -> str:

@@ -9,11 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
-from anytime_graph.run.calls import PlannedCall, RunCall
+from langchain_core.messages import AIMessage, message_to_dict, messages_from_dict
+
+from anytime_graph.budget import Spend, nothing
+from anytime_graph.checkpoints.schema import SPEND
+from anytime_graph.metering.request import Entry, Reply
+from anytime_graph.run.calls import PlannedCall, Receipt, RunCall
 from anytime_graph.run.forms import KEY, Stored, Upgrade, upgraded
 from anytime_graph.run.upgrade import PLANNED, receipt_from_reply, with_tool_calls
+
+_UNKEPT = "the reply was paid for, but replies are not kept"
 
 
 def _reply_with_receipt(reply: Stored) -> Stored:
@@ -43,5 +50,42 @@ def plan_row(call: PlannedCall | RunCall) -> str:
     return json.dumps({**call, KEY: len(PLANNED)})
 
 
-def reply_row(reply: Mapping[str, Any]) -> str:
-    return json.dumps({**reply, KEY: len(REPLY)}, default=str)
+def reply_row(reply: Reply, whole: bool) -> str:
+    """A reply without its text. whole: as a message, because an agent may get it again after a crash."""
+    return json.dumps({**_stored(reply, whole), KEY: len(REPLY)}, default=str)
+
+
+def entry_of(row: Mapping[str, Any]) -> Entry:
+    """A row of `calls`."""
+    stored, text, reply = stored_reply(row), row["text"] or "", None
+    if stored is not None:
+        reply = _restored(stored, text)
+        if row["request"] is None and not text:
+            reply = reply.noted(_UNKEPT)
+    reserved = nothing() | {name: row[name] for name in SPEND} | {"calls": 1}
+    return Entry(reply, text, cast(Spend, reserved), row["started"], row["changed"])
+
+
+def _stored(reply: Reply, whole: bool) -> dict[str, Any]:
+    return {
+        "receipt": reply.receipt,
+        "message_id": reply.message.id,
+        "message": message_to_dict(reply.message) if whole else None,
+        "called": reply.called,
+        "others": [{**_stored(other, whole), "text": other.text} for other in reply.others],
+    }
+
+
+def _restored(stored: Mapping[str, Any], text: str) -> Reply:
+    """The reply that was stored."""
+    if stored["message"] is not None:
+        (message,) = messages_from_dict([stored["message"]])
+    else:
+        message = AIMessage(text, id=stored["message_id"])
+    return Reply(
+        text,
+        cast(AIMessage, message),
+        cast(Receipt, stored["receipt"]),
+        called=stored["called"],
+        others=tuple(_restored(other, other["text"]) for other in stored["others"]),
+    )
