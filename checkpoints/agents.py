@@ -192,14 +192,13 @@ class AgentRun:
 
     def end(self, stop_reason: str) -> None:
         """The agent has ended. Raises LedgerError."""
-        told_reason = stop_reason if self.ledger.record == "all" else stop_reason.split(":")[0]
         with self.ledger.write(durable=False) as execute:
             execute(
                 "UPDATE runs SET stop_reason = :reason, changed = :now, model = coalesce((SELECT model "
                 "FROM calls WHERE run_id = :run AND kind = 'agent' ORDER BY ordinal LIMIT 1), model) "
                 "WHERE id = :run AND plan = :plan",
                 {
-                    "reason": plain(told_reason),
+                    "reason": self.ledger.reason(stop_reason),
                     "now": time.time(),
                     "run": self.id,
                     "plan": self._plan,

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from cachetools import LRUCache
 
-from anytime_graph.budget import DIMENSIONS, Spend, nothing
+from anytime_graph.budget import Spend, nothing
 from anytime_graph.checkpoints.history import History
 from anytime_graph.checkpoints.leases import LEASE, Hold, Leases, ThreadBusy
 from anytime_graph.checkpoints.likeness import keys as keys_of
@@ -35,6 +35,7 @@ from anytime_graph.metering.quota import Quota
 from anytime_graph.metering.request import Entry, Place, Reply, Request
 from anytime_graph.run.calls import PlannedCall, RunCall
 from anytime_graph.run.context import told
+from anytime_graph.run.endings import MEANINGS
 from anytime_graph.run.pairs import Candidate, Pair
 from anytime_graph.run.state import Point, State
 from anytime_graph.run.upgrade import planned_call
@@ -48,8 +49,6 @@ _ROOTS = 4_096
 """Most threads whose latest node is remembered."""
 _RECENT = 60.0
 """Seconds for which a thread counts as one that runs here, after its last node."""
-_OWN_REASONS = "perfect judge done satisfied agreed errors scorer steps interrupted quota"
-_REASONS = (*DIMENSIONS, *_OWN_REASONS.split())
 _OF_RUNS = ("labels", "memory", "curve", "pairs", "answers", "calls")
 
 
@@ -293,9 +292,7 @@ class Ledger(History):
                     "inherited": json.dumps(now["spent"] if now.get("parent_run") else nothing()),
                     "plan": plan,
                     "parent": now.get("parent_run"),
-                    "stop": plain(stop)
-                    if stop and (keeps or stop in _REASONS)
-                    else stop and "other",
+                    "stop": stop and self.reason(stop),
                     "now": time.time(),
                     "namespace": run.get("namespace", ""),
                     "principles": json.dumps(principles) if keeps and principles else None,
@@ -328,6 +325,13 @@ class Ledger(History):
                 self.leases.drop(hold, execute)
         if stop is not None:
             self.leases.forget(hold)
+
+    def reason(self, stop: str) -> str:
+        """Why a run ended, as it is kept: where texts are not, by our own word without its cause."""
+        if self.record == "all":
+            return plain(stop)
+        word = stop.partition(":")[0]
+        return word if word in MEANINGS else "other"
 
     def remember(self, run_id: int, namespace: str, question: str) -> None:
         """Let later questions of the namespace recall the run's pairs, unless the run is in another

@@ -21,6 +21,7 @@ from anytime_graph import (
     Budget,
     LedgerError,
     NoAnswer,
+    Until,
     afork,
     fork,
     open_checkpoints,
@@ -28,6 +29,7 @@ from anytime_graph import (
 from anytime_graph.checkpoints import Checkpoints, schema
 from anytime_graph.checkpoints.sqlite import SqliteStore
 from anytime_graph.metering import clock
+from anytime_graph.planning.moves import Draft, Stop, Strategy
 from tests.kit.ledgers import ASK, ON, digit, graph, sql
 from tests.kit.server import Call, Reply, Server, by_place
 from tests.kit.waiting import PATIENCE, auntil, until
@@ -383,6 +385,25 @@ class TestPrivacy:
             dump += "".join(p.read_bytes().decode("latin-1") for p in tmp_path.iterdir())
         assert "treasure" not in dump
         assert "island" not in dump
+
+    def test_usage_alone_keeps_why_a_run_ended_unless_the_caller_worded_it(
+        self, served: Server, target: str
+    ) -> None:
+        def stopping(reason: str) -> Strategy:
+            return lambda view: [Stop(reason)] if view.best else [Draft()]
+
+        wanted: dict[str, dict[str, Any]] = {
+            "target": {"until": Until(target=0.5)},
+            "blocked": {"strategy": stopping("blocked: a word")},
+            "other": {"strategy": stopping("found the treasure")},
+        }
+        served.script = lambda request, i: Reply(text="<answer>a</answer>")
+        with open_checkpoints(target, record="usage") as store:
+            for reason, given in wanted.items():
+                app = graph(served, store, scorer=lambda q, a: 0.5, **given).compile()
+                app.invoke(ASK, {"configurable": {"thread_id": reason}})
+                (run,) = store.ledger.runs(reason)
+                assert run["stop_reason"] == reason
 
     def test_hostile_names_and_texts_are_only_data(
         self, served: Server, store: Checkpoints
