@@ -379,7 +379,7 @@ class ChatAnytime(BaseChatModel):
         if self.ledger is None:
             return {}
         metadata = {} if run_manager is None else run_manager.metadata
-        return {n: v for n in self.ledger.keys(self.quotas) if (v := told(n, metadata)) is not None}
+        return self.ledger.keys(self.quotas, lambda name: told(name, metadata))
 
     def _turn(self, stop: list[str] | None, kwargs: dict[str, Any]) -> tuple[_Turn, Any]:
         """The graph of one invocation, and how its replies are read."""

@@ -119,7 +119,7 @@ class AgentRun:
 
     def _begin(self, asked: str, question: str, limits: Limits, shared: SharedQuotas) -> None:
         """Write the run, with a plan of its own: earlier invocations can make no more calls."""
-        keys = {n: v for n in self.ledger.keys(shared.quotas) if (v := shared.key(n)) is not None}
+        keys = self.ledger.keys(shared.quotas, shared.key)
         keeps = self.ledger.record == "all"
         with self.ledger.write(durable=False) as execute:
             self.ledger.leases.renew(self._hold, execute)
@@ -140,11 +140,8 @@ class AgentRun:
                     "now": time.time(),
                 },
             )
-            for name, value in () if begun else keys.items():
-                execute(
-                    "INSERT INTO labels (run_id, name, value) VALUES (:run, :name, :value)",
-                    {"run": self.id, "name": name, "value": plain(value)},
-                )
+            if not begun:
+                self.ledger.label(execute, self.id, keys)
 
     def _remember(self, known: int, payers: Payers | None) -> None:
         """Charge the calls that were in flight, and collect the replies that may be given again."""

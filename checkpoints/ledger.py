@@ -140,9 +140,10 @@ class Ledger(History):
             self._paying = True
         return payers
 
-    def keys(self, quotas: Sequence[Quota] = ()) -> set[str]:
-        """The names of keys by which calls are told apart: for bills, and for these and other quotas."""
-        return {*KEYS, *self.quotas.keys(quotas)}
+    def keys(self, quotas: Sequence[Quota], key: Key) -> dict[str, str]:
+        """The keys that a payer tells: for bills, and for these and other quotas."""
+        names = {*KEYS, *self.quotas.keys(quotas)}
+        return {name: value for name in names if (value := key(name)) is not None}
 
     def shared(self, quotas: Sequence[Quota]) -> SharedQuotas:
         """These quotas and those in the database, for whoever pays here."""
@@ -299,13 +300,9 @@ class Ledger(History):
                 },
             )
             if not begun:
-                for name, value in run.get("keys", {}).items():
-                    execute(
-                        "INSERT INTO labels (run_id, name, value) VALUES (:run, :name, :value)",
-                        {"run": run_id, "name": name, "value": plain(value)},
-                    )
-            if now.get("parent_run") and not begun:
-                self._inherit(execute, now)
+                self.label(execute, run_id, run.get("keys", {}))
+                if now.get("parent_run"):
+                    self._inherit(execute, now)
             if (best := now["best"]) is not None:
                 execute(
                     "UPDATE runs SET best_id = (SELECT id FROM answers WHERE run_id = :run AND "
@@ -325,6 +322,14 @@ class Ledger(History):
                 self.leases.drop(hold, execute)
         if stop is not None:
             self.leases.forget(hold)
+
+    def label(self, execute: Execute, run_id: int, keys: Mapping[str, str]) -> None:
+        """Within a write: tell whose a run is."""
+        for name, value in keys.items():
+            execute(
+                "INSERT INTO labels (run_id, name, value) VALUES (:run, :name, :value)",
+                {"run": run_id, "name": name, "value": plain(value)},
+            )
 
     def reason(self, stop: str) -> str:
         """Why a run ended, as it is kept: where texts are not, by our own word without its cause."""

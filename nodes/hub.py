@@ -247,7 +247,7 @@ class Hub:
         ledger, hold, _ = journal
         record = self._record(setup, now, visit)
         try:
-            record["keys"] = {n: v for n in ledger.keys(self.quotas) if (v := told(n)) is not None}
+            record["keys"] = ledger.keys(self.quotas, told)
             sends = _recorded(now, ledger, run) or self._edge(
                 setup, now, run, journal.shared.payers()
             )
