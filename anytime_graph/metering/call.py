@@ -255,7 +255,7 @@ def _unmade(request: Request, error: JournalError) -> Reply:
         "lost": True,
         "errors": [f"{request.kind} {request.place.ordinal}: not made: {error}"],
     }
-    return Reply("", AIMessage(""), unmade)
+    return Reply("", AIMessage(""), unmade, error=error)
 
 
 def _booked(reply: Reply, request: Request, journal: Journal | None) -> Reply:
