@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from secrets import randbits
 from typing import Any, cast
 from uuid import uuid4
@@ -21,7 +20,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.config import get_config
 
 from anytime_graph.budget import Limits, Spend, nothing
-from anytime_graph.checkpoints.journal import kept_above
+from anytime_graph.checkpoints.journal import CallJournal, kept_above
 from anytime_graph.checkpoints.leases import Hold
 from anytime_graph.checkpoints.ledger import Ledger
 from anytime_graph.checkpoints.quotas import Payers, SharedQuotas
@@ -30,7 +29,6 @@ from anytime_graph.checkpoints.store import plain
 from anytime_graph.metering import clock
 from anytime_graph.metering.quota import PATIENCE, Withheld
 from anytime_graph.metering.request import (
-    Entry,
     Journal,
     JournalError,
     Place,
@@ -85,7 +83,6 @@ class AgentRun:
         self._lock = threading.Lock()
         self._earlier: dict[str, list[dict[str, Any]]] = {}
         self._paused: dict[str, Place] = {}
-        self._entries: dict[int, Entry] = {}
         self._calls: dict[int, RunCall] = {}
         # An invocation that was interrupted, here, has no node at work any more.
         ledger.end(lambda life: _of_lease(life, self._lease) and life != self._life)
@@ -210,34 +207,34 @@ class AgentRun:
             if not (earlier := self._earlier.get(digest)):
                 return None
             row = earlier.pop(0)
-            self._entries[row["ordinal"]] = entry_of(row)
+            self._calls[row["ordinal"]] = cast(RunCall, planned_call(row))
         place = Place(self.id, row["ordinal"])
         return Request(prompt=(), max_input=0, max_output=row["reserved_output"], place=place)
 
     def place(self, kind: Caller, digest: str) -> Place:
-        with self._lock:
-            ordinal, self.next = self.next, self.next + 1
-            made = "nested" if kept_above(self.ledger) else kind
-            self._calls[ordinal] = _run_call(ordinal, made, digest)
-        return Place(self.id, ordinal)
+        return self._next("nested" if kept_above(self.ledger) else kind, digest)
 
-    def journal(self, request: Request, shared: Shared) -> AgentJournal:
+    def _next(self, made: Made, digest: str) -> Place:
+        with self._lock:
+            place = Place(self.id, self.next)
+            self._calls[self.next] = RunCall(
+                ordinal=self.next, step=self.next, move=AgentMove(kind=made), request=digest
+            )
+            self.next += 1
+        return place
+
+    def journal(self, request: Request, shared: Shared) -> CallJournal:
         assert isinstance(shared, SharedQuotas)
         with self._lock:
-            ordinal = request.place.ordinal
-            call, entry = self._calls.pop(ordinal, None), self._entries.pop(ordinal, None)
-        return AgentJournal(self, call, entry, shared.payers)
+            call = self._calls.pop(request.place.ordinal)
+        return CallJournal(self.ledger, self._hold, call, self._plan, shared, whole=True)
 
     def tool_begins(
         self, tool: str, call: str, usd: float, shared: Shared, seconds: float
     ) -> Place:
-        assert isinstance(shared, SharedQuotas)
-        with self._lock:
-            ordinal, self.next = self.next, self.next + 1
-        made, place = _run_call(ordinal, "tool_call", call), Place(self.id, ordinal)
+        place = self._next("tool_call", call)
         request = Request(prompt=(), max_input=0, max_output=0, place=place)
-        journal = AgentJournal(self, made, None, shared.payers)
-        book_tool(journal, request, _of_tool(usd), tool, seconds)
+        book_tool(self.journal(request, shared), request, _of_tool(usd), tool, seconds)
         return place
 
     def tool_paused(self, call: str) -> Place | None:
@@ -246,42 +243,6 @@ class AgentRun:
 
     def tool_ended(self, place: Place, usd: float, pauses: bool = False) -> None:
         settle_tool(self.ledger, place, _of_tool(usd), pauses)
-
-    def reserve(
-        self,
-        call: RunCall,
-        request: Request,
-        amounts: Spend,
-        model: str,
-        so_far: Callable[[], str],
-        payers: Payers | None,
-    ) -> bool:
-        return self.ledger.reserve(
-            self._hold, call, self._plan, request, amounts, model, so_far, payers
-        )
-
-
-@dataclass(frozen=True)
-class AgentJournal:
-    """The journal of one call; see metering.request.Journal. earlier: what it brought, if it was settled
-    before a crash."""
-
-    run: AgentRun
-    call: RunCall | None
-    earlier: Entry | None
-    payers: Callable[[], Payers | None]
-
-    def recall(self, place: Place) -> Entry | None:
-        return self.earlier
-
-    def reserve(
-        self, request: Request, amounts: Spend, model: str, so_far: Callable[[], str]
-    ) -> bool:
-        assert self.call is not None
-        return self.run.reserve(self.call, request, amounts, model, so_far, self.payers())
-
-    def settle(self, place: Place, reply: Reply) -> None:
-        self.run.ledger.settle(place, reply, self.payers(), whole=True)
 
 
 def book_tool(journal: Journal, request: Request, cost: Spend, tool: str, seconds: float) -> None:
@@ -304,10 +265,6 @@ def settle_tool(ledger: Ledger, place: Place, cost: Spend, pauses: bool = False)
     ended = clock.now()
     paid: Receipt = {**receipt(ended, ended), "spend": cost, "interrupted": pauses}
     ledger.settle(place, Reply("", AIMessage(""), paid))
-
-
-def _run_call(ordinal: int, kind: Made, digest: str) -> RunCall:
-    return RunCall(ordinal=ordinal, step=ordinal, move=AgentMove(kind=kind), request=digest)
 
 
 def _of_tool(usd: float) -> Spend:

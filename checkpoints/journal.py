@@ -15,7 +15,7 @@ from anytime_graph.checkpoints.leases import Hold
 from anytime_graph.checkpoints.ledger import Ledger
 from anytime_graph.checkpoints.quotas import SharedQuotas
 from anytime_graph.metering.request import Entry, Place, Reply, Request, journal_around
-from anytime_graph.run.calls import PlannedCall, RunInfo
+from anytime_graph.run.calls import PlannedCall, RunCall, RunInfo
 from anytime_graph.run.pairs import Candidate
 from anytime_graph.scoring import Score
 
@@ -29,7 +29,8 @@ class RunJournal(NamedTuple):
 
     def of(self, call: PlannedCall, run: RunInfo) -> CallJournal:
         """The journal of one planned call."""
-        return CallJournal(self.ledger, self.hold, call, run, self.shared)
+        whole = "agent_call" in call
+        return CallJournal(self.ledger, self.hold, call, run["plan"], self.shared, whole)
 
     def keep(self, call: PlannedCall, run_id: int, candidate: Candidate, fresh: bool) -> None:
         """Append an answer. fresh: its call was made just now, and its time includes the scoring.
@@ -43,13 +44,15 @@ class RunJournal(NamedTuple):
 
 @dataclass(frozen=True)
 class CallJournal:
-    """The journal of one planned call, as metering needs it; see metering.request.Journal."""
+    """The journal of one call, as metering needs it; see metering.request.Journal. plan: of its run. whole:
+    its reply is kept as a message, because an agent may get it again after a crash."""
 
     ledger: Ledger
     hold: Hold
-    call: PlannedCall
-    run: RunInfo
+    call: PlannedCall | RunCall
+    plan: str
     shared: SharedQuotas
+    whole: bool
 
     def recall(self, place: Place) -> Entry | None:
         return self.ledger.recall(place)
@@ -58,13 +61,13 @@ class CallJournal:
         self, request: Request, amounts: Spend, model: str, so_far: Callable[[], str]
     ) -> bool:
         """Returns False if the run has another plan by now."""
-        plan, payers = self.run["plan"], self.shared.payers()
+        payers = self.shared.payers()
         return self.ledger.reserve(
-            self.hold, self.call, plan, request, amounts, model, so_far, payers
+            self.hold, self.call, self.plan, request, amounts, model, so_far, payers
         )
 
     def settle(self, place: Place, reply: Reply) -> None:
-        self.ledger.settle(place, reply, self.shared.payers(), whole="agent_call" in self.call)
+        self.ledger.settle(place, reply, self.shared.payers(), self.whole)
 
 
 def kept_above(ledger: Ledger) -> bool:

@@ -442,7 +442,7 @@ class DraftRecord:
 
     def _journal(self, call: PlannedCall, shared: Shared) -> CallJournal:
         assert isinstance(shared, SharedQuotas)
-        return CallJournal(self.run.ledger, self.run.hold, call, self.draft.run, shared)
+        return self.run._replace(shared=shared).of(call, self.draft.run)
 
 
 def _dollars(usd: float) -> Spend:
