@@ -208,52 +208,49 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
                     yield found
 
         def put(self, config: RunnableConfig, checkpoint: Checkpoint, *rest: Any) -> RunnableConfig:
-            try:
+            kept: RunnableConfig = _at(config, checkpoint)
+            with given_up(config):
                 ledger.writable(_thread(config))
-                with ledger.store.turn(), ledger.store.explained():
-                    kept: RunnableConfig = super().put(config, stored(checkpoint), *rest)
-                    return kept
-            except LedgerError as error:
-                ledger.give_up(_thread(config), error)
-                return _at(config, checkpoint)
+                with ledger.store.turn():
+                    kept = super().put(config, stored(checkpoint), *rest)
+            return kept
 
         def put_writes(
             self, config: RunnableConfig, writes: Writes, *rest: Any, **named: Any
         ) -> None:
-            try:
+            with given_up(config):
                 ledger.writable(_thread(config))
-                with ledger.store.turn(), ledger.store.explained():
+                with ledger.store.turn():
                     super().put_writes(config, with_errors(writes), *rest, **named)
-            except LedgerError as error:
-                ledger.give_up(_thread(config), error)
 
         async def aput(
             self, config: RunnableConfig, checkpoint: Checkpoint, *rest: Any
         ) -> RunnableConfig:
-            try:
+            kept: RunnableConfig = _at(config, checkpoint)
+            with given_up(config):
                 await asyncio.to_thread(ledger.writable, _thread(config))
-                with ledger.store.explained():
-                    kept: RunnableConfig = await whole(
-                        super().aput(config, stored(checkpoint), *rest)
-                    )
-                    return kept
-            except LedgerError as error:
-                ledger.give_up(_thread(config), error)
-                return _at(config, checkpoint)
+                kept = await whole(super().aput(config, stored(checkpoint), *rest))
+            return kept
 
         async def aput_writes(
             self, config: RunnableConfig, writes: Writes, *rest: Any, **named: Any
         ) -> None:
-            try:
+            with given_up(config):
                 await asyncio.to_thread(ledger.writable, _thread(config))
-                with ledger.store.explained():
-                    await whole(super().aput_writes(config, with_errors(writes), *rest, **named))
-            except LedgerError as error:
-                ledger.give_up(_thread(config), error)
+                await whole(super().aput_writes(config, with_errors(writes), *rest, **named))
 
         async def settled(self) -> None:
             """Wait for what is being written."""
             await asyncio.gather(*under_way, return_exceptions=True)
+
+    @contextmanager
+    def given_up(config: RunnableConfig) -> Iterator[None]:
+        """A write within. If it fails while a run is under way, that run spends no more."""
+        try:
+            with ledger.store.explained():
+                yield
+        except LedgerError as error:
+            ledger.give_up(_thread(config), error)
 
     def readable(found: CheckpointTuple | None) -> CheckpointTuple | None:
         """Refuse a later version's state before LangGraph writes anything behind it."""
