@@ -238,7 +238,6 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         """Begin a run: open its account."""
         if self.asks:
             check_resumable(get_config())
-        spent = nothing() if self.per == "run" else self._thread_spent(state)
         question = next((m for m in reversed(_messages(state)) if m.type == "human"), None)
         earlier = _run(state)
         run = _Run(question=question, growth=earlier["growth"], form=len(UPGRADES))
@@ -255,10 +254,9 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         by: dict[str, Spend] = {}
         if goes_on or self.per == "thread":
             run["granted"], by = earlier.get("granted", {}), state.get("spent_by") or {}
-        account = self._enter(spent, run)
-        if _own_run(account) is not None:
-            spent = total([account.spent])
-        return {**update, "spent": Overwrite(spent), "spent_by": Overwrite(by)}
+        account = self._enter(nothing() if self.per == "run" else _spent(state), run)
+        spent = Overwrite(total([account.spent]))
+        return {**update, "spent": spent, "spent_by": Overwrite(by)}
 
     async def abefore_agent(self, state: BudgetState, runtime: Runtime[Any]) -> dict[str, Any]:
         return await self._aside(self.before_agent, state, runtime)
@@ -323,10 +321,10 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         with self._resuming:  # its tool calls may begin at once
             return current_account() or self._enter(_spent(state), _run(state))
 
-    def _thread_spent(self, state: Any) -> Spend:
+    def _thread_spent(self, spent: Spend) -> Spend:
         """What the thread has cost: by its checkpoint, or by invocations that are not in it, because
         they ran at the same time."""
-        spent, shared = _spent(state), self._shared()
+        shared = self._shared()
         return spent if shared is None else shared.at_least(spent)
 
     def _shared(self) -> Account | None:
@@ -501,7 +499,8 @@ class _Turn:
             advice = advised(self.request.model, self.account.limits.get("tokens"))
             settings = {**self.request.model_settings, **advice}
             self.request = self.request.override(model_settings=settings)
-        self.payer.warned = max(self._warnings(), default=None)
+        at = used(self.account.limits, self.account.spent)
+        self.payer.warned = max((p for p in middleware.warn_at if p <= at), default=None)
         self.response: Response | None = None
         self.reason: str | None = None
         self.error: Exception | None = None
@@ -515,8 +514,8 @@ class _Turn:
             self.reason, written = self.run["asks"]["reason"], self.run["asks"]["written"]
             self.written = [AIMessage(written)] if written else []
         elif self.run.get("refused"):
-            used = self.account.left().get("tool_calls") == 0
-            self.reason = "tool_calls" if used else "quota"
+            none_left = self.account.left().get("tool_calls") == 0
+            self.reason = "tool_calls" if none_left else "quota"
         else:
             yield self.request
         self.asks = self.response is None and self._may_ask()
@@ -550,8 +549,9 @@ class _Turn:
     def _late(self, last: bool = False) -> BaseChatModel | None:
         """The model for the end of the budget, if this call is near it."""
         near, account = self.middleware.near_end, self.account
-        late = near is not None and (last or used(account.limits, account.spent) >= near.at)
-        return cast(BaseChatModel, near.model) if near is not None and late else None
+        if near is None or not (last or used(account.limits, account.spent) >= near.at):
+            return None
+        return cast(BaseChatModel, near.model)
 
     def _hopeless(self) -> bool:
         """Whether another call would not be made or served either: one was the last, and did not fit, or
@@ -629,7 +629,8 @@ class _Turn:
         if (own := _own_run(self.account)) is not None:
             spent, run["place"] = Overwrite(self.middleware._total(self.account)), own.next
         elif self.middleware.per == "thread":
-            spent = Overwrite(self.middleware._thread_spent(_after(self.request.state, spent)))
+            after = _added(_spent(self.request.state), spent)
+            spent = Overwrite(self.middleware._thread_spent(after))
         update |= {"spent": spent, "spent_by": by, "stop_reason": reason, "anytime_run": run}
         return ExtendedModelResponse(response, Command(update=update))
 
@@ -655,11 +656,6 @@ class _Turn:
         with suppress(JournalError):
             if (own := _own_run(self.account)) is not None:
                 own.end(self.reason or "error")
-
-    def _warnings(self) -> list[float]:
-        """The parts of the budget that are used and are to be warned of."""
-        at = used(self.account.limits, self.account.spent)
-        return [part for part in self.middleware.warn_at if part <= at]
 
     def _allowed(self, response: Response) -> dict[str, Any]:
         """Which of the tool calls in a response may run: the first ones. They are booked. Those that have
@@ -720,9 +716,9 @@ def _opened(account: Account, request: ToolCallRequest, price: float) -> _ToolCa
         if place is None and own.record is not None and own.shared is not None:
             kept = _own_run(account)
             with own.working(), kept.working() if kept else nullcontext():
-                left = own.left().get("seconds", math.inf)
+                seconds = own.left().get("seconds", math.inf)
                 place = own.record.tool_begins(
-                    request.tool_call["name"], call_id, price, own.shared, left
+                    request.tool_call["name"], call_id, price, own.shared, seconds
                 )
     except BaseException:
         own.settle(cost, nothing())
@@ -798,11 +794,6 @@ def _charged(request: ToolCallRequest, result: Any, spent: Spend) -> Any:
     given = cast("Mapping[str, Any]", result.update or {})
     kept = {key: value for key, value in given.items() if key not in _OURS}
     return replace(result, update=kept | cost)
-
-
-def _after(state: Any, spent: Spend) -> dict[str, Spend]:
-    """The spend of a state after more was spent."""
-    return {"spent": _added(_spent(state), spent)}
 
 
 def _spent(state: Any) -> Spend:
