@@ -278,10 +278,7 @@ class ChatAnytime(BaseChatModel):
     ) -> ChatResult:
         turn, app = self._turn(stop, kwargs)
         reported, writer = _Reported(), _writer()
-        config: RunnableConfig = {
-            **_config(run_manager, reported),
-            "configurable": self._whose(run_manager),
-        }
+        config = _config(run_manager, reported, self._whose(run_manager))
 
         def answered() -> dict[str, Any]:
             out: dict[str, Any] = {}
@@ -312,7 +309,7 @@ class ChatAnytime(BaseChatModel):
         turn, app = self._turn(stop, kwargs)
         reported, writer = _Reported(), _writer()
         whose = await asyncio.to_thread(self._whose, run_manager) if self.ledger else {}
-        config: RunnableConfig = {**_config(run_manager, reported), "configurable": whose}
+        config = _config(run_manager, reported, whose)
 
         async def answered() -> dict[str, Any]:
             out: dict[str, Any] = {}
@@ -551,13 +548,14 @@ def _asked(messages: Sequence[BaseMessage]) -> dict[str, Any]:
     return {"messages": copies}
 
 
-def _config(run_manager: _Run, reported: _Reported) -> RunnableConfig:
+def _config(run_manager: _Run, reported: _Reported, whose: dict[str, str]) -> RunnableConfig:
     """The config of the graph inside; it does not depend on a graph around this model. Tracers see the
     inner calls as child runs; other handlers would take them for this run's tokens and usage."""
     handlers: list[BaseCallbackHandler] = [reported]
     if run_manager is not None:
         handlers += [h for h in run_manager.inheritable_handlers if isinstance(h, BaseTracer)]
-    return {**_below(run_manager, handlers), "recursion_limit": _STEPS}
+    below = _below(run_manager, handlers)
+    return {**below, "recursion_limit": _STEPS, "configurable": whose}
 
 
 def _below(run_manager: _Run, handlers: list[BaseCallbackHandler]) -> RunnableConfig:
