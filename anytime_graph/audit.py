@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 from statistics import NormalDist, fmean
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from anytime_graph.batch.series import Progress, ask_each, distinct, model_name, thread_name
-from anytime_graph.budget import Budget, Prices, Spend, nothing, total
+from anytime_graph.budget import Budget, Prices, Spend, total
 from anytime_graph.checkpoints import Checkpoints, Ledger
+from anytime_graph.checkpoints.records import spend_of
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import StopSignal
 from anytime_graph.metrics import Interval, wilson
@@ -298,14 +299,9 @@ def _counted(
         **{name: _interval(of) for name, of in values.items()},
         length=_correlation([(sum(c.named), c.longer or 0) for c in read]),
         sizes={**{name: len(of) for name, of in values.items()}, "length": len(read)},
-        spent=total(_spend(call) for call in calls),
+        spent=total(map(spend_of, calls)),
         errors=errors,
     )
-
-
-def _spend(call: Mapping[str, Any]) -> Spend:
-    """The spend of a row. The only part without a column is the number of calls, which is 1."""
-    return cast("Spend", {name: call.get(name, 1) for name in nothing()})
 
 
 def _interval(values: Sequence[tuple[_Comparison, float]]) -> Interval | None:

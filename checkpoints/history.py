@@ -114,16 +114,7 @@ class History:
             **named,
         )
         return [
-            Bill(
-                {name: row[f"part{n}"] for n, name in enumerate(parts)},
-                cast(
-                    Spend,
-                    {
-                        name: int(row[name]) if isinstance(usual, int) else float(row[name])
-                        for name, usual in nothing().items()
-                    },
-                ),
-            )
+            Bill({name: row[f"part{n}"] for n, name in enumerate(parts)}, _summed(row))
             for row in rows
         ]
 
@@ -203,10 +194,7 @@ class History:
         )[0]
         spans = self._rows("SELECT started, changed FROM calls WHERE run_id = :run", run=run_id)
         own["seconds"] = union((s["started"], s["changed"]) for s in spans)
-        numbers = nothing()
-        for name in numbers:
-            numbers[name] = type(numbers[name])(own[name])  # type: ignore[literal-required] # a key of it
-        return numbers
+        return _summed(own)
 
     def _rows(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
         with self.store.reading() as execute:
@@ -219,3 +207,9 @@ class History:
             }
             for row in rows
         ]
+
+
+def _summed(row: Mapping[str, Any]) -> Spend:
+    """A spend from sums, which PostgreSQL gives as decimals."""
+    kinds = cast("Mapping[str, float]", nothing())
+    return cast(Spend, {name: type(kind)(row[name]) for name, kind in kinds.items()})

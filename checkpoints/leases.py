@@ -15,7 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Hashable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from anytime_graph.checkpoints.store import Execute, Store
@@ -46,7 +46,7 @@ class Hold:
     holder: str
     at_work: int = 1
     idle: float = 0.0
-    taken: threading.Event = field(default_factory=threading.Event)
+    taken: bool = False
     ended: bool = False
     free: bool = False
 
@@ -71,7 +71,7 @@ class Leases:
         while True:
             with self._lock:
                 hold = self._holds.get(thread)
-                if hold and hold.life == life and hold.taken.is_set() and not hold.ended:
+                if hold and hold.life == life and hold.taken and not hold.ended:
                     hold.at_work += 1
                     return hold
                 if hold is None or hold.gone():
@@ -86,7 +86,7 @@ class Leases:
         except BaseException:
             self.forget(hold)
             raise
-        hold.taken.set()
+        hold.taken = True
         return hold
 
     def leave(self, hold: Hold, broken: bool = False) -> None:
@@ -176,7 +176,7 @@ class Leases:
         """Whether another invocation has taken a thread that is held here."""
         with self._lock:
             hold = self._holds.get(thread)
-        if hold is None or not hold.taken.is_set():
+        if hold is None or not hold.taken:
             return False
         with self._store.reading() as execute:
             rows = execute("SELECT holder FROM leases WHERE thread = :thread", {"thread": thread})

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from langchain_core.messages import AIMessage, message_to_dict, messages_from_dict
 
-from anytime_graph.budget import Spend, nothing
+from anytime_graph.budget import Spend
 from anytime_graph.checkpoints.schema import SPEND
 from anytime_graph.metering.request import Entry, Reply
 from anytime_graph.run.calls import PlannedCall, Receipt, RunCall
@@ -62,8 +62,12 @@ def entry_of(row: Mapping[str, Any]) -> Entry:
         reply = _restored(stored, text)
         if row["request"] is None and not text:
             reply = reply.noted(_UNKEPT)
-    reserved = nothing() | {name: row[name] for name in SPEND} | {"calls": 1}
-    return Entry(reply, text, cast(Spend, reserved), row["started"], row["changed"])
+    return Entry(reply, text, spend_of(row), row["started"], row["changed"])
+
+
+def spend_of(row: Mapping[str, Any]) -> Spend:
+    """What a row of `calls` cost, or reserves."""
+    return cast(Spend, {**{name: row[name] for name in SPEND}, "calls": 1})
 
 
 def _stored(reply: Reply, whole: bool) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def batch(
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     allocation.settle(running.pop(future), future.result())
         except BaseException:
-            allocation.halt()
+            allocation.stop.halted = True
             raise
 
 
@@ -336,10 +336,6 @@ class _Allocation:
         for _ in range(min(_LOOKS, len(self._waiting))):
             heapq.heappush(self._heap, heapq.heappop(self._waiting))
         self._tell()
-
-    def halt(self) -> None:
-        """End the steps in flight soon, for the sake of an error."""
-        self.stop.halted = True
 
     def result(self) -> Batch:
         if not (self._answered or any(q.error for q in self.questions)) and self._waiting:
