@@ -52,32 +52,26 @@ def critique_prompt(
     answers = {c["id"]: shown(c, detail) for c in state["candidates"]}
     if move["second"] is None:
         return prompts.review(case(state), answers[move["first"]], detail)
+    texts = [answers[i] for i in shown_order(move)]
     if "among" in move:
-        texts = [answers[i] for i in shown_order(move)]
         return prompts.choose(case(state), texts, detail, rubric)
-    first, second = answers[move["first"]], answers[move["second"]]
-    if move["swapped"]:
-        first, second = second, first
+    first, second = texts
     return prompts.compare(case(state), first, second, detail, rubric, structured)
 
 
 def judgement_of(call: PlannedCall, move: CritiqueMove, reply: Reply) -> Judgement | None:
     """What the judge's reply says; None if it is empty. A reply that was cut may end in a quotation,
     so it has no verdict."""
-    if "among" in move:
-        letter = chosen(reply.text, reply.whole)
-        named = dict(zip(ascii_lowercase, shown_order(move), strict=False)).get(letter or "")
-        return Judgement(named, "") if reply.text.strip() else None
-    why, verdict = split_verdict(reply.text, structured=call["role"] == STRUCTURED)
-    verdict = verdict if reply.whole else None
     if not reply.text.strip():
         return None
+    named = dict(zip(ascii_lowercase, shown_order(move), strict=False))
+    if "among" in move:
+        return Judgement(named.get(chosen(reply.text, reply.whole) or ""), "")
+    why, verdict = split_verdict(reply.text, structured=call["role"] == STRUCTURED)
+    verdict = verdict if reply.whole else None
     if move["second"] is None:
         return Judgement(move["first"] if verdict == "good" else None, why)
-    sides = [move["first"], move["second"]]
-    if move["swapped"]:
-        sides.reverse()
-    return Judgement(dict(zip("ab", sides, strict=True)).get(verdict or ""), why)
+    return Judgement(named.get(verdict or ""), why)
 
 
 def chosen(text: str, whole: bool) -> str | None:
