@@ -120,6 +120,7 @@ def batch(
     allocation = _Allocation(app, questions, budget, name, workers, context, stop, progress)
     for question in allocation.questions:
         allocation.begin(question, app.get_state(question.config).values)
+    allocation.tell()
     running: dict[Future[_Reply], _Step] = {}
     with ThreadPoolExecutor(workers, "anytime-batch") as pool:
         try:
@@ -152,7 +153,9 @@ async def abatch(
         _Allocation, app, questions, budget, name, workers, context, stop, progress
     )
     for question in allocation.questions:
-        allocation.begin(question, (await app.aget_state(question.config)).values)
+        found = await app.aget_state(question.config)
+        await asyncio.to_thread(allocation.begin, question, found.values)  # it reads the ledger
+    allocation.tell()
     running: dict[asyncio.Task[_Reply], _Step] = {}
     try:
         while True:
@@ -282,8 +285,6 @@ class _Allocation:
         self.account.book(question.spent)
         question.gain = self._gain(question)
         self._queue(question)
-        if question.place == len(self.questions) - 1:
-            self._tell()
 
     def _check(self, limits: Limits) -> None:
         """Raises ValueError if the threads of this batch have budgets in other dimensions."""
@@ -335,7 +336,7 @@ class _Allocation:
         self._queue(question)
         for _ in range(min(_LOOKS, len(self._waiting))):
             heapq.heappush(self._heap, heapq.heappop(self._waiting))
-        self._tell()
+        self.tell()
 
     def result(self) -> Batch:
         if not (self._answered or any(q.error for q in self.questions)) and self._waiting:
@@ -422,7 +423,7 @@ class _Allocation:
         own = 0 if self.setup.drafter is None else math.ceil(tools)
         return {**enough, "calls": calls}, {**wanted, "calls": calls, TOOL_CALLS: own}
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
         gain = -self._heap[0][0] if self._heap else 0.0
         counts = (len(self.questions), self._answered, self._over)
         self._progress(Progress(*counts, self.account.spent, 1_000 * gain))

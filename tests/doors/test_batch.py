@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,27 @@ async def test_an_async_graph_does_the_same(server: Server) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_an_async_batch_reads_its_ledger_beside_the_event_loop(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read may wait for a transaction, which may wait for LangGraph's saver, which needs the loop."""
+    server.script = mixed
+    async with open_checkpoints(tmp_path / "a.db") as store:
+        reading = store.ledger.store.reading
+
+        def beside() -> Any:
+            with suppress(RuntimeError):
+                asyncio.get_running_loop()
+                raise AssertionError("the ledger was read on an event loop")
+            return reading()
+
+        monkeypatch.setattr(store.ledger.store, "reading", beside)
+        app = app_of(server, ledger=store.ledger, saver=store.saver)
+        for budget in (900, 1_800):
+            done: Batch = await abatch(app, asked(2), Budget(tokens=budget))
+            assert done.spent["tokens"] == server.settled().served <= budget
 
 
 DOOMED = """
