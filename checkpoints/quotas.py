@@ -179,39 +179,39 @@ class Payers:
         """Within a transaction: book the reservation of a call. Raises Withheld if a quota does not
         pay for it, or needs its output to be limited."""
         holder = self.books.leases.mine()
-        for place in self.book(execute, amounts, request.max_output is not None):
+        for row in self.book(execute, amounts, request.max_output is not None):
             execute(
                 f"INSERT INTO quota_holds (call, holder, account_id, step, {_COLUMNS}) VALUES "
                 f"(:call, :holder, :account_id, :step, {_VALUES})",
-                place | {"call": call, "holder": holder},
+                row | {"call": call, "holder": holder},
             )
 
     def book(self, execute: Execute, amounts: Spend, limited: bool = True) -> list[dict[str, Any]]:
         """Within a transaction: book these amounts for good, such as a tool call with its price. Returns
         where, with the amounts. limited: there is a limit to what they are. Raises Withheld."""
-        wanted, places, short = booked(amounts), [], False
+        wanted, rows, short = booked(amounts), [], False
         for key, quotas in self.accounts.items():
             at, standing = self._opened(execute, key, quotas)
             needs_limit = not limited and not standing.left().keys() <= _COUNTED
             short |= needs_limit or standing.short(wanted) is not None
-            places.append({"account_id": at, "step": quotas[0].step(standing.now), **wanted})
+            rows.append({"account_id": at, "step": quotas[0].step(standing.now), **wanted})
         if short:
             raise Withheld(self.read(execute))
-        places.sort(key=_order)
-        for place in places:
-            execute(_BOOK, place)
-        return places
+        rows.sort(key=_order)
+        for row in rows:
+            execute(_BOOK, row)
+        return rows
 
     def take(self, tool_calls: int) -> int:
         """Book tool calls before they run, as many as all quotas leave. Returns how many those are."""
-        places = []
+        rows = []
         with self.books.store.transaction() as execute:
             for key, quotas in self.accounts.items():
                 at, standing = self._opened(execute, key, quotas)
                 tool_calls = int(min(tool_calls, standing.left().get("tool_calls", tool_calls)))
-                places.append({"account_id": at, "step": quotas[0].step(standing.now)})
-            for place in sorted(places, key=_order):
-                execute(_BOOK, place | booked({**nothing(), "tool_calls": tool_calls}))
+                rows.append({"account_id": at, "step": quotas[0].step(standing.now)})
+            for row in sorted(rows, key=_order):
+                execute(_BOOK, row | booked({**nothing(), "tool_calls": tool_calls}))
         return tool_calls
 
     def _opened(

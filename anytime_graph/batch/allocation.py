@@ -183,7 +183,7 @@ class _Question:
 
     text: str
     thread: str
-    place: int
+    index: int
     state: State | None = None
     spent: Spend = field(default_factory=nothing)
     gain: float = math.inf
@@ -261,7 +261,7 @@ class _Allocation:
         limits = affordable(self.setup, bounding(as_budget(budget), self.setup.until)).limits()
         texts = distinct(questions)
         self.questions = [
-            _Question(text, thread_name(name, text), place) for place, text in enumerate(texts)
+            _Question(text, thread_name(name, text), index) for index, text in enumerate(texts)
         ]
         self.ledger: Ledger | None = graph.ledger
         self.account = Account(limits, running=True)
@@ -305,8 +305,8 @@ class _Allocation:
             heapq.heapify(self._heap)
         looks = 0
         while self._heap:
-            _, place = heapq.heappop(self._heap)
-            question = self.questions[place]
+            _, index = heapq.heappop(self._heap)
+            question = self.questions[index]
             question.gain = self._gain(question)
             looks += 1
             if looks <= _LOOKS and self._heap and -question.gain > self._heap[0][0]:
@@ -316,7 +316,7 @@ class _Allocation:
                 self.account.hold(step.held)
                 return step
             else:
-                heapq.heappush(self._waiting, (-question.gain, place))
+                heapq.heappush(self._waiting, (-question.gain, index))
         return None
 
     def settle(self, step: _Step, reply: _Reply) -> None:
@@ -362,7 +362,7 @@ class _Allocation:
         if question.over:
             self._over += 1
         else:
-            heapq.heappush(self._heap, (-question.gain, question.place))
+            heapq.heappush(self._heap, (-question.gain, question.index))
 
     def _gain(self, question: _Question) -> float:
         """What the next answer is expected to bring per token; above all, a first one."""

@@ -71,21 +71,21 @@ def page(story: Row) -> str:
             for i, run in enumerate(runs, 1)
         )
         body.append(f"<nav><ol>{''.join(links)}</ol></nav>")
-    places = {run["id"]: i for i, run in enumerate(runs, 1)}
+    numbers = {run["id"]: i for i, run in enumerate(runs, 1)}
     for i, run in enumerate(runs, 1):
         running = story["running"] and i == len(runs)
-        body += _section(run, i, len(runs), running, places.get(run["parent_id"]))
+        body += _section(run, i, len(runs), running, numbers.get(run["parent_id"]))
     return document(f"{thread}: anytime-graph", "\n".join(body), _STYLE)
 
 
-def _section(run: Row, place: int, of: int, running: bool, parent: int | None) -> Iterator[str]:
+def _section(run: Row, number: int, of: int, running: bool, parent: int | None) -> Iterator[str]:
     best = next((a for a in run["answers"] if a["id"] == run["best_id"]), None)
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run["started"]))
     branch = "" if parent is None else f", branched off question {parent}"
     facts = (
         f"{when}, {run['model']}, strategy {run['strategy']}, the {run['decides']} decides{branch}"
     )
-    yield f'<section id="run-{place}"><p class="over">Question{f" {place} of {of}" if of > 1 else ""}</p>'
+    yield f'<section id="run-{number}"><p class="over">Question{f" {number} of {of}" if of > 1 else ""}</p>'
     yield f'<h2 class="asked">{_kept(run["question"])}</h2><p>{escaped(facts)}</p>'
     yield _best(best, run, running)
     yield f"<h3>What it cost, and why it stopped</h3>{_cost(run, running)}"
@@ -102,10 +102,10 @@ def _section(run: Row, place: int, of: int, running: bool, parent: int | None) -
     if run["answers"]:
         yield "<h3>Answers</h3>"
         yield f"<p>{_ANSWERS.get(run['decides'], '')}</p>"
-        yield from _answers(run, place)
+        yield from _answers(run, number)
     if run["pairs"]:
         yield "<h3>Preference pairs</h3>"
-        yield from (_pair(pair, place) for pair in run["pairs"])
+        yield from (_pair(pair, number) for pair in run["pairs"])
     errors = [(call["ordinal"], error) for call in run["calls"] for error in call["errors"]]
     if errors:
         rows = "".join(f"<li>call {n}: {escaped(error)}</li>" for n, error in errors)
@@ -288,7 +288,7 @@ def _content(content: Any) -> str:
 # --- answers and pairs
 
 
-def _answers(run: Row, place: int) -> Iterator[str]:
+def _answers(run: Row, number: int) -> Iterator[str]:
     """Each answer below the one that it was made from."""
     below: dict[int | None, list[Row]] = {}
     known = {a["ordinal"] for a in run["answers"]}
@@ -299,7 +299,7 @@ def _answers(run: Row, place: int) -> Iterator[str]:
     rest = [(answer, 0) for answer in reversed(below.get(None, ()))]
     while rest:
         answer, depth = rest.pop()
-        yield _answer(answer, min(depth, _DEEPEST), stands[answer["ordinal"]], run, place)
+        yield _answer(answer, min(depth, _DEEPEST), stands[answer["ordinal"]], run, number)
         rest += [(child, depth + 1) for child in reversed(below.get(answer["ordinal"], ()))]
 
 
@@ -323,8 +323,8 @@ def _standings(run: Row) -> dict[int, str]:
     return stands
 
 
-def _answer(answer: Row, depth: int, stands: str, run: Row, place: int) -> str:
-    parents = ", ".join(_link(p, place) for p in answer["parents"])
+def _answer(answer: Row, depth: int, stands: str, run: Row, number: int) -> str:
+    parents = ", ".join(_link(p, number) for p in answer["parents"])
     facts = [
         escaped(answer["node"]) + (f" of {parents}" if parents else ""),
         stands,
@@ -341,15 +341,15 @@ def _answer(answer: Row, depth: int, stands: str, run: Row, place: int) -> str:
         f'<p class="mend">to mend: {escaped(answer["feedback"])}</p>' if answer["feedback"] else ""
     )
     return (
-        f'<article id="answer-{place}-{answer["ordinal"]}" class="depth{depth}{" chosen" * best}">'
+        f'<article id="answer-{number}-{answer["ordinal"]}" class="depth{depth}{" chosen" * best}">'
         f"<header><strong>Answer {answer['ordinal']}{', the best' * best}</strong> "
         f"<small>{', '.join(filter(None, facts))}</small></header>{bar}"
         f'<div class="text">{_kept(answer["answer"])}</div>{mend}</article>'
     )
 
 
-def _pair(pair: Row, place: int) -> str:
-    chosen, rejected = (_link(pair[f"{side}_ordinal"], place) for side in ("chosen", "rejected"))
+def _pair(pair: Row, number: int) -> str:
+    chosen, rejected = (_link(pair[f"{side}_ordinal"], number) for side in ("chosen", "rejected"))
     by = {
         "scorer": "scorer's feedback",
         "judge": "judge",
@@ -366,8 +366,8 @@ def _pair(pair: Row, place: int) -> str:
     )
 
 
-def _link(ordinal: int, place: int) -> str:
-    return f'<a href="#answer-{place}-{ordinal}">{ordinal}</a>'
+def _link(ordinal: int, number: int) -> str:
+    return f'<a href="#answer-{number}-{ordinal}">{ordinal}</a>'
 
 
 def _kept(text: str | None) -> str:
