@@ -35,7 +35,9 @@ class RunJournal(NamedTuple):
     def keep(self, call: PlannedCall, run_id: int, candidate: Candidate, fresh: bool) -> None:
         """Append an answer. fresh: its call was made just now, and its time includes the scoring.
         Raises JournalError."""
-        self.ledger.keep(self.hold, _place(call, run_id), call["ordinal"], candidate, fresh)
+        # A choice has the place of its request.
+        made_at = Place(run_id, call["ordinal"] - call.get("choice", 0))
+        self.ledger.keep(self.hold, made_at, candidate, fresh)
 
     def score(self, call: PlannedCall, run_id: int) -> Score | None:
         """The score that the answer at the call's place got before. Raises JournalError."""
@@ -71,11 +73,6 @@ class CallJournal:
 
 
 def kept_above(ledger: Ledger) -> bool:
-    """Whether the call at hand is one that the ledger has already: of a graph whose model is metered."""
+    """Whether the call at hand is made within one that the ledger has already, as a metered model's is."""
     outer = journal_around()
     return isinstance(outer, CallJournal) and outer.ledger is ledger
-
-
-def _place(call: PlannedCall, run_id: int) -> Place:
-    """The place of a call. A choice has the place of its request."""
-    return Place(run_id, call["ordinal"] - call.get("choice", 0))

@@ -520,13 +520,11 @@ class Ledger(History):
             if payers is not None:
                 payers.settle(execute, _call_at(place), spend)
 
-    def keep(
-        self, hold: Hold, call: Place, ordinal: int, candidate: Candidate, fresh: bool
-    ) -> None:
+    def keep(self, hold: Hold, call: Place, candidate: Candidate, fresh: bool) -> None:
         """Append an answer. With the highest score so far it becomes the best at once. call: the place
         of its call. fresh: the call was made just now, and its time includes the scoring."""
         keeps = self.record == "all"
-        place = {"run": call.run_id, "ordinal": ordinal}
+        place = {"run": call.run_id, "ordinal": candidate["id"]}
         with self.write(durable=False) as execute:
             self.leases.renew(hold, execute)
             execute(
