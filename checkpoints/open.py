@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from contextlib import (
-    AsyncExitStack,
-    ExitStack,
-    asynccontextmanager,
-    contextmanager,
-)
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, get_args
 
 from langchain_core.runnables import RunnableConfig
@@ -69,12 +63,7 @@ class _Opening:
             self._stack = stack.pop_all()
         return opened
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stack.close()
 
     async def __aenter__(self) -> Checkpoints:
@@ -86,12 +75,7 @@ class _Opening:
             self._astack = stack.pop_all()
         return opened
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self._astack.aclose()
 
     def _ledger(self) -> Ledger:
@@ -105,16 +89,13 @@ class _Opening:
             ) from None
         return Ledger(sqlite.SqliteStore(self._target), self._record)
 
-    def lasting(self, saver: type[Any], ledger: Ledger, connection: Any) -> Any:
-        return _lasting(saver, ledger)(connection, serde=self._serde)
-
 
 @contextmanager
 def _sqlite_saver(opening: _Opening, ledger: Ledger) -> Iterator[BaseCheckpointSaver[Any]]:
     from langgraph.checkpoint.sqlite import SqliteSaver
 
     connection = sqlite.connect(opening._target, autocommit=False)
-    saver = opening.lasting(SqliteSaver, ledger, connection)
+    saver = _lasting(SqliteSaver, ledger)(connection, serde=opening._serde)
     try:
         with ledger.store.explained():
             saver.setup()
@@ -132,7 +113,7 @@ async def _asqlite_saver(
     from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
     async with aiosqlite.connect(opening._target, timeout=sqlite.PATIENCE) as connection:
-        saver = opening.lasting(AsyncSqliteSaver, ledger, connection)
+        saver = _lasting(AsyncSqliteSaver, ledger)(connection, serde=opening._serde)
         with ledger.store.explained():
             await saver.setup()
         try:
@@ -151,7 +132,7 @@ def _postgres_saver(opening: _Opening, ledger: Ledger) -> Iterator[BaseCheckpoin
     with ConnectionPool(
         url, kwargs=postgres.saver_options(), open=True, check=check, **postgres.POOL
     ) as pool:
-        saver = opening.lasting(PostgresSaver, ledger, pool)
+        saver = _lasting(PostgresSaver, ledger)(pool, serde=opening._serde)
         with ledger.store.explained(), postgres.alone(url):
             saver.setup()
         yield saver
@@ -169,7 +150,7 @@ async def _apostgres_saver(
     async with AsyncConnectionPool(
         url, kwargs=postgres.saver_options(), open=False, check=check, **postgres.POOL
     ) as pool:
-        saver = opening.lasting(AsyncPostgresSaver, ledger, pool)
+        saver = _lasting(AsyncPostgresSaver, ledger)(pool, serde=opening._serde)
         with ledger.store.explained():
             lock = postgres.alone(url)
             await asyncio.to_thread(lock.__enter__)
