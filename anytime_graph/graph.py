@@ -48,15 +48,7 @@ from anytime_graph.planning.until import Until
 from anytime_graph.run.announcements import Lives
 from anytime_graph.run.calls import Chosen
 from anytime_graph.run.context import Context
-from anytime_graph.run.state import (
-    Decides,
-    Input,
-    Output,
-    Payoff,
-    State,
-    growth_only,
-    unstopped,
-)
+from anytime_graph.run.state import Decides, Input, Output, Payoff, State, growth_only, unstopped
 from anytime_graph.run.upgrade import migrated_state
 from anytime_graph.scoring import Extractor, Judge, Scorer, check_signature
 

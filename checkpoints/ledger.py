@@ -479,11 +479,7 @@ class Ledger(History):
         return bool(inserted)
 
     def settle(
-        self,
-        place: Place,
-        reply: Reply,
-        payers: Payers | None = None,
-        whole: bool = False,
+        self, place: Place, reply: Reply, payers: Payers | None = None, whole: bool = False
     ) -> None:
         """Write the call's reply and cost. A call that cost nothing is deleted. whole: see reply_row."""
         self._streaming.pop(place, None)

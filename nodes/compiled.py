@@ -28,13 +28,7 @@ from anytime_graph.budget import Budget
 from anytime_graph.checkpoints import Ledger
 from anytime_graph.checkpoints.schema import KEYS
 from anytime_graph.planning.setup import Setups
-from anytime_graph.run.context import (
-    Context,
-    Undrained,
-    asked_of,
-    check_context,
-    refuse_unknown,
-)
+from anytime_graph.run.context import Context, Undrained, asked_of, check_context, refuse_unknown
 from anytime_graph.run.state import Input, Output, State
 from anytime_graph.text import meant
 

@@ -26,14 +26,7 @@ from anytime_graph.nodes.critique import judgement_of
 from anytime_graph.nodes.learn import lesson_of
 from anytime_graph.planning.setup import Setup, Setups
 from anytime_graph.run.announcements import Lives, announce, note
-from anytime_graph.run.calls import (
-    ANSWERS,
-    Assignment,
-    Outcome,
-    PlannedCall,
-    RunInfo,
-    concluded,
-)
+from anytime_graph.run.calls import ANSWERS, Assignment, Outcome, PlannedCall, RunInfo, concluded
 from anytime_graph.run.context import invocation, root, stop_signal
 from anytime_graph.run.state import State
 from anytime_graph.run.upgrade import OUTCOME, migrated_assignment
