@@ -200,21 +200,20 @@ class Hub:
 
     def _turn(self, state: State, visit: _Visit) -> tuple[State, list[Send]]:
         """Begin the question, or fold the outcomes of its last step; then plan what comes next."""
-        granted, choice = state.get("budget"), state.get("chosen")
         question_id, digest, thread, config, journal = visit
-        if question_id != state.get("question_id"):
-            earlier = journal.ledger.find(thread, digest, user()) if journal else None
-            choice = chosen()
-            setup = self.setups[choice]
+        granted, new = state.get("budget"), question_id != state.get("question_id")
+        before = None if new else state.get("chosen")
+        choice = chosen() if before is None else before
+        setup = self.setups[choice]
+        if new:
             if self.asks:
                 check_resumable(config)
+            earlier = journal.ledger.find(thread, digest, user()) if journal else None
             run_id, limits = earlier or randbits(53), self._limits(setup, granted)
             update = fresh(question_id, choice, run_id, thread, limits)
             update["calibrations"] = growth_only(state.get("calibrations", {}))
             update |= self._recalled(question_of(state["messages"]).text, update["run_id"])
         else:
-            choice = chosen() if choice is None else choice
-            setup = self.setups[choice]
             update = fold(state, setup.width, setup.decides, setup.tokenizers)
             update["chosen"] = choice
             if thread != state["thread"]:  # a copy of another thread's state
@@ -229,8 +228,8 @@ class Hub:
         if sends[0].node in _ENDS:
             update["errors"] = now["errors"] + self._remembered(now)
         note("budget", now["best"], now["spent"])
-        before = state.get("spent", nothing())
-        for part in passed(self.warn_at, now["limits"], before, now["spent"]):
+        spent = state.get("spent", nothing())
+        for part in passed(self.warn_at, now["limits"], spent, now["spent"]):
             rest = left(now["limits"], now["spent"])
             announce(Warned(used=part, spent=now["spent"], remaining=rest))
         if (best := now["best"]) is not None:
@@ -248,7 +247,8 @@ class Hub:
         record = self._record(setup, now, visit)
         try:
             record["keys"] = ledger.keys(self.quotas, told)
-            sends = _recorded(now, ledger, run) or self._edge(
+            lost = ledger.unknown(now["run_id"], now["ordinal"])
+            sends = [_assigned(run, call) for call in lost] or self._edge(
                 setup, now, run, journal.shared.payers()
             )
             stop = sends[0].arg["stop_reason"] if sends[0].node in _ENDS else None
@@ -411,11 +411,6 @@ def _run_info(state: State, plan: str) -> RunInfo:
         spent=state["spent"],
         limits=state["limits"],
     )
-
-
-def _recorded(state: State, ledger: Ledger, run: RunInfo) -> list[Send]:
-    """The calls that the ledger holds and the state lost in a crash."""
-    return [_assigned(run, call) for call in ledger.unknown(state["run_id"], state["ordinal"])]
 
 
 def _assigned(
