@@ -112,7 +112,7 @@ class AgentRun:
             yield
             broken = False
         finally:
-            self.ledger.leave(hold, self._top, broken)
+            self.ledger.leave(hold, broken)
 
     def _begin(self, asked: str, question: str, limits: Limits, shared: SharedQuotas) -> None:
         """Write the run, with a plan of its own: earlier invocations can make no more calls."""

@@ -38,12 +38,13 @@ class ThreadBusy(RuntimeError):
 @dataclass(eq=False)
 class Hold:
     """An invocation's right to a thread. life: what its nodes share. holder: as the lease has it.
-    at_work: how many of its nodes are running; idle: since when none is. ended: the invocation is
+    root: LangGraph's id of the thread. at_work: how many of its nodes are running; idle: since when none is. ended: the invocation is
     over, or counts as gone. free: its lease was dropped."""
 
     thread: str
     life: Hashable
     holder: str
+    root: str | None = None
     at_work: int = 1
     idle: float = 0.0
     taken: bool = False
@@ -189,23 +190,21 @@ class Leases:
             return hold is not None and hold.holder == holder and not hold.gone()
 
     def _take(self, hold: Hold) -> None:
-        place = {"thread": hold.thread}
         with self._store.transaction() as execute:
             rows = execute(
                 f"SELECT holder, expires, {self._store.clock} AS now FROM leases "
                 "WHERE thread = :thread",
-                place,
+                {"thread": hold.thread},
             )
             seen: dict[str, Any] = rows[0] if rows else {"holder": None, "expires": None}
-            held = bool(rows) and seen["expires"] > seen["now"]
-            if held and may_live(seen["holder"], hold.thread):
+            if rows and seen["expires"] > seen["now"] and may_live(seen["holder"], hold.thread):
                 raise _busy(hold.thread, seen["holder"])
             taken = execute(
                 "INSERT INTO leases (thread, holder, expires) "
                 f"VALUES (:thread, :me, {self._store.clock} + {LEASE}) ON CONFLICT (thread) DO "
                 f"UPDATE SET holder = :me, expires = {self._store.clock} + {LEASE} "
                 "WHERE leases.holder = :holder AND leases.expires = :expires RETURNING thread",
-                place | {"me": hold.holder, **{k: seen[k] for k in ("holder", "expires")}},
+                {**seen, "thread": hold.thread, "me": hold.holder},
             )
             if not taken:
                 raise _busy(hold.thread, None)

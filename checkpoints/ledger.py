@@ -110,6 +110,7 @@ class Ledger(History):
         hold = self.leases.enter(thread, life)
         if hold.at_work == 1:
             self.failure = None
+        hold.root = root
         with self._lock:
             if root is not None:
                 self._seen[root] = math.inf
@@ -123,7 +124,7 @@ class Ledger(History):
 
         def give_back(entered: asyncio.Future[Hold]) -> None:
             if not entered.cancelled() and entered.exception() is None:
-                self.leave(entered.result(), root, broken=True)
+                self.leave(entered.result(), broken=True)
 
         try:
             return await asyncio.shield(future)
@@ -184,12 +185,12 @@ class Ledger(History):
                 self._beating = threading.Thread(target=self._beat, daemon=True, name="ledger")
                 self._beating.start()
 
-    def leave(self, hold: Hold, root: str | None, broken: bool = False) -> None:
+    def leave(self, hold: Hold, broken: bool = False) -> None:
         """The node has ended. broken: it was cancelled, and its invocation with it."""
         self.leases.leave(hold, broken)
-        if root is not None:
+        if hold.root is not None:
             with self._lock:
-                self._seen[root] = time.monotonic()
+                self._seen[hold.root] = time.monotonic()
 
     def end(self, belongs: Callable[[Hashable], bool]) -> None:
         """Release the threads of an invocation that is over or paused."""

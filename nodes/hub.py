@@ -166,7 +166,7 @@ class Hub:
                 self.ledger.release(hold)
                 raise
             finally:
-                self.ledger.leave(hold, root(config))
+                self.ledger.leave(hold)
         if whose is not None:
             update["owner"] = whose
         return update, sends, repeated

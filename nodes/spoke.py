@@ -64,13 +64,12 @@ class Spoke(Runnable[Assignment, State]):
         assigned, config = migrated_assignment(input), config or {}
         if self.ledger is None:
             return self._run_call(assigned, config, None)
-        thread, top = assigned["run"]["thread"], root(config)
-        hold = self.ledger.enter(thread, top, invocation())
+        hold = self.ledger.enter(assigned["run"]["thread"], root(config), invocation())
         try:
             journal = RunJournal(self.ledger, hold, self.ledger.shared(self.quotas))
             return self._run_call(assigned, config, journal)
         finally:
-            self.ledger.leave(hold, top)
+            self.ledger.leave(hold)
 
     def _run_call(
         self, assigned: Assignment, config: RunnableConfig, journal: RunJournal | None
@@ -115,14 +114,14 @@ class Spoke(Runnable[Assignment, State]):
         assigned, config = migrated_assignment(input), config or {}
         if self.ledger is None:
             return await self._arun_call(assigned, config, None)
-        thread, top, ledger, broken = assigned["run"]["thread"], root(config), self.ledger, True
-        hold = await ledger.aenter(thread, top, invocation())
+        ledger, broken = self.ledger, True
+        hold = await ledger.aenter(assigned["run"]["thread"], root(config), invocation())
         try:
             journal = RunJournal(ledger, hold, ledger.shared(self.quotas))
             state = await self._arun_call(assigned, config, journal)
             broken = False
         finally:
-            ledger.leave(hold, top, broken)
+            ledger.leave(hold, broken)
         return state
 
     async def _arun_call(

@@ -82,7 +82,7 @@ class Places:
             ledger.save(hold, record, State(), state, run["plan"], None)
             yield cls(ready, journal, state, run, record, stop, account)
         finally:
-            ledger.leave(hold, None)
+            ledger.leave(hold)
             ledger.release(hold)
 
     def call(
