@@ -166,6 +166,8 @@ BILLS = (
     """CREATE INDEX calls_undelivered ON calls (id)
         WHERE delivered IS NULL AND state <> 'reserved'""",
 )
+"""labels: whose a run is, by key. calls.model: of its own, such as the judge's; NULL in calls of earlier
+versions, which were the run's. calls.delivered: see Ledger.deliver."""
 TOOL_CALLS = tuple(
     f"ALTER TABLE {table} ADD COLUMN tool_calls bigint NOT NULL DEFAULT 0"
     for table in ("calls", "quota_steps", "quota_holds")
@@ -187,9 +189,7 @@ TOOLS = (
             c.seconds, c.tool_calls
         FROM calls c JOIN runs r ON r.id = c.run_id WHERE {BILLED}""",
 )
-"""labels: whose a run is, by key. calls.model: of its own, such as the judge's; NULL in calls of
-earlier versions, which were the run's; calls.delivered: see Ledger.deliver. bills: one row for each call; one that is not settled stands at
-its reservation."""
+"""bills: one row for each call; one that is not settled stands at its reservation."""
 
 
 def upgrade(
