@@ -24,9 +24,9 @@ from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import StopSignal
 from anytime_graph.metrics import Interval, wilson
 from anytime_graph.models.providers import describe
-from anytime_graph.nodes.critique import split_verdict
+from anytime_graph.nodes.critique import chosen, split_verdict
 from anytime_graph.planning.moves import Critique, Draft, Move, Stop, View
-from anytime_graph.run.calls import STRUCTURED
+from anytime_graph.run.calls import STRUCTURED, shown_order
 from anytime_graph.run.upgrade import planned_call
 from anytime_graph.scoring import BadScore, Judge, Scorer, as_score, normal, verdict_of
 
@@ -95,7 +95,8 @@ def audit(ledger: Ledger, thread: str | None = None, scorer: Scorer | None = Non
     as text. Only answers with different scores show whether the judge is right. Intervals are
     Wilson's. A comparison counts once, even if only one of its orders can be read. Comparisons of
     one question count for fewer if their results are alike. The interval of a single question says
-    nothing about others. Raises ValueError for an unknown thread, LedgerError.
+    nothing about others. Choices among three answers or more are left out. Raises ValueError for an
+    unknown thread, LedgerError.
     """
     if thread is not None and not ledger.runs(thread):
         raise ValueError(f"thread={thread!r}: a thread of this ledger is needed")
@@ -210,9 +211,13 @@ def _audited(
     for call in critiques:
         planned = planned_call(call)
         move = planned["move"]
-        if move["kind"] == "critique" and move["second"] is not None:
-            place = (call["run_id"], call["step"], move["first"], move["second"])
-            calls_of[place][move["swapped"]] = {**call, "role": planned["role"]}
+        # A choice is a comparison only if it is between two.
+        if (
+            move["kind"] == "critique"
+            and len(order := shown_order({**move, "swapped": False})) == 2
+        ):
+            place = (call["run_id"], call["step"], order[0], order[1])
+            calls_of[place][move["swapped"]] = {**call, "planned": planned}
             questions[call["run_id"]] = call["question"]
     rows = {run: {row["ordinal"]: row for row in ledger.answers(run)} for run in questions}
     errors: list[str] = []
@@ -258,7 +263,11 @@ def _verdict(call: Mapping[str, Any] | None, swapped: bool) -> int | None:
     """The verdict in a call, as in _Comparison.verdicts, read as the graph reads it."""
     if call is None or call["state"] != "settled" or call["ended"] != "stop":
         return None
-    _, word = split_verdict(call["text"] or "", structured=call["role"] == STRUCTURED)
+    planned, text = call["planned"], call["text"] or ""
+    if "among" in planned["move"]:
+        word = chosen(text, whole=True)
+    else:
+        _, word = split_verdict(text, structured=planned["role"] == STRUCTURED)
     verdict = {"a": 1, "b": -1, "tie": 0}.get(word or "")
     return -verdict if verdict is not None and swapped else verdict
 

@@ -14,7 +14,20 @@ import pytest
 from anytime_graph import Budget, Judge, create_anytime_graph, open_checkpoints
 from anytime_graph.audit import Audit, audit, audit_questions
 from anytime_graph.budget import total
-from tests.kit.judging import Says, better, comparing, drafted, quality, right, scripted, sides, two
+from anytime_graph.planning.moves import Choose, Draft, Move, Stop, View
+from tests.kit.judging import (
+    QUALITY,
+    Says,
+    better,
+    comparing,
+    drafted,
+    quality,
+    right,
+    scripted,
+    sides,
+    two,
+)
+from tests.kit.ledgers import ASK, ON
 from tests.kit.server import Reply, Server
 
 
@@ -310,6 +323,40 @@ def test_what_was_not_read_to_its_end_does_not_count(server: Server, tmp_path: P
         level = audit(store.ledger)
     assert (level.agreement, level.scorer_longer) == (None, None)
     assert "different scores" in level.verdict
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_a_choice_counts_if_it_is_between_two(server: Server, tmp_path: Path, n: int) -> None:
+    """Of three, the letter B is not the second of two, and the first place is named by one in three."""
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if "Choose the best" not in request["messages"][0]["content"]:
+            return Reply(text=f"quality {10 * (request['seed'] + 1)}")
+        shown = [int(q) for q in QUALITY.findall(request["messages"][-1]["content"])]
+        return Reply(text=f"Verdict: {'ABC'[shown.index(max(shown))]}")
+
+    def choosing(view: View) -> list[Move]:
+        if not view.best:
+            return [Draft()] * n
+        return [Stop()] if view.made.get("critique") else [Choose(tuple(range(n)))]
+
+    server.script = script
+    with open_checkpoints(tmp_path / "a.db") as store:
+        graph = create_anytime_graph(
+            server.model(seed=0),
+            budget=Budget(tokens=20_000),
+            strategy=choosing,
+            answer="whole",
+            ledger=store.ledger,
+        )
+        graph.compile(checkpointer=store.saver).invoke(ASK, ON)
+        found = audit(store.ledger, scorer=quality)
+    assert sum("Choose" in str(call.request["messages"][0]) for call in server.calls) == 2
+    if n == 2:
+        assert (found.comparisons, found.calls, found.unread) == (1, 2, 0)
+        assert found.agreement.mean == found.itself.mean == 1.0  # type: ignore[union-attr]
+    else:
+        assert (found.comparisons, found.calls) == (0, 0)
 
 
 def test_without_texts_or_comparisons_it_says_so(server: Server, tmp_path: Path) -> None:
