@@ -39,6 +39,7 @@ from anytime_graph.budget import (
 from anytime_graph.checkpoints import Ledger
 from anytime_graph.interrupt import StopSignal
 from anytime_graph.metering.account import Account
+from anytime_graph.metering.quota import QuotaExceeded
 from anytime_graph.nodes.compiled import AnytimeGraph
 from anytime_graph.planning import prospects
 from anytime_graph.planning.plan import least_call, view
@@ -48,8 +49,8 @@ from anytime_graph.run.context import Context
 from anytime_graph.run.state import Payoff, State, add_payoffs, fresh, payoff
 from anytime_graph.run.upgrade import migrated_state
 
-_OPEN = ("judge", "interrupted", *DIMENSIONS)
-"""The reasons to stop that more budget removes."""
+_OPEN = ("judge", "interrupted", "quota", *DIMENSIONS)
+"""The reasons to stop that more budget removes, or time."""
 _LOOKS = 16
 """How many questions a decision looks at, so that it takes as long among 10,000 as among 100."""
 
@@ -86,7 +87,7 @@ class Answered:
 @dataclass(frozen=True)
 class Batch:
     """The questions in their order. stop_reason: "done" if no question can gain from more, "interrupted",
-    or the dimension of the budget that ran out."""
+    the dimension of the budget that ran out, or "quota" if only quotas do not pay for more."""
 
     questions: tuple[Answered, ...]
     spent: Spend
@@ -179,7 +180,8 @@ _Reply = dict[str, Any] | NoAnswer | BudgetTooSmall
 @dataclass
 class _Question:
     """state: of its thread; None before it was asked. spent: what the batch has booked for it.
-    gain: per token. idle: how many steps in a row made no call."""
+    gain: per token. idle: how many steps in a row made no call. withheld: quotas do not pay for more, as this
+    run of the batch has seen."""
 
     text: str
     thread: str
@@ -189,6 +191,7 @@ class _Question:
     gain: float = math.inf
     error: str | None = None
     idle: int = 0
+    withheld: bool = False
 
     @property
     def answered(self) -> bool:
@@ -198,7 +201,7 @@ class _Question:
     def over(self) -> bool:
         """Whether more budget would do nothing, as far as this run of the batch can know."""
         stopped = self.state["stop_reason"] if self.state else None
-        return self.error is not None or stopped not in (None, *_OPEN)
+        return self.error is not None or self.withheld or stopped not in (None, *_OPEN)
 
     @property
     def config(self) -> RunnableConfig:
@@ -329,7 +332,9 @@ class _Allocation:
         self.account.settle(step.held, {**cost, "seconds": 0.0})
         if isinstance(reply, Exception):
             question.error = str(reply)
+            question.withheld = isinstance(reply, QuotaExceeded)
         else:
+            question.withheld = reply["stop_reason"] == "quota"
             self._know(question, migrated_state(cast(Any, reply)))
             question.idle = 0 if cost["calls"] else question.idle + 1
         question.gain = self._gain(question)
@@ -344,8 +349,10 @@ class _Allocation:
             raise BudgetTooSmall(self.account.limits, min(needs, key=lambda need: need["tokens"]))
         if self.stop.is_set():
             reason = "seconds" if self.account.left().get("seconds", 1) <= 0 else "interrupted"
+        elif self._waiting:
+            reason = self.account.scarcest()
         else:
-            reason = self.account.scarcest() if self._waiting else "done"
+            reason = "quota" if any(q.withheld for q in self.questions) else "done"
         return Batch(tuple(map(_answered, self.questions)), self.account.spent, reason)
 
     def _know(self, question: _Question, state: State) -> None:

@@ -23,7 +23,7 @@ from anytime_graph.run.context import Context
 Progress = Callable[[int, int], None]
 """(questions that are over, questions in all); called at the start and after each question."""
 
-_UNDONE = ("interrupted", "errors")
+_UNDONE = ("interrupted", "errors", "quota")
 """Stop reasons of runs that the next series continues."""
 
 

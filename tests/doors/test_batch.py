@@ -13,7 +13,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from anytime_graph import Budget, BudgetTooSmall, Prices, create_anytime_graph, open_checkpoints
+from anytime_graph import (
+    Budget,
+    BudgetTooSmall,
+    Prices,
+    Quota,
+    create_anytime_graph,
+    open_checkpoints,
+)
 from anytime_graph.batch import Batch, Progress, abatch, batch
 from tests.kit.batches import app_of, asked, mixed, number, scorer
 from tests.kit.commands import begun
@@ -220,6 +227,20 @@ def test_a_kill_buys_nothing_twice(
     assert server.served <= done.spent["tokens"] <= 4_000
     assert done.spent["calls"] == len(server.calls)
     assert max(Counter((c.request["seed"], c.text) for c in server.calls).values()) == 1
+
+
+def test_a_question_that_a_quota_ended_goes_on_once_the_quota_pays(
+    server: Server, tmp_path: Path
+) -> None:
+    server.script = mixed
+    with open_checkpoints(tmp_path / "a.db") as store:
+        for limit, reason in ((1_200, "quota"), (1_200, "quota"), (60_000, "tokens")):
+            quotas = [Quota(Budget(tokens=limit), window="1d")]
+            app = app_of(server, ledger=store.ledger, saver=store.saver, quotas=quotas)
+            done = batch(app, asked(4), Budget(tokens=4_000), workers=2)
+            assert done.stop_reason == reason
+            assert done.spent["tokens"] == server.settled().served
+            assert (server.served > 1_200) == (limit > 1_200)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 from langgraph.store.memory import InMemoryStore
 
-from anytime_graph import Budget, Judge, WarmUp, create_anytime_graph, open_checkpoints, warm_up
+from anytime_graph import (
+    Budget,
+    Judge,
+    Quota,
+    WarmUp,
+    create_anytime_graph,
+    open_checkpoints,
+    warm_up,
+)
 from anytime_graph.checkpoints import Checkpoints
 from anytime_graph.checkpoints.memory import StoreMemory
 from tests.kit.commands import begun
@@ -140,6 +148,20 @@ def test_a_warm_up_that_is_stopped_between_questions_goes_on(
     assert (done.left, done.spent["calls"], len(server.calls)) == (1, 6, 6)
     done = warmed(server, tmp_path / "a.db")
     assert (done.left, done.spent["calls"], len(server.calls)) == (0, 9, 9)
+
+
+def test_a_question_that_a_quota_ended_goes_on_once_the_quota_pays(
+    server: Server, tmp_path: Path
+) -> None:
+    server.script = answering
+    reasons = []
+    for calls in (2, 9):
+        with open_checkpoints(tmp_path / "a.db") as store:
+            store.ledger.quotas.keep(Quota(Budget(calls=calls), window="1d"))
+        done = warmed(server, tmp_path / "a.db", RIVERS[:1])
+        reasons += [q.stop_reason for q in done.questions]
+    assert reasons == ["quota", "calls"]
+    assert done.spent["calls"] == len(server.calls) == 3
 
 
 def test_a_warm_up_that_is_stopped_before_a_reply_asks_that_question_anew(
