@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 from anytime_graph.budget import Spend, nothing, total
 from anytime_graph.checkpoints.leases import may_live
-from anytime_graph.checkpoints.schema import BILLED, KEYS, MODEL, SPEND, TOOL
+from anytime_graph.checkpoints.schema import BILLED, KEYS, LEASE, MODEL, SPEND, TOOL
 from anytime_graph.checkpoints.store import Store
 from anytime_graph.run.fold import union
 from anytime_graph.text import meant
@@ -47,15 +47,15 @@ class History:
         """A summary of each thread's newest question, newest first."""
         rows = self._rows(
             "SELECT r.*, a.answer, a.score, (SELECT count(*) FROM runs n WHERE n.thread = r.thread) "
-            "AS runs, (SELECT holder FROM leases l WHERE l.thread = r.thread AND l.expires > "
-            f"{self.store.clock}) AS holder FROM runs r LEFT JOIN answers a ON a.id = r.best_id "
+            "AS runs, l.thread AS lease, l.holder FROM runs r LEFT JOIN answers a ON a.id = r.best_id "
+            f"LEFT JOIN leases l ON l.thread = {LEASE} AND l.expires > {self.store.clock} "
             "WHERE r.id = (SELECT n.id FROM runs n WHERE n.thread = r.thread "
             "ORDER BY n.started DESC, n.id DESC LIMIT 1) ORDER BY r.changed DESC, r.id"
         )
         for row in rows:
             row["spent"] = self._spent(row)
-            holder = row.pop("holder")
-            row["running"] = holder is not None and may_live(holder, row["thread"])
+            lease, holder = row.pop("lease"), row.pop("holder")
+            row["running"] = holder is not None and may_live(holder, lease)
         return rows
 
     def runs(self, thread: str) -> list[dict[str, Any]]:

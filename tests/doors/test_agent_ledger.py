@@ -93,6 +93,22 @@ def test_an_agents_calls_are_on_the_bill(server: Server, store: Checkpoints) -> 
     assert sum(row["tokens"] for row in taken) == server.served
 
 
+def test_an_agents_thread_is_told_to_be_running_while_it_is(
+    server: Server, store: Checkpoints
+) -> None:
+    server.script, seen = thinking(1), []
+
+    @tool
+    def think(about: str) -> str:
+        """Think about it."""
+        seen.extend(row["running"] for row in store.ledger.threads())
+        return "It bends."
+
+    run(agent(server, store, tools=[think]), ASK, True)
+    assert seen == [True]
+    assert [row["running"] for row in store.ledger.threads()] == [False]
+
+
 @both
 def test_a_tools_time_is_in_the_spend_and_on_the_bill(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: bool
