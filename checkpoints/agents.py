@@ -85,7 +85,9 @@ class AgentRun:
         self._paused: dict[str, Place] = {}
         self._calls: dict[int, RunCall] = {}
         # An invocation that was interrupted, here, has no node at work any more.
-        ledger.end(lambda life: _of_lease(life, self._lease) and life != self._life)
+        ledger.end(
+            lambda life: isinstance(life, tuple) and life[0] == self._lease and life != self._life
+        )
         with self.working():
             payers = shared.payers()
             self.in_quotas = payers is not None
@@ -269,7 +271,3 @@ def settle_tool(ledger: Ledger, place: Place, cost: Spend, pauses: bool = False)
 
 def _of_tool(usd: float) -> Spend:
     return {**nothing(), "usd": usd, "tool_calls": 1}
-
-
-def _of_lease(life: Any, lease: str) -> bool:
-    return isinstance(life, tuple) and life[0] == lease

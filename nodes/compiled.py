@@ -159,7 +159,9 @@ class CompiledAnytimeGraph(CompiledStateGraph[State, Context, Input, Output]):
         if not nested:
             _refuse_writes([input], self.config, config)
         _check(self.config, config, options.get("context"), nested, self._ledger is not None)
-        return {**options, "control": _undrained(control)}, belongs
+        # If a drain was requested before it began, LangGraph does not let it begin.
+        under = control if control.drain_requested else Undrained(control)
+        return {**options, "control": under}, belongs
 
     def bulk_update_state(
         self, config: RunnableConfig, supersteps: Sequence[Sequence[StateUpdate]]
@@ -211,12 +213,6 @@ def _channels(update: Any) -> list[Any]:
 def _configurable(*configs: RunnableConfig | None) -> dict[str, Any]:
     """`configurable` of all, of which the last counts most."""
     return {k: v for each in configs for k, v in ((each or {}).get("configurable") or {}).items()}
-
-
-def _undrained(control: RunControl) -> RunControl:
-    """With it the run ends by itself once a drain is requested. If that was before it began, LangGraph
-    does not let it begin."""
-    return control if control.drain_requested else Undrained(control)
 
 
 def _plain(input: Any) -> Any:
