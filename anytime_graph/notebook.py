@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from html import escape
 from typing import Any, cast
 
 from anytime_graph.checkpoints import Ledger
 from anytime_graph.pages.curve import curve
+from anytime_graph.pages.html import escaped
 from anytime_graph.run.announcements import improvement
 from anytime_graph.text import harmless
 
@@ -35,8 +35,8 @@ class Shown:
         drawing = curve(self.curve, tokens=self.tokens, limit=self.budget)
         return (
             '<div style="max-width:60em"><pre style="white-space:pre-wrap;margin:0 0 .5em">'
-            f"{escape(self._text)}</pre>{drawing}"
-            f'<div style="opacity:.7">{escape(self._summary)}</div></div>'
+            f"{escaped(self._text)}</pre>{drawing}"
+            f'<div style="opacity:.7">{escaped(self._summary)}</div></div>'
         )
 
     def __repr__(self) -> str:

@@ -17,6 +17,7 @@ from anytime_graph.run.endings import ended
 from anytime_graph.run.fold import union
 from anytime_graph.run.upgrade import planned_call
 from anytime_graph.scoring import normal
+from anytime_graph.text import head_of
 
 _NOT_KEPT = "(not kept)"
 _DEEPEST = 4
@@ -67,7 +68,7 @@ def page(story: Row) -> str:
     body = [f"<h1>{escaped(thread)}</h1>"]
     if len(runs) > 1:
         links = (
-            f'<li><a href="#run-{i}">{_short(run["question"])}</a></li>'
+            f'<li><a href="#run-{i}">{escaped(head_of(run["question"] or _NOT_KEPT, 120))}</a></li>'
             for i, run in enumerate(runs, 1)
         )
         body.append(f"<nav><ol>{''.join(links)}</ol></nav>")
@@ -372,11 +373,6 @@ def _link(ordinal: int, number: int) -> str:
 
 def _kept(text: str | None) -> str:
     return _NOT_KEPT if text is None else escaped(text)
-
-
-def _short(question: str | None) -> str:
-    text = question or _NOT_KEPT
-    return escaped(text if len(text) <= 120 else text[:116] + " ...")
 
 
 _STYLE = """

@@ -105,6 +105,13 @@ def test_elsewhere_each_better_answer_is_told_once(
     assert "no answer yet" in repr(show({"best": None, "spent": out["spent"], "curve": []}))
 
 
+def test_no_answer_turns_a_page_or_a_terminal_around() -> None:
+    best = {"answer": "a\u202eb\x1b[2J\ud800", "score": 0.5}
+    shown = show({"best": best, "spent": {"tokens": 9}, "curve": []})
+    for text in (shown._repr_html_(), repr(shown)):
+        assert not {"\u202e", "\x1b", "\ud800"} & set(text)
+
+
 @pytest.mark.parametrize("wrong", [{}, "text", {"best": None}])
 def test_only_results_are_shown(wrong: Any) -> None:
     with pytest.raises(ValueError, match="result="):
