@@ -171,26 +171,26 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
     class Saver(saver):  # type: ignore[misc] # which class is known at run time only
         def get_tuple(self, config: RunnableConfig) -> Any:
             checked(config)
-            with ledger.store.explained(), of_its_kind():
+            with read():
                 return readable(super().get_tuple(config))
 
         async def aget_tuple(self, config: RunnableConfig) -> Any:
             checked(config)
-            with ledger.store.explained(), of_its_kind():
+            with read():
                 return readable(await super().aget_tuple(config))
 
         def list(self, *given: Any, **named: Any) -> Iterator[CheckpointTuple]:
-            with of_its_kind():
+            with read():
                 yield from super().list(*given, **named)
 
         async def alist(self, *given: Any, **named: Any) -> AsyncIterator[CheckpointTuple]:
-            with of_its_kind():
+            with read():
                 async for found in super().alist(*given, **named):
                     yield found
 
         def put(self, config: RunnableConfig, checkpoint: Checkpoint, *rest: Any) -> RunnableConfig:
             kept: RunnableConfig = _at(config, checkpoint)
-            with given_up(config):
+            with write(config):
                 ledger.writable(_thread(config))
                 with ledger.store.turn():
                     kept = super().put(config, stored(checkpoint), *rest)
@@ -199,7 +199,7 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
         def put_writes(
             self, config: RunnableConfig, writes: Writes, *rest: Any, **named: Any
         ) -> None:
-            with given_up(config):
+            with write(config):
                 ledger.writable(_thread(config))
                 with ledger.store.turn():
                     super().put_writes(config, with_errors(writes), *rest, **named)
@@ -208,7 +208,7 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
             self, config: RunnableConfig, checkpoint: Checkpoint, *rest: Any
         ) -> RunnableConfig:
             kept: RunnableConfig = _at(config, checkpoint)
-            with given_up(config):
+            with write(config):
                 await asyncio.to_thread(ledger.writable, _thread(config))
                 kept = await whole(super().aput(config, stored(checkpoint), *rest))
             return kept
@@ -216,7 +216,7 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
         async def aput_writes(
             self, config: RunnableConfig, writes: Writes, *rest: Any, **named: Any
         ) -> None:
-            with given_up(config):
+            with write(config):
                 await asyncio.to_thread(ledger.writable, _thread(config))
                 await whole(super().aput_writes(config, with_errors(writes), *rest, **named))
 
@@ -225,7 +225,7 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
             await asyncio.gather(*under_way, return_exceptions=True)
 
     @contextmanager
-    def given_up(config: RunnableConfig) -> Iterator[None]:
+    def write(config: RunnableConfig) -> Iterator[None]:
         """A write within. If it fails while a run is under way, that run spends no more."""
         try:
             with ledger.store.explained():
@@ -252,10 +252,11 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
         ]
 
     @contextmanager
-    def of_its_kind() -> Iterator[None]:
-        """LangGraph's savers serve either sync or async calls."""
+    def read() -> Iterator[None]:
+        """A read within. LangGraph's savers serve either sync or async calls."""
         try:
-            yield
+            with ledger.store.explained():
+                yield
         except (NotImplementedError, asyncio.InvalidStateError) as error:
             called, opened = "`invoke`, `stream`", "with"
             if isinstance(error, NotImplementedError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -359,6 +360,15 @@ class TestResuming:
         spent = [t["spent"]["tokens"] for t in store.ledger.threads()]
         assert sum(spent) == served.settled().served
         assert max(spent) <= 400
+
+
+def test_a_history_that_cannot_be_read_says_whose_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "a.db"
+    with open_checkpoints(file) as store:
+        saver: Any = store.saver
+        saver.conn.close()
+        with pytest.raises(LedgerError, match=re.escape(str(file))):
+            list(saver.list(ON))
 
 
 class TestPrivacy:
