@@ -128,10 +128,7 @@ def _postgres_saver(opening: _Opening, ledger: Ledger) -> Iterator[BaseCheckpoin
     from psycopg_pool import ConnectionPool
 
     url = str(opening._target)
-    check = ConnectionPool.check_connection
-    with ConnectionPool(
-        url, kwargs=postgres.saver_options(), open=True, check=check, **postgres.POOL
-    ) as pool:
+    with postgres.saver_pool(ConnectionPool, url) as pool:
         saver = _lasting(PostgresSaver, ledger)(pool, serde=opening._serde)
         with ledger.store.explained(), postgres.alone(url):
             saver.setup()
@@ -146,10 +143,7 @@ async def _apostgres_saver(
     from psycopg_pool import AsyncConnectionPool
 
     url = str(opening._target)
-    check = AsyncConnectionPool.check_connection
-    async with AsyncConnectionPool(
-        url, kwargs=postgres.saver_options(), open=False, check=check, **postgres.POOL
-    ) as pool:
+    async with postgres.saver_pool(AsyncConnectionPool, url) as pool:
         saver = _lasting(AsyncPostgresSaver, ledger)(pool, serde=opening._serde)
         with ledger.store.explained():
             lock = postgres.alone(url)

@@ -14,7 +14,7 @@ from typing import Any
 from anytime_graph.checkpoints import schema
 from anytime_graph.checkpoints.schema import LedgerError
 
-POOL: dict[str, Any] = {"min_size": 1, "max_size": 8, "timeout": 30}
+_POOL: dict[str, Any] = {"min_size": 1, "max_size": 8, "timeout": 30}
 _SETUP_LOCK = 0x616E7974
 _NEED = "checkpoints in PostgreSQL need: pip install 'anytime-graph[postgres]'"
 
@@ -45,8 +45,8 @@ class PostgresStore:
             with alone(url), psycopg.connect(url) as connection:
                 self._prepare(connection.cursor(row_factory=dict_row))
             options = {"row_factory": dict_row, "options": "-c search_path=anytime"}
-            check = ConnectionPool.check_connection
-            self._pool = ConnectionPool(url, kwargs=options, open=True, check=check, **POOL)
+            self._pool = pool(ConnectionPool, url, options)
+            self._pool.open()
 
     @contextmanager
     def transaction(self, durable: bool = True) -> Iterator[Any]:
@@ -122,11 +122,16 @@ class PostgresStore:
         return 0
 
 
-def saver_options() -> dict[str, Any]:
-    """Connections as LangGraph's saver wants them."""
+def pool(kind: type[Any], url: str, options: dict[str, Any]) -> Any:
+    """A pool of connections with these options, sync or async, to be opened."""
+    return kind(url, kwargs=options, open=False, check=kind.check_connection, **_POOL)
+
+
+def saver_pool(kind: type[Any], url: str) -> Any:
+    """A pool of connections as LangGraph's saver wants them."""
     from psycopg.rows import dict_row
 
-    return {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
+    return pool(kind, url, {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row})
 
 
 @contextmanager
