@@ -11,7 +11,6 @@ import functools
 import logging
 import math
 import threading
-import types
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -464,7 +463,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
 def _asking(kind: Any) -> Any:
     """The class with a node in which a human is asked, which agents that do not ask do without."""
     node = {"after_model": kind._ask, "__module__": kind.__module__}
-    return types.new_class(kind.__name__, (kind,), {}, lambda body: body.update(node))
+    return type(kind.__name__, (kind,), node)
 
 
 class _Metered(ModelRequest[Any]):
