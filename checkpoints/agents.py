@@ -77,7 +77,7 @@ class AgentRun:
         self.ledger, self.next = ledger, 0
         self.thread = thread_of(config, asked) or uuid4().hex
         self._top = root(config)
-        self._lease = f"{self.thread} {asked[:18]}"  # as in schema.LEASE
+        self._lease = f"{self.thread} {asked[:18]}"  # as in schema.LEASE_NAME
         self._life = (self._lease, invocation())
         self._plan = uuid4().hex
         self._lock = threading.Lock()

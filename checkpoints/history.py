@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 from anytime_graph.budget import Spend, nothing, total
 from anytime_graph.checkpoints.leases import may_live
-from anytime_graph.checkpoints.schema import BILLED, KEYS, LEASE, MODEL, SPEND, TOOL
+from anytime_graph.checkpoints.schema import BILLED, KEYS, LEASE_NAME, MODEL, SPEND, TOOL
 from anytime_graph.checkpoints.store import Store
 from anytime_graph.run.fold import union
 from anytime_graph.text import meant
@@ -48,7 +48,7 @@ class History:
         rows = self._rows(
             "SELECT r.*, a.answer, a.score, (SELECT count(*) FROM runs n WHERE n.thread = r.thread) "
             "AS runs, l.thread AS lease, l.holder FROM runs r LEFT JOIN answers a ON a.id = r.best_id "
-            f"LEFT JOIN leases l ON l.thread = {LEASE} AND l.expires > {self.store.clock} "
+            f"LEFT JOIN leases l ON l.thread = {LEASE_NAME} AND l.expires > {self.store.clock} "
             "WHERE r.id = (SELECT n.id FROM runs n WHERE n.thread = r.thread "
             "ORDER BY n.started DESC, n.id DESC LIMIT 1) ORDER BY r.changed DESC, r.id"
         )

@@ -28,7 +28,7 @@ from anytime_graph.checkpoints.leases import LEASE, Hold, Leases, ThreadBusy
 from anytime_graph.checkpoints.likeness import keys as keys_of
 from anytime_graph.checkpoints.quotas import Key, Payers, Quotas, SharedQuotas
 from anytime_graph.checkpoints.records import entry_of, plan_row, reply_row
-from anytime_graph.checkpoints.schema import KEYS, SPEND, LedgerError
+from anytime_graph.checkpoints.schema import KEYS, LEASE_NAME, SPEND, LedgerError
 from anytime_graph.checkpoints.store import Execute, Store, plain, storable
 from anytime_graph.metering import clock
 from anytime_graph.metering.quota import Quota
@@ -595,8 +595,9 @@ class Ledger(History):
                 "UPDATE answers SET call_id = NULL WHERE call_id IN "
                 f"(SELECT id FROM calls WHERE run_id IN {of})",
                 *(f"DELETE FROM {t} WHERE run_id IN {of}" for t in _OF_RUNS),
+                "DELETE FROM leases WHERE thread = :thread OR thread IN "
+                f"(SELECT {LEASE_NAME} FROM runs r WHERE r.thread = :thread)",
                 "DELETE FROM runs WHERE thread = :thread",
-                "DELETE FROM leases WHERE thread = :thread",
             ):
                 execute(statement, {"thread": thread})
         return bool(runs)

@@ -175,7 +175,8 @@ TOOL_CALLS = tuple(
 MODEL = "CASE WHEN c.kind <> 'tool_call' THEN coalesce(c.model, r.model) END"
 TOOL = "CASE WHEN c.kind = 'tool_call' THEN c.model END"
 """The model of a call, and the tool of a tool call, whose name is in the same column."""
-LEASE = "CASE WHEN r.strategy = 'agent' THEN r.thread || ' ' || substr(r.asked, 1, 18) ELSE r.thread END"
+LEASE_NAME = """CASE WHEN r.strategy = 'agent' THEN r.thread || ' ' || substr(r.asked, 1, 18)
+    ELSE r.thread END"""
 """The name of a run's lease: an agent, and the graphs that work for it, may be on one thread."""
 BILLED = "c.kind <> 'nested'"
 """A graph's call that its agent's run has too is on the bill once."""

@@ -18,7 +18,7 @@ from anytime_graph import Budget, LedgerError, Prices, ThreadBusy, open_checkpoi
 from anytime_graph.checkpoints import Checkpoints
 from anytime_graph.metering import account, clock
 from anytime_graph.middleware import TokenBudgetMiddleware, metered
-from tests.kit.ledgers import ASK, ON
+from tests.kit.ledgers import ASK, ON, sql
 from tests.kit.marks import both
 from tests.kit.server import Reply, Script, Server
 from tests.kit.waiting import PATIENCE, Clock
@@ -107,6 +107,20 @@ def test_an_agents_thread_is_told_to_be_running_while_it_is(
     run(agent(server, store, tools=[think]), ASK, True)
     assert seen == [True]
     assert [row["running"] for row in store.ledger.threads()] == [False]
+
+
+def test_a_thread_that_is_forgotten_leaves_no_lease_of_its_agent(
+    server: Server, store: Checkpoints, target: str
+) -> None:
+    """A kill leaves one, and its name holds the thread's."""
+    server.script = thinking(0)
+    run(agent(server, store), ASK, True)
+    (shown,) = store.ledger.runs("rivers")
+    store.ledger.leases.enter(f"rivers {shown['asked'][:18]}", object())
+    leases = "SELECT count(*) FROM leases WHERE thread LIKE 'rivers%'"
+    assert sql(target, leases) == [(1,)]
+    assert store.ledger.forget("rivers")
+    assert sql(target, leases) == [(0,)]
 
 
 @both
