@@ -51,7 +51,10 @@ def _pairs(shape: Callable[[list[Row], str, str], Row]) -> Form:
                 if None in (run["conversation"], chosen, rejected):
                     yield None
                     continue
-                row = shape(_messages(run["conversation"]), chosen, rejected)
+                messages = [
+                    {"role": m["role"], "content": _text(m["content"])} for m in run["conversation"]
+                ]
+                row = shape(messages, chosen, rejected)
                 # A branch begins with its parent's pairs; equal texts teach nothing.
                 if chosen != rejected and (text := line(row)) not in seen:
                     seen.add(text)
@@ -96,10 +99,6 @@ def _prompt(messages: list[Row]) -> str:
     if len(messages) == 1:
         return str(messages[0]["content"])
     return "\n\n".join(f"{m['role']}: {m['content']}" for m in messages) + "\n\nassistant: "
-
-
-def _messages(conversation: list[Row]) -> list[Row]:
-    return [{"role": m["role"], "content": _text(m["content"])} for m in conversation]
 
 
 def _text(content: Any) -> str:

@@ -35,13 +35,18 @@ def curve(
     heights = [(s or 0.0) if scored else (i + 1) / len(points) for i, (_, s) in enumerate(points)]
     most = extent(max(tokens, points[-1][0]), limit)
     steps = [(x, y) for (x, _), y in zip(points, heights, strict=True)]
+    if scored:
+        rows = [(n / 4, f"{n / 4:.2f}") for n in range(5)]
+    else:
+        rows = [(n / len(points), f"{n:.0f}") for n in ticks(len(points)) if n == int(n)]
+    afar = "" if limit is None or limit <= most else f" (of a budget of {limit:,})"
     drawn = [
-        *_grid(most, _scores() if scored else _ranks(len(points))),
+        *_grid(most, rows),
         *_budget(limit, most),
         *(_dot(x, y, most, 2.5, 'opacity=".45"') for x, y in others),
         *_staircase([*steps, (max(tokens, steps[-1][0]), steps[-1][1])], most),
         *(_dot(x, y, most, 4, f'fill="{_BEST}"') for x, y in steps),
-        _text("50%", _HEIGHT + 36, "tokens spent" + _afar(limit, most)),
+        _text("50%", _HEIGHT + 36, f"tokens spent{afar}"),
         f'<text x="-34" y="-12">{"score of the best answer" if scored else "new best answers"}</text>',
     ]
     return (
@@ -65,18 +70,6 @@ def ticks(most: float) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * n for n in (1, 2, 5, 10) if power * n >= rough)
     return [n * step for n in range(int(most / step * (1 + 1e-9)) + 1)]
-
-
-def _afar(limit: int | None, most: float) -> str:
-    return "" if limit is None or limit <= most else f" (of a budget of {limit:,})"
-
-
-def _scores() -> list[tuple[float, str]]:
-    return [(n / 4, f"{n / 4:.2f}") for n in range(5)]
-
-
-def _ranks(count: int) -> list[tuple[float, str]]:
-    return [(n / count, f"{n:.0f}") for n in ticks(count) if n == int(n)]
 
 
 def _grid(most: float, rows: Sequence[tuple[float, str]]) -> Iterator[str]:
