@@ -191,6 +191,11 @@ def add_spend(spent: Spend, more: Spend) -> Spend:
     return total([spent, more])
 
 
+def lowest(*amounts: int | None) -> int | None:
+    """The smallest of the amounts that are known; None if none is."""
+    return min((n for n in amounts if n is not None), default=None)
+
+
 def left(limits: Limits, spent: Spend) -> Limits:
     """What remains in each limited dimension, never below 0."""
     amounts = cast("Mapping[str, float]", spent)

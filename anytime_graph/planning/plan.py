@@ -28,6 +28,7 @@ from anytime_graph.budget import (
     Short,
     least,
     left,
+    lowest,
     output_room,
     share,
     total,
@@ -537,11 +538,7 @@ class _Edge:
 
         def room_beside(bound: int) -> int | None:
             room = output_room(slice_, bound * copies, meter.prices)
-            room = None if room is None else room // n
-            if (beside := meter.known.beside(bound)) is not None:
-                beside = max(MIN_ROOM, beside)  # the server has the last word
-                room = beside if room is None else min(room, beside)
-            return room
+            return lowest(None if room is None else room // n, meter.known.beside(bound))
 
         for detail in DETAILS:
             shown = bool(detail and lessons.text(detail))
@@ -561,8 +558,7 @@ class _Edge:
                 if tools_room is not None and tools_room < GOOD_ROOM:
                     continue
             if judged:
-                most = self._verdict_room(move)
-                room = most if room is None else min(room, most)
+                room = lowest(room, self._verdict_room(move))
             cap = meter.cap(room, bound)
             bare = None
             if cap is not None and seeks_answer(move) and cap < self._expected:
