@@ -87,7 +87,9 @@ class Constraints:
 
     def describe(self) -> str:
         """The constraints as an instruction to put into a question."""
-        rules = [rule for rule, _ in self._checks if "contain " not in rule]
+        rules = [
+            rule for rule, _ in self._checks if not rule.startswith(("contain ", "not contain "))
+        ]
         for verb, parts in (("contain", self.include), ("not contain", self.forbid)):
             if parts:
                 rules.append(f"{verb} " + ", ".join(map(repr, parts)))
