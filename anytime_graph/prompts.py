@@ -357,12 +357,7 @@ def _from_material(
 
 
 def compare(
-    case: Case,
-    first: str,
-    second: str,
-    detail: float,
-    rubric: str | None,
-    structured: bool,
+    case: Case, first: str, second: str, detail: float, rubric: str | None, structured: bool
 ) -> list[AnyMessage]:
     """A comparison. first is shown as A, second as B. rubric: the user's; it takes precedence. structured:
     ask for the verdict as JSON."""

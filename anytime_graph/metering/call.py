@@ -20,14 +20,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.utils.utils import LC_ID_PREFIX
 
-from anytime_graph.budget import (
-    MIN_ROOM,
-    Limits,
-    Spend,
-    Unpayable,
-    nothing,
-    output_room,
-)
+from anytime_graph.budget import MIN_ROOM, Limits, Spend, Unpayable, nothing, output_room
 from anytime_graph.interrupt import StopSignal, contained
 from anytime_graph.metering import clock
 from anytime_graph.metering.bill import Bill, bill

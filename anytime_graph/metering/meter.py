@@ -219,10 +219,7 @@ def meter(
 
 
 def priced(
-    model: Any,
-    options: Mapping[str, Any],
-    prices: Prices | None,
-    media_tokens: int | None = None,
+    model: Any, options: Mapping[str, Any], prices: Prices | None, media_tokens: int | None = None
 ) -> Meter:
     """The meter of a call with these options. prices: the model's own; if the options ask for another
     model or tier, those are looked up."""

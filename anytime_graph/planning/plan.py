@@ -454,11 +454,7 @@ class _Edge:
         return []
 
     def _sliced(
-        self,
-        orders: Sequence[_Order],
-        rest: Limits,
-        min_output: int,
-        with_pairs: bool = False,
+        self, orders: Sequence[_Order], rest: Limits, min_output: int, with_pairs: bool = False
     ) -> list[Planned]:
         """All of these calls, or none if `rest` does not pay for all."""
         orders = [each for order in self._together(orders) for each in _both_orders(order)]
