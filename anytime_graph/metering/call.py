@@ -88,11 +88,11 @@ def _attempt(
             return under_way.settle()
         if under_way.patience() is None:
             pump()
-            return _booked(under_way.settle(), request, journal)
-        run = contextvars.copy_context().run
-        threading.Thread(target=run, args=(pump,), daemon=True, name="metered-call").start()
-        while not done.wait(under_way.patience()) and not under_way.over():
-            pass
+        else:
+            run = contextvars.copy_context().run
+            threading.Thread(target=run, args=(pump,), daemon=True, name="metered-call").start()
+            while not done.wait(under_way.patience()) and not under_way.over():
+                pass
     except KeyboardInterrupt:
         under_way.interrupt()
     return _booked(under_way.settle(), request, journal)
@@ -190,21 +190,15 @@ def _again(attempts: Attempts, reply: Reply) -> bool:
 def _joined(replies: Sequence[Reply], hopeless: bool) -> Reply:
     """The last reply, with what went wrong before it, as of one call. hopeless: later calls would be
     refused as well."""
-    *earlier, last = replies
-    if hopeless:
-        last = replace(last, receipt={**last.receipt, "closed": True})
-    if not earlier:
-        return last
-    began = earlier[0].receipt["started"]
-    spend: Spend = {**last.receipt["spend"], "seconds": last.receipt["ended_at"] - began}
-    errors = [error for reply in earlier for error in reply.receipt["errors"]]
+    last, began = replies[-1].receipt, replies[0].receipt["started"]
     known: Receipt = {
-        **last.receipt,
+        **last,
         "started": began,
-        "spend": spend,
-        "errors": [*errors, *last.receipt["errors"]],
+        "spend": {**last["spend"], "seconds": last["ended_at"] - began},
+        "closed": last["closed"] or hopeless,
+        "errors": [error for reply in replies for error in reply.receipt["errors"]],
     }
-    return replace(last, receipt=known)
+    return replace(replies[-1], receipt=known)
 
 
 def _given_again(reply: Reply, changed: float) -> Reply:
