@@ -13,14 +13,7 @@ from typing import Any, ClassVar, Self, cast
 from typing_extensions import TypedDict
 
 DIMENSIONS = ("tokens", "output_tokens", "usd", "calls", "seconds", "tool_calls")
-UNIT_NAMES = {
-    "tokens": "tokens",
-    "output_tokens": "output tokens",
-    "usd": "US dollars",
-    "calls": "calls",
-    "seconds": "seconds",
-    "tool_calls": "tool calls",
-}
+UNIT_NAMES = {d: d.replace("_", " ") for d in DIMENSIONS} | {"usd": "US dollars"}
 _NAMES = f"a budget has {', '.join(DIMENSIONS)}"
 TOOL_CALLS = "tool_calls"
 """The dimension that bounds no call of a model: without it left, a run goes on without tools."""
@@ -225,12 +218,18 @@ def used(limits: Limits, spent: Spend) -> float:
 
 def checked_parts(warn_at: Sequence[float]) -> tuple[float, ...]:
     """Parts of a budget, in order. Raises ValueError for others than those above 0 and up to 1."""
-    if isinstance(warn_at, int | float):
-        raise ValueError(f"warn_at={warn_at!r}: parts of the budget are needed, as in (0.5, 0.8)")
-    for part in warn_at:
-        if isinstance(part, bool) or not isinstance(part, int | float) or not 0 < part <= 1:
-            raise ValueError(f"warn_at={part!r}: parts of the budget are needed, as in (0.5, 0.8)")
+    wrong = (
+        [warn_at] if isinstance(warn_at, int | float) else [p for p in warn_at if not is_part(p)]
+    )
+    if wrong:
+        raise ValueError(f"warn_at={wrong[0]!r}: parts of the budget are needed, as in (0.5, 0.8)")
     return tuple(sorted(set(warn_at)))
+
+
+def is_part(value: Any) -> bool:
+    """Whether it is a number above 0 and up to 1."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 < value <= 1
 
 
 def raised(limits: Limits, extra: Budget, spent: Spend) -> Limits:
