@@ -193,7 +193,7 @@ def meter(
     beside = [part for part in (bound, *held) if part]
     sent = providers.sent_options(model, bound)
     name = str(sent.get("model") or type(model).__name__)
-    by_openai = _served_by_openai(model)
+    by_openai = providers.host(model) == "api.openai.com"  # where tiktoken's counts hold
     several = getattr(model, "n", 1) != 1 and providers.supports_n(copy, bound)
     tokenizer = Tokenizer(
         count=tokens.openai_counter(name) if by_openai else None,
@@ -277,9 +277,3 @@ def with_json_schema(model: Any, schema: Mapping[str, Any]) -> Runnable[Any, Any
         options = providers.schema_in_body(model, {**bound, "response_format": form})
         return rebound(binding, model, options)
     return rebound(binding, head.bound, {**head.kwargs, **bound})
-
-
-def _served_by_openai(model: BaseChatModel) -> bool:
-    """Whether it is served at OpenAI's own address, where tiktoken's counts hold."""
-    root = getattr(model, "root_client", None)
-    return getattr(getattr(root, "base_url", None), "host", "") == "api.openai.com"

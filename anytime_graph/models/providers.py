@@ -249,6 +249,12 @@ def address(model: Any) -> str:
     return next((str(url) for url in (root, *found) if url), "")
 
 
+def host(model: Any) -> str:
+    """The host of OpenAI's client in a model; empty if it has none."""
+    root = getattr(getattr(model, "root_client", None), "base_url", None)
+    return str(getattr(root, "host", ""))
+
+
 def counted_by(model: BaseChatModel) -> str | None:
     """Who counts the prompts of a model before they are sent, if anybody does; see models.counting."""
     return _facts(model, _COUNTED) or None

@@ -94,7 +94,8 @@ def plan(
     dimension "quota" if only the quotas do not pay for it); NoAnswer if the run ends without an
     answer.
     """
-    planned = _step(setup, state, stopped, quotas or {})
+    state = {**state, "interrupted": stopped or state["interrupted"]}
+    planned = _step(setup, state, quotas or {})
     if isinstance(planned, Stop) and state["best"] is None:
         called = state["spent"]["calls"] or state.get("refusals")
         if not called and planned.reason == QUOTA:
@@ -107,16 +108,16 @@ def plan(
     return planned
 
 
-def _step(setup: Setup, state: State, stopped: bool, quotas: Limits) -> list[Planned] | Stop:
+def _step(setup: Setup, state: State, quotas: Limits) -> list[Planned] | Stop:
     """The calls of the next step, or why the run ends: "quota" if it would go on without quotas."""
     if state.get("withheld"):
         return Stop(QUOTA)
     if state["limits"].keys() - {TOOL_CALLS}:
-        planned = _Edge(setup, _within(state, quotas), state["limits"]).step(stopped)
+        planned = _Edge(setup, _within(state, quotas), state["limits"]).step()
     else:
-        planned = _open_ended(setup, state, stopped, quotas)
+        planned = _open_ended(setup, state, quotas)
     used_up = isinstance(planned, Stop) and planned.reason in (*DIMENSIONS, "judge")
-    if quotas and used_up and not isinstance(_step(setup, state, stopped, {}), Stop):
+    if quotas and used_up and not isinstance(_step(setup, state, {}), Stop):
         return Stop(QUOTA)
     return planned
 
@@ -128,7 +129,7 @@ def _within(state: State, quotas: Limits) -> State:
     return {**state, "limits": least([state["limits"], within])}
 
 
-def _open_ended(setup: Setup, state: State, stopped: bool, quotas: Limits) -> list[Planned] | Stop:
+def _open_ended(setup: Setup, state: State, quotas: Limits) -> list[Planned] | Stop:
     """A run without a budget has a horizon that doubles whenever it is used up. Stopped at any moment,
     it is then as good as a run with a known budget of a quarter of its spend (Russell & Zilberstein
     1991).
@@ -146,7 +147,7 @@ def _open_ended(setup: Setup, state: State, stopped: bool, quotas: Limits) -> li
         if horizon > spent + min(ahead, spent):
             limits: Limits = {"tokens": horizon, **state["limits"]}
             within = _within({**state, "limits": limits}, quotas)
-            planned = _Edge(setup, within, limits).step(stopped)
+            planned = _Edge(setup, within, limits).step()
             if not isinstance(planned, Stop) or planned.reason not in ("tokens", "judge"):
                 return planned
     return Stop("tokens")
@@ -228,10 +229,10 @@ class _Edge:
         """What is left of the budget."""
         return left(self.state["limits"], self.state["spent"])
 
-    def step(self, stopped: bool) -> list[Planned] | Stop:
+    def step(self) -> list[Planned] | Stop:
         """The calls of the next step, or why the run ends within its limits."""
         setup, state, rest = self.setup, self.state, self.rest
-        if stopped or state["interrupted"]:
+        if state["interrupted"]:
             return Stop("interrupted")
         if state["remaining_steps"] <= _STEPS:
             return Stop("steps")
