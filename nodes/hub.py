@@ -78,7 +78,6 @@ from anytime_graph.run.state import (
 from anytime_graph.run.upgrade import (
     ASSIGNMENT,
     FINAL,
-    StoredState,
     changes,
     migrated_final,
     migrated_state,
@@ -132,7 +131,7 @@ class Hub:
     )
     _counting: threading.Lock = field(default_factory=threading.Lock)
 
-    def budget_node(self, state: StoredState, config: RunnableConfig) -> Command[Any]:
+    def budget_node(self, state: State, config: RunnableConfig) -> Command[Any]:
         """Fold outcomes, begin a new question or add a budget, then go over the budget edge. An
         error here leaves the state unchanged, so that the step can be run again."""
         now = migrated_state(state)
