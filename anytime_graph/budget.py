@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from decimal import ROUND_FLOOR, Context, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from inspect import Signature, signature
 from typing import Any, ClassVar, Self, cast
 
@@ -21,6 +21,7 @@ _WHOLE = ("tokens", "output_tokens", "calls", "tool_calls")
 _MOST = 10**15
 """The largest amount of a budget. Numbers above it do not fit the ledger's columns."""
 _DOWN = Context(prec=12, rounding=ROUND_FLOOR)
+_UP = Context(prec=6, rounding=ROUND_CEILING)
 _BELOW_ONE = 1 - 2.0**-51
 """Makes up for the rounding of a fraction and of its product."""
 _UNDIVIDED = {"seconds": math.inf, "calls": 1}
@@ -110,10 +111,15 @@ class Budget:
         return Budget(**{d: max(0, v - spent.get(d, 0)) for d, v in self.limits().items()})
 
     def __str__(self) -> str:
-        return ", ".join(f"{d}={v:g}" for d, v in self.limits().items())
+        return ", ".join(f"{d}={shown(v)}" for d, v in self.limits().items())
 
 
 Budget.__signature__ = Signature([*signature(Budget.__init__).parameters.values()][1:])
+
+
+def shown(amount: float) -> str:
+    """An amount in six digits; a whole number in all of its digits."""
+    return f"{amount:.0f}" if amount == int(amount) else f"{amount:g}"
 
 
 def as_budget(value: Budget | Mapping[str, Any], argument: str = "budget") -> Budget:
@@ -327,10 +333,11 @@ class BudgetTooSmall(Unpayable):
 
     def __init__(self, given: Limits, least: Limits, what: str = "one draft") -> None:
         self.spent = nothing()
-        self.least = Budget(**_typed(least, math.ceil))
-        budget = Budget(**_typed(given))
-        short = cast(Limits, {d: n for d, n in least.items() if n > given.get(d, 0)}) or least
-        need = Budget(**_typed(short, math.ceil))
+        self.least = Budget(**_enough(least))
+        rest = {d: math.floor(v) if d in _WHOLE else v for d, v in given.items()}
+        budget = Budget(**cast(Any, rest))
+        short = {d: n for d, n in least.items() if n > given.get(d, 0)} or least
+        need = Budget(**_enough(short))
         super().__init__(f"the budget ({budget}) cannot pay for {what}; the least is {need}")
 
     def __reduce__(self) -> Any:
@@ -414,6 +421,11 @@ def _floor(amount: float) -> int:
     return math.floor(amount + 1e-9)
 
 
-def _typed(amounts: Limits, whole: Any = math.floor) -> dict[str, Any]:
-    """The amounts as Budget takes them: tokens and calls made integers by `whole`."""
-    return {d: whole(v) if d in _WHOLE else v for d, v in amounts.items()}
+def _enough(amounts: Limits) -> dict[str, Any]:
+    """The amounts rounded up, where they need it, to those that are `shown`."""
+    return {d: math.ceil(v) if d in _WHOLE else _no_less(v) for d, v in amounts.items()}
+
+
+def _no_less(amount: float) -> float:
+    near = float(shown(amount))
+    return near if near >= amount else float(_UP.create_decimal(Decimal(amount)))

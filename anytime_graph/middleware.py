@@ -37,6 +37,7 @@ from anytime_graph.budget import (
     checked_parts,
     left,
     nothing,
+    shown,
     total,
     used,
 )
@@ -453,7 +454,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         call, account = request.tool_call, self._account(request.state)
         if allowed is not None and call["id"] not in allowed:
             most = account.limits.get("tool_calls")
-            of = "quota of" if most is None else f"budget of {most:g}"
+            of = "quota of" if most is None else f"budget of {most:.0f}"
             return _refused(request, f"the {of} tool calls is used up")
         try:
             check_time(request.tool, account.left().get("seconds"))
@@ -884,5 +885,5 @@ def _share(reserve: Any, budget: Budget) -> float | Limits:
         raise ValueError("reserve tool_calls: the last call makes none; leave them out")
     for dimension, amount in amounts.items():
         if amount > limits.get(dimension, 0):
-            raise ValueError(f"reserve {dimension}={amount:g}: the budget is {budget}")
+            raise ValueError(f"reserve {dimension}={shown(amount)}: the budget is {budget}")
     return amounts if any(amounts.values()) else 0.0

@@ -424,7 +424,7 @@ def with_remaining(
     *before, last = _listed(conversation)
     if last.type not in ("human", "tool"):
         return [*before, last]
-    amounts = ", ".join(f"{amount:.4g} {UNIT_NAMES[d]}" for d, amount in rest.items())
+    amounts = ", ".join(f"{_digits(amount)} {UNIT_NAMES[d]}" for d, amount in rest.items())
     note = (
         f"(What remains for this work, prompts included: {amounts}. Answer before it is used up.)"
     )
@@ -461,6 +461,11 @@ def sum_up(
     asked = spoken_text(question) if again and question else question.content if question else ""
     ask = HumanMessage(_followed(asked, ending))
     return [*_listed(own if system else []), ask]
+
+
+def _digits(amount: float) -> str:
+    """Four digits, but all of those before the point."""
+    return f"{amount:.0f}" if amount >= 1_000 else f"{amount:.4g}"
 
 
 def spoken_text(message: BaseMessage) -> str:

@@ -28,6 +28,7 @@ from anytime_graph.budget import (
     Spend,
     nothing,
     share,
+    shown,
     total,
 )
 from anytime_graph.checkpoints.agents import book_tool, settle_tool
@@ -340,7 +341,7 @@ class DraftPayer:
         try:
             return planned(ready, prompt, rest, calibration, min_output=MIN_ROOM, half=False)
         except Short as short:
-            amounts = ", ".join(f"{d}={amount:g}" for d, amount in rest.items())
+            amounts = ", ".join(f"{d}={shown(amount)}" for d, amount in rest.items())
             self._refuse(
                 f"its next call needs {short.least} and does not fit what is left of its slice "
                 f"({amounts})"

@@ -30,6 +30,7 @@ from anytime_graph.budget import (
     nothing,
     passed,
     raised,
+    shown,
 )
 from anytime_graph.checkpoints import Ledger, LedgerError
 from anytime_graph.checkpoints.journal import RunJournal
@@ -386,7 +387,9 @@ class Hub:
         bounds = most.limits() if most else {}
         for dimension, amount in asked.limits().items():
             if amount > bounds.get(dimension, math.inf):
-                raise ValueError(f"budget {dimension}={amount:g}: at most {most} may be asked for")
+                raise ValueError(
+                    f"budget {dimension}={shown(amount)}: at most {most} may be asked for"
+                )
         return asked
 
     def _most(self) -> Budget | None:

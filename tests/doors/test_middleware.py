@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 import threading
@@ -203,6 +204,12 @@ def test_the_model_is_told_what_remains_and_nobody_else(server: Server) -> None:
     assert "3 calls" in server.calls[0].text
     assert "2 calls" in server.calls[1].text
     assert not any("What remains" in m.text for m in out["messages"])
+
+
+def test_what_remains_is_told_in_plain_digits(server: Server) -> None:
+    server.script = lambda request, i: Reply(text=ANSWER)
+    run(agent(server, budget=Budget(tokens=1_234_567, seconds=86_400), reserve=0.0))
+    assert re.search(r"included: 1234567 tokens, 86[34]\d\d seconds\.", server.calls[0].text)
 
 
 def test_the_last_call_has_no_tools_and_what_was_found(server: Server) -> None:
