@@ -111,13 +111,13 @@ class Budget:
         return Budget(**{d: max(0, v - spent.get(d, 0)) for d, v in self.limits().items()})
 
     def __str__(self) -> str:
-        return ", ".join(f"{d}={shown(v)}" for d, v in self.limits().items())
+        return ", ".join(f"{d}={in_digits(v)}" for d, v in self.limits().items())
 
 
 Budget.__signature__ = Signature([*signature(Budget.__init__).parameters.values()][1:])
 
 
-def shown(amount: float) -> str:
+def in_digits(amount: float) -> str:
     """An amount in six digits; a whole number in all of its digits."""
     return f"{amount:.0f}" if amount == int(amount) else f"{amount:g}"
 
@@ -422,10 +422,10 @@ def _floor(amount: float) -> int:
 
 
 def _enough(amounts: Limits) -> dict[str, Any]:
-    """The amounts rounded up, where they need it, to those that are `shown`."""
+    """The amounts rounded up, where they need it, to those that are written."""
     return {d: math.ceil(v) if d in _WHOLE else _no_less(v) for d, v in amounts.items()}
 
 
 def _no_less(amount: float) -> float:
-    near = float(shown(amount))
+    near = float(in_digits(amount))
     return near if near >= amount else float(_UP.create_decimal(Decimal(amount)))

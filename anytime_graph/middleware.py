@@ -35,9 +35,9 @@ from anytime_graph.budget import (
     Spend,
     as_budget,
     checked_parts,
+    in_digits,
     left,
     nothing,
-    shown,
     total,
     used,
 )
@@ -885,5 +885,5 @@ def _share(reserve: Any, budget: Budget) -> float | Limits:
         raise ValueError("reserve tool_calls: the last call makes none; leave them out")
     for dimension, amount in amounts.items():
         if amount > limits.get(dimension, 0):
-            raise ValueError(f"reserve {dimension}={shown(amount)}: the budget is {budget}")
+            raise ValueError(f"reserve {dimension}={in_digits(amount)}: the budget is {budget}")
     return amounts if any(amounts.values()) else 0.0

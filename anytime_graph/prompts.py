@@ -424,7 +424,7 @@ def with_remaining(
     *before, last = _listed(conversation)
     if last.type not in ("human", "tool"):
         return [*before, last]
-    amounts = ", ".join(f"{_digits(amount)} {UNIT_NAMES[d]}" for d, amount in rest.items())
+    amounts = ", ".join(f"{_roughly(amount)} {UNIT_NAMES[d]}" for d, amount in rest.items())
     note = (
         f"(What remains for this work, prompts included: {amounts}. Answer before it is used up.)"
     )
@@ -463,7 +463,7 @@ def sum_up(
     return [*_listed(own if system else []), ask]
 
 
-def _digits(amount: float) -> str:
+def _roughly(amount: float) -> str:
     """Four digits, but all of those before the point."""
     return f"{amount:.0f}" if amount >= 1_000 else f"{amount:.4g}"
 

@@ -26,9 +26,9 @@ from anytime_graph.budget import (
     Prices,
     Short,
     Spend,
+    in_digits,
     nothing,
     share,
-    shown,
     total,
 )
 from anytime_graph.checkpoints.agents import book_tool, settle_tool
@@ -38,7 +38,7 @@ from anytime_graph.interrupt import StopSignal, awithin, contained, within
 from anytime_graph.metering import clock
 from anytime_graph.metering.account import Account, planned
 from anytime_graph.metering.call import recalled
-from anytime_graph.metering.meter import Meter, priced
+from anytime_graph.metering.meter import Meter, meter_for
 from anytime_graph.metering.metered import (
     Reservation,
     paid_by,
@@ -206,7 +206,7 @@ class DraftPayer:
         must answer. A draft whose slice never pays for a tool gives the slice back, if it may.
         Raises DraftError if the call cannot be paid for.
         """
-        ready = priced(
+        ready = meter_for(
             model.bind(**self.meter.bound),
             options,
             prices,
@@ -342,7 +342,7 @@ class DraftPayer:
         try:
             return planned(ready, prompt, rest, calibration, min_output=room, half=False)
         except Short as short:
-            amounts = ", ".join(f"{d}={shown(amount)}" for d, amount in rest.items())
+            amounts = ", ".join(f"{d}={in_digits(amount)}" for d, amount in rest.items())
             self._refuse(
                 f"its next call needs {short.least} and does not fit what is left of its slice "
                 f"({amounts})"

@@ -25,12 +25,12 @@ from anytime_graph.budget import (
     NoAnswer,
     Short,
     as_budget,
+    in_digits,
     least,
     left,
     nothing,
     passed,
     raised,
-    shown,
 )
 from anytime_graph.checkpoints import Ledger, LedgerError
 from anytime_graph.checkpoints.journal import RunJournal
@@ -388,7 +388,7 @@ class Hub:
         for dimension, amount in asked.limits().items():
             if amount > bounds.get(dimension, math.inf):
                 raise ValueError(
-                    f"budget {dimension}={shown(amount)}: at most {most} may be asked for"
+                    f"budget {dimension}={in_digits(amount)}: at most {most} may be asked for"
                 )
         return asked
 

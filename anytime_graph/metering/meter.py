@@ -218,7 +218,7 @@ def meter(
     )
 
 
-def priced(
+def meter_for(
     model: Any, options: Mapping[str, Any], prices: Prices | None, media_tokens: int | None = None
 ) -> Meter:
     """The meter of a call with these options. prices: the model's own; if the options ask for another

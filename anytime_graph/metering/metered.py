@@ -27,7 +27,7 @@ from anytime_graph.budget import GOOD_ROOM, MIN_ROOM, TOOL_CALLS, Limits, Prices
 from anytime_graph.interrupt import StopSignal
 from anytime_graph.metering.account import Account, planned
 from anytime_graph.metering.call import acall, call
-from anytime_graph.metering.meter import Meter, priced
+from anytime_graph.metering.meter import Meter, meter_for
 from anytime_graph.metering.request import Journal, JournalError, Reply, Request, Take, digest_of
 from anytime_graph.metering.streamed import reports_its_end
 from anytime_graph.metering.tool_calls import broken, first_calls
@@ -305,7 +305,7 @@ class AgentPayer:
     def _ready(
         self, model: BaseChatModel, options: Mapping[str, Any], prices: Prices | None
     ) -> Meter:
-        ready = priced(model, options, prices, self.account.media_tokens)
+        ready = meter_for(model, options, prices, self.account.media_tokens)
         if "usd" in self.account.limits:
             ready.check_price("budget usd")
         if TOOL_CALLS in self.account.limits:
