@@ -20,7 +20,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.utils.utils import LC_ID_PREFIX
 
-from anytime_graph.budget import MIN_ROOM, Limits, Spend, Unpayable, nothing, output_room
+from anytime_graph.budget import MIN_ROOM, Limits, Spend, Unpayable, lowest, nothing, output_room
 from anytime_graph.interrupt import StopSignal, contained
 from anytime_graph.metering import clock
 from anytime_graph.metering.bill import Bill, bill
@@ -267,7 +267,7 @@ class _Call:
         self.request = replace(request, prompt=providers.sendable(list(request.prompt)))
         now = clock.now()
         self.receipt = receipt(now, now)
-        self.clock = time.monotonic()
+        self._began = time.monotonic()
         self.run_id = uuid4()
         self.streamed = StreamedReply(request.n, request.max_output, str(self.run_id))
         self.cut: str | None = None
@@ -343,7 +343,7 @@ class _Call:
         room, at_best = (self._room(standings.left(free)) for free in (False, True))
         if request.max_output is not None:
             room = min(room, request.max_output - 1)  # it did not fit as it was
-        waited = time.monotonic() - self.clock
+        waited = time.monotonic() - self._began
         if at_best >= max(least, room + 1) and room < self._wanted / 2 and waited < PATIENCE:
             return _POLL
         if room < least:
@@ -361,9 +361,9 @@ class _Call:
         """Output tokens of this call that `rest` pays for; below 0 it pays for none."""
         if rest.get("calls", 1) < 1:
             return -1
-        room = output_room(rest, self.request.max_input, self.meter.prices)
-        known = [n for n in (room, self.request.max_output) if n is not None]
-        return min(known, default=_UNBOUNDED)
+        paid = output_room(rest, self.request.max_input, self.meter.prices)
+        room = lowest(paid, self.request.max_output)
+        return _UNBOUNDED if room is None else room
 
     def so_far(self) -> str:
         """The text that has arrived; of several choices, the first one's."""
@@ -402,7 +402,7 @@ class _Call:
     def patience(self) -> float | None:
         """Seconds until the call must be looked at again even if nothing arrives."""
         seconds = self.request.seconds
-        rest = None if seconds is None else seconds - (time.monotonic() - self.clock)
+        rest = None if seconds is None else seconds - (time.monotonic() - self._began)
         if self.stop is not None:
             rest = _POLL if rest is None else min(rest, _POLL)
         return None if rest is None else max(0.0, rest)
@@ -413,7 +413,7 @@ class _Call:
             seconds = self.request.seconds
             if self.stop is not None and self.stop.is_set():
                 self.interrupt()
-            elif seconds is not None and time.monotonic() - self.clock >= seconds:
+            elif seconds is not None and time.monotonic() - self._began >= seconds:
                 self.cut = "out of time"
         return self.cut is not None
 
