@@ -92,7 +92,7 @@ def self_refine(view: View) -> list[Move]:
         return comparisons
     if view.best["satisfied"]:
         return [Stop("satisfied")]
-    if _unchanged(view, view.best):
+    if _unchanged(view):
         return [Stop("agreed")]
     if view.best["feedback"] is None:
         return [Critique(view.best["id"], share=0.25)]
@@ -337,10 +337,12 @@ def _fitness(view: View, c: Candidate) -> tuple[float, bool, int, int]:
     return (-(c["score"] or 0.0), not incumbent, -c["votes"], -c["id"])
 
 
-def _unchanged(view: View, best: Candidate) -> bool:
+def _unchanged(view: View) -> bool:
     """Without a scorer, whether a refinement left the incumbent's answer unchanged."""
+    best = view.best
     return view.decides != "scorer" and any(
-        c["node"] == "refine"
+        best is not None
+        and c["node"] == "refine"
         and c["parents"] == [best["id"]]
         and c["complete"]
         and normal(c["answer"]) == normal(best["answer"])
