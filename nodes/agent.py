@@ -284,8 +284,11 @@ class DraftPayer:
 
     def settle(self, reserved: Reservation) -> None:
         """Charge a call. One without a reply stays in flight and is charged in full when the draft
-        ends. Raises DraftError if the call failed or the draft has ended."""
+        ends, unless it is unsent. Raises DraftError if the call failed or the draft has ended."""
         if (reply := reserved.reply) is None:
+            with self.account.lock:
+                if reserved.unsent and self._in_flight.pop(reserved.place, None) is not None:
+                    self.account.settle(reserved.amounts, nothing())
             return
         receipt = reply.receipt
         with self.account.lock:

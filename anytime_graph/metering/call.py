@@ -105,7 +105,8 @@ async def acall(
     stop: StopSignal | None = None,
     journal: Journal | None = None,
 ) -> Reply:
-    """The same, on the event loop. Cancelling it closes the connection."""
+    """The same, on the event loop. Cancelling it closes the connection; the CancelledError has `unsent` if it
+    was waiting to be made, and so cost nothing."""
     if journal is not None:
         earlier = await asyncio.to_thread(recalled, meter, request, journal)
         if earlier is not None:
@@ -124,8 +125,12 @@ async def _aattempt(
     journal: Journal | None,
 ) -> Reply:
     under_way = _Call(meter, request, stop)
-    for seconds in under_way.waits():
-        await asyncio.sleep(seconds)
+    try:
+        for seconds in under_way.waits():
+            await asyncio.sleep(seconds)
+    except asyncio.CancelledError as error:
+        vars(error)["unsent"] = True
+        raise
     while pause := (
         await asyncio.to_thread(under_way.reserve, journal) if journal else under_way.reserve(None)
     ):
