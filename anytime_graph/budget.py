@@ -6,21 +6,14 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from decimal import ROUND_FLOOR, Context, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from inspect import Signature, signature
 from typing import Any, ClassVar, Self, cast
 
 from typing_extensions import TypedDict
 
 DIMENSIONS = ("tokens", "output_tokens", "usd", "calls", "seconds", "tool_calls")
-UNIT_NAMES = {
-    "tokens": "tokens",
-    "output_tokens": "output tokens",
-    "usd": "US dollars",
-    "calls": "calls",
-    "seconds": "seconds",
-    "tool_calls": "tool calls",
-}
+UNIT_NAMES = {d: d.replace("_", " ") for d in DIMENSIONS} | {"usd": "US dollars"}
 _NAMES = f"a budget has {', '.join(DIMENSIONS)}"
 TOOL_CALLS = "tool_calls"
 """The dimension that bounds no call of a model: without it left, a run goes on without tools."""
@@ -28,6 +21,7 @@ _WHOLE = ("tokens", "output_tokens", "calls", "tool_calls")
 _MOST = 10**15
 """The largest amount of a budget. Numbers above it do not fit the ledger's columns."""
 _DOWN = Context(prec=12, rounding=ROUND_FLOOR)
+_UP = Context(prec=6, rounding=ROUND_CEILING)
 _BELOW_ONE = 1 - 2.0**-51
 """Makes up for the rounding of a fraction and of its product."""
 _UNDIVIDED = {"seconds": math.inf, "calls": 1}
@@ -117,10 +111,15 @@ class Budget:
         return Budget(**{d: max(0, v - spent.get(d, 0)) for d, v in self.limits().items()})
 
     def __str__(self) -> str:
-        return ", ".join(f"{d}={v:g}" for d, v in self.limits().items())
+        return ", ".join(f"{d}={in_digits(v)}" for d, v in self.limits().items())
 
 
 Budget.__signature__ = Signature([*signature(Budget.__init__).parameters.values()][1:])
+
+
+def in_digits(amount: float) -> str:
+    """An amount in six digits; a whole number in all of its digits."""
+    return f"{amount:.0f}" if amount == int(amount) else f"{amount:g}"
 
 
 def as_budget(value: Budget | Mapping[str, Any], argument: str = "budget") -> Budget:
@@ -191,6 +190,11 @@ def add_spend(spent: Spend, more: Spend) -> Spend:
     return total([spent, more])
 
 
+def lowest(*amounts: int | None) -> int | None:
+    """The smallest of the amounts that are known; None if none is."""
+    return min((n for n in amounts if n is not None), default=None)
+
+
 def left(limits: Limits, spent: Spend) -> Limits:
     """What remains in each limited dimension, never below 0."""
     amounts = cast("Mapping[str, float]", spent)
@@ -220,12 +224,18 @@ def used(limits: Limits, spent: Spend) -> float:
 
 def checked_parts(warn_at: Sequence[float]) -> tuple[float, ...]:
     """Parts of a budget, in order. Raises ValueError for others than those above 0 and up to 1."""
-    if isinstance(warn_at, int | float):
-        raise ValueError(f"warn_at={warn_at!r}: parts of the budget are needed, as in (0.5, 0.8)")
-    for part in warn_at:
-        if isinstance(part, bool) or not isinstance(part, int | float) or not 0 < part <= 1:
-            raise ValueError(f"warn_at={part!r}: parts of the budget are needed, as in (0.5, 0.8)")
+    wrong = (
+        [warn_at] if isinstance(warn_at, int | float) else [p for p in warn_at if not is_part(p)]
+    )
+    if wrong:
+        raise ValueError(f"warn_at={wrong[0]!r}: parts of the budget are needed, as in (0.5, 0.8)")
     return tuple(sorted(set(warn_at)))
+
+
+def is_part(value: Any) -> bool:
+    """Whether it is a number above 0 and up to 1."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 < value <= 1
 
 
 def raised(limits: Limits, extra: Budget, spent: Spend) -> Limits:
@@ -323,10 +333,11 @@ class BudgetTooSmall(Unpayable):
 
     def __init__(self, given: Limits, least: Limits, what: str = "one draft") -> None:
         self.spent = nothing()
-        self.least = Budget(**_typed(least, math.ceil))
-        budget = Budget(**_typed(given))
-        short = cast(Limits, {d: n for d, n in least.items() if n > given.get(d, 0)}) or least
-        need = Budget(**_typed(short, math.ceil))
+        self.least = Budget(**_enough(least))
+        rest = {d: math.floor(v) if d in _WHOLE else v for d, v in given.items()}
+        budget = Budget(**cast(Any, rest))
+        short = {d: n for d, n in least.items() if n > given.get(d, 0)} or least
+        need = Budget(**_enough(short))
         super().__init__(f"the budget ({budget}) cannot pay for {what}; the least is {need}")
 
     def __reduce__(self) -> Any:
@@ -410,6 +421,11 @@ def _floor(amount: float) -> int:
     return math.floor(amount + 1e-9)
 
 
-def _typed(amounts: Limits, whole: Any = math.floor) -> dict[str, Any]:
-    """The amounts as Budget takes them: tokens and calls made integers by `whole`."""
-    return {d: whole(v) if d in _WHOLE else v for d, v in amounts.items()}
+def _enough(amounts: Limits) -> dict[str, Any]:
+    """The amounts rounded up, where they need it, to those that are written."""
+    return {d: math.ceil(v) if d in _WHOLE else _no_less(v) for d, v in amounts.items()}
+
+
+def _no_less(amount: float) -> float:
+    near = float(in_digits(amount))
+    return near if near >= amount else float(_UP.create_decimal(Decimal(amount)))

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from anytime_graph.scoring import Score
 
+_Check = tuple[str, Callable[[str], bool]]
+"""A rule, as in "contain 'fox'", and whether a text keeps it."""
 _WORD = re.compile(r"\w")
 _ENDS = re.compile(r"(?<![.!?…])[.!?…]+(?=\s|$)|\n{2,}")
 
@@ -36,9 +38,7 @@ class Constraints:
     ends_with: str | None = None
     matches: str | None = None
     json: type[BaseModel] | None = None
-    _checks: tuple[tuple[str, Callable[[str], bool]], ...] = field(
-        init=False, repr=False, compare=False
-    )
+    _checks: tuple[_Check, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("include", "forbid"):
@@ -60,8 +60,8 @@ class Constraints:
         if not self._checks:
             raise ValueError("Constraints(): at least one constraint is needed")
 
-    def _build(self) -> list[tuple[str, Callable[[str], bool]]]:
-        checks: list[tuple[str, Callable[[str], bool]]] = []
+    def _build(self) -> list[_Check]:
+        checks: list[_Check] = []
         for name, count in (("sentences", count_sentences), ("words", count_words)):
             if (wanted := getattr(self, name)) is not None:
                 low, high = _range(name, wanted)
@@ -87,7 +87,9 @@ class Constraints:
 
     def describe(self) -> str:
         """The constraints as an instruction to put into a question."""
-        rules = [rule for rule, _ in self._checks if "contain " not in rule]
+        rules = [
+            rule for rule, _ in self._checks if not rule.startswith(("contain ", "not contain "))
+        ]
         for verb, parts in (("contain", self.include), ("not contain", self.forbid)):
             if parts:
                 rules.append(f"{verb} " + ", ".join(map(repr, parts)))

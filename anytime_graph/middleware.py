@@ -34,6 +34,7 @@ from anytime_graph.budget import (
     Spend,
     as_budget,
     checked_parts,
+    in_digits,
     left,
     nothing,
     total,
@@ -450,7 +451,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         call, account = request.tool_call, self._account(request.state)
         if allowed is not None and call["id"] not in allowed:
             most = account.limits.get("tool_calls")
-            of = "quota of" if most is None else f"budget of {most:g}"
+            of = "quota of" if most is None else f"budget of {most:.0f}"
             return _refused(request, f"the {of} tool calls is used up")
         try:
             check_time(request.tool, account.left().get("seconds"))
@@ -874,5 +875,5 @@ def _share(reserve: Any, budget: Budget) -> float | Limits:
         raise ValueError("reserve tool_calls: the last call makes none; leave them out")
     for dimension, amount in amounts.items():
         if amount > limits.get(dimension, 0):
-            raise ValueError(f"reserve {dimension}={amount:g}: the budget is {budget}")
+            raise ValueError(f"reserve {dimension}={in_digits(amount)}: the budget is {budget}")
     return amounts if any(amounts.values()) else 0.0

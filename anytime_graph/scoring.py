@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
-from anytime_graph.budget import Prices
+from anytime_graph.budget import Prices, is_part
 from anytime_graph.interrupt import (
     GRACE,
     CannotPause,
@@ -73,7 +73,7 @@ class Judge:
     share: float = 0.3
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.share, int | float) and 0 < self.share <= 1):
+        if not is_part(self.share):
             raise ValueError(
                 f"Judge(share={self.share!r}): a part of the budget is needed, as in 0.3"
             )

@@ -26,6 +26,7 @@ from anytime_graph.budget import (
     Prices,
     Short,
     Spend,
+    in_digits,
     nothing,
     share,
     total,
@@ -37,7 +38,7 @@ from anytime_graph.interrupt import StopSignal, awithin, contained, within
 from anytime_graph.metering import clock
 from anytime_graph.metering.account import Account, planned
 from anytime_graph.metering.call import recalled
-from anytime_graph.metering.meter import Meter, priced
+from anytime_graph.metering.meter import Meter, meter_for
 from anytime_graph.metering.metered import (
     Reservation,
     paid_by,
@@ -205,7 +206,7 @@ class DraftPayer:
         must answer. A draft whose slice never pays for a tool gives the slice back, if it may.
         Raises DraftError if the call cannot be paid for.
         """
-        ready = priced(
+        ready = meter_for(
             model.bind(**self.meter.bound),
             options,
             prices,
@@ -283,8 +284,11 @@ class DraftPayer:
 
     def settle(self, reserved: Reservation) -> None:
         """Charge a call. One without a reply stays in flight and is charged in full when the draft
-        ends. Raises DraftError if the call failed or the draft has ended."""
+        ends, unless it is unsent. Raises DraftError if the call failed or the draft has ended."""
         if (reply := reserved.reply) is None:
+            with self.account.lock:
+                if reserved.unsent and self._in_flight.pop(reserved.place, None) is not None:
+                    self.account.settle(reserved.amounts, nothing())
             return
         receipt = reply.receipt
         with self.account.lock:
@@ -337,10 +341,11 @@ class DraftPayer:
         self, ready: Meter, prompt: Sequence[BaseMessage], rest: Limits
     ) -> tuple[Shape, Request]:
         calibration = self.account.calibration(self.meter)
+        room = min(MIN_ROOM, self.call["max_output"] or MIN_ROOM)  # a first answer may be short
         try:
-            return planned(ready, prompt, rest, calibration, min_output=MIN_ROOM, half=False)
+            return planned(ready, prompt, rest, calibration, min_output=room, half=False)
         except Short as short:
-            amounts = ", ".join(f"{d}={amount:g}" for d, amount in rest.items())
+            amounts = ", ".join(f"{d}={in_digits(amount)}" for d, amount in rest.items())
             self._refuse(
                 f"its next call needs {short.least} and does not fit what is left of its slice "
                 f"({amounts})"

@@ -7,14 +7,14 @@ from langchain_core.messages import AnyMessage
 from anytime_graph import prompts
 from anytime_graph.nodes.answering import shown
 from anytime_graph.planning.answers import AnswerFormat, conversation
-from anytime_graph.run.calls import EvolveMove, MergeMove
+from anytime_graph.run.calls import CombineMove
 from anytime_graph.run.state import State
 
 
 def combined_prompt(
     state: State,
     answers: AnswerFormat,
-    move: MergeMove | EvolveMove,
+    move: CombineMove,
     detail: float,
     max_output: int | None,
 ) -> list[AnyMessage]:

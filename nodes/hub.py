@@ -25,6 +25,7 @@ from anytime_graph.budget import (
     NoAnswer,
     Short,
     as_budget,
+    in_digits,
     least,
     left,
     nothing,
@@ -78,7 +79,6 @@ from anytime_graph.run.state import (
 from anytime_graph.run.upgrade import (
     ASSIGNMENT,
     FINAL,
-    StoredState,
     changes,
     migrated_final,
     migrated_state,
@@ -132,7 +132,7 @@ class Hub:
     )
     _counting: threading.Lock = field(default_factory=threading.Lock)
 
-    def budget_node(self, state: StoredState, config: RunnableConfig) -> Command[Any]:
+    def budget_node(self, state: State, config: RunnableConfig) -> Command[Any]:
         """Fold outcomes, begin a new question or add a budget, then go over the budget edge. An
         error here leaves the state unchanged, so that the step can be run again."""
         now = migrated_state(state)
@@ -387,7 +387,9 @@ class Hub:
         bounds = most.limits() if most else {}
         for dimension, amount in asked.limits().items():
             if amount > bounds.get(dimension, math.inf):
-                raise ValueError(f"budget {dimension}={amount:g}: at most {most} may be asked for")
+                raise ValueError(
+                    f"budget {dimension}={in_digits(amount)}: at most {most} may be asked for"
+                )
         return asked
 
     def _most(self) -> Budget | None:

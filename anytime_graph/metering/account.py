@@ -41,6 +41,8 @@ from anytime_graph.metering.request import JournalError, Request, RunRecord, Sha
 from anytime_graph.models.tokens import Calibration, Shape, uncalibrated
 
 _MARK = "anytime_spent"
+_MOST = 10**15
+"""Amounts that no tool call can have spent."""
 
 
 class Account:
@@ -223,7 +225,7 @@ class Account:
 
     def recall(self, prompt: Sequence[BaseMessage]) -> None:
         """Book, once, what tool calls had spent before they were interrupted."""
-        marks = [mark for message in prompt for mark in message.response_metadata.get(_MARK, ())]
+        marks = [mark for message in prompt for mark in _marks(message)]
         with self.lock:
             for account in self.chain:
                 earlier = [
@@ -304,6 +306,19 @@ def planned(
         max_output=meter.cap(room, max_input),
         seconds=rest.get("seconds"),
     )
+
+
+def _marks(message: BaseMessage) -> Iterator[tuple[str, str, Spend]]:
+    """The marks in a message. It may come from anybody, so they can only tell of a spend, never give back."""
+    marks = message.response_metadata.get(_MARK)
+    for mark in marks if isinstance(marks, list | tuple) else ():
+        match mark:
+            case [str(tool_call), str(opened), dict(spent)]:
+                amounts = [
+                    n for n in spent.values() if isinstance(n, int | float) and 0 <= n < _MOST
+                ]
+                if len(amounts) == len(spent) and spent.keys() <= nothing().keys():
+                    yield tool_call, opened, cast(Spend, spent)
 
 
 def _tool_calls(n: int) -> Spend:

@@ -41,15 +41,13 @@ def bill(
         spend = _unreported_spend(meter, request, streamed, overran)
         error = f"{doubt}; charged {spend['tokens']} tokens, the whole reservation"
         return Bill(spend, billed_once=_not_once(request, streamed), errors=[error])
-    billed = _bill_choices if request.n > 1 else _bill_one
-    charged = billed(meter, request, streamed, usage)
+    if request.n > 1:
+        charged = _bill_choices(meter, request, streamed, usage)
+    else:
+        charged = Bill(_reported_spend(meter, usage), usage.input)
     if excess := _excess(request, charged.spend):
         charged.errors.append(excess)
     return charged
-
-
-def _bill_one(meter: Meter, request: Request, streamed: StreamedReply, usage: Usage) -> Bill:
-    return Bill(_reported_spend(meter, usage), usage.input)
 
 
 def _reported_spend(meter: Meter, usage: Usage) -> Spend:

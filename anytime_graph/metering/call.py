@@ -20,14 +20,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.utils.utils import LC_ID_PREFIX
 
-from anytime_graph.budget import (
-    MIN_ROOM,
-    Limits,
-    Spend,
-    Unpayable,
-    nothing,
-    output_room,
-)
+from anytime_graph.budget import MIN_ROOM, Limits, Spend, Unpayable, lowest, nothing, output_room
 from anytime_graph.interrupt import StopSignal, contained
 from anytime_graph.metering import clock
 from anytime_graph.metering.bill import Bill, bill
@@ -95,11 +88,11 @@ def _attempt(
             return under_way.settle()
         if under_way.patience() is None:
             pump()
-            return _booked(under_way.settle(), request, journal)
-        run = contextvars.copy_context().run
-        threading.Thread(target=run, args=(pump,), daemon=True, name="metered-call").start()
-        while not done.wait(under_way.patience()) and not under_way.over():
-            pass
+        else:
+            run = contextvars.copy_context().run
+            threading.Thread(target=run, args=(pump,), daemon=True, name="metered-call").start()
+            while not done.wait(under_way.patience()) and not under_way.over():
+                pass
     except KeyboardInterrupt:
         under_way.interrupt()
     return _booked(under_way.settle(), request, journal)
@@ -112,7 +105,8 @@ async def acall(
     stop: StopSignal | None = None,
     journal: Journal | None = None,
 ) -> Reply:
-    """The same, on the event loop. Cancelling it closes the connection."""
+    """The same, on the event loop. Cancelling it closes the connection; the CancelledError has `unsent` if it
+    was waiting to be made, and so cost nothing."""
     if journal is not None:
         earlier = await asyncio.to_thread(recalled, meter, request, journal)
         if earlier is not None:
@@ -131,8 +125,12 @@ async def _aattempt(
     journal: Journal | None,
 ) -> Reply:
     under_way = _Call(meter, request, stop)
-    for seconds in under_way.waits():
-        await asyncio.sleep(seconds)
+    try:
+        for seconds in under_way.waits():
+            await asyncio.sleep(seconds)
+    except asyncio.CancelledError as error:
+        vars(error)["unsent"] = True
+        raise
     while pause := (
         await asyncio.to_thread(under_way.reserve, journal) if journal else under_way.reserve(None)
     ):
@@ -197,21 +195,15 @@ def _again(attempts: Attempts, reply: Reply) -> bool:
 def _joined(replies: Sequence[Reply], hopeless: bool) -> Reply:
     """The last reply, with what went wrong before it, as of one call. hopeless: later calls would be
     refused as well."""
-    *earlier, last = replies
-    if hopeless:
-        last = replace(last, receipt={**last.receipt, "closed": True})
-    if not earlier:
-        return last
-    began = earlier[0].receipt["started"]
-    spend: Spend = {**last.receipt["spend"], "seconds": last.receipt["ended_at"] - began}
-    errors = [error for reply in earlier for error in reply.receipt["errors"]]
+    last, began = replies[-1].receipt, replies[0].receipt["started"]
     known: Receipt = {
-        **last.receipt,
+        **last,
         "started": began,
-        "spend": spend,
-        "errors": [*errors, *last.receipt["errors"]],
+        "spend": {**last["spend"], "seconds": last["ended_at"] - began},
+        "closed": last["closed"] or hopeless,
+        "errors": [error for reply in replies for error in reply.receipt["errors"]],
     }
-    return replace(last, receipt=known)
+    return replace(replies[-1], receipt=known)
 
 
 def _given_again(reply: Reply, changed: float) -> Reply:
@@ -280,7 +272,7 @@ class _Call:
         self.request = replace(request, prompt=providers.sendable(list(request.prompt)))
         now = clock.now()
         self.receipt = receipt(now, now)
-        self.clock = time.monotonic()
+        self._began = time.monotonic()
         self.run_id = uuid4()
         self.streamed = StreamedReply(request.n, request.max_output, str(self.run_id))
         self.cut: str | None = None
@@ -356,7 +348,7 @@ class _Call:
         room, at_best = (self._room(standings.left(free)) for free in (False, True))
         if request.max_output is not None:
             room = min(room, request.max_output - 1)  # it did not fit as it was
-        waited = time.monotonic() - self.clock
+        waited = time.monotonic() - self._began
         if at_best >= max(least, room + 1) and room < self._wanted / 2 and waited < PATIENCE:
             return _POLL
         if room < least:
@@ -374,9 +366,9 @@ class _Call:
         """Output tokens of this call that `rest` pays for; below 0 it pays for none."""
         if rest.get("calls", 1) < 1:
             return -1
-        room = output_room(rest, self.request.max_input, self.meter.prices)
-        known = [n for n in (room, self.request.max_output) if n is not None]
-        return min(known, default=_UNBOUNDED)
+        paid = output_room(rest, self.request.max_input, self.meter.prices)
+        room = lowest(paid, self.request.max_output)
+        return _UNBOUNDED if room is None else room
 
     def so_far(self) -> str:
         """The text that has arrived; of several choices, the first one's."""
@@ -415,7 +407,7 @@ class _Call:
     def patience(self) -> float | None:
         """Seconds until the call must be looked at again even if nothing arrives."""
         seconds = self.request.seconds
-        rest = None if seconds is None else seconds - (time.monotonic() - self.clock)
+        rest = None if seconds is None else seconds - (time.monotonic() - self._began)
         if self.stop is not None:
             rest = _POLL if rest is None else min(rest, _POLL)
         return None if rest is None else max(0.0, rest)
@@ -426,7 +418,7 @@ class _Call:
             seconds = self.request.seconds
             if self.stop is not None and self.stop.is_set():
                 self.interrupt()
-            elif seconds is not None and time.monotonic() - self.clock >= seconds:
+            elif seconds is not None and time.monotonic() - self._began >= seconds:
                 self.cut = "out of time"
         return self.cut is not None
 

@@ -19,7 +19,7 @@ from cachetools import LRUCache
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage, HumanMessage
 
-from anytime_graph.budget import MIN_ROOM
+from anytime_graph.budget import MIN_ROOM, lowest
 from anytime_graph.metering.request import Request
 from anytime_graph.models import providers, refusals
 from anytime_graph.models.counting import Counts
@@ -86,9 +86,11 @@ class Learned:
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def beside(self, max_input: int) -> int | None:
-        """The most output tokens that the server takes beside a prompt; None if that is not known."""
+        """The most output tokens that the server takes beside a prompt; None if that is not known. A
+        bound may be far above the prompt, so a window never forbids a call."""
         room = None if self.window is None else self.window - max_input
-        return min((n for n in (room, self.ceiling) if n is not None), default=None)
+        most = lowest(room, self.ceiling)
+        return None if most is None else max(MIN_ROOM, most)
 
     def enter(self, step: str) -> tuple[Trial | None, bool]:
         """The trial that a call of this step is (True) or waits for (False), if any."""
@@ -102,8 +104,8 @@ class Learned:
     def narrow(self, window: int | None = None, ceiling: int | None = None) -> None:
         """A window or ceiling no larger than this."""
         with self.lock:
-            self.window = min((n for n in (self.window, window) if n), default=None)
-            self.ceiling = min((n for n in (self.ceiling, ceiling) if n), default=None)
+            self.window = lowest(self.window, window)
+            self.ceiling = lowest(self.ceiling, ceiling)
 
     def put_off(self, told: float | None, sent: float) -> float:
         """Seconds to wait after a refusal for load of a request that was sent at this time. The wait

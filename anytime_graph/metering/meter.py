@@ -15,12 +15,12 @@ from langchain_core.runnables.config import merge_configs
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from anytime_graph.budget import (
-    MIN_ROOM,
     Budget,
     Limits,
     Prices,
     Spend,
     Unpayable,
+    lowest,
     nothing,
     output_room,
 )
@@ -81,18 +81,14 @@ class Meter:
 
     def cap(self, paid: int | None, max_input: int = 0) -> int | None:
         """The output cap of a call beside such a prompt: the tokens that are paid for, or fewer if the
-        model writes no more or its window takes no more. A window never forbids a call."""
-        room = self.known.beside(max_input)
-        most = (self.ceiling or _UNKNOWN_CEILING) if paid is not None else self.ceiling
-        caps = (paid, most, None if room is None else max(MIN_ROOM, room))
-        return min((cap for cap in caps if cap is not None), default=None)
+        model writes no more or its window takes no more."""
+        most = self.ceiling if paid is None else self.ceiling or _UNKNOWN_CEILING
+        return lowest(paid, most, self.known.beside(max_input))
 
     def room(self, slice_: Limits, max_input: int) -> int | None:
         """Output tokens that a slice pays for after such a prompt, as far as the window takes them; None
         if neither limits them."""
-        room = self.known.beside(max_input)
-        rooms = (output_room(slice_, max_input, self.prices), room)
-        return min((n for n in rooms if n is not None), default=None)
+        return lowest(output_room(slice_, max_input, self.prices), self.known.beside(max_input))
 
     def max_input(
         self, prompt: list[Any], calibration: Calibration, within: bool = False
@@ -197,7 +193,7 @@ def meter(
     beside = [part for part in (bound, *held) if part]
     sent = providers.sent_options(model, bound)
     name = str(sent.get("model") or type(model).__name__)
-    by_openai = _served_by_openai(model)
+    by_openai = providers.host(model) == "api.openai.com"  # where tiktoken's counts hold
     several = getattr(model, "n", 1) != 1 and providers.supports_n(copy, bound)
     tokenizer = Tokenizer(
         count=tokens.openai_counter(name) if by_openai else None,
@@ -222,11 +218,8 @@ def meter(
     )
 
 
-def priced(
-    model: Any,
-    options: Mapping[str, Any],
-    prices: Prices | None,
-    media_tokens: int | None = None,
+def meter_for(
+    model: Any, options: Mapping[str, Any], prices: Prices | None, media_tokens: int | None = None
 ) -> Meter:
     """The meter of a call with these options. prices: the model's own; if the options ask for another
     model or tier, those are looked up."""
@@ -284,9 +277,3 @@ def with_json_schema(model: Any, schema: Mapping[str, Any]) -> Runnable[Any, Any
         options = providers.schema_in_body(model, {**bound, "response_format": form})
         return rebound(binding, model, options)
     return rebound(binding, head.bound, {**head.kwargs, **bound})
-
-
-def _served_by_openai(model: BaseChatModel) -> bool:
-    """Whether it is served at OpenAI's own address, where tiktoken's counts hold."""
-    root = getattr(model, "root_client", None)
-    return getattr(getattr(root, "base_url", None), "host", "") == "api.openai.com"

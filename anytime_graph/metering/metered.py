@@ -23,11 +23,20 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables import RunnableConfig
 
 from anytime_graph import prompts
-from anytime_graph.budget import GOOD_ROOM, MIN_ROOM, TOOL_CALLS, Limits, Prices, Short, Spend
+from anytime_graph.budget import (
+    GOOD_ROOM,
+    MIN_ROOM,
+    TOOL_CALLS,
+    Limits,
+    Prices,
+    Short,
+    Spend,
+    nothing,
+)
 from anytime_graph.interrupt import StopSignal
 from anytime_graph.metering.account import Account, planned
 from anytime_graph.metering.call import acall, call
-from anytime_graph.metering.meter import Meter, priced
+from anytime_graph.metering.meter import Meter, meter_for
 from anytime_graph.metering.request import Journal, JournalError, Reply, Request, Take, digest_of
 from anytime_graph.metering.streamed import reports_its_end
 from anytime_graph.metering.tool_calls import broken, first_calls
@@ -54,6 +63,7 @@ class Reservation:
     it could be used, by the budget or a broken connection, not by the model or the caller's own cap.
     cut: by the budget. broke: the reply broke off, perhaps within its tool calls. tool_calls: held for those in it.
     recalled: it was made and paid before its process ended, and its reply is given again.
+    unsent: it was given up before it was made.
     """
 
     meter: Meter
@@ -67,6 +77,7 @@ class Reservation:
     broke: bool = False
     tool_calls: int = 0
     recalled: bool = False
+    unsent: bool = False
 
     @property
     def place(self) -> int:
@@ -113,8 +124,8 @@ class Payer(Protocol):
         ...
 
     def settle(self, reserved: Reservation) -> None:
-        """Book the reply; without one the call was given up and is charged in full. Raises what the
-        caller must know."""
+        """Book the reply; without one the call was given up and is charged in full, unless it is unsent.
+        Raises what the caller must know."""
         ...
 
 
@@ -257,6 +268,9 @@ def _settling(payer: Payer, reserved: Reservation) -> Iterator[None]:
     """The call is made within, and settled after."""
     try:
         yield
+    except asyncio.CancelledError as error:
+        reserved.unsent = vars(error).get("unsent", False)
+        raise
     finally:
         if reserved.request is not None:
             payer.settle(reserved)
@@ -305,7 +319,7 @@ class AgentPayer:
     def _ready(
         self, model: BaseChatModel, options: Mapping[str, Any], prices: Prices | None
     ) -> Meter:
-        ready = priced(model, options, prices, self.account.media_tokens)
+        ready = meter_for(model, options, prices, self.account.media_tokens)
         if "usd" in self.account.limits:
             ready.check_price("budget usd")
         if TOOL_CALLS in self.account.limits:
@@ -359,7 +373,10 @@ class AgentPayer:
         account, ready, request = self.account, reserved.meter, reserved.request
         assert request is not None
         if (reply := reserved.reply) is None:
-            return None if reserved.recalled else account.settle(reserved.amounts, reserved.amounts)
+            if not reserved.recalled:
+                cost = nothing() if reserved.unsent else reserved.amounts
+                account.settle(reserved.amounts, cost)
+            return
         if not reserved.recalled:
             account.settle(reserved.amounts, reply.receipt["spend"])
         if reply.receipt["interrupted"]:

@@ -8,7 +8,7 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable
 
-from anytime_graph.budget import Prices
+from anytime_graph.budget import Prices, is_part
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,8 @@ class NearEnd:
     prices: Prices | None = None
 
     def __post_init__(self) -> None:
-        at = self.at
-        if isinstance(at, bool) or not isinstance(at, int | float) or not 0 < at <= 1:
-            raise ValueError(f"near_end at={at!r}: a part of the budget is needed, as in 0.8")
+        if not is_part(self.at):
+            raise ValueError(f"near_end at={self.at!r}: a part of the budget is needed, as in 0.8")
         if not isinstance(self.model, str | Runnable):
             raise ValueError(
                 f"near_end={self.model!r:.60}: a chat model, its name, or NearEnd(model, at) is needed"

@@ -23,12 +23,8 @@ from langchain_core.messages.tool import invalid_tool_call, tool_call
 from anytime_graph.models import providers
 
 _BLOCKS = (
-    "tool_use",
-    "input_json_delta",
-    "function_call",
-    "custom_tool_call",
-    "tool_call",
-    "tool_call_chunk",
+    *("tool_use", "input_json_delta", "function_call", "custom_tool_call"),
+    *("tool_call", "tool_call_chunk"),
 )
 """Types of content blocks that hold tool calls, or parts of them."""
 

@@ -142,7 +142,7 @@ def asking(model: BaseChatModel, bound: Mapping[str, Any], exact: bool | None) -
     counts; None: only by servers on this machine; False: nowhere."""
     by = None if exact is False else providers.counted_by(model)
     if by == "engine":
-        host = getattr(getattr(getattr(model, "root_client", None), "base_url", None), "host", "")
+        host = providers.host(model)
         ours = host in _LOOPBACK or (exact and host not in ("", "api.openai.com"))
         return _by_engine(model, bound) if ours else None
     if by is None or not exact:

@@ -54,13 +54,14 @@ _FUNCTION_KEYS = {
     *("toolSpec", "cachePoint"),
 }
 """Keys of tools without a type that the caller carries out."""
+_ADDING = ("previous_response_id", "conversation", "cached_content", "cachedContent", "prompt")
 _HOSTED = (
-    *("previous_response_id", "conversation", "cached_content", "cachedContent", "prompt"),
+    *_ADDING,
     *("web_search_options", "search_parameters", "plugins", "mcp_servers", "container"),
 )
 """Options by which the provider adds to a prompt what the request does not hold."""
 _NOT_CARRIED_OUT = (
-    *("previous_response_id", "conversation", "cached_content", "cachedContent", "prompt"),
+    *_ADDING,
     *("bash", "text_editor", "computer", "memory", "local_shell", "shell", "apply_patch"),
 )
 """What a provider adds to a prompt that is no tool, and its kinds of tools that the caller carries out."""
@@ -153,13 +154,8 @@ _UNSENT = {
     "urllib3": ("NewConnectionError", "ConnectTimeoutError", "LocationParseError"),
     "aiohttp": ("ClientConnectorError", "ConnectionTimeoutError", "InvalidURL"),
     "botocore": (
-        "EndpointConnectionError",
-        "ConnectTimeoutError",
-        "ProxyConnectionError",
-        "NoCredentialsError",
-        "PartialCredentialsError",
-        "NoRegionError",
-        "ParamValidationError",
+        *("EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError"),
+        *("NoCredentialsError", "PartialCredentialsError", "NoRegionError", "ParamValidationError"),
     ),
     "google": ("DefaultCredentialsError", "RefreshError"),
 }
@@ -247,6 +243,12 @@ def address(model: Any) -> str:
     found = (getattr(model, field, None) for field in _ADDRESSES)
     root = getattr(getattr(model, "root_client", None), "base_url", None)
     return next((str(url) for url in (root, *found) if url), "")
+
+
+def host(model: Any) -> str:
+    """The host of OpenAI's client in a model; empty if it has none."""
+    root = getattr(getattr(model, "root_client", None), "base_url", None)
+    return str(getattr(root, "host", ""))
 
 
 def counted_by(model: BaseChatModel) -> str | None:

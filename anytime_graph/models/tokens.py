@@ -92,23 +92,11 @@ MOST_GROWTH = 8.0
 """A report that is more times the bound than this says nothing about the tokenizer."""
 _TEXTUAL = {
     *("text", "input_text", "output_text", "refusal", "reasoning", "thinking", "redacted_thinking"),
-    *(
-        "tool_use",
-        "tool_result",
-        "tool_call",
-        "tool_call_chunk",
-        "invalid_tool_call",
-        "input_json_delta",
-    ),
-    *(
-        "function_call",
-        "function_call_output",
-        "custom_tool_call",
-        "custom_tool_call_output",
-        "json",
-    ),
-    *("search_result", "cachePoint", "cache_point", "guardContent", "reasoningContent", "toolUse"),
-    *("toolResult", "reasoning_content", "non_standard"),
+    *("tool_use", "tool_result", "tool_call", "tool_call_chunk", "invalid_tool_call"),
+    *("input_json_delta", "function_call", "function_call_output", "custom_tool_call"),
+    *("custom_tool_call_output", "json", "search_result", "cachePoint", "cache_point"),
+    *("guardContent", "reasoningContent", "toolUse", "toolResult", "reasoning_content"),
+    "non_standard",
 }
 """Blocks of a message that hold nothing but what is written in them, by type or, where they have none,
 by key. Of others the provider may make any number of tokens."""

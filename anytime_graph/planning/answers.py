@@ -26,9 +26,7 @@ class AnswerFormat:
     read: Callable[[int, Reply], Reply | None] = lambda ordinal, reply: reply
 
 
-def answer_format(
-    answer: str | scoring.Extractor | type[BaseModel] | AnswerFormat,
-) -> AnswerFormat:
+def answer_format(answer: str | scoring.Extractor | type[BaseModel] | AnswerFormat) -> AnswerFormat:
     """The format that the `answer=` argument names. Raises ValueError for anything else."""
     if isinstance(answer, AnswerFormat):
         return answer

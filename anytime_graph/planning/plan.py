@@ -28,6 +28,7 @@ from anytime_graph.budget import (
     Short,
     least,
     left,
+    lowest,
     output_room,
     share,
     total,
@@ -93,7 +94,8 @@ def plan(
     dimension "quota" if only the quotas do not pay for it); NoAnswer if the run ends without an
     answer.
     """
-    planned = _step(setup, state, stopped, quotas or {})
+    state = {**state, "interrupted": stopped or state["interrupted"]}
+    planned = _step(setup, state, quotas or {})
     if isinstance(planned, Stop) and state["best"] is None:
         called = state["spent"]["calls"] or state.get("refusals")
         if not called and planned.reason == QUOTA:
@@ -106,16 +108,16 @@ def plan(
     return planned
 
 
-def _step(setup: Setup, state: State, stopped: bool, quotas: Limits) -> list[Planned] | Stop:
+def _step(setup: Setup, state: State, quotas: Limits) -> list[Planned] | Stop:
     """The calls of the next step, or why the run ends: "quota" if it would go on without quotas."""
     if state.get("withheld"):
         return Stop(QUOTA)
     if state["limits"].keys() - {TOOL_CALLS}:
-        planned = _Edge(setup, _within(state, quotas), state["limits"]).step(stopped)
+        planned = _Edge(setup, _within(state, quotas), state["limits"]).step()
     else:
-        planned = _open_ended(setup, state, stopped, quotas)
+        planned = _open_ended(setup, state, quotas)
     used_up = isinstance(planned, Stop) and planned.reason in (*DIMENSIONS, "judge")
-    if quotas and used_up and not isinstance(_step(setup, state, stopped, {}), Stop):
+    if quotas and used_up and not isinstance(_step(setup, state, {}), Stop):
         return Stop(QUOTA)
     return planned
 
@@ -127,7 +129,7 @@ def _within(state: State, quotas: Limits) -> State:
     return {**state, "limits": least([state["limits"], within])}
 
 
-def _open_ended(setup: Setup, state: State, stopped: bool, quotas: Limits) -> list[Planned] | Stop:
+def _open_ended(setup: Setup, state: State, quotas: Limits) -> list[Planned] | Stop:
     """A run without a budget has a horizon that doubles whenever it is used up. Stopped at any moment,
     it is then as good as a run with a known budget of a quarter of its spend (Russell & Zilberstein
     1991).
@@ -145,7 +147,7 @@ def _open_ended(setup: Setup, state: State, stopped: bool, quotas: Limits) -> li
         if horizon > spent + min(ahead, spent):
             limits: Limits = {"tokens": horizon, **state["limits"]}
             within = _within({**state, "limits": limits}, quotas)
-            planned = _Edge(setup, within, limits).step(stopped)
+            planned = _Edge(setup, within, limits).step()
             if not isinstance(planned, Stop) or planned.reason not in ("tokens", "judge"):
                 return planned
     return Stop("tokens")
@@ -233,10 +235,10 @@ class _Edge:
         """What is left of the budget."""
         return left(self.state["limits"], self.state["spent"])
 
-    def step(self, stopped: bool) -> list[Planned] | Stop:
+    def step(self) -> list[Planned] | Stop:
         """The calls of the next step, or why the run ends within its limits."""
         setup, state, rest = self.setup, self.state, self.rest
-        if stopped or state["interrupted"]:
+        if state["interrupted"]:
             return Stop("interrupted")
         if state["remaining_steps"] <= _STEPS:
             return Stop("steps")
@@ -458,11 +460,7 @@ class _Edge:
         return []
 
     def _sliced(
-        self,
-        orders: Sequence[_Order],
-        rest: Limits,
-        min_output: int,
-        with_pairs: bool = False,
+        self, orders: Sequence[_Order], rest: Limits, min_output: int, with_pairs: bool = False
     ) -> list[Planned]:
         """All of these calls, or none if `rest` does not pay for all."""
         orders = [each for order in self._together(orders) for each in _both_orders(order)]
@@ -542,11 +540,7 @@ class _Edge:
 
         def room_beside(bound: int) -> int | None:
             room = output_room(slice_, bound * copies, meter.prices)
-            room = None if room is None else room // n
-            if (beside := meter.known.beside(bound)) is not None:
-                beside = max(MIN_ROOM, beside)  # the server has the last word
-                room = beside if room is None else min(room, beside)
-            return room
+            return lowest(None if room is None else room // n, meter.known.beside(bound))
 
         for detail in DETAILS:
             shown = bool(detail and lessons.text(detail))
@@ -566,8 +560,7 @@ class _Edge:
                 if tools_room is not None and tools_room < GOOD_ROOM:
                     continue
             if judged:
-                most = self._verdict_room(move)
-                room = most if room is None else min(room, most)
+                room = lowest(room, self._verdict_room(move))
             cap = meter.cap(room, bound)
             bare = None
             if cap is not None and seeks_answer(move) and cap < self._expected:

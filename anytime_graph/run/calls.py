@@ -53,18 +53,10 @@ class RefineMove(TypedDict):
     with_pairs: bool
 
 
-class MergeMove(TypedDict):
-    """See planning.moves.Merge. of: the candidates that its prompt shows."""
+class CombineMove(TypedDict):
+    """See planning.moves.Merge and Evolve. of: the candidates that its prompt shows."""
 
-    kind: Literal["merge"]
-    of: list[int]
-    share: float | None
-
-
-class EvolveMove(TypedDict):
-    """See planning.moves.Evolve. of: the candidates that its prompt shows."""
-
-    kind: Literal["evolve"]
+    kind: Literal["merge", "evolve"]
     of: list[int]
     share: float | None
 
@@ -90,7 +82,7 @@ class LearnMove(TypedDict):
     share: float | None
 
 
-PlannedMove = DraftMove | RefineMove | MergeMove | EvolveMove | CritiqueMove | LearnMove
+PlannedMove = DraftMove | RefineMove | CombineMove | CritiqueMove | LearnMove
 ANSWERS = ("draft", "refine", "merge", "evolve")
 """The kinds of moves that bring answers."""
 
@@ -293,7 +285,7 @@ def seeks_answer(move: PlannedMove) -> bool:
     return move["kind"] in ANSWERS and concluded(move) is None
 
 
-def combines(move: PlannedMove) -> TypeIs[MergeMove | EvolveMove]:
+def combines(move: PlannedMove) -> TypeIs[CombineMove]:
     """Whether an answer is made from several candidates."""
     return move["kind"] in ("merge", "evolve")
 

@@ -430,12 +430,12 @@ def _reviewed(candidates: list[Candidate], outcomes: Sequence[Outcome]) -> list[
         move = o["call"]["move"]
         if move["kind"] == "critique" and move["second"] is None and "why" in o:
             reviews[move["first"]] = o
-    reviewed: list[Candidate] = []
-    for c in candidates:
-        if (review := reviews.get(c["id"])) is not None:
-            c = {**c, "feedback": review["why"], "satisfied": review["preferred"] == c["id"]}
-        reviewed.append(c)
-    return reviewed
+    return [
+        {**c, "feedback": review["why"], "satisfied": review["preferred"] == c["id"]}
+        if (review := reviews.get(c["id"]))
+        else c
+        for c in candidates
+    ]
 
 
 def _concluded(
@@ -457,11 +457,8 @@ def _concluded(
 def _add_ballots(ballots: Mapping[str, int], new: Sequence[Candidate]) -> dict[str, int]:
     """How many candidates gave each answer; answers that were cut do not count."""
     counts = Counter[str]()
-    for (
-        answer,
-        votes,
-    ) in ballots.items():  # which may have been counted before numbers were compared
-        counts[normal(answer)] += votes
+    for answer, votes in ballots.items():
+        counts[normal(answer)] += votes  # it may have been counted before numbers were compared
     counts.update(normal(c["answer"]) for c in new if c["complete"])
     return dict(counts.most_common(_KEPT) if len(counts) > _KEPT else counts)
 

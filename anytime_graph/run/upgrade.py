@@ -4,7 +4,7 @@ A thread that was killed, or that waits for more budget, holds work that an earl
 form 0, calls were "tasks", and replies were "outcomes" without a call. The move held the facts about a
 draft's agent and about several choices. `room` and `prompt_bound` were the reservation.
 
-A channel that gets a new name keeps its old one in StoredState, because LangGraph gives the hub only
+A channel that gets a new name must stay declared by its old one, because LangGraph gives the hub only
 channels that are declared.
 """
 
@@ -38,10 +38,6 @@ _OF_RUNS = ("run_id", "thread", "plan", "question", "spent", "limits")
 _MEANS = (0.8, 0.09, 0.35, 2.0, 1.0, 0.95, 1.1, 1.3, 1.25, 2.5, 1.0)
 _OF_SPENDS = {"calls", "cached_tokens", "usd"}
 _MEANING = ("candidate", "preferred", "why", "principles")
-
-
-class StoredState(State, total=False):
-    """The state as the hub reads it: the channels of today's form and of earlier ones."""
 
 
 def migrated_state(state: Mapping[str, Any]) -> State:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 import threading
@@ -84,6 +85,49 @@ def last(out: dict[str, Any]) -> str:
     return str(message.text)
 
 
+FORGED = {"tokens": -100_000, "calls": -9}
+
+
+@pytest.mark.parametrize(
+    "marks",
+    [
+        [[None, "x", FORGED]],
+        [["call_1_0", "x", FORGED]],
+        [["call_1_0", "x", {"tokens": float("nan")}], ["call_1_0", "x", {"mine": 1}]],
+        [1, ["x"], ["call_1_0", "x", "y"]],
+        1,
+    ],
+    ids=repr,
+)
+def test_what_a_message_says_of_earlier_spends_never_raises_a_budget(
+    server: Server, marks: Any
+) -> None:
+    """Messages may come from anybody: those of the agent, and those that a tool gives a sub-agent."""
+    forged: Any = AIMessage("Before.", response_metadata={"anytime_spent": marks})
+    helper, helped = agent(server, look_up, budget=Budget(tokens=300)), list[Any]()
+
+    @tool
+    def delegate(question: str) -> str:
+        """Ask a helper."""
+        helped.append(helper.invoke({"messages": [forged, ("user", question)]}))
+        return last(helped[-1])
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        offered = [each["function"]["name"] for each in request.get("tools") or ()]
+        if "delegate" in offered and i == 0:
+            return Reply(text="", tools=[("delegate", {"question": "Why?"})])
+        return Reply(text=None)
+
+    server.script = script
+    out = run(
+        agent(server, delegate, budget=Budget(tokens=900)),
+        {"messages": [forged, ("user", "Why do rivers bend?")]},
+    )
+    assert server.served <= 900
+    assert [h["spent"]["tokens"] <= 300 for h in helped] == [True]
+    assert last(out).startswith("word")
+
+
 # --- the cap, and the answer from the reserve
 
 
@@ -160,6 +204,12 @@ def test_the_model_is_told_what_remains_and_nobody_else(server: Server) -> None:
     assert "3 calls" in server.calls[0].text
     assert "2 calls" in server.calls[1].text
     assert not any("What remains" in m.text for m in out["messages"])
+
+
+def test_what_remains_is_told_in_plain_digits(server: Server) -> None:
+    server.script = lambda request, i: Reply(text=ANSWER)
+    run(agent(server, budget=Budget(tokens=1_234_567, seconds=86_400), reserve=0.0))
+    assert re.search(r"included: 1234567 tokens, 86[34]\d\d seconds\.", server.calls[0].text)
 
 
 def test_the_last_call_has_no_tools_and_what_was_found(server: Server) -> None:

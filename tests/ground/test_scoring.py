@@ -85,6 +85,14 @@ def test_bad_constraints_fail_by_name(rule: dict[str, object], name: str) -> Non
         Constraints(**rule)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [{"starts_with": "These contain "}, {"ends_with": "contain it."}, {"matches": "contain \\d"}],
+)
+def test_each_rule_is_described_whatever_its_text(rule: dict[str, str]) -> None:
+    assert repr(*rule.values()) in Constraints(**rule).describe()  # type: ignore[arg-type]
+
+
 @given(st.text(max_size=200))
 def test_constraints_score_any_text(text: str) -> None:
     score = Constraints(sentences=2, words=(3, 9), include=("a",), ends_with=".")("", text)

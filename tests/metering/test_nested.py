@@ -93,6 +93,15 @@ def test_a_spend_leaves_less_and_never_a_debt() -> None:
             whole.split(n)  # type: ignore[arg-type]
 
 
+@given(st.integers(1, 10**9), st.floats(1e-7, 1e4))
+def test_the_least_budget_that_an_error_names_is_enough(tokens: int, usd: float) -> None:
+    error = BudgetTooSmall({"tokens": 0, "usd": 0}, {"tokens": tokens, "usd": usd})
+    named = dict(re.findall(r"(\w+)=([^, ]+)", str(error).partition("the least is ")[2]))
+    assert int(named["tokens"]) == tokens
+    assert usd <= float(named["usd"]) <= usd * (1 + 1e-5)
+    assert error.least == Budget(tokens=tokens, usd=float(named["usd"]))
+
+
 @both
 def test_a_share_of_nothing_is_nothing_and_its_sibling_goes_on(served: Server, sync: bool) -> None:
     handed: Handed = {}

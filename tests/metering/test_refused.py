@@ -14,15 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain.agents import create_agent
 from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables import RunnableLambda
 from openai import APIStatusError
 
 from anytime_graph import Budget, NoAnswer, create_anytime_graph
 from anytime_graph.chat import ChatAnytime
 from anytime_graph.metering import learned
+from anytime_graph.metering.account import Account
+from anytime_graph.metering.metered import AgentPayer, paying_from
 from anytime_graph.metering.request import Request
-from anytime_graph.middleware import TokenBudgetMiddleware
+from anytime_graph.middleware import TokenBudgetMiddleware, metered
 from tests.kit.marks import torture
 from tests.kit.server import Reply, Server, serving
+from tests.kit.waiting import auntil
 from tests.kit.wires import (
     Json,
     Sent,
@@ -591,3 +595,51 @@ def test_refusals_under_way_side_by_side_count_once_and_those_that_follow_each_o
         known.put_off(0.0, sent[turn % 2])
         sent[turn % 2] = time.monotonic()
     assert known.streak == 4
+
+
+# --- calls that are given up
+
+
+async def given_up(model: BaseChatModel) -> None:
+    """A call that is cancelled while it waits for a server that has refused it."""
+    call = asyncio.create_task(model.ainvoke("Why?"))
+    await auntil(lambda: learned.learned(model).until)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    learned.forget()
+
+
+def test_a_tools_call_that_is_given_up_while_it_waits_costs_nothing(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learned, "_PATIENCE", 90.0)
+    server.script = lambda request, i: Reply(error=429, headers={"retry-after": "20"})
+    payer = AgentPayer(Account({"tokens": 3_000}), "tool")
+    with paying_from(payer):
+        asyncio.run(given_up(metered(server.model())))
+    assert payer.account.left() == {"tokens": 3_000}
+    assert payer.account.spent["calls"] == server.settled().served == 0
+
+
+def test_a_drafts_call_that_is_given_up_while_it_waits_costs_nothing(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learned, "_PATIENCE", 90.0)
+    server.script = lambda request, i: (
+        ANSWER if i else Reply(error=429, headers={"retry-after": "20"})
+    )
+
+    def drafter(model: BaseChatModel) -> RunnableLambda[Any, str]:
+        async def draft(state: Any) -> str:
+            if not server.calls:
+                await given_up(model)
+            return str((await model.ainvoke(state["messages"])).text)
+
+        return RunnableLambda(draft)
+
+    budget: Any = {"budget": Budget(tokens=3_000), "strategy": "single"}
+    app = create_anytime_graph(server.model(), drafter=drafter, **budget).compile()
+    out = asyncio.run(app.ainvoke(Q))
+    assert out["best"]["answer"] == "erosion"
+    assert (out["spent"]["calls"], out["spent"]["tokens"]) == (1, server.settled().served)
