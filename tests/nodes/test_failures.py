@@ -608,6 +608,19 @@ def test_a_scorer_that_ends_the_program_costs_its_score_only(
     assert sum(by.__name__ in e for e in out["errors"]) == 7
 
 
+def test_an_error_that_cannot_say_what_is_wrong_costs_its_score_only(server: Server) -> None:
+    class Speechless(Exception):
+        def __str__(self) -> str:
+            raise ZeroDivisionError
+
+    def score(question: str, answer: str) -> float:
+        raise Speechless
+
+    out = run(server, Budget(calls=2), True, strategy="single", scorer=score)
+    assert out["best"]["answer"]
+    assert out["errors"][0].startswith("scorer on candidate 0: Speechless (")
+
+
 @pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("by", ENDS[:-1])
