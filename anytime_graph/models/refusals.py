@@ -20,10 +20,10 @@ from anytime_graph.text import clip
 _OVERLOADED = (429, 503, 529)
 _SHAPELESS = (400, 402, 404, 413, 422)
 """Statuses that may blame the form or the size of a request."""
-_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
-_DURATION = re.compile(r"([\d.]+)\s*(h|ms|us|µs|ns|m|s)(?![a-z])")
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "milli": 0.001, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_DURATION = re.compile(r"([\d.]+)\s*(h|ms|milli|us|µs|ns|m|s)(?![a-z])")
 _IN_TEXT = re.compile(
-    r"(?i)(?:try again|retry) in ((?:[\d.]+\s*(?:ms|h|m|s))+)|retry_?delay\W+(?:seconds\W+)?([\d.]+)"
+    r"(?i)(?:try again|retry) in ((?:[\d.]+\s*(?:ms|milli|h|m|s))+)|retry_?delay\W+(?:seconds\W+)?([\d.]+)"
 )
 _SIZE = re.compile(statuses.TOO_LARGE)
 _UNPAID = re.compile(statuses.UNPAID)
@@ -138,11 +138,8 @@ def told_wait(error: BaseException) -> float | None:
     now = _date(headers.get("date")) or datetime.now(UTC)
     if (ms := _number(headers.get("retry-after-ms"))) is not None:
         return ms / 1000
-    if (told := headers.get("retry-after")) is not None:
-        if (seconds := _number(told)) is not None:
-            return seconds
-        if (date := _date(told)) is not None:
-            return max(0.0, (date - now).total_seconds())
+    if (wait := _until(headers.get("retry-after", ""), now)) is not None:
+        return wait
     resets: dict[bool, list[float]] = {True: [], False: []}
     for name, value in headers.items():
         limits = "ratelimit" in name and "reset" in name

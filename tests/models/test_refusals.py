@@ -91,6 +91,8 @@ TOLD: list[tuple[dict[str, str], str, float | None]] = [
     ({"retry-after": "Sat, 28 Nov 2015 12:00:20 GMT", "date": NOW}, "", 20.0),
     ({"retry-after": "Sat, 28 Nov 2015 11:59:00 GMT", "date": NOW}, "", 0.0),
     ({"retry-after": "soon"}, "", None),
+    ({"retry-after": "1m30s"}, "", 90.0),
+    ({"retry-after": "1448712010", "date": NOW}, "", 10.0),
     ({"retry-after": "-5"}, "", None),
     ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "6m0s"}, "", 360.0),
     (
@@ -116,6 +118,8 @@ TOLD: list[tuple[dict[str, str], str, float | None]] = [
     ({"x-ratelimit-reset": "1448712010000", "date": NOW}, "", 10.0),
     ({}, "Rate limit reached. Please try again in 1m2.5s.", 62.5),
     ({}, "Please try again in 20ms.", 0.02),
+    ({}, "Please try again in 500 milliseconds.", 0.5),
+    ({}, "Please retry in 2 minutes.", 120.0),
     ({}, '{"retryDelay": "34s"}', 34.0),
     ({}, "Slow down.", None),
 ]
