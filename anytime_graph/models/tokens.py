@@ -276,7 +276,11 @@ def _blocks(message: BaseMessage) -> Iterator[Any]:
             queue += inner
             block = {key: value for key, value in block.items() if key != "content"}
         yield block
+    if message.name:
+        yield f"\n{message.name}"  # which takes a mark of its own
     beside = {k: v for k, v in message.additional_kwargs.items() if v and k != "tool_calls"}
+    if message.type == "ai" and beside.pop("audio", None):
+        yield {"type": "audio"}  # sent as an id: what was said is with the provider
     if beside and message.type == "ai":
         yield {"type": "non_standard", "value": beside}
 

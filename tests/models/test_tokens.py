@@ -240,6 +240,15 @@ def test_no_real_tokenizer_needs_less_than_the_fewest_tokens(
     assert {name: n for name, count in real.items() if (n := count(text * 5)) < fewest} == {}
 
 
+def test_names_of_those_who_speak_are_bounded_too(real: dict[str, Callable[[str], int]]) -> None:
+    def bound(name: str | None) -> int:
+        turns = [AIMessage("Go on.", name=name) for _ in range(20)]
+        return ANY.bound(ANY.shape(turns), tokens.uncalibrated())
+
+    added = bound("research_expert") - bound(None)
+    assert added >= 20 * (1 + max(count("research_expert") for count in real.values()))
+
+
 def test_prose_is_bounded_closely(real: dict[str, Callable[[str], int]]) -> None:
     prose = [text for kind, text in texts(350, seed=3) if kind == "prose"]
     prose += [page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))]
