@@ -18,7 +18,6 @@ from langchain_core.messages import AnyMessage
 from anytime_graph import prompts, scoring
 from anytime_graph.budget import (
     DIMENSIONS,
-    FIRST_ROOM,
     GOOD_ROOM,
     MIN_ROOM,
     TOOL_CALLS,
@@ -151,11 +150,16 @@ def _open_ended(setup: Setup, state: State, stopped: bool, quotas: Limits) -> li
     return Stop("tokens")
 
 
-def least_call(setup: Setup, state: State, room: int = FIRST_ROOM, besides: int = 0) -> Limits:
+def least_call(setup: Setup, state: State, room: int | None = None, besides: int = 0) -> Limits:
     """What the smallest draft takes of each dimension. room: its output tokens. besides: input tokens
     that come on top of its prompt."""
+    room = _first_room(setup, state) if room is None else room
     prompt = setup.prompt_of(state, planned_move(Draft()), Lessons(), 0.0, None, False)
     return _need(setup, state, prompt, room, state["overhead"] + besides)
+
+
+def _first_room(setup: Setup, state: State) -> int:
+    return setup.meters[setup.answering(state, False)].first_room
 
 
 def _need(
@@ -445,7 +449,7 @@ class _Edge:
                 orders = [_Order(m, min(1 / n, (m["share"] or equal) * grow)) for m in moves[:n]]
                 if calls := self._sliced(orders, rest, comfort, with_pairs):
                     return calls
-        least = MIN_ROOM if self.state["spent"]["calls"] else FIRST_ROOM
+        least = MIN_ROOM if self.state["spent"]["calls"] else _first_room(self.setup, self.state)
         for move in moves:
             for min_output in (comfort, least):
                 if calls := self._sliced([_Order(move, 1.0)], rest, min_output):

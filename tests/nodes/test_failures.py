@@ -770,6 +770,20 @@ def test_a_budget_too_small_is_refused_with_the_least_that_would_do(
         assert run(server, least, prices=prices)["best"]["answer"] == "fine"
 
 
+@pytest.mark.parametrize(
+    ("name", "least"), [("scripted", 8), ("openai/gpt-5", 16), ("o4-mini", 16)]
+)
+def test_no_first_answer_is_shorter_than_its_provider_takes(
+    server: Server, name: str, least: int
+) -> None:
+    model = server.model().model_copy(update={"model_name": name})
+    options: Any = {"strategy": "single", "answer": "whole"}
+    with pytest.raises(BudgetTooSmall) as refused:
+        create_anytime_graph(model, budget=Budget(tokens=9), **options).compile().invoke(QUESTION)
+    create_anytime_graph(model, budget=refused.value.least, **options).compile().invoke(QUESTION)
+    assert [call.limit for call in server.calls] == [least]
+
+
 def test_a_strategy_that_fails_late_does_not_lose_the_answer(server: Server) -> None:
     def strategy(view: View) -> Any:
         if view.best:
