@@ -83,6 +83,7 @@ class Budget:
                 raise ValueError(f"{name}={value!r:.40}: a budget is from 0 to {_MOST:.0e}")
             if name in _WHOLE and value != int(value):
                 raise ValueError(f"{name}={value!r}: a whole number is needed")
+            object.__setattr__(self, name, plain(value))
         if not self.limits():
             raise ValueError(
                 f"Budget(): set at least one of {', '.join(DIMENSIONS)}; for a run without a budget pass "
@@ -131,6 +132,11 @@ def as_budget(value: Budget | Mapping[str, Any], argument: str = "budget") -> Bu
     if unknown := sorted(set(value) - set(DIMENSIONS)):
         raise ValueError(f"{argument}: unknown {unknown}; {_NAMES}")
     return Budget(**value)
+
+
+def plain(amount: float) -> float:
+    """The number as one of Python's own, which can be stored; numpy's are of subclasses."""
+    return float(amount) if isinstance(amount, float) else int(amount)
 
 
 def grant_of(answer: Any, limits: Limits, ended: str) -> Budget | None:
@@ -284,6 +290,8 @@ class Prices:
                 raise ValueError(
                     f"prices.{f.name}={value!r}: dollars per million tokens, 0 or more"
                 )
+            if value is not None:
+                object.__setattr__(self, f.name, plain(value))
 
     def usd(
         self, input_tokens: float, output_tokens: float, read: float = 0, written: float = 0

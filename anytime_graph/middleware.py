@@ -592,8 +592,11 @@ class _Turn:
     def fail(self, error: Exception) -> None:
         if isinstance(error, GraphBubbleUp | ThreadBusy):
             raise error
-        if self.payer.latest is not None and self.payer.latest.short is not None:
-            error = self.payer.latest.short
+        call = self.payer.latest
+        if call is not None and call.short is not None:
+            error = call.short
+        if call is not None and call.reply is not None and call.reply.text.strip():
+            self.written = [AIMessage(call.reply.text)]  # it broke in mid-sentence, and is paid for
         if self.error is None or isinstance(self.error, Short):
             self.error = error
         if self.reason is None:

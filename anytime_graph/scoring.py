@@ -142,7 +142,9 @@ def failure(scorer: Scorer, error: BaseException) -> str:
     """What went wrong in a scorer, and where: "ZeroDivisionError: division by zero (rules.py, line 7)".
     Of what it called, the line in the user's own code; without one, where the scorer begins."""
     named = error.named if isinstance(error, Exited) else error
-    said = head_of(" ".join(str(named).split()), _SAID)
+    said = ""
+    with suppress(Exception):  # its text is the user's own code
+        said = head_of(" ".join(str(named).split()), _SAID)
     kind = "" if isinstance(named, BadScore | TimeIsUp | CannotPause) else type(named).__name__
     made: Any = inspect.unwrap(scorer)
     code = getattr(made, "__code__", None) or getattr(made.__call__, "__code__", None)

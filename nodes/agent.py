@@ -341,9 +341,8 @@ class DraftPayer:
         self, ready: Meter, prompt: Sequence[BaseMessage], rest: Limits
     ) -> tuple[Shape, Request]:
         calibration = self.account.calibration(self.meter)
-        room = min(MIN_ROOM, self.call["max_output"] or MIN_ROOM)  # a first answer may be short
         try:
-            return planned(ready, prompt, rest, calibration, min_output=room, half=False)
+            return planned(ready, prompt, rest, calibration, min_output=MIN_ROOM, half=False)
         except Short as short:
             amounts = ", ".join(f"{d}={in_digits(amount)}" for d, amount in rest.items())
             self._refuse(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -63,6 +65,17 @@ def main() -> None:
     anytime-graph solve "Why do rivers bend?" --db anytime.db --thread rivers
     anytime-graph resume rivers --tokens +2000
     """
+    _open_streams()
+
+
+def _open_streams() -> None:
+    """Streams that the caller closed are there, and what one has no character for is a question mark: an
+    answer that is paid for ends in no error."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
 
 
 for command in (
@@ -204,7 +217,7 @@ def _read_question(question: str | None, file: str | None) -> str:
             "the question is given twice, as an argument and as --file; give one"
         )
     if file:
-        text = Path(file).read_text(encoding="utf-8")
+        text = Path(file).read_text(encoding="utf-8-sig")
     elif question is None or question == "-":
         if sys.stdin.isatty():
             raise click.UsageError(

@@ -310,14 +310,15 @@ def questions(path: str, scoring_rule: Scorer | Constraints | None) -> list[str]
     """The questions in a file of text lines or of JSON Lines with a "question". If constraints score
     the answers, each question states them. Raises ValueError."""
     texts = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # JSON has U+2028 within a line
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         question: Any = line.strip()
         if question.startswith("{"):
             try:
                 question = json.loads(line)["question"]
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, RecursionError):
                 question = None
         if not isinstance(question, str) or not question.strip():
             raise ValueError(f'{path}, line {number}: a JSON object with a "question" is needed')

@@ -15,6 +15,8 @@ from langchain_core.runnables.config import merge_configs
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from anytime_graph.budget import (
+    FIRST_ROOM,
+    MIN_ROOM,
     Budget,
     Limits,
     Prices,
@@ -78,6 +80,11 @@ class Meter:
     def known(self) -> Learned:
         """What its server's refusals have taught."""
         return learned(self.model)
+
+    @cached_property
+    def first_room(self) -> int:
+        """The fewest output tokens of a first call."""
+        return FIRST_ROOM if providers.short_caps(self.model, self.bound) else MIN_ROOM
 
     def cap(self, paid: int | None, max_input: int = 0) -> int | None:
         """The output cap of a call beside such a prompt: the tokens that are paid for, or fewer if the

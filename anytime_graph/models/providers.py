@@ -168,6 +168,8 @@ _HIDING = {
 """Errors that have their cause only as their context: Ollama's client raises the first."""
 _RESPONDS = re.compile(r"codex|^(gpt|o\d).*-(pro|sol)")
 """Names of models that OpenAI serves only by the Responses API."""
+_NO_LESS = re.compile(r"(^|/)(gpt-|chatgpt-|o\d)")
+"""Names of models of OpenAI's, which refuses a smaller cap than 16 tokens wherever they are served."""
 _FURTHER = "-choice-"
 
 
@@ -259,6 +261,12 @@ def counted_by(model: BaseChatModel) -> str | None:
 def cap_field(model: BaseChatModel) -> str | None:
     """The field of a model's class that caps the output."""
     return next((name for name in CAP_FIELDS if name in type(model).model_fields), None)
+
+
+def short_caps(model: BaseChatModel, bound: Mapping[str, Any]) -> bool:
+    """Whether a model takes an output cap below 16 tokens, as far as is known."""
+    named = _NO_LESS.search(str(sent_options(model, bound).get("model", "")))
+    return not (named or by_responses(model, bound))
 
 
 def own_caps(model: BaseChatModel, bound: Mapping[str, Any]) -> list[int]:

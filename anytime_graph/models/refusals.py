@@ -20,10 +20,19 @@ from anytime_graph.text import clip
 _OVERLOADED = (429, 503, 529)
 _SHAPELESS = (400, 402, 404, 413, 422)
 """Statuses that may blame the form or the size of a request."""
-_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
-_DURATION = re.compile(r"([\d.]+)\s*(h|ms|us|µs|ns|m|s)(?![a-z])")
+_UNITS = {
+    "h": 3600.0,
+    "m": 60.0,
+    "s": 1.0,
+    "ms": 0.001,
+    "milli": 0.001,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "ns": 1e-9,
+}
+_DURATION = re.compile(r"([\d.]+)\s*(h|ms|milli|us|µs|ns|m|s)(?![a-z])")
 _IN_TEXT = re.compile(
-    r"(?i)(?:try again|retry) in ((?:[\d.]+\s*(?:ms|h|m|s))+)|retry_?delay\W+(?:seconds\W+)?([\d.]+)"
+    r"(?i)(?:try again|retry) in ((?:[\d.]+\s*(?:ms|milli|h|m|s))+)|retry_?delay\W+(?:seconds\W+)?([\d.]+)"
 )
 _SIZE = re.compile(statuses.TOO_LARGE)
 _UNPAID = re.compile(statuses.UNPAID)
@@ -38,10 +47,25 @@ _UNKNOWN = re.compile(
     r"|max_\w*tokens\W[^\d]{0,40}(un(known|recognized|supported|expected)"
     r"|not (supported|permitted|allowed)|extra (input|field)s?)"
 )
+_NUMBER = r"(\d{1,3}(?:[.,_'\u2019 \u00a0\u202f]\d{3})+(?!\d)|\d[\d,_]*+)(?:\s?(k)(?![a-z]))?"
 _MOST = re.compile(
-    r"(?i)(?:maximum|limit|at most|up to|supports?|less than or equal to|<=|>|context (?:size|window|length)"
-    r"|allowed|\[\d+,|inclusive\) to|less than|cannot exceed|context length of|can only afford|max length|上限|最大|限制|不能超过)[^\d]{0,60}?(\d[\d,_]*+)(?!\s*\+)|(\d[\d,_]*)\W+(?:tokens? )?maximum"
+    r"(?i)(?:maximum|limit|at most|up to|supports?|less than or equal to|<=|>(?!=)|context (?:size|window|length)"
+    r"|allowed|\[\d+,|inclusive\) to|less than|cannot exceed|context length of|can only afford|max length|上限|最大|限制|不能超过)"
+    rf"[^\d]{{0,60}}?{_NUMBER}(?!\s*\+)|{_NUMBER}\W+(?:tokens? )?maximum"
 )
+"""Limits as servers write them: 8192, 8,192, 8.192 or 8k."""
+_OTHER_SIZE = re.compile(
+    r"(?i)(array|string|list|object|dict\w*) (is )?too (long|large)|\d (characters|chars|bytes|items|elements)\b"
+)
+"""Limits of other things than tokens."""
+_TOO_SMALL = re.compile(
+    r"(?i)too (small|low|few|short)|below (the )?minimum|(higher|larger|increase) max_\w*tokens|greater[ _]than"
+    r"|at least|>=|minimum"
+)
+_NOT_TOO_SMALL = re.compile(
+    r"(?i)exceed|reduce|too (long|large|many|big|high)|maximum|less[ _]than|lower|<=|at most"
+)
+"""What a refusal says if its cap was too small, unless it also says the contrary."""
 _SAID = 400
 """Characters in which a server has said what is wrong; an echo of the prompt comes later."""
 _READ = 4_000
@@ -64,7 +88,8 @@ def words(error: BaseException) -> str:
     body = ""
     with suppress(Exception):  # there may be no response, or a stream that was not read
         body = str(response.text)
-    return f"{clip(str(error), _READ)}\n{clip(body, _READ)}"
+    message = re.sub(r"^Error code: \d+ - ", "", str(error))  # as OpenAI's clients begin it
+    return f"{clip(message, _READ)}\n{clip(body, _READ)}"
 
 
 def overloaded(error: BaseException) -> bool:
@@ -94,13 +119,22 @@ def too_large(error: BaseException, asked: int) -> TooLarge | None:
     "maximum context length is 8192 tokens. However, you requested 24808" is TooLarge(8192, True).
     """
     said = words(error)
-    sized = about_form(error) and _SIZE.search(said) and not _UNKNOWN.search(said)
+    about_tokens = _SIZE.search(said) and not _OTHER_SIZE.search(said[:_SAID])
+    sized = about_form(error) and about_tokens and not _UNKNOWN.search(said)
     if not sized and not (providers.status(error) in (413, 429) and _NEVER.search(said)):
         return None
-    found = (a or b for a, b in _MOST.findall(said))
-    numbers = [int(re.sub(r"\D", "", number)[:12]) for number in found]
+    found = ((a or b, k or kilo) for a, k, b, kilo in _MOST.findall(said))
+    numbers = [int(re.sub(r"\D", "", n)[:12]) * (1_000 if k else 1) for n, k in found]
     allowed = [n for n in numbers if _LEAST <= n < asked]
+    if not allowed and too_small(error):
+        return None
     return TooLarge(min(allowed, default=None), bool(_WINDOW.search(said)))
+
+
+def too_small(error: BaseException) -> bool:
+    """Whether the server refused a request because it allowed too little output."""
+    said = words(error)[:_SAID]
+    return bool(_TOO_SMALL.search(said)) and not _NOT_TOO_SMALL.search(said)
 
 
 def told_wait(error: BaseException) -> float | None:
@@ -113,11 +147,8 @@ def told_wait(error: BaseException) -> float | None:
     now = _date(headers.get("date")) or datetime.now(UTC)
     if (ms := _number(headers.get("retry-after-ms"))) is not None:
         return ms / 1000
-    if (told := headers.get("retry-after")) is not None:
-        if (seconds := _number(told)) is not None:
-            return seconds
-        if (date := _date(told)) is not None:
-            return max(0.0, (date - now).total_seconds())
+    if (wait := _until(headers.get("retry-after", ""), now)) is not None:
+        return wait
     resets: dict[bool, list[float]] = {True: [], False: []}
     for name, value in headers.items():
         limits = "ratelimit" in name and "reset" in name

@@ -18,7 +18,6 @@ from langchain_core.messages import AnyMessage
 from anytime_graph import prompts, scoring
 from anytime_graph.budget import (
     DIMENSIONS,
-    FIRST_ROOM,
     GOOD_ROOM,
     MIN_ROOM,
     TOOL_CALLS,
@@ -162,8 +161,9 @@ def least_call(setup: Setup, state: State, room: int | None = None, besides: int
 
 
 def _least_room(setup: Setup, state: State) -> int:
-    first = setup.drafter is None and not state["spent"]["calls"]
-    return FIRST_ROOM if first else MIN_ROOM
+    if setup.drafter is not None or state["spent"]["calls"]:
+        return MIN_ROOM
+    return setup.meters[setup.answering(state, False)].first_room
 
 
 def _need(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import stat
 import subprocess
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from anytime_graph.cli import main
+from anytime_graph.cli import options as option
 from anytime_graph.cli.display import _bars, curve
 from anytime_graph.scoring import scorer_in
 from tests.kit.commands import COMMAND, environment
@@ -67,6 +69,49 @@ def test_the_question_comes_from_an_argument_a_file_or_stdin(
     done = command(server, "solve", *words[source], "--calls", "1", stdin="Name a river.")
     assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
     assert "Name a river." in server.calls[0].text
+
+
+@pytest.mark.parametrize(
+    ("text", "questions"),
+    [
+        ('\ufeff{"question": "a?"}\r\n\r\n{"question": "b?"}', ["a?", "b?"]),
+        ('{"question": "a\u2028b?"}\n', ["a\u2028b?"]),
+        ("one\x0b of\x0c a\x85 question?\nb?", ["one\x0b of\x0c a\x85 question?", "b?"]),
+        ('{"question": "a?", "x": ' + "[" * 100_000 + "]" * 100_000 + "}", None),
+    ],
+)
+def test_a_file_has_a_question_on_each_line(
+    text: str, questions: list[str] | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "q"
+    file.write_bytes(text.encode())
+    if questions is not None:
+        assert option.questions(str(file), None) == questions
+        return
+    with pytest.raises(ValueError, match='line 1: a JSON object with a "question" is needed'):
+        option.questions(str(file), None)
+
+
+def through_the_shell(server: Server, words: str) -> subprocess.CompletedProcess[bytes]:
+    line = shlex.join([*COMMAND, "solve", "--model", "openai:scripted", "--calls", "1"])
+    latin = environment(server) | {"PYTHONIOENCODING": "latin-1"}
+    return subprocess.run(
+        f"{line} {words}", shell=True, env=latin, capture_output=True, check=False
+    )
+
+
+def test_what_a_stream_has_no_character_for_costs_no_answer(server: Server) -> None:
+    server.script = lambda request, i: Reply("caf\xe9 \U0001f642")
+    done = through_the_shell(server, "river")
+    assert (done.returncode, done.stdout) == (0, b"caf\xe9 ?\n"), done.stderr
+
+
+def test_streams_may_be_closed(server: Server) -> None:
+    asked = through_the_shell(server, "<&-")
+    assert asked.returncode == 2
+    assert b"the question is empty" in asked.stderr
+    said = through_the_shell(server, "river >&-")
+    assert (said.returncode, said.stderr) == (0, b"")
 
 
 def test_json_is_one_object_and_nothing_else(server: Server) -> None:

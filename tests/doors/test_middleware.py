@@ -47,6 +47,7 @@ from anytime_graph.middleware import TokenBudgetMiddleware, metered
 from tests.kit.marks import both, torture
 from tests.kit.server import LIES, REFUSALS, Call, Reply, Server, serving
 from tests.kit.waiting import PATIENCE
+from tests.kit.wires import speaking, sse
 
 ANSWER = "Rivers bend because water erodes the outer bank."
 QUESTION: Any = {"messages": [("user", "Why do rivers bend?")]}
@@ -457,6 +458,20 @@ def test_an_error_before_anything_was_said_is_raised(server: Server) -> None:
     with pytest.raises(openai.AuthenticationError):
         run(agent(server, budget=Budget(tokens=5_000)))
     assert len(server.calls) == 1, "the client does not retry unseen"
+
+
+@both
+def test_what_was_said_before_an_error_in_mid_reply_is_not_lost(sync: bool) -> None:
+    said = {"index": 0, "delta": {"role": "assistant", "content": "The outer bank erodes"}}
+    begun = {"id": "c", "object": "chat.completion.chunk", "created": 0, "choices": [said]}
+    with speaking() as wire:
+        model = wire.model()
+        wire.send = lambda sent: sse([begun, {"error": {"message": "no", "code": 500}}])
+        middleware = [TokenBudgetMiddleware(Budget(tokens=3_000))]
+        out = run(create_agent(model, [look_up], middleware=middleware), sync=sync)
+    assert last(out) == "The outer bank erodes"
+    assert out["stop_reason"] == "error: APIError HTTP 500"
+    assert out["spent"]["tokens"] <= 3_000
 
 
 @given(

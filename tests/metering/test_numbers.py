@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anytime_graph import NearEnd, Quota
+from anytime_graph import NearEnd, Prices, Quota
 from anytime_graph.benchmark.recording import Recording
 from anytime_graph.budget import DIMENSIONS, Budget, nothing, share
 from anytime_graph.metering.metered import last_call_reserve
@@ -39,6 +39,16 @@ def test_a_budget_is_given_by_the_names_of_its_dimensions(
 ) -> None:
     with pytest.raises(TypeError, match=f"^{said}"):
         Budget(*given, **named)
+
+
+class Figure(float):
+    """As numpy's are, which checkpoints cannot store."""
+
+
+def test_amounts_and_prices_are_kept_as_numbers_that_can_be_stored() -> None:
+    budget, prices = Budget(tokens=Figure(9), usd=Figure(0.5)), Prices(input=Figure(2), output=1)  # type: ignore[arg-type]
+    assert [type(n) for n in (*budget.limits().values(), prices.input)] == [float] * 3
+    assert type(prices.usd(1, 1)) is float
 
 
 @given(st.floats(0, 1e6), st.integers(0, 10**15), st.integers(1, 300))

@@ -234,6 +234,7 @@ SAYS = {
     "qwen": "<400> InternalError.Algo.InvalidParameter: Range of input length should be [1, 8192]",
     "zhipu": "Prompt 超长",
     "untold": "The requested context length is too long.",
+    "at the head": "Maximum context length exceeded.",
     "together": "The total number of tokens ({all}) exceeds the model's limit of 8192.",
 }
 
@@ -445,6 +446,23 @@ def test_an_error_within_a_reply_is_paid_for_whatever_it_is_called() -> None:
         app = create_anytime_graph(model, budget=Budget(tokens=500), strategy="single").compile()
         out = app.invoke(Q)
     assert out["spent"]["tokens"] > 400
+
+
+def test_a_cap_that_is_too_small_is_made_no_smaller_and_nothing_is_learned(server: Server) -> None:
+    too_small = (
+        "Could not finish the message because max_tokens was reached; try higher max_tokens."
+    )
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        enough = request["max_completion_tokens"] > 2_000
+        return ANSWER if enough else Reply(error=400, says=too_small)
+
+    server.script = script
+    with pytest.raises(NoAnswer):
+        by_graph(server.model(), Budget(tokens=1_500), strategy="single")
+    assert len({call.limit for call in server.calls}) == 1
+    text, _ = by_graph(server.model(), Budget(tokens=9_000), strategy="single")
+    assert "erosion" in text
 
 
 @settings(max_examples=torture or 12)

@@ -61,6 +61,17 @@ def asking(block: dict[str, Any]) -> dict[str, Any]:
     return {"messages": [HumanMessage([{"type": "text", "text": "What is it?"}, block])]}
 
 
+def test_what_was_said_aloud_and_is_sent_as_an_id_is_refused_unless_a_bound_is_given(
+    server: Server,
+) -> None:
+    spoken = AIMessage("", additional_kwargs={"audio": {"id": "audio_1"}})
+    asked: Any = {"messages": [("user", "Say hello."), spoken, ("user", "And in French?")]}
+    app = create_anytime_graph(server.model(), budget=Budget(tokens=9_000)).compile()
+    with pytest.raises(ValueError, match="media_tokens=None: 'audio'"):
+        app.invoke(asked)
+    assert not server.calls
+
+
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: next(iter(block.values()), ""))
 def test_what_is_not_text_is_refused_at_every_door_unless_a_bound_is_given(
     server: Server, block: dict[str, Any]

@@ -38,6 +38,11 @@ LARGE: list[tuple[str, int | None, bool]] = [
     ("Input length 24808 exceeds the maximum length 8192", 8192, True),
     ("max_completion_tokens range is [2, 8192]", 8192, False),
     ("invalid params, context window exceeds limit", None, True),
+    ("maximum context length is 8.192 tokens", 8192, True),
+    ("maximum context length is 8 192 tokens", 8192, True),
+    ("the context window of this model is 8k tokens", 8000, True),
+    ("the context window of this model is 128k tokens", None, True),
+    ("max_tokens must be greater than or equal to 1 and less than or equal to 8192", 8192, False),
 ]
 """As servers have said it, most of them in China."""
 
@@ -55,7 +60,20 @@ def test_what_is_too_large_is_read_in_many_wordings(
 
 @pytest.mark.parametrize(
     "says",
-    ["您当前使用该API的频率过高，请降低频率", "余额不足或无可用资源包,请充值。", "Invalid API key"],
+    [
+        *(
+            "您当前使用该API的频率过高，请降低频率",
+            "余额不足或无可用资源包,请充值。",
+            "Invalid API key",
+        ),
+        "Could not finish the message because max_tokens or model output limit was reached. Please try "
+        "again with higher max_tokens.",
+        "Invalid 'max_output_tokens': integer below minimum value. Expected a value >= 16, but got 8 instead.",
+        "max_tokens must be at least 100",
+        "Invalid 'tools': array too long. Expected an array with maximum length 128, but got 129 instead.",
+        "Invalid 'metadata.why': string too long. Expected a string with maximum length 512.",
+        "user: max length is 512 characters",
+    ],
 )
 def test_other_wordings_tell_of_no_size(says: str) -> None:
     request = httpx.Request("POST", "http://x")
@@ -73,6 +91,8 @@ TOLD: list[tuple[dict[str, str], str, float | None]] = [
     ({"retry-after": "Sat, 28 Nov 2015 12:00:20 GMT", "date": NOW}, "", 20.0),
     ({"retry-after": "Sat, 28 Nov 2015 11:59:00 GMT", "date": NOW}, "", 0.0),
     ({"retry-after": "soon"}, "", None),
+    ({"retry-after": "1m30s"}, "", 90.0),
+    ({"retry-after": "1448712010", "date": NOW}, "", 10.0),
     ({"retry-after": "-5"}, "", None),
     ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "6m0s"}, "", 360.0),
     (
@@ -98,6 +118,8 @@ TOLD: list[tuple[dict[str, str], str, float | None]] = [
     ({"x-ratelimit-reset": "1448712010000", "date": NOW}, "", 10.0),
     ({}, "Rate limit reached. Please try again in 1m2.5s.", 62.5),
     ({}, "Please try again in 20ms.", 0.02),
+    ({}, "Please try again in 500 milliseconds.", 0.5),
+    ({}, "Please retry in 2 minutes.", 120.0),
     ({}, '{"retryDelay": "34s"}', 34.0),
     ({}, "Slow down.", None),
 ]

@@ -225,6 +225,42 @@ def test_no_real_tokenizer_needs_more_for_a_hostile_text(
     assert {name: n for name, count in real.items() if (n := count(text)) > bound - 6} == {}
 
 
+VIETNAMESE = (
+    "Tất cả mọi người sinh ra đều được tự do và bình đẳng về nhân phẩm và quyền lợi. Dòng nước chảy nhanh hơn "
+    "ở bờ ngoài và làm xói mòn đất, trong khi phù sa lắng đọng ở bờ trong. "
+)
+LATIN = "Não é só a ação da erosão: à medida que a água avança, já não há margem. Où l'été a été décrit. "
+RUSSIAN = (
+    "Представители Министерства образования и международных организаций Российской Федерации. "
+)
+RULES = [
+    "\u2500" * 64,
+    "\u2014" * 64,
+    "\u2026" * 64,
+    "\u3000" * 64,
+    "\xa0" * 64,
+    "\u2550" * 31 + "\nTitle\n",
+]
+
+
+@pytest.mark.parametrize("text", [PROSE, CHINESE, EMOJI, VIETNAMESE, LATIN, RUSSIAN, *RULES])
+def test_no_real_tokenizer_needs_less_than_the_fewest_tokens(
+    real: dict[str, Callable[[str], int]], text: str
+) -> None:
+    fewest = tokens.min_tokens(text * 5)
+    assert fewest > 0 or text.isspace()
+    assert {name: n for name, count in real.items() if (n := count(text * 5)) < fewest} == {}
+
+
+def test_names_of_those_who_speak_are_bounded_too(real: dict[str, Callable[[str], int]]) -> None:
+    def bound(name: str | None) -> int:
+        turns = [AIMessage("Go on.", name=name) for _ in range(20)]
+        return ANY.bound(ANY.shape(turns), tokens.uncalibrated())
+
+    added = bound("research_expert") - bound(None)
+    assert added >= 20 * (1 + max(count("research_expert") for count in real.values()))
+
+
 def test_prose_is_bounded_closely(real: dict[str, Callable[[str], int]]) -> None:
     prose = [text for kind, text in texts(350, seed=3) if kind == "prose"]
     prose += [page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))]

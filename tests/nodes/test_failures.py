@@ -608,6 +608,19 @@ def test_a_scorer_that_ends_the_program_costs_its_score_only(
     assert sum(by.__name__ in e for e in out["errors"]) == 7
 
 
+def test_an_error_that_cannot_say_what_is_wrong_costs_its_score_only(server: Server) -> None:
+    class Speechless(Exception):
+        def __str__(self) -> str:
+            raise ZeroDivisionError
+
+    def score(question: str, answer: str) -> float:
+        raise Speechless
+
+    out = run(server, Budget(calls=2), True, strategy="single", scorer=score)
+    assert out["best"]["answer"]
+    assert out["errors"][0].startswith("scorer on candidate 0: Speechless (")
+
+
 @pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("by", ENDS[:-1])
@@ -755,6 +768,20 @@ def test_a_budget_too_small_is_refused_with_the_least_that_would_do(
             run(server, just_less, prices=prices)
         assert not server.calls
         assert run(server, least, prices=prices)["best"]["answer"] == "fine"
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("scripted", 8), ("openai/gpt-5", 16), ("o4-mini", 16)]
+)
+def test_no_first_answer_is_shorter_than_its_provider_takes(
+    server: Server, name: str, least: int
+) -> None:
+    model = server.model().model_copy(update={"model_name": name})
+    options: Any = {"strategy": "single", "answer": "whole"}
+    with pytest.raises(BudgetTooSmall) as refused:
+        create_anytime_graph(model, budget=Budget(tokens=9), **options).compile().invoke(QUESTION)
+    create_anytime_graph(model, budget=refused.value.least, **options).compile().invoke(QUESTION)
+    assert [call.limit for call in server.calls] == [least]
 
 
 def test_a_strategy_that_fails_late_does_not_lose_the_answer(server: Server) -> None:
