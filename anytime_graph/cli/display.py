@@ -5,7 +5,9 @@ Text from a model is shown as it is: it is never read as markup or as escape seq
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -54,7 +56,22 @@ def say(text: str) -> None:
     if sys.stdout.isatty():
         Console(highlight=False).print(_inert(text))
     else:
+        deliver(text)
+
+
+def deliver(text: str) -> None:
+    """Write what was paid for to standard output or, if that cannot be written, to standard error. A
+    reader who has gone wants nothing."""
+    try:
         click.echo(text.encode(errors="replace").decode(), color=True)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it is not tried again
+        click.echo(harmless(text), err=True)
+        raise click.ClickException(
+            f"standard output cannot be written ({error.strerror}); what was to go there stands above"
+        ) from None
 
 
 def _inert(text: object, style: str = "") -> Text:

@@ -293,7 +293,7 @@ def _run_graph(
 
 def _deliver(out: Output, as_json: bool, thread: str | None, db: str | None) -> None:
     if as_json:
-        click.echo(line(_report(out)))
+        display.deliver(line(_report(out)))
     else:
         display.run_ended(out, quiet=not sys.stderr.isatty())
         display.say(out["best"]["answer"] if out["best"] else "")

@@ -114,6 +114,16 @@ def test_streams_may_be_closed(server: Server) -> None:
     assert (said.returncode, said.stderr) == (0, b"")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is needed")
+@pytest.mark.parametrize("form", ["", "--json"])
+def test_an_answer_that_a_full_disk_does_not_take_is_shown(server: Server, form: str) -> None:
+    done = through_the_shell(server, f"river {form} >/dev/full")
+    answer, error = done.stderr.decode().splitlines()
+    assert done.returncode == 1
+    assert answer == "fine" or json.loads(answer)["answer"] == "fine"
+    assert error.startswith("Error: standard output cannot be written (No space left")
+
+
 def test_json_is_one_object_and_nothing_else(server: Server) -> None:
     server.script = lambda request, i: Reply(text="A river has a fox.")
     words = [
