@@ -488,6 +488,7 @@ class _Call:
                 "refused": refused,
                 "unserved": unserved,
                 "closed": closed,
+                "starved": refused and refusals.cap_too_small(error),
                 "retry_after": refusals.retry_after(error),
             }
         )
@@ -562,7 +563,7 @@ class _Call:
         own: Receipt = {
             **of,
             "ended": ended,
-            "starved": starved,
+            "starved": starved or of["starved"],
             "failed": failed,
             "blocked": blocked,
             "errors": [f"{name}: {error}" for error in errors],

@@ -247,7 +247,8 @@ class Attempts:
             return False
         sure = self._known.taken
         guesses = [name for name in left if PARTS[name].guessed and name not in sure]
-        if providers.status(error) in (400, 422):  # 404 and 413 say what they mean
+        # 404 and 413 say what they mean, and so does who names a cap.
+        if providers.status(error) in (400, 422) and not refusals.cap_too_small(error):
             self._guess = next(iter(guesses), None)
         return self._guess is not None
 

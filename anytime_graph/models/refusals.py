@@ -66,6 +66,7 @@ _NOT_TOO_SMALL = re.compile(
     r"(?i)exceed|reduce|too (long|large|many|big|high)|maximum|less[ _]than|lower|<=|at most"
 )
 """What a refusal says if its cap was too small, unless it also says the contrary."""
+_CAP = re.compile(r"(?i)max_?\w*tokens|output[_ ]tokens")
 _SAID = 400
 """Characters in which a server has said what is wrong; an echo of the prompt comes later."""
 _READ = 4_000
@@ -132,9 +133,14 @@ def too_large(error: BaseException, asked: int) -> TooLarge | None:
 
 
 def too_small(error: BaseException) -> bool:
-    """Whether the server refused a request because it allowed too little output."""
+    """Whether the server refused a request because something in it is too small."""
     said = words(error)[:_SAID]
     return bool(_TOO_SMALL.search(said)) and not _NOT_TOO_SMALL.search(said)
+
+
+def cap_too_small(error: BaseException) -> bool:
+    """Whether that is the output that the request allowed."""
+    return too_small(error) and bool(_CAP.search(words(error)[:_SAID]))
 
 
 def told_wait(error: BaseException) -> float | None:

@@ -161,9 +161,13 @@ def least_call(setup: Setup, state: State, room: int | None = None, besides: int
 
 
 def _least_room(setup: Setup, state: State) -> int:
-    if setup.drafter is not None or state["spent"]["calls"]:
+    """The least output tokens of a draft. If all that its server said so far is that a cap was too small, more
+    than that."""
+    if state["spent"]["calls"]:
         return MIN_ROOM
-    return setup.meters[setup.answering(state, False)].first_room
+    if state["least_room"] > GOOD_ROOM:
+        return state["least_room"]
+    return MIN_ROOM if setup.drafter else setup.meters[setup.answering(state, False)].first_room
 
 
 def _need(

@@ -198,11 +198,11 @@ class Receipt(TypedDict):
     spend: what it is charged. reported: input tokens by the provider's report; None without a credible
     report. billed_once: whether a request for several choices was billed its prompt once; None if this
     call does not show it.
-    starved: it used up its cap before any text came. failed: it brought no answer. refused: the provider
-    rejects the request itself. unserved: it was refused or never left, so it costs nothing. closed: the
-    provider will refuse all other calls too. lost: it was not made, or was in flight when its process
-    ended. interrupted: the caller stopped it. recalled: it was read from the journal instead of made.
-    withheld: it was not made because a quota does not pay for it.
+    starved: it used up its cap before any text came, or was refused because it would. failed: it brought
+    no answer. refused: the provider rejects the request itself. unserved: it was refused or never left, so
+    it costs nothing. closed: the provider will refuse all other calls too. lost: it was not made, or was in
+    flight when its process ended. interrupted: the caller stopped it. recalled: it was read from the
+    journal instead of made. withheld: it was not made because a quota does not pay for it.
     retry_after: seconds to wait before the next call. started, ended_at: Unix time.
     """
 

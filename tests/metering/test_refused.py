@@ -460,7 +460,7 @@ def test_a_cap_that_is_too_small_is_made_no_smaller_and_nothing_is_learned(serve
     server.script = script
     with pytest.raises(NoAnswer):
         by_graph(server.model(), Budget(tokens=1_500), strategy="single")
-    assert len({call.limit for call in server.calls}) == 1
+    assert len(server.calls) == 1
     text, _ = by_graph(server.model(), Budget(tokens=9_000), strategy="single")
     assert "erosion" in text
 
