@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import Context, copy_context
 from copy import copy
 from dataclasses import dataclass, replace
@@ -48,6 +48,7 @@ from anytime_graph.checkpoints import Ledger
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import contained
 from anytime_graph.metering.meter import rebound
+from anytime_graph.metering.metered import current_payer, paying_from
 from anytime_graph.metering.quota import Quota
 from anytime_graph.metering.request import Reply
 from anytime_graph.metering.tool_calls import broken
@@ -575,9 +576,11 @@ def _writer() -> Callable[[Improvement], None]:
 
 @contextmanager
 def _apart(config: RunnableConfig) -> Iterator[Context]:
-    """A context for the run inside, without the graph in which this model is called, and without
-    handlers that are set for whole blocks of code, such as that of get_usage_metadata_callback."""
-    with set_config_context(config) as context:
+    """A context for the run inside, without the graph in which this model is called, except for who pays
+    there, and without handlers that are set for whole blocks of code, such as that of
+    get_usage_metadata_callback."""
+    payer = current_payer()
+    with paying_from(payer) if payer else nullcontext(), set_config_context(config) as context:
         for variable, value in list(context.items()):
             if isinstance(value, BaseCallbackHandler) and not isinstance(value, BaseTracer):
                 context.run(variable.set, None)

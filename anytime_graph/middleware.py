@@ -53,6 +53,7 @@ from anytime_graph.metering.metered import (
     last_call_reserve,
     metered,
     open_account,
+    own_model,
     paid_elsewhere,
     paying_from,
 )
@@ -216,7 +217,9 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         self.media_tokens = check_media_tokens(media_tokens)
         self.share = _share(reserve, self.budget)
         self.warn_at = checked_parts(warn_at)
-        self.tool_prices = {name: _price(name, usd) for name, usd in (tool_prices or {}).items()}
+        self.tool_prices = _prices({} if tool_prices is None else tool_prices)
+        if ledger is not None and not isinstance(ledger, Ledger):
+            raise ValueError(f"ledger={ledger!r:.40}: pass the ledger= of open_checkpoints(...)")
         if quotas and ledger is None:
             raise ValueError("quotas: their books are kept in a ledger; pass ledger= too")
         self.advise = advise
@@ -262,11 +265,15 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         return await self._aside(self.before_agent, state, runtime)
 
     def after_agent(self, state: BudgetState, runtime: Runtime[Any]) -> dict[str, Any] | None:
-        """End the run's record. Name the reason of an end that no model call was: a tool's with
-        `return_direct`, or another middleware's."""
+        """End the run's record, and book what other middlewares spent after the last turn. Name the reason
+        of an end that no model call was: a tool's with `return_direct`, or another middleware's."""
         reason = state.get("stop_reason") or "done"
-        own = None if self.ledger is None else _own_run(account := self._account(state))
-        if own is None:
+        account = self._account(state)
+        if (own := _own_run(account)) is None:
+            due = account.collect()
+            if due["calls"] or due["tool_calls"]:
+                spent = self._thus(state, due)
+                return {"stop_reason": reason, "spent": spent, "spent_by": {"model": due}}
             return None if state.get("stop_reason") else {"stop_reason": reason}
         spent = self._total(account)
         try:
@@ -363,6 +370,12 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         )
         for each in account.chain if self.per == "thread" else [account]:
             each.at_least(own.spent(self.per == "thread"))
+
+    def _thus(self, state: Any, due: Spend) -> Any:
+        """The update of a state with what is due."""
+        if self.per == "run":
+            return due
+        return Overwrite(self._thread_spent(_added(_spent(state), due)))
 
     def _total(self, account: Account) -> Spend:
         """What the run (or the thread) has cost, by its account."""
@@ -471,7 +484,10 @@ class _Metered(ModelRequest[Any]):
     """A request whose model is metered, whichever an inner middleware puts in its place."""
 
     def __init__(self, **given: Any) -> None:
-        super().__init__(**given | {"model": metered(given["model"])})
+        super().__init__(**given | {"model": own_model(given["model"])})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, own_model(value) if name == "model" else value)
 
 
 class _Turn:
@@ -517,6 +533,7 @@ class _Turn:
             none_left = self.account.left().get("tool_calls") == 0
             self.reason = "tool_calls" if none_left else "quota"
         else:
+            self.payer.closes = self.request.messages[-1] if self.request.messages else None
             yield self.request
         self.asks = self.response is None and self._may_ask()
         if self.asks:
@@ -544,6 +561,7 @@ class _Turn:
                 unrecorded=unrecorded,
             )
             messages = [*self.request.messages, *cast("list[Any]", self.written)]
+            self.payer.closes = messages[-1] if messages else None
             yield request.override(messages=messages)
 
     def _late(self, last: bool = False) -> BaseChatModel | None:
@@ -565,6 +583,8 @@ class _Turn:
         """Keep a response, unless it only says that its call failed or did not fit, or the budget
         ended it."""
         call = self.payer.latest
+        if call is None and self.payer.starved is not None:
+            return self.fail(self.payer.starved)
         if call is None:  # an inner middleware answered itself
             self.response = response
             return
@@ -593,8 +613,9 @@ class _Turn:
         if isinstance(error, GraphBubbleUp | ThreadBusy):
             raise error
         call = self.payer.latest
-        if call is not None and call.short is not None:
-            error = call.short
+        short = self.payer.starved if call is None else call.short
+        if short is not None:
+            error = short
         if call is not None and call.reply is not None and call.reply.text.strip():
             self.written = [AIMessage(call.reply.text)]  # it broke in mid-sentence, and is paid for
         if self.error is None or isinstance(self.error, Short):
@@ -631,9 +652,8 @@ class _Turn:
         by = {"model": {**spent, "tool_calls": 0}, **self.asked}
         if (own := _own_run(self.account)) is not None:
             spent, run["place"] = Overwrite(self.middleware._total(self.account)), own.next
-        elif self.middleware.per == "thread":
-            after = _added(_spent(self.request.state), spent)
-            spent = Overwrite(self.middleware._thread_spent(after))
+        else:
+            spent = self.middleware._thus(self.request.state, spent)
         update |= {"spent": spent, "spent_by": by, "stop_reason": reason, "anytime_run": run}
         return ExtendedModelResponse(response, Command(update=update))
 
@@ -859,6 +879,12 @@ def _repeated(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
     answered = {answer.tool_call_id for answer in answers if isinstance(answer, ToolMessage)}
     unanswered = any(call["id"] not in answered for call in calls)
     return [question, *([message, *answers] if unanswered else [])]
+
+
+def _prices(given: Any) -> dict[str, float]:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"tool_prices={given!r:.40}: a dict is needed, as in {{'search': 0.01}}")
+    return {name: _price(name, usd) for name, usd in given.items()}
 
 
 def _price(name: str, usd: Any) -> float:

@@ -41,6 +41,8 @@ from anytime_graph.metering.call import recalled
 from anytime_graph.metering.meter import Meter, meter_for
 from anytime_graph.metering.metered import (
     Reservation,
+    current_payer,
+    is_metered,
     paid_by,
     paying_from,
     with_tool_calls_held,
@@ -128,6 +130,7 @@ class DraftPayer:
         self.meter = setup.meters[self.call["role"]]
         self.stop: StopSignal | None = self
         self._stop, self._journal, self._drafter = stop, journal, setup.drafter
+        self._around = current_payer() if is_metered(self.meter.model) else None
         self._last_words = setup.answers.protocol.conclude()
         self._agent: AgentDraft = self.call["agent"]
         self._place, self._wait = self.call["ordinal"], assigned["wait"]
@@ -206,6 +209,8 @@ class DraftPayer:
         must answer. A draft whose slice never pays for a tool gives the slice back, if it may.
         Raises DraftError if the call cannot be paid for.
         """
+        if self._around is not None:  # whoever the graph works for
+            model = paid_by(self._around, model, prices)
         ready = meter_for(
             model.bind(**self.meter.bound),
             options,

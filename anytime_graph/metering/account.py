@@ -144,6 +144,7 @@ class Account:
                     break
                 account._book(amounts, spend)
             self.owe(spend)
+            self._owe_above(spend)
 
     def hold_tool_calls(self, wanted: int, quotas: Take | None = None) -> int:
         """Reserve the tool calls of a reply before they run, as many as are left here, above and of the
@@ -186,8 +187,10 @@ class Account:
         are left out: other accounts share them, so they are booked above."""
         with self.lock:
             held, self._closed = self._held, True
-            for account in self.chain if held["calls"] else ():
-                account._book(held, held)
+            if held["calls"]:
+                for account in self.chain:
+                    account._book(held, held)
+                self._owe_above(held)
             return {**self.spent, "seconds": 0.0}
 
     def book(self, spend: Spend) -> None:
@@ -242,6 +245,14 @@ class Account:
         own to the state."""
         with self.lock:
             self.due = total([self.due, {**spend, "seconds": 0.0}])
+
+    def _owe_above(self, spend: Spend) -> None:
+        """The same for each agent in whose middleware another one works that has a budget: what a tool call
+        has spent in all is told at its end, and what such an agent has is not."""
+        for account in self.chain:
+            above = account.parent
+            if above is not None and account.tool_call is None and above.tool_call is None:
+                above.owe(spend)
 
     def collect(self) -> Spend:
         """What is due; from then on nothing is."""

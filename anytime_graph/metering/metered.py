@@ -43,11 +43,11 @@ from anytime_graph.metering.tool_calls import broken, first_calls
 from anytime_graph.models import resolve_model
 from anytime_graph.models.tokens import Shape
 from anytime_graph.run.calls import Receipt
-from anytime_graph.run.context import invocation
+from anytime_graph.run.context import around, invocation
 
 _LEAST_MATERIAL = 40
 """A last call shows earlier material only if it may show more characters than this."""
-_PRICES, _PAYER = "anytime_prices", "anytime_payer"
+_PRICES, _PAYER, _OWN = "anytime_prices", "anytime_payer", "anytime_own"
 _STRUCTURED = "ls_structured_output_format"
 """The option with which `with_structured_output` tells tracers of its schema."""
 _INVOCATIONS = 4_096
@@ -158,12 +158,19 @@ def paid_by(payer: Payer, model: BaseChatModel, prices: Prices | None) -> BaseCh
     return charged
 
 
+def own_model(model: BaseChatModel, prices: Prices | None = None) -> BaseChatModel:
+    """The model metered, as that of an agent's turn: what middlewares call there are other models."""
+    charged = metered(model, prices)
+    vars(charged)[_OWN] = True
+    return charged
+
+
 def _unmetered(model: BaseChatModel) -> BaseChatModel:
     """The model as it was before `metered`, with the fields that were set since."""
-    if _PRICES not in vars(model):
+    if not is_metered(model):
         return model
     plain = _as_class(model, type(model).__bases__[0])
-    for name in (_PRICES, _PAYER):
+    for name in (_PRICES, _PAYER, _OWN):
         vars(plain).pop(name, None)
     return plain
 
@@ -199,7 +206,7 @@ def _generate(
     callbacks: Any = None,
     **options: Any,
 ) -> LLMResult:
-    if (payer := _payer_of(self)) is None:
+    if (payer := _payer_of(self, messages[0])) is None:
         return _unmetered(self).generate(messages, stop, callbacks, **options)
     structured = _STRUCTURED in options
     config, options = _split(callbacks, stop, options)
@@ -221,7 +228,7 @@ async def _agenerate(
     callbacks: Any = None,
     **options: Any,
 ) -> LLMResult:
-    if (payer := _payer_of(self)) is None:
+    if (payer := _payer_of(self, messages[0])) is None:
         return await _unmetered(self).agenerate(messages, stop, callbacks, **options)
     structured = _STRUCTURED in options
     config, options = _split(callbacks, stop, options)
@@ -240,8 +247,11 @@ async def _agenerate(
     return LLMResult(generations=[[ChatGeneration(message=m)] for m in replies])
 
 
-def _payer_of(model: BaseChatModel) -> Payer | None:
-    return vars(model).get(_PAYER) or current_payer()
+def _payer_of(model: BaseChatModel, prompt: Sequence[BaseMessage]) -> Payer | None:
+    payer: Payer | None = vars(model).get(_PAYER) or current_payer()
+    if _OWN in vars(model) or not isinstance(payer, AgentPayer) or payer.is_asked(prompt):
+        return payer
+    return payer.beside()
 
 
 def _asked(payer: Payer, reserved: Reservation, structured: bool) -> Request | None:
@@ -303,6 +313,8 @@ class AgentPayer:
     answers. summing: the model of the last call, if it is another one. again: it is the second try of
     the last call. latest: the latest call; "agent" and "last" make them one at a time. warned: see
     prompts.with_remaining. unrecorded: the ledger has failed, and the call is made all the same.
+    closes: the message to which the turn replies. turn: whose turn it is, for what a middleware asks in it on
+    its own behalf. starved: such a call did not fit.
     """
 
     account: Account
@@ -315,6 +327,26 @@ class AgentPayer:
     stop: StopSignal | None = None
     warned: float | None = None
     unrecorded: bool = False
+    closes: BaseMessage | None = None
+    turn: AgentPayer | None = None
+    starved: Short | None = None
+
+    def is_asked(self, prompt: Sequence[BaseMessage]) -> bool:
+        """Whether it is the turn itself that a middleware asks of a model of its own: the prompt ends as the
+        turn's does, and there is no reply yet. Else it asks on its own behalf."""
+        if self.kind not in ("agent", "last") or self.closes is None:
+            return True
+        latest = self.latest
+        replied = latest is not None and latest.error is None and latest.reply is not None
+        same = bool(prompt) and prompt[-1].content == self.closes.content
+        return same and not replied
+
+    def beside(self) -> AgentPayer:
+        """Pays what a middleware asks in this turn on its own behalf: the prompt stays as it is, and the reply
+        is not the agent's."""
+        return AgentPayer(
+            self.account, "middleware", stop=self.stop, unrecorded=self.unrecorded, turn=self
+        )
 
     def _ready(
         self, model: BaseChatModel, options: Mapping[str, Any], prices: Prices | None
@@ -357,7 +389,10 @@ class AgentPayer:
                 if self.kind == "tool":
                     raise
                 # Where a summary does not fit, the text that was to be summed up takes its place.
-                text = prompts.spoken_text(prompt[-1]) if self.kind == "middleware" else ""
+                summary = self.kind == "middleware" and self.turn is None
+                text = prompts.spoken_text(prompt[-1]) if summary else ""
+                if self.turn is not None:
+                    self.turn.starved = short
                 self.latest = Reservation(ready, short=short, message=AIMessage(text))
             return self.latest
 
@@ -422,7 +457,8 @@ class AgentPayer:
         account, last = self.account, self.kind == "last"
         if self.kind == "agent":
             account.reserve = self._reserve(ready, prompt)
-        rest = account.left(last) if self.unrecorded else account.rest(last)
+        kept = last or (self.turn is not None and self.turn.kind == "last")
+        rest = account.left(kept) if self.unrecorded else account.rest(kept)
         if "usd" in rest:
             ready.check_price("quota usd")
         if TOOL_CALLS in rest:
@@ -442,7 +478,7 @@ class AgentPayer:
         try:
             shape, request = planned(ready, messages, rest, known, **how)
         except Short:
-            planned(ready, messages, account.left(last), known, **how)
+            planned(ready, messages, account.left(kept), known, **how)
             standings = account.standings()
             assert standings is not None, "only quotas leave less than the account"
             _, max_input = ready.max_input(list(messages), known)
@@ -526,23 +562,46 @@ def paying_from(payer: Payer) -> Iterator[None]:
         _PAYING.reset(token)
 
 
+def is_metered(model: BaseChatModel) -> bool:
+    """Whether its calls are charged to whoever it works for."""
+    return _PRICES in vars(model)
+
+
 def paid_elsewhere(model: BaseChatModel) -> bool:
     """Whether the model carries its payer along; see `paid_by`."""
     return vars(model).get(_PAYER) is not None
 
 
 def current_payer() -> Payer | None:
-    """The innermost payer around; in a node of an agent further inside, that agent."""
-    around, account = _PAYING.get(), current_account()
-    if account is None or (around is not None and account in around.account.chain):
-        return around
+    """The innermost payer around; in a node of an agent further inside, that agent, also for what its
+    middlewares invoke there."""
+    payer = _PAYING.get()
+    account = current_account() or _account_around()
+    if account is None or (payer is not None and not _within(account, payer.account)):
+        return payer
     return AgentPayer(account, "middleware")
 
 
 def calling_account() -> Account | None:
-    """The account of the tool call or draft that an agent's run is part of."""
-    around = _PAYING.get()
-    return None if around is None else around.account
+    """The account that an agent's run is part of: of a tool call, of a draft, or of an agent in whose
+    middleware it runs."""
+    payer, account = _PAYING.get(), _account_around()
+    if payer is None or (account is not None and _within(account, payer.account)):
+        return account
+    return payer.account
+
+
+def _within(account: Account, other: Account) -> bool:
+    return account is not other and other in account.chain
+
+
+def _account_around() -> Account | None:
+    """The account of the innermost agent within whose invocation this one runs."""
+    if (here := invocation()) is None:
+        return None
+    with _lock:
+        found = (_accounts.get(each) for each in around(here))
+        return next((account for account in found if account is not None), None)
 
 
 def current_account() -> Account | None:

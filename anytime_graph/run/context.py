@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
@@ -136,6 +136,17 @@ def invocation() -> Invocation | None:
         return None
     info = runtime.execution_info if runtime else None
     return (asked_of(runtime.control), info.checkpoint_ns.rpartition("|")[0]) if info else None
+
+
+def around(here: Invocation) -> Iterator[Invocation]:
+    """The invocations that one runs in, the innermost first. Those that a node makes beside its first one
+    have a number: "tools:6a|1" is within "", as "tools:6a" is."""
+    control, space = here
+    while space:
+        numbered, _, name = space.rpartition("|")
+        if not name.isdigit():
+            yield control, numbered
+        space = numbered
 
 
 class Undrained(RunControl):

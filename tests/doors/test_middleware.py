@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain.agents import create_agent
 from langchain.agents.middleware import (
+    AgentMiddleware,
     HumanInTheLoopMiddleware,
     LLMToolSelectorMiddleware,
     ModelCallLimitMiddleware,
@@ -26,10 +27,15 @@ from langchain.agents.middleware import (
     ModelRetryMiddleware,
     SummarizationMiddleware,
     ToolRetryMiddleware,
+    after_agent,
+    after_model,
+    before_agent,
+    before_model,
 )
 from langchain.agents.structured_output import ToolStrategy
 from langchain.tools import ToolRuntime
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command, interrupt
@@ -39,10 +45,12 @@ from anytime_graph import (
     Budget,
     BudgetTooSmall,
     NearEnd,
+    NoAnswer,
     Prices,
     create_anytime_graph,
     open_checkpoints,
 )
+from anytime_graph.chat import ChatAnytime
 from anytime_graph.middleware import TokenBudgetMiddleware, metered
 from tests.kit.marks import both, torture
 from tests.kit.server import LIES, REFUSALS, Call, Reply, Server, serving
@@ -844,6 +852,134 @@ def test_an_anytime_graph_may_be_a_tool(server: Server) -> None:
     assert last(out) == ANSWER
 
 
+def test_an_anytime_graph_whose_drafts_are_by_an_agent_may_be_a_tool(server: Server) -> None:
+    """The calls of its drafts are made in its own slices, and paid by the agent that it works for."""
+    graph = create_anytime_graph(
+        metered(server.model()),
+        budget=Budget(tokens=9_000),
+        strategy="best_of_n",
+        scorer=lambda question, answer: 0.5,
+        drafter=lambda model: create_agent(model, [look_up]),
+    ).compile()
+
+    @tool
+    def ponder(question: str) -> str:
+        """Think about a question for as long as there is a budget."""
+        return str(graph.invoke({"messages": [("user", question)]})["messages"][-1].text)
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        offered = [each["function"]["name"] for each in request.get("tools") or ()]
+        if "ponder" in offered:
+            return Reply(text="", tools=[("ponder", {"question": "why"})])
+        if offered and request["messages"][-1]["role"] == "user":
+            return Reply(text="", tools=[("look_up", {"topic": "rivers", "size": 5})])
+        return Reply(text=ANSWER)
+
+    server.script = script
+    out = run(agent(server, ponder, budget=Budget(tokens=6_000)))
+    assert last(out) == ANSWER
+    assert out["spent"]["tokens"] == server.settled().served <= 6_000
+    assert out["spent_by"]["ponder"]["calls"] > 2
+
+
+HELPERS: dict[str, Callable[[Any], Any]] = {
+    "an agent": lambda model: create_agent(model, [look_up]),
+    "an agent with a budget": lambda model: create_agent(
+        model, [look_up], middleware=[TokenBudgetMiddleware(Budget(tokens=2_000))]
+    ),
+    "a graph": lambda model: create_anytime_graph(
+        model, budget=Budget(tokens=2_000), strategy="self_refine"
+    ).compile(),
+    "a chat model": lambda model: (
+        RunnableLambda(lambda given: given["messages"])
+        | ChatAnytime(model=model, budget=Budget(tokens=2_000), strategy="self_refine")
+    ),
+}
+
+
+@both
+@pytest.mark.parametrize("hook", [before_model, after_model, before_agent, after_agent])
+@pytest.mark.parametrize("kind", HELPERS)
+def test_what_a_middleware_invokes_is_paid_by_its_agent(
+    server: Server, kind: str, hook: Any, sync: bool
+) -> None:
+    """It never ends by itself, and is at work in a node of the agent's, which does."""
+    helper = HELPERS[kind](metered(server.model(max_tokens=200)))
+
+    def look(state: Any, runtime: Any) -> None:
+        with suppress(BudgetTooSmall, NoAnswer):
+            helper.invoke({"messages": [("user", "Is that fine?")]})
+
+    async def alook(state: Any, runtime: Any) -> None:
+        with suppress(BudgetTooSmall, NoAnswer):
+            await helper.ainvoke({"messages": [("user", "Is that fine?")]})
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        helps = "Is that fine?" in str(request["messages"])
+        if request.get("tools") and (helps or request["messages"][-1]["role"] == "user"):
+            return Reply(text="", tools=[("look_up", {"topic": "rivers", "size": 5})])
+        return Reply(text=ANSWER)
+
+    server.script = script
+    app = agent(server, budget=Budget(tokens=4_000), inside=[hook(look if sync else alook)])
+    out = run(app, sync=sync)
+    assert server.settled().served <= out["spent"]["tokens"] <= 4_000
+    assert any("Is that fine?" in call.text for call in server.calls)
+    assert last(out)
+
+
+@both
+@pytest.mark.parametrize("verdict", ["", None, "It is safe."], ids=["silent", "endless", "short"])
+def test_what_a_middleware_asks_about_a_reply_is_not_taken_for_the_reply(
+    server: Server, verdict: str | None, sync: bool
+) -> None:
+    """It asks about each reply, also about the last one, for which there is a prompt of its own."""
+    judge = metered(server.model(max_tokens=30))
+    asked = "Is this reply safe? "
+
+    class Guard(AgentMiddleware[Any, Any, Any]):
+        def wrap_model_call(self, request: Any, handler: Any) -> Any:
+            response = handler(request)
+            judge.invoke(asked + response.result[-1].text)
+            return response
+
+        async def awrap_model_call(self, request: Any, handler: Any) -> Any:
+            response = await handler(request)
+            await judge.ainvoke(asked + response.result[-1].text)
+            return response
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if asked in str(request["messages"]):
+            return Reply(text=verdict)
+        return calling(("look_up", {"topic": "rivers"}))(request, i)
+
+    server.script = script
+    out = run(agent(server, budget=Budget(tokens=2_500), inside=[Guard()]), sync=sync)
+    assert server.settled().served == out["spent"]["tokens"] <= 2_500
+    assert out["stop_reason"] == "tokens"
+    assert last(out) == ANSWER
+    assert any(message.type == "tool" for message in out["messages"])
+    judged = [call.text for call in server.calls if asked in call.text]
+    assert judged[-1] == asked + ANSWER
+
+
+def test_a_model_that_an_inner_middleware_sets_in_the_request_is_metered(server: Server) -> None:
+    other = server.model(temperature=0.5)
+
+    class Setting(AgentMiddleware[Any, Any, Any]):
+        def wrap_model_call(self, request: Any, handler: Any) -> Any:
+            with pytest.warns(DeprecationWarning, match="model"):
+                request.model = other
+            return handler(request)
+
+    server.script = calling(("look_up", {"topic": "rivers"}))
+    app = agent(server, budget=Budget(tokens=2_000), inside=[Setting()])
+    out = run(app, config={"recursion_limit": 60})
+    assert {call.request.get("temperature") for call in server.calls} == {0.5}
+    assert out["spent"]["tokens"] == server.served <= 2_000
+    assert last(out) == ANSWER
+
+
 def test_a_tool_that_cannot_pay_for_its_model_says_so(server: Server) -> None:
     model = metered(server.model())
 
@@ -1149,6 +1285,11 @@ def test_tokens_are_streamed_once(server: Server, sync: bool) -> None:
             "reserve usd=1",
         ),
         (lambda: TokenBudgetMiddleware(Budget(tokens=5), prices=3), "prices=3"),  # type: ignore[arg-type]
+        (lambda: TokenBudgetMiddleware(Budget(tokens=5), ledger="a.db"), "ledger='a.db'"),  # type: ignore[arg-type]
+        (
+            lambda: TokenBudgetMiddleware(Budget(tokens=5), tool_prices=["look_up"]),  # type: ignore[arg-type]
+            "tool_prices=",
+        ),
         (lambda: metered(5), "model=int"),  # type: ignore[arg-type]
     ],
 )
