@@ -188,6 +188,13 @@ def test_the_permutation_test_by_hand() -> None:
     assert 0 < better.low < better.mean == pytest.approx(0.25) == -worse.mean
 
 
+def test_what_only_rounding_tells_apart_is_no_difference() -> None:
+    same = paired([0.1 + 0.2] * 8, [0.3] * 8)
+    assert same == paired([0.3] * 8, [0.3] * 8)
+    assert (same.low, same.high, same.p) == (0.0, 0.0, 1.0)
+    assert paired([0.3 + 1e-9] * 8, [0.3] * 8).p < 0.05
+
+
 def test_drawn_flips_agree_with_all_of_them() -> None:
     draw = Random(3)
     a, b = ([draw.gauss(0.2 * shift, 1) for _ in range(12)] for shift in (1, 0))
