@@ -167,6 +167,10 @@ def test_no_text_can_close_its_fence(first: str, second: str) -> None:
     [
         ("A is right.\nVerdict: A", "a"),
         ("**Verdict: B**", "b"),
+        ("**Verdict**: B", "b"),
+        ("__Verdict__ : tie", "tie"),
+        ("Verdict: Answer B", "b"),
+        ("Verdict\uff1aB", "b"),
         ("verdict: tie.", "tie"),
         ("Verdict: A\nor so", None),
         ("Verdict: A or B", None),

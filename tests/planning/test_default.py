@@ -220,6 +220,7 @@ def test_who_is_shown_first_is_chance() -> None:
     [
         ("Verdict: B", True, "b"),
         ("**Verdict: C**\nbecause", False, "c"),
+        ("**Verdict**: **Answer C**", True, "c"),
         ("Verdict: tie", True, "tie"),
         ("It is B.\nVerdict: A", True, "a"),
         ("Verdict: A", False, None),
