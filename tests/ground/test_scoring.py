@@ -140,7 +140,7 @@ def test_the_last_complete_block_counts(answers: list[str], tail: str) -> None:
     text = (
         "so ".join(f"<answer>{a}</answer>" for a in answers) + "<answer>cut" + tail.replace("<", "")
     )
-    full = [a.strip() for a in answers if a.strip()]
+    full = [a.strip() for a in answers if a.strip() not in ("", "...", "\u2026")]
     assert tagged(text) == (full[-1] if full else None)
 
 
@@ -228,13 +228,16 @@ def test_json_that_fits_no_schema_is_tried_once_however_often_it_comes() -> None
     assert len(tried) == 4
 
 
-TAGS = ["<answer>", "</answer>", "<ANSWER>", "x", " ", "\n", "<answer", "/"]
+TAGS = ["<answer>", "</answer>", "<ANSWER>", "x", " ", "\n", "<answer", "/", "..."]
 
 
 @given(st.lists(st.sampled_from(TAGS), max_size=20).map("".join))
-def test_the_last_block_that_is_whole_and_not_empty_is_the_answer(text: str) -> None:
-    blocks = re.findall(r"(?is)<answer>(.*?)</answer>", text)
-    assert tagged(text) == next((b.strip() for b in reversed(blocks) if b.strip()), None)
+@example("I put it into <answer> tags: <answer>x</answer>")
+@example("<answer>x</answer> I gave it as <answer>...</answer>.")
+def test_the_last_block_that_is_whole_and_holds_an_answer_is_the_answer(text: str) -> None:
+    blocks = re.findall(r"(?is)<answer>((?:(?!<answer>).)*?)</answer>", text)
+    said = [b.strip() for b in blocks if b.strip() not in ("", "...")]
+    assert tagged(text) == (said[-1] if said else None)
 
 
 def test_equal_causes_are_told_once_with_their_number() -> None:

@@ -107,13 +107,30 @@ def test_numbers_agree_however_they_are_written(server: Server) -> None:
         ("{2, 1.0}", "{1,2,2}", True),
         ("0.1234567891", "0.1234567892", False),
         ("1" * 30, "1" * 29 + "2", False),
+        ("\u22125", "-5.0", True),
+        (".50", "0.5", True),
+        ("$42$", "**42**.", True),
+        (r"\boxed{1,000}", "`1000`", True),
+        (r"\(x + 1\)", "x + 1", True),
+        (r"\text{Paris}", "Paris.", True),
+        ("caf\u00e9", "cafe\u0301", True),
+        ("$5 or $6", "5 or $6", False),
+        ("**a** or **b**", "a** or **b", False),
+        ("x\u00b2", "x2", False),
     ],
 )
 def test_values_are_compared_as_what_they_are(one: str, other: str, same: bool) -> None:
     assert (normal(one) == normal(other)) == same
 
 
-@given(st.one_of(st.text(), st.integers().map(str), st.floats(allow_nan=False).map(str)))
+@given(
+    st.one_of(
+        st.text(),
+        st.text("*`$.\\()-\u22125{} "),
+        st.integers().map(str),
+        st.floats(allow_nan=False).map(str),
+    )
+)
 def test_the_form_of_an_answer_is_its_own_form(answer: str) -> None:
     assert normal(normal(answer)) == normal(answer)
 
