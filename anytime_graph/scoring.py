@@ -91,6 +91,8 @@ Extractor = Callable[[str], str | None]
 """Reply text -> the answer in it, or None."""
 
 
+_ROUNDING = 1e-12
+"""The most that sums of a scorer's own may be off by."""
 _SAID = 200
 """Characters of an error's message that are told."""
 _PYTHON = sysconfig.get_path("stdlib")
@@ -99,17 +101,19 @@ _PYTHON = sysconfig.get_path("stdlib")
 def as_score(verdict: object) -> Score:
     """A scorer's verdict as a Score. Raises BadScore for anything but a number in [0, 1]."""
     if isinstance(verdict, Score):
-        return replace(verdict, value=float(verdict.value))
+        return replace(verdict, value=cast(float, _number(verdict.value)))
     if (number := _number(verdict)) is None:
         raise BadScore(f"scorer returned {verdict!r:.40}; a score is a number in [0, 1]")
     return Score(number)
 
 
 def _number(value: Any) -> float | None:
-    """A value as a score, if it is a number in [0, 1]."""
+    """A value as a score, if it is a number in [0, 1], but for rounding: .7 + .2 + .1 is 1."""
     with suppress(TypeError, ValueError, OverflowError):
-        if not isinstance(value, str | bytes) and 0 <= (number := float(value)) <= 1:
-            return number
+        if not isinstance(value, str | bytes):
+            number = float(value)
+            number = next((end for end in (0.0, 1.0) if abs(number - end) < _ROUNDING), number)
+            return number if 0 <= number <= 1 else None
     return None
 
 

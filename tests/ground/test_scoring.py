@@ -114,6 +114,14 @@ def test_numbers_and_truth_values_are_scores(given_: object, value: float) -> No
     assert as_score(given_).value == value
 
 
+@pytest.mark.parametrize(
+    ("sum_", "value"), [(0.7 + 0.2 + 0.1, 1.0), (sum([0.05] * 20), 1.0), (0.3 - 0.1 - 0.2, 0.0)]
+)
+def test_a_score_is_not_off_by_rounding(sum_: float, value: float) -> None:
+    assert sum_ != value
+    assert as_score(sum_) == as_score(Score(sum_)) == Score(value)
+
+
 @pytest.mark.parametrize("rubbish", ["1", None, float("nan"), 2, -0.5, [1], object()])
 def test_anything_else_is_not(rubbish: object) -> None:
     with pytest.raises(BadScore, match="scorer returned"):
