@@ -113,7 +113,12 @@ def budget_to_reach(
     xs, ys = _curve(budgets, qualities, least=1)
     if not math.isfinite(quality):
         raise ValueError(f"quality={quality!r}: a finite number is needed")
-    return next((x for x, y in zip(xs, ys, strict=True) if y >= quality), None)
+    return next((x for x, y in zip(xs, ys, strict=True) if reaches(y, quality)), None)
+
+
+def reaches(value: float, least: float) -> bool:
+    """Whether a value is at least this, but for rounding: 0.7 + 0.1 reaches 0.8."""
+    return value >= least or _equal(value, least)
 
 
 def bootstrap(

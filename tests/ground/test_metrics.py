@@ -110,6 +110,7 @@ def test_the_budget_that_reaches_a_quality_is_one_that_was_measured() -> None:
     assert budget_to_reach(BUDGETS, RISING, 0.1) == 256
     assert budget_to_reach(BUDGETS, RISING, 0.71) is None
     assert budget_to_reach([5], [1.0], 1.0) == 5
+    assert budget_to_reach([5], [0.7 + 0.1], 0.8) == 5
 
 
 nan = math.nan
