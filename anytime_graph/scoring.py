@@ -247,6 +247,19 @@ def tagged(text: str) -> str | None:
     return found
 
 
+def unclosed(text: str) -> str | None:
+    """What a reply that its model ended says behind the last tag that it opened and did not close."""
+    end, found = len(text), None
+    for tag in reversed(list(_TAG.finditer(text))):
+        if tag[1]:
+            break
+        block, end = text[tag.end() : end].strip(), tag.start()
+        if block not in _UNSAID:
+            found = block
+            break
+    return found
+
+
 def whole_reply(text: str) -> str | None:
     """The whole reply as the answer, for writing tasks and models that follow no format."""
     return text.strip() or None

@@ -14,7 +14,7 @@ from pydantic import BaseModel, model_validator
 from anytime_graph import Constraints, Score
 from anytime_graph.budget import counted
 from anytime_graph.nodes.critique import split_verdict
-from anytime_graph.scoring import BadScore, as_score, normal, parsed, tagged
+from anytime_graph.scoring import BadScore, as_score, normal, parsed, tagged, unclosed
 from anytime_graph.text import clip, fenced
 
 
@@ -246,6 +246,22 @@ def test_the_last_block_that_is_whole_and_holds_an_answer_is_the_answer(text: st
     blocks = re.findall(r"(?is)<answer>((?:(?!<answer>).)*?)</answer>", text)
     said = [b.strip() for b in blocks if b.strip() not in ("", "...")]
     assert tagged(text) == (said[-1] if said else None)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("so <answer>42", "42"),
+        ("so <answer>42<answer>", "42"),
+        ("<answer>41 no, <answer>42\n", "42"),
+        ("42</answer>", None),
+        ("so <answer>", None),
+        ("so <answer>...", None),
+        ("42", None),
+    ],
+)
+def test_a_tag_that_was_never_closed_goes_to_the_end(text: str, answer: str | None) -> None:
+    assert unclosed(text) == answer
 
 
 def test_equal_causes_are_told_once_with_their_number() -> None:

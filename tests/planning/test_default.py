@@ -95,6 +95,14 @@ def test_numbers_agree_however_they_are_written(server: Server) -> None:
     assert len(server.calls) <= 8
 
 
+def test_an_answer_whose_tag_is_not_closed_agrees_with_the_others(server: Server) -> None:
+    server.script = lambda request, i: Reply(
+        text=f"By all that is known it is <answer>42{'</answer>' if i % 2 else ''}"
+    )
+    out = asked(server)
+    assert (out["best"]["answer"], out["stop_reason"]) == ("42", "agreed")
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
