@@ -15,7 +15,11 @@ from anytime_graph.scoring import Score
 _Check = tuple[str, Callable[[str], bool]]
 """A rule, as in "contain 'fox'", and whether a text keeps it."""
 _WORD = re.compile(r"\w")
-_ENDS = re.compile(r"(?<![.!?…])[.!?…]+(?=\s|$)|\n{2,}")
+_NEXT = r"(?=\s[(*_\"'“]{0,3}[A-ZÀ-Þ])"
+_ENDS = re.compile(
+    r"(?<![.!?…])(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\be\.g)(?<!\bi\.e)"
+    rf"(?:[.!?…]+(?=\s|$)|[.!?…]+[)\]*_]+{_NEXT}|[.…]+[\"'”’]+{_NEXT})|[。！？]+|\n{{2,}}"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +76,11 @@ class Constraints:
         for word in self.forbid:
             checks.append((f"not contain {word!r}", partial(_lacks, word)))
         if (start := self.starts_with) is not None:
-            checks.append((f"start with {start!r}", lambda t: t.lower().startswith(start.lower())))
+            checks.append(
+                (f"start with {start!r}", lambda t: _same_case(t).startswith(_same_case(start)))
+            )
         if (end := self.ends_with) is not None:
-            checks.append((f"end with {end!r}", lambda t: t.lower().endswith(end.lower())))
+            checks.append((f"end with {end!r}", lambda t: _same_case(t).endswith(_same_case(end))))
         if self.matches is not None:
             try:
                 pattern = re.compile(self.matches)
@@ -122,7 +128,8 @@ class Constraints:
 
 
 def count_words(text: str) -> int:
-    return len(re.findall(r"\w+(?:['’-]\w+)*", text))
+    """The words of a text; "well-known", "it's" and "3.14" are one each."""
+    return len(re.findall(r"\w+(?:(?:['’\u2010\u2011-]|(?<=\d)[.,:](?=\d))\w+)*", text))
 
 
 def count_sentences(text: str) -> int:
@@ -146,7 +153,13 @@ def _lacks(part: str, text: str) -> bool:
     return not _contains(part, text)
 
 
+def _same_case(text: str) -> str:
+    """The text in small letters, with straight apostrophes."""
+    return text.lower().replace("’", "'")
+
+
 def _contains(part: str, text: str) -> bool:
+    part, text = part.replace("’", "'"), text.replace("’", "'")
     edges = (r"\b" if part[0].isalnum() else "", r"\b" if part[-1].isalnum() else "")
     return re.search(edges[0] + re.escape(part) + edges[1], text, re.IGNORECASE) is not None
 

@@ -113,7 +113,12 @@ def budget_to_reach(
     xs, ys = _curve(budgets, qualities, least=1)
     if not math.isfinite(quality):
         raise ValueError(f"quality={quality!r}: a finite number is needed")
-    return next((x for x, y in zip(xs, ys, strict=True) if y >= quality), None)
+    return next((x for x, y in zip(xs, ys, strict=True) if reaches(y, quality)), None)
+
+
+def reaches(value: float, least: float) -> bool:
+    """Whether a value is at least this, but for rounding: 0.7 + 0.1 reaches 0.8."""
+    return value >= least or _equal(value, least)
 
 
 def bootstrap(
@@ -167,7 +172,7 @@ def paired(
             f"b has {len(ys)} values, a has {len(xs)}: each question needs one of each"
         )
     _check_count("resamples", resamples)
-    gaps = [x - y for x, y in zip(xs, ys, strict=True)]
+    gaps = [0.0 if _equal(x, y) else x - y for x, y in zip(xs, ys, strict=True)]
     low, middle, high = bootstrap(gaps, level=level, seed=seed, resamples=min(resamples, 2_000))
     moved = [abs(gap) for gap in gaps if gap]
     bar = abs(math.fsum(gaps)) - 1e-9 * math.fsum(moved)
@@ -224,6 +229,11 @@ def _numbers(name: str, values: Sequence[float], least: int = 0) -> list[float]:
     if len(values) < least:
         raise ValueError(f"{name} has {len(values)} values: at least {least} are needed")
     return [float(value) for value in values]
+
+
+def _equal(one: float, other: float) -> bool:
+    """Whether two values differ by no more than what rounding makes of them, as 0.1 + 0.2 and 0.3."""
+    return math.isclose(one, other, rel_tol=1e-12, abs_tol=1e-15)
 
 
 def _check_level(level: float) -> None:

@@ -11,6 +11,7 @@ import runpy
 import sysconfig
 import time
 import traceback
+import unicodedata
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -90,6 +91,8 @@ Extractor = Callable[[str], str | None]
 """Reply text -> the answer in it, or None."""
 
 
+_ROUNDING = 1e-12
+"""The most that sums of a scorer's own may be off by."""
 _SAID = 200
 """Characters of an error's message that are told."""
 _PYTHON = sysconfig.get_path("stdlib")
@@ -98,17 +101,19 @@ _PYTHON = sysconfig.get_path("stdlib")
 def as_score(verdict: object) -> Score:
     """A scorer's verdict as a Score. Raises BadScore for anything but a number in [0, 1]."""
     if isinstance(verdict, Score):
-        return replace(verdict, value=float(verdict.value))
+        return replace(verdict, value=cast(float, _number(verdict.value)))
     if (number := _number(verdict)) is None:
         raise BadScore(f"scorer returned {verdict!r:.40}; a score is a number in [0, 1]")
     return Score(number)
 
 
 def _number(value: Any) -> float | None:
-    """A value as a score, if it is a number in [0, 1]."""
+    """A value as a score, if it is a number in [0, 1], but for rounding: .7 + .2 + .1 is 1."""
     with suppress(TypeError, ValueError, OverflowError):
-        if not isinstance(value, str | bytes) and 0 <= (number := float(value)) <= 1:
-            return number
+        if not isinstance(value, str | bytes):
+            number = float(value)
+            number = next((end for end in (0.0, 1.0) if abs(number - end) < _ROUNDING), number)
+            return number if 0 <= number <= 1 else None
     return None
 
 
@@ -212,7 +217,13 @@ async def averdict_of(
 # --- finding the answer -----------------------------------------------------------------------
 
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?:\.\d{1,9})?", re.ASCII)
+_UNSAID = ("", "...", "\u2026")
+"""What stands in a block that only shows the form of an answer, as our prompts do."""
+_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18}|(?=\.\d))(?:\.\d{1,9})?", re.ASCII)
+_MARKUP = re.compile(
+    r"\*\*([^*]+)\*\*|`([^`]+)`|\$([^$]+)\$|\\\(([^\\]+)\\\)|\\(?:boxed|text)\{([^{}]+)\}"
+)
+"""Marks of Markdown or LaTeX around a whole answer."""
 _SET = re.compile(r"\{([^{}\[\]:]+)\}")
 _BRACKET = re.compile(r"[{\[]")
 _JSON = re.compile(r'[{}\[\]\\]|"(?:[^"\\\x00-\x1f]++|\\.)*+("?)')
@@ -223,14 +234,29 @@ _DEEPEST = 200
 
 
 def tagged(text: str) -> str | None:
-    """The last complete, non-empty <answer> block; replies repeat the block when the answer improves."""
+    """The last complete <answer> block that holds an answer; replies repeat the block when the answer
+    improves. An opening tag that another one follows was only spoken of."""
     found: str | None = None
     begun: int | None = None
     for tag in _TAG.finditer(text):
-        if begun is None:
-            begun = None if tag[1] else tag.end()
-        elif tag[1]:
-            found, begun = text[begun : tag.start()].strip() or found, None
+        if not tag[1]:
+            begun = tag.end()
+        elif begun is not None:
+            block, begun = text[begun : tag.start()].strip(), None
+            found = found if block in _UNSAID else block
+    return found
+
+
+def unclosed(text: str) -> str | None:
+    """What a reply that its model ended says behind the last tag that it opened and did not close."""
+    end, found = len(text), None
+    for tag in reversed(list(_TAG.finditer(text))):
+        if tag[1]:
+            break
+        block, end = text[tag.end() : end].strip(), tag.start()
+        if block not in _UNSAID:
+            found = block
+            break
     return found
 
 
@@ -297,16 +323,24 @@ def _read_blocks(text: str, at: int, passed: set[int]) -> Iterator[tuple[int, in
 
 
 def normal(answer: str) -> str:
-    """The form in which a vote compares answers: case, spaces and final full stops do not count. Numbers
-    are compared as such ("1,000.0" is 1000), and so are JSON ({"b": 2, "a": 1.0} is {"a":1,"b":2}) and sets
+    """The form in which a vote compares answers: case, spaces, final full stops and marks around the whole
+    ("**42**", "$42$") do not count. Numbers are compared as such ("1,000.0" is 1000), and so are JSON ({"b": 2, "a": 1.0} is {"a":1,"b":2}) and sets
     ("{2, 1}" is {1,2})."""
-    text = _canonical(" ".join(answer.lower().split()).rstrip("."))
+    text = _canonical(_bare(unicodedata.normalize("NFC", " ".join(answer.lower().split()))))
     return text if len(text) <= 200 else hashlib.sha256(text.encode(errors="replace")).hexdigest()
 
 
+def _bare(text: str) -> str:
+    """The text without final full stops, and without marks around the whole."""
+    while match := _MARKUP.fullmatch(text := text.strip().rstrip(".").rstrip()):
+        text = match[match.lastindex or 0]
+    return text
+
+
 def _canonical(text: str) -> str:
-    if _NUMBER.fullmatch(text):
-        return f"{Decimal(text.replace(',', '')).normalize() + 0:f}"
+    number = text.replace("\u2212", "-")
+    if _NUMBER.fullmatch(number):
+        return f"{Decimal(number.replace(',', '')).normalize() + 0:f}"
     if text[:1] not in ("{", "["):
         return text
     try:

@@ -35,6 +35,8 @@ def candidate(
     except Exception as error:  # a failure of the user's function does not end the run
         reply.receipt["errors"].append(f"extractor on reply {call['ordinal']}: {describe(error)}")
         answer = None
+    if answer is None and reply.whole and answers.extract is scoring.tagged:
+        answer = scoring.unclosed(text)
     if answer is None and (schema := answers.protocol.schema) is not None:
         why = f"reply {call['ordinal']}: no JSON in it fits {schema.__name__}"
         reply.receipt["errors"].append(why)

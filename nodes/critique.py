@@ -17,8 +17,9 @@ from anytime_graph.run.calls import STRUCTURED, CritiqueMove, PlannedCall, shown
 from anytime_graph.run.state import State
 from anytime_graph.text import clip
 
-_CHOICE = re.compile(r"[\W_]*verdict\s*:[\W_]*(tie|[a-z])[\W_]*", re.IGNORECASE)
-_VERDICT = re.compile(r"[\W_]*verdict\s*:[\W_]*(a|b|tie|good|improve)[\W_]*", re.IGNORECASE)
+_SAYS = r"[\W_]*verdict[*_\s]*[:\uff1a][\W_]*(?:answer\b[\W_]*)?"  # also with a colon of full width
+_CHOICE = re.compile(rf"{_SAYS}(tie|[a-z])[\W_]*", re.IGNORECASE)
+_VERDICT = re.compile(rf"{_SAYS}(a|b|tie|good|improve)[\W_]*", re.IGNORECASE)
 
 VERDICT: dict[str, Any] = {
     "title": "verdict",

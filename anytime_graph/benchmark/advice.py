@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from anytime_graph.benchmark.cells import PREPARATION, UNITS, Protocol, Record, upgraded_record
-from anytime_graph.metrics import Interval, mean, wilson
+from anytime_graph.metrics import Interval, mean, reaches, wilson
 
 _REQUIRED_FIELDS = set(Record.__annotations__) - {"brought", "chance", "seen", "cut"}
 Verdict = Literal["enough", "likely", "unknown", "out of reach"]
@@ -102,12 +102,12 @@ def _judged_choice(
     def cheapest(good: Sequence[MeasuredQuality]) -> MeasuredQuality:
         return min(good, key=lambda c: (c.budget, c.tokens))
 
-    if sure := [c for c in choices if c.quality.low >= quality]:
+    if sure := [c for c in choices if reaches(c.quality.low, quality)]:
         return "enough", cheapest(sure)
-    if likely := [c for c in choices if c.quality.mean >= quality]:
+    if likely := [c for c in choices if reaches(c.quality.mean, quality)]:
         return "likely", cheapest(likely)
     highest = max(choices, key=lambda c: (c.quality.mean, -c.budget))
-    near = any(c.quality.high >= quality for c in choices)
+    near = any(reaches(c.quality.high, quality) for c in choices)
     return "unknown" if near else "out of reach", highest
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from anytime_graph.budget import Prices
+from anytime_graph.metrics import reaches
 from anytime_graph.planning.moves import Stop, View
 from anytime_graph.planning.prospects import agreement, prospects
 from anytime_graph.run.calls import PlannedMove, kind
@@ -69,7 +70,7 @@ def reached(until: Until, view: View) -> Stop | None:
     if view.best is None:
         return None
     score = view.best["score"]
-    if until.target is not None and score is not None and score >= until.target:
+    if until.target is not None and score is not None and reaches(score, until.target):
         return Stop("target", score)
     if until.confidence is not None and (sure := agreement(view.ballots)) >= until.confidence:
         return Stop("confidence", sure)

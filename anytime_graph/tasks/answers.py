@@ -16,13 +16,28 @@ _BRACE = re.compile(r"(\\(?:boxed|fbox)\s*)?\{|\}")
 _NUMBER = re.compile(
     r"(?<![\w.])(-?)(?:"
     r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}"
-    r"|((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:/(\d+))?"
+    r"|((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE]([-+]?\d{1,3}))?(?:/(\d+))?"
     r")(?![\w/]|\.\d)"
 )
-_LETTER = re.compile(
-    r"[\W_]*(?:(?:option|choice|text)\b[\W_]*)?([A-Z])(?=$|[).:,\]}*\n$])", re.IGNORECASE
+_SIGN = re.compile(r"(?<!\w)-([$\u20ac\u00a3])(?=[\d.])")
+_DASH = re.compile(r"(?<![\w.)}\]])\u2013(?=[\d.\\])")
+_POWER = re.compile(r"(?<=\d)\s?(?:\\times|\\cdot|\*|\u00d7)\s?10\^\{?([-+]?\d{1,3})\}?(?!\d)")
+_OPERATED = re.compile(
+    r"(?:\^\{?|(?:sqrt|\u221a|\b(?:ln|log|sin|cos|tan))\W{0,2}|(?:\u00b1|\\pm)\s?|\}\{"
+    r"|(?<![A-Za-z])[A-Za-z]\s?[-+*/]\s?)$"
 )
-_ANOTHER = re.compile(r"[\W_]*(?:(?:or|and)\b[\W_]*)?[A-Z]\b(?!')")
+_OPERATES = re.compile(
+    r"\s?(?:\\(?:pi|sqrt|ln|log|sin|cos|tan)(?![a-z])|[\u221a\u03c0]|\^(?!\{?\\circ)"
+    r"|[-+*]\s?[b-hj-zB-HJ-Z](?![A-Za-z]))"
+)
+"""What stands before, or after, a number that is only a part of an expression: a power, a root, "n + 1"."""
+_LETTER = re.compile(
+    r"[\W_]*(?:(?:option|choice|text)\b[\W_]*)?([A-Z])"
+    r"(?=$|[).:,;\]}*`\n$]|\s[-\u2013\u2014]\s|\s\()",
+    re.IGNORECASE,
+)
+_FONT = re.compile(r"\\(?:text|math)(?:bf|rm|it)?\{")
+_ANOTHER = re.compile(r"[\W_]*(?:(?:or|and)\b[\W_]*)?[A-HJ-Z]\b(?!')")
 _LISTED = re.compile(r"\b(?:or|and)\b|[,;]\s")
 _LONGEST = 400
 
@@ -45,9 +60,9 @@ def tail(text: str) -> str:
 
 def number(text: str) -> Fraction | None:
     """The one number in the text, exactly: "025", "$1,024$", "\\frac{1}{2}", "25.0 cm". With several
-    numbers, the one after the last "=" of the last line: "3 + 4 = 7". None without a number, or with
-    more than one value."""
-    text = text.replace("\\!", "").replace("{,}", ",").replace("\u2212", "-")
+    numbers, the one after the last "=" of the last line: "3 + 4 = 7". None without a number, with
+    more than one value, or for a part of an expression: "\\sqrt{2}", "n + 1"."""
+    text = _plain(text)
     values = _values(text)
     if len(values) > 1:
         line = text.rstrip().rsplit("\n", 1)[-1]
@@ -65,7 +80,7 @@ def numeric(reply: str) -> Fraction | None:
 def letter(reply: str, letters: str = "ABCD") -> str | None:
     """The choice that a reply gives as its answer: "B", "(b)", "Answer: B) because", "\\boxed{B}"."""
     answer = end if (end := final(reply)) is not None else reply.strip()
-    answer = answer.replace("\\text{", "").replace("\\mathrm{", "")
+    answer = _FONT.sub("", answer)
     match = _LETTER.match(answer)
     if match and _ANOTHER.match(answer, match.end()):
         return None
@@ -75,8 +90,9 @@ def letter(reply: str, letters: str = "ABCD") -> str | None:
 
 
 def is_number(text: str) -> bool:
-    """Whether the text is a number and nothing else."""
-    return _NUMBER.fullmatch(text.strip()) is not None and number(text) is not None
+    """Whether the text is a number and nothing else but a sign of a currency."""
+    bare = _plain(text).strip("$\u20ac\u00a3 \n")
+    return _NUMBER.fullmatch(bare) is not None and number(text) is not None
 
 
 def same(reply: str, expected: str) -> bool:
@@ -84,7 +100,14 @@ def same(reply: str, expected: str) -> bool:
     regard to case, spaces and final full stops."""
     if is_number(expected):
         return numeric(reply) == number(expected)
-    return normal(expected) in (normal(reply), normal((final(reply) or "").strip("*_ ")))
+    found = (final(reply) or "").strip("*_ ").replace("\\%", "%")
+    return normal(expected) in (normal(reply), normal(found))
+
+
+def _plain(text: str) -> str:
+    """The text with its numbers in plain characters: "\u2212$5" is "$-5", "3 \\times 10^5" is "3e5"."""
+    text = text.replace("\\!", "").replace("{,}", ",").replace("\u2212", "-").replace("\\$", "$")
+    return _POWER.sub(r"e\1", _DASH.sub("-", _SIGN.sub(r"\1-", text)))
 
 
 def _last_box(text: str) -> tuple[int, str] | None:
@@ -104,22 +127,28 @@ def _last_box(text: str) -> tuple[int, str] | None:
 
 def _values(text: str) -> set[Fraction | None]:
     """The values of the numbers in a text, no more than two of them."""
-    written: set[str] = set()
+    written: set[tuple[str, bool]] = set()
     values: set[Fraction | None] = set()
     for match in _NUMBER.finditer(text):
-        if match[0] not in written:
-            written.add(match[0])
-            values.add(_value(match))
+        before, after = (
+            text[max(0, match.start() - 8) : match.start()],
+            text[match.end() : match.end() + 8],
+        )
+        part = bool(_OPERATED.search(before) or _OPERATES.match(after))
+        if (match[0], part) not in written:
+            written.add((match[0], part))
+            values.add(None if part else _value(match))
         if len(values) > 1:
             break
     return values
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
-    sign, top, bottom, plain, divisor = match.groups()
+    sign, top, bottom, plain, power, divisor = match.groups()
     if len(match[0]) > _LONGEST:
         return None
     value = Fraction(top) if top else Fraction(plain.replace(",", ""))
+    value *= Fraction(10) ** int(power or 0)
     below = int(bottom or divisor or 1)
     if not below:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -46,7 +47,10 @@ def _own_question(
     row, where = rows[at], f"{file}, row {at + 1}"
     text = str(column(row, ("question", "prompt"), where))
     if scorer is None:
-        scorer = partial(_same, str(column(row, ("answer",), f"{where}, without check=")))
+        key = column(row, ("answer",), f"{where}, without check=")
+        listed = isinstance(key, list | dict)
+        key = json.dumps(key, ensure_ascii=False, default=str) if listed else str(key)
+        scorer = partial(_same, key)
     name = row.get("id")
     return Question(str(at + 1 if name in (None, "") else name), text, scorer)
 

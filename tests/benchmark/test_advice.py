@@ -51,6 +51,11 @@ def measured(right: dict[tuple[str, int], int], n: int = 100) -> list[Record]:
     ]
 
 
+def test_a_quality_that_only_rounding_keeps_away_is_reached() -> None:
+    records = [record("single", 100, i, score) for i, score in enumerate([0.7, 0.8, 0.9])]
+    assert advise(records, 0.8)[0].verdict == "likely"
+
+
 CURVES = {("single", 100): 40, ("single", 200): 45, ("pdp", 100): 45, ("pdp", 200): 75}
 
 

@@ -110,6 +110,7 @@ def test_the_budget_that_reaches_a_quality_is_one_that_was_measured() -> None:
     assert budget_to_reach(BUDGETS, RISING, 0.1) == 256
     assert budget_to_reach(BUDGETS, RISING, 0.71) is None
     assert budget_to_reach([5], [1.0], 1.0) == 5
+    assert budget_to_reach([5], [0.7 + 0.1], 0.8) == 5
 
 
 nan = math.nan
@@ -186,6 +187,13 @@ def test_the_permutation_test_by_hand() -> None:
     better, worse = paired(a, b), paired(b, a)
     assert better.p == pytest.approx(1 / 10_001)
     assert 0 < better.low < better.mean == pytest.approx(0.25) == -worse.mean
+
+
+def test_what_only_rounding_tells_apart_is_no_difference() -> None:
+    same = paired([0.1 + 0.2] * 8, [0.3] * 8)
+    assert same == paired([0.3] * 8, [0.3] * 8)
+    assert (same.low, same.high, same.p) == (0.0, 0.0, 1.0)
+    assert paired([0.3 + 1e-9] * 8, [0.3] * 8).p < 0.05
 
 
 def test_drawn_flips_agree_with_all_of_them() -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, model_validator
 from anytime_graph import Constraints, Score
 from anytime_graph.budget import counted
 from anytime_graph.nodes.critique import split_verdict
-from anytime_graph.scoring import BadScore, as_score, normal, parsed, tagged
+from anytime_graph.scoring import BadScore, as_score, normal, parsed, tagged, unclosed
 from anytime_graph.text import clip, fenced
 
 
@@ -30,6 +30,15 @@ class Fox(BaseModel):
         ({"sentences": (1, 2)}, "Is it? Yes...", "A. B. C."),
         ({"words": 3}, "it's well-known, no?", "two words"),
         ({"words": (2, 3)}, "a b", "a b c d"),
+        ({"words": 3}, "it is well\u2011known", "it is well known"),
+        ({"words": 4}, "It costs 1,003.14 euros.", "It costs 3, 14 euros."),
+        ({"sentences": 1}, "Mr. Fox saw Dr. Owl, e.g. at night.", "Mr. Fox ran. He fell."),
+        ({"sentences": 2}, 'He said "Stop." Then he left.', 'He said "Stop." then left.'),
+        ({"sentences": 2}, "**Bold one.** (Next one!)", "**Bold.** **Then.** Next."),
+        ({"sentences": 2}, "\u4f60\u597d\u3002\u4e16\u754c\u3002", "\u4f60\u597d\u3002"),
+        ({"include": ("don't",)}, "Don\u2019t!", "do not"),
+        ({"forbid": ("it\u2019s",)}, "it is", "it's"),
+        ({"ends_with": "don't."}, "We don\u2019t.", "We do."),
         ({"include": ("fox",)}, "The Fox!", "foxes"),
         ({"include": "ice cream"}, "Ice cream.", "ice, cream"),
         ({"forbid": ("!", "very")}, "every day", "very good!"),
@@ -105,6 +114,14 @@ def test_numbers_and_truth_values_are_scores(given_: object, value: float) -> No
     assert as_score(given_).value == value
 
 
+@pytest.mark.parametrize(
+    ("sum_", "value"), [(0.7 + 0.2 + 0.1, 1.0), (sum([0.05] * 20), 1.0), (0.3 - 0.1 - 0.2, 0.0)]
+)
+def test_a_score_is_not_off_by_rounding(sum_: float, value: float) -> None:
+    assert sum_ != value
+    assert as_score(sum_) == as_score(Score(sum_)) == Score(value)
+
+
 @pytest.mark.parametrize("rubbish", ["1", None, float("nan"), 2, -0.5, [1], object()])
 def test_anything_else_is_not(rubbish: object) -> None:
     with pytest.raises(BadScore, match="scorer returned"):
@@ -131,7 +148,7 @@ def test_the_last_complete_block_counts(answers: list[str], tail: str) -> None:
     text = (
         "so ".join(f"<answer>{a}</answer>" for a in answers) + "<answer>cut" + tail.replace("<", "")
     )
-    full = [a.strip() for a in answers if a.strip()]
+    full = [a.strip() for a in answers if a.strip() not in ("", "...", "\u2026")]
     assert tagged(text) == (full[-1] if full else None)
 
 
@@ -158,6 +175,10 @@ def test_no_text_can_close_its_fence(first: str, second: str) -> None:
     [
         ("A is right.\nVerdict: A", "a"),
         ("**Verdict: B**", "b"),
+        ("**Verdict**: B", "b"),
+        ("__Verdict__ : tie", "tie"),
+        ("Verdict: Answer B", "b"),
+        ("Verdict\uff1aB", "b"),
         ("verdict: tie.", "tie"),
         ("Verdict: A\nor so", None),
         ("Verdict: A or B", None),
@@ -215,13 +236,32 @@ def test_json_that_fits_no_schema_is_tried_once_however_often_it_comes() -> None
     assert len(tried) == 4
 
 
-TAGS = ["<answer>", "</answer>", "<ANSWER>", "x", " ", "\n", "<answer", "/"]
+TAGS = ["<answer>", "</answer>", "<ANSWER>", "x", " ", "\n", "<answer", "/", "..."]
 
 
 @given(st.lists(st.sampled_from(TAGS), max_size=20).map("".join))
-def test_the_last_block_that_is_whole_and_not_empty_is_the_answer(text: str) -> None:
-    blocks = re.findall(r"(?is)<answer>(.*?)</answer>", text)
-    assert tagged(text) == next((b.strip() for b in reversed(blocks) if b.strip()), None)
+@example("I put it into <answer> tags: <answer>x</answer>")
+@example("<answer>x</answer> I gave it as <answer>...</answer>.")
+def test_the_last_block_that_is_whole_and_holds_an_answer_is_the_answer(text: str) -> None:
+    blocks = re.findall(r"(?is)<answer>((?:(?!<answer>).)*?)</answer>", text)
+    said = [b.strip() for b in blocks if b.strip() not in ("", "...")]
+    assert tagged(text) == (said[-1] if said else None)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("so <answer>42", "42"),
+        ("so <answer>42<answer>", "42"),
+        ("<answer>41 no, <answer>42\n", "42"),
+        ("42</answer>", None),
+        ("so <answer>", None),
+        ("so <answer>...", None),
+        ("42", None),
+    ],
+)
+def test_a_tag_that_was_never_closed_goes_to_the_end(text: str, answer: str | None) -> None:
+    assert unclosed(text) == answer
 
 
 def test_equal_causes_are_told_once_with_their_number() -> None:

@@ -235,6 +235,19 @@ def test_target_stops_every_strategy(strategy: str, server: Server) -> None:
     assert out["spent"]["tokens"] < 2_000
 
 
+def test_a_target_that_only_rounding_keeps_away_is_reached(server: Server) -> None:
+    digits(server, 7)
+    app = create_anytime_graph(
+        server.model(seed=0),
+        budget=Budget(calls=8),
+        scorer=lambda question, answer: 0.7 + 0.1,
+        strategy="best_of_n",
+        until=Until(target=0.8),
+    ).compile()
+    out = app.invoke(ASK)
+    assert out["stop_reason"] == "target"
+
+
 def test_no_rule_is_on_unless_asked_for_but_the_perfect_score(server: Server) -> None:
     options: dict[str, Any] = {"budget": Budget(calls=9), "scorer": digit, "strategy": "best_of_n"}
     digits(server, 7)

@@ -95,6 +95,14 @@ def test_numbers_agree_however_they_are_written(server: Server) -> None:
     assert len(server.calls) <= 8
 
 
+def test_an_answer_whose_tag_is_not_closed_agrees_with_the_others(server: Server) -> None:
+    server.script = lambda request, i: Reply(
+        text=f"By all that is known it is <answer>42{'</answer>' if i % 2 else ''}"
+    )
+    out = asked(server)
+    assert (out["best"]["answer"], out["stop_reason"]) == ("42", "agreed")
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
@@ -107,13 +115,30 @@ def test_numbers_agree_however_they_are_written(server: Server) -> None:
         ("{2, 1.0}", "{1,2,2}", True),
         ("0.1234567891", "0.1234567892", False),
         ("1" * 30, "1" * 29 + "2", False),
+        ("\u22125", "-5.0", True),
+        (".50", "0.5", True),
+        ("$42$", "**42**.", True),
+        (r"\boxed{1,000}", "`1000`", True),
+        (r"\(x + 1\)", "x + 1", True),
+        (r"\text{Paris}", "Paris.", True),
+        ("caf\u00e9", "cafe\u0301", True),
+        ("$5 or $6", "5 or $6", False),
+        ("**a** or **b**", "a** or **b", False),
+        ("x\u00b2", "x2", False),
     ],
 )
 def test_values_are_compared_as_what_they_are(one: str, other: str, same: bool) -> None:
     assert (normal(one) == normal(other)) == same
 
 
-@given(st.one_of(st.text(), st.integers().map(str), st.floats(allow_nan=False).map(str)))
+@given(
+    st.one_of(
+        st.text(),
+        st.text("*`$.\\()-\u22125{} "),
+        st.integers().map(str),
+        st.floats(allow_nan=False).map(str),
+    )
+)
 def test_the_form_of_an_answer_is_its_own_form(answer: str) -> None:
     assert normal(normal(answer)) == normal(answer)
 
@@ -220,6 +245,7 @@ def test_who_is_shown_first_is_chance() -> None:
     [
         ("Verdict: B", True, "b"),
         ("**Verdict: C**\nbecause", False, "c"),
+        ("**Verdict**: **Answer C**", True, "c"),
         ("Verdict: tie", True, "tie"),
         ("It is B.\nVerdict: A", True, "a"),
         ("Verdict: A", False, None),

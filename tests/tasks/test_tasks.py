@@ -386,6 +386,26 @@ def test_examples_of_tasks_in_words_show_the_answer() -> None:
         load("reasoning_gym:chain_sum", examples=-1)
 
 
+@pytest.mark.parametrize(
+    ("key", "right", "wrong"),
+    [
+        (["a", 1], 'Answer: ["A", 1.0]', '["b", 1]'),
+        ({"x": True, "y": None}, '{"y": null, "x": true}', '{"x": true}'),
+        (1e-05, "0.00001", "0.0001"),
+        (False, "false", "true"),
+    ],
+)
+def test_a_key_that_is_no_text_is_met_by_its_json(
+    key: object, right: str, wrong: str, tmp_path: Path
+) -> None:
+    file = written(tmp_path, "jsonl", [{"question": "What?", "answer": key}])
+    scorer = load(f"jsonl:{file}").questions[0].scorer
+    assert (scorer("", right), scorer("", wrong)) == (
+        Score(1.0),
+        Score(0.0, "That is not the answer."),
+    )
+
+
 def test_unknown_names_and_parameters_of_reasoning_gym(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("reasoning_gym")
     with pytest.raises(ValueError, match="reasoning_gym:sums: there is no such task; there are ab"):
