@@ -324,8 +324,8 @@ def _read_blocks(text: str, at: int, passed: set[int]) -> Iterator[tuple[int, in
 
 def normal(answer: str) -> str:
     """The form in which a vote compares answers: case, spaces, final full stops and marks around the whole
-    ("**42**", "$42$") do not count. Numbers are compared as such ("1,000.0" is 1000), and so are JSON ({"b": 2, "a": 1.0} is {"a":1,"b":2}) and sets
-    ("{2, 1}" is {1,2})."""
+    ("**42**", "$42$") do not count. Numbers are compared as such ("1,000.0" is 1000), and so are JSON
+    ({"b": 2, "a": 1.0} is {"a":1,"b":2}) and sets ("{2, 1}" is {1,2})."""
     text = _canonical(_bare(unicodedata.normalize("NFC", " ".join(answer.lower().split()))))
     return text if len(text) <= 200 else hashlib.sha256(text.encode(errors="replace")).hexdigest()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,9 @@ from anytime_graph.run.upgrade import CHANNEL, STATE
 
 Record = Literal["all", "usage"]
 Writes = Sequence[tuple[str, Any]]
+
+_ADDRESS = re.compile(r"([A-Za-z][\w+.-]+):/")
+"""The scheme of an address; in "C:/" it is no scheme."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,18 @@ def open_checkpoints(target: str | Path, *, record: Record = "all", serde: Any =
 
 class _Opening:
     def __init__(self, target: str | Path, record: Record, serde: Any) -> None:
-        if str(target) in ("", ":memory:"):
-            raise ValueError(f"target={str(target)!r}: name a file; checkpoints need one to last")
+        self._remote = str(target).startswith(("postgresql://", "postgres://"))
+        if not self._remote and (address := _ADDRESS.match(str(target))):  # it may hold a password
+            raise ValueError(
+                f"target='{address[1]}:...': a file is needed, or the text postgresql://USER@HOST/DATABASE"
+            )
+        if not isinstance(target, str | os.PathLike) or str(target).strip() in ("", ":memory:"):
+            given = str(target) if isinstance(target, os.PathLike) else target
+            raise ValueError(f"target={given!r}: name a file; checkpoints need one to last")
+        storable("target", target)
         if record not in get_args(Record):  # before anything is opened
             raise ValueError(f"record={record!r}: 'all' or 'usage'")
         self._target, self._record, self._serde = target, record, serde
-        self._remote = str(target).startswith(("postgresql://", "postgres://"))
 
     def __enter__(self) -> Checkpoints:
         with ExitStack() as stack:

@@ -39,7 +39,10 @@ class PostgresStore:
         try:
             parts = conninfo_to_dict(url)
         except psycopg.Error as error:
-            raise LedgerError(f"not a PostgreSQL address: {error}") from None
+            said = re.sub(
+                r'".*"', '"..."', str(error).strip(), flags=re.S
+            )  # it may be the password
+            raise LedgerError(f"not a PostgreSQL address: {said}") from None
         self.where = f"PostgreSQL {parts.get('host', 'localhost')}/{parts.get('dbname', '')}"
         with self.explained():
             with alone(url), psycopg.connect(url) as connection:

@@ -132,8 +132,9 @@ class Quotas:
 
     def rows(self) -> list[dict[str, Any]]:
         """The quotas in the database with what their accounts have booked now: `per`, `who`, `window`,
-        `limits`, `booked`, for each value of the key that has spent something."""
+        `limits`, `booked`, for each value of the key that has spent something and is held to this one."""
         rows, kept_quotas = [], self.kept()
+        own = {_account(quota, who) for who, quota in kept_quotas if who}
         with self.store.reading() as execute:
             for who, quota in kept_quotas:
                 known = execute(
@@ -141,12 +142,18 @@ class Quotas:
                     "(:who = '' OR who = :who) ORDER BY who",
                     _account(quota, who)._asdict(),
                 )
-                for value in [row["who"] for row in known] or [who]:
+                values = [row["who"] for row in known]
+                if not who:
+                    values = [value for value in values if _account(quota, value) not in own]
+                for value in values or [who]:
                     key = _account(quota, value)
                     (standing,) = Payers(self, {key: [quota]}).read(execute).of
                     row = {"per": quota.per, "for": who or None, "window": quota.window}
-                    limits = quota.budget.limits()
-                    spent = {d: limits[d] - amount for d, amount in standing.left().items()}
+                    limits, step = quota.budget.limits(), quota.step(standing.now)
+                    steps = [
+                        a for at, a in standing.booked.items() if abs(at - step) <= quota.reach
+                    ]
+                    spent = {d: sum(amounts[d] for amounts in steps) / UNITS[d] for d in limits}
                     rows.append(row | {"who": value or None, "limits": limits, "booked": spent})
         return rows
 

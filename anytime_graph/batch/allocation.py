@@ -346,7 +346,8 @@ class _Allocation:
     def result(self) -> Batch:
         if not (self._answered or any(q.error for q in self.questions)) and self._waiting:
             needs = [self._wanted(question)[0] for question in self.questions]
-            raise BudgetTooSmall(self.account.limits, min(needs, key=lambda need: need["tokens"]))
+            least, limits = min(needs, key=lambda need: need["tokens"]), self.account.limits
+            raise BudgetTooSmall(limits, {d: n for d, n in least.items() if d in limits})
         if self.stop.is_set():
             reason = "seconds" if self.account.left().get("seconds", 1) <= 0 else "interrupted"
         elif self._waiting:
@@ -419,7 +420,7 @@ class _Allocation:
         judged = prospects.judge_decides(seen)
         if judged and question.answered:
             besides += 1.5 * prospects.tokens(seen, "compare")
-        calls = 3 if judged else 1  # it is compared in both orders
+        calls = 3 if judged and question.answered else 1  # it is compared in both orders
         begun: State = {**state, "limits": {}}  # what a step is given takes a thread off its end
         enough, wanted = (
             least_call(self.setup, begun, math.ceil(room), math.ceil(besides))

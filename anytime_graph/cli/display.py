@@ -59,6 +59,11 @@ def say(text: str) -> None:
         deliver(text)
 
 
+def exact(text: str) -> str:
+    """The text for standard output: as it is, but for a terminal without escape sequences."""
+    return harmless(text) if sys.stdout.isatty() else text
+
+
 def deliver(text: str) -> None:
     """Write what was paid for to standard output or, if that cannot be written, to standard error. A
     reader who has gone wants nothing."""
@@ -67,11 +72,16 @@ def deliver(text: str) -> None:
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it is not tried again
+        give_up_output()
         click.echo(harmless(text), err=True)
         raise click.ClickException(
             f"standard output cannot be written ({error.strerror}); what was to go there stands above"
         ) from None
+
+
+def give_up_output() -> None:
+    """Standard output, which cannot be written, is not tried again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _inert(text: object, style: str = "") -> Text:
@@ -202,7 +212,11 @@ def batch_progress(quiet: bool = False) -> Iterator[Callable[[BatchProgress], No
 def batch_summary(done: Batch) -> str:
     """One line: how many questions have an answer, the cost, and why the batch ended."""
     answered = sum(q.answer is not None for q in done.questions)
-    causes = {"done": "no question gains from more", "interrupted": "interrupted"}
+    causes = {
+        "done": "no question gains from more",
+        "interrupted": "interrupted",
+        "quota": "quotas do not pay for more",
+    }
     cause = causes.get(done.stop_reason, f"the budget's {done.stop_reason} are used up")
     return (
         f"{answered} of {len(done.questions)} questions answered; "
@@ -432,7 +446,7 @@ def quotas(rows: list[dict[str, Any]]) -> None:
         table.add_column(name, overflow="fold")
     for row in rows:
         amounts = (
-            ", ".join(f"{d}={n:g}" for d, n in row[of].items()) for of in ("limits", "booked")
+            ", ".join(f"{d}={n:.15g}" for d, n in row[of].items()) for of in ("limits", "booked")
         )
         words = (str(row[name] or "all") for name in ("per", "for", "window", "who"))
         table.add_row(*map(_inert, (*words, *amounts)))

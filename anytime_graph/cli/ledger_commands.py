@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -39,7 +40,8 @@ def opened(db: str, new: bool = False, **how: Any) -> Iterator[Checkpoints]:
     """The ledger and the checkpoints of --db. new: it may be made here. Raises Refused for what cannot be
     a ledger, or holds none."""
     if wrong := _unfit(db, new):
-        raise Refused(f"--db {db!r}: {wrong}")
+        shown = re.sub(r"(?s)://.*", "://...", db)  # it may hold a password
+        raise Refused(f"--db {shown!r}: {wrong}")
     try:
         with open_checkpoints(db, **how) as store:
             yield store
@@ -169,8 +171,9 @@ def show_command(thread: str, db: str, as_json: bool, page_file: Path | None) ->
         display.story(**story)
 
 
-def _running(ledger: Ledger, thread: str) -> bool:
-    return any(row["running"] for row in ledger.threads() if row["thread"] == thread)
+def _refuse_running(ledger: Ledger, thread: str) -> None:
+    if any(row["running"] for row in ledger.threads() if row["thread"] == thread):
+        raise click.ClickException(f"thread {thread!r} is being run; stop its process first")
 
 
 @click.command()
@@ -301,14 +304,14 @@ def rm(thread: str, db: str, yes: bool) -> None:
     """
     with opened(db) as store:
         runs = runs_of(store.ledger, thread)
-        if _running(store.ledger, thread):
-            raise click.ClickException(f"thread {thread!r} is being run; stop its process first")
+        _refuse_running(store.ledger, thread)
         if not yes:
             last = clipped(runs[-1]["question"] or "(not kept)", 60)
             click.confirm(
                 f"Delete {thread!r} ({display.many(len(runs), 'question')}, the last: {last})?",
                 abort=True,
             )
+            _refuse_running(store.ledger, thread)  # meanwhile it may have begun
         store.ledger.forget(thread)
         store.saver.delete_thread(thread)
     click.echo(f"deleted {thread!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shlex
@@ -30,6 +31,8 @@ from anytime_graph.models import default_model
 from anytime_graph.run.state import Output
 from anytime_graph.text import harmless
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What a disk or a device says that takes no more."""
 _WHOLE = 1_000
 """Characters of a help text, so that none is cut."""
 
@@ -41,6 +44,14 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             ctx.exit(ledger_commands.INTERRUPTED)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            if error.filename is None:
+                display.give_up_output()
+            raise click.ClickException(
+                f"{error.filename or 'the output'} cannot be written ({error.strerror})"
+            ) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands with the whole first sentence of each; click would cut it."""

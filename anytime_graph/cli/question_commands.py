@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -69,7 +70,8 @@ def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -
                 app, texts, budget, name=name, workers=workers, stop=stop, progress=progress
             )
     for question in done.questions:
-        click.echo(line(asdict(question)))
+        gain = None if math.isinf(question.gain) else question.gain  # JSON has no infinity
+        click.echo(line({**asdict(question), "gain": gain}))
     click.echo(display.batch_summary(done), err=True)
     if stop.is_set():
         click.echo(_INTERRUPTED_NOTE, err=True)

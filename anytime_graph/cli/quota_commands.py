@@ -130,7 +130,10 @@ def spend(db: str, by: str, since: float | None, as_csv: bool, as_json: bool) ->
     """
     with errors_shown(False), opened(db) as store:
         began = None if since is None else time.time() - since
-        bills = store.ledger.spend([name.strip() for name in by.split(",")], began)
+        names = [name.strip() for name in by.split(",")]
+        if not all(names):
+            raise ValueError(f"--by {by!r}: names with commas between them, as in user,model")
+        bills = store.ledger.spend(names, began)
     rows = [{**bill.of, **bill.spend} for bill in bills]
     if as_json:
         click.echo(line(rows))
@@ -139,7 +142,7 @@ def spend(db: str, by: str, since: float | None, as_csv: bool, as_json: bool) ->
         writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        click.echo(text.getvalue(), nl=False)
+        click.echo(display.exact(text.getvalue()), nl=False, color=True)
     elif rows:
         display.bills(rows)
     else:

@@ -679,3 +679,9 @@ def test_each_settled_call_is_delivered_once(
     assert len({row["call_id"] for row in taken}) == len(taken) == len(server.settled().calls)
     assert sum(row["tokens"] for row in taken) == server.served
     assert {row["user"] for row in taken} == {"ann", "bob"}
+
+
+@pytest.mark.parametrize("by", ["user", [], ["user", ""]])
+def test_what_is_no_list_of_names_is_not_added_up_by(store: Checkpoints, by: Any) -> None:
+    with pytest.raises(ValueError, match=r"by=.*: a list of names is needed, as in \['user'"):
+        store.ledger.spend(by)

@@ -129,14 +129,35 @@ def test_files_that_are_not_ours(tmp_path: Path) -> None:
         assert str(path) in str(error.value)
         assert said in str(error.value)
         assert before is None or path.read_bytes() == before
-    for target in ("", ":memory:"):
-        with pytest.raises(ValueError, match="name a file"):
-            open_checkpoints(target)
+    nothing_named: Any
+    for nothing_named in ("", " ", ":memory:", None, b"a.db"):
+        with pytest.raises(ValueError, match=r"target=.*name a file"):
+            open_checkpoints(nothing_named)
+    with pytest.raises(ValueError, match=r"target=.a.*x00.db.: an id without NUL"):
+        open_checkpoints("a\0.db")
     with pytest.raises(ValueError, match="record='some'"):
         open_checkpoints(tmp_path / "a.db", record="some")  # type: ignore[arg-type]
     assert not (tmp_path / "a.db").exists()
     with pytest.raises(LedgerError, match="PostgreSQL"):
         open_checkpoints("postgresql://nobody@127.0.0.1:1/none").__enter__()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "postgresql+psycopg://ann:se%cret@127.0.0.1/x",
+        "POSTGRESQL://ann:se%cret@127.0.0.1/x",
+        "mysql://ann:se%cret@127.0.0.1/x",
+        Path("postgresql://ann:se%cret@127.0.0.1/x"),
+        "postgresql://ann:se%cret@127.0.0.1/x",
+        'postgresql://ann:a" se%cret@127.0.0.1/x',
+    ],
+)
+def test_the_password_in_an_address_is_in_no_error(target: str | Path) -> None:
+    with pytest.raises((ValueError, LedgerError)) as error:
+        open_checkpoints(target).__enter__()
+    assert "cret" not in str(error.value)
+    assert "address" in str(error.value) or "postgresql://USER@HOST/DATABASE" in str(error.value)
 
 
 def test_a_damaged_file_is_an_error_that_says_so(server: Server, tmp_path: Path) -> None:

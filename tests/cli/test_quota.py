@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import pty
+import subprocess
 from typing import Any
 
 import pytest
@@ -11,7 +14,7 @@ from langchain.agents import create_agent
 
 from anytime_graph import Budget, open_checkpoints
 from anytime_graph.middleware import TokenBudgetMiddleware
-from tests.kit.commands import Command
+from tests.kit.commands import COMMAND, Command
 from tests.kit.ledgers import sql
 from tests.kit.server import Reply, Server
 
@@ -118,3 +121,41 @@ def test_tools_are_on_the_bill_by_name(server: Server, command: Command) -> None
     shown = command("spend", "--by", "tool").stdout
     assert "search" in shown
     assert "tool_calls" in shown
+
+
+def test_a_quota_is_shown_for_whom_it_holds_with_all_that_is_booked(
+    server: Server, command: Command
+) -> None:
+    server.script = said
+    of_users = ["--per", "user", "--window", "1d"]
+    command("quota", "set", *of_users, "--tokens", "2000000")
+    for user in ("ann", "bob"):
+        command(*SOLVE, "--thread", user, "--tokens", "900", "--key", f"user={user}")
+    assert "tokens=2000000" in command("quota", "show").stdout
+    command("quota", "set", *of_users, "--tokens", "9")
+    command("quota", "set", *of_users, "--for", "ann", "--tokens", "10")
+    shown = json.loads(command("quota", "show", "--json").stdout)
+    assert [(row["who"], row["limits"]["tokens"]) for row in shown] == [("bob", 9), ("ann", 10)]
+    assert sum(row["booked"]["tokens"] for row in shown) == server.settled().served > 900
+
+
+def test_names_on_a_bill_are_harmless_on_a_terminal_and_exact_in_a_pipe(
+    server: Server, command: Command
+) -> None:
+    server.script = said
+    command(*SOLVE, "--thread", "a", "--calls", "1", "--key", "user=a\x1b[31mb")
+    assert "\na\x1b[31mb," in command("spend", "--by", "user", "--csv").stdout
+    above, below = pty.openpty()
+    words = [*COMMAND, "spend", "--by", "user", "--csv"]
+    subprocess.run(words, stdout=below, check=True)
+    os.close(below)
+    shown = os.read(above, 9_999).decode()
+    os.close(above)
+    assert "\na\ufffd[31mb," in shown
+
+
+@pytest.mark.parametrize("by", ["", "user,,model"])
+def test_a_bill_is_by_something(server: Server, command: Command, by: str) -> None:
+    command(*SOLVE, "--thread", "a", "--calls", "1")
+    done = command("spend", "--by", by)
+    assert (done.exit_code, f"Error: --by {by!r}: names with commas" in done.stderr) == (2, True)

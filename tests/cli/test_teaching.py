@@ -246,3 +246,35 @@ def test_help_of_these_commands_teaches(command: Command, server: Server) -> Non
         done = command(name, "--help")
         assert f"anytime-graph {name} " in done.stdout
     assert environment(server)
+
+
+# --- batch
+
+
+def test_a_batch_of_the_command_line_is_json_also_where_there_is_no_answer(
+    server: Server, command: Command
+) -> None:
+    server.script = lambda request, i: Reply(text="<answer>x</answer>")
+    Path("q.txt").write_text("".join(f"Why do {n} rivers bend?\n" for n in range(9)))
+    words = [
+        "batch",
+        "q.txt",
+        "--model",
+        "openai:scripted",
+        "--workers",
+        "1",
+        "--strategy",
+        "best_of_n",
+    ]
+    done = command(*words, "--calls", "2")
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(row, parse_constant=pytest.fail) for row in done.stdout.splitlines()]
+    assert [row["gain"] is None for row in rows if row["answer"] is None] == [True] * 7
+
+
+def test_a_batch_says_that_quotas_ended_it(server: Server, command: Command) -> None:
+    server.script = lambda request, i: Reply(text="<answer>x</answer>")
+    Path("q.txt").write_text("Why do rivers bend?\nWhy do foxes run?\n")
+    command("quota", "set", "--window", "1d", "--calls", "1")
+    done = command("batch", "q.txt", "--model", "openai:scripted", "--strategy", "best_of_n")
+    assert done.stderr.endswith("; quotas do not pay for more\n")

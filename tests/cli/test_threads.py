@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -17,7 +18,7 @@ from click.testing import Result
 
 from anytime_graph import Budget, create_anytime_graph, open_checkpoints
 from anytime_graph.text import clipped, harmless
-from tests.kit.commands import Command, begun, told
+from tests.kit.commands import COMMAND, Command, begun, told
 from tests.kit.kills import ended as gone
 from tests.kit.server import Reply, Server
 
@@ -211,6 +212,7 @@ def test_a_ledger_that_is_not_there_is_told_and_not_made(
         ("", "a SQLite file is needed"),
         (str(tmp_path), "this is a folder; name a file in it"),
         ("/dev/null", "this is no file"),
+        ("mysql://nobody:secret@127.0.0.1/x", "--db 'mysql://...': a SQLite file is needed"),
         ("postgresql://nobody:secret@127.0.0.1:1/x", "127.0.0.1"),
         (__file__, "no SQLite database"),
     ):
@@ -551,6 +553,43 @@ def test_rm_asks_and_deletes_the_record_and_the_checkpoints(
     assert [row["thread"] for row in listed] == ["kept"]
     assert command("rm", "kept", "--yes").exit_code == 0
     assert set(rows().values()) == {0}
+
+
+def test_rm_deletes_no_thread_that_began_while_it_asked(
+    command: Command, solve: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solve("t", "--calls", "1")
+    with open_checkpoints("anytime.db") as store:
+
+        def agree(*words: Any, **how: Any) -> bool:
+            store.ledger.enter("t", None, object())
+            return True
+
+        monkeypatch.setattr("click.confirm", agree)
+        done = command("rm", "t")
+        assert (done.exit_code, "thread 't' is being run" in done.stderr) == (1, True)
+        assert [row["thread"] for row in store.ledger.threads()] == ["t"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is needed")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "threads",
+        "threads --json",
+        "export t --as runs",
+        "export t --as runs -o /dev/full",
+        "spend --csv",
+    ],
+)
+def test_what_a_full_disk_does_not_take_is_one_line(solve: Command, words: str) -> None:
+    solve("t", "--calls", "1")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*COMMAND, *words.split()], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    said = "Error: the output cannot be written (No space left on device)\n"
+    assert (done.returncode, done.stderr) == (1, said)
 
 
 # --- PostgreSQL

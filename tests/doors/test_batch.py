@@ -271,3 +271,16 @@ def test_the_dimensions_of_a_batch_stay(server: Server) -> None:
     batch(app, ["a"], Budget(tokens=300))
     with pytest.raises(ValueError, match="began with a budget in tokens"):
         batch(app, ["a"], Budget(output_tokens=300))
+
+
+def test_as_many_questions_are_answered_as_there_are_calls(server: Server) -> None:
+    done = batch(app_of(server, scorer="judge"), asked(5), Budget(calls=2), workers=1)
+    assert [q.answer is not None for q in done.questions] == [True, True, False, False, False]
+    assert len(server.calls) == done.spent["calls"] == 2
+
+
+def test_a_budget_that_is_too_small_is_told_in_its_own_dimensions(server: Server) -> None:
+    with pytest.raises(BudgetTooSmall, match=r"the least is tokens=\d+$") as error:
+        batch(app_of(server), ["why? " * 900], Budget(tokens=300))
+    assert set(error.value.least.limits()) == {"tokens"}
+    assert not server.calls
