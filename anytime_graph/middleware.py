@@ -29,6 +29,7 @@ from typing_extensions import TypedDict
 from anytime_graph.budget import (
     Budget,
     Limits,
+    NoAnswer,
     Prices,
     Short,
     Spend,
@@ -424,6 +425,10 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
                     result = within(seconds, lambda: handler(request))
             except (Short, TimeIsUp, JournalError) as error:
                 result = _refused(request, error)
+            except NoAnswer:
+                if tool.account.short is None:
+                    raise
+                result = _refused(request, tool.account.short)
             except GraphInterrupt:
                 _pause(tool)
                 raise
@@ -444,6 +449,10 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
                     result = await awithin(seconds, lambda: handler(request))
             except (Short, TimeIsUp, JournalError) as error:
                 result = _refused(request, error)
+            except NoAnswer:
+                if tool.account.short is None:
+                    raise
+                result = _refused(request, tool.account.short)
             except GraphInterrupt:
                 await self._aside(_pause, tool)
                 raise

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 from anytime_graph.budget import Spend, nothing, total
 from anytime_graph.checkpoints.leases import may_live
 from anytime_graph.checkpoints.schema import BILLED, KEYS, LEASE_NAME, MODEL, SPEND, TOOL
-from anytime_graph.checkpoints.store import Store
+from anytime_graph.checkpoints.store import Store, plain
 from anytime_graph.run.fold import union
 from anytime_graph.text import meant
 
@@ -175,7 +175,7 @@ class History:
             "FROM runs LEFT JOIN answers ON runs.id = answers.run_id WHERE "
             f"{self.store.matching('answers')} OR {self.store.matching('runs')} "
             "ORDER BY runs.changed DESC, runs.id, answers.id DESC",
-            words=self.store.words(words),
+            words=self.store.words(plain(words)),
         )
 
     def spent_by_agents(self, thread: str) -> Spend:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,8 @@ def show_command(thread: str, db: str, as_json: bool, page_file: Path | None) ->
     """
     if as_json and page_file is not None:
         raise click.UsageError("choose one of --json and --html")
+    if page_file is not None:
+        _refuse_ledger(page_file, db)
     with opened(db) as store:
         runs_of(store.ledger, thread)
         story = told(store.ledger, thread)
@@ -233,6 +236,7 @@ def export(thread: str | None, db: str, everything: bool, form: str, output: str
     """
     if everything == (thread is not None):
         raise click.UsageError("name one THREAD, or give --all")
+    _refuse_ledger(output, db)
     with opened(db) as store:
         if thread is None:
             names = [row["thread"] for row in reversed(store.ledger.threads())]
@@ -242,6 +246,14 @@ def export(thread: str | None, db: str, everything: bool, form: str, output: str
     if skipped:
         pairs = display.many(skipped, "pair")
         click.echo(f'skipped {pairs} whose texts were not kept (record="usage")', err=True)
+
+
+def _refuse_ledger(output: str | Path, db: str) -> None:
+    with suppress(OSError):  # one of them is no file that there is
+        if os.path.samefile(output, db):
+            raise click.UsageError(
+                f"{output}: that is the ledger, which would be lost; name another file"
+            )
 
 
 def _written(rows: Iterable[Row | None], output: str) -> int:

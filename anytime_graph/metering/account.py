@@ -56,6 +56,7 @@ class Account:
     shared: the quotas at the root, if any. record: where the calls of the run are kept, if anywhere.
     growth: how far prompts exceeded their bounds, by model. tool_call: the id of the tool call that
     it belongs to, if any. price: of that tool, in US dollars; it is booked each time the call is opened.
+    short: why a model call of that tool could not be paid for, if one could not.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Account:
         self._since = time.monotonic()
         self._opened = uuid4().hex
         self._recalled = self._closed = False
+        self.short: Short | None = None
         above = parent.left() if parent else {}
         used = cast("Mapping[str, float]", self.spent)
         self.limits = limits | {

@@ -387,6 +387,7 @@ class AgentPayer:
                     self.account.hold(self.latest.amounts)
             except Short as short:
                 if self.kind == "tool":
+                    self.account.short = short
                     raise
                 # Where a summary does not fit, the text that was to be summed up takes its place.
                 summary = self.kind == "middleware" and self.turn is None

@@ -425,7 +425,7 @@ class TestPrivacy:
         app.invoke({"messages": [("user", question)]}, {"configurable": {"thread_id": name}})
         assert store.ledger.threads()[0]["question"] == question
         assert store.ledger.search("delete")
-        for words in ('"', "NEAR(", "a OR", "* -", "';", "100%", ""):
+        for words in ('"', "NEAR(", "a OR", "* -", "';", "100%", "a\0b", ""):
             store.ledger.search(words)
         assert store.ledger.forget(name)
         assert not store.ledger.forget(name)

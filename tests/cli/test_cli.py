@@ -209,7 +209,7 @@ def test_a_scorer_file_may_hold_classes_whose_annotations_are_postponed(tmp_path
         (["--thread", "t"], "go together"),
         (["--db", "/no/such/folder/x.db", "--thread", "t"], "see to the path"),
         (["--db", "/tmp", "--thread", "t"], "Error: --db '/tmp': this is a folder"),
-        (["--db", "mysql://h/d", "--thread", "t"], "'mysql://h/d': a SQLite file is needed, or a"),
+        (["--db", "mysql://h/d", "--thread", "t"], "'mysql://...': a SQLite file is needed, or a"),
         (["--db", ":memory:", "--thread", "t"], "Error: --db ':memory:': name a file"),
         (["--db", __file__, "--thread", "t"], "this is no SQLite database"),
     ],

@@ -592,6 +592,18 @@ def test_what_a_full_disk_does_not_take_is_one_line(solve: Command, words: str) 
     assert (done.returncode, done.stderr) == (1, said)
 
 
+@pytest.mark.parametrize(
+    "words", [["export", "--all", "--as", "runs", "-o"], ["show", "t", "--html"]]
+)
+def test_nothing_is_written_over_the_ledger(
+    server: Server, command: Command, solve: Command, words: list[str]
+) -> None:
+    solve("t", "--calls", "1")
+    done = command(*words, "anytime.db")
+    assert (done.exit_code, "anytime.db: that is the ledger" in done.stderr) == (2, True)
+    assert command("best", "t").exit_code == 0
+
+
 # --- PostgreSQL
 
 

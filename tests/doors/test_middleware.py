@@ -882,6 +882,34 @@ def test_an_anytime_graph_whose_drafts_are_by_an_agent_may_be_a_tool(server: Ser
     assert out["spent_by"]["ponder"]["calls"] > 2
 
 
+@both
+@pytest.mark.parametrize("tokens", [1_000, 1_060, 1_540])
+def test_a_graph_as_a_tool_that_cannot_be_paid_for_ends_no_agent(
+    server: Server, sync: bool, tokens: int
+) -> None:
+    """Though its drafts are by an agent, and it ends without an answer."""
+    graph = create_anytime_graph(
+        metered(server.model()),
+        budget=Budget(tokens=9_000),
+        strategy="single",
+        drafter=lambda model: create_agent(model, [look_up]),
+    ).compile()
+
+    @tool
+    def ponder(question: str) -> str:
+        """Think about a question."""
+        return str(graph.invoke({"messages": [("user", question)]})["messages"][-1].text)
+
+    server.script = lambda request, i: (
+        Reply(text="", tools=[("ponder", {"question": "why"})])
+        if "ponder" in str(request.get("tools"))
+        else Reply(text=ANSWER)
+    )
+    out = run(agent(server, ponder, budget=Budget(tokens=tokens)), sync=sync)
+    assert last(out) == ANSWER
+    assert out["spent"]["tokens"] == server.settled().served <= tokens
+
+
 HELPERS: dict[str, Callable[[Any], Any]] = {
     "an agent": lambda model: create_agent(model, [look_up]),
     "an agent with a budget": lambda model: create_agent(
