@@ -18,7 +18,7 @@ _NAMES = f"a budget has {', '.join(DIMENSIONS)}"
 TOOL_CALLS = "tool_calls"
 """The dimension that bounds no call of a model: without it left, a run goes on without tools."""
 _WHOLE = ("tokens", "output_tokens", "calls", "tool_calls")
-_MOST = 10**15
+LARGEST = 10**15
 """The largest amount of a budget. Numbers above it do not fit the ledger's columns."""
 _DOWN = Context(prec=12, rounding=ROUND_FLOOR)
 _UP = Context(prec=6, rounding=ROUND_CEILING)
@@ -79,8 +79,8 @@ class Budget:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ValueError(f"{name}={value!r}: a budget is a number")
-            if not 0 <= value <= _MOST:
-                raise ValueError(f"{name}={value!r:.40}: a budget is from 0 to {_MOST:.0e}")
+            if not 0 <= value <= LARGEST:
+                raise ValueError(f"{name}={value!r:.40}: a budget is from 0 to {LARGEST:.0e}")
             if name in _WHOLE and value != int(value):
                 raise ValueError(f"{name}={value!r}: a whole number is needed")
             object.__setattr__(self, name, plain(value))

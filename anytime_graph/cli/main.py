@@ -84,7 +84,8 @@ def _open_streams() -> None:
     answer that is paid for ends in no error."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+            nothing = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 - as long as the process
+            setattr(sys, name, nothing)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")
 

@@ -25,6 +25,7 @@ from uuid import uuid4
 from langchain_core.messages import BaseMessage
 
 from anytime_graph.budget import (
+    LARGEST,
     TOOL_CALLS,
     Limits,
     Short,
@@ -41,8 +42,6 @@ from anytime_graph.metering.request import JournalError, Request, RunRecord, Sha
 from anytime_graph.models.tokens import Calibration, Shape, uncalibrated
 
 _MARK = "anytime_spent"
-_MOST = 10**15
-"""Amounts that no tool call can have spent."""
 
 
 class Account:
@@ -328,7 +327,7 @@ def _marks(message: BaseMessage) -> Iterator[tuple[str, str, Spend]]:
         match mark:
             case [str(tool_call), str(opened), dict(spent)]:
                 amounts = [
-                    n for n in spent.values() if isinstance(n, int | float) and 0 <= n < _MOST
+                    n for n in spent.values() if isinstance(n, int | float) and 0 <= n <= LARGEST
                 ]
                 if len(amounts) == len(spent) and spent.keys() <= nothing().keys():
                     yield tool_call, opened, cast(Spend, spent)

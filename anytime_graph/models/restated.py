@@ -124,6 +124,7 @@ class _Head:
 def _streams(module: str) -> tuple[Any, Any]:
     """Streams, sync and async, of a head and the parts that follow it, for the package of a reply."""
     package = import_module(module.partition(".")[0])
+    # The types of both bases are known at run time only.
 
     class Stream(package.SyncByteStream):  # type: ignore[misc, name-defined]
         def __init__(self, head: _Head, parts: Iterator[bytes]) -> None:
