@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -155,6 +156,15 @@ def test_lessons_keep_to_their_allowance(
     assert tokens.max_tokens(told) <= allowance or not told
     free = Lessons(**{**vars(lessons), "allowance": None}).text(detail)
     assert bool(free) == bool(of_others or own)
+
+
+def test_examples_stand_before_the_pairs_of_the_question_and_take_none_of_their_room() -> None:
+    example = Example(
+        question="Old?", better="b", worse="w", why="y", by="judge", gap=1.0, principles=[]
+    )
+    lessons = Lessons([example], [pair("one", "two")], memory="both", shown="both", allowance=400)
+    alone = [replace(lessons, shown=None), replace(lessons, memory=None)]
+    assert lessons.text(1.0) == "\n\n".join(part.text(1.0) for part in alone)
 
 
 @given(st.integers(160, 600), st.sampled_from(["both", "chosen"]), st.integers(100, 400))
