@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import importlib.util
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,8 @@ NAME = "local"
 SLOTS = 2
 """Requests that a server works on at once, unless more are asked for."""
 _CONTEXT = 4_096
+_END = 5.0
+"""Seconds that a process waits at its end for requests that its servers still work on."""
 
 
 def embedded_file() -> Path | None:
@@ -90,8 +95,25 @@ def _server(file: Path, slots: int, port: int) -> Any:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.n_gpu_layers = 0
     params.verbosity = 0
+    params.endpoint_metrics = True
     try:
-        return xllamacpp.Server(params)
+        server = xllamacpp.Server(params)
     except RuntimeError as error:  # it says no more than that it failed
         taken = f", or port={port} is taken" if port else ""
         raise ValueError(f"local:{file}: llama.cpp cannot serve these weights{taken}") from error
+    atexit.register(_await_idle, server)
+    return server
+
+
+def _await_idle(server: Any) -> None:
+    """llama.cpp's thread crashes if it still computes when the process takes its libraries down. A request
+    whose client has left, as after Ctrl-C, ends within a few tokens."""
+    end = time.monotonic() + _END
+    with suppress(KeyboardInterrupt):
+        while _working(server) and time.monotonic() < end:
+            time.sleep(0.005)
+
+
+def _working(server: Any) -> bool:
+    """Whether a server works on any request."""
+    return "llamacpp:requests_processing 0" not in server.handle_metrics()
