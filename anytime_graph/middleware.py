@@ -110,7 +110,7 @@ class _Run(TypedDict):
     the ids of the tool calls in the last reply that may run, if not all may; refused: whether it had
     more. granted: what a human granted beyond the budget. asks: what a human is asked now, or, once there
     is no more (ends), was asked last. asked, place: in a ledger, what its run is found by, and the place
-    of its next call. form: which form this has."""
+    of its next call. id: of the invocation that began it. form: which form this has."""
 
     question: BaseMessage | None
     growth: dict[str, float]
@@ -121,6 +121,7 @@ class _Run(TypedDict):
     ends: NotRequired[bool]
     asked: NotRequired[str]
     place: NotRequired[int]
+    id: NotRequired[str]
     form: NotRequired[int]
 
 
@@ -244,7 +245,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
             check_resumable(get_config())
         question = next((m for m in reversed(_messages(state)) if m.type == "human"), None)
         earlier = _run(state)
-        run = _Run(question=question, growth=earlier["growth"], form=len(UPGRADES))
+        run = _Run(question=question, growth=earlier["growth"], id=uuid4().hex, form=len(UPGRADES))
         goes_on = False
         update: dict[str, Any] = {"stop_reason": None, "anytime_run": run}
         if self.ledger is not None:
@@ -258,6 +259,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         by: dict[str, Spend] = {}
         if goes_on or self.per == "thread":
             run["granted"], by = earlier.get("granted", {}), state.get("spent_by") or {}
+        _account_of(run)  # refuses the run if another is at work under its control
         account = self._enter(nothing() if self.per == "run" else _spent(state), run)
         spent = Overwrite(total([account.spent]))
         return {**update, "spent": spent, "spent_by": Overwrite(by)}
@@ -324,10 +326,11 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
 
     def _account(self, state: Any) -> Account:
         """The account of this invocation; of one that is resumed, as the checkpoint has it."""
-        if (account := current_account()) is not None:
+        run = _run(state)
+        if (account := _account_of(run)) is not None:
             return account
         with self._resuming:  # its tool calls may begin at once
-            return current_account() or self._enter(_spent(state), _run(state))
+            return _account_of(run) or self._enter(_spent(state), run)
 
     def _thread_spent(self, spent: Spend) -> Spend:
         """What the thread has cost: by its checkpoint, or by invocations that are not in it, because
@@ -352,7 +355,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         around = shared or calling_account()
         quotas = None if self.ledger is None else self.ledger.shared(self.quotas)
         account = Account(self.limits(run), spent, around, shared=quotas)
-        account.media_tokens = self.media_tokens
+        account.media_tokens, account.invocation = self.media_tokens, run.get("id")
         account.tools_priced |= bool(self.tool_prices)
         account.growth.update(run["growth"])
         account.reserve = last_call_reserve(self.share, account.limits)
@@ -830,6 +833,20 @@ def _charged(request: ToolCallRequest, result: Any, spent: Spend) -> Any:
 
 def _spent(state: Any) -> Spend:
     return total([state.get("spent") or nothing()])
+
+
+def _account_of(run: _Run) -> Account | None:
+    """The account of this invocation, if it is that of the run. Raises ValueError while that of another run
+    is at work."""
+    account = current_account()
+    if account is None or run.get("id") in (None, account.invocation):
+        return account
+    if account.active:
+        raise ValueError(
+            "control: another invocation of the agent is at work under the same RunControl; give each "
+            "invocation a RunControl() of its own"
+        )
+    return None
 
 
 def _run(state: Any) -> _Run:

@@ -28,7 +28,14 @@ from anytime_graph.budget import Budget
 from anytime_graph.checkpoints import Ledger
 from anytime_graph.checkpoints.schema import KEYS
 from anytime_graph.planning.setup import Setups
-from anytime_graph.run.context import Context, Undrained, asked_of, check_context, refuse_unknown
+from anytime_graph.run.context import (
+    Context,
+    Undrained,
+    asked_of,
+    check_context,
+    key_of,
+    refuse_unknown,
+)
 from anytime_graph.run.state import Input, Output, State
 from anytime_graph.text import meant
 
@@ -155,13 +162,15 @@ class CompiledAnytimeGraph(CompiledStateGraph[State, Context, Input, Output]):
     ) -> tuple[dict[str, Any], Callable[[Hashable], bool]]:
         """The options with the control that the invocation runs under, and the test from `_identified`.
         Raises ValueError for an input or settings that are refused."""
-        control, belongs, nested = _identified(config, control)
+        under, belongs, nested = _identified(config, control)
         if not nested:
             _refuse_writes([input], self.config, config)
         _check(self.config, config, options.get("context"), nested, self._ledger is not None)
         # If a drain was requested before it began, LangGraph does not let it begin.
-        under = control if control.drain_requested else Undrained(control)
-        return {**options, "control": under}, belongs
+        return {
+            **options,
+            "control": under.around if under.around.drain_requested else under,
+        }, belongs
 
     def bulk_update_state(
         self, config: RunnableConfig, supersteps: Sequence[Sequence[StateUpdate]]
@@ -267,20 +276,21 @@ def _check(
 
 def _identified(
     config: RunnableConfig | None, control: RunControl | None
-) -> tuple[RunControl, Callable[[Hashable], bool], bool]:
-    """The control that LangGraph would choose for an invocation, a test for whether a life belongs to
-    it (see run.context.Invocation), and whether there is a graph around. Within a parent graph,
-    invocations share a control and differ in their namespace."""
+) -> tuple[Undrained, Callable[[Hashable], bool], bool]:
+    """The control of an invocation, a test for whether a life belongs to it (see run.context.Invocation),
+    and whether there is a graph around. Within a parent graph, invocations share its key and differ in
+    their namespace."""
     settings = (config or {}).get("configurable")
     if settings is None:
         with suppress(RuntimeError):
             settings = get_config().get("configurable")
     runtimes = [value for value in (settings or {}).values() if isinstance(value, Runtime)]
-    around = asked_of(runtimes[0].control) if runtimes else None
-    space = str((settings or {}).get("checkpoint_ns") or "") if around else ""
-    own = asked_of(control) or around or RunControl()
+    parent = runtimes[0].control if runtimes else None
+    space = str((settings or {}).get("checkpoint_ns") or "") if parent else ""
+    asked = asked_of(control) or asked_of(parent) or RunControl()
+    own = Undrained(asked, within=key_of(parent))
 
     def belongs(life: Any) -> bool:
-        return bool(life[0] is own and life[1].startswith(space))
+        return bool(life[0] is own.key and life[1].startswith(space))
 
     return own, belongs, bool(runtimes)

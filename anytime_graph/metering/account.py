@@ -55,7 +55,8 @@ class Account:
     shared: the quotas at the root, if any. record: where the calls of the run are kept, if anywhere.
     growth: how far prompts exceeded their bounds, by model. tool_call: the id of the tool call that
     it belongs to, if any. price: of that tool, in US dollars; it is booked each time the call is opened.
-    short: why a model call of that tool could not be paid for, if one could not.
+    short: why a model call of that tool could not be paid for, if one could not. invocation: of an agent,
+    the id of the invocation that it pays for.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Account:
         self._opened = uuid4().hex
         self._recalled = self._closed = False
         self.short: Short | None = None
+        self.invocation: str | None = None
         above = parent.left() if parent else {}
         used = cast("Mapping[str, float]", self.spent)
         self.limits = limits | {
@@ -262,13 +264,13 @@ class Account:
             return due
 
     @property
-    def _active(self) -> bool:
+    def active(self) -> bool:
         """Whether its time counts now."""
         return (self._running > 0 and not self._closed) or self._held["calls"] > 0
 
     def _begin(self) -> None:
         """Its time counts from now on."""
-        if not self._active:
+        if not self.active:
             self._since = time.monotonic()
 
     def _book(self, amounts: Spend, spend: Spend) -> None:
@@ -276,13 +278,13 @@ class Account:
         reserved = cast("Mapping[str, Any]", amounts)
         held = cast("Mapping[str, Any]", self._held)
         self._held = cast(Spend, {d: amount - reserved[d] for d, amount in held.items()})
-        active = 0.0 if self._active else time.monotonic() - self._since
+        active = 0.0 if self.active else time.monotonic() - self._since
         self.spent = total([self.spent, {**spend, "seconds": active}])
         self.due = total([self.due, {**nothing(), "seconds": active}])
 
     def _used(self) -> Spend:
         """What is booked and reserved, with the time of calls under way."""
-        active = time.monotonic() - self._since if self._active else 0.0
+        active = time.monotonic() - self._since if self.active else 0.0
         return {**total([self.spent, self._held]), "seconds": self.spent["seconds"] + active}
 
 

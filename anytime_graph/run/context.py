@@ -135,7 +135,7 @@ def invocation() -> Invocation | None:
     except (RuntimeError, KeyError):
         return None
     info = runtime.execution_info if runtime else None
-    return (asked_of(runtime.control), info.checkpoint_ns.rpartition("|")[0]) if info else None
+    return (key_of(runtime.control), info.checkpoint_ns.rpartition("|")[0]) if info else None
 
 
 def around(here: Invocation) -> Iterator[Invocation]:
@@ -151,13 +151,16 @@ def around(here: Invocation) -> Iterator[Invocation]:
 
 class Undrained(RunControl):
     """The control of a graph that LangGraph does not stop when its caller asks for a drain: it ends by
-    itself, with its best answer. around: what the caller asks."""
+    itself, with its best answer. Each invocation has one of its own, also if callers give the same
+    control to several. around: what the caller asks. key: what tells the invocation from others; within a
+    parent graph it is the parent's."""
 
-    __slots__ = ("around",)
+    __slots__ = ("around", "key")
 
-    def __init__(self, around: RunControl) -> None:
+    def __init__(self, around: RunControl, within: Hashable = None) -> None:
         super().__init__()
         self.around = around
+        self.key = within or self
 
     def request_drain(self, reason: str = "shutdown") -> None:
         self.around.request_drain(reason)
@@ -166,6 +169,11 @@ class Undrained(RunControl):
 def asked_of(control: RunControl | None) -> RunControl | None:
     """The control that callers know."""
     return control.around if isinstance(control, Undrained) else control
+
+
+def key_of(control: RunControl | None) -> Hashable:
+    """What tells the invocation under a control from others that run at the same time."""
+    return control.key if isinstance(control, Undrained) else control
 
 
 def drained() -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.runtime import RunControl
 from langgraph.types import interrupt
 
 from anytime_graph import Budget, Draft, ThreadBusy, View, open_checkpoints
@@ -349,6 +350,30 @@ def test_a_store_that_is_closed_between_calls_costs_no_answer(
     out = graph(served, store, scorer=scorer, strategy=one).compile().invoke(ASK, ON)
     assert out["stop_reason"].startswith("ledger: ")
     assert out["best"]["score"] == max(int(answer) / 10 for answer in scored)
+
+
+def test_one_control_for_two_invocations_does_not_let_both_pay_for_a_thread(
+    server: Server, store: Checkpoints
+) -> None:
+    control, begun, ended = RunControl(), threading.Event(), threading.Event()
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        begun.set()
+        assert ended.wait(PATIENCE)
+        return by_place(request, i)
+
+    server.script = script
+    app = graph(server, store).compile(store.saver)
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(app.invoke, ASK, ON, control=control)
+        assert begun.wait(PATIENCE)
+        try:
+            with pytest.raises(ThreadBusy):
+                app.invoke(ASK, ON, control=control)
+        finally:
+            ended.set()
+        assert running.result()["best"]
+    assert once_each(server)
 
 
 def test_connections_that_were_cut_are_replaced(served: Server, database: str) -> None:

@@ -38,6 +38,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.runtime import RunControl
 from langgraph.types import Command, interrupt
 from pydantic import BaseModel
 
@@ -1186,6 +1187,58 @@ def test_invocations_of_a_thread_at_once_share_its_budget(server: Server, sync: 
     ask(5)
     assert 300 < server.settled().served <= 1_000
     assert app.get_state(thread).values["spent"]["tokens"] <= 1_000
+
+
+def test_invocations_at_once_under_one_control_are_refused_not_mixed(server: Server) -> None:
+    """The first is in a tool when the second makes a call: neither pays for the other."""
+    control, called, answered = RunControl(), threading.Event(), threading.Event()
+
+    @tool
+    def wait() -> str:
+        """Wait."""
+        called.set()
+        assert answered.wait(PATIENCE)
+        return "Waited."
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        return Reply("Hm.", tools=[("wait", {})]) if i == 0 else Reply(ANSWER)
+
+    server.script = script
+    app = agent(server, wait, budget=Budget(tokens=2_000))
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(app.invoke, QUESTION, control=control)
+        assert called.wait(PATIENCE)
+        try:
+            with pytest.raises(ValueError, match=r"RunControl\(\) of its own"):
+                app.invoke(QUESTION, control=control)
+        finally:
+            answered.set()
+        assert first.result()["messages"][-1].text == ANSWER
+    assert len(server.calls) == 2
+
+
+def test_invocations_one_after_another_under_one_control_have_their_own_budgets(
+    server: Server,
+) -> None:
+    """Also when the first was paused for a human and goes on after the second."""
+    control = RunControl()
+
+    @tool
+    def ask() -> str:
+        """Ask the user."""
+        return str(interrupt("Well?"))
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        return Reply("Hm.", tools=[("ask", {})]) if i == 0 else Reply(ANSWER)
+
+    server.script = script
+    app = agent(server, ask, budget=Budget(tokens=2_000), checkpointer=InMemorySaver())
+    paused, other = ({"configurable": {"thread_id": name}} for name in ("paused", "other"))
+    app.invoke(QUESTION, paused, control=control)
+    booked = app.invoke(QUESTION, other, control=control)["spent"]["calls"]
+    out = app.invoke(Command(resume="Yes."), paused, control=control)
+    assert (booked, out["spent"]["calls"], len(server.calls)) == (1, 2, 3)
+    assert out["messages"][-1].text == ANSWER
 
 
 @pytest.mark.parametrize("own", [Budget(tokens=5_000), None], ids=["budget", "metered"])
