@@ -72,7 +72,7 @@ _STEPS = 3
 _LONG_REPLY = 99_999
 """A prompt that says how long a reply may be is bounded as if it were this long, the longest text."""
 _LINE = 5
-"""It says so if a reply may be cut, and the line takes at most a fifth of the room for one."""
+"""It says so if this cap may cut a reply, and the line takes at most a fifth of the room for one."""
 _USUAL = 128
 """Output tokens below which any reply may be cut, as long as nothing is known of their length."""
 
@@ -567,7 +567,7 @@ class _Edge:
                 room = lowest(room, self._verdict_room(move))
             cap = meter.cap(room, bound)
             bare = None
-            if cap is not None and seeks_answer(move) and cap < self._expected:
+            if cap is not None and seeks_answer(move) and self._may_be_cut(cap, meter):
                 _, longer = measured(prompt(detail, _LONG_REPLY))
                 line, less = longer - bound, room_beside(longer)
                 fits = less is None or less >= max(wanted, min_output)
@@ -615,10 +615,14 @@ class _Edge:
         """How long the replies of drafts are, as far as it is known."""
         return prospects.reply_length(self.view)
 
-    @property
-    def _expected(self) -> float:
-        """Output tokens that a reply may well take."""
-        return _USUAL if self._length is None else self._length.ample
+    def _may_be_cut(self, cap: int, meter: Meter) -> bool:
+        """Whether a reply may well take more output tokens than its cap. If the model has that cap anyway,
+        whoever set it knows the question, until it cuts a draft."""
+        drafts = ("draft", "taught draft")
+        cut = any(payoff["cut"] for kind, payoff in self.view.payoffs.items() if kind in drafts)
+        if cap == meter.ceiling and not cut:
+            return False
+        return cap < (_USUAL if self._length is None else self._length.ample)
 
     def _choice_room(self, comfort: int) -> int:
         """Output tokens that are enough for one of several choices, once the length of replies is

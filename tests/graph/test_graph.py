@@ -653,23 +653,31 @@ def test_a_reply_that_is_not_likely_to_be_cut_gets_no_line_about_its_length(serv
     assert told(server) == [False, False]
 
 
-@pytest.mark.parametrize(("words", "later"), [(5, False), (110, True)])
-def test_the_model_is_told_how_long_a_reply_may_be_where_replies_are_seen_to_need_more(
+def test_the_model_is_told_how_long_a_reply_may_be_where_the_budget_may_cut_it(
+    server: Server,
+) -> None:
+    """Of 127 tokens at the most nothing is known at first."""
+    budget = Budget(calls=1, output_tokens=127)
+    create_anytime_graph(server.model(), budget=budget, strategy="single").compile().invoke(ask())
+    assert told(server) == [True]
+    first, last = server.calls[0].request["messages"]
+    assert "(A reply can be about 100 tokens long" in first["content"]
+    assert last["content"] == "Name a river."
+
+
+@pytest.mark.parametrize(("words", "later"), [(5, False), (110, False), (300, True)])
+def test_the_model_is_told_of_a_cap_that_it_has_anyway_once_it_cut_a_reply(
     server: Server, words: int, later: bool
 ) -> None:
-    """Of 127 tokens at the most nothing is known at first; then, what the replies took."""
     server.script = lambda request, i: Reply(text="word " * words + f"<answer>{i}</answer>")
     app = create_anytime_graph(
         server.model(max_tokens=127),
-        budget=Budget(calls=3),
+        budget=Budget(calls=5),
         strategy="self_refine",
         scorer=lambda question, answer: Score(0.5, "more, please"),
     ).compile()
     app.invoke(ask())
-    assert told(server) == [True, later, later]
-    first, *_, last = server.calls[0].request["messages"]
-    assert "(A reply can be about 100 tokens long" in first["content"]
-    assert last["content"] == "Name a river."
+    assert told(server)[:2] == [False, later]
 
 
 def test_prompts_are_stable_first(server: Server) -> None:
