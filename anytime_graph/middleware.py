@@ -51,6 +51,7 @@ from anytime_graph.metering.metered import (
     Reservation,
     calling_account,
     current_account,
+    guarded,
     last_call_reserve,
     metered,
     open_account,
@@ -389,7 +390,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
     ) -> ExtendedModelResponse[Any]:
         turn = _Turn(self, request)
         for attempt in turn.requests():
-            with paying_from(turn.payer):
+            with paying_from(turn.payer), guarded():
                 try:
                     with turn.kept.working() if turn.kept else nullcontext():
                         turn.take(handler(attempt))
@@ -402,7 +403,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
     ) -> ExtendedModelResponse[Any]:
         turn: _Turn = await self._aside(_Turn, self, request)
         for attempt in turn.requests():
-            with paying_from(turn.payer):
+            with paying_from(turn.payer), guarded():
                 try:
                     async with turn.kept.aworking() if turn.kept else nullcontext():
                         turn.take(await handler(attempt))

@@ -56,7 +56,7 @@ def call(
     attempts, replies = _attempts(meter, request), list[Reply]()
     while not replies or _again(attempts, replies[-1]):
         replies.append(_attempt(meter, attempts.next(), config, stop, journal))
-    return _joined(replies, attempts.hopeless)
+    return _joined(replies, attempts)
 
 
 def _attempt(
@@ -114,7 +114,7 @@ async def acall(
     attempts, replies = _attempts(meter, request), list[Reply]()
     while not replies or _again(attempts, replies[-1]):
         replies.append(await _aattempt(meter, attempts.next(), config, stop, journal))
-    return _joined(replies, attempts.hopeless)
+    return _joined(replies, attempts)
 
 
 async def _aattempt(
@@ -192,17 +192,19 @@ def _again(attempts: Attempts, reply: Reply) -> bool:
     return False
 
 
-def _joined(replies: Sequence[Reply], hopeless: bool) -> Reply:
-    """The last reply, with what went wrong before it, as of one call. hopeless: later calls would be
-    refused as well."""
+def _joined(replies: Sequence[Reply], attempts: Attempts) -> Reply:
+    """The last reply, with what went wrong before it, as of one call. It closes the run if later calls would
+    be refused as well."""
     last, began = replies[-1].receipt, replies[0].receipt["started"]
     known: Receipt = {
         **last,
         "started": began,
         "spend": {**last["spend"], "seconds": last["ended_at"] - began},
-        "closed": last["closed"] or hopeless,
+        "closed": last["closed"] or attempts.hopeless,
         "errors": [error for reply in replies for error in reply.receipt["errors"]],
     }
+    if attempts.oversized:
+        known["oversized"] = True
     return replace(replies[-1], receipt=known)
 
 
@@ -282,12 +284,20 @@ class _Call:
         self.error: Exception | None = None
         self.errors: list[str] = []
         self.trial: Trial | None = None
+        if (barred := request.barred) is not None:
+            self.error = barred
+            self.errors.append(
+                f"not sent again, as the same form was refused: {providers.describe(barred)}"
+            )
+            self.receipt.update({"failed": True, "refused": True, "unserved": True})
 
     # --- before the call
 
     def waits(self) -> Iterator[float]:
         """Seconds to sleep, in turn, before a call that follows a refusal, or that is not the first one
         to its server; none once time is out or a stop came."""
+        if self.error is not None:
+            return
         until = time.monotonic() + self.request.wait
         while not self.over() and (rest := until - time.monotonic()) > 0:
             yield min(rest, _POLL)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import math
+import sys
 import threading
 import types
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -17,10 +19,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, cast
 
 from cachetools import LRUCache
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables import RunnableConfig
+from langchain_core.tracers.context import register_configure_hook
 
 from anytime_graph import prompts
 from anytime_graph.budget import (
@@ -31,6 +35,7 @@ from anytime_graph.budget import (
     Prices,
     Short,
     Spend,
+    Unpayable,
     nothing,
 )
 from anytime_graph.interrupt import StopSignal
@@ -47,6 +52,8 @@ from anytime_graph.run.context import around, invocation
 
 _LEAST_MATERIAL = 40
 """A last call shows earlier material only if it may show more characters than this."""
+_SMALLER = 4
+"""A last call's prompt is at most this part of one that was refused with the smallest output too."""
 _PRICES, _PAYER, _OWN = "anytime_prices", "anytime_payer", "anytime_own"
 _STRUCTURED = "ls_structured_output_format"
 """The option with which `with_structured_output` tells tracers of its schema."""
@@ -216,7 +223,8 @@ def _generate(
         with _settling(payer, reserved):
             if (request := _asked(payer, reserved, structured)) is not None:
                 journal = payer.journal(reserved)
-                reserved.reply = call(reserved.meter, request, config, payer.stop, journal)
+                with _unguarded():
+                    reserved.reply = call(reserved.meter, request, config, payer.stop, journal)
         replies.append(reserved.message)
     return LLMResult(generations=[[ChatGeneration(message=m)] for m in replies])
 
@@ -242,7 +250,10 @@ async def _agenerate(
         with _settling(payer, reserved):
             if (request := _asked(payer, reserved, structured)) is not None:
                 journal = payer.journal(reserved)
-                reserved.reply = await acall(reserved.meter, request, config, payer.stop, journal)
+                with _unguarded():
+                    reserved.reply = await acall(
+                        reserved.meter, request, config, payer.stop, journal
+                    )
         replies.append(reserved.message)
     return LLMResult(generations=[[ChatGeneration(message=m)] for m in replies])
 
@@ -298,6 +309,55 @@ def _split(
         options["stop"] = stop
     given = {key: value for key, value in config.items() if value is not None}
     return cast(RunnableConfig, given), options
+
+
+# --- a model that nobody pays for
+
+
+class _Guard(BaseCallbackHandler):
+    """Told of each model that is asked in a turn of an agent: refuses one that LangChain's agent itself invokes
+    although it is not metered, before its request leaves. An inner middleware can pass on such a model in a
+    request that it made anew."""
+
+    raise_error = run_inline = True
+
+    def on_chat_model_start(self, serialized: Any, messages: Any, **kwargs: Any) -> None:
+        frame = sys._getframe()
+        while (above := frame.f_back) is not None:
+            frame = above
+            asks = frame.f_code.co_name.startswith("_execute_model")
+            if asks and frame.f_globals.get("__name__") == "langchain.agents.factory":
+                kind = (serialized or {}).get("name") or "the model"
+                raise Unpayable(
+                    f"model={kind}: a middleware passes on a request of its own with a model that is not "
+                    "metered; let it use request.override(...), or give it metered(model)"
+                )
+
+
+_GUARD: contextvars.ContextVar[BaseCallbackHandler | None] = contextvars.ContextVar(
+    "anytime_guard", default=None
+)
+register_configure_hook(_GUARD, inheritable=False)
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Within, the model that an agent invokes must be a metered one."""
+    token = _GUARD.set(_Guard())
+    try:
+        yield
+    finally:
+        _GUARD.reset(token)
+
+
+@contextmanager
+def _unguarded() -> Iterator[None]:
+    """A metered model makes its call within."""
+    token = _GUARD.set(None)
+    try:
+        yield
+    finally:
+        _GUARD.reset(token)
 
 
 # --- an agent's account pays
@@ -415,6 +475,9 @@ class AgentPayer:
             return
         if not reserved.recalled:
             account.settle(reserved.amounts, reply.receipt["spend"])
+        if reply.receipt.get("oversized"):
+            most = request.max_input // _SMALLER
+            account.largest[ready.name] = min(most, account.largest.get(ready.name, most))
         if reply.receipt["interrupted"]:
             raise KeyboardInterrupt
         if reply.error is not None:
@@ -520,6 +583,7 @@ class AgentPayer:
         """The last prompt, with as much material as leaves a quarter of the rest to the reply. Of 4,000
         tokens the reply keeps 1,000; the material is halved until its prompt leaves them."""
         wanted = max(GOOD_ROOM, (ready.room(rest, 0) or 0) // 4)
+        most = self.account.largest.get(ready.name, math.inf)
         full = allowance = sum(len(prompts.spoken_text(m)) for m in prompt)
         if self.again:
             allowance //= 2
@@ -528,7 +592,7 @@ class AgentPayer:
             shorter = prompts.sum_up(prompt, allowance, system, self.question, self.again)
             _, max_input = ready.max_input(list(shorter), self.account.calibration(ready))
             room = ready.room(rest, max_input)
-            if room is None or room >= wanted:
+            if max_input <= most and (room is None or room >= wanted):
                 return shorter
             allowance //= 2
         return prompts.sum_up(prompt, 0, False, self.question, self.again)

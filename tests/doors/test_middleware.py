@@ -24,6 +24,7 @@ from langchain.agents.middleware import (
     LLMToolSelectorMiddleware,
     ModelCallLimitMiddleware,
     ModelFallbackMiddleware,
+    ModelRequest,
     ModelRetryMiddleware,
     SummarizationMiddleware,
     ToolRetryMiddleware,
@@ -50,6 +51,7 @@ from anytime_graph import (
     create_anytime_graph,
     open_checkpoints,
 )
+from anytime_graph.budget import Unpayable
 from anytime_graph.chat import ChatAnytime
 from anytime_graph.middleware import TokenBudgetMiddleware, metered
 from tests.kit.marks import both, torture
@@ -1006,6 +1008,60 @@ def test_a_model_that_an_inner_middleware_sets_in_the_request_is_metered(server:
     assert {call.request.get("temperature") for call in server.calls} == {0.5}
     assert out["spent"]["tokens"] == server.served <= 2_000
     assert last(out) == ANSWER
+
+
+class Anew(AgentMiddleware[Any, Any, Any]):
+    """Passes on a request that it makes itself, with another model; first asks that model on its own behalf."""
+
+    def __init__(self, model: Any, asks: Any = None, after: int = 0) -> None:
+        super().__init__()
+        self.model, self.asks, self.after, self.turns = model, asks, after, 0
+
+    def anew(self, request: Any) -> Any:
+        self.turns += 1
+        if self.turns <= self.after:
+            return request
+        names = ("messages", "system_message", "tools", "state", "runtime")
+        return ModelRequest(model=self.model, **{name: getattr(request, name) for name in names})
+
+    def wrap_model_call(self, request: Any, handler: Any) -> Any:
+        if self.asks is not None:
+            self.asks.invoke("Which model?")
+        return handler(self.anew(request))
+
+    async def awrap_model_call(self, request: Any, handler: Any) -> Any:
+        if self.asks is not None:
+            await self.asks.ainvoke("Which model?")
+        return await handler(self.anew(request))
+
+
+@both
+def test_a_request_that_a_middleware_makes_anew_with_a_bare_model_is_refused_before_it_is_paid(
+    server: Server, sync: bool
+) -> None:
+    app = agent(server, budget=Budget(tokens=2_000), inside=[Anew(server.model())])
+    with pytest.raises(Unpayable, match=r"model=ChatOpenAI: .*request.override.*metered\(model\)"):
+        run(app, sync=sync)
+    assert not server.calls
+    server.script = calling(("look_up", {"topic": "rivers"}))
+    app = agent(server, budget=Budget(tokens=2_000), inside=[Anew(server.model(), after=1)])
+    out = run(app, sync=sync)
+    assert out["stop_reason"].startswith("error: model=ChatOpenAI")
+    assert len(server.calls) == 1
+    assert out["spent"]["tokens"] == server.served
+
+
+@both
+def test_a_request_that_a_middleware_makes_anew_with_a_metered_model_is_paid(
+    server: Server, sync: bool
+) -> None:
+    """What it asks a bare model beside that is its own business."""
+    server.script = calling(("look_up", {"topic": "rivers"}))
+    inside = Anew(metered(server.model()), asks=server.model(max_tokens=7))
+    out = run(agent(server, budget=Budget(tokens=2_000), inside=[inside]), sync=sync)
+    of_the_agent = sum(call.served for call in server.calls if call.limit != 7)
+    assert out["spent"]["tokens"] == of_the_agent <= 2_000
+    assert 0 < of_the_agent < server.served
 
 
 def test_a_tool_that_cannot_pay_for_its_model_says_so(server: Server) -> None:
