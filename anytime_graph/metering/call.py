@@ -474,8 +474,7 @@ class _Call:
         if self.streamed.reported:
             self.ended = True  # only the end of the stream is missing
             return
-        if self.streamed.whole and isinstance(error, TypeError | ValueError):
-            # The reply is whole; only the usage report that follows it could not be read.
+        if self.streamed.whole:  # only the usage report that follows it is missing
             self.streamed.unreadable = self.ended = True
             return
         self.error = error

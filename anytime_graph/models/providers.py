@@ -144,13 +144,16 @@ NO_ENTRY = (401, 403)
 NO_SUCH_THING = 404
 _CONNECTING = (
     *("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError"),
-    *("UnsupportedProtocol", "LocalProtocolError", "InvalidURL"),
+    *("UnsupportedProtocol", "LocalProtocolError", "InvalidURL", "TooManyRedirects"),
 )
 _UNSENT = {
     "builtins": ("UnicodeEncodeError", "ConnectionRefusedError"),
     "socket": ("gaierror",),
     **dict.fromkeys(("httpx", "httpx2", "httpcore", "httpcore2"), _CONNECTING),
-    "requests": ("ConnectTimeout", "InvalidURL", "MissingSchema", "InvalidSchema", "InvalidHeader"),
+    "requests": (
+        *("ConnectTimeout", "InvalidURL", "MissingSchema", "InvalidSchema", "InvalidHeader"),
+        "TooManyRedirects",
+    ),
     "urllib3": ("NewConnectionError", "ConnectTimeoutError", "LocationParseError"),
     "aiohttp": ("ClientConnectorError", "ConnectionTimeoutError", "InvalidURL"),
     "botocore": (
@@ -159,7 +162,8 @@ _UNSENT = {
     ),
     "google": ("DefaultCredentialsError", "RefreshError"),
 }
-"""Errors that end a request before it has left. (Only requests are encoded; replies are decoded.)"""
+"""Errors that end a request before it has left, or before a server took it. (Only requests are encoded; replies
+are decoded.)"""
 _HIDING = {
     "builtins": ("ConnectionError",),
     "requests": ("ConnectionError",),

@@ -114,9 +114,11 @@ def unpaid(error: BaseException) -> bool:
     """Whether the account does not pay for the request, so that no waiting helps. Google says the same of a
     limit by the minute, with the seconds to wait."""
     status, said = providers.status(error), words(error)
+    if status == 402:
+        return not _SIZE.search(said)
     if status == 429 and _PER_DAY.search(said):
         return True
-    if status not in (400, 402, 412, 429) or not _UNPAID.search(said[:_SAID]):
+    if status not in (400, 412, 429) or not _UNPAID.search(said[:_SAID]):
         return False
     return not (_IN_TEXT if status == 429 else _SIZE).search(said)
 

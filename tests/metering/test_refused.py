@@ -315,7 +315,7 @@ def test_what_is_larger_than_a_minute_allows_is_made_smaller_and_not_waited_for(
 
 # --- what is refused without a status of its own
 
-REDIRECTED = (302, 402, 409, 418, 425, 451, 501, 521)
+REDIRECTED = (302, 409, 418, 425, 451, 501, 521)
 
 
 @pytest.mark.parametrize("status", REDIRECTED)
@@ -324,6 +324,14 @@ def test_what_nobody_can_have_served_costs_nothing(server: Server, status: int) 
     _, spent = by_graph(server.model(), Budget(tokens=2_000), strategy="best_of_n")
     assert len(server.calls) > 1
     assert spent == server.settled().served
+
+
+@pytest.mark.parametrize("location", ["/v1/chat/completions", "http://127.0.0.1:9/v1"])
+def test_a_redirection_that_leads_nowhere_costs_nothing(server: Server, location: str) -> None:
+    server.script = lambda r, i: Reply(error=307, says="", headers={"location": location})
+    with pytest.raises(NoAnswer) as failure:
+        by_graph(server.model(), Budget(tokens=2_000), strategy="single")
+    assert failure.value.spent["tokens"] == server.settled().served == 0
 
 
 def failed(code: str) -> list[Json]:
@@ -507,6 +515,7 @@ UNPAID = {
     "openai": (429, "You exceeded your current quota, please check your plan and billing details."),
     "openai's limit": (400, "Billing hard limit has been reached"),
     "anthropic": (400, "Your credit balance is too low to access the Anthropic API."),
+    "bare": (402, ""),
     "deepseek": (402, "Insufficient Balance"),
     "openrouter": (402, "Insufficient credits. Add more using https://openrouter.ai/credits"),
     "huggingface": (402, "You have exceeded your monthly included credits."),
