@@ -284,20 +284,21 @@ class _Call:
         self.error: Exception | None = None
         self.errors: list[str] = []
         self.trial: Trial | None = None
-        if (barred := request.barred) is not None:
-            self.error = barred
-            self.errors.append(
-                f"not sent again, as the same form was refused: {providers.describe(barred)}"
-            )
-            self.receipt.update({"failed": True, "refused": True, "unserved": True})
 
     # --- before the call
 
     def waits(self) -> Iterator[float]:
         """Seconds to sleep, in turn, before a call that follows a refusal, or that is not the first one
         to its server; none once time is out or a stop came."""
-        if self.error is not None:
-            return
+        yield from self._own_waits()
+        barred = self.request.barred
+        if self.error is None and barred is not None and (error := barred()) is not None:
+            self.error = error
+            why = f"not sent again, as the same form was refused: {providers.describe(error)}"
+            self.errors.append(why)
+            self.receipt.update({"failed": True, "refused": True, "unserved": True})
+
+    def _own_waits(self) -> Iterator[float]:
         until = time.monotonic() + self.request.wait
         while not self.over() and (rest := until - time.monotonic()) > 0:
             yield min(rest, _POLL)
@@ -501,6 +502,8 @@ class _Call:
                 "retry_after": refusals.retry_after(error),
             }
         )
+        if unserved and self.request.refused is not None:
+            self.request.refused(error)
         self.tried(error if closed else None)
         log.debug("call %s failed", self.request.place.ordinal, exc_info=error)
 

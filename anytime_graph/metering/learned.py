@@ -123,7 +123,7 @@ class Learned:
     forms: LRUCache[Hashable, Caps] = field(default_factory=lambda: LRUCache(_FORMS), repr=False)
     guesses: int = 0
     doubted: float = math.inf
-    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     def beside(self, max_input: int) -> int | None:
         """The most output tokens that the server takes beside a prompt; None if that is not known. A
@@ -213,7 +213,14 @@ class Attempts:
         left_out = self._left_out()
         self._sent = time.monotonic() + wait
         self._waited += wait
-        return replace(request, wait=wait, seconds=seconds, without=left_out)
+        return replace(
+            request,
+            wait=wait,
+            seconds=seconds,
+            without=left_out,
+            barred=self._barred,
+            refused=self._refused,
+        )
 
     def served(self) -> None:
         """The latest attempt was taken: what was left out of it is not needed, the rest is."""
@@ -235,15 +242,12 @@ class Attempts:
 
     def again(self, error: Exception) -> bool:
         """Whether there is another attempt to make after this refusal; it is made ready."""
-        if self.request.barred is not None:
-            return False
+        if isinstance(error, RefusedBefore):  # by a sibling's request, while this one waited
+            return self._form_anew()
         self.request = replace(self.request, wait=0.0)
         large = refusals.too_large(error, self._size.both)
         if large is None and refusals.overloaded(error):
             return self._later(error)
-        status = providers.status(error)
-        if status is not None and not providers.transient(status):
-            self._keep(refused=self._cap, status=status)
         if large is not None:
             return self._smaller(large)
         if refusals.about_form(error) and self._otherwise(error):
@@ -298,16 +302,26 @@ class Attempts:
         self.request = replace(request, max_output=request.max_output // 2)
         return True
 
-    def _form_anew(self) -> None:
+    def _form_anew(self) -> bool:
+        """Make the request smaller if its form was refused; False if that cannot be."""
         request = self.request
-        if not (caps := self._known.forms.get(self._key(), Caps())).bar(self._cap):
-            return
+        if not (caps := self._caps()).bar(self._cap):
+            return True
         smaller = int(min(self._cap, caps.refused)) // 2 if request.max_output is not None else 0
-        if smaller >= min(GOOD_ROOM, self._cap):
-            self.request = replace(request, max_output=smaller * request.n)
-        else:
+        if smaller < min(GOOD_ROOM, self._cap):
             self.oversized = True
-            self.request = replace(request, barred=RefusedBefore(caps.status))
+            return False
+        self.request = replace(request, max_output=smaller * request.n)
+        return True
+
+    def _barred(self) -> Exception | None:
+        caps = self._caps()
+        return RefusedBefore(caps.status) if caps.bar(self._cap) else None
+
+    def _refused(self, error: Exception) -> None:
+        status = providers.status(error)
+        if status is not None and not providers.transient(status):
+            self._keep(refused=self._cap, status=status)
 
     @property
     def _cap(self) -> float:
@@ -330,13 +344,18 @@ class Attempts:
         """Keep what became of the latest attempt."""
         if self.request.place == NOWHERE:
             return
-        key = self._key()
-        caps = self._known.forms.get(key, Caps())
-        if "taken" in known:
-            caps = caps._replace(taken=max(caps.taken, known["taken"]))
-        elif known["refused"] < caps.refused:
-            caps = caps._replace(**known)
-        self._known.forms[key] = caps
+        with self._known.lock:
+            caps = self._caps()
+            if "taken" in known:
+                caps = caps._replace(taken=max(caps.taken, known["taken"]))
+            elif known["refused"] < caps.refused:
+                caps = caps._replace(**known)
+            self._known.forms[self._key()] = caps
+
+    def _caps(self) -> Caps:
+        """What became of requests of this form."""
+        with self._known.lock:
+            return self._known.forms.get(self._key(), Caps())
 
     def _left_out(self) -> frozenset[str]:
         return frozenset(self._dropped if self._guess is None else {*self._dropped, self._guess})

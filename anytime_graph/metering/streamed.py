@@ -218,7 +218,7 @@ def _as_reply(chunk: BaseMessage) -> AIMessageChunk:
         name: getattr(chunk, name) for name in ("id", "additional_kwargs", "response_metadata")
     }
     usage = getattr(chunk, "usage_metadata", None)
-    return AIMessageChunk(chunk.content, usage_metadata=usage, **about)
+    return AIMessageChunk(content=chunk.content, usage_metadata=usage, **about)
 
 
 def joined(chunks: Sequence[BaseMessage]) -> AIMessage:

@@ -774,6 +774,19 @@ def test_where_the_prompt_is_too_large_fewer_examples_are_shown_and_the_answer_i
     assert taught, "smaller prompts that show something are made and taken"
 
 
+@pytest.mark.parametrize(("status", "says"), SILENT)
+def test_calls_side_by_side_do_not_repeat_what_the_first_of_them_was_refused(
+    server: Server, status: int, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learned, "_TRIAL", 90.0)
+    server.script = lambda r, i: Reply(error=status, says=says) if i == 0 else ANSWER
+    by_graph(server.model(), Budget(tokens=20_000), strategy="best_of_n")
+    (first,) = [call.limit or 0 for call in server.calls if call.refused]
+    siblings = [call for call in server.calls[1:4] if has_system(call.request)]
+    assert all(call.limit in (first, first // 2) for call in siblings)
+    assert sum(call.limit == first for call in siblings) == 0
+
+
 def test_one_lone_refusal_teaches_nothing_of_the_size(server: Server) -> None:
     server.script = lambda r, i: Reply(error=413) if i == 0 else ANSWER
     by_graph(server.model(), Budget(tokens=20_000), strategy="single")
