@@ -293,9 +293,7 @@ class _Call:
         yield from self._own_waits()
         barred = self.request.barred
         if self.error is None and barred is not None and (error := barred()) is not None:
-            self.error = error
-            why = f"not sent again, as the same form was refused: {providers.describe(error)}"
-            self.errors.append(why)
+            self.error = error  # what the server said is told by the call that it refused
             self.receipt.update({"failed": True, "refused": True, "unserved": True})
 
     def _own_waits(self) -> Iterator[float]:

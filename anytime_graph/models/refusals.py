@@ -74,7 +74,7 @@ _OF_SIZE = re.compile(
     r"|larger|longer|maximum|大|长|超"
 )
 _OF_OTHERS = re.compile(
-    r"(?i)un(known|recogni[sz]ed|supported|expected)|not (supported|permitted|allowed|valid)|does not support"
+    r"(?i)un(known|recogni[sz]ed|supported|expected)|not (supported|permitted|allowed|valid|acceptable)|does not support"
     r"|invalid (value|type|schema|json|model|role|image|tool)|must (be|contain|have|alternate)|required|missing"
     r"|api.?key|polic(y|ies)|safety"
 )
