@@ -10,7 +10,6 @@ import asyncio
 import contextvars
 import functools
 import math
-import sys
 import threading
 import types
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -19,12 +18,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, cast
 
 from cachetools import LRUCache
-from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables import RunnableConfig
-from langchain_core.tracers.context import register_configure_hook
 
 from anytime_graph import prompts
 from anytime_graph.budget import (
@@ -35,7 +32,6 @@ from anytime_graph.budget import (
     Prices,
     Short,
     Spend,
-    Unpayable,
     nothing,
 )
 from anytime_graph.interrupt import StopSignal
@@ -223,8 +219,7 @@ def _generate(
         with _settling(payer, reserved):
             if (request := _asked(payer, reserved, structured)) is not None:
                 journal = payer.journal(reserved)
-                with _unguarded():
-                    reserved.reply = call(reserved.meter, request, config, payer.stop, journal)
+                reserved.reply = call(reserved.meter, request, config, payer.stop, journal)
         replies.append(reserved.message)
     return LLMResult(generations=[[ChatGeneration(message=m)] for m in replies])
 
@@ -250,10 +245,7 @@ async def _agenerate(
         with _settling(payer, reserved):
             if (request := _asked(payer, reserved, structured)) is not None:
                 journal = payer.journal(reserved)
-                with _unguarded():
-                    reserved.reply = await acall(
-                        reserved.meter, request, config, payer.stop, journal
-                    )
+                reserved.reply = await acall(reserved.meter, request, config, payer.stop, journal)
         replies.append(reserved.message)
     return LLMResult(generations=[[ChatGeneration(message=m)] for m in replies])
 
@@ -309,55 +301,6 @@ def _split(
         options["stop"] = stop
     given = {key: value for key, value in config.items() if value is not None}
     return cast(RunnableConfig, given), options
-
-
-# --- a model that nobody pays for
-
-
-class _Guard(BaseCallbackHandler):
-    """Told of each model that is asked in a turn of an agent: refuses one that LangChain's agent itself invokes
-    although it is not metered, before its request leaves. An inner middleware can pass on such a model in a
-    request that it made anew."""
-
-    raise_error = run_inline = True
-
-    def on_chat_model_start(self, serialized: Any, messages: Any, **kwargs: Any) -> None:
-        frame = sys._getframe()
-        while (above := frame.f_back) is not None:
-            frame = above
-            asks = frame.f_code.co_name.startswith("_execute_model")
-            if asks and frame.f_globals.get("__name__") == "langchain.agents.factory":
-                kind = (serialized or {}).get("name") or "the model"
-                raise Unpayable(
-                    f"model={kind}: a middleware passes on a request of its own with a model that is not "
-                    "metered; let it use request.override(...), or give it metered(model)"
-                )
-
-
-_GUARD: contextvars.ContextVar[BaseCallbackHandler | None] = contextvars.ContextVar(
-    "anytime_guard", default=None
-)
-register_configure_hook(_GUARD, inheritable=False)
-
-
-@contextmanager
-def guarded() -> Iterator[None]:
-    """Within, the model that an agent invokes must be a metered one."""
-    token = _GUARD.set(_Guard())
-    try:
-        yield
-    finally:
-        _GUARD.reset(token)
-
-
-@contextmanager
-def _unguarded() -> Iterator[None]:
-    """A metered model makes its call within."""
-    token = _GUARD.set(None)
-    try:
-        yield
-    finally:
-        _GUARD.reset(token)
 
 
 # --- an agent's account pays
