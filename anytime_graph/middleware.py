@@ -66,6 +66,7 @@ from anytime_graph.models.providers import advised, describe
 from anytime_graph.models.tokens import check_media_tokens
 from anytime_graph.run.asking import Asked, check_resumable, granted
 from anytime_graph.run.forms import Upgrade, upgraded
+from anytime_graph.text import meant
 
 try:
     from langchain.agents.middleware import (
@@ -220,6 +221,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         self.share = _share(reserve, self.budget)
         self.warn_at = checked_parts(warn_at)
         self.tool_prices = _prices({} if tool_prices is None else tool_prices)
+        self._unpriced = {*self.tool_prices}
         if ledger is not None and not isinstance(ledger, Ledger):
             raise ValueError(f"ledger={ledger!r:.40}: pass the ledger= of open_checkpoints(...)")
         if quotas and ledger is None:
@@ -318,6 +320,19 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
             del run["asks"]
         gone = RemoveMessage(asks["message"])
         return {"messages": [gone], "anytime_run": run, "jump_to": "model"}
+
+    def _know_tools(self, tools: Sequence[Any]) -> None:
+        """Warn once of prices for tools that the model is not offered. It may be offered them later."""
+        names = [str(t.get("name") if isinstance(t, dict) else t.name) for t in tools]
+        for name in self._unpriced.difference(names):
+            log.warning(
+                "tool_prices %s=%g: %sthe model is offered %s",
+                name,
+                self.tool_prices[name],
+                meant(name, names),
+                ", ".join(names) or "no tool",
+            )
+        self._unpriced.clear()
 
     def limits(self, run: _Run) -> Limits:
         """The budget and what a human granted beyond it."""
@@ -512,6 +527,7 @@ class _Turn:
     def __init__(self, middleware: TokenBudgetMiddleware, request: Request) -> None:
         self.middleware = middleware
         self.run, self.share = _run(request.state), middleware.share
+        middleware._know_tools(request.tools)
         model = metered(request.model, middleware.prices)
         self.booked_above = paid_elsewhere(model)
         self.request: Request = _Metered(**{**vars(request), "model": model})

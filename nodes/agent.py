@@ -403,6 +403,7 @@ class DraftPayer:
             and not any(r["spend"]["calls"] for r in receipts),
             "closed": any(r["closed"] for r in receipts),
             "withheld": any(r.get("withheld", False) for r in receipts),
+            "oversized": any(r.get("oversized", False) for r in receipts),
             "blocked": receipts[-1].get("blocked") if receipts and not unfinished else None,
             "recalled": bool(receipts) and all(r["recalled"] for r in receipts),
         }

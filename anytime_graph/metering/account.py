@@ -53,7 +53,8 @@ class Account:
     due: the part of `spent` that no state holds yet. reserve: what only the last call may use.
     media_tokens: see tokens.Tokenizer. tools_priced: whether tool calls cost something.
     shared: the quotas at the root, if any. record: where the calls of the run are kept, if anywhere.
-    growth: how far prompts exceeded their bounds, by model. tool_call: the id of the tool call that
+    growth: how far prompts exceeded their bounds, by model. largest: input tokens of the largest prompts to
+    try, by model, where larger ones were refused. tool_call: the id of the tool call that
     it belongs to, if any. price: of that tool, in US dollars; it is booked each time the call is opened.
     short: why a model call of that tool could not be paid for, if one could not. invocation: of an agent,
     the id of the invocation that it pays for.
@@ -75,6 +76,7 @@ class Account:
         self.media_tokens: int | None = parent.media_tokens if parent else None
         self.tools_priced: bool = parent.tools_priced if parent else False
         self.growth: dict[str, float] = parent.growth if parent else {}
+        self.largest: dict[str, int] = parent.largest if parent else {}
         self.shared: Shared | None = _together(shared, parent.shared if parent else None)
         self.spent = total([spent or nothing()])
         self.record: RunRecord | None = parent.record if parent else None

@@ -56,7 +56,7 @@ def call(
     attempts, replies = _attempts(meter, request), list[Reply]()
     while not replies or _again(attempts, replies[-1]):
         replies.append(_attempt(meter, attempts.next(), config, stop, journal))
-    return _joined(replies, attempts.hopeless)
+    return _joined(replies, attempts)
 
 
 def _attempt(
@@ -114,7 +114,7 @@ async def acall(
     attempts, replies = _attempts(meter, request), list[Reply]()
     while not replies or _again(attempts, replies[-1]):
         replies.append(await _aattempt(meter, attempts.next(), config, stop, journal))
-    return _joined(replies, attempts.hopeless)
+    return _joined(replies, attempts)
 
 
 async def _aattempt(
@@ -192,17 +192,19 @@ def _again(attempts: Attempts, reply: Reply) -> bool:
     return False
 
 
-def _joined(replies: Sequence[Reply], hopeless: bool) -> Reply:
-    """The last reply, with what went wrong before it, as of one call. hopeless: later calls would be
-    refused as well."""
+def _joined(replies: Sequence[Reply], attempts: Attempts) -> Reply:
+    """The last reply, with what went wrong before it, as of one call. It closes the run if later calls would
+    be refused as well."""
     last, began = replies[-1].receipt, replies[0].receipt["started"]
     known: Receipt = {
         **last,
         "started": began,
         "spend": {**last["spend"], "seconds": last["ended_at"] - began},
-        "closed": last["closed"] or hopeless,
+        "closed": last["closed"] or attempts.hopeless,
         "errors": [error for reply in replies for error in reply.receipt["errors"]],
     }
+    if attempts.oversized:
+        known["oversized"] = True
     return replace(replies[-1], receipt=known)
 
 
@@ -288,6 +290,13 @@ class _Call:
     def waits(self) -> Iterator[float]:
         """Seconds to sleep, in turn, before a call that follows a refusal, or that is not the first one
         to its server; none once time is out or a stop came."""
+        yield from self._own_waits()
+        barred = self.request.barred
+        if self.error is None and barred is not None and (error := barred()) is not None:
+            self.error = error  # what the server said is told by the call that it refused
+            self.receipt.update({"failed": True, "refused": True, "unserved": True})
+
+    def _own_waits(self) -> Iterator[float]:
         until = time.monotonic() + self.request.wait
         while not self.over() and (rest := until - time.monotonic()) > 0:
             yield min(rest, _POLL)
@@ -464,8 +473,7 @@ class _Call:
         if self.streamed.reported:
             self.ended = True  # only the end of the stream is missing
             return
-        if self.streamed.whole and isinstance(error, TypeError | ValueError):
-            # The reply is whole; only the usage report that follows it could not be read.
+        if self.streamed.whole:  # only the usage report that follows it is missing
             self.streamed.unreadable = self.ended = True
             return
         self.error = error
@@ -492,6 +500,8 @@ class _Call:
                 "retry_after": refusals.retry_after(error),
             }
         )
+        if unserved and self.request.refused is not None:
+            self.request.refused(error)
         self.tried(error if closed else None)
         log.debug("call %s failed", self.request.place.ordinal, exc_info=error)
 

@@ -2,12 +2,13 @@
 its window, and when it will serve again.
 
 Known in this process, by model and address, to all runs alike. A refused request costs nothing, so it
-is made again in another form, smaller or later; never in the form that was refused.
+is made again in another form, smaller or later; within a run never in the form that was refused.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
 import time
@@ -19,8 +20,8 @@ from cachetools import LRUCache
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage, HumanMessage
 
-from anytime_graph.budget import MIN_ROOM, lowest
-from anytime_graph.metering.request import Request
+from anytime_graph.budget import GOOD_ROOM, MIN_ROOM, lowest
+from anytime_graph.metering.request import NOWHERE, Request, digest_of
 from anytime_graph.models import providers, refusals
 from anytime_graph.models.counting import Counts
 
@@ -31,6 +32,39 @@ _TRIAL = 0.5
 """Seconds for which the calls of a step wait for what becomes of the first."""
 _MODELS = 4_096
 """Models whose facts are kept."""
+_FORMS = 1_024
+"""Forms of requests of which it is kept, by model, whether they were taken."""
+_CERTAIN = 2
+"""A guess at the window is believed once so many requests were taken only in a smaller form."""
+
+
+class RefusedBefore(RuntimeError):
+    """A request is not sent, as its form was refused before in its run. status_code: with which status."""
+
+    def __init__(self, status_code: int) -> None:
+        super().__init__(f"refused before in this form, with HTTP {status_code}")
+        self.status_code = status_code
+
+
+class Size(NamedTuple):
+    """Tokens of a request: its prompt, the cap on its output, and both together."""
+
+    prompt: int
+    cap: int
+    both: int
+
+
+class Caps(NamedTuple):
+    """The caps with which a form was sent in a run: the largest that was taken, and the smallest that was
+    refused, with its status."""
+
+    taken: float = 0.0
+    refused: float = math.inf
+    status: int = 0
+
+    def bar(self, cap: float) -> bool:
+        """Whether a request with this cap is like one that was refused."""
+        return bool(self.status) and self.taken < self.refused <= cap
 
 
 class Form(NamedTuple):
@@ -70,7 +104,9 @@ class Learned:
     reply together. ceiling: tokens of a reply. Both None: not known. answers: it has answered a request;
     trial: until then, the first one under way. until: no request before this
     time of the monotonic clock. streak: refusals for load, in a row. latest: when the last of them came.
-    counts: those of its prompts.
+    counts: those of its prompts. largest: of the requests that were taken, each figure by itself. forms: what
+    became of the requests of runs, by run and form. guesses: requests in a row that were taken only in a
+    smaller form, after a refusal that did not say why; doubted: tokens of the smallest that was so refused.
     """
 
     refused: set[str] = field(default_factory=set)
@@ -83,7 +119,11 @@ class Learned:
     streak: int = 0
     latest: float = 0.0
     counts: Counts = field(default_factory=Counts)
-    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    largest: Size = field(default_factory=lambda: Size(0, 0, 0))
+    forms: LRUCache[Hashable, Caps] = field(default_factory=lambda: LRUCache(_FORMS), repr=False)
+    guesses: int = 0
+    doubted: float = math.inf
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     def beside(self, max_input: int) -> int | None:
         """The most output tokens that the server takes beside a prompt; None if that is not known. A
@@ -153,25 +193,34 @@ def shaped(form: Form, without: Collection[str]) -> Form:
 
 class Attempts:
     """The attempts of one call, each in a form that was not refused yet. hopeless: the server will not
-    serve before time or patience ends."""
+    serve before time or patience ends. oversized: it refuses the smallest output too."""
 
     def __init__(self, request: Request, form: Form, known: Learned) -> None:
         self.request, self._form, self._known = request, form, known
         self._began = self._sent = time.monotonic()
         self._dropped: set[str] = set()
         self._guess: str | None = None
-        self._narrowed = self.hopeless = False
+        self._narrowed = self._guessed = self.hopeless = self.oversized = False
         self._waited = 0.0
 
     def next(self) -> Request:
-        """The request of the next attempt."""
+        """The request of the next attempt. One whose form was refused before in its run is made smaller or, if
+        it cannot be, barred."""
+        self._form_anew()
         request, used = self.request, time.monotonic() - self._began
         wait = max(request.wait, self._known.rest())
         seconds = None if request.seconds is None else max(0.0, request.seconds - used)
         left_out = self._left_out()
         self._sent = time.monotonic() + wait
         self._waited += wait
-        return replace(request, wait=wait, seconds=seconds, without=left_out)
+        return replace(
+            request,
+            wait=wait,
+            seconds=seconds,
+            without=left_out,
+            barred=self._barred,
+            refused=self._refused,
+        )
 
     def served(self) -> None:
         """The latest attempt was taken: what was left out of it is not needed, the rest is."""
@@ -181,18 +230,29 @@ class Attempts:
             known.taken |= {name for name in PARTS if self._has(name)} - known.refused
             if self._sent >= known.latest:
                 known.streak = 0
+            size = self._size
+            known.largest = Size(*map(max, known.largest, size))
+            self._keep(taken=self._cap)
+            if size.both >= known.doubted:
+                known.guesses, known.doubted = 0, math.inf
+            known.guesses += self._guessed
+            self._narrowed |= self._guessed and known.guesses >= _CERTAIN
         if self._narrowed and self.request.max_output is not None:
             known.narrow(window=_one(self.request) + self.request.max_output // self.request.n)
 
     def again(self, error: Exception) -> bool:
         """Whether there is another attempt to make after this refusal; it is made ready."""
+        if isinstance(error, RefusedBefore):  # by a sibling's request, while this one waited
+            return self._form_anew()
         self.request = replace(self.request, wait=0.0)
-        asked = _one(self.request) + (self.request.max_output or 0) // self.request.n
-        if (large := refusals.too_large(error, asked)) is not None:
-            return self._smaller(large)
-        if refusals.overloaded(error):
+        large = refusals.too_large(error, self._size.both)
+        if large is None and refusals.overloaded(error):
             return self._later(error)
-        return refusals.about_form(error) and self._otherwise(error)
+        if large is not None:
+            return self._smaller(large)
+        if refusals.about_form(error) and self._otherwise(error):
+            return True
+        return refusals.perhaps_too_large(error) and self._perhaps_smaller()
 
     def _later(self, error: Exception) -> bool:
         wait = self._known.put_off(refusals.told_wait(error), self._sent)
@@ -225,6 +285,77 @@ class Attempts:
         self._narrowed = room is None
         self.request = replace(self.request, max_output=smaller * n)
         return True
+
+    def _perhaps_smaller(self) -> bool:
+        """Half of the output, unless requests as large were taken; none is made too small for an answer."""
+        request, known = self.request, self._known
+        if request.n > 1:  # the choices are asked for one by one
+            return False
+        with known.lock:
+            if all(mine <= taken for mine, taken in zip(self._size, known.largest, strict=True)):
+                return False
+            known.doubted = min(known.doubted, self._size.both)
+        if request.max_output is None or request.max_output // 2 < GOOD_ROOM:
+            self.oversized = True
+            return False
+        self._guessed = True
+        self.request = replace(request, max_output=request.max_output // 2)
+        return True
+
+    def _form_anew(self) -> bool:
+        """Make the request smaller if its form was refused; False if that cannot be."""
+        request = self.request
+        if not (caps := self._caps()).bar(self._cap):
+            return True
+        smaller = int(min(self._cap, caps.refused)) // 2 if request.max_output is not None else 0
+        if smaller < min(GOOD_ROOM, self._cap):
+            self.oversized = True
+            return False
+        self.request = replace(request, max_output=smaller * request.n)
+        return True
+
+    def _barred(self) -> Exception | None:
+        caps = self._caps()
+        return RefusedBefore(caps.status) if caps.bar(self._cap) else None
+
+    def _refused(self, error: Exception) -> None:
+        status = providers.status(error)
+        if status is not None and not providers.transient(status):
+            self._keep(refused=self._cap, status=status)
+
+    @property
+    def _cap(self) -> float:
+        """The cap of each choice."""
+        most = self.request.max_output
+        return math.inf if most is None else most // self.request.n
+
+    @property
+    def _size(self) -> Size:
+        prompt, cap = _one(self.request), (self.request.max_output or 0) // self.request.n
+        return Size(prompt, cap, prompt + cap)
+
+    def _key(self) -> Hashable:
+        """What is the same in two requests of a run that differ in nothing but cap and seed."""
+        parts = sorted(self._known.refused | self._left_out())
+        form = {"bound": self._form.bound, "n": self.request.n, "without": parts}
+        return self.request.place.run_id, digest_of(self.request.prompt, form)
+
+    def _keep(self, **known: Any) -> None:
+        """Keep what became of the latest attempt."""
+        if self.request.place == NOWHERE:
+            return
+        with self._known.lock:
+            caps = self._caps()
+            if "taken" in known:
+                caps = caps._replace(taken=max(caps.taken, known["taken"]))
+            elif known["refused"] < caps.refused:
+                caps = caps._replace(**known)
+            self._known.forms[self._key()] = caps
+
+    def _caps(self) -> Caps:
+        """What became of requests of this form."""
+        with self._known.lock:
+            return self._known.forms.get(self._key(), Caps())
 
     def _left_out(self) -> frozenset[str]:
         return frozenset(self._dropped if self._guess is None else {*self._dropped, self._guess})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import math
 import threading
 import types
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -47,6 +48,8 @@ from anytime_graph.run.context import around, invocation
 
 _LEAST_MATERIAL = 40
 """A last call shows earlier material only if it may show more characters than this."""
+_SMALLER = 4
+"""A last call's prompt is at most this part of one that was refused with the smallest output too."""
 _PRICES, _PAYER, _OWN = "anytime_prices", "anytime_payer", "anytime_own"
 _STRUCTURED = "ls_structured_output_format"
 """The option with which `with_structured_output` tells tracers of its schema."""
@@ -415,6 +418,9 @@ class AgentPayer:
             return
         if not reserved.recalled:
             account.settle(reserved.amounts, reply.receipt["spend"])
+        if reply.receipt.get("oversized"):
+            most = request.max_input // _SMALLER
+            account.largest[ready.name] = min(most, account.largest.get(ready.name, most))
         if reply.receipt["interrupted"]:
             raise KeyboardInterrupt
         if reply.error is not None:
@@ -520,6 +526,7 @@ class AgentPayer:
         """The last prompt, with as much material as leaves a quarter of the rest to the reply. Of 4,000
         tokens the reply keeps 1,000; the material is halved until its prompt leaves them."""
         wanted = max(GOOD_ROOM, (ready.room(rest, 0) or 0) // 4)
+        most = self.account.largest.get(ready.name, math.inf)
         full = allowance = sum(len(prompts.spoken_text(m)) for m in prompt)
         if self.again:
             allowance //= 2
@@ -528,7 +535,7 @@ class AgentPayer:
             shorter = prompts.sum_up(prompt, allowance, system, self.question, self.again)
             _, max_input = ready.max_input(list(shorter), self.account.calibration(ready))
             room = ready.room(rest, max_input)
-            if room is None or room >= wanted:
+            if max_input <= most and (room is None or room >= wanted):
                 return shorter
             allowance //= 2
         return prompts.sum_up(prompt, 0, False, self.question, self.again)

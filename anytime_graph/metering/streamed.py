@@ -111,6 +111,8 @@ class StreamedReply:
 
     def feed(self, chunk: BaseMessage) -> bool:
         """Take in a chunk; True if more has come than the cap allows."""
+        if not isinstance(chunk, AIMessage):
+            chunk = _as_reply(chunk)
         self.chunks.append(chunk)
         called = providers.called(chunk)
         self.called = self.called or bool(called)
@@ -208,6 +210,15 @@ class StreamedReply:
             self.usage = (self.usage or Usage()).joined(Usage.read(usage))
         except (TypeError, ValueError, OverflowError):
             self.unreadable = True
+
+
+def _as_reply(chunk: BaseMessage) -> AIMessageChunk:
+    """A chunk of another role than the model's, as a server may call it, as one of the model's."""
+    about = {
+        name: getattr(chunk, name) for name in ("id", "additional_kwargs", "response_metadata")
+    }
+    usage = getattr(chunk, "usage_metadata", None)
+    return AIMessageChunk(content=chunk.content, usage_metadata=usage, **about)
 
 
 def joined(chunks: Sequence[BaseMessage]) -> AIMessage:

@@ -1,7 +1,7 @@
 """Which tool calls of a reply may be carried out: those whose arguments arrived whole.
 
 LangChain repairs arguments that broke off: `{"path": "/data` becomes {"path": "/data"}, which the
-model may not have meant.
+model may not have meant. Nor is it known what it meant by a key that comes twice.
 """
 
 from __future__ import annotations
@@ -97,7 +97,13 @@ def _parsed_arguments(text: Any, ended: bool) -> dict[str, Any] | None:
         return {} if ended else None
     try:
         written = _argument_text(text)
-        args = json.loads(written, strict=False, parse_float=_finite, parse_constant=_finite)
+        args = json.loads(
+            written,
+            strict=False,
+            parse_float=_finite,
+            parse_constant=_finite,
+            object_pairs_hook=_unambiguous,
+        )
     except (ValueError, TypeError, RecursionError):
         return None
     return args if isinstance(args, dict) else None
@@ -109,6 +115,14 @@ def _finite(number: str) -> float:
     if not math.isfinite(value := float(number)):
         raise ValueError(f"{number:.20}: a finite number is needed")
     return value
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises ValueError if a key comes twice: of its values Python takes the last one, and whoever approves
+    the call may have read the first."""
+    if len(made := dict(pairs)) < len(pairs):
+        raise ValueError("an object has a key twice")
+    return made
 
 
 def _sent_arguments(message: AIMessage) -> Iterator[tuple[Any, Any]]:

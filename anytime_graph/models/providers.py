@@ -33,7 +33,10 @@ CAP_FIELDS = ("max_tokens", "max_output_tokens", "num_predict")
 _NAMES = ("model_name", "model", "model_id")
 _ADDRESSES = ("base_url", "openai_api_base", "anthropic_api_url", "endpoint_url", "endpoint")
 _CAPS = {*CAP_FIELDS, "max_completion_tokens", "max_new_tokens", "maxTokens"}
-_LOOSE = {"n", "candidate_count", "stream", "max_retries", "retries"}
+_LOOSE = {
+    *("n", "candidate_count", "best_of", "num_return_sequences", "num_generations"),
+    *("stream", "max_retries", "retries"),
+}
 """Options that multiply what a call buys, or hide its usage."""
 _LIST_PRICE = {
     "service_tier": ("auto", "default", "standard", "standard_only", "on_demand", "flex", "batch"),
@@ -144,13 +147,16 @@ NO_ENTRY = (401, 403)
 NO_SUCH_THING = 404
 _CONNECTING = (
     *("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError"),
-    *("UnsupportedProtocol", "LocalProtocolError", "InvalidURL"),
+    *("UnsupportedProtocol", "LocalProtocolError", "InvalidURL", "TooManyRedirects"),
 )
 _UNSENT = {
     "builtins": ("UnicodeEncodeError", "ConnectionRefusedError"),
     "socket": ("gaierror",),
     **dict.fromkeys(("httpx", "httpx2", "httpcore", "httpcore2"), _CONNECTING),
-    "requests": ("ConnectTimeout", "InvalidURL", "MissingSchema", "InvalidSchema", "InvalidHeader"),
+    "requests": (
+        *("ConnectTimeout", "InvalidURL", "MissingSchema", "InvalidSchema", "InvalidHeader"),
+        "TooManyRedirects",
+    ),
     "urllib3": ("NewConnectionError", "ConnectTimeoutError", "LocationParseError"),
     "aiohttp": ("ClientConnectorError", "ConnectionTimeoutError", "InvalidURL"),
     "botocore": (
@@ -159,7 +165,8 @@ _UNSENT = {
     ),
     "google": ("DefaultCredentialsError", "RefreshError"),
 }
-"""Errors that end a request before it has left. (Only requests are encoded; replies are decoded.)"""
+"""Errors that end a request before it has left, or before a server took it. (Only requests are encoded; replies
+are decoded.)"""
 _HIDING = {
     "builtins": ("ConnectionError",),
     "requests": ("ConnectionError",),
@@ -354,7 +361,9 @@ def by_responses(model: BaseChatModel, bound: Mapping[str, Any]) -> bool:
     fields = any(getattr(model, name, None) or name in bound for name in _RESPONSES)
     tools = any(map(_hosted_kind, bound.get("tools", ())))
     version = getattr(model, "output_version", None) == "responses/v1"
-    return fields or tools or version or bool(_RESPONDS.search(model_name(model) or ""))
+    name = model_name(model) or ""
+    called = bool(bound.get("tools")) and name.lower().startswith("gpt-6")
+    return fields or tools or version or called or bool(_RESPONDS.search(name))
 
 
 def schema_in_body(model: BaseChatModel, bound: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,6 +67,18 @@ _NOT_TOO_SMALL = re.compile(
 )
 """What a refusal says if its cap was too small, unless it also says the contrary."""
 _CAP = re.compile(r"(?i)max_?\w*tokens|output[_ ]tokens")
+_GUESSABLE = (400, 413, 422)
+"""Statuses of refusals that may be about the size without a word of it."""
+_OF_SIZE = re.compile(
+    r"(?i)\b(too|so) (large|long|big|many|much)|exceed|\blimit|\blength|\bsize|capacity|memory|\bfits?\b"
+    r"|larger|longer|maximum|大|长|超"
+)
+_OF_OTHERS = re.compile(
+    r"(?i)un(known|recogni[sz]ed|supported|expected)|not (supported|permitted|allowed|valid|acceptable)|does not support"
+    r"|invalid (value|type|schema|json|model|role|image|tool)|must (be|contain|have|alternate)|required|missing"
+    r"|api.?key|polic(y|ies)|safety"
+)
+"""What a refusal says that is about another fault than the size."""
 _SAID = 400
 """Characters in which a server has said what is wrong; an echo of the prompt comes later."""
 _READ = 4_000
@@ -102,9 +114,11 @@ def unpaid(error: BaseException) -> bool:
     """Whether the account does not pay for the request, so that no waiting helps. Google says the same of a
     limit by the minute, with the seconds to wait."""
     status, said = providers.status(error), words(error)
+    if status == 402:
+        return not _SIZE.search(said)
     if status == 429 and _PER_DAY.search(said):
         return True
-    if status not in (400, 402, 412, 429) or not _UNPAID.search(said[:_SAID]):
+    if status not in (400, 412, 429) or not _UNPAID.search(said[:_SAID]):
         return False
     return not (_IN_TEXT if status == 429 else _SIZE).search(said)
 
@@ -130,6 +144,17 @@ def too_large(error: BaseException, asked: int) -> TooLarge | None:
     if not allowed and too_small(error):
         return None
     return TooLarge(min(allowed, default=None), bool(_WINDOW.search(said)))
+
+
+def perhaps_too_large(error: BaseException) -> bool:
+    """Whether a refusal may be about the size, although it gives no figure: it says "too large", or nothing at
+    all of what is wrong."""
+    said = words(error)[:_SAID]
+    if providers.status(error) not in _GUESSABLE or too_small(error):
+        return False
+    if providers.status(error) == 413 or _OF_SIZE.search(said):
+        return True
+    return not _OF_OTHERS.search(said)
 
 
 def too_small(error: BaseException) -> bool:

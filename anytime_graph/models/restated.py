@@ -1,4 +1,5 @@
-"""HTTP clients through which a reply that is nothing but an error has the status that the error stands for.
+"""HTTP clients through which a reply that is nothing but an error has the status that the error stands for, and
+one that comes whole although a stream was asked for is a stream.
 
 Gateways send such with status 200, as JSON or as the first event of a stream. Clients would take it for an
 empty stream, or fail on it without a word of why.
@@ -113,7 +114,8 @@ class _Head:
         if not self.response.is_success:
             words = self.read[:_LONGEST].decode("utf-8", "replace").encode()
             return _like(self.response, self.response.status_code, content=words)
-        return _as_error(self.response, _first_json(self.read + b"\n\n")[0])
+        body = _first_json(self.read + b"\n\n")[0]
+        return _as_error(self.response, body) or _as_stream(self.response, body)
 
     def passed_on(self, stream: Any) -> Any:
         """The reply as it would have come."""
@@ -179,6 +181,35 @@ def _as_error(response: Any, body: Any) -> Any:
         return None
     status = (None if body.get("usage") else status_in(body)) or 500
     return _like(response, status, content=json.dumps(body).encode())
+
+
+def _as_stream(response: Any, body: Any) -> Any:
+    """The reply as a stream of two events, if it is a whole chat completion; None if it is none."""
+    if not isinstance(body, dict) or not isinstance(choices := body.get("choices"), list):
+        return None
+    try:
+        asked = json.loads(response.request.content).get("stream")
+    except (ValueError, AttributeError, RuntimeError):  # it may not have been read
+        return None
+    if (
+        not asked
+        or not choices
+        or not all(isinstance(c, dict) and c.get("message") for c in choices)
+    ):
+        return None
+    about = {**body, "object": "chat.completion.chunk"}
+    pieces = [{**choice, "delta": _delta(choice["message"])} for choice in choices]
+    events = [{**about, "choices": pieces, "usage": None}, {**about, "choices": []}]
+    lines = [f"data: {json.dumps(event)}\n\n" for event in events]
+    return _like(response, response.status_code, content="".join([*lines, "data: [DONE]\n\n"]))
+
+
+def _delta(message: Any) -> Any:
+    """A message as a piece of a stream, where tool calls have numbers."""
+    if not isinstance(message, dict) or not isinstance(calls := message.get("tool_calls"), list):
+        return message
+    numbered = [{"index": i, **call} for i, call in enumerate(calls) if isinstance(call, dict)]
+    return {**message, "tool_calls": numbered}
 
 
 def _says(choice: Any) -> bool:

@@ -524,6 +524,7 @@ class _Edge:
         role, judged, by_agent = self.setup.role(move, state), judges(move), self._by_agent(move)
         meter, calibration = self.setup.meters[role], _calibration(state, role)
         overhead = state["overhead"] if by_agent else 0
+        largest = state.get("largest", {}).get(role, math.inf)
         may_return = by_agent and min_output > MIN_ROOM
         if may_return and slice_.get("calls", 2) < 2:
             return None  # a tool takes a second call, in which the agent answers
@@ -552,6 +553,8 @@ class _Edge:
                 continue
             messages = prompt(detail, None)
             shape, bound = measured(messages)
+            if detail and bound > largest:
+                continue
             room = room_beside(bound)
             # In full, a prompt must leave a reply as much room as it takes, or as most replies need.
             usual = min(bound, math.ceil(self._length.most)) if self._length else bound

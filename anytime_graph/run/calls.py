@@ -202,7 +202,8 @@ class Receipt(TypedDict):
     no answer. refused: the provider rejects the request itself. unserved: it was refused or never left, so
     it costs nothing. closed: the provider will refuse all other calls too. lost: it was not made, or was in
     flight when its process ended. interrupted: the caller stopped it. recalled: it was read from the
-    journal instead of made. withheld: it was not made because a quota does not pay for it.
+    journal instead of made. withheld: it was not made because a quota does not pay for it. oversized: it was
+    refused with the smallest output too, so that only a smaller prompt may help.
     retry_after: seconds to wait before the next call. started, ended_at: Unix time.
     """
 
@@ -224,6 +225,7 @@ class Receipt(TypedDict):
     ended_at: float
     blocked: NotRequired[str | None]
     withheld: NotRequired[bool]
+    oversized: NotRequired[bool]
 
 
 def receipt(started: float, ended_at: float) -> Receipt:

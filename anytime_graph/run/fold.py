@@ -86,6 +86,7 @@ def _booked(
         least_room=least_room,
         overhead=max([state["overhead"], *(agent["overhead"] for agent in agents)]),
         owed=_owed(outcomes),
+        largest=_largest(state.get("largest", {}), outcomes),
         failures=_failures(state["failures"], outcomes),
         withheld=any(r.get("withheld", False) for r in receipts),
         refusals=state.get("refusals", 0) + sum(r["unserved"] for r in receipts),
@@ -378,6 +379,17 @@ def _updated_judging(
         longer=judging["longer"] + sum(gap > 0 for gap in gaps),
         shorter=judging["shorter"] + sum(gap < 0 for gap in gaps),
     )
+
+
+def _largest(before: Mapping[str, int], outcomes: Sequence[Outcome]) -> dict[str, int]:
+    """The largest prompts to try, by role: half of one that was refused with the smallest output too."""
+    largest = dict(before)
+    for o in outcomes:
+        if o["receipt"].get("oversized"):
+            call = o["call"]
+            half = call["max_input"] // call["prompt_copies"] // 2
+            largest[call["role"]] = min(half, largest.get(call["role"], half))
+    return largest
 
 
 def _owed(outcomes: Sequence[Outcome]) -> list[PlannedMove]:

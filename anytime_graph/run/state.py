@@ -135,7 +135,8 @@ class State(TypedDict, total=False):
     prompt of a draft. owed: moves that a request for several choices left undone. failures: steps in a
     row that failed entirely. blocked: why the provider ended every answer of the last step, if there
     is no whole answer. unscored: the scorer failed on every answer. withheld: a quota did not pay for a
-    call of the last step. refusals: calls that were refused and cost nothing. wait: seconds that a
+    call of the last step. largest: input tokens of the largest prompts to try, by role, where larger ones
+    were refused. refusals: calls that were refused and cost nothing. wait: seconds that a
     provider asked for. anytime_form: the form of the state; see upgrade.py.
     """
 
@@ -177,6 +178,7 @@ class State(TypedDict, total=False):
     overhead: int
     owed: list[PlannedMove]
     failures: int
+    largest: dict[str, int]
     refusals: int
     blocked: str | None
     unscored: bool
@@ -223,6 +225,7 @@ def fresh(question_id: str, chosen: Chosen, run_id: int, thread: str, limits: Li
         least_room=GOOD_ROOM,
         overhead=0,
         owed=[],
+        largest={},
         refusals=0,
         **unstopped(),
     )

@@ -24,6 +24,7 @@ from langchain.agents.middleware import (
     LLMToolSelectorMiddleware,
     ModelCallLimitMiddleware,
     ModelFallbackMiddleware,
+    ModelRequest,
     ModelRetryMiddleware,
     SummarizationMiddleware,
     ToolRetryMiddleware,
@@ -374,7 +375,8 @@ def test_an_error_after_paid_work_brings_the_last_call(
 ) -> None:
     def script(request: dict[str, Any], i: int) -> Reply:
         tools: list[Any] = [("look_up", {"topic": "rivers"})] if request.get("tools") else []
-        return Reply(text=ANSWER, tools=tools, error=error if i == 1 else None)
+        says = "the content is not acceptable"
+        return Reply(text=ANSWER, tools=tools, error=error if i == 1 else None, says=says)
 
     server.script = script
     out = run(agent(server, budget=Budget(tokens=5_000)), sync=sync)
@@ -483,6 +485,10 @@ def test_what_was_said_before_an_error_in_mid_reply_is_not_lost(sync: bool) -> N
     assert out["spent"]["tokens"] <= 3_000
 
 
+SIZES = 8
+"""In which a request is made at most that is refused without a word of why: 4,500 output tokens, 2,250 and so on."""
+
+
 @given(
     mishaps=st.lists(st.sampled_from([*REFUSALS, 500, 504, "drop", None]), min_size=1, max_size=5),
     budget=st.builds(Budget, tokens=st.integers(3_000, 9_000), calls=st.integers(1, 9)),
@@ -506,14 +512,16 @@ def test_what_a_provider_refuses_costs_an_agent_nothing(
         except openai.APIError:  # the model has said nothing at all
             assert not any(call.output for call in server.settled().calls)
             if not {429, 503, 529} & set(mishaps):  # those are waited for
-                assert len(server.calls) <= 9, "a turn and a last call in two forms, each thrice"
+                assert len(server.calls) <= 9 * SIZES, (
+                    "a turn and a last call in two forms, each thrice"
+                )
             return
         server.settled()
     billed = [call for call in server.calls if not call.refused]
     assert out["spent"]["calls"] == len(billed) <= budget.limits()["calls"]
     assert server.served <= out["spent"]["tokens"] <= budget.limits()["tokens"]
     assert billed or out["spent"]["tokens"] == 0
-    assert len(server.calls) <= 3 * (len(billed) + 2) + 1
+    assert len(server.calls) <= SIZES * (3 * (len(billed) + 2) + 1)
 
 
 # --- beside other middlewares
@@ -1007,6 +1015,44 @@ def test_a_model_that_an_inner_middleware_sets_in_the_request_is_metered(server:
     assert {call.request.get("temperature") for call in server.calls} == {0.5}
     assert out["spent"]["tokens"] == server.served <= 2_000
     assert last(out) == ANSWER
+
+
+class Anew(AgentMiddleware[Any, Any, Any]):
+    """Passes on a request that it makes itself, with another model; first asks that model on its own behalf."""
+
+    def __init__(self, model: Any, asks: Any = None, after: int = 0) -> None:
+        super().__init__()
+        self.model, self.asks, self.after, self.turns = model, asks, after, 0
+
+    def anew(self, request: Any) -> Any:
+        self.turns += 1
+        if self.turns <= self.after:
+            return request
+        names = ("messages", "system_message", "tools", "state", "runtime")
+        return ModelRequest(model=self.model, **{name: getattr(request, name) for name in names})
+
+    def wrap_model_call(self, request: Any, handler: Any) -> Any:
+        if self.asks is not None:
+            self.asks.invoke("Which model?")
+        return handler(self.anew(request))
+
+    async def awrap_model_call(self, request: Any, handler: Any) -> Any:
+        if self.asks is not None:
+            await self.asks.ainvoke("Which model?")
+        return await handler(self.anew(request))
+
+
+@both
+def test_a_request_that_a_middleware_makes_anew_with_a_metered_model_is_paid(
+    server: Server, sync: bool
+) -> None:
+    """What it asks a bare model beside that is its own business."""
+    server.script = calling(("look_up", {"topic": "rivers"}))
+    inside = Anew(metered(server.model()), asks=server.model(max_tokens=7))
+    out = run(agent(server, budget=Budget(tokens=2_000), inside=[inside]), sync=sync)
+    of_the_agent = sum(call.served for call in server.calls if call.limit != 7)
+    assert out["spent"]["tokens"] == of_the_agent <= 2_000
+    assert 0 < of_the_agent < server.served
 
 
 def test_a_tool_that_cannot_pay_for_its_model_says_so(server: Server) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain.agents import create_agent
-from langchain.agents.middleware import HumanInTheLoopMiddleware
+from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware
 from langchain.agents.structured_output import ToolStrategy
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import tool
@@ -246,6 +246,70 @@ def test_an_agent_is_warned_in_its_prompts_once_a_part_of_its_budget_is_used(
 def test_wrong_amounts_are_named(wrong: Any, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         TokenBudgetMiddleware(**{"budget": Budget(tokens=1_000), **wrong})
+
+
+@both
+def test_a_price_for_a_tool_that_the_model_is_not_offered_is_told_once(
+    server: Server, sync: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.script = searching(1)
+    prices: Any = {"tool_prices": {"serch": 0.01, "search": 0.01}, "prices": PRICES}
+    app = agent(server, [], Budget(usd=1.0), **prices)
+    for _ in range(2):
+        run(app, sync=sync)
+    [told] = [record.getMessage() for record in caplog.records]
+    assert told == "tool_prices serch=0.01: did you mean 'search'? the model is offered search"
+
+
+class Late(AgentMiddleware[Any, Any, Any]):
+    """Brings a tool in the second turn."""
+
+    def __init__(self, ran: list[str]) -> None:
+        super().__init__()
+
+        def lend(q: str) -> str:
+            """Lend a book."""
+            ran.append(q)
+            return "lent"
+
+        self.late = tool(lend)
+
+    def with_tool(self, request: Any) -> Any:
+        turns = [m for m in request.messages if m.type == "ai"]
+        offered = bool(turns and request.tools)
+        return request.override(tools=[*request.tools, *([self.late] if offered else [])])
+
+    def carried_out(self, request: Any) -> Any:
+        own = request.tool_call["name"] == "lend"
+        return request.override(tool=self.late) if own else request
+
+    def wrap_model_call(self, request: Any, handler: Any) -> Any:
+        return handler(self.with_tool(request))
+
+    async def awrap_model_call(self, request: Any, handler: Any) -> Any:
+        return await handler(self.with_tool(request))
+
+    def wrap_tool_call(self, request: Any, handler: Any) -> Any:
+        return handler(self.carried_out(request))
+
+    async def awrap_tool_call(self, request: Any, handler: Any) -> Any:
+        return await handler(self.carried_out(request))
+
+
+@both
+def test_a_tool_that_a_middleware_brings_later_may_have_a_price(
+    server: Server, sync: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        names = ["search", "lend"][i : i + 1] if request.get("tools") else []
+        return Reply("So." if names else ANSWER, tools=[(name, {"q": "bend"}) for name in names])
+
+    server.script, ran = script, list[str]()
+    how: Any = {"tool_prices": {"lend": 0.25}, "prices": PRICES}
+    out = run(agent(server, ran, Budget(usd=1.0), inside=[Late(ran)], **how), sync=sync)
+    assert ran == ["bend", "bend"]
+    assert out["spent_by"]["lend"]["usd"] == 0.25
+    assert "tool_prices lend=0.25" in caplog.text
 
 
 @settings(max_examples=8, deadline=None)

@@ -179,6 +179,8 @@ GARBLED = [
     '{"path": [-Infinity]}',
     '{"path": {"to": 1e999}}',
 ]
+TWICE = ['{"path": "/data", "path": "/data/old"}', '{"path": [{"to": 1, "t\\u006f": 1}]}']
+"""Of whole messages, only the Responses API's have them as they were sent."""
 NO_OBJECTS = ['["/data"]', '"/data"', "null"]
 """Of whole messages, langchain-openai takes none of these, or takes it for no arguments."""
 
@@ -188,11 +190,12 @@ NO_OBJECTS = ['["/data"]', '"/data"', "null"]
     [
         *((send, text) for send in FORMATS for text in GARBLED),
         *((send, text) for send in (chat, responses, anthropic) for text in NO_OBJECTS),
+        *((send, text) for send in (chat, responses, responses_whole, anthropic) for text in TWICE),
     ],
 )
 def test_what_is_no_object_of_arguments_reaches_no_tool(wire: Wire, send: Any, text: str) -> None:
     wire.send, wire.reply = send, Sent((text,), "tool_calls")
-    for way in some(WAYS, 3, FORMATS.index(send) + (GARBLED + NO_OBJECTS).index(text)):
+    for way in some(WAYS, 3, FORMATS.index(send) + (GARBLED + NO_OBJECTS + TWICE).index(text)):
         shed = Shed()
         try:
             out = way(wire, shed)

@@ -3,8 +3,10 @@ and the same is not asked again."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,7 +24,18 @@ from anytime_graph.models import providers
 from tests.kit.marks import torture
 from tests.kit.providers import NAMED
 from tests.kit.providers import speaking as providers_speaking
-from tests.kit.wires import FORMATS, NATURAL, Json, Sent, Wire, anthropic, chat, speaking, sse
+from tests.kit.wires import (
+    FORMATS,
+    NATURAL,
+    Json,
+    Sent,
+    Wire,
+    anthropic,
+    chat,
+    chat_whole,
+    speaking,
+    sse,
+)
 
 QUESTION: Any = {"messages": [("user", "Why do rivers bend?")]}
 HALF = "To do that you first need to"
@@ -258,3 +271,67 @@ def test_a_field_that_cannot_be_joined_takes_no_tool_call_with_it() -> None:
     ]
     ((name, args),) = [(c["name"], c["args"]) for c in joined(parts).tool_calls]
     assert (name, args) == ("look", {"q": "fox"})
+
+
+@pytest.mark.parametrize("role", ["user", "system", "tool", "function", "model", "bot", "", 7])
+def test_a_reply_is_the_models_whatever_role_its_server_gives_it(wire: Wire, role: Any) -> None:
+    def send(sent: Sent) -> tuple[str, bytes]:
+        kind, body = chat(sent)
+        return kind, body.replace(b'"role": "assistant"', b'"role": ' + json.dumps(role).encode())
+
+    out = asked(wire, send, Sent(said=NO))
+    assert (out["best"]["answer"], out["best"]["complete"]) == (NO, True)
+    assert out["spent"]["tokens"] == 90 * len(wire.requests)
+    assert in_agent(wire)["messages"][-1].text == NO
+
+
+AFTER: dict[str, Json] = {
+    "an error": {"error": {"message": "x", "code": 500}},
+    "a report that is a list": {"choices": [], "usage": [30, 60]},
+    "details that are a text": {
+        "choices": [],
+        "usage": {"prompt_tokens": 30, "completion_tokens": 60, "prompt_tokens_details": "none"},
+    },
+}
+
+
+@pytest.mark.parametrize("after", AFTER)
+def test_a_reply_that_its_model_ended_is_whole_whatever_comes_in_place_of_its_report(
+    wire: Wire, after: str
+) -> None:
+    def send(sent: Sent) -> tuple[str, bytes]:
+        kind, body = chat(replace(sent, reports=False))
+        last = json.dumps(AFTER[after]).encode()
+        return kind, body.replace(b"data: [DONE]", b"data: " + last + b"\n\ndata: [DONE]")
+
+    out = asked(wire, send, Sent(said=NO))
+    assert (out["best"]["answer"], out["best"]["complete"]) == (NO, True)
+    assert (len(wire.requests), out["spent"]["calls"]) == (1, 1)
+    assert out["spent"]["tokens"] > 1_000, "it is paid in full"
+    wire.requests.clear()
+    out = in_agent(wire)
+    assert (out["messages"][-1].text, out["stop_reason"]) == (NO, "done")
+    assert len(wire.requests) == 1
+
+
+@pytest.mark.parametrize("pieces", [None, ('{"path": "/data"}',)], ids=["text", "tool call"])
+def test_a_reply_that_comes_whole_though_a_stream_was_asked_for_is_read_and_booked(
+    wire: Wire, pieces: Any
+) -> None:
+    wire.send = chat
+    model, ran = wire.model(), list[str]()  # it streams
+    wire.send, wire.reply = chat_whole, Sent(pieces, "tool_calls" if pieces else "stop")
+    wire.requests.clear()
+
+    def remove(path: str) -> str:
+        """Remove what is at a path."""
+        ran.append(path)
+        wire.reply = Sent()
+        return "removed"
+
+    budget = TokenBudgetMiddleware(Budget(tokens=20_000))
+    out = create_agent(model, [remove], middleware=[budget]).invoke(QUESTION)
+    assert ran == (["/data"] if pieces else [])
+    assert (out["messages"][-1].text, out["stop_reason"]) == (Sent().text, "done")
+    assert out["spent"]["tokens"] == 90 * len(wire.requests)
+    assert all(request["stream"] for request in wire.requests)

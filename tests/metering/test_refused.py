@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from email.utils import formatdate
+from itertools import count
 from typing import Any, cast
 
 import httpx
@@ -25,7 +26,7 @@ from anytime_graph.metering.metered import AgentPayer, paying_from
 from anytime_graph.metering.request import Request
 from anytime_graph.middleware import TokenBudgetMiddleware, metered
 from tests.kit.marks import torture
-from tests.kit.server import Reply, Server, serving
+from tests.kit.server import Reply, Server, said, serving
 from tests.kit.waiting import auntil
 from tests.kit.wires import (
     Json,
@@ -314,7 +315,7 @@ def test_what_is_larger_than_a_minute_allows_is_made_smaller_and_not_waited_for(
 
 # --- what is refused without a status of its own
 
-REDIRECTED = (302, 402, 409, 418, 425, 451, 501, 521)
+REDIRECTED = (302, 409, 418, 425, 451, 501, 521)
 
 
 @pytest.mark.parametrize("status", REDIRECTED)
@@ -323,6 +324,14 @@ def test_what_nobody_can_have_served_costs_nothing(server: Server, status: int) 
     _, spent = by_graph(server.model(), Budget(tokens=2_000), strategy="best_of_n")
     assert len(server.calls) > 1
     assert spent == server.settled().served
+
+
+@pytest.mark.parametrize("location", ["/v1/chat/completions", "http://127.0.0.1:9/v1"])
+def test_a_redirection_that_leads_nowhere_costs_nothing(server: Server, location: str) -> None:
+    server.script = lambda r, i: Reply(error=307, says="", headers={"location": location})
+    with pytest.raises(NoAnswer) as failure:
+        by_graph(server.model(), Budget(tokens=2_000), strategy="single")
+    assert failure.value.spent["tokens"] == server.settled().served == 0
 
 
 def failed(code: str) -> list[Json]:
@@ -506,6 +515,7 @@ UNPAID = {
     "openai": (429, "You exceeded your current quota, please check your plan and billing details."),
     "openai's limit": (400, "Billing hard limit has been reached"),
     "anthropic": (400, "Your credit balance is too low to access the Anthropic API."),
+    "bare": (402, ""),
     "deepseek": (402, "Insufficient Balance"),
     "openrouter": (402, "Insufficient credits. Add more using https://openrouter.ai/credits"),
     "huggingface": (402, "You have exceeded your monthly included credits."),
@@ -661,3 +671,146 @@ def test_a_drafts_call_that_is_given_up_while_it_waits_costs_nothing(
     out = asyncio.run(app.ainvoke(Q))
     assert out["best"]["answer"] == "erosion"
     assert (out["spent"]["calls"], out["spent"]["tokens"]) == (1, server.settled().served)
+
+
+# --- the size, of which the refusal has no word
+
+SILENT = [
+    (400, ""),
+    (400, "too large"),
+    (413, ""),
+    (413, "Payload Too Large"),
+    (422, "Bad request"),
+]
+
+
+def sized(request: dict[str, Any]) -> tuple[int, int]:
+    """Words of the prompt, and the cap."""
+    prompt = sum(len(said(message["content"]).split()) for message in request["messages"]) + 10
+    return prompt, request["max_completion_tokens"]
+
+
+def within(
+    most: int, status: int, says: str, **reply: Any
+) -> Callable[[dict[str, Any], int], Reply]:
+    """A server that refuses a prompt and a cap that are more than this together."""
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        return Reply(error=status, says=says) if sum(sized(request)) > most else ANSWER
+
+    return script
+
+
+def forms(server: Server) -> list[tuple[str, int | None]]:
+    """The requests that were refused, as far as their seeds do not make them differ."""
+    return [(call.text, call.limit) for call in server.calls if call.refused]
+
+
+@pytest.mark.pairwise(4)
+@DOORS
+@pytest.mark.parametrize(("status", "says"), SILENT)
+def test_a_refusal_without_a_word_of_the_size_is_followed_by_a_smaller_request(
+    server: Server, status: int, says: str, door: Door
+) -> None:
+    server.script = within(4_000, status, says)
+    text, spent = door(server.model(), Budget(tokens=20_000))
+    assert "erosion" in text
+    assert spent == server.settled().served
+    refused = [(has_system(call.request), call.limit) for call in server.calls if call.refused]
+    assert 0 < len(refused) == len(set(refused)) <= 4
+    served = [call.limit or 0 for call in server.calls if not call.refused]
+    assert max(served) > 1_000, "it is not made smaller than needed"
+    for _ in range(2):
+        door(server.model(), Budget(tokens=20_000))
+    asked = len(server.calls)
+    door(server.model(), Budget(tokens=20_000))
+    assert not any(call.refused for call in server.calls[asked:]), "it is learned"
+
+
+@pytest.mark.pairwise(4)
+@DOORS
+@pytest.mark.parametrize(("status", "says"), [*SILENT, (400, "Unsupported value: 'temperature'")])
+def test_what_a_server_refuses_in_every_form_is_asked_once_in_each(
+    server: Server, status: int, says: str, door: Door
+) -> None:
+    server.script = lambda request, i: Reply(error=status, says=says)
+    with pytest.raises((NoAnswer, APIStatusError), match=str(status)) as failure:
+        door(server.model(), Budget(tokens=20_000))
+    if isinstance(failure.value, NoAnswer):
+        assert failure.value.spent["tokens"] == 0
+    known = [(repr(call.request["messages"]), call.limit) for call in server.calls]
+    assert len(known) == len(set(known)) <= 24
+
+
+@pytest.mark.parametrize(("status", "says"), SILENT)
+def test_where_the_prompt_is_too_large_fewer_examples_are_shown_and_the_answer_in_hand_stays(
+    server: Server, status: int, says: str
+) -> None:
+    answers = count()
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if sized(request)[0] > 250:
+            return Reply(error=status, says=says)
+        filler = " ".join(["pebble"] * 150)
+        return Reply(f"{filler} <answer>try {next(answers)} {filler}</answer>")
+
+    server.script = script
+    scores = iter([0.4, *(n / 1_000 for n in range(1, 400))])
+    app = create_anytime_graph(
+        server.model(),
+        budget=Budget(tokens=60_000),
+        strategy="pdp",
+        scorer=lambda question, answer: next(scores),
+    ).compile()
+    out = app.invoke(Q, {"recursion_limit": 3_000})
+    assert out["best"]["score"] == 0.4
+    assert out["spent"]["tokens"] == server.settled().served
+    refused = forms(server)
+    assert 0 < len(refused) == len(set(refused))
+    first = next(i for i, call in enumerate(server.calls) if call.refused)
+    taught = [
+        c for c in server.calls[first:] if not c.refused and c.prompt > server.calls[0].prompt
+    ]
+    assert taught, "smaller prompts that show something are made and taken"
+
+
+@pytest.mark.parametrize(("status", "says"), SILENT)
+def test_calls_side_by_side_do_not_repeat_what_the_first_of_them_was_refused(
+    server: Server, status: int, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learned, "_TRIAL", 90.0)
+    server.script = lambda r, i: Reply(error=status, says=says) if i == 0 else ANSWER
+    by_graph(server.model(), Budget(tokens=20_000), strategy="best_of_n")
+    (first,) = [call.limit or 0 for call in server.calls if call.refused]
+    siblings = [call for call in server.calls[1:4] if has_system(call.request)]
+    assert all(call.limit in (first, first // 2) for call in siblings)
+    assert sum(call.limit == first for call in siblings) == 0
+
+
+def test_one_lone_refusal_teaches_nothing_of_the_size(server: Server) -> None:
+    server.script = lambda r, i: Reply(error=413) if i == 0 else ANSWER
+    by_graph(server.model(), Budget(tokens=20_000), strategy="single")
+    asked = len(server.calls)
+    by_graph(server.model(), Budget(tokens=20_000), strategy="single")
+    assert server.calls[asked].limit == server.calls[0].limit
+
+
+@pytest.mark.parametrize(("status", "says"), SILENT)
+def test_an_agents_last_call_is_smaller_than_what_was_refused_without_a_word(
+    server: Server, status: int, says: str
+) -> None:
+    def fetch(url: str) -> str:
+        """Fetch a page."""
+        return "Erosion bends rivers. " * 6_000
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if i == 0:
+            return Reply("", tools=[("fetch", {"url": "r"})])
+        return within(4_000, status, says)(request, i)
+
+    server.script = script
+    middleware = [TokenBudgetMiddleware(Budget(tokens=100_000))]
+    out = create_agent(server.model(max_tokens=500), [fetch], middleware=middleware).invoke(Q)
+    assert "erosion" in out["messages"][-1].text
+    assert out["spent"]["tokens"] == server.settled().served
+    assert len(forms(server)) == len({*forms(server)}) or status != 413
