@@ -14,7 +14,7 @@ from anytime_graph.budget import DIMENSIONS, TOOL_CALLS, Prices
 from anytime_graph.constraints import Constraints
 from anytime_graph.planning.strategies import SCORED, STRATEGIES
 from anytime_graph.scoring import Judge, Scorer, scorer_in
-from anytime_graph.text import meant
+from anytime_graph.text import is_text, lines_of, meant
 
 _CONSTRAINTS = ("sentences", "words", "include", "forbid", "starts_with", "ends_with", "matches")
 _JUDGE = ("judge", "rubric")
@@ -55,6 +55,21 @@ _OTHERWISE = {
     "training_budget": "train_budget",
 }
 """Arguments of Python whose options have another name."""
+
+
+class Command(click.Command):
+    """A command that takes no bytes for text which are none; the names of files may be any."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        for param in self.params:
+            if isinstance(param.type, click.Path) and param.type.file_okay:
+                continue
+            given = ctx.params.get(str(param.name))
+            for value in given if isinstance(given, tuple) else (given,):
+                if not is_text(str(value)):
+                    raise click.BadParameter(f"{value!r} is not UTF-8", ctx, param)
+        return rest
 
 
 class Choice(click.Choice[str]):
@@ -310,8 +325,7 @@ def questions(path: str, scoring_rule: Scorer | Constraints | None) -> list[str]
     """The questions in a file of text lines or of JSON Lines with a "question". If constraints score
     the answers, each question states them. Raises ValueError."""
     texts = []
-    lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # JSON has U+2028 within a line
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines_of(path), 1):
         if not line.strip():
             continue
         question: Any = line.strip()

@@ -26,7 +26,7 @@ _NEW_COMPARISONS_ONLY = ("model", "answer", "judge", "rubric", "price", *option.
 _INTERRUPTED_NOTE = "interrupted; run the same command again to continue, nothing is paid for twice"
 
 
-@click.command("batch")
+@click.command("batch", cls=option.Command)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @option.database
 @option.making
@@ -78,7 +78,7 @@ def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -
         sys.exit(ledger_commands.INTERRUPTED)
 
 
-@click.command("audit")
+@click.command("audit", cls=option.Command)
 @click.argument("thread", required=False)
 @option.database
 @click.option(
@@ -155,7 +155,7 @@ def audit_command(
         sys.exit(ledger_commands.INTERRUPTED)
 
 
-@click.command("warm-up")
+@click.command("warm-up", cls=option.Command)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @option.database
 @option.warming
@@ -209,7 +209,7 @@ def warm_up_command(file: str, db: str, as_json: bool, **options: Any) -> None:
         sys.exit(ledger_commands.INTERRUPTED)
 
 
-@click.command()
+@click.command(cls=option.Command)
 @option.database
 @option.namespace
 @click.option(
@@ -230,7 +230,8 @@ def forget(
     """Delete preference pairs from the memory in --db.
 
     They are not shown to the model any more. Only the pairs of --namespace are deleted, or those of
-    every namespace. Without --older-than and --keep, all pairs are deleted, after a confirmation.
+    every namespace. With both --older-than and --keep, a pair is deleted that either of them would
+    delete. What deletes all pairs (neither of them, --keep 0, --older-than 0s) asks first.
     Questions, answers and costs stay in the ledger; `rm` deletes those.
 
     \b
@@ -240,7 +241,8 @@ def forget(
     """
     with ledger_commands.errors_shown(False), ledger_commands.opened(db) as store:
         space = None if namespace is None else tuple(option.space(namespace))
-        if older_than is None and not keep and not yes:
+        everything = older_than is None if keep is None else keep == 0
+        if (everything or older_than == 0) and not yes:
             scope = "every namespace" if namespace is None else f"{namespace!r}"
             click.confirm(f"Forget all preference pairs of {scope}?", abort=True)
         deleted = LedgerMemory(store.ledger).forget(space, older_than=older_than, keep=keep)
