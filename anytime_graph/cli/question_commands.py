@@ -31,7 +31,12 @@ _INTERRUPTED_NOTE = "interrupted; run the same command again to continue, nothin
 @option.database
 @option.making
 @option.budgeted(100_000)
-@click.option("--name", default="batch", show_default=True, help="Which batch in --db this is.")
+@click.option(
+    "--name",
+    default="batch",
+    show_default=True,
+    help="Which batch in --db this is. What its questions have cost before counts; new ones begin at 0.",
+)
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
