@@ -121,7 +121,20 @@ def scorer_in(reference: str) -> Scorer:
     path, colon, name = reference.rpartition(":")
     if not (colon and path.endswith(".py") and Path(path).is_file()):
         raise ValueError(f"check {reference!r}: FILE.py:FUNCTION is needed, of a file that exists")
-    function = runpy.run_path(path, run_name="check").get(name)
+    try:
+        with contained():
+            function = runpy.run_path(path, run_name="check").get(name)
+    except Exception as error:  # the user's own code
+        named = error.named if isinstance(error, Exited) else error
+        place: int | None = None
+        told = str(named)
+        for frame, line in traceback.walk_tb(named.__traceback__):
+            place = line if _users(frame) else place
+        if isinstance(named, SyntaxError):
+            place, told = named.lineno, named.msg
+        said = head_of(" ".join(told.split()), _SAID)
+        where = path if place is None else f"{path}, line {place}"
+        raise ValueError(f"check {reference!r}: {where}: {type(named).__name__}: {said}") from error
     if not callable(function):
         raise ValueError(f"check {reference!r}: {path} has no function {name!r}")
     return cast(Scorer, function)

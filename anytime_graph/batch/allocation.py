@@ -294,7 +294,7 @@ class _Allocation:
         other = set(limits) - {"calls"}
         if other != set(self.account.limits) - {"calls", "seconds"}:
             raise ValueError(
-                f"budget: the batch of this name began with a budget in {', '.join(sorted(other))}; "
+                f"budget: the batch of this name began with a budget in {', '.join(sorted(other) or ['calls'])}; "
                 "give one in the same dimensions, or another name"
             )
 

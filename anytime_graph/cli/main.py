@@ -26,7 +26,6 @@ from anytime_graph.cli.trust import signed, trusted
 from anytime_graph.constraints import Constraints
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import interruptible
-from anytime_graph.models import default_model
 from anytime_graph.run.state import Output
 from anytime_graph.text import harmless, is_text, lines_of
 
@@ -153,11 +152,13 @@ def solve(
     """
     if (db is None) != (thread is None):
         raise click.UsageError("--db and --thread go together")
+    if thread is not None and not thread.strip():
+        raise click.UsageError("--thread: a name that is not empty is needed")
     if db is None and (options["memory"] or options["namespace"]):
         raise click.UsageError("--memory is the memory of a --db; give --db and --thread too")
     with ledger_commands.errors_shown(as_json):
         text = _read_question(question, file)
-        options["model"] = options["model"] or default_model()
+        options["model"] = option.model_of(options)
         arguments = option.graph_arguments(options)
         if isinstance(rules := arguments["scorer"], Constraints):
             text = f"{text}\n\n{rules.describe()}"

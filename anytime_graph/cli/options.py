@@ -12,7 +12,9 @@ import click
 
 from anytime_graph.budget import DIMENSIONS, TOOL_CALLS, Prices
 from anytime_graph.constraints import Constraints
+from anytime_graph.models import default_model
 from anytime_graph.planning.strategies import SCORED, STRATEGIES
+from anytime_graph.run.context import Context
 from anytime_graph.scoring import Judge, Scorer, scorer_in
 from anytime_graph.text import is_text, lines_of, meant
 
@@ -46,6 +48,8 @@ _HERE = (
     (r"^(include|forbid)=.*: a tuple of non-empty strings", r"--\1: a text that is not empty"),
 )
 """What errors tell a program to do, and what does it on the command line: the first that the command has."""
+_OTHERS = ("thread_id", "checkpoint_id", "checkpoint_ns", "checkpoint_map", "run_id")
+"""Names that LangGraph gives a meaning, which are no keys of quotas."""
 _OTHERWISE = {
     "count": "samples",
     "scorer": "check",
@@ -257,6 +261,12 @@ def in_options(message: str) -> str:
     return re.sub(r"^(?:budget |quota )?([a-z_]+)(?:=| (?='))", said, message)
 
 
+def model_of(options: Mapping[str, Any]) -> str:
+    """The model that --model names, or the one that is there without it."""
+    named: str | None = options["model"]
+    return default_model() if named is None else named
+
+
 def amounts(options: Mapping[str, Any]) -> dict[str, Any]:
     """The dimensions of the budget that the command line limits."""
     return {name: options[name] for name in AMOUNTS if options[name] is not None}
@@ -318,6 +328,9 @@ def keys(given: Sequence[str]) -> dict[str, str]:
     found = dict(text.split("=", 1) for text in given if "=" in text)
     if len(found) < len(given) or not all((*found, *found.values())):
         raise ValueError(f"--key {' '.join(given)}: NAME=VALUE, as in user=ann; each name once")
+    for name in found:
+        if name in _OTHERS or name in Context.__annotations__ or name.startswith("__"):
+            raise ValueError(f"--key {name}=...: that name has another meaning; take another one")
     return found
 
 
@@ -331,7 +344,7 @@ def questions(path: str, scoring_rule: Scorer | Constraints | None) -> list[str]
         question: Any = line.strip()
         if question.startswith("{"):
             try:
-                question = json.loads(line)["question"]
+                question = json.loads(line, parse_int=float)["question"]  # of any length
             except (ValueError, KeyError, RecursionError):
                 question = None
         if not isinstance(question, str) or not question.strip():
@@ -363,6 +376,9 @@ def prices(price: str | None) -> Prices | None:
             raise ValueError
     except ValueError:
         raise ValueError(f"--price {price!r}: two numbers, as in 0.40,1.60, or three") from None
-    return Prices(
-        input=input_price, output=output_price, cached_input=cached[0] if cached else None
-    )
+    try:
+        return Prices(
+            input=input_price, output=output_price, cached_input=cached[0] if cached else None
+        )
+    except ValueError as error:
+        raise ValueError(f"--price {price!r}: {str(error).partition(': ')[2]}") from None

@@ -19,7 +19,6 @@ from anytime_graph.cli import options as option
 from anytime_graph.constraints import Constraints
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import interruptible
-from anytime_graph.models import default_model
 from anytime_graph.warm_up import warm_up
 
 _NEW_COMPARISONS_ONLY = ("model", "answer", "judge", "rubric", "price", *option.AMOUNTS)
@@ -47,8 +46,8 @@ _INTERRUPTED_NOTE = "interrupted; run the same command again to continue, nothin
 def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -> None:
     """Answer the questions in FILE within one budget for all.
 
-    FILE has one question on each line, or JSON Lines with a "question". Every question gets an answer
-    first. The rest of the budget is spent where the next tokens promise most. The answers are printed
+    FILE has one question on each line, or JSON Lines with a "question"; other fields are not read. A
+    question that stands there twice is asked, and printed, once. Every question gets an answer first. The rest of the budget is spent where the next tokens promise most. The answers are printed
     as JSON Lines, in the order of FILE.
 
     Ctrl-C prints the best answers so far, with exit code 130. The same command continues, and buys
@@ -60,7 +59,7 @@ def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -
     """
     quiet = not sys.stderr.isatty()
     with ledger_commands.errors_shown(False):
-        options["model"] = options["model"] or default_model()
+        options["model"] = option.model_of(options)
         arguments = option.graph_arguments(options)
         texts = option.questions(file, arguments["scorer"])
         budget = Budget(**(option.amounts(options) or {"tokens": 100_000}))
@@ -139,7 +138,7 @@ def audit_command(
             ):
                 report = audit_questions(
                     option.questions(questions, scorer),
-                    options["model"] or default_model(),
+                    option.model_of(options),
                     scorer,
                     Budget(**(option.amounts(options) or {"tokens": 8_000})),
                     store,
@@ -186,7 +185,7 @@ def warm_up_command(file: str, db: str, as_json: bool, **options: Any) -> None:
     quiet = as_json or not sys.stderr.isatty()
     with ledger_commands.errors_shown(as_json):
         options["strategy"] = options["strategy"] or "best_of_n"
-        options["model"] = options["model"] or default_model()
+        options["model"] = option.model_of(options)
         arguments = option.graph_arguments(options)
         texts = option.questions(file, arguments["scorer"])
         with (

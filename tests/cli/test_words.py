@@ -102,3 +102,14 @@ def test_a_file_may_have_a_name_that_is_no_text(server: Server, command: Command
     Path(LATIN).write_text("Name a river.\n")
     done = command("solve", "--file", LATIN, "--model", "openai:scripted", "--calls", "1")
     assert (done.exit_code, done.stdout) == (0, "fine\n")
+
+
+@pytest.mark.parametrize("name", ["solve", "batch", "warm-up"])
+def test_a_model_without_a_name_is_not_the_embedded_one(name: str, command: Command) -> None:
+    """As from a variable of the shell that is not set."""
+    Path("q.txt").write_text("Name a river.\n")
+    done = command(name, "q.txt", "--model", "")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "Error: --model '': 'local', 'local:FILE.gguf' or 'provider:name' is needed" in told(
+        done
+    )
