@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import click
 
 from anytime_graph.budget import DIMENSIONS, TOOL_CALLS, Prices
+from anytime_graph.checkpoints.schema import KEYS
 from anytime_graph.constraints import Constraints
 from anytime_graph.models import default_model
 from anytime_graph.planning.strategies import SCORED, STRATEGIES
@@ -329,7 +330,8 @@ def keys(given: Sequence[str]) -> dict[str, str]:
     if len(found) < len(given) or not all((*found, *found.values())):
         raise ValueError(f"--key {' '.join(given)}: NAME=VALUE, as in user=ann; each name once")
     for name in found:
-        if name in _OTHERS or name in Context.__annotations__ or name.startswith("__"):
+        settings = name in Context.__annotations__ and name not in KEYS
+        if name in _OTHERS or settings or name.startswith("__"):
             raise ValueError(f"--key {name}=...: that name has another meaning; take another one")
     return found
 
