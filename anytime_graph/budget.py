@@ -230,9 +230,7 @@ def used(limits: Limits, spent: Spend) -> float:
 
 def checked_parts(warn_at: Sequence[float]) -> tuple[float, ...]:
     """Parts of a budget, in order. Raises ValueError for others than those above 0 and up to 1."""
-    wrong = (
-        [warn_at] if isinstance(warn_at, int | float) else [p for p in warn_at if not is_part(p)]
-    )
+    wrong = [p for p in warn_at if not is_part(p)] if isinstance(warn_at, Iterable) else [warn_at]
     if wrong:
         raise ValueError(f"warn_at={wrong[0]!r}: parts of the budget are needed, as in (0.5, 0.8)")
     return tuple(sorted(set(warn_at)))
@@ -274,6 +272,14 @@ class Prices:
     cache_write: float | None = None
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value is not None and not (isinstance(value, int | float) and 0 <= value < 1e9):
+                raise ValueError(
+                    f"prices.{f.name}={value!r}: dollars per million tokens, 0 or more"
+                )
+            if value is not None:
+                object.__setattr__(self, f.name, plain(value))
         if self.cached_input is not None and self.cached_input > self.input:
             raise ValueError(
                 f"prices.cached_input={self.cached_input!r}: more than input={self.input!r}; give "
@@ -284,14 +290,6 @@ class Prices:
                 f"prices.cache_write={self.cache_write!r}: less than input={self.input!r}; leave it "
                 "out, and input that is written to a cache costs as much as other input"
             )
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if value is not None and not (isinstance(value, int | float) and 0 <= value < 1e9):
-                raise ValueError(
-                    f"prices.{f.name}={value!r}: dollars per million tokens, 0 or more"
-                )
-            if value is not None:
-                object.__setattr__(self, f.name, plain(value))
 
     def usd(
         self, input_tokens: float, output_tokens: float, read: float = 0, written: float = 0

@@ -205,9 +205,10 @@ class ChatAnytime(BaseChatModel):
         parse, or lacks required keys, is not a candidate. Scorers get the parsed answer."""
         chain = _sequence(self._inner.with_structured_output(schema, **kwargs))
         parser = chain.steps[1] if len(chain.steps) == 2 else RunnableSequence(*chain.steps[1:])
-        required = convert_to_json_schema(schema).get("required", ())
+        described = convert_to_json_schema(schema)
+        required = described.get("required", ())
         of_text = any(isinstance(step, JsonOutputParser) for step in chain.steps)
-        form = _Form(parser, frozenset(required), of_text)
+        form = _Form(parser, frozenset(required), of_text, _defaults(described))
         if include_raw:
             chain = _sequence(
                 self._inner.with_structured_output(schema, include_raw=True, **kwargs)
@@ -399,11 +400,12 @@ class ChatAnytime(BaseChatModel):
 @dataclass(frozen=True)
 class _Form:
     """The form of structured answers. parser: the inner model's own. of_text: the parser reads JSON
-    from the text, and would complete JSON that was cut."""
+    from the text, and would complete JSON that was cut. defaults: of the fields that may be left out."""
 
     parser: Runnable[Any, Any]
     required: frozenset[str]
     of_text: bool
+    defaults: Mapping[str, Any]
 
     def parsed(self, message: AIMessage) -> Any:
         """The answer in a message. Raises ValueError, or what the parser raises, if there is none."""
@@ -461,7 +463,7 @@ class _Turn:
             errors.append(f"reply {ordinal} is no such answer: {describe(error)}")
             return None
         self._answered = True
-        text = json.dumps(answer, default=_plain, sort_keys=True, ensure_ascii=False)
+        text = _written(answer, self.form.defaults if self.form else {}, message)
         self.parsed[text] = answer
         return replace(reply, text=text)
 
@@ -637,6 +639,27 @@ def _json(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def _defaults(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of a JSON schema's own properties."""
+    properties = schema.get("properties")
+    own = properties.items() if isinstance(properties, dict) else ()
+    return {k: p["default"] for k, p in own if isinstance(p, dict) and "default" in p}
+
+
+def _written(answer: Any, defaults: Mapping[str, Any], message: AIMessage) -> str:
+    """An answer as the text by which it is compared: with its defaults, so that those who say them agree with
+    those who do not. A schema may not be able to write what it has read; then as it came."""
+    if isinstance(answer, dict):
+        answer = {**defaults, **answer}
+    form = {"default": _plain, "sort_keys": True, "ensure_ascii": False}
+    try:
+        with contained():
+            return json.dumps(answer, **cast(Any, form))
+    except Exception:  # serializers are the user's own code
+        called = [(call["name"], call["args"]) for call in message.tool_calls]
+        return message.text or json.dumps(called, **cast(Any, form))
 
 
 def _plain(value: Any) -> Any:

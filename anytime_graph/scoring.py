@@ -6,16 +6,15 @@ import asyncio
 import hashlib
 import inspect
 import json
+import math
 import re
 import runpy
 import sysconfig
 import time
 import traceback
-import unicodedata
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -34,7 +33,7 @@ from anytime_graph.interrupt import (
     in_thread,
     within,
 )
-from anytime_graph.text import head_of
+from anytime_graph.text import composed, head_of
 
 
 class BadScore(ValueError):
@@ -122,7 +121,20 @@ def scorer_in(reference: str) -> Scorer:
     path, colon, name = reference.rpartition(":")
     if not (colon and path.endswith(".py") and Path(path).is_file()):
         raise ValueError(f"check {reference!r}: FILE.py:FUNCTION is needed, of a file that exists")
-    function = runpy.run_path(path, run_name="check").get(name)
+    try:
+        with contained():
+            function = runpy.run_path(path, run_name="check").get(name)
+    except Exception as error:  # the user's own code
+        named = error.named if isinstance(error, Exited) else error
+        place: int | None = None
+        told = str(named)
+        for frame, line in traceback.walk_tb(named.__traceback__):
+            place = line if _users(frame) else place
+        if isinstance(named, SyntaxError):
+            place, told = named.lineno, named.msg
+        said = head_of(" ".join(told.split()), _SAID)
+        where = path if place is None else f"{path}, line {place}"
+        raise ValueError(f"check {reference!r}: {where}: {type(named).__name__}: {said}") from error
     if not callable(function):
         raise ValueError(f"check {reference!r}: {path} has no function {name!r}")
     return cast(Scorer, function)
@@ -219,9 +231,32 @@ async def averdict_of(
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _UNSAID = ("", "...", "\u2026")
 """What stands in a block that only shows the form of an answer, as our prompts do."""
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18}|(?=\.\d))(?:\.\d{1,9})?", re.ASCII)
+_DIGITS = r"(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
+_NUMBER = re.compile(rf"([-+]?)({_DIGITS})", re.ASCII)
+_SCIENTIFIC = re.compile(r"([-+]?)([1-9](?:\.\d+)?)e([1-9]\d{0,8}|[-+]\d{1,9})", re.ASCII)
+_POWER = re.compile(
+    r"([-+]?)(?:(\d+(?:\.\d+)?) ?(?:\u00d7|\u00b7|\*|\\times|\\cdot) ?)?"
+    r"10\^(?:([-+]?\d{1,9})|\{ ?([-+]?\d{1,9}) ?\})",
+    re.ASCII,
+)
+_FRACTION = re.compile(r"([-+]?)([1-9]\d{0,17})/([1-9]\d{0,17})", re.ASCII)
+_PLACES = 60
+"""Decimal places of 1/2**59, the fraction of 18 digits that needs most."""
+_LATEX_FRACTION = re.compile(
+    r"([-+]?)\\[dt]?frac ?(?:\{ ?(\d{1,18}) ?\} ?\{ ?(\d{1,18}) ?\}|(\d)(\d))", re.ASCII
+)
+_JSON_NUMBER = re.compile(r"(-?)(\d+(?:\.\d+)?)(?:e([-+]?\d{1,9}))?", re.ASCII | re.IGNORECASE)
+_PERCENT = re.compile(r"(.*?\d) ?(?:\\?%|per ?cent)", re.DOTALL)
+_SYMBOL = re.compile(r"(-?)\\?([$\u20ac\u00a3\u00a5\u20b9]) ?([\d.][^ ]*)", re.DOTALL)
+_CURRENCY = re.compile(
+    r"(.*?\d) ?(?:(dollars?)|(euros?|eur|\u20ac)|([\u00a3\u00a5\u20b9]))", re.DOTALL
+)
+_LONGEST_PLAIN = 60
+"""Digits of a number that are all written; of a longer one that ends or begins in zeros, they are counted."""
+_COUNTED = re.compile(r"([1-9]\d{0,2}(?:,\d{3})+)(?=(?:\.\d+)? [^\W\d_])", re.ASCII)
 _MARKUP = re.compile(
-    r"\*\*([^*]+)\*\*|`([^`]+)`|\$([^$]+)\$|\\\(([^\\]+)\\\)|\\(?:boxed|text)\{([^{}]+)\}"
+    r"\*\*([^*]+)\*\*|`([^`]+)`|\$([^$]+)\$|\\\(((?:[^\\]|\\[^()])+)\\\)|\\\[((?:[^\\]|\\[^\[\]])+)\\\]"
+    r"|\\(?:boxed|text)\{((?:[^{}]|\{[^{}]*+\})+)\}"
 )
 """Marks of Markdown or LaTeX around a whole answer."""
 _SET = re.compile(r"\{([^{}\[\]:]+)\}")
@@ -266,18 +301,35 @@ def whole_reply(text: str) -> str | None:
 
 
 def parsed(schema: type[BaseModel], text: str) -> str | None:
-    """The last piece of JSON in the text that fits the schema, as it was written."""
+    """The last piece of JSON in the text that fits the schema: as it was written or, where that leaves a
+    field to its default or says it in another type, with all fields as the schema has them. So answers that
+    are equal instances are equal texts."""
     answer, done = None, 0
+    instance: BaseModel | None = None
     unfit: set[int] = set()  # hashes, for blocks in blocks are far more text than the text
     for start, end in _blocks(text):
         if start >= done and (known := hash(block := text[start:end])) not in unfit:
             try:
-                schema.model_validate_json(block)
+                instance = schema.model_validate_json(block)
             except (ValueError, RecursionError):
                 unfit.add(known)
             else:
                 answer, done = block, end
-    return answer
+    return answer if answer is None or instance is None else _said_in_full(instance, answer)
+
+
+def _said_in_full(instance: BaseModel, written: str) -> str:
+    """The JSON of an instance; as it was written where that says the same, or where this would not: defaults
+    may be made anew each time, and a schema may write what it does not read."""
+    schema = type(instance)
+    with suppress(Exception):  # its defaults, validators and serializers are the user's own code
+        full = instance.model_dump_json(by_alias=True, warnings=False)
+        if normal(full) == normal(written):
+            return written
+        again, whole = (schema.model_validate_json(text) for text in (written, full))
+        if whole == instance and again.model_dump_json(by_alias=True, warnings=False) == full:
+            return full
+    return written
 
 
 def _blocks(text: str) -> list[tuple[int, int]]:
@@ -324,9 +376,11 @@ def _read_blocks(text: str, at: int, passed: set[int]) -> Iterator[tuple[int, in
 
 def normal(answer: str) -> str:
     """The form in which a vote compares answers: case, spaces, final full stops and marks around the whole
-    ("**42**", "$42$") do not count. Numbers are compared as such ("1,000.0" is 1000), and so are JSON
-    ({"b": 2, "a": 1.0} is {"a":1,"b":2}) and sets ("{2, 1}" is {1,2})."""
-    text = _canonical(_bare(unicodedata.normalize("NFC", " ".join(answer.lower().split()))))
+    ("**42**", "$42$") do not count. Numbers are compared as such ("1,000.0" and "1e3" are 1000, "1/2" is
+    0.5), also before a per cent sign or beside a currency's, and so are JSON ({"b": 2, "a": 1.0} is
+    {"a":1,"b":2}) and sets ("{2, 1}" is {1,2}). What may differ does: "50%" and 0.5, "2/4" (a date, or a
+    time) and 1/2, "$5" and 5."""
+    text = _canonical(_bare(composed(" ".join(answer.lower().split()))))
     return text if len(text) <= 200 else hashlib.sha256(text.encode(errors="replace")).hexdigest()
 
 
@@ -338,28 +392,105 @@ def _bare(text: str) -> str:
 
 
 def _canonical(text: str) -> str:
-    number = text.replace("\u2212", "-")
-    if _NUMBER.fullmatch(number):
-        return f"{Decimal(number.replace(',', '')).normalize() + 0:f}"
+    if (value := _value(text)) is not None:
+        return value
+    if (match := _PERCENT.fullmatch(text)) and (value := _value(match[1])) is not None:
+        return f"{value}%"
+    if (amount := _amount(text)) is not None:
+        return amount
     if text[:1] not in ("{", "["):
-        return text
+        return (
+            _COUNTED.sub(lambda m: m[1].replace(",", ""), text, 1) if _COUNTED.match(text) else text
+        )
     try:
-        return json.dumps(
-            _plain(json.loads(text)), sort_keys=True, separators=(",", ":"), allow_nan=False
+        return _written(
+            json.loads(text, parse_int=_Number, parse_float=_Number, parse_constant=_none)
         )
     except (ValueError, RecursionError):
-        items = _SET.fullmatch(text)
-        return (
-            f"{{{','.join(sorted({_canonical(i.strip()) for i in items[1].split(',')}))}}}"
-            if items
-            else text
-        )
+        if (items := _SET.fullmatch(text)) is None:
+            return text
+        return f"{{{','.join(sorted(set(map(_canonical, {i.strip() for i in items[1].split(',')}))))}}}"
 
 
-def _plain(value: Any) -> Any:
-    """JSON without the difference between 1.0 and 1."""
+def _value(text: str) -> str | None:
+    """The one form of a number, however it is written; None if the text may be anything else. A fraction
+    that can be shortened may be a date, and 12e3 a name."""
+    number = text.replace("\u2212", "-").replace("{,}", ",").replace("\u2044", "/")
+    if match := _NUMBER.fullmatch(number):
+        return _decimal(match[1], match[2].replace(",", ""), 0)
+    if match := _SCIENTIFIC.fullmatch(number):
+        return _decimal(match[1], match[2], int(match[3]))
+    if match := _POWER.fullmatch(number):
+        return _decimal(match[1], match[2] or "1", int(match[3] or match[4]))
+    if match := _FRACTION.fullmatch(number):
+        above, below = int(match[2]), int(match[3])
+        return _quotient(match[1], above, below) if math.gcd(above, below) == 1 else None
+    if match := _LATEX_FRACTION.fullmatch(number):
+        above, below = int(match[2] or match[4]), int(match[3] or match[5])
+        return _quotient(match[1], above, below) if below else None
+    return None
+
+
+def _decimal(sign: str, digits: str, power: int) -> str:
+    """The number of this sign, these digits with or without a point, and this power of ten."""
+    whole, _, part = digits.partition(".")
+    digits = (whole + part).lstrip("0")
+    kept = digits.rstrip("0")
+    if not kept:
+        return "0"
+    power += len(digits) - len(kept) - len(part)
+    sign, above = ("-" if sign == "-" else ""), len(kept) + power
+    if (power > 0 and above > _LONGEST_PLAIN) or -above > _LONGEST_PLAIN:
+        first, rest = kept[0], kept[1:]
+        return f"{sign}{first}{'.' if rest else ''}{rest}e{above - 1:+d}"
+    if power >= 0:
+        return sign + kept + "0" * power
+    if above > 0:
+        return f"{sign}{kept[:above]}.{kept[above:]}"
+    return f"{sign}0.{'0' * -above}{kept}"
+
+
+def _quotient(sign: str, above: int, below: int) -> str:
+    """The number as a decimal if it is one, else as a fraction in its lowest terms."""
+    shared = math.gcd(above, below)
+    above, below = above // shared, below // shared
+    if below == 1 or 10**_PLACES % below:
+        return f"{sign.strip('+')}{above}/{below}" if below > 1 else _decimal(sign, str(above), 0)
+    return _decimal(sign, str(above * (10**_PLACES // below)), -_PLACES)
+
+
+def _amount(text: str) -> str | None:
+    """An amount of money, if the text is one: "$5.00" and "5 dollars" are "$5"."""
+    text = text.replace("\u2212", "-")
+    if match := _SYMBOL.fullmatch(text):
+        sign, symbol, digits = match.groups()
+    elif match := _CURRENCY.fullmatch(text):
+        digits, dollars, euros, other = match.groups()
+        sign, symbol = "", "$" if dollars else "\u20ac" if euros else other
+    else:
+        return None
+    value = _value(sign + digits)
+    return None if value is None else f"{'-' * value.startswith('-')}{symbol}{value.lstrip('-')}"
+
+
+class _Number(str):
+    """A number in JSON, as it was written."""
+
+
+def _none(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _written(value: Any) -> str:
+    """JSON in one form: keys in order, no spaces, numbers by their value. Raises ValueError for a number
+    with a power of ten that nobody writes."""
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
+        members = (f"{json.dumps(key)}:{_written(each)}" for key, each in sorted(value.items()))
+        return f"{{{','.join(members)}}}"
     if isinstance(value, list):
-        return [_plain(each) for each in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+        return f"[{','.join(map(_written, value))}]"
+    if not isinstance(value, _Number):
+        return json.dumps(value)
+    if (match := _JSON_NUMBER.fullmatch(value)) is None:
+        raise ValueError(f"{value:.40} is too large to be told from others")
+    return _decimal(match[1], match[2], int(match[3] or 0))

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from io import StringIO
+from pathlib import Path
 
 from rich.text import Text
 
 # Control characters but tab and line feed, marks that reverse the writing direction, lone surrogates.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
+_PILED = re.compile(r"([^\w\s\x00-\x7f]{31,})")
+"""More marks in a row than any writing needs: to put them in order takes time in the square of their number."""
+_PILE = 32
 _MARKS = 16
 """The most characters in a column of a terminal: accents and the like have no width of their own."""
 
@@ -18,6 +24,46 @@ _MARKS = 16
 def harmless(text: str) -> str:
     """The text with the characters that a terminal would obey (escapes, reversals) as U+FFFD."""
     return _OBEYED.sub("\ufffd", text.replace("\r\n", "\n"))
+
+
+def decoded(path: str | Path) -> str:
+    """The text in a file, as it is but for a byte order mark. Raises ValueError with the line that is not
+    UTF-8."""
+    data = Path(path).read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = 1 + data.count(b"\n", 0, error.start)
+        raise ValueError(
+            f"{path}, line {line}: this is not UTF-8; save the file as UTF-8"
+        ) from None
+
+
+def lines_of(path: str | Path) -> list[str]:
+    """The lines of a file of text. Raises ValueError if it is not UTF-8."""
+    return StringIO(decoded(path), newline=None).read().split("\n")  # JSON has U+2028 within a line
+
+
+def is_text(text: str) -> bool:
+    """Whether a text is one for other programs too. Bytes from the command line that are no text are
+    lone surrogates here."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def composed(text: str) -> str:
+    """The text in Unicode's form NFC, in which an accent and its letter are one character, but for more
+    than 30 marks in a row."""
+    if text.isascii():
+        return text
+    pieces = _PILED.split(text)
+    pieces[1::2] = (
+        "".join(
+            unicodedata.normalize("NFC", pile[at : at + _PILE]) for at in range(0, len(pile), _PILE)
+        )
+        for pile in pieces[1::2]
+    )
+    pieces[::2] = (unicodedata.normalize("NFC", piece) for piece in pieces[::2])
+    return "".join(pieces)
 
 
 def clipped(text: str, width: int) -> str:

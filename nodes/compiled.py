@@ -15,9 +15,11 @@ from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any, cast, overload
 
+from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import merge_configs
 from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.config import get_config
 from langgraph.graph import StateGraph
 from langgraph.graph.state import CompiledStateGraph
@@ -49,6 +51,8 @@ _LANGGRAPHS = (
 _SERVERS = ("assistant_id", "graph_id", "langgraph_auth_user")
 """Those of them by which LangGraph tells that its server runs a graph."""
 _PREFIXES = ("__", "langgraph_", "x-")
+_LEVELS = 16
+"""Levels of a state above an input. A serializer takes some 250."""
 _INTERRUPT = re.compile("[0-9a-f]{32}")
 """The id of an interrupt."""
 _warned: set[str] = set()
@@ -130,7 +134,7 @@ class CompiledAnytimeGraph(CompiledStateGraph[State, Context, Input, Output]):
         given, belongs = self._admitted(input, config, control, options)
         _refuse_one_thread(merge_configs(self.config, config), options)
         try:
-            yield from super().stream(_plain(input), config, **given)
+            yield from super().stream(self._kept(input), config, **given)
         finally:
             if (ledger := self._ledger) is not None:
                 ledger.end(belongs)
@@ -144,7 +148,7 @@ class CompiledAnytimeGraph(CompiledStateGraph[State, Context, Input, Output]):
         **options: Any,
     ) -> AsyncIterator[Any]:
         given, belongs = self._admitted(input, config, control, options)
-        parts = cast(Any, super().astream(_plain(input), config, **given))
+        parts = cast(Any, super().astream(self._kept(input), config, **given))
         try:
             async with aclosing(parts):
                 async for part in parts:
@@ -152,6 +156,12 @@ class CompiledAnytimeGraph(CompiledStateGraph[State, Context, Input, Output]):
         finally:
             if (ledger := self._ledger) is not None:
                 await asyncio.shield(asyncio.to_thread(ledger.end, belongs))
+
+    def _kept(self, input: Any) -> Any:
+        """The input as the saver can store it. Raises ValueError before anything is paid: LangGraph finds out
+        at the end of a run, and loses it."""
+        saver, input = self.checkpointer, _plain(input)
+        return _storable(input, saver.serde) if isinstance(saver, BaseCheckpointSaver) else input
 
     def _admitted(
         self,
@@ -237,6 +247,62 @@ def _plain(input: Any) -> Any:
     if isinstance(input, dict) and isinstance(budget := input.get("budget"), Budget):
         return {**input, "budget": budget.limits()}
     return input
+
+
+def _storable(input: Any, serde: SerializerProtocol) -> Any:
+    """The input without the details of messages that cannot be stored. Raises ValueError for other parts."""
+    if _stores(serde, input):
+        return input
+    update = input.update if isinstance(input, Command) else input
+    if isinstance(update, Mapping) and "messages" in update:
+        given = update["messages"]
+        several = isinstance(given, list | tuple)
+        kept = [_message(m, at, serde) for at, m in enumerate(given if several else [given])]
+        update = {**update, "messages": kept if several else kept[0]}
+        input = replace(input, update=update) if isinstance(input, Command) else update
+    if not _stores(serde, input):
+        raise ValueError("input: a part of it cannot be stored by the checkpointer; leave it out")
+    return input
+
+
+def _message(message: Any, at: int, serde: SerializerProtocol) -> Any:
+    """A message without those of its details that cannot be stored."""
+    if _stores(serde, message):
+        return message
+    if not isinstance(message, BaseMessage):
+        raise ValueError(
+            f"messages[{at}]: the checkpointer cannot store it; give a message, or text"
+        )
+    less: dict[str, Any] = {}
+    for name in ("response_metadata", "additional_kwargs"):
+        details = getattr(message, name)
+        kept = {key: value for key, value in details.items() if _stores(serde, {key: value})}
+        if lost := [repr(key) for key in details if key not in kept]:
+            less[name] = kept
+            log.warning(
+                "messages[%d]: the checkpointer cannot store %s of %s, which is left out",
+                *(at, ", ".join(lost), name),
+            )
+    if not _stores(serde, getattr(message, "artifact", None)):
+        less["artifact"] = None
+        log.warning(
+            "messages[%d]: the checkpointer cannot store its artifact, which is left out", at
+        )
+    message = message.model_copy(update=less)
+    if not _stores(serde, message):
+        raise ValueError(f"messages[{at}]: the checkpointer cannot store its content")
+    return message
+
+
+def _stores(serde: SerializerProtocol, value: Any) -> bool:
+    """Whether a saver could write the value, also some levels deeper in a state."""
+    for _ in range(_LEVELS):
+        value = [value]
+    try:
+        serde.dumps_typed(value)
+    except Exception:  # of the value's own code, and of the serializer's
+        return False
+    return True
 
 
 def _grant(resume: Any) -> Any:

@@ -109,8 +109,8 @@ def batch(
 
     app: an anytime graph, compiled with a checkpointer. Give it a ledger too, so that a batch that was
     killed buys nothing twice. questions: texts; each counts once. budget: what the batch may have cost
-    in the end; earlier runs under the same `name` are included, so a larger one continues where it
-    pays. Its seconds are of this run, by the clock. workers: questions that are worked on at once.
+    in the end; what these questions cost in earlier runs under the same `name` is included, so a larger one
+    continues where it pays. Its seconds are of this run, by the clock. workers: questions that are worked on at once.
     context: for all questions. stop: once it is set, calls in flight are cut; the best answers so far are
     returned. progress: is called at the start and after each step.
 
@@ -294,7 +294,7 @@ class _Allocation:
         other = set(limits) - {"calls"}
         if other != set(self.account.limits) - {"calls", "seconds"}:
             raise ValueError(
-                f"budget: the batch of this name began with a budget in {', '.join(sorted(other))}; "
+                f"budget: the batch of this name began with a budget in {', '.join(sorted(other) or ['calls'])}; "
                 "give one in the same dimensions, or another name"
             )
 

@@ -16,14 +16,14 @@ from anytime_graph.benchmark.order import Engine, Order
 from anytime_graph.checkpoints import LedgerError
 from anytime_graph.cli.bench_progress import cell_progress
 from anytime_graph.cli.ledger_commands import INTERRUPTED
-from anytime_graph.cli.options import Choice, in_options, model_option, price, prices
+from anytime_graph.cli.options import Choice, Command, in_options, model_option, price, prices
 from anytime_graph.text import harmless
 
 _ADDRESS = re.compile(r"postgres(ql)?://.*")
 """Hidden where a report quotes the command, as it may hold a password."""
 
 
-class _Remembering(click.Command):
+class _Remembering(Command):
     """A command that keeps its own words, for the report to quote."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -198,7 +198,7 @@ def bench(ctx: click.Context, /, **options: Any) -> None:
         sys.exit(1)
 
 
-@click.command("advise")
+@click.command("advise", cls=Command)
 @click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "--quality",

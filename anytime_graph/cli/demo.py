@@ -72,7 +72,7 @@ def check(question: str, answer: str) -> Score:
     return Score(1 - len(broken) / len(kept), told)
 
 
-@click.command()
+@click.command(cls=option.Command)
 @click.option(
     "--tokens", default=8_000, show_default=True, help="Budget: input and output tokens together."
 )

@@ -96,7 +96,7 @@ def runs_of(ledger: Ledger, thread: str) -> list[dict[str, Any]]:
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print only JSON.")
 
 
-@click.command()
+@click.command(cls=options.Command)
 @options.database
 @click.option(
     "--search",
@@ -134,7 +134,7 @@ def _summary(row: dict[str, Any]) -> dict[str, Any]:
     return {**{name: row[name] for name in names}, **spent}
 
 
-@click.command("show")
+@click.command("show", cls=options.Command)
 @click.argument("thread")
 @options.database
 @as_json_option
@@ -179,7 +179,7 @@ def _refuse_running(ledger: Ledger, thread: str) -> None:
         raise click.ClickException(f"thread {thread!r} is being run; stop its process first")
 
 
-@click.command()
+@click.command(cls=options.Command)
 @click.argument("thread")
 @options.database
 def best(thread: str, db: str) -> None:
@@ -201,7 +201,7 @@ def best(thread: str, db: str) -> None:
     display.say(answer["answer"])
 
 
-@click.command()
+@click.command(cls=options.Command)
 @click.argument("thread", required=False)
 @options.database
 @click.option("--all", "everything", is_flag=True, help="Export every thread, oldest first.")
@@ -272,7 +272,7 @@ def _written(rows: Iterable[Row | None], output: str) -> int:
     return skipped
 
 
-@click.command("plot")
+@click.command("plot", cls=options.Command)
 @click.argument("thread")
 @options.database
 @click.option(
@@ -304,7 +304,7 @@ def plot_command(thread: str, db: str, output: Path) -> None:
     click.echo(output)
 
 
-@click.command()
+@click.command(cls=options.Command)
 @click.argument("thread")
 @options.database
 @click.option("--yes", is_flag=True, help="Delete without asking.")
@@ -329,7 +329,7 @@ def rm(thread: str, db: str, yes: bool) -> None:
     click.echo(f"deleted {thread!r}")
 
 
-@click.command()
+@click.command(cls=options.Command)
 @options.database
 @click.option("--model", help="Include only runs of this model.")
 @click.option(

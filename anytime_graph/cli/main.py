@@ -7,7 +7,6 @@ import io
 import os
 import shlex
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -27,9 +26,8 @@ from anytime_graph.cli.trust import signed, trusted
 from anytime_graph.constraints import Constraints
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import interruptible
-from anytime_graph.models import default_model
 from anytime_graph.run.state import Output
-from anytime_graph.text import harmless
+from anytime_graph.text import harmless, is_text, lines_of
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """What a disk or a device says that takes no more."""
@@ -38,6 +36,8 @@ _WHOLE = 1_000
 
 
 class _Commands(click.Group):
+    command_class = option.Command
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command. Ctrl-C where there is no answer yet ends it silently."""
         try:
@@ -152,11 +152,13 @@ def solve(
     """
     if (db is None) != (thread is None):
         raise click.UsageError("--db and --thread go together")
+    if thread is not None and not thread.strip():
+        raise click.UsageError("--thread: a name that is not empty is needed")
     if db is None and (options["memory"] or options["namespace"]):
         raise click.UsageError("--memory is the memory of a --db; give --db and --thread too")
     with ledger_commands.errors_shown(as_json):
         text = _read_question(question, file)
-        options["model"] = options["model"] or default_model()
+        options["model"] = option.model_of(options)
         arguments = option.graph_arguments(options)
         if isinstance(rules := arguments["scorer"], Constraints):
             text = f"{text}\n\n{rules.describe()}"
@@ -229,18 +231,29 @@ def _read_question(question: str | None, file: str | None) -> str:
             "the question is given twice, as an argument and as --file; give one"
         )
     if file:
-        text = Path(file).read_text(encoding="utf-8-sig")
+        text = "\n".join(lines_of(file))
     elif question is None or question == "-":
         if sys.stdin.isatty():
             raise click.UsageError(
                 "no question: give it as an argument, a --file or standard input"
             )
-        text = sys.stdin.read()
+        text = _from_stdin()
     else:
         text = question
     if not text.strip():
         raise click.UsageError("the question is empty")
     return text.strip()
+
+
+def _from_stdin() -> str:
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError:
+        text = ""
+    else:
+        if is_text(text):
+            return text.removeprefix("\ufeff")
+    raise ValueError(f"standard input: this is not {sys.stdin.encoding.upper()}")
 
 
 def _thread_config(thread: str, options: dict[str, Any]) -> RunnableConfig:

@@ -11,10 +11,13 @@ from typing import Any, ClassVar
 import click
 
 from anytime_graph.budget import DIMENSIONS, TOOL_CALLS, Prices
+from anytime_graph.checkpoints.schema import KEYS
 from anytime_graph.constraints import Constraints
+from anytime_graph.models import default_model
 from anytime_graph.planning.strategies import SCORED, STRATEGIES
+from anytime_graph.run.context import Context
 from anytime_graph.scoring import Judge, Scorer, scorer_in
-from anytime_graph.text import meant
+from anytime_graph.text import is_text, lines_of, meant
 
 _CONSTRAINTS = ("sentences", "words", "include", "forbid", "starts_with", "ends_with", "matches")
 _JUDGE = ("judge", "rubric")
@@ -46,6 +49,8 @@ _HERE = (
     (r"^(include|forbid)=.*: a tuple of non-empty strings", r"--\1: a text that is not empty"),
 )
 """What errors tell a program to do, and what does it on the command line: the first that the command has."""
+_OTHERS = ("thread_id", "checkpoint_id", "checkpoint_ns", "checkpoint_map", "run_id")
+"""Names that LangGraph gives a meaning, which are no keys of quotas."""
 _OTHERWISE = {
     "count": "samples",
     "scorer": "check",
@@ -55,6 +60,21 @@ _OTHERWISE = {
     "training_budget": "train_budget",
 }
 """Arguments of Python whose options have another name."""
+
+
+class Command(click.Command):
+    """A command that takes no bytes for text which are none; the names of files may be any."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        for param in self.params:
+            if isinstance(param.type, click.Path) and param.type.file_okay:
+                continue
+            given = ctx.params.get(str(param.name))
+            for value in given if isinstance(given, tuple) else (given,):
+                if not is_text(str(value)):
+                    raise click.BadParameter(f"{value!r} is not UTF-8", ctx, param)
+        return rest
 
 
 class Choice(click.Choice[str]):
@@ -242,6 +262,12 @@ def in_options(message: str) -> str:
     return re.sub(r"^(?:budget |quota )?([a-z_]+)(?:=| (?='))", said, message)
 
 
+def model_of(options: Mapping[str, Any]) -> str:
+    """The model that --model names, or the one that is there without it."""
+    named: str | None = options["model"]
+    return default_model() if named is None else named
+
+
 def amounts(options: Mapping[str, Any]) -> dict[str, Any]:
     """The dimensions of the budget that the command line limits."""
     return {name: options[name] for name in AMOUNTS if options[name] is not None}
@@ -303,6 +329,10 @@ def keys(given: Sequence[str]) -> dict[str, str]:
     found = dict(text.split("=", 1) for text in given if "=" in text)
     if len(found) < len(given) or not all((*found, *found.values())):
         raise ValueError(f"--key {' '.join(given)}: NAME=VALUE, as in user=ann; each name once")
+    for name in found:
+        settings = name in Context.__annotations__ and name not in KEYS
+        if name in _OTHERS or settings or name.startswith("__"):
+            raise ValueError(f"--key {name}=...: that name has another meaning; take another one")
     return found
 
 
@@ -310,14 +340,13 @@ def questions(path: str, scoring_rule: Scorer | Constraints | None) -> list[str]
     """The questions in a file of text lines or of JSON Lines with a "question". If constraints score
     the answers, each question states them. Raises ValueError."""
     texts = []
-    lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # JSON has U+2028 within a line
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines_of(path), 1):
         if not line.strip():
             continue
         question: Any = line.strip()
         if question.startswith("{"):
             try:
-                question = json.loads(line)["question"]
+                question = json.loads(line, parse_int=float)["question"]  # of any length
             except (ValueError, KeyError, RecursionError):
                 question = None
         if not isinstance(question, str) or not question.strip():
@@ -349,6 +378,9 @@ def prices(price: str | None) -> Prices | None:
             raise ValueError
     except ValueError:
         raise ValueError(f"--price {price!r}: two numbers, as in 0.40,1.60, or three") from None
-    return Prices(
-        input=input_price, output=output_price, cached_input=cached[0] if cached else None
-    )
+    try:
+        return Prices(
+            input=input_price, output=output_price, cached_input=cached[0] if cached else None
+        )
+    except ValueError as error:
+        raise ValueError(f"--price {price!r}: {str(error).partition(': ')[2]}") from None

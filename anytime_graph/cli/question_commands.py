@@ -19,19 +19,23 @@ from anytime_graph.cli import options as option
 from anytime_graph.constraints import Constraints
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.interrupt import interruptible
-from anytime_graph.models import default_model
 from anytime_graph.warm_up import warm_up
 
 _NEW_COMPARISONS_ONLY = ("model", "answer", "judge", "rubric", "price", *option.AMOUNTS)
 _INTERRUPTED_NOTE = "interrupted; run the same command again to continue, nothing is paid for twice"
 
 
-@click.command("batch")
+@click.command("batch", cls=option.Command)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @option.database
 @option.making
 @option.budgeted(100_000)
-@click.option("--name", default="batch", show_default=True, help="Which batch in --db this is.")
+@click.option(
+    "--name",
+    default="batch",
+    show_default=True,
+    help="Which batch in --db this is. What its questions have cost before counts; new ones begin at 0.",
+)
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -42,8 +46,8 @@ _INTERRUPTED_NOTE = "interrupted; run the same command again to continue, nothin
 def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -> None:
     """Answer the questions in FILE within one budget for all.
 
-    FILE has one question on each line, or JSON Lines with a "question". Every question gets an answer
-    first. The rest of the budget is spent where the next tokens promise most. The answers are printed
+    FILE has one question on each line, or JSON Lines with a "question"; other fields are not read. A
+    question that stands there twice is asked, and printed, once. Every question gets an answer first. The rest of the budget is spent where the next tokens promise most. The answers are printed
     as JSON Lines, in the order of FILE.
 
     Ctrl-C prints the best answers so far, with exit code 130. The same command continues, and buys
@@ -55,7 +59,7 @@ def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -
     """
     quiet = not sys.stderr.isatty()
     with ledger_commands.errors_shown(False):
-        options["model"] = options["model"] or default_model()
+        options["model"] = option.model_of(options)
         arguments = option.graph_arguments(options)
         texts = option.questions(file, arguments["scorer"])
         budget = Budget(**(option.amounts(options) or {"tokens": 100_000}))
@@ -78,7 +82,7 @@ def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -
         sys.exit(ledger_commands.INTERRUPTED)
 
 
-@click.command("audit")
+@click.command("audit", cls=option.Command)
 @click.argument("thread", required=False)
 @option.database
 @click.option(
@@ -134,7 +138,7 @@ def audit_command(
             ):
                 report = audit_questions(
                     option.questions(questions, scorer),
-                    options["model"] or default_model(),
+                    option.model_of(options),
                     scorer,
                     Budget(**(option.amounts(options) or {"tokens": 8_000})),
                     store,
@@ -155,7 +159,7 @@ def audit_command(
         sys.exit(ledger_commands.INTERRUPTED)
 
 
-@click.command("warm-up")
+@click.command("warm-up", cls=option.Command)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @option.database
 @option.warming
@@ -181,7 +185,7 @@ def warm_up_command(file: str, db: str, as_json: bool, **options: Any) -> None:
     quiet = as_json or not sys.stderr.isatty()
     with ledger_commands.errors_shown(as_json):
         options["strategy"] = options["strategy"] or "best_of_n"
-        options["model"] = options["model"] or default_model()
+        options["model"] = option.model_of(options)
         arguments = option.graph_arguments(options)
         texts = option.questions(file, arguments["scorer"])
         with (
@@ -209,7 +213,7 @@ def warm_up_command(file: str, db: str, as_json: bool, **options: Any) -> None:
         sys.exit(ledger_commands.INTERRUPTED)
 
 
-@click.command()
+@click.command(cls=option.Command)
 @option.database
 @option.namespace
 @click.option(
@@ -230,7 +234,8 @@ def forget(
     """Delete preference pairs from the memory in --db.
 
     They are not shown to the model any more. Only the pairs of --namespace are deleted, or those of
-    every namespace. Without --older-than and --keep, all pairs are deleted, after a confirmation.
+    every namespace. With both --older-than and --keep, a pair is deleted that either of them would
+    delete. What deletes all pairs (neither of them, --keep 0, --older-than 0s) asks first.
     Questions, answers and costs stay in the ledger; `rm` deletes those.
 
     \b
@@ -240,7 +245,8 @@ def forget(
     """
     with ledger_commands.errors_shown(False), ledger_commands.opened(db) as store:
         space = None if namespace is None else tuple(option.space(namespace))
-        if older_than is None and not keep and not yes:
+        everything = older_than is None if keep is None else keep == 0
+        if (everything or older_than == 0) and not yes:
             scope = "every namespace" if namespace is None else f"{namespace!r}"
             click.confirm(f"Forget all preference pairs of {scope}?", abort=True)
         deleted = LedgerMemory(store.ledger).forget(space, older_than=older_than, keep=keep)

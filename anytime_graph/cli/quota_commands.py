@@ -38,7 +38,7 @@ def quota() -> None:
     """
 
 
-@quota.command("set")
+@quota.command("set", cls=options.Command)
 @options.database
 @_per
 @_who
@@ -66,7 +66,7 @@ def set_quota(db: str, per: str | None, who: str, window: str, **amounts: Any) -
     click.echo(f"set: {kept}" + (f" for {who!r}" if who else ""))
 
 
-@quota.command("show")
+@quota.command("show", cls=options.Command)
 @options.database
 @as_json_option
 def show_quotas(db: str, as_json: bool) -> None:
@@ -85,7 +85,7 @@ def show_quotas(db: str, as_json: bool) -> None:
         click.echo("no quotas", err=True)
 
 
-@quota.command("rm")
+@quota.command("rm", cls=options.Command)
 @options.database
 @_per
 @_who
@@ -104,7 +104,7 @@ def remove_quota(db: str, per: str | None, who: str, window: str) -> None:
     click.echo("removed")
 
 
-@click.command()
+@click.command(cls=options.Command)
 @options.database
 @click.option(
     "--by",

@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from anytime_graph.cli.ledger_commands import errors_shown
+from anytime_graph.cli.options import Command
 from anytime_graph.interrupt import interruptible
 from anytime_graph.local import NAME, serve
 
 
-@click.command("serve-model")
+@click.command("serve-model", cls=Command)
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--slots",

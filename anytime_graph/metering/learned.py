@@ -42,8 +42,11 @@ class RefusedBefore(RuntimeError):
     """A request is not sent, as its form was refused before in its run. status_code: with which status."""
 
     def __init__(self, status_code: int) -> None:
-        super().__init__(f"refused before in this form, with HTTP {status_code}")
+        super().__init__(status_code)
         self.status_code = status_code
+
+    def __str__(self) -> str:
+        return f"refused before in this form, with HTTP {self.status_code}"
 
 
 class Size(NamedTuple):

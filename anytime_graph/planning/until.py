@@ -6,6 +6,7 @@ Pure functions of the View.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -44,9 +45,9 @@ class Until:
         if not rules:
             raise ValueError(f"Until(): give one of {', '.join(f.name for f in fields(self))}")
         for name, value in rules.items():
-            high, allowed = ranges.get(name, (math.inf, "above 0, and finite"))
+            high, allowed = ranges.get(name, (sys.float_info.max, "above 0, and finite"))
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not (number and math.isfinite(value) and 0 < value <= high):
+            if not (number and 0 < value <= high):
                 raise ValueError(f"Until({name}={value!r}): a number {allowed} is needed")
 
     def check(self, decides: Decides, prices: Prices | None) -> None:

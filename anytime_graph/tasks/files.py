@@ -6,8 +6,11 @@ import csv
 import json
 from collections.abc import Sequence
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from typing import Any
+
+from anytime_graph.text import decoded, lines_of
 
 KINDS = ".jsonl, .csv or .parquet"
 
@@ -23,10 +26,9 @@ def records(path: str | Path) -> Sequence[dict[str, Any]]:
         raise ValueError(f"{path}: there is no such file; a {KINDS} file is needed")
     kind = file.suffix.lower()
     if kind == ".jsonl":
-        rows = [_row(file, at, line) for at, line in enumerate(_lines(file), 1) if line.strip()]
+        rows = [_row(file, at, line) for at, line in enumerate(lines_of(file), 1) if line.strip()]
     elif kind == ".csv":
-        with file.open(encoding="utf-8-sig", newline="") as opened:
-            rows = list(csv.DictReader(opened))
+        rows = list(csv.DictReader(StringIO(decoded(file), newline="")))
     elif kind == ".parquet":
         rows = import_module("pyarrow.parquet").read_table(file).to_pylist()
     else:
@@ -53,10 +55,6 @@ def from_hub(task: str, name: str, config: str | None) -> Sequence[dict[str, Any
             f"{task}: {name} could not be loaded from the Hub ({type(error).__name__}). If it is "
             f"gated, accept its terms there and set HF_TOKEN; or give a file: {task}:FILE"
         ) from None
-
-
-def _lines(file: Path) -> list[str]:
-    return file.read_text(encoding="utf-8-sig").split("\n")
 
 
 def _row(file: Path, at: int, line: str) -> dict[str, Any]:

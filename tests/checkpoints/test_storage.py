@@ -14,12 +14,13 @@ from contextlib import closing, suppress
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
+from threading import Lock
 from typing import Any
 
 import pytest
 import sqlite_utils
 from langchain_core.language_models import GenericFakeChatModel
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.errors import NodeError
 from langgraph.graph import END, START, MessagesState, StateGraph
@@ -435,3 +436,61 @@ def test_checkpoints_opened_for_the_other_kind_of_call_say_what_to_write(
             assert await history(made)
 
     asyncio.run(other())
+
+
+def circle() -> list[Any]:
+    round_: list[Any] = []
+    round_.append(round_)
+    return round_
+
+
+UNSTORABLE = {
+    "a lock": Lock(),
+    "a generator": (n for n in range(3)),
+    "a function": len,
+    "a circle": circle(),
+    "a number of 20 digits": 10**20,
+    "depth": json.loads("[" * 300 + "]" * 300),
+}
+
+
+@pytest.mark.parametrize("place", ["response_metadata", "additional_kwargs", "artifact"])
+@pytest.mark.parametrize("value", UNSTORABLE.values(), ids=UNSTORABLE.keys())
+def test_what_cannot_be_stored_of_a_message_costs_no_answer(
+    value: Any, place: str, server: Server, store: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """LangGraph would find out at the end of the run, and lose what was paid for."""
+    known = {"file": b"\xff", "nan": float("nan"), "nul": "\0"}
+    if place == "artifact":
+        call = {"name": "look", "args": {}, "id": "1"}
+        tool = ToolMessage("seen", tool_call_id="1", artifact=value)
+        messages = [HumanMessage("Look."), AIMessage("", tool_calls=[call]), tool]
+    else:
+        messages = [HumanMessage("Look.", **{place: {**known, "odd": value}})]
+    app = graph(server, store, budget=Budget(calls=2)).compile(store.saver)
+    out = app.invoke({"messages": [*messages, HumanMessage("Why do rivers bend?")]}, ON)
+    assert out["best"]["answer"]
+    assert "is left out" in caplog.text
+    again = app.invoke({"budget": Budget(calls=1)}, ON)
+    assert (again["spent"]["calls"], len(server.calls)) == (3, 3)
+    if place != "artifact":
+        kept = getattr(again["messages"][0], place)
+        assert (kept["file"], kept["nul"], "odd" in kept) == (b"\xff", "\0", False)
+
+
+def test_a_content_that_cannot_be_stored_is_refused_before_anything_is_paid(
+    server: Server, store: Any
+) -> None:
+    app = graph(server, store).compile(store.saver)
+    content: Any = [{"type": "text", "text": "Why?", "odd": Lock()}]
+    for messages in ([HumanMessage(content)], {"role": "user", "content": "Why?", "odd": Lock()}):
+        with pytest.raises(ValueError, match=r"messages\[0\]: the checkpointer cannot store"):
+            app.invoke({"messages": messages}, ON)
+    assert server.calls == []
+
+
+def test_without_a_checkpointer_a_message_stays_as_it_is(server: Server) -> None:
+    lock = Lock()
+    message = HumanMessage("Why do rivers bend?", response_metadata={"odd": lock})
+    out = graph(server, None).compile().invoke({"messages": [message]})
+    assert out["messages"][0].response_metadata["odd"] is lock

@@ -76,6 +76,7 @@ def test_the_question_comes_from_an_argument_a_file_or_stdin(
     [
         ('\ufeff{"question": "a?"}\r\n\r\n{"question": "b?"}', ["a?", "b?"]),
         ('{"question": "a\u2028b?"}\n', ["a\u2028b?"]),
+        ('{"question": "a?", "id": ' + "9" * 5_000 + "}", ["a?"]),
         ("one\x0b of\x0c a\x85 question?\nb?", ["one\x0b of\x0c a\x85 question?", "b?"]),
         ('{"question": "a?", "x": ' + "[" * 100_000 + "]" * 100_000 + "}", None),
     ],
@@ -175,6 +176,29 @@ def test_a_scorer_file_may_hold_classes_whose_annotations_are_postponed(tmp_path
 
 
 @pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def score(\n", "line 1: SyntaxError: '(' was never closed"),
+        (
+            "\nimport nowhere_at_all\n",
+            "line 2: ModuleNotFoundError: No module named 'nowhere_at_all'",
+        ),
+        ("import json\n\njson.loads('{')\n", "line 3: JSONDecodeError: Expecting property name"),
+        ("raise SystemExit(3)\n", "line 1: SystemExit: 3"),
+    ],
+)
+def test_a_scorer_file_that_fails_is_told_in_one_line(
+    code: str, message: str, server: Server, tmp_path: Path
+) -> None:
+    file = tmp_path / "check.py"
+    file.write_text(code)
+    done = command(server, "solve", "Name a river.", "--check", f"{file}:score")
+    assert done.returncode == 2
+    assert f"Error: --check '{file}:score': {file}, {message}" in " ".join(done.stderr.split())
+    assert not server.calls
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (
@@ -206,6 +230,16 @@ def test_a_scorer_file_may_hold_classes_whose_annotations_are_postponed(tmp_path
         (["--check", "x.py:f", "--words", "3"], "give one"),
         (["--matches", "("], "Error: --matches '('"),
         (["--price", "cheap"], "two numbers"),
+        (["--price", "nan,1"], "Error: --price 'nan,1': dollars per million tokens, 0 or more"),
+        (["--db", "x.db", "--thread", " "], "--thread: a name that is not empty is needed"),
+        (
+            ["--db", "x.db", "--thread", "t", "--key", "checkpoint_id=1"],
+            "Error: --key checkpoint_id=...: that name has another meaning",
+        ),
+        (
+            ["--db", "x.db", "--thread", "t", "--key", "model=x"],
+            "Error: --key model=...: that name",
+        ),
         (["--thread", "t"], "go together"),
         (["--db", "/no/such/folder/x.db", "--thread", "t"], "see to the path"),
         (["--db", "/tmp", "--thread", "t"], "Error: --db '/tmp': this is a folder"),

@@ -187,13 +187,15 @@ def test_forget_asks_before_it_forgets_all(command: Command) -> None:
     assert remembered() == 4
     assert command("forget", "--older-than", "1d").stdout == "forgot 0 preference pairs\n"
     assert command("forget", input="n\n").exit_code == 1
-    assert command("forget", "--keep", "0", "--namespace", "acme/bob", input="n\n").exit_code == 1
+    for words in (["--keep", "0"], ["--keep", "0", "--older-than", "9d"], ["--older-than", "0s"]):
+        assert command("forget", *words, "--namespace", "acme/bob", input="n\n").exit_code == 1
     assert remembered() == 4
     assert command("forget", "--keep", "1").stdout == "forgot 2 preference pairs\n"
     done = command("forget", "--namespace", "acme/ann", input="y\n")
     assert "Forget all preference pairs of 'acme/ann'?" in done.output
     assert done.stdout.endswith("forgot 1 preference pair\n")
-    assert command("forget", "--older-than", "0s").stdout == "forgot 1 preference pair\n"
+    done = command("forget", "--older-than", "0s", "--yes")
+    assert done.stdout == "forgot 1 preference pair\n"
     assert command("forget", "--yes").stdout == "forgot 0 preference pairs\n"
     for words in (["--older-than", "soon"], ["--keep", "-1"], ["--namespace", "a//b", "--yes"]):
         assert command("forget", *words).exit_code == 2

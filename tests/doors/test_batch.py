@@ -271,6 +271,9 @@ def test_the_dimensions_of_a_batch_stay(server: Server) -> None:
     batch(app, ["a"], Budget(tokens=300))
     with pytest.raises(ValueError, match="began with a budget in tokens"):
         batch(app, ["a"], Budget(output_tokens=300))
+    batch(app, ["b"], Budget(calls=1))
+    with pytest.raises(ValueError, match="began with a budget in calls"):
+        batch(app, ["b"], Budget(tokens=300))
 
 
 def test_as_many_questions_are_answered_as_there_are_calls(server: Server) -> None:

@@ -20,7 +20,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
 from langgraph.checkpoint.memory import InMemorySaver
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, field_serializer
 
 from anytime_graph import Budget, BudgetTooSmall, NoAnswer, Prices, Score, create_anytime_graph
 from anytime_graph.chat import IMPROVEMENT, ChatAnytime
@@ -434,6 +434,47 @@ def test_equal_structured_answers_are_one_vote(server: Server) -> None:
     )
     model = chat(server, scorer=None, strategy="self_consistency", budget=Budget(calls=4))
     assert model.with_structured_output(Place).invoke(QUESTION).name == "Rome"
+
+
+class Size(BaseModel):
+    value: int
+    unit: str = "cm"
+
+
+class Mute(BaseModel):
+    """Reads what it cannot write."""
+
+    value: int
+
+    @field_serializer("value")
+    def _write(self, value: int) -> int:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+@pytest.mark.parametrize("schema", [Size, Size.model_json_schema()], ids=["class", "schema"])
+def test_a_field_that_is_left_to_its_default_is_the_same_vote(
+    server: Server, method: str, schema: Any
+) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        size: Any = [{"value": 1}, {"value": 2}, {"value": 2, "unit": "cm"}, {"value": 3}][i]
+        return Reply("", tools=[("Size", size)]) if "tools" in request else Reply(json.dumps(size))
+
+    server.script = script
+    model = chat(server, scorer=None, strategy="self_consistency", budget=Budget(calls=4))
+    found = model.with_structured_output(schema, method=method).invoke(QUESTION)
+    assert (found["value"] if isinstance(found, dict) else found.value) == 2
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_an_answer_that_its_schema_cannot_write_is_not_lost(server: Server, method: str) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        value: Any = {"value": i}
+        return Reply("", tools=[("Mute", value)]) if "tools" in request else Reply('{"value": 2}')
+
+    server.script = script
+    model = chat(server, scorer=lambda q, a: a.value / 10, budget=Budget(calls=3))
+    assert model.with_structured_output(Mute, method=method).invoke(QUESTION).value == 2
 
 
 def test_no_reply_that_fits_is_no_answer(server: Server) -> None:

@@ -30,6 +30,7 @@ VALUES: dict[str, Any] = {
     "quota": QUOTA,
     "standing": STANDING,
     "standings": Standings([STANDING]),
+    "status_code": 413,
 }
 """Arguments of errors, by name."""
 

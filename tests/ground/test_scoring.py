@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from anytime_graph import Constraints, Score
 from anytime_graph.budget import counted
@@ -219,6 +220,56 @@ PARTS = [*'{}[]",:\\ \n\x01x1', FOX, '"name": "b"', '"tails": 2', '{"x": ', '\\"
 @example(f'{{"fox": {FOX}, "more": {FOX}}} or \\{FOX}')
 def test_the_last_json_that_fits_is_found_in_one_pass(text: str) -> None:
     assert parsed(Fox, text) == tried_one_by_one(text)
+
+
+class Length(BaseModel):
+    """unit: has a default. written: is made anew each time."""
+
+    value: float
+    unit: str = "cm"
+    parts: list[Length] = []
+
+
+class Stamped(BaseModel):
+    value: int
+    id: UUID = Field(default_factory=uuid4)
+
+
+@pytest.mark.parametrize(
+    ("schema", "one", "other", "same"),
+    [
+        (Length, '{"value": 2}', '{"unit": "cm", "value": 2.0}', True),
+        (Length, '{"value": 2}', '{"value": "2", "parts": []}', True),
+        (
+            Length,
+            '{"value": 2, "parts": [{"value": 1}]}',
+            '{"value": 2, "parts": [{"value": 1, "unit": "cm"}]}',
+            True,
+        ),
+        (Length, '{"value": 2}', '{"unit": "mm", "value": 2}', False),
+        (Stamped, '{"value": 2}', '{"value": 2.0}', True),
+        (
+            Stamped,
+            '{"value": 2}',
+            '{"value": 2, "id": "00000000-0000-0000-0000-000000000000"}',
+            False,
+        ),
+    ],
+)
+def test_answers_that_are_equal_instances_are_one_answer(
+    schema: type[BaseModel], one: str, other: str, same: bool
+) -> None:
+    first, second = (parsed(schema, f"so {text}, then") for text in (one, other))
+    assert first is not None
+    assert second is not None
+    assert (normal(first) == normal(second)) == same
+    if schema is Length:
+        assert Length.model_validate_json(first) == Length.model_validate_json(one)
+
+
+def test_json_that_says_all_is_left_as_it_was_written() -> None:
+    text = '{"unit" : "cm",\n "value": 2, "parts": []}'
+    assert parsed(Length, f"so {text}") == text
 
 
 def test_json_that_fits_no_schema_is_tried_once_however_often_it_comes() -> None:

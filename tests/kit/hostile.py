@@ -214,6 +214,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "an object": partial(scoring.parsed, Point),
     "a list": partial(scoring.parsed, Numbers),
     "normal": scoring.normal,
+    "normal, of marks not in order": lambda text: scoring.normal("\u0301\u0323" * (len(text) // 2)),
     "constraints": constrained,
     "final": answers.final,
     "tail": answers.tail,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import fields
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anytime_graph import NearEnd, Prices, Quota
+from anytime_graph import NearEnd, Prices, Quota, Until
 from anytime_graph.benchmark.recording import Recording
-from anytime_graph.budget import DIMENSIONS, Budget, nothing, share
+from anytime_graph.budget import DIMENSIONS, Budget, checked_parts, nothing, share
 from anytime_graph.metering.metered import last_call_reserve
 from anytime_graph.metering.quota import Standing, booked
 from anytime_graph.planning.profiles import checked
@@ -49,6 +51,29 @@ def test_amounts_and_prices_are_kept_as_numbers_that_can_be_stored() -> None:
     budget, prices = Budget(tokens=Figure(9), usd=Figure(0.5)), Prices(input=Figure(2), output=1)  # type: ignore[arg-type]
     assert [type(n) for n in (*budget.limits().values(), prices.input)] == [float] * 3
     assert type(prices.usd(1, 1)) is float
+
+
+NO_NUMBERS = ["9", b"9", [], 1j, Decimal("9"), Decimal("sNaN"), 10**400, math.nan, math.inf, -1]
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: repr(value)[:20])
+@pytest.mark.parametrize(
+    ("of", "name"),
+    [
+        *((Prices, f.name) for f in fields(Prices)),
+        *((Until, f.name) for f in fields(Until)),
+    ],
+)
+def test_what_is_no_price_and_no_rule_is_named(of: Any, name: str, value: Any) -> None:
+    rest = {"input": 1, "output": 1} if of is Prices else {}
+    with pytest.raises(ValueError, match=name):
+        of(**{**rest, name: value})
+
+
+@pytest.mark.parametrize("value", [None, 3, 1j, Decimal("0.5")], ids=repr)
+def test_parts_to_warn_at_are_a_list_of_numbers(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"^warn_at="):
+        checked_parts(value)
 
 
 @given(st.floats(0, 1e6), st.integers(0, 10**15), st.integers(1, 300))

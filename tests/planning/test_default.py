@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
+from decimal import Decimal, Inexact, localcontext
+from fractions import Fraction
 from functools import partial
 from random import Random
 from statistics import fmean
@@ -125,6 +128,36 @@ def test_an_answer_whose_tag_is_not_closed_agrees_with_the_others(server: Server
         ("$5 or $6", "5 or $6", False),
         ("**a** or **b**", "a** or **b", False),
         ("x\u00b2", "x2", False),
+        ("1/2", "0.50", True),
+        (r"\(\frac{2}{6}\)", "1/3", True),
+        (r"$\boxed{-\frac12}$", "-.5", True),
+        ("2/4", "1/2", False),
+        ("4/2", "2", False),
+        ("1/3", "0.3333333333", False),
+        ("1e3", "1,000", True),
+        (r"2.5 \times 10^{-3}", "0.0025", True),
+        ("1e-05", "0.00001", True),
+        ("10^3", "1000", True),
+        ("12e3", "12000", False),
+        ("1e400", "1" + "0" * 400, True),
+        ("1" * 40 + ".5", "1" * 40 + ".50", True),
+        ("0,123", "123", False),
+        ("1.000", "1000", False),
+        ("50%", r"50.0 \%", True),
+        ("50%", "50 percent", True),
+        ("50%", "0.5", False),
+        ("50%", "50", False),
+        ("$5", "5.00 dollars", True),
+        ("-\u20ac1,000", "-1000 EUR", True),
+        ("$5", "5", False),
+        ("$5", "\u20ac5", False),
+        ("\u00a35", "5 pounds", False),
+        ("1,000 km", "1000 km", True),
+        ("1.10 km", "1.1 km", False),
+        ('{"a": 0.12345678901234567890}', '{"a": 0.12345678901234567891}', False),
+        ('{"a": 1e3}', '{"a": 1000}', True),
+        ('{"a": "1e3"}', '{"a": 1e3}', False),
+        ("{1/2, 0.5, 3}", "{3, 0.5}", True),
     ],
 )
 def test_values_are_compared_as_what_they_are(one: str, other: str, same: bool) -> None:
@@ -135,12 +168,60 @@ def test_values_are_compared_as_what_they_are(one: str, other: str, same: bool) 
     st.one_of(
         st.text(),
         st.text("*`$.\\()-\u22125{} "),
+        st.text("0123456789,.e+-/^%$\u20ac{}\\ "),
         st.integers().map(str),
         st.floats(allow_nan=False).map(str),
+        st.fractions().map(str),
+        st.lists(st.fractions().map(str), min_size=1).map(lambda f: f"{{{', '.join(f)}}}"),
     )
 )
 def test_the_form_of_an_answer_is_its_own_form(answer: str) -> None:
     assert normal(normal(answer)) == normal(answer)
+
+
+@st.composite
+def written(draw: st.DrawFn) -> tuple[Fraction, str]:
+    """A number in one of the ways in which it can be written."""
+    value = draw(
+        st.one_of(
+            st.fractions(max_denominator=99).filter(lambda f: abs(f) < 10**9),
+            st.builds(Fraction, st.decimals(-(10**9), 10**9, places=3)),
+            st.builds(
+                lambda n, power: n * Fraction(10) ** power,
+                st.integers(-20, 20),
+                st.integers(-80, 80),
+            ),
+        )
+    )
+    forms = [rf"\frac{{{value.numerator}}}{{{value.denominator}}}".replace(r"\frac{-", r"-\frac{")]
+    forms = forms if max(abs(value.numerator), value.denominator) < 10**18 else []
+    if value.denominator > 1 and abs(value.numerator) < 10**18 and value.denominator < 10**18:
+        forms.append(str(value))
+    with localcontext(prec=200, Emin=-999, Emax=999) as context:
+        context.traps[Inexact] = True
+        with suppress(Inexact):
+            exact = Decimal(value.numerator) / value.denominator
+            trimmed = exact.normalize()
+            digits = f"{exact:f}"
+            forms += [
+                digits,
+                f"{exact:,f}",
+                f"**{digits}**",
+                f"${digits}$",
+                f"{digits}{'' if '.' in digits else '.0'}0",
+            ]
+            if trimmed:
+                mantissa, _, power = f"{trimmed:e}".partition("e")
+                forms += [f"{mantissa}e{power}", rf"\({mantissa} \times 10^{{{int(power)}}}\)"]
+    return value, draw(st.sampled_from(forms))
+
+
+@given(written(), written())
+def test_numbers_are_one_answer_if_and_only_if_their_values_are(
+    one: tuple[Fraction, str], other: tuple[Fraction, str]
+) -> None:
+    assert (normal(one[1]) == normal(other[1])) == (one[0] == other[0])
+    assert [Fraction(normal(form)) for _, form in (one, other)] == [one[0], other[0]]
 
 
 def test_a_tie_that_nothing_else_can_settle_is_put_to_the_judge(server: Server) -> None:
