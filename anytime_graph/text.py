@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
+from typing import Literal
 
 from rich.text import Text
 
@@ -50,19 +51,19 @@ def is_text(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def composed(text: str) -> str:
-    """The text in Unicode's form NFC, in which an accent and its letter are one character, but for more
-    than 30 marks in a row."""
+def composed(text: str, form: Literal["NFC", "NFKC"] = "NFC") -> str:
+    """The text in a form of Unicode in which an accent and its letter are one character, but for more than
+    30 marks in a row."""
     if text.isascii():
         return text
     pieces = _PILED.split(text)
     pieces[1::2] = (
         "".join(
-            unicodedata.normalize("NFC", pile[at : at + _PILE]) for at in range(0, len(pile), _PILE)
+            unicodedata.normalize(form, pile[at : at + _PILE]) for at in range(0, len(pile), _PILE)
         )
         for pile in pieces[1::2]
     )
-    pieces[::2] = (unicodedata.normalize("NFC", piece) for piece in pieces[::2])
+    pieces[::2] = (unicodedata.normalize(form, piece) for piece in pieces[::2])
     return "".join(pieces)
 
 

@@ -21,10 +21,11 @@ from importlib.resources import files
 from itertools import pairwise
 from string import ascii_lowercase
 from typing import Any, NotRequired
-from unicodedata import normalize
 
 from langchain_core.messages import BaseMessage
 from typing_extensions import TypedDict
+
+from anytime_graph.text import composed
 
 CountTokens = Callable[[str], int]
 """An exact token count, such as tiktoken's."""
@@ -363,7 +364,7 @@ def _longest(text: str) -> str:
     """The text in the longest of the forms into which tokenizers normalize it."""
     if text.isascii():
         return text
-    return max((text, *(normalize(form, text) for form in ("NFC", "NFKC"))), key=_size)
+    return max((text, composed(text, "NFC"), composed(text, "NFKC")), key=_size)
 
 
 def _matches(pattern: re.Pattern[str], text: str) -> int:
