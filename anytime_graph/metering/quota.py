@@ -109,7 +109,8 @@ def _respelt(window: object) -> str:
 
 def checked_quotas(quotas: Sequence[Quota]) -> Sequence[Quota]:
     """The quotas. Raises ValueError for anything else."""
-    if isinstance(quotas, Quota) or not all(isinstance(quota, Quota) for quota in quotas):
+    given: object = quotas
+    if not isinstance(given, list | tuple) or not all(isinstance(each, Quota) for each in given):
         raise ValueError(
             f"quotas={quotas!r}: a list is needed, as in [Quota(Budget(usd=5), window='day')]"
         )

@@ -17,7 +17,7 @@ from anytime_graph import NearEnd, Prices, Quota, Until
 from anytime_graph.benchmark.recording import Recording
 from anytime_graph.budget import DIMENSIONS, Budget, checked_parts, nothing, share
 from anytime_graph.metering.metered import last_call_reserve
-from anytime_graph.metering.quota import Standing, booked
+from anytime_graph.metering.quota import Standing, booked, checked_quotas
 from anytime_graph.planning.profiles import checked
 from anytime_graph.run.state import payoff
 
@@ -108,6 +108,14 @@ def test_a_window_in_another_spelling_is_told_the_right_one(window: str, meant: 
     with pytest.raises(ValueError, match=f"window={window!r}: did you mean '{meant}'"):
         Quota(Budget(calls=1), window=window)
     Quota(Budget(calls=1), window=meant)
+
+
+@pytest.mark.parametrize(
+    "quotas", [5, None, "day", Quota(Budget(usd=1), window="1d"), [Budget(usd=1)]], ids=repr
+)
+def test_what_is_no_list_of_quotas_is_named(quotas: Any) -> None:
+    with pytest.raises(ValueError, match=r"quotas=.*: a list is needed"):
+        checked_quotas(quotas)
 
 
 def test_what_one_quota_leaves_is_what_was_not_booked_within_its_window() -> None:
