@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from secrets import randbits
 from typing import Any, cast
 from uuid import uuid4
 
@@ -57,7 +58,7 @@ class Account:
     try, by model, where larger ones were refused. tool_call: the id of the tool call that
     it belongs to, if any. price: of that tool, in US dollars; it is booked each time the call is opened.
     short: why a model call of that tool could not be paid for, if one could not. invocation: of an agent,
-    the id of the invocation that it pays for.
+    the id of the invocation that it pays for. run: a number for the run, which its tool calls share.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Account:
         self._recalled = self._closed = False
         self.short: Short | None = None
         self.invocation: str | None = None
+        self.run: int = parent.run if parent and tool_call else randbits(53)
         above = parent.left() if parent else {}
         used = cast("Mapping[str, float]", self.spent)
         self.limits = limits | {

@@ -39,14 +39,15 @@ _CERTAIN = 2
 
 
 class RefusedBefore(RuntimeError):
-    """A request is not sent, as its form was refused before in its run. status_code: with which status."""
+    """A request is not sent, as its form was refused before in its run. status_code: with which status. said:
+    by which error."""
 
-    def __init__(self, status_code: int) -> None:
-        super().__init__(status_code)
-        self.status_code = status_code
+    def __init__(self, status_code: int, said: str) -> None:
+        super().__init__(status_code, said)
+        self.status_code, self.said = status_code, said
 
     def __str__(self) -> str:
-        return f"refused before in this form, with HTTP {self.status_code}"
+        return f"refused before in this form: {self.said}"
 
 
 class Size(NamedTuple):
@@ -59,11 +60,12 @@ class Size(NamedTuple):
 
 class Caps(NamedTuple):
     """The caps with which a form was sent in a run: the largest that was taken, and the smallest that was
-    refused, with its status."""
+    refused, with its status and error."""
 
     taken: float = 0.0
     refused: float = math.inf
     status: int = 0
+    said: str = ""
 
     def bar(self, cap: float) -> bool:
         """Whether a request with this cap is like one that was refused."""
@@ -319,12 +321,12 @@ class Attempts:
 
     def _barred(self) -> Exception | None:
         caps = self._caps()
-        return RefusedBefore(caps.status) if caps.bar(self._cap) else None
+        return RefusedBefore(caps.status, caps.said) if caps.bar(self._cap) else None
 
     def _refused(self, error: Exception) -> None:
         status = providers.status(error)
         if status is not None and not providers.transient(status):
-            self._keep(refused=self._cap, status=status)
+            self._keep(refused=self._cap, status=status, said=providers.describe(error))
 
     @property
     def _cap(self) -> float:

@@ -38,7 +38,15 @@ from anytime_graph.interrupt import StopSignal
 from anytime_graph.metering.account import Account, planned
 from anytime_graph.metering.call import acall, call
 from anytime_graph.metering.meter import Meter, meter_for
-from anytime_graph.metering.request import Journal, JournalError, Reply, Request, Take, digest_of
+from anytime_graph.metering.request import (
+    Journal,
+    JournalError,
+    Place,
+    Reply,
+    Request,
+    Take,
+    digest_of,
+)
 from anytime_graph.metering.streamed import reports_its_end
 from anytime_graph.metering.tool_calls import broken, first_calls
 from anytime_graph.models import resolve_model
@@ -451,7 +459,10 @@ class AgentPayer:
     ) -> Reservation:
         """The call as it was made before the process ended, or else at a place of its own."""
         if (record := self.account.record) is None or self.unrecorded:
-            return self._planned(ready, prompt)
+            reserved = self._planned(ready, prompt)
+            assert reserved.request is not None
+            reserved.request = replace(reserved.request, place=Place(self.account.run, 0))
+            return reserved
         digest = digest_of(prompt, {**options, "kind": self.kind})
         if (request := record.again(digest)) is not None:
             return Reservation(ready, request=request, recalled=True)

@@ -31,6 +31,7 @@ VALUES: dict[str, Any] = {
     "standing": STANDING,
     "standings": Standings([STANDING]),
     "status_code": 413,
+    "said": "BadRequestError HTTP 413",
 }
 """Arguments of errors, by name."""
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain.agents import create_agent
+from langchain.agents.middleware import ModelRetryMiddleware
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableLambda
 from openai import APIStatusError
@@ -813,4 +814,16 @@ def test_an_agents_last_call_is_smaller_than_what_was_refused_without_a_word(
     out = create_agent(server.model(max_tokens=500), [fetch], middleware=middleware).invoke(Q)
     assert "erosion" in out["messages"][-1].text
     assert out["spent"]["tokens"] == server.settled().served
-    assert len(forms(server)) == len({*forms(server)}) or status != 413
+    assert len(forms(server)) == len({*forms(server)})
+
+
+@pytest.mark.parametrize(("status", "says"), SILENT)
+def test_a_middleware_that_tries_again_sends_no_form_twice(
+    server: Server, status: int, says: str
+) -> None:
+    server.script = lambda r, i: Reply(error=status, says=says)
+    again = ModelRetryMiddleware(max_retries=2, initial_delay=0, on_failure="error")
+    middleware = [TokenBudgetMiddleware(Budget(tokens=20_000)), again]
+    with pytest.raises((learned.RefusedBefore, APIStatusError), match=str(status)):
+        create_agent(server.model(), [], middleware=middleware).invoke(Q)
+    assert len(forms(server)) == len({*forms(server)})
