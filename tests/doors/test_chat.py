@@ -651,8 +651,8 @@ def test_instructions_in_blocks_stay_blocks(server: Server, answer: str) -> None
     """What is marked for a provider's cache stays marked, in every draft and refinement."""
     block = {"type": "text", "text": "You know rivers.", "cache_control": {"type": "ephemeral"}}
     model = ChatAnytime(
-        model=server.model(max_tokens=127),
-        budget=Budget(calls=3, tokens=4_000),
+        model=server.model(),
+        budget=Budget(calls=3, output_tokens=127),
         strategy="self_refine",
         answer=answer,
         scorer=lambda question, answer: Score(0.5, "It is too short."),

@@ -707,7 +707,7 @@ def forms(server: Server) -> list[tuple[str, int | None]]:
     return [(call.text, call.limit) for call in server.calls if call.refused]
 
 
-@pytest.mark.pairwise(4)
+@pytest.mark.pairwise(3)
 @DOORS
 @pytest.mark.parametrize(("status", "says"), SILENT)
 def test_a_refusal_without_a_word_of_the_size_is_followed_by_a_smaller_request(
