@@ -116,7 +116,7 @@ def _ranked(state: State, outcomes: Sequence[Outcome], width: int, decides: Deci
             {**c, "votes": ballots.get(normal(c["answer"]), 0) if c["complete"] else 0}
             for c in candidates
         ]
-    best = _best(state["best"], candidates, earlier, new_matches, decides)
+    best = _best(state["best"], candidates, ballots, earlier, new_matches, decides)
     if decides == "judge":
         best, candidates, matches = _concluded(best, candidates, matches)
     if best is not None:
@@ -148,6 +148,7 @@ def _ranked(state: State, outcomes: Sequence[Outcome], width: int, decides: Deci
 def _best(
     incumbent: Candidate | None,
     candidates: Sequence[Candidate],
+    ballots: Mapping[str, int],
     earlier: Sequence[Match],
     new: Sequence[Match],
     decides: Decides,
@@ -157,9 +158,9 @@ def _best(
     if decides == "scorer":
         return max(candidates, key=_by_score, default=None)
     if decides == "vote":
-        return _elected(incumbent, candidates)
+        return _elected(incumbent, candidates, ballots, earlier)
     if decides == "agreement":
-        leader = _elected(incumbent, candidates, least=1)
+        leader = _elected(incumbent, candidates, ballots, earlier, least=1)
     else:
         leader = _incumbent(incumbent, candidates, earlier)
     if leader is None:
@@ -258,14 +259,23 @@ def _by_score(c: Candidate) -> tuple[float, bool, int]:
 
 
 def _elected(
-    best: Candidate | None, candidates: Sequence[Candidate], least: int = 0
+    best: Candidate | None,
+    candidates: Sequence[Candidate],
+    ballots: Mapping[str, int],
+    earlier: Sequence[Match],
+    least: int = 0,
 ) -> Candidate | None:
-    """The winner of the vote. The incumbent gives way only to more votes, or to a complete answer with as
-    many votes as a cut one. least: votes that a complete answer counts for, though it has fewer."""
+    """The winner of the vote: of equals, a complete answer, then the incumbent if the judge has compared it,
+    then the answer that was given first. So it does not matter in which steps the same drafts were made.
+    least: votes that a complete answer counts for, though it has fewer."""
+    order = {answer: -n for n, answer in enumerate(ballots)}
+    compared = best is not None and any(best["id"] in match[:2] for match in earlier)
 
-    def votes(c: Candidate) -> tuple[int, bool, bool, int]:
+    def votes(c: Candidate) -> tuple[int, bool, bool, int, bool, int]:
         incumbent = best is not None and c["id"] == best["id"]
-        return max(least * c["complete"], c["votes"]), c["complete"], incumbent, -c["id"]
+        standing = max(least * c["complete"], c["votes"])
+        given = order.get(normal(c["answer"]), -len(order))
+        return standing, c["complete"], incumbent and compared, given, incumbent, -c["id"]
 
     return max(candidates, key=votes, default=None)
 
