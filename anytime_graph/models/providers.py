@@ -52,10 +52,8 @@ any of the models that it is given."""
 _SEARCHES = re.compile(r":online$|deep-research|(^|/)compound")
 """Names of models that look things up by themselves, and pay for what they find."""
 _CLIENT_TOOLS = ("function", "custom")
-_FUNCTION_KEYS = {
-    *("input_schema", "parameters", "function_declarations", "functionDeclarations"),
-    *("toolSpec", "cachePoint"),
-}
+_FUNCTION_LISTS = {"function_declarations", "functionDeclarations"}
+_FUNCTION_KEYS = {"input_schema", "parameters", "toolSpec", "cachePoint"}
 """Keys of tools without a type that the caller carries out."""
 _ADDING = ("previous_response_id", "conversation", "cached_content", "cachedContent", "prompt")
 _HOSTED = (
@@ -239,6 +237,8 @@ def _hosted_kind(tool: Any) -> str | None:
         return None if isinstance(tool, BaseTool) or callable(tool) else type(tool).__name__
     if (kind := tool.get("type")) is not None:
         return None if kind in _CLIENT_TOOLS else str(kind)
+    if _FUNCTION_LISTS & tool.keys():  # Google's tools, several in one
+        return next((key for key in tool if key not in _FUNCTION_LISTS), None)
     return None if _FUNCTION_KEYS & tool.keys() else next(iter(tool), "tool")
 
 

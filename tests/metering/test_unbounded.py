@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from pydantic import BaseModel, Field
 
 from anytime_graph import Budget, NoAnswer, Prices, create_anytime_graph
@@ -23,6 +23,7 @@ from anytime_graph.models.tokens import uncalibrated
 from tests.kit.server import Reply, Server, serving
 
 DATA = "QUJDRA+z" * 10_000
+URL_IMAGE = {"type": "image", "source": {"type": "url", "url": "https://example.org/a.png"}}
 BLOCKS: list[dict[str, Any]] = [
     {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}},
     {"type": "image", "url": "https://example.org/a.png"},
@@ -34,6 +35,11 @@ BLOCKS: list[dict[str, Any]] = [
     {"type": "video", "file_id": "v"},
     {"document": {"format": "pdf", "source": {"s3Location": {"uri": "s3://a/b"}}}},
     {"type": "tomorrow", "of": "an unknown kind"},
+    {"type": "document", "source": {"type": "content", "content": [URL_IMAGE]}},
+    {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_file"}]},
+    {"type": "non_standard", "value": {"type": "input_file", "file_id": "file-1"}},
+    {"toolResult": {"toolUseId": "t", "content": [{"image": {"format": "png"}}]}},
+    {"guardContent": {"image": {"format": "png", "source": {"bytes": DATA}}}},
 ]
 HOSTED: list[dict[str, Any]] = [
     {"tools": [{"type": "web_search"}]},
@@ -42,6 +48,7 @@ HOSTED: list[dict[str, Any]] = [
     {"tools": [{"url_context": {}}]},
     {"tools": [{"type": "tomorrow_20991231", "name": "t"}]},
     {"tools": [SimpleNamespace(google_search={})]},
+    {"tools": [{"function_declarations": [], "google_search": {}}]},
     {"previous_response_id": "resp_1"},
     {"extra_body": {"cached_content": "c"}},
     {"web_search_options": {"search_context_size": "low"}},
@@ -151,6 +158,66 @@ def test_results_of_tools_and_older_calls_are_looked_into(server: Server) -> Non
     legacy = {"function_call": {"name": "f", "arguments": '{"a": ' + "1" * 3_000 + "}"}}
     _, most = ready.max_input([AIMessage("", additional_kwargs=legacy)], uncalibrated())
     assert most > 3_000
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "tool_result", "content": {"type": "web_fetch_result", "content": URL_IMAGE}},
+        {"type": "code_interpreter_call", "id": "ci_1", "outputs": [{"type": "image", "url": "u"}]},
+        {"type": "image_generation_call", "id": "ig_1"},
+    ],
+    ids=lambda block: block["type"],
+)
+def test_what_a_providers_tools_have_found_is_looked_into(
+    server: Server, block: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match="media_tokens=None: 'image"):
+        meter(server.model(), None).max_input([AIMessage([block])], uncalibrated())
+    ready = meter(server.model(), None, media_tokens=4_000)
+    assert ready.max_input([AIMessage([block])], uncalibrated())[1] > 4_000
+
+
+def test_what_looks_like_an_image_in_a_tools_arguments_is_text(server: Server) -> None:
+    given = {"output": [URL_IMAGE], "content": [URL_IMAGE], "value": URL_IMAGE}
+    called = AIMessage(
+        [{"type": "tool_use", "id": "t", "name": "draw", "input": given}],
+        tool_calls=[{"name": "draw", "args": given, "id": "t", "type": "tool_call"}],
+        additional_kwargs={"function_call": {"name": "draw", "arguments": str(given)}},
+    )
+    assert meter(server.model(), None).max_input([called], uncalibrated())[1] < 1_000
+
+
+def test_a_screenshot_that_a_tool_gives_as_an_address_is_an_image(server: Server) -> None:
+    shown = ToolMessage(
+        "https://example.org/a.png",
+        tool_call_id="c",
+        additional_kwargs={"type": "computer_call_output"},
+    )
+    with pytest.raises(ValueError, match="computer_call_output"):
+        meter(server.model(), None).max_input([shown], uncalibrated())
+
+
+def thought(tokens: int | None, **more: Any) -> AIMessage:
+    """A reply whose reasoning is with the provider, and is sent back as an id."""
+    report: Any = {"input_tokens": 40, "output_tokens": 2_000, "total_tokens": 2_040}
+    report |= {} if tokens is None else {"output_token_details": {"reasoning": tokens}}
+    block = {"type": "reasoning", "id": "rs_1", "summary": [], **more}
+    return AIMessage([block], usage_metadata=report)
+
+
+def test_reasoning_that_is_sent_as_an_id_counts_as_it_was_reported(server: Server) -> None:
+    ready = meter(server.model(), None)
+
+    def most(message: AIMessage) -> int:
+        return ready.max_input([message], uncalibrated())[1]
+
+    assert 1_900 < most(thought(1_900)) < 2_000
+    assert 2_000 < most(thought(None)) < 2_100
+    assert most(thought(1_900, encrypted_content="QUJD")) < 200
+    silent = thought(None).model_copy(update={"usage_metadata": None})
+    with pytest.raises(ValueError, match="media_tokens=None: 'reasoning'"):
+        most(silent)
 
 
 def test_a_schema_given_as_a_class_counts_as_it_is_sent(server: Server) -> None:
