@@ -20,6 +20,7 @@ from anytime_graph.metering.meter import meter
 from anytime_graph.middleware import TokenBudgetMiddleware
 from anytime_graph.models import prices_of
 from anytime_graph.models.tokens import uncalibrated
+from tests.kit.providers import NAMED
 from tests.kit.server import Reply, Server, serving
 
 DATA = "QUJDRA+z" * 10_000
@@ -50,6 +51,7 @@ HOSTED: list[dict[str, Any]] = [
     {"tools": [SimpleNamespace(google_search={})]},
     {"tools": [{"function_declarations": [], "google_search": {}}]},
     {"previous_response_id": "resp_1"},
+    {"use_previous_response_id": True},
     {"extra_body": {"cached_content": "c"}},
     {"web_search_options": {"search_context_size": "low"}},
     {"model": "openai/gpt-4.1:online"},
@@ -230,6 +232,48 @@ def test_a_schema_given_as_a_class_counts_as_it_is_sent(server: Server) -> None:
     assert ready.max_input([HumanMessage("hi")], uncalibrated())[1] > 2_000
 
 
+TEXT = "word " * 2_000
+SCHEMA = {"type": "object", "properties": {"x": {"type": "string", "description": TEXT}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("AWS Bedrock", {"system": [TEXT]}),
+        ("AWS Bedrock", {"additional_model_request_fields": {"tools": [{"description": TEXT}]}}),
+        ("AWS Bedrock", {"output_config": {"format": SCHEMA}}),
+        ("Anthropic", {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}}),
+        ("Google", {"response_schema": SCHEMA, "response_mime_type": "application/json"}),
+    ],
+)
+def test_what_a_model_was_made_with_counts_as_it_is_sent(name: str, fields: Any) -> None:
+    model = NAMED[name].model("http://127.0.0.1:9", **fields)
+    assert meter(model, None).max_input([HumanMessage("hi")], uncalibrated())[1] > 2_000
+
+
+COMPACT = {"edits": [{"type": "compact_20260112"}]}
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "bound"),
+    [
+        ("Anthropic", {"context_management": COMPACT}, {}),
+        ("Anthropic", {}, {"context_management": COMPACT}),
+        ("Anthropic", {"model_kwargs": {"extra_body": {"context_management": COMPACT}}}, {}),
+        ("OpenAI, responses API", {"context_management": [{"type": "compaction"}]}, {}),
+        ("Anthropic", {}, {"tools": [{"type": "advisor_20260301", "name": "advisor"}]}),
+    ],
+)
+def test_what_a_provider_bills_beside_its_report_is_refused(
+    name: str, own: Any, bound: Any
+) -> None:
+    model: Any = NAMED[name].model("http://127.0.0.1:9", **own)
+    with pytest.raises(ValueError, match="leave it out"):
+        meter(model.bind(**bound), None, media_tokens=9_000)
+    clears = {"edits": [{"type": "clear_tool_uses_20250919"}]}
+    meter(NAMED["Anthropic"].model("http://127.0.0.1:9", context_management=clears), None)
+
+
 # --- prices
 
 
@@ -294,6 +338,39 @@ def test_a_dearer_tier_asks_for_its_price(server: Server, options: dict[str, Any
         create_anytime_graph(model, budget=Budget(usd=0.01), prices=PRICES)
     for tier in ("auto", "default", "flex"):
         assert prices_of(priced(server, service_tier=tier)) is not None
+
+
+@pytest.mark.parametrize("name", ["model_id", "modelId"])
+def test_bedrock_is_asked_for_another_model_by_names_of_its_own(name: str) -> None:
+    made: Any = NAMED["AWS Bedrock"].model("http://127.0.0.1:9", model="claude-haiku-4-5")
+    other = NAMED["AWS Bedrock"].model("http://127.0.0.1:9", model=CLAUDE)
+    assert prices_of(other) not in (None, prices_of(made))
+    assert prices_of(made.bind(**{name: CLAUDE})) == prices_of(other)
+
+
+CLAUDE = "claude-opus-4-1"
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "bound"),
+    [
+        ("AWS Bedrock", {"performance_config": {"latency": "optimized"}}, {}),
+        ("AWS Bedrock", {}, {"performanceConfig": {"latency": "optimized"}}),
+        ("AWS Bedrock", {}, {"serviceTier": "priority"}),
+        ("AWS Bedrock", {"service_tier": "priority"}, {}),
+        ("Anthropic", {"model_kwargs": {"extra_body": {"speed": "fast"}}}, {}),
+        ("Anthropic", {}, {"model_kwargs": {"extra_body": {"speed": "fast"}}}),
+    ],
+)
+def test_a_dearer_tier_is_seen_by_whatever_name_it_is_asked_for(
+    name: str, own: Any, bound: Any
+) -> None:
+    model: Any = NAMED[name].model("http://127.0.0.1:9", model=CLAUDE)
+    dearer: Any = NAMED[name].model("http://127.0.0.1:9", model=CLAUDE, **own)
+    assert prices_of(model) is not None
+    assert prices_of(dearer.bind(**bound)) is None
+    usual = {"performanceConfig": {"latency": "standard"}, "serviceTier": "flex"}
+    assert prices_of(model.bind(**usual)) is not None
 
 
 def test_a_price_that_changes_with_the_hour_is_that_of_the_dearest() -> None:
