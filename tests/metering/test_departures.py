@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import closing, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import httpx
 import pytest
-from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
 
-from anytime_graph import Budget, create_anytime_graph, open_checkpoints
 from anytime_graph.metering.account import Account
 from anytime_graph.metering.metered import AgentPayer, paid_by
 from anytime_graph.models.restated import Departure
 from tests.kit.server import Reply, serving
 from tests.kit.waiting import PATIENCE
-
-QUESTION: Any = {"messages": [HumanMessage("Why do rivers bend?")]}
 
 
 class Unreached(httpx.AsyncBaseTransport, httpx.BaseTransport):
@@ -89,23 +83,6 @@ def test_a_call_that_is_stopped_while_it_connects_costs_nothing(
     with pytest.raises(KeyboardInterrupt):
         model.invoke("Why?") if sync else asyncio.run(model.ainvoke("Why?"))
     assert account.spent["tokens"] == account.spent["calls"] == 0
-
-
-async def test_a_run_that_is_cancelled_while_it_connects_reserves_nothing_in_the_ledger(
-    network: Unreached, tmp_path: Path
-) -> None:
-    config: Any = {"configurable": {"thread_id": "t"}}
-    async with open_checkpoints(tmp_path / "a.db") as opened:
-        app = create_anytime_graph(
-            made(network), budget=Budget(tokens=9_000), strategy="single", ledger=opened.ledger
-        ).compile()
-        task = asyncio.create_task(app.ainvoke(QUESTION, config))
-        assert await asyncio.to_thread(network.came.wait, PATIENCE)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-    with closing(sqlite3.connect(tmp_path / "a.db")) as db:
-        assert db.execute("SELECT state FROM calls").fetchall() == []
 
 
 def test_a_request_that_was_given_up_does_not_leave_any_more() -> None:
