@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
@@ -30,6 +31,7 @@ from anytime_graph.metering.quota import PATIENCE, Standings, Withheld
 from anytime_graph.metering.request import Entry, Journal, JournalError, Reply, Request, made_for
 from anytime_graph.metering.streamed import StreamedChoice, StreamedReply
 from anytime_graph.models import providers, refusals
+from anytime_graph.models.restated import Departure, departing
 from anytime_graph.run.calls import Ended, Receipt, receipt
 
 log = logging.getLogger(__name__)
@@ -71,7 +73,7 @@ def _attempt(
 
     def pump() -> None:
         try:
-            with contained(), made_for(journal):
+            with contained(), made_for(journal), departing(under_way.departure):
                 prompt, model, bound = under_way.capped()
                 under_way.drain(model.stream(list(prompt), under_way.config(config), **bound))
         except Exception as error:
@@ -105,8 +107,8 @@ async def acall(
     stop: StopSignal | None = None,
     journal: Journal | None = None,
 ) -> Reply:
-    """The same, on the event loop. Cancelling it closes the connection; the CancelledError has `unsent` if it
-    was waiting to be made, and so cost nothing."""
+    """The same, on the event loop. Cancelling it closes the connection; the CancelledError has `unsent` if the
+    request had not left, and so cost nothing."""
     if journal is not None:
         earlier = await asyncio.to_thread(recalled, meter, request, journal)
         if earlier is not None:
@@ -131,16 +133,18 @@ async def _aattempt(
     except asyncio.CancelledError as error:
         vars(error)["unsent"] = True
         raise
-    while pause := (
-        await asyncio.to_thread(under_way.reserve, journal) if journal else under_way.reserve(None)
-    ):
-        await asyncio.sleep(pause)
+    try:
+        while pause := await _reserved(under_way, journal):
+            await asyncio.sleep(pause)
+    except asyncio.CancelledError as error:
+        await _unsend(under_way, journal, error)
+        raise
     if not under_way.made:
         return under_way.settle()
 
     async def pump() -> None:
         try:
-            with contained(), made_for(journal):
+            with contained(), made_for(journal), departing(under_way.departure):
                 prompt, model, bound = under_way.capped()
                 stream = model.astream(list(prompt), under_way.config(config), **bound)
                 await under_way.adrain(stream)
@@ -151,14 +155,46 @@ async def _aattempt(
     try:
         while not work.done() and not under_way.over():
             await asyncio.wait({work}, timeout=under_way.patience())
+    except asyncio.CancelledError as error:
+        await _ended(work)
+        await _unsend(under_way, journal, error)
+        raise
     finally:
-        if not work.done():
-            work.cancel()
-            await asyncio.wait({work}, timeout=1)
+        await _ended(work)
     reply = under_way.settle()
     if journal is None:
         return _booked(reply, request, None)
     return await asyncio.to_thread(_booked, reply, request, journal)
+
+
+async def _reserved(under_way: _Call, journal: Journal | None) -> float:
+    """Reserve the call. If this is cancelled, that has come to its end as well, unless it takes long."""
+    if journal is None:
+        return under_way.reserve(None)
+    work = asyncio.create_task(asyncio.to_thread(under_way.reserve, journal))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait({work}, timeout=1)
+        raise
+
+
+async def _ended(work: asyncio.Task[None]) -> None:
+    if not work.done():
+        work.cancel()
+        await asyncio.wait({work}, timeout=1)
+
+
+async def _unsend(under_way: _Call, journal: Journal | None, error: asyncio.CancelledError) -> None:
+    """Note in the error if the request of a call that is cancelled never left, and give back what the
+    journal has reserved for it."""
+    if not under_way.unsent():
+        return
+    vars(error)["unsent"] = True
+    if journal is not None and under_way.made:
+        under_way.receipt["unserved"] = True
+        with suppress(JournalError):
+            await asyncio.to_thread(journal.settle, under_way.request.place, under_way.settle())
 
 
 def recalled(meter: Meter, request: Request, journal: Journal | None) -> Reply | None:
@@ -284,6 +320,7 @@ class _Call:
         self.error: Exception | None = None
         self.errors: list[str] = []
         self.trial: Trial | None = None
+        self.departure = Departure()
 
     # --- before the call
 
@@ -434,6 +471,10 @@ class _Call:
     def interrupt(self) -> None:
         self.cut, self.receipt["interrupted"] = "stopped", True
 
+    def unsent(self) -> bool:
+        """Whether the request has not left, and will not."""
+        return not self.sent or self.departure.give_up()
+
     def drain(self, stream: Iterator[Any]) -> None:
         self.sent = True
         try:
@@ -513,6 +554,8 @@ class _Call:
         if self.streamed.reported and not self.overran:
             self.ended, self.cut = True, None  # it was whole, and its cost known, when it was cut
         shared, now, streamed = self.receipt, clock.now(), self.streamed
+        if self.made and not streamed.chunks and self.departure.give_up():
+            shared["unserved"] = True
         if self.ended and self._broke_off():
             self.ended, self.cut = False, "the stream ended before the reply did"
         if not self.ended and not shared["failed"] and self.cut is None:

@@ -196,7 +196,7 @@ def meter(
     if not bound.get("tools"):
         bound = {key: value for key, value in bound.items() if key not in _OF_TOOLS}
     copy, bound = providers.meterable(model, providers.schema_in_body(model, bound))
-    held = (getattr(copy, field, None) for field in providers.HOLDERS)
+    held = (getattr(copy, field, None) for field in providers.MADE_WITH)
     beside = [part for part in (bound, *held) if part]
     sent = providers.sent_options(model, bound)
     name = str(sent.get("model") or type(model).__name__)

@@ -44,6 +44,7 @@ _LIST_PRICE = {
     "speed": ("standard",),
     "modalities": (["text"],),
     "response_modalities": (["TEXT"],),
+    "performance_config": ({"latency": "standard"},),
     "models": (),
     "fallbacks": (),
 }
@@ -52,12 +53,13 @@ any of the models that it is given."""
 _SEARCHES = re.compile(r":online$|deep-research|(^|/)compound")
 """Names of models that look things up by themselves, and pay for what they find."""
 _CLIENT_TOOLS = ("function", "custom")
-_FUNCTION_KEYS = {
-    *("input_schema", "parameters", "function_declarations", "functionDeclarations"),
-    *("toolSpec", "cachePoint"),
-}
+_FUNCTION_LISTS = {"function_declarations", "functionDeclarations"}
+_FUNCTION_KEYS = {"input_schema", "parameters", "toolSpec", "cachePoint"}
 """Keys of tools without a type that the caller carries out."""
-_ADDING = ("previous_response_id", "conversation", "cached_content", "cachedContent", "prompt")
+_ADDING = (
+    *("previous_response_id", "use_previous_response_id", "conversation"),
+    *("cached_content", "cachedContent", "prompt"),
+)
 _HOSTED = (
     *_ADDING,
     *("web_search_options", "search_parameters", "plugins", "mcp_servers", "container"),
@@ -68,7 +70,20 @@ _NOT_CARRIED_OUT = (
     *("bash", "text_editor", "computer", "memory", "local_shell", "shell", "apply_patch"),
 )
 """What a provider adds to a prompt that is no tool, and its kinds of tools that the caller carries out."""
+_BESIDE = re.compile(r"compact|advisor")
+"""What a provider bills beside the reply, and leaves out of the usage that its clients read."""
 HOLDERS = ("model_kwargs", "extra_body", "generation_config")
+MADE_WITH = (
+    *("system", "response_schema", "output_config", "additional_model_request_fields"),
+    *HOLDERS,
+)
+"""Fields of models whose values are sent, and read, with each prompt."""
+_BEDROCKS = {
+    **dict.fromkeys(("model_id", "modelId"), "model"),
+    **{"serviceTier": "service_tier", "performanceConfig": "performance_config"},
+    "additionalModelRequestFields": "additional_model_request_fields",
+}
+"""Bedrock's other names of options."""
 _REPLACING = {
     "langchain_ollama": ("options",),
     "langchain_aws": ("inferenceConfig", "inference_config"),
@@ -79,7 +94,7 @@ _QUIET = {"langchain_openrouter": {"retries": None}}
 _BINDING = {"langchain_xai": {"use_responses_api": True, "store": False, "seed": None}}
 """Fields that make the cap hold for hidden reasoning too; left alone if the first is set. The cap of
 xAI's chat completions limits only the visible output. (Its Responses API takes no seed.)"""
-_THINKING = ("thinking", "additional_model_request_fields")
+_THINKING = ("thinking", "additional_model_request_fields", "additionalModelRequestFields")
 _LEAST_THOUGHT = 1_024
 """The smallest thinking budget that Anthropic accepts."""
 _LEAST_ADVICE = 20_000
@@ -200,14 +215,23 @@ def unbound(model: Any) -> tuple[Any, dict[str, Any]]:
 
 def sent_options(model: Any, bound: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a request that its price and its bound depend on, the last that counts."""
-    names = ("model", *_LIST_PRICE, *_HOSTED, "tools", "audio")
+    names = ("model", *_LIST_PRICE, *_HOSTED, "tools", "audio", "context_management")
     fields = {name: getattr(model, name, None) for name in names if name != "model"}
     sent = {**fields, "model": model_name(model)}
-    for options in (*(getattr(model, holder, None) for holder in HOLDERS), bound):
-        sent |= {k: v for k, v in (options or {}).items() if k in names}
-    for holder in HOLDERS:
-        sent |= {k: v for k, v in (bound.get(holder) or {}).items() if k in names}
+    held = {name: getattr(model, name, None) for name in HOLDERS}
+    for options in (_unheld({}, held), _unheld(bound, bound)):
+        sent |= {k: v for k, v in options.items() if k in names}
     return {name: value for name, value in sent.items() if value}
+
+
+def _unheld(options: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, Any]:
+    """Request options by the names that are known, with those in the options that hold others, at any
+    depth."""
+    found = {_BEDROCKS.get(name, name): value for name, value in options.items()}
+    for inner in (held.get(name) for name in HOLDERS):
+        if isinstance(inner, Mapping):
+            found |= _unheld(inner, inner)
+    return found
 
 
 def surcharges(sent: Mapping[str, Any]) -> list[str]:
@@ -239,6 +263,8 @@ def _hosted_kind(tool: Any) -> str | None:
         return None if isinstance(tool, BaseTool) or callable(tool) else type(tool).__name__
     if (kind := tool.get("type")) is not None:
         return None if kind in _CLIENT_TOOLS else str(kind)
+    if _FUNCTION_LISTS & tool.keys():  # Google's tools, several in one
+        return next((key for key in tool if key not in _FUNCTION_LISTS), None)
     return None if _FUNCTION_KEYS & tool.keys() else next(iter(tool), "tool")
 
 
@@ -484,13 +510,24 @@ def _refuse(model: BaseChatModel, bound: Mapping[str, Any]) -> None:
             "it with max_retries=0, or the client with Config(retries={'total_max_attempts': 1})"
         )
     own = getattr(model, "additional_model_request_fields", None) or {}
-    options = {**own, **bound, **(bound.get("additional_model_request_fields") or {})}
+    asked, sent = _unheld(bound, bound), sent_options(model, bound)
+    options = {**own, **asked, **(asked.get("additional_model_request_fields") or {})}
     nova = options.get("reasoningConfig") or {"maxReasoningEffort": options.get("reasoning_effort")}
-    if "nova" in (model_name(model) or "") and nova.get("maxReasoningEffort") == "high":
+    known = str(sent.get("model") or "")
+    if "nova" in known and nova.get("maxReasoningEffort") == "high":
         raise ValueError(
-            f"model={name}: {model_name(model)} takes no output cap at reasoning effort 'high'; "
+            f"model={name}: {known} takes no output cap at reasoning effort 'high'; "
             "'medium' would do"
         )
+    edits = sent.get("context_management") or ()
+    edits = edits.get("edits") or () if isinstance(edits, Mapping) else edits
+    for part in (*edits, *sent.get("tools", ())):
+        kind = str(part.get("type")) if isinstance(part, Mapping) else ""
+        if kind not in _CLIENT_TOOLS and _BESIDE.search(kind):
+            raise ValueError(
+                f"model={name}: its provider bills {kind!r} beside the reply and does not count it in "
+                "the usage that it reports, so no budget can hold it; leave it out"
+            )
 
 
 def supports_n(model: BaseChatModel, bound: Mapping[str, Any]) -> bool:

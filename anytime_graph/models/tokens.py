@@ -101,7 +101,13 @@ _TEXTUAL = {
 }
 """Blocks of a message that hold nothing but what is written in them, by type or, where they have none,
 by key. Of others the provider may make any number of tokens."""
-_IMAGES = {"image", "image_url", "input_image"}
+_HOLDING = {
+    **dict.fromkeys(("content", "output", "outputs", "value", "guardContent"), "blocks"),
+    **dict.fromkeys(("source", "toolResult"), "within"),
+}
+"""Keys of a block whose values are blocks, or hold them."""
+_SCREENSHOTS = ("computer_call_output",)
+_IMAGES = {"image", "image_url", "input_image", "image_generation_call", *_SCREENSHOTS}
 _MEDIA = _IMAGES | {"audio", "input_audio", "video", "file", "input_file", "media", "document"}
 _LARGEST_IMAGE = {"gpt-4o-mini": 48_169, "gpt-4o": 1_445, "gpt-4.1": 6_144, "claude": 5_000}
 """Tokens of the largest image, as OpenAI and Anthropic document them, by a part of the model's name.
@@ -152,6 +158,8 @@ class Tokenizer:
         texts, media = [self.extra], float(sum(map(self._added, self.hosted)))
         for message in prompt:
             written: list[str] = []
+            known = _with_the_provider(message)
+            media += self._added("reasoning") if known is None else known
             for block in _blocks(message):
                 if (kind := _not_text(block, message)) is not None:
                     media += self._added(kind)
@@ -253,25 +261,63 @@ _REPEATED = re.compile(r"(?s)(.)(?=\1)|\s(?=\s)")
 
 
 def _blocks(message: BaseMessage) -> Iterator[Any]:
-    """What is sent of a message, with blocks within the results of tools."""
+    """What is sent of a message, with the blocks within its blocks."""
     content = message.content
     queue: list[Any] = [content] if isinstance(content, str) else [*content]
-    for name in ("tool_calls", "invalid_tool_calls"):
-        queue += getattr(message, name, None) or ()
     while queue:
         block = queue.pop()
-        inner = block.get("content") if isinstance(block, dict) else None
-        if isinstance(inner, list):
+        if isinstance(block, dict):
+            inner, block = _opened(block)
             queue += inner
-            block = {key: value for key, value in block.items() if key != "content"}
         yield block
+    for name in ("tool_calls", "invalid_tool_calls"):
+        yield from getattr(message, name, None) or ()
     if message.name:
         yield f"\n{message.name}"  # which takes a mark of its own
     beside = {k: v for k, v in message.additional_kwargs.items() if v and k != "tool_calls"}
-    if message.type == "ai" and beside.pop("audio", None):
+    if message.type == "tool" and beside.get("type") in _SCREENSHOTS and isinstance(content, str):
+        yield {"type": beside["type"]}  # sent as the address of an image
+    if message.type != "ai":
+        return
+    if beside.pop("audio", None):
         yield {"type": "audio"}  # sent as an id: what was said is with the provider
-    if beside and message.type == "ai":
+    if beside:
         yield {"type": "non_standard", "value": beside}
+
+
+def _opened(block: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """The blocks that a block holds, and the block without them. What a tool is called with is none."""
+    inner, rest = list[Any](), dict[str, Any]()
+    for key, part in block.items():
+        holds = _HOLDING.get(key)
+        if isinstance(part, dict) and holds == "within":
+            found, part = _opened(part)
+            inner += found
+        elif isinstance(part, list) and holds == "blocks":
+            inner += [each for each in part if isinstance(each, str | dict)]
+            continue
+        elif isinstance(part, dict) and holds == "blocks":
+            inner.append(part)
+            continue
+        rest[key] = part
+    return inner, rest
+
+
+def _with_the_provider(message: BaseMessage) -> int | None:
+    """The tokens of reasoning that is sent back as an id; None if they are not known."""
+    blocks = message.content if message.type == "ai" else ()
+    if not any(map(_is_an_id, blocks)):
+        return 0
+    report = getattr(message, "usage_metadata", None) or {}
+    details = report.get("output_token_details") or {}
+    found = details.get("reasoning") or report.get("output_tokens")
+    return found if isinstance(found, int) and found >= 0 else None
+
+
+def _is_an_id(block: Any) -> bool:
+    """Whether it is reasoning of which the request holds no more than its id."""
+    reasons = isinstance(block, dict) and block.get("type") == "reasoning" and block.get("id")
+    return bool(reasons) and "rs_" in str(block["id"]) and not block.get("encrypted_content")
 
 
 def _not_text(block: Any, message: BaseMessage) -> str | None:
@@ -293,7 +339,8 @@ def _written(block: Any) -> str:
     if isinstance(block, str):
         return block
     text = block.get("text")
-    return text if isinstance(text, str) else json.dumps(block, default=str, ensure_ascii=False)
+    alone = isinstance(text, str) and block.get("type") != "text-plain"  # which has a title too
+    return text if alone else json.dumps(block, default=str, ensure_ascii=False)
 
 
 @functools.lru_cache(maxsize=32)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from pydantic import BaseModel, Field
 
 from anytime_graph import Budget, NoAnswer, Prices, create_anytime_graph
@@ -20,9 +20,11 @@ from anytime_graph.metering.meter import meter
 from anytime_graph.middleware import TokenBudgetMiddleware
 from anytime_graph.models import prices_of
 from anytime_graph.models.tokens import uncalibrated
+from tests.kit.providers import NAMED
 from tests.kit.server import Reply, Server, serving
 
 DATA = "QUJDRA+z" * 10_000
+URL_IMAGE = {"type": "image", "source": {"type": "url", "url": "https://example.org/a.png"}}
 BLOCKS: list[dict[str, Any]] = [
     {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}},
     {"type": "image", "url": "https://example.org/a.png"},
@@ -34,6 +36,11 @@ BLOCKS: list[dict[str, Any]] = [
     {"type": "video", "file_id": "v"},
     {"document": {"format": "pdf", "source": {"s3Location": {"uri": "s3://a/b"}}}},
     {"type": "tomorrow", "of": "an unknown kind"},
+    {"type": "document", "source": {"type": "content", "content": [URL_IMAGE]}},
+    {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_file"}]},
+    {"type": "non_standard", "value": {"type": "input_file", "file_id": "file-1"}},
+    {"toolResult": {"toolUseId": "t", "content": [{"image": {"format": "png"}}]}},
+    {"guardContent": {"image": {"format": "png", "source": {"bytes": DATA}}}},
 ]
 HOSTED: list[dict[str, Any]] = [
     {"tools": [{"type": "web_search"}]},
@@ -42,7 +49,9 @@ HOSTED: list[dict[str, Any]] = [
     {"tools": [{"url_context": {}}]},
     {"tools": [{"type": "tomorrow_20991231", "name": "t"}]},
     {"tools": [SimpleNamespace(google_search={})]},
+    {"tools": [{"function_declarations": [], "google_search": {}}]},
     {"previous_response_id": "resp_1"},
+    {"use_previous_response_id": True},
     {"extra_body": {"cached_content": "c"}},
     {"web_search_options": {"search_context_size": "low"}},
     {"model": "openai/gpt-4.1:online"},
@@ -153,6 +162,66 @@ def test_results_of_tools_and_older_calls_are_looked_into(server: Server) -> Non
     assert most > 3_000
 
 
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "tool_result", "content": {"type": "web_fetch_result", "content": URL_IMAGE}},
+        {"type": "code_interpreter_call", "id": "ci_1", "outputs": [{"type": "image", "url": "u"}]},
+        {"type": "image_generation_call", "id": "ig_1"},
+    ],
+    ids=lambda block: block["type"],
+)
+def test_what_a_providers_tools_have_found_is_looked_into(
+    server: Server, block: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match="media_tokens=None: 'image"):
+        meter(server.model(), None).max_input([AIMessage([block])], uncalibrated())
+    ready = meter(server.model(), None, media_tokens=4_000)
+    assert ready.max_input([AIMessage([block])], uncalibrated())[1] > 4_000
+
+
+def test_what_looks_like_an_image_in_a_tools_arguments_is_text(server: Server) -> None:
+    given = {"output": [URL_IMAGE], "content": [URL_IMAGE], "value": URL_IMAGE}
+    called = AIMessage(
+        [{"type": "tool_use", "id": "t", "name": "draw", "input": given}],
+        tool_calls=[{"name": "draw", "args": given, "id": "t", "type": "tool_call"}],
+        additional_kwargs={"function_call": {"name": "draw", "arguments": str(given)}},
+    )
+    assert meter(server.model(), None).max_input([called], uncalibrated())[1] < 1_000
+
+
+def test_a_screenshot_that_a_tool_gives_as_an_address_is_an_image(server: Server) -> None:
+    shown = ToolMessage(
+        "https://example.org/a.png",
+        tool_call_id="c",
+        additional_kwargs={"type": "computer_call_output"},
+    )
+    with pytest.raises(ValueError, match="computer_call_output"):
+        meter(server.model(), None).max_input([shown], uncalibrated())
+
+
+def thought(tokens: int | None, **more: Any) -> AIMessage:
+    """A reply whose reasoning is with the provider, and is sent back as an id."""
+    report: Any = {"input_tokens": 40, "output_tokens": 2_000, "total_tokens": 2_040}
+    report |= {} if tokens is None else {"output_token_details": {"reasoning": tokens}}
+    block = {"type": "reasoning", "id": "rs_1", "summary": [], **more}
+    return AIMessage([block], usage_metadata=report)
+
+
+def test_reasoning_that_is_sent_as_an_id_counts_as_it_was_reported(server: Server) -> None:
+    ready = meter(server.model(), None)
+
+    def most(message: AIMessage) -> int:
+        return ready.max_input([message], uncalibrated())[1]
+
+    assert 1_900 < most(thought(1_900)) < 2_000
+    assert 2_000 < most(thought(None)) < 2_100
+    assert most(thought(1_900, encrypted_content="QUJD")) < 200
+    silent = thought(None).model_copy(update={"usage_metadata": None})
+    with pytest.raises(ValueError, match="media_tokens=None: 'reasoning'"):
+        most(silent)
+
+
 def test_a_schema_given_as_a_class_counts_as_it_is_sent(server: Server) -> None:
     class Verbose(BaseModel):
         """A class."""
@@ -161,6 +230,48 @@ def test_a_schema_given_as_a_class_counts_as_it_is_sent(server: Server) -> None:
 
     ready = meter(server.model().bind(tools=[Verbose]), None)
     assert ready.max_input([HumanMessage("hi")], uncalibrated())[1] > 2_000
+
+
+TEXT = "word " * 2_000
+SCHEMA = {"type": "object", "properties": {"x": {"type": "string", "description": TEXT}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("AWS Bedrock", {"system": [TEXT]}),
+        ("AWS Bedrock", {"additional_model_request_fields": {"tools": [{"description": TEXT}]}}),
+        ("AWS Bedrock", {"output_config": {"format": SCHEMA}}),
+        ("Anthropic", {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}}),
+        ("Google", {"response_schema": SCHEMA, "response_mime_type": "application/json"}),
+    ],
+)
+def test_what_a_model_was_made_with_counts_as_it_is_sent(name: str, fields: Any) -> None:
+    model = NAMED[name].model("http://127.0.0.1:9", **fields)
+    assert meter(model, None).max_input([HumanMessage("hi")], uncalibrated())[1] > 2_000
+
+
+COMPACT = {"edits": [{"type": "compact_20260112"}]}
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "bound"),
+    [
+        ("Anthropic", {"context_management": COMPACT}, {}),
+        ("Anthropic", {}, {"context_management": COMPACT}),
+        ("Anthropic", {"model_kwargs": {"extra_body": {"context_management": COMPACT}}}, {}),
+        ("OpenAI, responses API", {"context_management": [{"type": "compaction"}]}, {}),
+        ("Anthropic", {}, {"tools": [{"type": "advisor_20260301", "name": "advisor"}]}),
+    ],
+)
+def test_what_a_provider_bills_beside_its_report_is_refused(
+    name: str, own: Any, bound: Any
+) -> None:
+    model: Any = NAMED[name].model("http://127.0.0.1:9", **own)
+    with pytest.raises(ValueError, match="leave it out"):
+        meter(model.bind(**bound), None, media_tokens=9_000)
+    clears = {"edits": [{"type": "clear_tool_uses_20250919"}]}
+    meter(NAMED["Anthropic"].model("http://127.0.0.1:9", context_management=clears), None)
 
 
 # --- prices
@@ -227,6 +338,39 @@ def test_a_dearer_tier_asks_for_its_price(server: Server, options: dict[str, Any
         create_anytime_graph(model, budget=Budget(usd=0.01), prices=PRICES)
     for tier in ("auto", "default", "flex"):
         assert prices_of(priced(server, service_tier=tier)) is not None
+
+
+@pytest.mark.parametrize("name", ["model_id", "modelId"])
+def test_bedrock_is_asked_for_another_model_by_names_of_its_own(name: str) -> None:
+    made: Any = NAMED["AWS Bedrock"].model("http://127.0.0.1:9", model="claude-haiku-4-5")
+    other = NAMED["AWS Bedrock"].model("http://127.0.0.1:9", model=CLAUDE)
+    assert prices_of(other) not in (None, prices_of(made))
+    assert prices_of(made.bind(**{name: CLAUDE})) == prices_of(other)
+
+
+CLAUDE = "claude-opus-4-1"
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "bound"),
+    [
+        ("AWS Bedrock", {"performance_config": {"latency": "optimized"}}, {}),
+        ("AWS Bedrock", {}, {"performanceConfig": {"latency": "optimized"}}),
+        ("AWS Bedrock", {}, {"serviceTier": "priority"}),
+        ("AWS Bedrock", {"service_tier": "priority"}, {}),
+        ("Anthropic", {"model_kwargs": {"extra_body": {"speed": "fast"}}}, {}),
+        ("Anthropic", {}, {"model_kwargs": {"extra_body": {"speed": "fast"}}}),
+    ],
+)
+def test_a_dearer_tier_is_seen_by_whatever_name_it_is_asked_for(
+    name: str, own: Any, bound: Any
+) -> None:
+    model: Any = NAMED[name].model("http://127.0.0.1:9", model=CLAUDE)
+    dearer: Any = NAMED[name].model("http://127.0.0.1:9", model=CLAUDE, **own)
+    assert prices_of(model) is not None
+    assert prices_of(dearer.bind(**bound)) is None
+    usual = {"performanceConfig": {"latency": "standard"}, "serviceTier": "flex"}
+    assert prices_of(model.bind(**usual)) is not None
 
 
 def test_a_price_that_changes_with_the_hour_is_that_of_the_dearest() -> None:

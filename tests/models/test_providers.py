@@ -452,6 +452,22 @@ def test_nothing_the_caller_set_loosens_the_cap(
         (
             "AWS Bedrock",
             {"model": "us.amazon.nova-2-lite-v1:0"},
+            {
+                "additionalModelRequestFields": {
+                    "reasoningConfig": {"type": "enabled", "maxReasoningEffort": "high"}
+                }
+            },
+            "takes no output cap",
+        ),
+        (
+            "AWS Bedrock",
+            {},
+            {"model_id": "us.amazon.nova-2-lite-v1:0", "reasoning_effort": "high"},
+            "takes no output cap",
+        ),
+        (
+            "AWS Bedrock",
+            {"model": "us.amazon.nova-2-lite-v1:0"},
             {"reasoning_effort": "high"},
             "takes no output cap",
         ),

@@ -1,0 +1,117 @@
+"""A request that waits for its connection when its call is given up has not left, and costs nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import httpx
+import pytest
+from langchain_openai import ChatOpenAI
+
+from anytime_graph.metering.account import Account
+from anytime_graph.metering.metered import AgentPayer, paid_by
+from anytime_graph.models.restated import Departure
+from tests.kit.server import Reply, serving
+from tests.kit.waiting import PATIENCE
+
+
+class Unreached(httpx.AsyncBaseTransport, httpx.BaseTransport):
+    """A network whose connections never come about. came: a client waits for one."""
+
+    def __init__(self) -> None:
+        self.came, self.ended = threading.Event(), threading.Event()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if trace := request.extensions.get("trace"):
+            await trace("connection.connect_tcp.started", {})
+        self.came.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        trace = request.extensions.get("trace", lambda event, info: None)
+        trace("connection.connect_tcp.started", {})
+        self.came.set()
+        self.ended.wait(PATIENCE)
+        trace("http11.send_request_headers.started", {})
+        raise AssertionError("it has left")
+
+
+@pytest.fixture
+def network() -> Iterator[Unreached]:
+    network = Unreached()
+    yield network
+    network.ended.set()
+
+
+def made(network: Unreached) -> Any:
+    return ChatOpenAI(
+        model="m",
+        base_url="http://127.0.0.1:9",
+        api_key="none",  # type: ignore[arg-type]
+        n=1,
+        http_client=httpx.Client(transport=network),
+        http_async_client=httpx.AsyncClient(transport=network),
+    )
+
+
+async def test_a_call_that_is_cancelled_while_it_connects_costs_nothing(
+    network: Unreached,
+) -> None:
+    account = Account({"tokens": 9_000, "calls": 9})
+    model = paid_by(AgentPayer(account, "tool"), made(network), None)
+    task = asyncio.create_task(model.ainvoke("Why do rivers bend?"))
+    assert await asyncio.to_thread(network.came.wait, PATIENCE)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert account.spent["tokens"] == account.spent["calls"] == 0
+    assert account.left()["tokens"] == 9_000
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_call_that_is_stopped_while_it_connects_costs_nothing(
+    network: Unreached, sync: bool
+) -> None:
+    account = Account({"tokens": 9_000, "calls": 9})
+    model = paid_by(AgentPayer(account, "tool", stop=network.came), made(network), None)
+    with pytest.raises(KeyboardInterrupt):
+        model.invoke("Why?") if sync else asyncio.run(model.ainvoke("Why?"))
+    assert account.spent["tokens"] == account.spent["calls"] == 0
+
+
+def test_a_request_that_was_given_up_does_not_leave_any_more() -> None:
+    departure = Departure()
+    assert not departure.give_up()  # nothing tells where it is
+    departure.told("connection.connect_tcp.started")
+    assert departure.give_up()
+    with pytest.raises(ConnectionAbortedError):
+        departure.told("http11.send_request_headers.started")
+    gone = Departure()
+    gone.told("connection.start_tls.complete")
+    gone.told("http2.send_request_headers.started")
+    gone.told("connection.close.started")
+    assert not gone.give_up()
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_what_was_served_is_paid_for_wherever_the_call_is_cancelled(seed: int) -> None:
+    account = Account({"tokens": 9_000, "calls": 9})
+    steps = random.Random(seed).randrange(60)
+    with serving() as server:
+        server.script = lambda request, i: Reply(text="word " * 30)
+        model = paid_by(AgentPayer(account, "tool"), server.model(), None)
+        task = asyncio.create_task(model.ainvoke("Why do rivers bend?"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        await asyncio.to_thread(server.settled)
+    assert account.spent["tokens"] >= server.served
+    assert account.left()["tokens"] == 9_000 - account.spent["tokens"]
