@@ -586,6 +586,8 @@ class Ledger(History):
     def forget(self, thread: str) -> bool:
         """Delete a thread's record. Its checkpoints are in the saver, and stay. Returns whether the
         thread had runs."""
+        if plain(thread) != thread:
+            return False  # no database can hold it
         of = "(SELECT id FROM runs WHERE thread = :thread)"
         with self.store.transaction() as execute:
             runs = execute(f"{of[1:-1]} LIMIT 1", {"thread": thread})

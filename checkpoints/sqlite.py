@@ -50,12 +50,15 @@ class SqliteStore:
         self.where = str(path)
         self._pid = os.getpid()
         self._lock = threading.Lock()
+        self._files: dict[str, os.stat_result] = {}
         with self.explained():
             _make(path)
             connection = connect(path)
             try:
                 self._db = Database(connection)
                 self._prepare()
+                at = os.path.abspath(path)
+                self._files = {name: os.stat(name) for name in (at, f"{at}-wal")}
             except BaseException:
                 connection.close()
                 raise
@@ -66,6 +69,7 @@ class SqliteStore:
         survives a power cut at once, else with the next that is."""
         schema.same_process(self.where, self._pid)
         with self._lock, self.explained():
+            self._in_place()
             try:
                 self._db.conn.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
                 self._db.conn.execute("BEGIN IMMEDIATE")
@@ -81,6 +85,20 @@ class SqliteStore:
         schema.same_process(self.where, self._pid)
         with self._lock, self.explained():
             yield self._execute
+
+    def _in_place(self) -> None:
+        """Refuse to write to files that are no longer those at the path: nobody would read what is
+        written, and other processes would keep other books. SQLite does not notice."""
+        for name, opened in self._files.items():
+            try:
+                there = os.path.samestat(os.stat(name), opened)
+            except FileNotFoundError:
+                there = False
+            if not there:
+                raise LedgerError(
+                    f"{self.where}: {os.path.basename(name)} was deleted, moved or replaced while it "
+                    "was open; put it back, or open it again"
+                )
 
     def turn(self) -> AbstractContextManager[Any]:
         """The saver of this process takes turns with the ledger, which is far quicker than two

@@ -27,6 +27,8 @@ from anytime_graph import (
 
 try:
     from fastapi import Depends, FastAPI, HTTPException, Request
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse
     from fastapi.sse import EventSourceResponse, ServerSentEvent
 except ImportError:
     print("This example needs: pip install 'fastapi>=0.165' uvicorn", file=sys.stderr)
@@ -56,6 +58,13 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 app = FastAPI(title="anytime answers", lifespan=lifespan)
+
+
+@app.exception_handler(RequestValidationError)
+async def refused(request: Request, error: RequestValidationError) -> JSONResponse:
+    """Says what is wrong, but does not repeat it: NaN or half a character cannot be sent back."""
+    wrong = [{"loc": each["loc"], "msg": each["msg"]} for each in error.errors()]
+    return JSONResponse({"detail": wrong}, 422)
 
 
 async def until_it_leaves() -> AsyncIterator[threading.Event]:

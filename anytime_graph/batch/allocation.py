@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
@@ -119,11 +120,11 @@ def batch(
     ThreadBusy.
     """
     allocation = _Allocation(app, questions, budget, name, workers, context, stop, progress)
-    for question in allocation.questions:
-        allocation.begin(question, app.get_state(question.config).values)
-    allocation.tell()
     running: dict[Future[_Reply], _Step] = {}
-    with ThreadPoolExecutor(workers, "anytime-batch") as pool:
+    with allocation.alone(), ThreadPoolExecutor(workers, "anytime-batch") as pool:
+        for question in allocation.questions:
+            allocation.begin(question, app.get_state(question.config).values)
+        allocation.tell()
         try:
             while True:
                 while len(running) < workers and (step := allocation.next()):
@@ -153,12 +154,14 @@ async def abatch(
     allocation = await asyncio.to_thread(
         _Allocation, app, questions, budget, name, workers, context, stop, progress
     )
-    for question in allocation.questions:
-        found = await app.aget_state(question.config)
-        await asyncio.to_thread(allocation.begin, question, found.values)  # it reads the ledger
-    allocation.tell()
     running: dict[asyncio.Task[_Reply], _Step] = {}
+    ledger = allocation.ledger
+    hold = ledger and await ledger.aenter(allocation.key, None, allocation)
     try:
+        for question in allocation.questions:
+            found = await app.aget_state(question.config)
+            await asyncio.to_thread(allocation.begin, question, found.values)  # it reads the ledger
+        allocation.tell()
         while True:
             while len(running) < workers and (step := allocation.next()):
                 running[asyncio.create_task(_ataken(app, step, allocation.context))] = step
@@ -171,6 +174,8 @@ async def abatch(
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        if ledger and hold:
+            await asyncio.to_thread(ledger.release, hold)
 
 
 _Reply = dict[str, Any] | NoAnswer | BudgetTooSmall
@@ -266,6 +271,7 @@ class _Allocation:
         self.questions = [
             _Question(text, thread_name(name, text), index) for index, text in enumerate(texts)
         ]
+        self.key = thread_name("batch", name, sorted(texts))
         self.ledger: Ledger | None = graph.ledger
         self.account = Account(limits, running=True)
         self.stop = _Stop(self.account, stop)
@@ -275,6 +281,17 @@ class _Allocation:
         self._heap: list[tuple[float, int]] = []
         self._waiting: list[tuple[float, int]] = []
         self._answered = self._over = self._running = 0
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """With a ledger, no other process works on these questions meanwhile: each would spend what its own
+        account leaves. Raises ThreadBusy."""
+        hold = self.ledger and self.ledger.enter(self.key, None, self)
+        try:
+            yield
+        finally:
+            if self.ledger and hold:
+                self.ledger.release(hold)
 
     def begin(self, question: _Question, values: dict[str, Any]) -> None:
         """Take in what earlier runs of the batch have left of a question."""

@@ -25,6 +25,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -222,9 +223,12 @@ class _Worker:
         limits = self.job["limits"]
         if self._socket is None:
             raise _Failed(f"{what} was not run")
+        until = time.monotonic() + limits["wall"]
         try:
+            self._socket.settimeout(limits["wall"])
             self._socket.sendall(json.dumps(request).encode() + b"\n")
             while b"\n" not in self._rest and len(self._rest) <= limits["message"]:
+                self._socket.settimeout(max(1e-6, until - time.monotonic()))
                 if not (piece := self._socket.recv(65536)):
                     raise _Failed(f"{what} {self._epitaph()}")
                 self._rest += piece
@@ -403,7 +407,6 @@ def _forked(
 ) -> tuple[int, socket.socket]:
     """Start a worker. Returns its process and the socket to it."""
     ours, theirs = socket.socketpair()
-    ours.settimeout(limits["wall"])
     if process := os.fork():
         theirs.close()
         return process, ours

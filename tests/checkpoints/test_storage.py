@@ -197,6 +197,37 @@ def test_a_file_that_goes_bad_under_a_run_costs_no_answer(server: Server, tmp_pa
         assert out["spent"]["tokens"] >= spent
 
 
+@pytest.mark.parametrize("name", ["anytime.db", "anytime.db-wal"])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_is_taken_away_under_a_run_ends_the_spending_not_the_answer(
+    server: Server, tmp_path: Path, name: str, replaced: bool
+) -> None:
+    """What went on into a file without a name would be in nobody's books."""
+    path = tmp_path / "anytime.db"
+
+    def script(request: dict[str, Any], i: int) -> Any:
+        if i == 5:
+            if replaced:
+                shutil.copy(tmp_path / name, tmp_path / "copy")
+                os.replace(tmp_path / "copy", tmp_path / name)
+            else:
+                (tmp_path / name).unlink()
+        return by_place(request, i)
+
+    server.script = script
+    with open_checkpoints(path) as store:
+        app = graph(server, store, budget=Budget(tokens=1_500)).compile(checkpointer=store.saver)
+        out = app.invoke(ASK, ON)
+        spent, calls = server.settled().served, len(server.calls)
+        assert out["best"]["score"] >= 0.1
+        assert f"{name} was deleted, moved or replaced" in out["stop_reason"]
+        assert calls < 12, "no step after it was paid"
+        assert out["spent"]["tokens"] >= spent
+        with pytest.raises(LedgerError, match="deleted, moved or replaced"):
+            app.invoke(ASK, {"configurable": {"thread_id": "another"}})
+        assert len(server.calls) == calls
+
+
 def test_only_its_owner_may_read_the_files(server: Server, tmp_path: Path) -> None:
     server.script = by_place
     old = os.umask(0)
@@ -364,6 +395,17 @@ def test_ids_that_cannot_be_stored_are_refused_before_anything_is_paid(
 
     asyncio.run(asked())
     assert not server.calls
+
+
+@pytest.mark.parametrize("odd", ["ri\0vers", "ri\ud800vers"], ids=["NUL", "surrogate"])
+def test_a_thread_that_cannot_be_stored_is_looked_for_in_vain(target: str, odd: str) -> None:
+    """A server's clients name threads."""
+    with open_checkpoints(target) as store:
+        ledger = store.ledger
+        assert (ledger.best(odd), ledger.runs(odd), ledger.curve(odd)) == (None, [], [])
+        assert ledger.critiques(odd) == []
+        assert ledger.spent_by_agents(odd)["tokens"] == 0
+        assert not ledger.forget(odd)
 
 
 def test_a_ledger_beside_another_saver_refuses_them_too(server: Server, target: str) -> None:

@@ -18,6 +18,7 @@ from anytime_graph import (
     BudgetTooSmall,
     Prices,
     Quota,
+    ThreadBusy,
     create_anytime_graph,
     open_checkpoints,
 )
@@ -227,6 +228,40 @@ def test_a_kill_buys_nothing_twice(
     assert server.served <= done.spent["tokens"] <= 4_000
     assert done.spent["calls"] == len(server.calls)
     assert max(Counter((c.request["seed"], c.text) for c in server.calls).values()) == 1
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_two_processes_do_not_spend_one_budget_twice(
+    server: Server, tmp_path: Path, is_async: bool
+) -> None:
+    """They would meet only in the midst of the questions."""
+    questions, busy = asked(12), list[str]()
+
+    async def alone(order: list[str]) -> Batch:
+        async with open_checkpoints(tmp_path / "a.db") as store:
+            app = app_of(server, ledger=store.ledger, saver=store.saver)
+            return await abatch(app, order, Budget(tokens=1_500), workers=1)
+
+    def run(order: list[str]) -> Batch:
+        if is_async:
+            return asyncio.run(alone(order))
+        with open_checkpoints(tmp_path / "a.db") as store:
+            app = app_of(server, ledger=store.ledger, saver=store.saver)
+            return batch(app, order, Budget(tokens=1_500), workers=1)
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if i == 3:
+            try:
+                run(questions[::-1])
+            except ThreadBusy as error:
+                busy.append(str(error))
+        return mixed(request, i)
+
+    server.script = script
+    done = run(questions)
+    assert server.served <= done.spent["tokens"] <= 1_500
+    assert len(busy) == 1
+    assert run(questions).spent["calls"] == len(server.calls)
 
 
 def test_a_question_that_a_quota_ended_goes_on_once_the_quota_pays(

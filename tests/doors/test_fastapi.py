@@ -189,5 +189,14 @@ def test_what_cannot_be_answered_says_why(endpoint: Server) -> None:
                 assert (await client.get(f"/answers/{thread}")).status_code == 404
             for wrong in ({"question": ""}, {**asked, "tokens": 10**6}, {**asked, "seconds": 0}):
                 assert (await client.post("/answers", json=wrong)).status_code == 422
+            for raw in (
+                '{"question": "?", "seconds": NaN}',
+                '{"question": "?", "seconds": Infinity}',
+                r'{"question": "rivers \ud800"}',
+                r'{"question": {"rivers \ud800": NaN}}',
+            ):  # what JSON cannot hold in a reply
+                response = await client.post("/answers", content=raw)
+                assert response.status_code == 422, raw
+                assert "rivers" not in response.text
 
     asyncio.run(all_of())

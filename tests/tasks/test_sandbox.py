@@ -172,6 +172,17 @@ def test_a_hostile_program_costs_its_score_only(what: str) -> None:
     assert why in result.why
 
 
+def test_a_reply_that_comes_bit_by_bit_takes_no_longer_than_any_other() -> None:
+    program = (
+        "import os, time\ndef f(n):\n    while n:\n        for d in range(3, 32):\n"
+        "            try: os.write(d, b'x')\n            except OSError: pass\n"
+        "        time.sleep(0.1)\n    return n"
+    )
+    checks = ("assert f(1) == 1", "assert f(0) == 0")
+    found = run((program,), checks, limits=replace(QUICK, wall=2.0, total=9)).results
+    assert found == ((False, "f(1) took more than 2 seconds"), (True, ""))
+
+
 def test_no_signal_reaches_those_who_started_it() -> None:
     program = (
         "import os, signal\ndef f(pid):\n    tried = []\n"
