@@ -110,7 +110,7 @@ def _await_idle(server: Any) -> None:
     whose client has left, as after Ctrl-C, ends within a few tokens."""
     end = time.monotonic() + _END
     with suppress(KeyboardInterrupt):
-        while _working(server) and time.monotonic() < end:
+        while _at_work(server) and time.monotonic() < end:
             time.sleep(0.005)
 
 

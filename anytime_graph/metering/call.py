@@ -31,7 +31,7 @@ from anytime_graph.metering.quota import PATIENCE, Standings, Withheld
 from anytime_graph.metering.request import Entry, Journal, JournalError, Reply, Request, made_for
 from anytime_graph.metering.streamed import StreamedChoice, StreamedReply
 from anytime_graph.models import providers, refusals
-from anytime_graph.models.restated import Departure, departing
+from anytime_graph.models.departures import Departure, departing
 from anytime_graph.run.calls import Ended, Receipt, receipt
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ async def _aattempt(
         vars(error)["unsent"] = True
         raise
     try:
-        while pause := await _reserved(under_way, journal):
+        while pause := await _reserve_whole(under_way, journal):
             await asyncio.sleep(pause)
     except asyncio.CancelledError as error:
         await _unsend(under_way, journal, error)
@@ -156,18 +156,18 @@ async def _aattempt(
         while not work.done() and not under_way.over():
             await asyncio.wait({work}, timeout=under_way.patience())
     except asyncio.CancelledError as error:
-        await _ended(work)
+        await _cut_short(work)
         await _unsend(under_way, journal, error)
         raise
     finally:
-        await _ended(work)
+        await _cut_short(work)
     reply = under_way.settle()
     if journal is None:
         return _booked(reply, request, None)
     return await asyncio.to_thread(_booked, reply, request, journal)
 
 
-async def _reserved(under_way: _Call, journal: Journal | None) -> float:
+async def _reserve_whole(under_way: _Call, journal: Journal | None) -> float:
     """Reserve the call. If this is cancelled, that has come to its end as well, unless it takes long."""
     if journal is None:
         return under_way.reserve(None)
@@ -179,7 +179,7 @@ async def _reserved(under_way: _Call, journal: Journal | None) -> float:
         raise
 
 
-async def _ended(work: asyncio.Task[None]) -> None:
+async def _cut_short(work: asyncio.Task[None]) -> None:
     if not work.done():
         work.cancel()
         await asyncio.wait({work}, timeout=1)

@@ -7,18 +7,16 @@ empty stream, or fail on it without a word of why.
 
 from __future__ import annotations
 
-import contextvars
 import copy
 import functools
 import inspect
 import json
 import re
-import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
+from anytime_graph.models.departures import watched
 from anytime_graph.models.statuses import status_in
 
 _LONGEST = 65_536
@@ -27,62 +25,6 @@ _LINES = ("", *":deir")
 """How the lines of a stream of events begin: with a colon, or with data, event, id or retry."""
 _DATA = re.compile(r"^data:(.*)$", re.M)
 _OF_THE_BODY = ("content-encoding", "content-length", "transfer-encoding")
-
-
-class Departure:
-    """Whether a request has left. Until it is known that one still waits for its connection, it counts as
-    gone."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._connecting = self._gone = self._given_up = False
-
-    def told(self, event: str) -> None:
-        """What the connection does now. Raises ConnectionAbortedError where a request would leave that was
-        given up."""
-        with self._lock:
-            if event.startswith("connection."):
-                self._connecting = True
-            elif self._given_up:
-                raise ConnectionAbortedError("given up before it left")
-            else:
-                self._gone = True
-
-    def give_up(self) -> bool:
-        """Keep the request from leaving; False if it may be gone."""
-        with self._lock:
-            self._given_up = self._given_up or (self._connecting and not self._gone)
-            return self._given_up
-
-
-_DEPARTING: contextvars.ContextVar[Departure | None] = contextvars.ContextVar(
-    "anytime_departing", default=None
-)
-
-
-@contextmanager
-def departing(departure: Departure) -> Iterator[None]:
-    """What is sent within tells whether it has left, where its client can tell."""
-    token = _DEPARTING.set(departure)
-    try:
-        yield
-    finally:
-        _DEPARTING.reset(token)
-
-
-def _watch(request: Any, waits: bool) -> None:
-    """Have the connection tell of this request. waits: its client is asynchronous."""
-    departure = _DEPARTING.get()
-    if departure is None or "trace" in request.extensions:
-        return
-
-    def told(event: str, info: Any) -> None:
-        departure.told(event)
-
-    async def atold(event: str, info: Any) -> None:
-        departure.told(event)
-
-    request.extensions = {**request.extensions, "trace": atold if waits else told}
 
 
 def restating(http: Any) -> Any:
@@ -107,8 +49,7 @@ def restating_in(owner: Any, *names: str) -> Any:
 @functools.cache
 def _restating_kind(kind: Any) -> Any:
     def send(self: Any, request: Any, *args: Any, **options: Any) -> Any:
-        _watch(request, waits=False)
-        response = kind.send(self, request, *args, **options)
+        response = kind.send(self, watched(request, waits=False), *args, **options)
         if response.is_closed:
             return _whole(response)
         head, parts = _Head(response), response.iter_bytes()
@@ -127,8 +68,7 @@ def _restating_kind(kind: Any) -> Any:
         return stated
 
     async def asend(self: Any, request: Any, *args: Any, **options: Any) -> Any:
-        _watch(request, waits=True)
-        response = await kind.send(self, request, *args, **options)
+        response = await kind.send(self, watched(request, waits=True), *args, **options)
         if response.is_closed:
             return _whole(response)
         head, parts = _Head(response), response.aiter_bytes()

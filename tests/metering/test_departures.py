@@ -15,7 +15,7 @@ from langchain_openai import ChatOpenAI
 
 from anytime_graph.metering.account import Account
 from anytime_graph.metering.metered import AgentPayer, paid_by
-from anytime_graph.models.restated import Departure
+from anytime_graph.models.departures import Departure
 from tests.kit.server import Reply, serving
 from tests.kit.waiting import PATIENCE
 
