@@ -463,7 +463,7 @@ class _Turn:
             errors.append(f"reply {ordinal} is no such answer: {describe(error)}")
             return None
         self._answered = True
-        text = _comparable(answer, self.form.defaults if self.form else {}, message)
+        text = _as_ballot(answer, self.form.defaults if self.form else {}, message)
         self.parsed[text] = answer
         return replace(reply, text=text)
 
@@ -648,7 +648,7 @@ def _defaults(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {k: p["default"] for k, p in own if isinstance(p, dict) and "default" in p}
 
 
-def _comparable(answer: Any, defaults: Mapping[str, Any], message: AIMessage) -> str:
+def _as_ballot(answer: Any, defaults: Mapping[str, Any], message: AIMessage) -> str:
     """An answer as the text by which it is compared: with its defaults, so that those who say them agree with
     those who do not. A schema may not be able to write what it has read; then as it came."""
     if isinstance(answer, dict):

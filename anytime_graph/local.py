@@ -114,6 +114,6 @@ def _await_idle(server: Any) -> None:
             time.sleep(0.005)
 
 
-def _working(server: Any) -> bool:
+def _at_work(server: Any) -> bool:
     """Whether a server works on any request."""
     return "llamacpp:requests_processing 0" not in server.handle_metrics()
