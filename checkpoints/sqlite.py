@@ -58,7 +58,8 @@ class SqliteStore:
                 self._db = Database(connection)
                 self._prepare()
                 at = os.path.abspath(path)
-                self._files = {name: os.stat(name) for name in (at, f"{at}-wal")}
+                files = (name for name in (at, f"{at}-wal") if os.path.exists(name))
+                self._files = {name: os.stat(name) for name in files}
             except BaseException:
                 connection.close()
                 raise
