@@ -7,17 +7,21 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from langchain_openai import ChatOpenAI
 
+from anytime_graph import Budget, create_anytime_graph, open_checkpoints
 from anytime_graph.metering.account import Account
 from anytime_graph.metering.metered import AgentPayer, paid_by
 from anytime_graph.models.departures import Departure
 from tests.kit.server import Reply, serving
 from tests.kit.waiting import PATIENCE
+
+ASKED: Any = {"messages": [("user", "Why do rivers bend?")]}
 
 
 class Unreached(httpx.AsyncBaseTransport, httpx.BaseTransport):
@@ -72,6 +76,25 @@ async def test_a_call_that_is_cancelled_while_it_connects_costs_nothing(
         await task
     assert account.spent["tokens"] == account.spent["calls"] == 0
     assert account.left()["tokens"] == 9_000
+
+
+async def test_the_ledger_gives_back_what_it_reserved_for_a_call_that_is_cancelled_while_it_connects(
+    network: Unreached, tmp_path: Path
+) -> None:
+    async with open_checkpoints(tmp_path / "books.db") as store:
+        graph = create_anytime_graph(
+            made(network), budget=Budget(tokens=5_000), ledger=store.ledger, exact_counts=False
+        )
+        config: Any = {"configurable": {"thread_id": "rivers"}}
+        task = asyncio.create_task(graph.compile(store.saver).ainvoke(ASKED, config))
+        assert await asyncio.to_thread(network.came.wait, PATIENCE)
+        reserved = await asyncio.to_thread(store.ledger.runs, "rivers")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        left = await asyncio.to_thread(store.ledger.runs, "rivers")
+    assert [run["spent"]["tokens"] > 0 for run in reserved] == [True]
+    assert [run["spent"]["tokens"] for run in left] == [0]
 
 
 @pytest.mark.parametrize("sync", [True, False])
