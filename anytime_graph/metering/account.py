@@ -59,6 +59,7 @@ class Account:
     it belongs to, if any. price: of that tool, in US dollars; it is booked each time the call is opened.
     short: why a model call of that tool could not be paid for, if one could not. invocation: of an agent,
     the id of the invocation that it pays for. run: a number for the run, which its tool calls share.
+    refusal: what a client raised for a request that was refused, latest.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Account:
         self._recalled = self._closed = False
         self.short: Short | None = None
         self.invocation: str | None = None
+        self.refusal: Exception | None = None
         self.run: int = parent.run if parent and tool_call else randbits(53)
         above = parent.left() if parent else {}
         used = cast("Mapping[str, float]", self.spent)

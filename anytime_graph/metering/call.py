@@ -25,7 +25,7 @@ from anytime_graph.budget import MIN_ROOM, Limits, Spend, Unpayable, lowest, not
 from anytime_graph.interrupt import StopSignal, contained
 from anytime_graph.metering import clock
 from anytime_graph.metering.bill import Bill, bill
-from anytime_graph.metering.learned import Attempts, Form, Trial, shaped
+from anytime_graph.metering.learned import Attempts, Form, RefusedBefore, Trial, shaped
 from anytime_graph.metering.meter import Meter
 from anytime_graph.metering.quota import PATIENCE, Standings, Withheld
 from anytime_graph.metering.request import Entry, Journal, JournalError, Reply, Request, made_for
@@ -241,7 +241,10 @@ def _joined(replies: Sequence[Reply], attempts: Attempts) -> Reply:
     }
     if attempts.oversized:
         known["oversized"] = True
-    return replace(replies[-1], receipt=known)
+    error = replies[-1].error
+    if isinstance(error, RefusedBefore):
+        error = attempts.refusal or error
+    return replace(replies[-1], receipt=known, error=error)
 
 
 def _given_again(reply: Reply, changed: float) -> Reply:

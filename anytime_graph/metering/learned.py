@@ -198,7 +198,8 @@ def shaped(form: Form, without: Collection[str]) -> Form:
 
 class Attempts:
     """The attempts of one call, each in a form that was not refused yet. hopeless: the server will not
-    serve before time or patience ends. oversized: it refuses the smallest output too."""
+    serve before time or patience ends. oversized: it refuses the smallest output too. refusal: what the
+    client raised for the latest that was refused."""
 
     def __init__(self, request: Request, form: Form, known: Learned) -> None:
         self.request, self._form, self._known = request, form, known
@@ -206,6 +207,7 @@ class Attempts:
         self._dropped: set[str] = set()
         self._guess: str | None = None
         self._narrowed = self._guessed = self.hopeless = self.oversized = False
+        self.refusal: Exception | None = None
         self._waited = 0.0
 
     def next(self) -> Request:
@@ -249,6 +251,7 @@ class Attempts:
         """Whether there is another attempt to make after this refusal; it is made ready."""
         if isinstance(error, RefusedBefore):  # by a sibling's request, while this one waited
             return self._form_anew()
+        self.refusal = error
         self.request = replace(self.request, wait=0.0)
         large = refusals.too_large(error, self._size.both)
         if large is None and refusals.overloaded(error):

@@ -37,6 +37,7 @@ from anytime_graph.budget import (
 from anytime_graph.interrupt import StopSignal
 from anytime_graph.metering.account import Account, planned
 from anytime_graph.metering.call import acall, call
+from anytime_graph.metering.learned import RefusedBefore
 from anytime_graph.metering.meter import Meter, meter_for
 from anytime_graph.metering.request import (
     Journal,
@@ -431,7 +432,10 @@ class AgentPayer:
             account.largest[ready.name] = min(most, account.largest.get(ready.name, most))
         if reply.receipt["interrupted"]:
             raise KeyboardInterrupt
+        if isinstance(reply.error, RefusedBefore):
+            reserved.reply = reply = replace(reply, error=account.refusal or reply.error)
         if reply.error is not None:
+            account.refusal = reply.error if reply.receipt["unserved"] else None
             raise reply.error
         if reply.receipt["lost"]:
             raise JournalError("another invocation goes on with this run")
