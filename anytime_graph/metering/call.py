@@ -545,7 +545,7 @@ class _Call:
             }
         )
         if unserved and self.request.refused is not None:
-            self.request.refused(error)
+            self.request.refused(error, self.trial is not None)
         self.tried(error if closed else None)
         log.debug("call %s failed", self.request.place.ordinal, exc_info=error)
 

@@ -67,6 +67,11 @@ class Caps(NamedTuple):
     status: int = 0
     said: str = ""
 
+    def beside(self, other: Caps) -> Caps:
+        """What both tell."""
+        least = other if other.refused < self.refused else self
+        return least._replace(taken=max(self.taken, other.taken))
+
     def bar(self, cap: float) -> bool:
         """Whether a request with this cap is like one that was refused."""
         return bool(self.status) and self.taken < self.refused <= cap
@@ -109,8 +114,9 @@ class Learned:
     reply together. ceiling: tokens of a reply. Both None: not known. answers: it has answered a request;
     trial: until then, the first one under way. until: no request before this
     time of the monotonic clock. streak: refusals for load, in a row. latest: when the last of them came.
-    counts: those of its prompts. largest: of the requests that were taken, each figure by itself. forms: what
-    became of the requests of runs, by run and form. guesses: requests in a row that were taken only in a
+    counts: those of its prompts. largest: of the requests that were taken, each figure by itself; before: the
+    same when a step began. forms: what became of the requests of runs, by run and form and then by step, ""
+    for what all may know. guesses: requests in a row that were taken only in a
     smaller form, after a refusal that did not say why; doubted: tokens of the smallest that was so refused.
     """
 
@@ -125,7 +131,10 @@ class Learned:
     latest: float = 0.0
     counts: Counts = field(default_factory=Counts)
     largest: Size = field(default_factory=lambda: Size(0, 0, 0))
-    forms: LRUCache[Hashable, Caps] = field(default_factory=lambda: LRUCache(_FORMS), repr=False)
+    before: LRUCache[str, Size] = field(default_factory=lambda: LRUCache(_FORMS), repr=False)
+    forms: LRUCache[Hashable, dict[str, Caps]] = field(
+        default_factory=lambda: LRUCache(_FORMS), repr=False
+    )
     guesses: int = 0
     doubted: float = math.inf
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
@@ -145,6 +154,11 @@ class Learned:
             if own := self.trial is None or self.trial.step != step:
                 self.trial = Trial(step, time.monotonic() + _TRIAL)
             return self.trial, own
+
+    def largest_before(self, step: str) -> Size:
+        """The same for all calls of a step, whichever of them ends first."""
+        with self.lock:
+            return self.before.setdefault(step, self.largest) if step else self.largest
 
     def narrow(self, window: int | None = None, ceiling: int | None = None) -> None:
         """A window or ceiling no larger than this."""
@@ -209,6 +223,8 @@ class Attempts:
         self._narrowed = self._guessed = self.hopeless = self.oversized = False
         self.refusal: Exception | None = None
         self._waited = 0.0
+        self._largest = known.largest_before(request.step)
+        self._prompt: Hashable = None
 
     def next(self) -> Request:
         """The request of the next attempt. One whose form was refused before in its run is made smaller or, if
@@ -239,7 +255,7 @@ class Attempts:
                 known.streak = 0
             size = self._size
             known.largest = Size(*map(max, known.largest, size))
-            self._keep(taken=self._cap)
+            self._keep(Caps(taken=self._cap), self.request.step)
             if size.both >= known.doubted:
                 known.guesses, known.doubted = 0, math.inf
             known.guesses += self._guessed
@@ -300,7 +316,7 @@ class Attempts:
         if request.n > 1:  # the choices are asked for one by one
             return False
         with known.lock:
-            if all(mine <= taken for mine, taken in zip(self._size, known.largest, strict=True)):
+            if all(mine <= taken for mine, taken in zip(self._size, self._largest, strict=True)):
                 return False
             known.doubted = min(known.doubted, self._size.both)
         if request.max_output is None or request.max_output // 2 < GOOD_ROOM:
@@ -326,10 +342,12 @@ class Attempts:
         caps = self._caps()
         return RefusedBefore(caps.status, caps.said) if caps.bar(self._cap) else None
 
-    def _refused(self, error: Exception) -> None:
+    def _refused(self, error: Exception, trial: bool) -> None:
+        """trial: its siblings have waited to know it."""
         status = providers.status(error)
         if status is not None and not providers.transient(status):
-            self._keep(refused=self._cap, status=status, said=providers.describe(error))
+            caps = Caps(refused=self._cap, status=status, said=providers.describe(error))
+            self._keep(caps, "" if trial else self.request.step)
 
     @property
     def _cap(self) -> float:
@@ -342,28 +360,33 @@ class Attempts:
         prompt, cap = _one(self.request), (self.request.max_output or 0) // self.request.n
         return Size(prompt, cap, prompt + cap)
 
-    def _key(self) -> Hashable:
+    def _form_of_run(self) -> Hashable:
         """What is the same in two requests of a run that differ in nothing but cap and seed."""
-        parts = sorted(self._known.refused | self._left_out())
-        form = {"bound": self._form.bound, "n": self.request.n, "without": parts}
-        return self.request.place.run_id, digest_of(self.request.prompt, form)
+        request = self.request
+        if self._prompt is None:
+            self._prompt = digest_of(request.prompt, {"bound": self._form.bound})
+        parts = frozenset(self._known.refused | self._left_out())
+        return request.place.run_id, self._prompt, request.n, parts
 
-    def _keep(self, **known: Any) -> None:
+    def _keep(self, caps: Caps, step: str) -> None:
         """Keep what became of the latest attempt."""
         if self.request.place == NOWHERE:
             return
         with self._known.lock:
-            caps = self._caps()
-            if "taken" in known:
-                caps = caps._replace(taken=max(caps.taken, known["taken"]))
-            elif known["refused"] < caps.refused:
-                caps = caps._replace(**known)
-            self._known.forms[self._key()] = caps
+            by_step = self._known.forms.setdefault(self._form_of_run(), {})
+            by_step[step] = by_step.get(step, Caps()).beside(caps)
 
     def _caps(self) -> Caps:
-        """What became of requests of this form."""
+        """What became of requests of this form, but those that other calls of its step make meanwhile:
+        it would depend on which of them is first."""
+        caps = Caps()
+        if self.request.place == NOWHERE:
+            return caps
         with self._known.lock:
-            return self._known.forms.get(self._key(), Caps())
+            for step, known in self._known.forms.get(self._form_of_run(), {}).items():
+                if not step or step != self.request.step:
+                    caps = caps.beside(known)
+        return caps
 
     def _left_out(self) -> frozenset[str]:
         return frozenset(self._dropped if self._guess is None else {*self._dropped, self._guess})

@@ -41,8 +41,8 @@ class Request:
     step: the plan that it is part of; siblings wait for the first request to a new server.
     kind: what its errors call it. without: parts that are left out; see metering.learned.
     granted: what its payer leaves of the reply, before a journal records it.
-    barred: says, just before it is sent, why it must not be; refused: is told at once that it was refused; see
-        metering.learned.
+    barred: says, just before it is sent, why it must not be; refused: is told at once that it was refused, and
+        whether its siblings waited to know; see metering.learned.
     """
 
     prompt: Sequence[BaseMessage]
@@ -58,7 +58,7 @@ class Request:
     without: frozenset[str] = frozenset()
     granted: Callable[[Reply], Reply] | None = None
     barred: Callable[[], Exception | None] | None = None
-    refused: Callable[[Exception], None] | None = None
+    refused: Callable[[Exception, bool], None] | None = None
 
     @property
     def text(self) -> str:

@@ -189,5 +189,6 @@ def test_promises_hold_and_sync_equals_async(
         kind = "random"
     with serving() as server:
         first = outcome(server, True, budget, strategy, kind, helped, script)
+    with serving() as server:  # of which nothing is known yet either
         second = outcome(server, False, budget, strategy, kind, helped, script)
     assert first == second
