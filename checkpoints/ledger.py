@@ -23,6 +23,7 @@ from typing import Any, Literal
 from cachetools import LRUCache
 
 from anytime_graph.budget import Spend, nothing
+from anytime_graph.checkpoints.batches import SharedBatch
 from anytime_graph.checkpoints.history import History
 from anytime_graph.checkpoints.leases import LEASE, Hold, Leases, ThreadBusy
 from anytime_graph.checkpoints.likeness import keys as keys_of
@@ -140,6 +141,12 @@ class Ledger(History):
             self._begin_beating()
             self._paying = True
         return payers
+
+    def share(self, batch: str) -> SharedBatch:
+        """Join the processes that work on a batch."""
+        shared = SharedBatch(self.store, self.leases, batch)
+        self._begin_beating()
+        return shared
 
     def keys(self, quotas: Sequence[Quota], key: Key) -> dict[str, str]:
         """The keys that a payer tells: for bills, and for these and other quotas."""

@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 from anytime_graph.metering.request import JournalError
 
-VERSION = 8
+VERSION = 9
 """1: the tables. 2: full-text search and the views. 3: the memory of preferences. 4: planned calls and
 replies in the form of run.calls; run.upgrade reads older ones. 5: quotas and bills. 6: tool calls. 7: tools on the bill.
-8: no call on the bill twice."""
+8: no call on the bill twice. 9: batches that several processes share."""
 
 KEYS = ("user", "tenant", "project")
 """Keys that are recorded of each run that tells them, besides those that quotas are per."""
@@ -194,6 +194,14 @@ TOOLS = (
 )
 """bills: one row for each call; one that is not settled stands at its reservation."""
 
+BATCHES = (
+    "CREATE TABLE batches (id {key}, name text NOT NULL UNIQUE, change bigint NOT NULL)",
+    """CREATE TABLE batch_steps (batch_id bigint NOT NULL REFERENCES batches(id), thread text NOT NULL,
+        change bigint NOT NULL, holder text, taken text, PRIMARY KEY (batch_id, thread))""",
+)
+"""batches.change: how many changes there were. batch_steps: the latest step of each question; while
+it runs, who works on it, what it had cost and what is held for it (JSON). See checkpoints/batches.py."""
+
 
 def upgrade(
     version: int, execute: Callable[[str], object], key: str, search: Callable[[str, str], object]
@@ -221,6 +229,9 @@ def upgrade(
     if version < 8:
         for statement in TOOLS:
             execute(statement)
+    if version < 9:
+        for statement in BATCHES:
+            execute(statement.replace("{key}", key))
     if version < VERSION:
         execute(f"UPDATE anytime_schema SET version = {VERSION}")
 

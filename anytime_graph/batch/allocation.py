@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ from anytime_graph.budget import (
     nothing,
 )
 from anytime_graph.checkpoints import Ledger
+from anytime_graph.checkpoints.batches import SharedBatch, Taken
 from anytime_graph.interrupt import StopSignal
 from anytime_graph.metering.account import Account
 from anytime_graph.metering.quota import QuotaExceeded
@@ -52,6 +54,8 @@ from anytime_graph.run.upgrade import migrated_state
 
 _OPEN = ("judge", "interrupted", "quota", *DIMENSIONS)
 """The reasons to stop that more budget removes, or time."""
+_PATIENCE = 0.5
+"""Seconds between looks at what other processes do, while there is nothing to do here before they are done."""
 _LOOKS = 16
 """How many questions a decision looks at, so that it takes as long among 10,000 as among 100."""
 
@@ -115,25 +119,34 @@ def batch(
     context: for all questions. stop: once it is set, calls in flight are cut; the best answers so far are
     returned. progress: is called at the start and after each step.
 
-    While it can be paid for, every question gets one answer before any gets a second. Raises ValueError
-    for a bad argument, BudgetTooSmall if the budget cannot pay for any first answer, LedgerError,
-    ThreadBusy.
+    While it can be paid for, every question gets one answer before any gets a second. Processes that are
+    given the same questions and name, with one ledger, work on them together; each returns the whole batch.
+    Raises ValueError for a bad argument, BudgetTooSmall if the budget cannot pay for any first answer,
+    LedgerError, ThreadBusy if a question is asked by others than a batch.
     """
     allocation = _Allocation(app, questions, budget, name, workers, context, stop, progress)
     running: dict[Future[_Reply], _Step] = {}
-    with allocation.alone(), ThreadPoolExecutor(workers, "anytime-batch") as pool:
+    with allocation.shared(), ThreadPoolExecutor(workers, "anytime-batch") as pool:
         for question in allocation.questions:
-            allocation.begin(question, app.get_state(question.config).values)
+            allocation.learn(question, app.get_state(question.config).values)
         allocation.tell()
         try:
             while True:
-                while len(running) < workers and (step := allocation.next()):
-                    work = pool.submit(copy_context().run, _taken, app, step, allocation.context)
-                    running[work] = step
-                if not running:
+                while len(running) < workers:
+                    for question in allocation.news():
+                        allocation.learn(question, app.get_state(question.config).values)
+                    step = allocation.next()
+                    if step is None:
+                        break
+                    if allocation.taken(step):
+                        work = pool.submit(copy_context().run, _ran, app, step, allocation.context)
+                        running[work] = step
+                if not (running or allocation.awaited):
                     return allocation.result()
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    allocation.settle(running.pop(future), future.result())
+                for future in _ended(running, allocation.awaited):
+                    step = running.pop(future)
+                    allocation.put_back(step)
+                    allocation.settle(step, future.result())
         except BaseException:
             allocation.stop.halted = True
             raise
@@ -155,27 +168,43 @@ async def abatch(
         _Allocation, app, questions, budget, name, workers, context, stop, progress
     )
     running: dict[asyncio.Task[_Reply], _Step] = {}
-    ledger = allocation.ledger
-    hold = ledger and await ledger.aenter(allocation.key, None, allocation)
-    try:
-        for question in allocation.questions:
+    aside = asyncio.to_thread  # what reads or writes the ledger
+
+    async def learn(questions: Iterable[_Question]) -> None:
+        for question in questions:
             found = await app.aget_state(question.config)
-            await asyncio.to_thread(allocation.begin, question, found.values)  # it reads the ledger
+            await aside(allocation.learn, question, found.values)
+
+    try:
+        await aside(allocation.join)
+        await learn(allocation.questions)
         allocation.tell()
         while True:
-            while len(running) < workers and (step := allocation.next()):
-                running[asyncio.create_task(_ataken(app, step, allocation.context))] = step
-            if not running:
+            while len(running) < workers:
+                await learn(await aside(allocation.news))
+                step = allocation.next()
+                if step is None:
+                    break
+                if await aside(allocation.taken, step):
+                    running[asyncio.create_task(_aran(app, step, allocation.context))] = step
+            if not (running or allocation.awaited):
                 return allocation.result()
-            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                allocation.settle(running.pop(task), task.result())
+            if running:
+                patience = _PATIENCE if allocation.awaited else None
+                done, _ = await asyncio.wait(
+                    running, timeout=patience, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    step = running.pop(task)
+                    await aside(allocation.put_back, step)
+                    allocation.settle(step, task.result())
+            else:
+                await asyncio.sleep(_PATIENCE)
     finally:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        if ledger and hold:
-            await asyncio.to_thread(ledger.release, hold)
+        await aside(allocation.quit)
 
 
 _Reply = dict[str, Any] | NoAnswer | BudgetTooSmall
@@ -186,7 +215,8 @@ _Reply = dict[str, Any] | NoAnswer | BudgetTooSmall
 class _Question:
     """state: of its thread; None before it was asked. spent: what the batch has booked for it.
     gain: per token. idle: how many steps in a row made no call. withheld: quotas do not pay for more, as this
-    run of the batch has seen."""
+    run of the batch has seen. elsewhere: what another process has taken, if it works on it.
+    queued: whether its turn may come."""
 
     text: str
     thread: str
@@ -197,6 +227,8 @@ class _Question:
     error: str | None = None
     idle: int = 0
     withheld: bool = False
+    elsewhere: Taken | None = None
+    queued: bool = False
 
     @property
     def answered(self) -> bool:
@@ -214,7 +246,7 @@ class _Question:
 
 
 class _Step(NamedTuple):
-    """A question with what it is given, all of which is held in the batch's account."""
+    """A question with what it is given, and what is held for it in the batch's account."""
 
     question: _Question
     given: dict[str, Any]
@@ -237,7 +269,8 @@ class _Stop:
 
 
 class _Allocation:
-    """Decides whose turn it is, and keeps the account. It makes no call.
+    """Decides whose turn it is, and keeps the account. It makes no call. awaited: whether others work on
+    the batch.
 
     Open questions are in a heap by their gain. What one question shows changes a little what all others
     promise, so a gain is computed once more when its question comes up. Questions that what is left
@@ -271,6 +304,7 @@ class _Allocation:
         self.questions = [
             _Question(text, thread_name(name, text), index) for index, text in enumerate(texts)
         ]
+        self._by_thread = {question.thread: question for question in self.questions}
         self.key = thread_name("batch", name, sorted(texts))
         self.ledger: Ledger | None = graph.ledger
         self.account = Account(limits, running=True)
@@ -280,31 +314,64 @@ class _Allocation:
         self._progress = progress or (lambda _: None)
         self._heap: list[tuple[float, int]] = []
         self._waiting: list[tuple[float, int]] = []
-        self._answered = self._over = self._running = 0
+        self._over: set[int] = set()
+        self._answered = self._running = 0
+        self._shared: SharedBatch | None = None
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """With a ledger, no other process works on these questions meanwhile: each would spend what its own
-        account leaves. Raises ThreadBusy."""
-        hold = self.ledger and self.ledger.enter(self.key, None, self)
+    def shared(self) -> Iterator[None]:
+        """Join the processes that work on this batch, if there is a ledger that tells of them."""
         try:
+            self.join()
             yield
         finally:
-            if self.ledger and hold:
-                self.ledger.release(hold)
+            self.quit()
 
-    def begin(self, question: _Question, values: dict[str, Any]) -> None:
-        """Take in what earlier runs of the batch have left of a question."""
+    def join(self) -> None:
+        if self.ledger is not None:
+            self._shared = self.ledger.share(self.key)
+
+    def quit(self) -> None:
+        if self._shared is not None:
+            self._shared.quit()
+
+    @property
+    def awaited(self) -> bool:
+        return bool(self._shared and self._shared.elsewhere) and not self.stop.is_set()
+
+    def news(self) -> list[_Question]:
+        """The questions that others have left, to be learned. What they may spend on others is held."""
+        if self._shared is None:
+            return []
+        changed = [self._by_thread[thread] for thread in self._shared.news()]
+        for question in changed:
+            if question.elsewhere is not None:
+                self.account.settle(question.elsewhere.held, nothing())
+            question.elsewhere = self._shared.elsewhere.get(question.thread)
+            if question.elsewhere is not None:
+                self._book(question, question.elsewhere.before)
+                self.account.hold(question.elsewhere.held)
+        return [question for question in changed if question.elsewhere is None]
+
+    def learn(self, question: _Question, values: dict[str, Any]) -> None:
+        """Take in what others, or earlier runs of the batch, have left of a question."""
+        spent = nothing()
         if "run_id" in values:
             self._know(question, migrated_state(cast(Any, values)))
             assert question.state is not None
-            question.spent = question.state["spent"]
+            spent = question.state["spent"]
             self._check(question.state["limits"])
         if self.ledger is not None and (runs := self.ledger.runs(question.thread)):
-            question.spent = _larger(question.spent, runs[-1]["spent"])
-        self.account.book(question.spent)
+            spent = _larger(spent, runs[-1]["spent"])
+        self._book(question, spent)
         question.gain = self._gain(question)
         self._queue(question)
+        self._look_again()
+
+    def _book(self, question: _Question, spent: Spend) -> None:
+        """Learn what a question has cost in all."""
+        self.account.book(_more(spent, question.spent))
+        question.spent = spent
 
     def _check(self, limits: Limits) -> None:
         """Raises ValueError if the threads of this batch have budgets in other dimensions."""
@@ -320,32 +387,50 @@ class _Allocation:
         until another one is settled, or at all."""
         if self.stop.is_set():
             return None
-        if not self._heap and not self._running:
+        if not (self._heap or self._running or self.awaited):
             self._heap, self._waiting = self._waiting, []
             heapq.heapify(self._heap)
         looks = 0
         while self._heap:
             _, index = heapq.heappop(self._heap)
             question = self.questions[index]
+            question.queued = False
+            if question.over or question.elsewhere is not None:
+                continue
             question.gain = self._gain(question)
             looks += 1
             if looks <= _LOOKS and self._heap and -question.gain > self._heap[0][0]:
                 self._queue(question)
             elif step := self._step(question):
-                self._running += 1
-                self.account.hold(step.held)
                 return step
             else:
+                question.queued = True
                 heapq.heappush(self._waiting, (-question.gain, index))
         return None
 
+    def taken(self, step: _Step) -> bool:
+        """Begin a step, unless another process was faster; then there are news."""
+        if self._shared and not self._shared.take(
+            step.question.thread, Taken(step.question.spent, step.held)
+        ):
+            self._queue(step.question)
+            return False
+        self._running += 1
+        self.account.hold(step.held)
+        return True
+
+    def put_back(self, step: _Step) -> None:
+        """Leave the question of a step that has ended to whoever is next."""
+        if self._shared is not None:
+            self._shared.put_back(step.question.thread)
+
     def settle(self, step: _Step, reply: _Reply) -> None:
         """Take in what a step brought, and what it left of its money."""
-        question, before = step.question, cast("Mapping[str, Any]", step.question.spent)
+        question, before = step.question, step.question.spent
         self._running -= 1
         spent = reply.spent if isinstance(reply, Exception) else reply["spent"]
-        question.spent = _larger(step.question.spent, spent)
-        cost = cast(Spend, {d: a - before[d] for d, a in cast(Any, question.spent).items()})
+        question.spent = _larger(before, spent)
+        cost = _more(question.spent, before)
         self.account.settle(step.held, {**cost, "seconds": 0.0})
         if isinstance(reply, Exception):
             question.error = str(reply)
@@ -356,12 +441,17 @@ class _Allocation:
             question.idle = 0 if cost["calls"] else question.idle + 1
         question.gain = self._gain(question)
         self._queue(question)
-        for _ in range(min(_LOOKS, len(self._waiting))):
-            heapq.heappush(self._heap, heapq.heappop(self._waiting))
+        self._look_again()
         self.tell()
 
+    def _look_again(self) -> None:
+        """What came back may pay for some that wait."""
+        for _ in range(min(_LOOKS, len(self._waiting))):
+            heapq.heappush(self._heap, heapq.heappop(self._waiting))
+
     def result(self) -> Batch:
-        if not (self._answered or any(q.error for q in self.questions)) and self._waiting:
+        nothing_came = not (self.account.spent["calls"] or any(q.error for q in self.questions))
+        if nothing_came and self._waiting:
             needs = [self._wanted(question)[0] for question in self.questions]
             least, limits = min(needs, key=lambda need: need["tokens"]), self.account.limits
             raise BudgetTooSmall(limits, {d: n for d, n in least.items() if d in limits})
@@ -385,8 +475,9 @@ class _Allocation:
 
     def _queue(self, question: _Question) -> None:
         if question.over:
-            self._over += 1
-        else:
+            self._over.add(question.index)
+        elif not question.queued:
+            question.queued = True
             heapq.heappush(self._heap, (-question.gain, question.index))
 
     def _gain(self, question: _Question) -> float:
@@ -450,8 +541,14 @@ class _Allocation:
 
     def tell(self) -> None:
         gain = -self._heap[0][0] if self._heap else 0.0
-        counts = (len(self.questions), self._answered, self._over)
+        counts = (len(self.questions), self._answered, len(self._over))
         self._progress(Progress(*counts, self.account.spent, 1_000 * gain))
+
+
+def _more(spend: Spend, before: Spend) -> Spend:
+    """What was spent since."""
+    old = cast("Mapping[str, Any]", before)
+    return cast(Spend, {d: amount - old[d] for d, amount in cast(Any, spend).items()})
 
 
 def _larger(one: Spend, other: Spend) -> Spend:
@@ -481,7 +578,15 @@ def _answered(question: _Question) -> Answered:
     )
 
 
-def _taken(app: Pregel[Any, Any, Any, Any], step: _Step, context: Context) -> _Reply:
+def _ended(running: Mapping[Future[_Reply], _Step], awaited: bool) -> set[Future[_Reply]]:
+    """Wait for a step to end here, or for a moment if others work as well."""
+    if not running:
+        time.sleep(_PATIENCE)
+        return set()
+    return wait(running, _PATIENCE if awaited else None, FIRST_COMPLETED).done
+
+
+def _ran(app: Pregel[Any, Any, Any, Any], step: _Step, context: Context) -> _Reply:
     try:
         app.invoke(step.given, step.question.config, context=context)
     except (NoAnswer, BudgetTooSmall) as error:
@@ -489,7 +594,7 @@ def _taken(app: Pregel[Any, Any, Any, Any], step: _Step, context: Context) -> _R
     return app.get_state(step.question.config).values
 
 
-async def _ataken(app: Pregel[Any, Any, Any, Any], step: _Step, context: Context) -> _Reply:
+async def _aran(app: Pregel[Any, Any, Any, Any], step: _Step, context: Context) -> _Reply:
     try:
         await app.ainvoke(step.given, step.question.config, context=context)
     except (NoAnswer, BudgetTooSmall) as error:

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import re
 import secrets
 import shutil
 import signal
@@ -41,6 +42,7 @@ from tests.kit.benchmarks import (
 )
 from tests.kit.commands import environment, told
 from tests.kit.marks import long, torture
+from tests.kit.places import ROOT
 from tests.kit.postgres import fresh
 from tests.kit.server import Call, Reply, Server, serving
 from tests.kit.waiting import PATIENCE
@@ -132,6 +134,18 @@ def first(call: Call) -> bool:
 def last(call: Call) -> bool:
     """All is served, but not told to have ended."""
     return call.output == call.limit
+
+
+def test_workers_share_a_batch(cluster: str, database: str, server: Server) -> None:
+    """As docs/batch.md tells."""
+    server.script = lambda request, i: Reply(f"so <answer>{i}</answer>")
+    (code,) = re.findall(
+        r"^```python\n(import ray\n.*?)^```", (ROOT / "docs/batch.md").read_text(), re.M | re.S
+    )
+    given: dict[str, Any] = {"__name__": "__main__"}
+    exec(code.replace("postgresql://postgres@127.0.0.1/postgres", database), given)
+    assert None not in [question.answer for question in given["done"][0].questions]
+    assert server.settled().served <= given["done"][0].spent["tokens"] <= 6_000
 
 
 @pytest.mark.parametrize("kind", KINDS if torture else ["run"])

@@ -36,7 +36,7 @@ def blocks(wanted: str) -> list[object]:
         pytest.param(text, id=f"{page.name}-{i}")
         for page in PAGES
         for i, (language, text) in enumerate(BLOCK.findall(page.read_text()))
-        if language == wanted
+        if language == wanted and "import ray" not in text  # run in tests/benchmark/test_ray.py
     ]
 
 

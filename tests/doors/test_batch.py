@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -18,15 +22,18 @@ from anytime_graph import (
     BudgetTooSmall,
     Prices,
     Quota,
-    ThreadBusy,
     create_anytime_graph,
     open_checkpoints,
 )
 from anytime_graph.batch import Batch, Progress, abatch, batch
 from tests.kit.batches import app_of, asked, mixed, number, scorer
-from tests.kit.commands import begun
+from tests.kit.commands import begun, environment
+from tests.kit.forks import forking
+from tests.kit.kills import Doom, ended, struck
 from tests.kit.marks import torture
+from tests.kit.postgres import fresh
 from tests.kit.server import Call, Reply, Server, serving
+from tests.kit.waiting import PATIENCE
 
 
 def by_question(server: Server) -> Counter[int]:
@@ -230,38 +237,105 @@ def test_a_kill_buys_nothing_twice(
     assert max(Counter((c.request["seed"], c.text) for c in server.calls).values()) == 1
 
 
+TOGETHER = """
+import asyncio, json
+from anytime_graph import Budget, BudgetTooSmall, open_checkpoints
+from anytime_graph.batch import abatch, batch
+from langchain_openai import ChatOpenAI
+from tests.kit.batches import app_of, asked
+
+class Served:
+    def model(self, **options):
+        return ChatOpenAI(model="scripted", n=1, **options)
+
+def of(store):
+    return app_of(Served(), ledger=store.ledger, saver=store.saver), asked(8)
+
+async def beside():
+    async with open_checkpoints({target!r}) as store:
+        return await abatch(*of(store), Budget(tokens={tokens}), workers=2)
+
+if {is_async}:
+    done = asyncio.run(beside())
+else:
+    with open_checkpoints({target!r}) as store:
+        done = batch(*of(store), Budget(tokens={tokens}), workers=2)
+print(json.dumps([done.spent["tokens"], done.stop_reason, [q.answer for q in done.questions]]))
+"""
+
+
+@contextmanager
+def together(server: Server, folder: Path, code: str, n: int) -> Iterator[list[ForkServerProcess]]:
+    with ExitStack() as stack:
+        lives = []
+        for i in range(n):
+            (folder / str(i)).mkdir(exist_ok=True)
+            lives.append(stack.enter_context(forking(code, folder / str(i), environment(server))))
+        yield lives
+
+
+def told_by(folder: Path, life: ForkServerProcess, i: int) -> Any:
+    assert ended(life) == 0, (folder / str(i) / "stderr").read_text()
+    return json.loads((folder / str(i) / "stdout").read_text())
+
+
 @pytest.mark.parametrize("is_async", [False, True])
-def test_two_processes_do_not_spend_one_budget_twice(
-    server: Server, tmp_path: Path, is_async: bool
+def test_processes_share_a_batch(
+    server: Server, target: str, tmp_path: Path, is_async: bool
 ) -> None:
-    """They would meet only in the midst of the questions."""
-    questions, busy = asked(12), list[str]()
-
-    async def alone(order: list[str]) -> Batch:
-        async with open_checkpoints(tmp_path / "a.db") as store:
-            app = app_of(server, ledger=store.ledger, saver=store.saver)
-            return await abatch(app, order, Budget(tokens=1_500), workers=1)
-
-    def run(order: list[str]) -> Batch:
-        if is_async:
-            return asyncio.run(alone(order))
-        with open_checkpoints(tmp_path / "a.db") as store:
-            app = app_of(server, ledger=store.ledger, saver=store.saver)
-            return batch(app, order, Budget(tokens=1_500), workers=1)
+    """Each is at work before any of them is done, and each ends with all of it."""
+    both = threading.Event()
 
     def script(request: dict[str, Any], i: int) -> Reply:
-        if i == 3:
-            try:
-                run(questions[::-1])
-            except ThreadBusy as error:
-                busy.append(str(error))
+        if i == 3:  # two workers of each
+            both.set()
+        assert both.wait(PATIENCE)
         return mixed(request, i)
 
     server.script = script
-    done = run(questions)
-    assert server.served <= done.spent["tokens"] <= 1_500
-    assert len(busy) == 1
-    assert run(questions).spent["calls"] == len(server.calls)
+    code = TOGETHER.format(target=target, tokens=3_000, is_async=is_async)
+    with together(server, tmp_path, code, 2) as lives:
+        first, second = (told_by(tmp_path, life, i) for i, life in enumerate(lives))
+    spent, _, answers = first
+    assert first == second
+    assert server.settled().served <= spent <= 3_000
+    assert spent > 2_000
+    assert None not in answers
+    assert max(Counter((c.request["seed"], c.text) for c in server.calls).values()) == 1
+
+
+@settings(max_examples=torture or 5)
+@given(
+    event=st.sampled_from(["asked", "word", "ended"]),
+    n=st.integers(1, 40),
+    tokens=st.integers(600, 3_000),
+    is_async=st.booleans(),
+    in_file=st.booleans(),
+)
+def test_a_batch_survives_the_death_of_processes_that_share_it(
+    postgres: str, event: str, n: int, tokens: int, is_async: bool, in_file: bool
+) -> None:
+    with ExitStack() as stack:
+        server = stack.enter_context(serving())
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        database = stack.enter_context(fresh(postgres))
+        target = str(folder / "a.db") if in_file else database
+        server.script = mixed
+        code = TOGETHER.format(target=target, tokens=tokens, is_async=is_async)
+        lives = stack.enter_context(together(server, folder, code, 3))
+        with struck(server, Doom(event, n, 0), lives[0].kill):
+            ends = [told_by(folder, life, i) for i, life in enumerate(lives) if i]
+        lives[0].kill()
+        lives[0].join()
+        for spent, _, _ in ends:
+            assert spent <= tokens
+        assert server.settled().served <= tokens
+        paid = Counter((c.request["seed"], c.text) for c in server.calls)
+        assert max(paid.values()) == 1
+        with together(server, folder, code.replace(str(tokens), str(tokens + 4_000)), 1) as more:
+            spent, _, answers = told_by(folder, more[0], 0)
+        assert server.settled().served <= spent <= tokens + 4_000
+        assert None not in answers
 
 
 def test_a_question_that_a_quota_ended_goes_on_once_the_quota_pays(
