@@ -548,7 +548,7 @@ def test_an_answer_is_forced_only_if_a_cut_reply_holds_none(server: Server, sync
         if "Time is up" in request["messages"][-1]["content"]:
             assert request["messages"][-2]["content"].rstrip().endswith(("think", "and"))
             return Reply(text="<answer>forced</answer>")
-        return Reply(text="think and " * 5_000)
+        return Reply(text="think and " * 5_000, piece=20)
 
     server.script = script
     app = create_anytime_graph(
@@ -574,7 +574,7 @@ def always_thinking(second: bool) -> Callable[[dict[str, Any], int], Reply]:
             return Reply(text="<answer>forced</answer>")
         if "Time is up" in latest and not second:
             return Reply(text="<answer>forced</answer>")
-        return Reply(text="think and " * 5_000)
+        return Reply(text="think and " * 5_000, piece=20)
 
     return script
 
@@ -629,7 +629,7 @@ def test_an_answer_that_cannot_be_forced_is_tried_for_twice(
     server: Server, sync: bool, scorer: Any
 ) -> None:
     """Also where the first try is the best reply then, though it is cut as well."""
-    server.script = lambda request, i: Reply(text="think and " * 5_000)
+    server.script = lambda request, i: Reply(text="think and " * 5_000, piece=20)
     app = create_anytime_graph(
         server.model(), budget=Budget(tokens=3_000), strategy="single", scorer=scorer
     ).compile()

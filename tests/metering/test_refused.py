@@ -753,7 +753,7 @@ def test_where_the_prompt_is_too_large_fewer_examples_are_shown_and_the_answer_i
         if sized(request)[0] > 250:
             return Reply(error=status, says=says)
         filler = " ".join(["pebble"] * 150)
-        return Reply(f"{filler} <answer>try {next(answers)} {filler}</answer>")
+        return Reply(f"{filler} <answer>try {next(answers)} {filler}</answer>", piece=50)
 
     server.script = script
     scores = iter([0.4, *(n / 1_000 for n in range(1, 400))])
