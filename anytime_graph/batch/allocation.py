@@ -117,7 +117,7 @@ def batch(
     in the end; what these questions cost in earlier runs under the same `name` is included, so a larger one
     continues where it pays. Its seconds are of this run, by the clock. workers: questions that are worked on at once.
     context: for all questions. stop: once it is set, calls in flight are cut; the best answers so far are
-    returned. progress: is called at the start and after each step.
+    returned. progress: is called at the start, after each step, and while others are waited for.
 
     While it can be paid for, every question gets one answer before any gets a second. Processes that are
     given the same questions and name, with one ledger, work on them together; each returns the whole batch.
@@ -143,10 +143,13 @@ def batch(
                         running[work] = step
                 if not (running or allocation.awaited):
                     return allocation.result()
-                for future in _ended(running, allocation.awaited):
+                ended = _ended(running, allocation.awaited)
+                for future in ended:
                     step = running.pop(future)
                     allocation.put_back(step)
                     allocation.settle(step, future.result())
+                if not ended:
+                    allocation.tell()
         except BaseException:
             allocation.stop.halted = True
             raise
@@ -189,17 +192,13 @@ async def abatch(
                     running[asyncio.create_task(_aran(app, step, allocation.context))] = step
             if not (running or allocation.awaited):
                 return allocation.result()
-            if running:
-                patience = _PATIENCE if allocation.awaited else None
-                done, _ = await asyncio.wait(
-                    running, timeout=patience, return_when=asyncio.FIRST_COMPLETED
-                )
-                for task in done:
-                    step = running.pop(task)
-                    await aside(allocation.put_back, step)
-                    allocation.settle(step, task.result())
-            else:
-                await asyncio.sleep(_PATIENCE)
+            ended = await _aended(running, allocation.awaited)
+            for task in ended:
+                step = running.pop(task)
+                await aside(allocation.put_back, step)
+                allocation.settle(step, task.result())
+            if not ended:
+                allocation.tell()
     finally:
         for task in running:
             task.cancel()
@@ -584,6 +583,17 @@ def _ended(running: Mapping[Future[_Reply], _Step], awaited: bool) -> set[Future
         time.sleep(_PATIENCE)
         return set()
     return wait(running, _PATIENCE if awaited else None, FIRST_COMPLETED).done
+
+
+async def _aended(
+    running: Mapping[asyncio.Task[_Reply], _Step], awaited: bool
+) -> set[asyncio.Task[_Reply]]:
+    if not running:
+        await asyncio.sleep(_PATIENCE)
+        return set()
+    patience = _PATIENCE if awaited else None
+    done, _ = await asyncio.wait(running, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+    return done
 
 
 def _ran(app: Pregel[Any, Any, Any, Any], step: _Step, context: Context) -> _Reply:
