@@ -33,17 +33,23 @@ def with_whole_calls(message: AIMessage) -> AIMessage:
     """The message (never a chunk) with those tool calls whose arguments were sent as a JSON object,
     however the reply ended; the others are invalid. Empty text means no arguments, and free text or an
     object that the provider made counts as whole, but only in a reply that the model ended, or whose
-    client does not say how it ended."""
-    ended = providers.ended_naturally(message.response_metadata)
+    client does not say how it ended. In a stream of the Responses API, empty text means that its client
+    has left out the arguments."""
+    about = message.response_metadata
+    ended = providers.ended_naturally(about)
     valid: list[ToolCall] = []
     invalid: list[InvalidToolCall] = []
     if isinstance(message, AIMessageChunk):
         chunks = message.tool_call_chunks
         joined = all(chunk["name"] for chunk in chunks)  # one without was not joined to its start
         free = _ids(message, ("custom_tool_call",))
+        unsaid = ended and joined and about.get("object") != "response"
+        built = "function_call" in message.additional_kwargs  # Google's
+        whole = joined and (ended or providers.finish(about) is None)
         for chunk in chunks:
-            args = _parsed_arguments(chunk["args"], ended and joined)
-            if args is None or not chunk["name"] or (chunk["id"] in free and not ended):
+            args = _parsed_arguments(chunk["args"], unsaid)
+            odd = not whole and (built or chunk["index"] is None)  # Ollama's have none
+            if args is None or not chunk["name"] or odd or (chunk["id"] in free and not ended):
                 invalid.append(_invalid(chunk))
             else:
                 valid.append(tool_call(name=chunk["name"], args=args, id=chunk["id"]))
@@ -53,7 +59,7 @@ def with_whole_calls(message: AIMessage) -> AIMessage:
         for id, arguments in _sent_arguments(message):
             sent.setdefault(id, []).append(arguments)
         invalid.extend(message.invalid_tool_calls)
-        ended = ended or (not sent and providers.finish(message.response_metadata) is None)
+        ended = ended or (not sent and providers.finish(about) is None)
         made = _ids(message, ("custom_tool_call", "tool_use"))
         for call in message.tool_calls:
             texts = sent.get(call["id"]) or [_argument_text(call["args"])]

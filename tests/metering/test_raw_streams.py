@@ -167,6 +167,87 @@ def test_a_prompt_that_google_blocks_is_told_and_not_sent_again(wire: Wire, repo
     assert len(wire.requests) == 2
 
 
+# --- tool calls
+
+
+def google_calls(finish: str, **more: Any) -> list[Json]:
+    return of_google(finish, functionCall={"name": "remove", "args": {"path": "/data"}} | more)
+
+
+def ollama_calls(finish: str) -> list[Json]:
+    call = {"function": {"name": "remove", "arguments": {"path": "/data"}}}
+    return of_ollama(finish, tool_calls=[call])
+
+
+@pytest.mark.parametrize(
+    ("name", "calls", "words", "end"),
+    [
+        ("Google", google_calls, ["MALFORMED_FUNCTION_CALL", "SAFETY", "NEW_ONE"], of_google()),
+        ("Ollama", ollama_calls, ["unload", "error"], of_ollama()),
+    ],
+)
+def test_an_object_that_the_provider_made_of_a_tool_call_counts_if_the_model_ended_the_reply(
+    wire: Wire, name: str, calls: Any, words: list[str], end: list[Json]
+) -> None:
+    """Nobody can tell what it was made of."""
+    assert in_agent(wire.say(name, calls("STOP"), end)) == (["/data"], "done")
+    for word in words:
+        wire.requests.clear()
+        assert in_agent(wire.say(name, calls(word), end)) == ([], f"blocked: {word}")
+        assert len(wire.requests) == 2
+    wire.requests.clear()
+    assert in_agent(wire.say(name, calls("MAX_TOKENS" if name == "Google" else "length"), end)) == (
+        [],
+        "tokens",
+    )
+
+
+def test_a_tool_call_whose_arguments_come_bit_by_bit_from_google_is_not_run_without_them(
+    wire: Wire,
+) -> None:
+    """Its client does not read them."""
+    bits = [
+        {"name": "remove", "willContinue": True},
+        {"partialArgs": [{"jsonPath": "$.path", "stringValue": "/data"}]},
+    ]
+    events = of_google()
+    for event, bit in zip(events, bits, strict=True):
+        event["candidates"][0]["content"]["parts"] = [{"functionCall": bit}]
+    wire.requests.clear()
+    assert in_agent(wire.say("Google", events, of_google())) == ([], "error: the reply broke off")
+
+
+def test_a_tool_call_of_the_responses_api_is_not_run_without_the_arguments_that_come_at_its_end(
+    wire: Wire,
+) -> None:
+    """Its client reads only those that stream, and OpenAI sends "{}" where there are none."""
+    begun, *_, end = responses({}, [], USED)
+    end = {**end, "type": "response.completed"}
+    end["response"] |= {"status": "completed", "incomplete_details": None}
+    item = {"type": "function_call", "id": "fc_1", "call_id": "call_0", "name": "remove"}
+    at: Json = {"output_index": 0, "item_id": "fc_1"}
+
+    def calls(*pieces: str) -> list[Json]:
+        kind = "response.function_call_arguments"
+        streamed = ({"type": f"{kind}.delta", "delta": piece, **at} for piece in pieces)
+        arguments = "".join(pieces) or '{"path": "/data"}'
+        events = [
+            begun,
+            {"type": "response.output_item.added", "item": item | {"arguments": ""}, **at},
+            *streamed,
+            {"type": f"{kind}.done", "arguments": arguments, **at},
+            {"type": "response.output_item.done", "item": item | {"arguments": arguments}, **at},
+            end,
+        ]
+        return [event | {"sequence_number": i} for i, event in enumerate(events)]
+
+    name = "OpenAI, responses API"
+    assert in_agent(wire.say(name, calls("{", "}"), [begun, end]))[0] == ["everything"]
+    wire.requests.clear()
+    ran, reason = in_agent(wire.say(name, calls(), [begun, end]))
+    assert (ran, reason) == ([], "error: the reply broke off")
+
+
 # --- refusals
 
 
