@@ -248,6 +248,53 @@ def test_a_tool_call_of_the_responses_api_is_not_run_without_the_arguments_that_
     assert (ran, reason) == ([], "error: the reply broke off")
 
 
+def of_anthropic(*events: Json) -> list[Json]:
+    """What comes before the blocks of a reply, these, and its end."""
+    begun, *_, delta, stop = anthropic({}, [], USED)
+    return [begun, *events, delta | {"delta": {"stop_reason": "tool_use"}}, stop]
+
+
+def block(kind: str, id: str, index: int) -> Json:
+    content = {"type": kind, "id": id, "name": "remove", "input": {}}
+    return {"type": "content_block_start", "index": index, "content_block": content}
+
+
+def bit(arguments: str, index: int) -> Json:
+    delta = {"type": "input_json_delta", "partial_json": arguments}
+    return {"type": "content_block_delta", "index": index, "delta": delta}
+
+
+PATH = '{"path": "/data"}'
+MIXED: dict[str, tuple[Json, ...]] = {
+    "two at one index": (
+        *(block("tool_use", "a", 0), bit(PATH, 0)),
+        *(block("tool_use", "b", 0), bit(PATH, 0)),
+    ),
+    "two at one index, then the arguments of one": (
+        *(block("tool_use", "a", 0), block("tool_use", "b", 0), bit(PATH, 0)),
+    ),
+    "the arguments after the start of another block": (
+        *(block("tool_use", "a", 0), block("server_tool_use", "b", 1), bit(PATH, 0)),
+    ),
+}
+
+
+@pytest.mark.parametrize("mixed", MIXED)
+def test_a_tool_is_not_run_with_the_arguments_of_another_call_or_with_none_of_its_own(
+    wire: Wire, mixed: str
+) -> None:
+    """LangChain joins what has the same index, and Anthropic's client what comes after a start."""
+    end = of_anthropic()
+    said = {"type": "text", "text": "All is clean."}
+    end.insert(1, {"type": "content_block_start", "index": 0, "content_block": said})
+    end[-2] = end[-2] | {"delta": {"stop_reason": "end_turn"}}
+    model = wire.say("Anthropic", of_anthropic(block("tool_use", "a", 0), bit(PATH, 0)), end)
+    assert in_agent(model) == (["/data"], "done")
+    wire.requests.clear()
+    model = wire.say("Anthropic", of_anthropic(*MIXED[mixed]), end)
+    assert in_agent(model) == ([], "error: the reply broke off")
+
+
 # --- refusals
 
 
