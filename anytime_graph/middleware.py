@@ -634,7 +634,7 @@ class _Turn:
         if self.account.left().get("seconds", math.inf) <= 0:
             return "seconds"
         if call.broke:
-            return "error: the reply broke off"
+            return call.blocked or "error: the reply broke off"
         return self.account.scarcest() if call.cut else "error: the reply was empty"
 
     def fail(self, error: Exception) -> None:
@@ -672,8 +672,7 @@ class _Turn:
         update: dict[str, Any] = {} if reason is None else {"jump_to": "end"}
         if reason is None and not asks and _is_answer(response):
             latest = self.payer.latest
-            blocked = latest.reply.receipt.get("blocked") if latest and latest.reply else None
-            reason = f"blocked: {blocked}" if blocked else "done"
+            reason = (latest and latest.blocked) or "done"
         growth = dict(self.account.growth)
         run = cast(_Run, {**self.run, **self._allowed(response), "growth": growth, **asks})
         spent: Any = self.account.collect()

@@ -628,9 +628,10 @@ class _Call:
 
     def _broke_off(self) -> bool:
         """Whether the stream ended although the reply did not: a client that says why replies end gave
-        no reason, and no report came last."""
+        no reason, and no report came last, or such come all the time."""
         streamed = self.streamed
-        silent = streamed.finish is None and not streamed.closed and not streamed.unreadable
+        reported = streamed.unreadable or (streamed.closed and not streamed.running)
+        silent = streamed.finish is None and not reported
         return silent and providers.tells_endings(self.meter.model)
 
     def _own_end(self, charged: Bill) -> Ended:

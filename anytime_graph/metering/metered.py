@@ -109,6 +109,12 @@ class Reservation:
         """What the client raised."""
         return None if self.reply is None else self.reply.error
 
+    @property
+    def blocked(self) -> str | None:
+        """Why the run ends if the provider ended the reply, as a filter does."""
+        word = None if self.reply is None else self.reply.receipt.get("blocked")
+        return f"blocked: {word}" if word else None
+
 
 class Payer(Protocol):
     """What pays for the calls of metered models, and how they are recorded and stopped."""

@@ -42,8 +42,8 @@ class Usage:
         inputs = usage.get("input_token_details") or {}
         outputs = usage.get("output_token_details") or {}
         return cls(
-            input=_amount(usage.get("input_tokens")),
-            output=_amount(usage.get("output_tokens")),
+            input=int(usage.get("input_tokens") or 0),
+            output=int(usage.get("output_tokens") or 0),
             total=int(usage.get("total_tokens") or 0),
             reasoning=int(outputs.get("reasoning") or 0),
             cached=int(inputs.get("cache_read") or 0),
@@ -52,16 +52,16 @@ class Usage:
 
     def joined(self, later: Usage) -> Usage:
         """With the report of a later chunk. LangChain's chunks add up, but some servers repeat the
-        running total in every chunk: 50 input tokens after 50 are 50, not 100."""
-        add = max if 0 < self.input <= later.input else int.__add__
-        return Usage(**{name: add(n, vars(later)[name]) for name, n in vars(self).items()})
-
-
-def _amount(figure: Any) -> int:
-    """Tokens. Raises ValueError if they are negative: a later report would be less by so many."""
-    if (amount := int(figure or 0)) < 0:
-        raise ValueError("a negative number of tokens")
-    return amount
+        running total in every chunk: 50 input tokens after 50 are 50, not 100. Nor is it less: where
+        Google's last total is the smaller one, LangChain's chunk has a negative number. Raises
+        ValueError if the first report has one."""
+        if self == Usage() and min(later.input, later.output) < 0:
+            raise ValueError("a negative number of tokens")
+        again = 0 < self.input <= later.input
+        return Usage(**{
+            name: max(n, vars(later)[name], 0 if again else n + vars(later)[name])
+            for name, n in vars(self).items()
+        })  # fmt: skip
 
 
 @dataclass
@@ -81,8 +81,9 @@ class StreamedReply:
     reasoning or parts of a tool call. unseen_chunks: chunks whose text the client does not show.
     usage: the provider's report so far. unreadable: the report had no numbers. reported: the report
     came after every choice had ended; an earlier one is less than the cost. called: the model called
-    tools. closed: the last thing that came was a report. begun: a part of the reply has come; that the
-    Responses API took the request, which comes without content, is none.
+    tools. closed: the last thing that came was a report. running: reports come while the reply does, so
+    that one is no sign of its end. begun: the reply has begun to come; that the Responses API took the
+    request is no part of it.
     """
 
     n: int
@@ -97,6 +98,7 @@ class StreamedReply:
     called: bool = False
     finish: str | None = None
     closed: bool = False
+    running: bool = False
     begun: bool = False
     _refused: bool = False
     _id: str | None = None
@@ -131,7 +133,7 @@ class StreamedReply:
             self.closed = self.reported = False
         elif not usage:
             self.unseen_chunks += 1
-        self.begun = self.begun or bool(text or thought or usage) or chunk.content != []
+        self.begun = self.begun or chunk.content != [] or "id" not in chunk.response_metadata
         self._id = chunk.id or self._id
         finish = providers.finish(chunk.response_metadata)
         self._refused = self._refused or bool(refusal)
@@ -144,6 +146,8 @@ class StreamedReply:
                 self._finishes[chunk.id] = finish
         if usage:
             self.closed = True
+            beside = bool(text or thought) and isinstance(chunk, AIMessageChunk)
+            self.running = self.running or beside or self.usage is not None
             self._report(usage)
             self.reported = self.whole
         return self.max_output is not None and self._exceeds(self.max_output)

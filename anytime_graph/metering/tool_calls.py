@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import Any, TypeGuard, cast
 
@@ -33,17 +34,27 @@ def with_whole_calls(message: AIMessage) -> AIMessage:
     """The message (never a chunk) with those tool calls whose arguments were sent as a JSON object,
     however the reply ended; the others are invalid. Empty text means no arguments, and free text or an
     object that the provider made counts as whole, but only in a reply that the model ended, or whose
-    client does not say how it ended."""
-    ended = providers.ended_naturally(message.response_metadata)
+    client does not say how it ended. Nor is empty text if its client has left out the arguments, as that
+    of the Responses API may, or has joined them to another call."""
+    about = message.response_metadata
+    ended = providers.ended_naturally(about)
     valid: list[ToolCall] = []
     invalid: list[InvalidToolCall] = []
     if isinstance(message, AIMessageChunk):
         chunks = message.tool_call_chunks
         joined = all(chunk["name"] for chunk in chunks)  # one without was not joined to its start
+        at = Counter(chunk["index"] for chunk in chunks)
+        mixed = {c["index"] for c in chunks if not c["args"] and at[c["index"]] > 1} - {None}
         free = _ids(message, ("custom_tool_call",))
+        left = {_call_id(block) for block in _calls_in(message) if block.get("partial_json")}
+        unsaid = ended and joined and about.get("object") != "response"
+        built = "function_call" in message.additional_kwargs  # Google's
+        whole = joined and (ended or providers.finish(about) is None)
         for chunk in chunks:
-            args = _parsed_arguments(chunk["args"], ended and joined)
-            if args is None or not chunk["name"] or (chunk["id"] in free and not ended):
+            args = _parsed_arguments(chunk["args"], unsaid and chunk["id"] not in left)
+            odd = not whole and (built or chunk["index"] is None)  # Ollama's have none
+            odd = odd or chunk["index"] in mixed or (chunk["id"] in free and not ended)
+            if args is None or not chunk["name"] or odd:
                 invalid.append(_invalid(chunk))
             else:
                 valid.append(tool_call(name=chunk["name"], args=args, id=chunk["id"]))
@@ -53,7 +64,7 @@ def with_whole_calls(message: AIMessage) -> AIMessage:
         for id, arguments in _sent_arguments(message):
             sent.setdefault(id, []).append(arguments)
         invalid.extend(message.invalid_tool_calls)
-        ended = ended or (not sent and providers.finish(message.response_metadata) is None)
+        ended = ended or (not sent and providers.finish(about) is None)
         made = _ids(message, ("custom_tool_call", "tool_use"))
         for call in message.tool_calls:
             texts = sent.get(call["id"]) or [_argument_text(call["args"])]

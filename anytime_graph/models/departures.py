@@ -1,16 +1,23 @@
 """Whether the request of a call has left, where its HTTP client can tell: one that is given up while it still
-connects costs nothing.
+connects costs nothing. Nor does one leave by a connection of another event loop, which brings no reply.
 
 httpx tells of each step of a connection through the request's extension `trace`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
+
+_IDLE = 100
+"""Connections that a client keeps at most, by far."""
+_loops: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+"""The event loop that the connections of an HTTP client belong to, where it is known."""
 
 
 class Departure:
@@ -19,17 +26,18 @@ class Departure:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._connecting = self._gone = self._given_up = False
+        self._connecting = self._gone = self._given_up = self.kept = False
 
-    def told(self, event: str) -> None:
+    def told(self, event: str, foreign: bool = False) -> None:
         """What the connection does now. Raises ConnectionAbortedError where a request would leave that was
-        given up."""
+        given up, or by a connection that is not a new one if those are foreign: then it is `kept`."""
         with self._lock:
             if event.startswith("connection."):
                 self._connecting = True
-            elif self._given_up:
-                raise ConnectionAbortedError("given up before it left")
-            else:
+            elif event.endswith("send_request_headers.started"):
+                self.kept = foreign and not self._connecting
+                if self.kept or self._given_up:
+                    raise ConnectionAbortedError("given up before it left")
                 self._gone = True
 
     def give_up(self) -> bool:
@@ -54,18 +62,34 @@ def departing(departure: Departure) -> Iterator[None]:
         _DEPARTING.reset(token)
 
 
-def watched(request: Any, waits: bool) -> Any:
-    """The HTTP request, whose connection tells the call within which it is sent what becomes of it. waits: its
-    client is asynchronous."""
+def watched(request: Any) -> Any:
+    """The HTTP request, whose connection tells the call within which it is sent what becomes of it."""
     departure = _DEPARTING.get()
-    if departure is None or "trace" in request.extensions:
-        return request
-
-    def told(event: str, info: Any) -> None:
-        departure.told(event)
-
-    async def atold(event: str, info: Any) -> None:
-        departure.told(event)
-
-    request.extensions = {**request.extensions, "trace": atold if waits else told}
+    if departure is not None and "trace" not in request.extensions:
+        told = {"trace": lambda event, info: departure.told(event)}
+        request.extensions = {**request.extensions, **told}
     return request
+
+
+async def sent_here(http: Any, request: Any, send: Callable[[Any], Awaitable[Any]]) -> Any:
+    """The same for an asynchronous client, with the reply. Idle connections that an earlier event loop has
+    left in the client, as one `asyncio.run` leaves them to the next, are let go one by one."""
+    departure, loop = _DEPARTING.get(), asyncio.get_running_loop()
+    if departure is None or "trace" in request.extensions:
+        return await send(request)
+    foreign = 0 if _loops.get(http) is loop else _IDLE
+
+    async def told(event: str, info: Any) -> None:
+        departure.told(event, foreign > 0)
+        if event.startswith("connection."):  # the client had none left
+            _loops[http] = loop
+
+    request.extensions = {**request.extensions, "trace": told}
+    while True:
+        departure.kept = False
+        try:
+            return await send(request)
+        except Exception:
+            if not departure.kept:
+                raise
+            foreign -= 1

@@ -684,6 +684,8 @@ def finish(metadata: Mapping[str, Any]) -> str | None:
     """Why a reply ended, in the provider's word."""
     reasons = [metadata.get(key) for key in _FINISHES]
     reasons.append((metadata.get("incomplete_details") or {}).get("reason"))
+    blocked = (metadata.get("prompt_feedback") or {}).get("block_reason")  # Google's, an enum
+    reasons.append(getattr(blocked, "value", blocked))
     if metadata.get("status") in _CLOSING:
         reasons.append(metadata["status"])
     return next((reason for reason in reasons if isinstance(reason, str)), None)

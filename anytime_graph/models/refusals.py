@@ -226,9 +226,11 @@ def _headers(error: BaseException | None) -> Mapping[str, str]:
     while error is not None:
         response: Any = getattr(error, "response", None)
         with suppress(Exception):
-            if found := {str(k).lower(): str(v) for k, v in response.headers.items()}:
+            of_aws = isinstance(response, dict)
+            headers = response["ResponseMetadata"]["HTTPHeaders"] if of_aws else response.headers
+            if found := {str(k).lower(): str(v) for k, v in headers.items()}:
                 return found
-        error = error.__cause__
+        error = error.__cause__ or error.__context__  # which Ollama's client hides
     return {}
 
 

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Iterator
 from importlib import import_module
 from typing import Any
 
-from anytime_graph.models.departures import watched
+from anytime_graph.models.departures import sent_here, watched
 from anytime_graph.models.statuses import status_in
 
 _LONGEST = 65_536
@@ -49,7 +49,7 @@ def restating_in(owner: Any, *names: str) -> Any:
 @functools.cache
 def _restating_kind(kind: Any) -> Any:
     def send(self: Any, request: Any, *args: Any, **options: Any) -> Any:
-        response = kind.send(self, watched(request, waits=False), *args, **options)
+        response = kind.send(self, watched(request), *args, **options)
         if response.is_closed:
             return _whole(response)
         head, parts = _Head(response), response.iter_bytes()
@@ -68,7 +68,9 @@ def _restating_kind(kind: Any) -> Any:
         return stated
 
     async def asend(self: Any, request: Any, *args: Any, **options: Any) -> Any:
-        response = await kind.send(self, watched(request, waits=True), *args, **options)
+        response = await sent_here(
+            self.original, request, lambda sent: kind.send(self, sent, *args, **options)
+        )
         if response.is_closed:
             return _whole(response)
         head, parts = _Head(response), response.aiter_bytes()

@@ -433,7 +433,7 @@ NAMED = {provider.name: provider for provider in PROVIDERS}
 class Wire:
     """A loopback endpoint that answers each request as `provider` would. fail: an HTTP status, or
     "drop" to close before any byte. spoil: what becomes of a reply on its way. headers: in place of its own;
-    None leaves one out."""
+    None leaves one out. ports: the connections' own, by request."""
 
     url: str
     spoil: Callable[[Json, bytes], bytes] = lambda request, sent: sent
@@ -443,8 +443,20 @@ class Wire:
     fail: int | str | None = None
     headers: dict[str, str | None] = field(default_factory=dict)
     requests: list[Json] = field(default_factory=list)
+    ports: list[int] = field(default_factory=list)
     counts: Json = field(default_factory=dict)
     counted: int = 0
+
+    def say(self, name: str, *replies: list[Json] | bytes) -> BaseChatModel:
+        """Answer with these events, or bytes, in turn, the last again and again. Gives the model."""
+        self.provider = provider = NAMED[name]
+
+        def spoiled(request: Json, sent: bytes) -> bytes:
+            reply = replies[min(len(self.requests), len(replies)) - 1]
+            return reply if isinstance(reply, bytes) else provider.send(reply)
+
+        self.spoil = spoiled
+        return provider.model(self.url)
 
     def ask(self, model: Any, sync: bool = True, cap: int = CAP, **more: Any) -> Json:
         """One budgeted call; what it spent, or NoAnswer."""
@@ -456,10 +468,13 @@ class Wire:
 
 
 @contextmanager
-def speaking() -> Iterator[Wire]:
+def speaking(protocol: str = "HTTP/1.0") -> Iterator[Wire]:
+    """protocol: with "HTTP/1.1" connections are kept for the next request."""
     wire: Wire
 
     class Answering(Handler):
+        protocol_version = protocol
+
         def _told(self, counts: Json) -> None:
             sent = json.dumps(counts).encode()
             self.send_response(200)
@@ -474,6 +489,7 @@ def speaking() -> Iterator[Wire]:
                 wire.counted += 1
                 return self._told(wire.counts)
             wire.requests.append(request)
+            wire.ports.append(self.client_address[1])
             if wire.fail == "drop":
                 return self.connection.shutdown(socket.SHUT_RDWR)
             status, kind, provider = 200, "text/event-stream", wire.provider

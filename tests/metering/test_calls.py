@@ -120,10 +120,11 @@ def replies(draw: st.DrawFn) -> tuple[Json, Sent]:
 
 def due(arguments: Json, sent: Sent, send: Any) -> list[Json]:
     """With what a tool is to be run. To langchain-openai, a whole response without arguments has no
-    valid call; and of a whole completion it does not tell whether it had any."""
+    valid call, and of one that streams it may have left them out; of a whole completion it does not tell
+    whether it had any."""
     if not sent.arguments:
         unsaid = send is chat_whole and sent.finish is None
-        ended = unsaid or (sent.finish in NATURAL and send is not responses_whole)
+        ended = unsaid or (sent.finish in NATURAL and send not in (responses, responses_whole))
         return [{"path": None, "more": None}] if ended else []
     try:
         return [arguments] if json.loads(sent.arguments) == arguments else []

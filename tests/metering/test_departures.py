@@ -1,9 +1,12 @@
-"""A request that waits for its connection when its call is given up has not left, and costs nothing."""
+"""A request that waits for its connection when its call is given up has not left, and costs nothing. None
+leaves by a connection that brings no reply."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,10 +17,12 @@ import httpx
 import pytest
 from langchain_openai import ChatOpenAI
 
-from anytime_graph import Budget, create_anytime_graph, open_checkpoints
+from anytime_graph import Budget, NoAnswer, create_anytime_graph, open_checkpoints
 from anytime_graph.metering.account import Account
 from anytime_graph.metering.metered import AgentPayer, paid_by
 from anytime_graph.models.departures import Departure
+from tests.kit.places import ROOT
+from tests.kit.providers import CAP, NAMED, Usage, speaking
 from tests.kit.server import Reply, serving
 from tests.kit.waiting import PATIENCE
 
@@ -138,3 +143,45 @@ async def test_what_was_served_is_paid_for_wherever_the_call_is_cancelled(seed: 
         await asyncio.to_thread(server.settled)
     assert account.spent["tokens"] >= server.served
     assert account.left()["tokens"] == 9_000 - account.spent["tokens"]
+
+
+def loop_after_loop() -> None:
+    """Calls by each client, each in an event loop of its own. Prints those that brought no answer, or no
+    report."""
+
+    async def said(model: Any) -> None:
+        async for _ in model.astream("Why?"):
+            pass
+
+    with speaking("HTTP/1.1") as wire:
+        for name in ("OpenAI", "OpenAI, responses API", "Anthropic", "Groq", "Mistral", "Ollama"):
+            wire.provider = NAMED[name]
+            model = wire.provider.model(wire.url)
+            with suppress(RuntimeError):  # of the client that LangChain shares among models
+                asyncio.run(said(model))  # leaves a connection that no call of ours has seen
+            for i in range(3):
+                try:
+                    spent = wire.ask(model, sync=False)["spent"]["tokens"]
+                except NoAnswer as error:
+                    spent = error
+                if (spent, len(wire.requests)) != (Usage().input + CAP, 1):
+                    print(name, i, spent, len(wire.requests))
+
+
+def test_no_request_leaves_by_a_connection_of_an_event_loop_that_is_gone() -> None:
+    """As `asyncio.run` leaves them to the next one: the reply would be paid for and not come. In a process of
+    its own, because Python warns whenever it finds such a connection."""
+    script = "from tests.metering import test_departures; test_departures.loop_after_loop()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+async def test_a_connection_of_the_same_event_loop_is_used_again() -> None:
+    with speaking("HTTP/1.1") as wire:
+        model = wire.provider.model(wire.url)
+        budget = Budget(output_tokens=CAP, calls=1)
+        app = create_anytime_graph(model, budget=budget, strategy="single").compile()
+        for _ in range(3):
+            assert (await app.ainvoke(ASKED))["best"]["answer"] == "7"
+        assert len(wire.ports) == 3
+        assert len({*wire.ports}) == 1
