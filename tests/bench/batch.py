@@ -1,4 +1,4 @@
-"""A batch under one budget against an equal share for each question, on a simulated model, at equal totals.
+"""A batch under one budget against an equal share for each question, on a simulated model, at equal spend.
 
 `python -m tests.bench.batch [RUNS]`: each run has other questions and other replies; the last column is
 the difference in right answers, with a 95% interval over runs.
@@ -10,6 +10,7 @@ import random
 import re
 import statistics
 import sys
+from itertools import pairwise
 from typing import Any
 
 from langgraph.checkpoint.memory import InMemorySaver
@@ -24,6 +25,9 @@ from tests.kit.server import Reply, serving
 QUESTIONS = 200
 _KINDS = ((0.4, 0.9), (0.2, 0.5), (0.2, 0.15), (0.2, 0.0))
 """How many of the questions have which chance of a right reply."""
+_TOTALS = (200, 300, 600)
+_SHARES = (200, 300, 450, 700, 1_200, 2_400)
+"""Tokens for each question, all together and apart."""
 
 
 def _chances(seed: int) -> list[float]:
@@ -70,22 +74,33 @@ def _right(seed: int, share: int, together: bool) -> tuple[int, int]:
         return right, server.served
 
 
+def _at(total: int, shares: list[tuple[int, int]]) -> float:
+    """How many answers equal shares get right for a total, which lies between those of two runs. With
+    (100, 20_000) and (140, 40_000), 30,000 tokens get 120."""
+    known = [(0, 0), *shares]
+    (less, below), (more, above) = next(
+        pair for pair in pairwise(known) if total <= pair[1][1] or pair[1] is known[-1]
+    )
+    return less + (more - less) * min(1.0, (total - below) / (above - below))
+
+
 def main(runs: int = 5) -> None:
+    """Best of n ends early with shares too: as soon as an answer is right. So they spend less than they
+    have, and are compared where they spend as much as the batch."""
+    alone = [[_right(seed, share, together=False) for share in _SHARES] for seed in range(runs)]
     table = Table("tokens a question", box=None, pad_edge=False)
-    for name in ("shares: right", "spent", "batch: right", "spent", "more right"):
+    for name in ("batch: right", "spent", "shares, as much spent: right", "more right"):
         table.add_column(name, justify="right")
-    for share in (200, 300, 600):
-        alone = [_right(seed, share, together=False) for seed in range(runs)]
+    for share in _TOTALS:
         one = [_right(seed, share, together=True) for seed in range(runs)]
-        more = [b[0] - a[0] for a, b in zip(alone, one, strict=True)]
-        _, low, high, _ = paired([b[0] for b in one], [a[0] for a in alone])
+        apart = [_at(spent, shares) for (_, spent), shares in zip(one, alone, strict=True)]
+        more, low, high, _ = paired([right for right, _ in one], apart)
         table.add_row(
             str(share),
-            f"{statistics.mean(right for right, _ in alone):.1f}",
-            f"{statistics.mean(spent for _, spent in alone):,.0f}",
             f"{statistics.mean(right for right, _ in one):.1f}",
             f"{statistics.mean(spent for _, spent in one):,.0f}",
-            f"{statistics.mean(more):+.1f} [{low:+.1f}, {high:+.1f}]",
+            f"{statistics.mean(apart):.1f}",
+            f"{more:+.1f} [{low:+.1f}, {high:+.1f}]",
         )
     Console(width=100).print(table)
 

@@ -479,12 +479,14 @@ with open_checkpoints(target) as store:
 
 class TestSchema:
     @pytest.mark.pairwise
-    @pytest.mark.parametrize("version", [1, 2, 4, 5, 6])
+    @pytest.mark.parametrize("version", [1, 2, 4, 5, 6, 8])
     def test_an_older_schema_migrates(self, served: Server, target: str, version: int) -> None:
         with open_checkpoints(target) as store:
             new = _definitions(target)
             graph(served, store).compile(checkpointer=store.saver).invoke(ASK, ON)
-        _to_version_six(target)
+        _to_version_eight(target)
+        if version < 8:
+            _to_version_six(target)
         if version < 6:
             _to_version_five(target)
         if version < 5:
@@ -555,6 +557,12 @@ def _definitions(target: str) -> set[tuple[Any, ...]]:
         (name, "".join(text.replace('"', "").split()))
         for name, text in sql(target, "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
     }
+
+
+def _to_version_eight(target: str) -> None:
+    sql(target, "DROP TABLE batch_steps")
+    sql(target, "DROP TABLE batches")
+    sql(target, "UPDATE anytime_schema SET version = 8")
 
 
 def _to_version_six(target: str) -> None:
