@@ -50,7 +50,9 @@ def _right(seed: int, share: int, together: bool) -> tuple[int, int]:
         draw = random.Random(f"{seed}/{found[1]}/{request['seed']}")
         right = draw.random() < chances[int(found[1])]
         words = "so " * draw.randint(20, 60)
-        return Reply(text=f"{words}<answer>{'right' if right else draw.random()}</answer>")
+        return Reply(
+            text=f"{words}<answer>{'right' if right else draw.random()}</answer>", piece=20
+        )
 
     with serving() as server:
         server.script = script

@@ -252,7 +252,7 @@ def test_wrong_amounts_are_named(wrong: Any, named: str) -> None:
 def test_a_price_for_a_tool_that_the_model_is_not_offered_is_told_once(
     server: Server, sync: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.script = searching(1)
+    server.script = searching([1, 0])
     prices: Any = {"tool_prices": {"serch": 0.01, "search": 0.01}, "prices": PRICES}
     app = agent(server, [], Budget(usd=1.0), **prices)
     for _ in range(2):
