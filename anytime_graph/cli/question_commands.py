@@ -74,9 +74,9 @@ def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -
             done = batch(
                 app, texts, budget, name=name, workers=workers, stop=stop, progress=progress
             )
-    for question in done.questions:
-        gain = None if math.isinf(question.gain) else question.gain  # JSON has no infinity
-        click.echo(line({**asdict(question), "gain": gain}))
+    gains = [None if math.isinf(q.gain) else q.gain for q in done.questions]  # JSON has no infinity
+    rows = [asdict(q) | {"gain": gain} for q, gain in zip(done.questions, gains, strict=True)]
+    display.deliver("\n".join(map(line, rows)))
     click.echo(display.batch_summary(done), err=True)
     if stop.is_set():
         click.echo(_INTERRUPTED_NOTE, err=True)

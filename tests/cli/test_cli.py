@@ -125,6 +125,26 @@ def test_an_answer_that_a_full_disk_does_not_take_is_shown(server: Server, form:
     assert error.startswith("Error: standard output cannot be written (No space left")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is needed")
+def test_answers_of_a_batch_that_a_full_disk_does_not_take_are_shown(
+    server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "q.txt").write_text("river\nfox\n")
+    words = [*COMMAND, "batch", "q.txt", "--model", "openai:scripted", "--calls", "2"]
+    done = subprocess.run(
+        f"{shlex.join(words)} >/dev/full",
+        shell=True,
+        env=environment(server),
+        capture_output=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    *answers, error = done.stderr.decode().splitlines()
+    assert done.returncode == 1
+    assert [json.loads(answer)["question"] for answer in answers] == ["river", "fox"]
+    assert error.startswith("Error: standard output cannot be written (No space left")
+
+
 def test_json_is_one_object_and_nothing_else(server: Server) -> None:
     server.script = lambda request, i: Reply(text="A river has a fox.")
     words = [
