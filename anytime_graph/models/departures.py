@@ -12,30 +12,53 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+_HEADS = (
+    "http11.send_request_headers.",
+    "http2.send_connection_init.",
+    "http2.send_request_headers.",
+)
+"""What goes before a request's body, without which nobody serves it."""
+
 
 class Departure:
-    """Whether a request has left. Until it is known that one still waits for its connection, it counts as
-    gone."""
+    """Whether a request has left. Unless it is known that it has yet to come to its client, or waits there for
+    its connection, it counts as gone. tells: whether requests to this model go through clients that tell: those
+    that wait (True), those that do not (False), or both; as far as is known."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._connecting = self._gone = self._given_up = False
+    def __init__(self, tells: set[bool] | None = None) -> None:
+        self._lock, self._tells = threading.Lock(), set() if tells is None else tells
+        self._here = self._gone = self._given_up = False
+
+    def made(self, waits: bool) -> None:
+        """The model makes the request now."""
+        self._here = waits in self._tells
+
+    def taken(self, waits: bool) -> None:
+        """Its client has it now, and may not tell before it leaves. Raises ConnectionAbortedError if it was given
+        up."""
+        with self._lock:
+            self._tells.add(waits)
+            self._refuse()
+            self._here = False
+
+    def _refuse(self) -> None:
+        if self._given_up:
+            raise ConnectionAbortedError("given up before it left")
 
     def told(self, event: str) -> None:
         """What the connection does now. Raises ConnectionAbortedError where a request would leave that was
         given up."""
         with self._lock:
             if event.startswith("connection."):
-                self._connecting = True
-            elif self._given_up:
-                raise ConnectionAbortedError("given up before it left")
-            else:
-                self._gone = True
+                self._here = True
+            elif ".response_closed." not in event:
+                self._refuse()
+                self._gone = self._gone or not event.startswith(_HEADS)
 
     def give_up(self) -> bool:
         """Keep the request from leaving; False if it may be gone."""
         with self._lock:
-            self._given_up = self._given_up or (self._connecting and not self._gone)
+            self._given_up = self._given_up or (self._here and not self._gone)
             return self._given_up
 
 
@@ -58,7 +81,10 @@ def watched(request: Any, waits: bool) -> Any:
     """The HTTP request, whose connection tells the call within which it is sent what becomes of it. waits: its
     client is asynchronous."""
     departure = _DEPARTING.get()
-    if departure is None or "trace" in request.extensions:
+    if departure is None:
+        return request
+    departure.taken(waits)
+    if "trace" in request.extensions:
         return request
 
     def told(event: str, info: Any) -> None:
