@@ -111,10 +111,13 @@ async def acall(
 ) -> Reply:
     """The same, on the event loop. Cancelling it closes the connection; the CancelledError has the `cost` of
     the call by then, which the journal keeps with what has arrived."""
-    if journal is not None:
-        earlier = await asyncio.to_thread(recalled, meter, request, journal)
-        if earlier is not None:
-            return earlier
+    try:
+        earlier = await _beside(journal, recalled, meter, request, journal)
+    except asyncio.CancelledError as error:
+        vars(error)["cost"] = nothing()
+        raise
+    if earlier is not None:
+        return earlier
     attempts, replies = _attempts(meter, request), list[Reply]()
     while not replies or _again(attempts, replies[-1]):
         replies.append(await _aattempt(meter, attempts.next(), config, stop, journal))

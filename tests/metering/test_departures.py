@@ -17,7 +17,8 @@ from langchain_openai import ChatOpenAI
 
 from anytime_graph import Budget, create_anytime_graph, open_checkpoints
 from anytime_graph.metering.account import Account
-from anytime_graph.metering.metered import AgentPayer, paid_by
+from anytime_graph.metering.metered import AgentPayer, Reservation, paid_by
+from anytime_graph.metering.request import Place
 from anytime_graph.models.departures import Departure
 from tests.kit.server import Reply, Server, serving
 from tests.kit.waiting import PATIENCE
@@ -123,6 +124,45 @@ async def test_a_call_that_is_cancelled_before_its_client_has_the_request_costs_
         await task
     assert account.spent["tokens"] == server.settled().served
     assert len(server.calls) == account.spent["calls"] == 1
+
+
+class Slow:
+    """A journal that takes its time to look for a call."""
+
+    def __init__(self) -> None:
+        self.asked, self.answers = threading.Event(), threading.Event()
+
+    def recall(self, place: Place) -> None:
+        self.asked.set()
+        self.answers.wait(PATIENCE)
+
+    def reserve(self, *args: Any) -> bool:
+        raise AssertionError("it was given up")
+
+    def settle(self, *args: Any) -> None:
+        raise AssertionError("it was given up")
+
+
+class Recorded(AgentPayer):
+    slow = Slow()
+
+    def journal(self, reserved: Reservation) -> Slow:
+        return self.slow
+
+
+async def test_a_call_that_is_cancelled_while_its_journal_looks_for_it_costs_nothing(
+    server: Server,
+) -> None:
+    account = Account({"tokens": 9_000, "calls": 9})
+    payer = Recorded(account, "tool")
+    task = asyncio.create_task(paid_by(payer, server.model(), None).ainvoke("Why?"))
+    assert await asyncio.to_thread(payer.slow.asked.wait, PATIENCE)
+    task.cancel()
+    await asyncio.sleep(0)
+    payer.slow.answers.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert account.spent["calls"] == account.spent["tokens"] == len(server.calls) == 0
 
 
 @pytest.mark.parametrize("again", [False, True])
