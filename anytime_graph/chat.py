@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import aclosing, contextmanager, nullcontext, suppress
 from contextvars import Context, copy_context
 from copy import copy
 from dataclasses import dataclass, replace
@@ -306,15 +306,15 @@ class ChatAnytime(BaseChatModel):
 
         async def answered() -> dict[str, Any]:
             out: dict[str, Any] = {}
-            parts = app.astream(_asked(messages), config, stream_mode=_MODES)
-            async for mode, part in parts:
-                if mode == "values":
-                    out = part
-                elif not turn.calling:
-                    writer(part)
-                    if run_manager is not None:
-                        outer = _below(run_manager, run_manager.handlers)
-                        await adispatch_custom_event(IMPROVEMENT, part, config=outer)
+            async with aclosing(app.astream(_asked(messages), config, stream_mode=_MODES)) as parts:
+                async for mode, part in parts:
+                    if mode == "values":
+                        out = part
+                    elif not turn.calling:
+                        writer(part)
+                        if run_manager is not None:
+                            outer = _below(run_manager, run_manager.handlers)
+                            await adispatch_custom_event(IMPROVEMENT, part, config=outer)
             return out
 
         with _apart(config) as context:

@@ -16,6 +16,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Literal
@@ -120,17 +121,28 @@ class Ledger(History):
 
     async def aenter(self, thread: str, root: str | None, life: Hashable) -> Hold:
         """`enter` beside the event loop. If cancelled meanwhile, the hold is given back as soon as it is
-        there."""
-        future = asyncio.ensure_future(asyncio.to_thread(self.enter, thread, root, life))
+        there, also after the event loop."""
+        entered: Future[Hold] = Future()
 
-        def give_back(entered: asyncio.Future[Hold]) -> None:
-            if not entered.cancelled() and entered.exception() is None:
-                self.leave(entered.result(), broken=True)
+        def work() -> None:
+            try:
+                hold = self.enter(thread, root, life)
+            except BaseException as error:
+                with suppress(InvalidStateError):
+                    entered.set_exception(error)
+                return
+            try:
+                entered.set_result(hold)
+            except InvalidStateError:
+                self.leave(hold, broken=True)
 
+        run = contextvars.copy_context().run
+        asyncio.get_running_loop().run_in_executor(None, run, work)
         try:
-            return await asyncio.shield(future)
+            return await asyncio.wrap_future(entered)
         except asyncio.CancelledError:
-            future.add_done_callback(give_back)
+            if not entered.cancel() and entered.exception() is None:
+                self.leave(entered.result(), broken=True)
             raise
 
     def paying(self, quotas: Sequence[Quota], key: Key) -> Payers | None:

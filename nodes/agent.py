@@ -289,11 +289,11 @@ class DraftPayer:
 
     def settle(self, reserved: Reservation) -> None:
         """Charge a call. One without a reply stays in flight and is charged in full when the draft
-        ends, unless it is unsent. Raises DraftError if the call failed or the draft has ended."""
+        ends, unless its cost is known. Raises DraftError if the call failed or the draft has ended."""
         if (reply := reserved.reply) is None:
             with self.account.lock:
-                if reserved.unsent and self._in_flight.pop(reserved.place, None) is not None:
-                    self.account.settle(reserved.amounts, nothing())
+                if reserved.cost and self._in_flight.pop(reserved.place, None) is not None:
+                    self.account.settle(reserved.amounts, reserved.cost)
             return
         receipt = reply.receipt
         with self.account.lock:

@@ -24,7 +24,7 @@ from langgraph.config import get_config
 from langgraph.graph import StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import RunControl, Runtime
-from langgraph.types import Command, Durability, StateUpdate
+from langgraph.types import Command, Durability, StateSnapshot, StateUpdate
 
 from anytime_graph.budget import Budget
 from anytime_graph.checkpoints import Ledger
@@ -186,13 +186,15 @@ class CompiledAnytimeGraph(CompiledStateGraph[State, Context, Input, Output]):
         self, config: RunnableConfig, supersteps: Sequence[Sequence[StateUpdate]]
     ) -> RunnableConfig:
         _refuse_writes([update.values for step in supersteps for update in step], config)
-        return super().bulk_update_state(config, supersteps)
+        steps = _planned_anew(supersteps, self.get_state(config))
+        return super().bulk_update_state(config, steps)
 
     async def abulk_update_state(
         self, config: RunnableConfig, supersteps: Sequence[Sequence[StateUpdate]]
     ) -> RunnableConfig:
         _refuse_writes([update.values for step in supersteps for update in step], config)
-        return await super().abulk_update_state(config, supersteps)
+        steps = _planned_anew(supersteps, await self.aget_state(config))
+        return await super().abulk_update_state(config, steps)
 
 
 def _refuse_one_thread(config: RunnableConfig, options: Mapping[str, Any]) -> None:
@@ -219,6 +221,23 @@ def _refuse_writes(updates: Sequence[Any], *configs: RunnableConfig | None) -> N
                 raise ValueError("command goto: the graph itself plans what comes next")
             update = update.update
         refuse_unknown("an input", _channels(update), sorted(Input.__annotations__))
+
+
+def _planned_anew(
+    supersteps: Sequence[Sequence[StateUpdate]], before: StateSnapshot
+) -> list[list[StateUpdate]]:
+    """The updates of a run that has not ended as of a spoke, after which the hub plans what comes next.
+    LangGraph would take them for the hub's own, and forget what it had planned."""
+    going = bool(before.next) and "run_id" in before.values
+    return [
+        [
+            update._replace(as_node="draft")
+            if going and update.as_node is None and update.values is not None
+            else update
+            for update in step
+        ]
+        for step in supersteps
+    ]
 
 
 def _channels(update: Any) -> list[Any]:

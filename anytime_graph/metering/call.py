@@ -11,10 +11,10 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from langchain_core.messages import AIMessage
@@ -35,6 +35,8 @@ from anytime_graph.models.departures import Departure, departing
 from anytime_graph.run.calls import Ended, Receipt, receipt
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _POLL = 0.05
 _UNBOUNDED = 10**9
@@ -107,12 +109,15 @@ async def acall(
     stop: StopSignal | None = None,
     journal: Journal | None = None,
 ) -> Reply:
-    """The same, on the event loop. Cancelling it closes the connection; the CancelledError has `unsent` if the
-    request had not left, and so cost nothing."""
-    if journal is not None:
-        earlier = await asyncio.to_thread(recalled, meter, request, journal)
-        if earlier is not None:
-            return earlier
+    """The same, on the event loop. Cancelling it closes the connection; the CancelledError has the `cost` of
+    the call by then, which the journal keeps with what has arrived."""
+    try:
+        earlier = await _beside(journal, recalled, meter, request, journal)
+    except asyncio.CancelledError as error:
+        vars(error)["cost"] = nothing()
+        raise
+    if earlier is not None:
+        return earlier
     attempts, replies = _attempts(meter, request), list[Reply]()
     while not replies or _again(attempts, replies[-1]):
         replies.append(await _aattempt(meter, attempts.next(), config, stop, journal))
@@ -127,20 +132,6 @@ async def _aattempt(
     journal: Journal | None,
 ) -> Reply:
     under_way = _Call(meter, request, stop)
-    try:
-        for seconds in under_way.waits():
-            await asyncio.sleep(seconds)
-    except asyncio.CancelledError as error:
-        vars(error)["unsent"] = True
-        raise
-    try:
-        while pause := await _reserve_whole(under_way, journal):
-            await asyncio.sleep(pause)
-    except asyncio.CancelledError as error:
-        await _unsend(under_way, journal, error)
-        raise
-    if not under_way.made:
-        return under_way.settle()
 
     async def pump() -> None:
         try:
@@ -151,50 +142,69 @@ async def _aattempt(
         except Exception as error:
             under_way.fail(error)
 
-    work = asyncio.create_task(pump())
+    async def attempted() -> None:
+        for seconds in under_way.waits():
+            await asyncio.sleep(seconds)
+        while pause := await _beside(journal, under_way.reserve, journal):
+            await asyncio.sleep(pause)
+        if not under_way.made:
+            return
+        work = asyncio.create_task(pump())
+        try:
+            while not work.done() and not under_way.over():
+                await asyncio.wait({work}, timeout=under_way.patience())
+        finally:
+            work.cancel()
+            await _let_end(work)
+
     try:
-        while not work.done() and not under_way.over():
-            await asyncio.wait({work}, timeout=under_way.patience())
+        await attempted()
     except asyncio.CancelledError as error:
-        await _cut_short(work)
-        await _unsend(under_way, journal, error)
+        reply = under_way.given_up(journal)
+        vars(error)["cost"] = reply.receipt["spend"]
+        if under_way.made and journal is not None:
+            with suppress(asyncio.CancelledError):
+                await _let_end(_set_off(_booked, reply, request, journal))
         raise
-    finally:
-        await _cut_short(work)
     reply = under_way.settle()
-    if journal is None:
-        return _booked(reply, request, None)
-    return await asyncio.to_thread(_booked, reply, request, journal)
-
-
-async def _reserve_whole(under_way: _Call, journal: Journal | None) -> float:
-    """Reserve the call. If this is cancelled, that has come to its end as well, unless it takes long."""
-    if journal is None:
-        return under_way.reserve(None)
-    work = asyncio.create_task(asyncio.to_thread(under_way.reserve, journal))
+    if not under_way.made:
+        return reply
     try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait({work}, timeout=1)
+        return await _beside(journal, _booked, reply, request, journal)
+    except asyncio.CancelledError as error:
+        vars(error)["cost"] = reply.receipt["spend"]
         raise
 
 
-async def _cut_short(work: asyncio.Task[None]) -> None:
-    if not work.done():
-        work.cancel()
-        await asyncio.wait({work}, timeout=1)
+async def _beside(journal: Journal | None, work: Callable[..., T], *given: Any) -> T:
+    """Do this, beside the event loop if it needs the journal. If this is cancelled, the work comes to its end
+    all the same."""
+    if journal is None:
+        return work(*given)
+    task = _set_off(work, *given)
+    try:
+        await asyncio.wait({task})
+    finally:
+        await _let_end(task)
+    return task.result()
 
 
-async def _unsend(under_way: _Call, journal: Journal | None, error: asyncio.CancelledError) -> None:
-    """Note in the error if the request of a call that is cancelled never left, and give back what the
-    journal has reserved for it."""
-    if not under_way.unsent():
-        return
-    vars(error)["unsent"] = True
-    if journal is not None and under_way.made:
-        under_way.receipt["unserved"] = True
-        with suppress(JournalError):
-            await asyncio.to_thread(journal.settle, under_way.request.place, under_way.settle())
+def _set_off(work: Callable[..., T], *given: Any) -> asyncio.Task[T]:
+    task = asyncio.create_task(asyncio.to_thread(work, *given))
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())
+    return task
+
+
+async def _let_end(task: asyncio.Task[Any]) -> None:
+    """Wait for the end of a task, but not long, however often this is cancelled meanwhile."""
+    until, cancelled = time.monotonic() + 1, None
+    while not task.done() and (rest := until - time.monotonic()) > 0:
+        try:
+            await asyncio.wait({task}, timeout=rest)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 def recalled(meter: Meter, request: Request, journal: Journal | None) -> Reply | None:
@@ -323,7 +333,8 @@ class _Call:
         self.error: Exception | None = None
         self.errors: list[str] = []
         self.trial: Trial | None = None
-        self.departure = Departure()
+        self.departure = Departure(meter.known.tells)
+        self.given_back: Journal | None = None
 
     # --- before the call
 
@@ -378,6 +389,8 @@ class _Call:
             self.receipt["lost"] = not granted
             break
         self.made = granted
+        if granted and self.given_back is not None:
+            _booked(self.settle(), self.request, self.given_back)
         return 0
 
     @property
@@ -474,12 +487,20 @@ class _Call:
     def interrupt(self) -> None:
         self.cut, self.receipt["interrupted"] = "stopped", True
 
-    def unsent(self) -> bool:
-        """Whether the request has not left, and will not."""
-        return not self.sent or self.departure.give_up()
+    def given_up(self, journal: Journal | None) -> Reply:
+        """The reply of a call that is cancelled. If its reservation is still being written, that is given back
+        right after."""
+        self.given_back = journal
+        if not self.sent or self.departure.give_up():
+            self.receipt["unserved"] = True
+        elif not (self.ended or self.streamed.reported or self.receipt["failed"]):
+            self.cut = self.cut or "cancelled in flight; charged in full"
+            self.receipt["lost"] = True
+        return self.settle()
 
     def drain(self, stream: Iterator[Any]) -> None:
         self.sent = True
+        self.departure.made(waits=False)
         try:
             for chunk in stream:
                 if self._feed(chunk):
@@ -491,6 +512,7 @@ class _Call:
 
     async def adrain(self, stream: AsyncIterator[Any]) -> None:
         self.sent = True
+        self.departure.made(waits=True)
         try:
             async for chunk in stream:
                 if self._feed(chunk):

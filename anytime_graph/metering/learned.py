@@ -118,6 +118,7 @@ class Learned:
     same when a step began. forms: what became of the requests of runs, by run and form and then by step, ""
     for what all may know. guesses: requests in a row that were taken only in a
     smaller form, after a refusal that did not say why; doubted: tokens of the smallest that was so refused.
+    tells: see departures.Departure.
     """
 
     refused: set[str] = field(default_factory=set)
@@ -135,6 +136,7 @@ class Learned:
     forms: LRUCache[Hashable, dict[str, Caps]] = field(
         default_factory=lambda: LRUCache(_FORMS), repr=False
     )
+    tells: set[bool] = field(default_factory=set)
     guesses: int = 0
     doubted: float = math.inf
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)

@@ -32,7 +32,6 @@ from anytime_graph.budget import (
     Prices,
     Short,
     Spend,
-    nothing,
 )
 from anytime_graph.interrupt import StopSignal
 from anytime_graph.metering.account import Account, planned
@@ -75,7 +74,7 @@ class Reservation:
     it could be used, by the budget or a broken connection, not by the model or the caller's own cap.
     cut: by the budget. broke: the reply broke off, perhaps within its tool calls. tool_calls: held for those in it.
     recalled: it was made and paid before its process ended, and its reply is given again.
-    unsent: it was given up before it was made.
+    cost: of one that was given up, if it is known.
     """
 
     meter: Meter
@@ -89,7 +88,7 @@ class Reservation:
     broke: bool = False
     tool_calls: int = 0
     recalled: bool = False
-    unsent: bool = False
+    cost: Spend | None = None
 
     @property
     def place(self) -> int:
@@ -142,7 +141,7 @@ class Payer(Protocol):
         ...
 
     def settle(self, reserved: Reservation) -> None:
-        """Book the reply; without one the call was given up and is charged in full, unless it is unsent.
+        """Book the reply; without one the call was given up, and is charged in full unless its cost is known.
         Raises what the caller must know."""
         ...
 
@@ -297,7 +296,7 @@ def _settling(payer: Payer, reserved: Reservation) -> Iterator[None]:
     try:
         yield
     except asyncio.CancelledError as error:
-        reserved.unsent = vars(error).get("unsent", False)
+        reserved.cost = vars(error).get("cost")
         raise
     finally:
         if reserved.request is not None:
@@ -428,8 +427,7 @@ class AgentPayer:
         assert request is not None
         if (reply := reserved.reply) is None:
             if not reserved.recalled:
-                cost = nothing() if reserved.unsent else reserved.amounts
-                account.settle(reserved.amounts, cost)
+                account.settle(reserved.amounts, reserved.cost or reserved.amounts)
             return
         if not reserved.recalled:
             account.settle(reserved.amounts, reply.receipt["spend"])

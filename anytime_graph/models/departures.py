@@ -19,31 +19,56 @@ _IDLE = 100
 _loops: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 """The event loop that the connections of an HTTP client belong to, where it is known."""
 
+_HEADS = (
+    "http11.send_request_headers.",
+    "http2.send_connection_init.",
+    "http2.send_request_headers.",
+)
+"""What goes before a request's body, without which nobody serves it."""
+
 
 class Departure:
-    """Whether a request has left. Until it is known that one still waits for its connection, it counts as
-    gone."""
+    """Whether a request has left. Unless it is known that it has yet to come to its client, or waits there for
+    its connection, it counts as gone. tells: whether requests to this model go through clients that tell: those
+    that wait (True), those that do not (False), or both; as far as is known."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._connecting = self._gone = self._given_up = self.kept = False
+    def __init__(self, tells: set[bool] | None = None) -> None:
+        self._lock, self._tells = threading.Lock(), set() if tells is None else tells
+        self._here = self._fresh = self._gone = self._given_up = self.kept = False
+
+    def made(self, waits: bool) -> None:
+        """The model makes the request now."""
+        self._here = waits in self._tells
+
+    def taken(self, waits: bool) -> None:
+        """Its client has it now, and may not tell before it leaves. Raises ConnectionAbortedError if it was given
+        up."""
+        with self._lock:
+            self._tells.add(waits)
+            self._refuse()
+            self._here = self._fresh = False
+
+    def _refuse(self) -> None:
+        if self._given_up:
+            raise ConnectionAbortedError("given up before it left")
 
     def told(self, event: str, foreign: bool = False) -> None:
         """What the connection does now. Raises ConnectionAbortedError where a request would leave that was
         given up, or by a connection that is not a new one if those are foreign: then it is `kept`."""
         with self._lock:
             if event.startswith("connection."):
-                self._connecting = True
-            elif event.endswith("send_request_headers.started"):
-                self.kept = foreign and not self._connecting
-                if self.kept or self._given_up:
-                    raise ConnectionAbortedError("given up before it left")
-                self._gone = True
+                self._here = self._fresh = True
+            elif ".response_closed." not in event:
+                self.kept = foreign and not self._fresh
+                if self.kept:
+                    raise ConnectionAbortedError("of another event loop")
+                self._refuse()
+                self._gone = self._gone or not event.startswith(_HEADS)
 
     def give_up(self) -> bool:
         """Keep the request from leaving; False if it may be gone."""
         with self._lock:
-            self._given_up = self._given_up or (self._connecting and not self._gone)
+            self._given_up = self._given_up or (self._here and not self._gone)
             return self._given_up
 
 
@@ -65,7 +90,10 @@ def departing(departure: Departure) -> Iterator[None]:
 def watched(request: Any) -> Any:
     """The HTTP request, whose connection tells the call within which it is sent what becomes of it."""
     departure = _DEPARTING.get()
-    if departure is not None and "trace" not in request.extensions:
+    if departure is None:
+        return request
+    departure.taken(waits=False)
+    if "trace" not in request.extensions:
         told = {"trace": lambda event, info: departure.told(event)}
         request.extensions = {**request.extensions, **told}
     return request
@@ -75,7 +103,10 @@ async def sent_here(http: Any, request: Any, send: Callable[[Any], Awaitable[Any
     """The same for an asynchronous client, with the reply. Idle connections that an earlier event loop has
     left in the client, as one `asyncio.run` leaves them to the next, are let go one by one."""
     departure, loop = _DEPARTING.get(), asyncio.get_running_loop()
-    if departure is None or "trace" in request.extensions:
+    if departure is None:
+        return await send(request)
+    departure.taken(waits=True)
+    if "trace" in request.extensions:
         return await send(request)
     foreign = 0 if _loops.get(http) is loop else _IDLE
 

@@ -195,6 +195,27 @@ def test_a_task_cancelled_while_it_waits_for_the_lease_leaves_it(
     assert once_each(server)
 
 
+def test_a_lease_that_comes_after_the_end_of_its_event_loop_is_given_back(
+    served: Server, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "anytime.db")
+    with open_checkpoints(path) as store:
+        app = graph(served, store).compile(InMemorySaver())
+        paused = graph(served, store).compile(InMemorySaver(), interrupt_before=["draft"])
+        other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+        async def cancelled() -> None:
+            await paused.ainvoke(ASK, ON)
+            other.execute("BEGIN IMMEDIATE")
+            task = asyncio.create_task(paused.ainvoke(None, ON))
+            await auntil(waits_for_the_file)
+            task.cancel()
+            threading.Timer(0.2, other.close).start()
+
+        asyncio.run(cancelled())
+        assert asyncio.run(app.ainvoke(ASK, ON))["stop_reason"] == "tokens"
+
+
 def test_ctrl_c_while_the_file_is_locked_leaves_no_transaction(
     served: Server, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.callbacks import AsyncCallbackHandler
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import Send
@@ -236,16 +237,43 @@ class TestResuming:
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
+                assert [*await asyncio.to_thread(sql, target, states)] == [(4, "abandoned")]
                 return dict(await app.ainvoke(None, ON))
 
+        states = "SELECT ordinal, state FROM calls WHERE state <> 'settled'"
         out = asyncio.run(lives())
         assert server.settled().served <= out["spent"]["tokens"] <= 900
         assert len({c.request["seed"] for c in server.calls}) == len(server.calls)
-        assert sql(target, "SELECT ordinal, state FROM calls WHERE state <> 'settled'") == [
-            (4, "abandoned")
-        ]
+        assert sql(target, states) == [(4, "abandoned")]
         assert sql(target, "SELECT answer FROM answers WHERE ordinal = 4") == [("8",)]
-        assert any("in flight when its process ended" in e for e in out["errors"])
+        assert any("cancelled in flight; charged in full" in e for e in out["errors"])
+
+    def test_a_reply_that_had_come_when_its_call_was_cancelled_is_paid_by_its_report_and_used(
+        self, server: Server, target: str
+    ) -> None:
+        class Hears(AsyncCallbackHandler):
+            async def on_llm_new_token(self, token: str, **kwargs: Any) -> None:
+                if kwargs["chunk"].message.usage_metadata:
+                    asyncio.get_running_loop().call_later(0.05, reported.set)
+
+        server.script = lambda request, i: Reply("so <answer>1.0</answer>", error="mute")
+        reported = asyncio.Event()
+
+        async def lives() -> dict[str, Any]:
+            async with open_checkpoints(target) as store:
+                app = graph(server, store, strategy="single").compile(checkpointer=store.saver)
+                task = asyncio.create_task(app.ainvoke(ASK, {**ON, "callbacks": [Hears()]}))
+                await reported.wait()
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                return dict(await app.ainvoke(None, ON))
+
+        out = asyncio.run(lives())
+        assert out["spent"]["tokens"] == server.settled().served
+        assert out["best"]["answer"] == "1.0"
+        assert len(server.calls) == 1
+        assert sql(target, "SELECT state FROM calls") == [("settled",)]
 
     def test_what_streams_in_is_kept_while_the_stream_stalls(
         self, server: Server, store: Checkpoints, target: str

@@ -13,7 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain.agents import create_agent
 from langchain_core.caches import InMemoryCache
-from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_callback
+from langchain_core.callbacks import (
+    AsyncCallbackHandler,
+    BaseCallbackHandler,
+    get_usage_metadata_callback,
+)
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
@@ -231,6 +235,36 @@ def test_cancelling_closes_the_connection(server: Server) -> None:
 
     asyncio.run(cancelled())
     assert [call.closed_early for call in server.settled().calls] == [True]
+
+
+def test_nothing_is_left_at_work_by_a_call_that_is_cancelled_while_it_tells_of_an_answer(
+    server: Server,
+) -> None:
+    class Slow(AsyncCallbackHandler):
+        async def on_custom_event(self, *args: Any, **kwargs: Any) -> None:
+            reached.set()
+            await asyncio.Event().wait()
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        return Reply(text=None, ignore_limit=True, pace=0.01) if i else Reply("fine")
+
+    server.script, reached = script, asyncio.Event()
+    model = ChatAnytime(
+        model=server.model(),
+        budget=Budget(calls=4),
+        scorer=lambda question, answer: 0.5,
+        strategy="best_of_n",
+    )
+
+    async def cancelled() -> set[asyncio.Task[Any]]:
+        task = asyncio.create_task(model.ainvoke(QUESTION, {"callbacks": [Slow()]}))
+        await reached.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
+
+    assert not asyncio.run(cancelled())
 
 
 # --- what goes in

@@ -20,7 +20,7 @@ from langchain_core.messages import AnyMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
-from langgraph.graph import END, START, StateGraph
+from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.message import add_messages
 from pydantic import BaseModel
 
@@ -171,6 +171,39 @@ def test_a_refused_or_failed_step_can_be_run_again(server: Server) -> None:
             app.invoke(resumed, config)
     server.script = lambda request, i: Reply()
     assert app.invoke({"budget": Budget(calls=1)}, config)["best"]["answer"] == "fine"
+
+
+@both
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_run_goes_on_after_its_state_was_updated_at_a_breakpoint(
+    server: Server, sync: bool, nested: bool
+) -> None:
+    server.script = lambda request, i: Reply("<answer>" + "long " * i + "river</answer>")
+    options: Any = {"strategy": "self_refine", "scorer": by_length}
+    inner = create_anytime_graph(server.model(), budget=Budget(calls=4), **options)
+    app: Any = inner.compile(None if nested else InMemorySaver(), interrupt_before=["refine"])
+    if nested:
+        around: Any = StateGraph(MessagesState)
+        around.add_node("think", app)
+        around.add_edge(START, "think")
+        app = around.compile(InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "1"}}
+    invoke(app, sync, ask(), config)
+    paused = app.get_state(config, subgraphs=True)
+    here = paused.tasks[0].state if nested else paused
+    assert here.next == ("refine",)
+    if sync:
+        app.update_state(here.config, {"budget": {"calls": 2}})
+    else:
+        asyncio.run(app.aupdate_state(here.config, {"budget": {"calls": 2}}))
+    while app.get_state(config).next:
+        out = invoke(app, sync, None, config)
+    assert "river" in out["messages"][-1].text
+    assert len(server.settled().calls) == 6
+    if not nested:
+        assert (out["limits"], out["spent"]["calls"]) == ({"calls": 6}, 6)
+        app.update_state(config, {"messages": [("ai", "Do go on.")]})
+        assert app.get_state(config).next == (), "what has ended does not begin again"
 
 
 def test_tool_results_after_the_question_reach_the_model_and_edits_are_new_questions(

@@ -15,29 +15,34 @@ from typing import Any
 
 import httpx
 import pytest
+from langchain_core.callbacks import AsyncCallbackHandler
 from langchain_openai import ChatOpenAI
 
 from anytime_graph import Budget, NoAnswer, create_anytime_graph, open_checkpoints
 from anytime_graph.metering.account import Account
-from anytime_graph.metering.metered import AgentPayer, paid_by
+from anytime_graph.metering.metered import AgentPayer, Reservation, paid_by
+from anytime_graph.metering.request import Place
 from anytime_graph.models.departures import Departure
 from tests.kit.places import ROOT
 from tests.kit.providers import CAP, NAMED, Usage, speaking
-from tests.kit.server import Reply, serving
+from tests.kit.server import Reply, Server, serving
 from tests.kit.waiting import PATIENCE
 
 ASKED: Any = {"messages": [("user", "Why do rivers bend?")]}
 
 
 class Unreached(httpx.AsyncBaseTransport, httpx.BaseTransport):
-    """A network whose connections never come about. came: a client waits for one."""
+    """A network whose connections never come about. came: a client waits for one. steps: as far as a request
+    comes."""
 
     def __init__(self) -> None:
         self.came, self.ended = threading.Event(), threading.Event()
+        self.steps = ["connection.connect_tcp.started"]
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         if trace := request.extensions.get("trace"):
-            await trace("connection.connect_tcp.started", {})
+            for step in self.steps:
+                await trace(step, {})
         self.came.set()
         await asyncio.Event().wait()
         raise AssertionError
@@ -83,9 +88,93 @@ async def test_a_call_that_is_cancelled_while_it_connects_costs_nothing(
     assert account.left()["tokens"] == 9_000
 
 
-async def test_the_ledger_gives_back_what_it_reserved_for_a_call_that_is_cancelled_while_it_connects(
-    network: Unreached, tmp_path: Path
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_a_request_has_left_once_its_body_leaves(network: Unreached, leaves: bool) -> None:
+    account = Account({"tokens": 9_000, "calls": 9})
+    model = paid_by(AgentPayer(account, "tool"), made(network), None)
+    network.steps += ["connection.connect_tcp.complete", "http11.send_request_headers.started"]
+    network.steps += ["http11.send_request_body.started"] if leaves else []
+    task = asyncio.create_task(model.ainvoke("Why do rivers bend?"))
+    assert await asyncio.to_thread(network.came.wait, PATIENCE)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert account.spent["calls"] == leaves
+
+
+class Told(AsyncCallbackHandler):
+    """Waits where a tracer is told of a call, before its client has the request."""
+
+    def __init__(self) -> None:
+        self.came = asyncio.Event()
+        self.waits = False
+
+    async def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
+        if self.waits:
+            self.came.set()
+            await asyncio.Event().wait()
+
+
+async def test_a_call_that_is_cancelled_before_its_client_has_the_request_costs_nothing(
+    server: Server,
 ) -> None:
+    account, told = Account({"tokens": 9_000, "calls": 9}), Told()
+    model = paid_by(AgentPayer(account, "tool"), server.model(), None)
+    await model.ainvoke("Why do rivers bend?")  # by which the client is known to tell
+    told.waits = True
+    task = asyncio.create_task(model.ainvoke("Why do rivers bend?", {"callbacks": [told]}))
+    await told.came.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert account.spent["tokens"] == server.settled().served
+    assert len(server.calls) == account.spent["calls"] == 1
+
+
+class Slow:
+    """A journal that takes its time to look for a call."""
+
+    def __init__(self) -> None:
+        self.asked, self.answers = threading.Event(), threading.Event()
+
+    def recall(self, place: Place) -> None:
+        self.asked.set()
+        self.answers.wait(PATIENCE)
+
+    def reserve(self, *args: Any) -> bool:
+        raise AssertionError("it was given up")
+
+    def settle(self, *args: Any) -> None:
+        raise AssertionError("it was given up")
+
+
+class Recorded(AgentPayer):
+    slow = Slow()
+
+    def journal(self, reserved: Reservation) -> Slow:
+        return self.slow
+
+
+async def test_a_call_that_is_cancelled_while_its_journal_looks_for_it_costs_nothing(
+    server: Server,
+) -> None:
+    account = Account({"tokens": 9_000, "calls": 9})
+    payer = Recorded(account, "tool")
+    task = asyncio.create_task(paid_by(payer, server.model(), None).ainvoke("Why?"))
+    assert await asyncio.to_thread(payer.slow.asked.wait, PATIENCE)
+    task.cancel()
+    await asyncio.sleep(0)
+    payer.slow.answers.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert account.spent["calls"] == account.spent["tokens"] == len(server.calls) == 0
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_the_ledger_gives_back_what_it_reserved_for_a_call_that_is_cancelled_while_it_connects(
+    network: Unreached, tmp_path: Path, again: bool
+) -> None:
+    """again: it is cancelled at every step from there on, as a cancel scope of anyio does."""
     async with open_checkpoints(tmp_path / "books.db") as store:
         graph = create_anytime_graph(
             made(network), budget=Budget(tokens=5_000), ledger=store.ledger, exact_counts=False
@@ -94,9 +183,10 @@ async def test_the_ledger_gives_back_what_it_reserved_for_a_call_that_is_cancell
         task = asyncio.create_task(graph.compile(store.saver).ainvoke(ASKED, config))
         assert await asyncio.to_thread(network.came.wait, PATIENCE)
         reserved = await asyncio.to_thread(store.ledger.runs, "rivers")
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        while not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=0 if again else None)
+        assert task.cancelled()
         left = await asyncio.to_thread(store.ledger.runs, "rivers")
     assert [run["spent"]["tokens"] > 0 for run in reserved] == [True]
     assert [run["spent"]["tokens"] for run in left] == [0]
@@ -123,6 +213,7 @@ def test_a_request_that_was_given_up_does_not_leave_any_more() -> None:
     gone = Departure()
     gone.told("connection.start_tls.complete")
     gone.told("http2.send_request_headers.started")
+    gone.told("http2.send_request_body.started")
     gone.told("connection.close.started")
     assert not gone.give_up()
 
