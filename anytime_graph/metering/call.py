@@ -74,7 +74,7 @@ def _attempt(
     def pump() -> None:
         try:
             with contained(), made_for(journal), departing(under_way.departure):
-                prompt, model, bound = under_way.capped()
+                prompt, model, bound = under_way.capped(asynchronous=False)
                 under_way.drain(model.stream(list(prompt), under_way.config(config), **bound))
         except Exception as error:
             under_way.fail(error)
@@ -145,7 +145,7 @@ async def _aattempt(
     async def pump() -> None:
         try:
             with contained(), made_for(journal), departing(under_way.departure):
-                prompt, model, bound = under_way.capped()
+                prompt, model, bound = under_way.capped(asynchronous=True)
                 stream = model.astream(list(prompt), under_way.config(config), **bound)
                 await under_way.adrain(stream)
         except Exception as error:
@@ -317,7 +317,7 @@ class _Call:
         self.run_id = uuid4()
         self.streamed = StreamedReply(request.n, request.max_output, str(self.run_id))
         self.cut: str | None = None
-        self.made = self.sent = self.overran = self.ended = False
+        self.made = self.overran = self.ended = False
         self.billed_once: bool | None = None
         self._wanted = request.max_output or 0
         self.error: Exception | None = None
@@ -423,9 +423,9 @@ class _Call:
         """The text that has arrived; of several choices, the first one's."""
         return self.streamed.choices()[0].text
 
-    def capped(self) -> Form:
+    def capped(self, asynchronous: bool) -> Form:
         """The request as it is sent: the model has this call's output cap and, where it takes one, its
-        time limit; what its server does not take is left out."""
+        time limit; what its server does not take is left out; it tells the departure."""
         update: dict[str, Any] = {}
         model, bound, request = self.meter.model, self.meter.bound, self.request
         if request.max_output is not None:
@@ -444,7 +444,8 @@ class _Call:
         else:
             model = model.model_copy(update=providers.with_refusals(model))
         refused = self.meter.known.refused | request.without
-        return shaped(Form(request.prompt, model, providers.sendable(dict(bound))), refused)
+        form = shaped(Form(request.prompt, model, providers.sendable(dict(bound))), refused)
+        return form._replace(model=providers.telling(form.model, self.departure, asynchronous))
 
     def config(self, config: RunnableConfig) -> RunnableConfig:
         """The config of the run. The first of several choices is known by the run's id."""
@@ -476,10 +477,9 @@ class _Call:
 
     def unsent(self) -> bool:
         """Whether the request has not left, and will not."""
-        return not self.sent or self.departure.give_up()
+        return self.departure.give_up()
 
     def drain(self, stream: Iterator[Any]) -> None:
-        self.sent = True
         try:
             for chunk in stream:
                 if self._feed(chunk):
@@ -490,7 +490,6 @@ class _Call:
                 close()
 
     async def adrain(self, stream: AsyncIterator[Any]) -> None:
-        self.sent = True
         try:
             async for chunk in stream:
                 if self._feed(chunk):
@@ -526,7 +525,7 @@ class _Call:
             f"{providers.describe(error)}{refusals.to_check(error, self.meter.model)}"
         )
         refused = status is not None and not providers.transient(status)
-        unserved = not self.sent or (not self.streamed.begun and providers.unserved(error))
+        unserved = self.unsent() or (not self.streamed.begun and providers.unserved(error))
         # A provider that does not know requests for several choices may say "no such thing" to those.
         barred = (*providers.NO_ENTRY, providers.NO_SUCH_THING)
         closed = status in (providers.NO_ENTRY if self.request.n > 1 else barred)

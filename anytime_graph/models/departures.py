@@ -1,7 +1,8 @@
-"""Whether the request of a call has left, where its HTTP client can tell: one that is given up while it still
-connects costs nothing. Nor does one leave by a connection of another event loop, which brings no reply.
+"""Whether the request of a call has left, as far as that can be told: one that fails, or is given up, before
+that costs nothing. Nor does one leave by a connection of another event loop, which brings no reply.
 
-httpx tells of each step of a connection through the request's extension `trace`.
+httpx tells of each step of a connection through the request's extension `trace`. Where another client sends the
+request, it has not left as long as LangChain still calls callbacks or waits for the model's rate limiter.
 """
 
 from __future__ import annotations
@@ -14,19 +15,30 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from langchain_core.rate_limiters import BaseRateLimiter
+
 _IDLE = 100
 """Connections that a client keeps at most, by far."""
+_HTTPX = ("httpx", "httpx2")
+_CONNECTING = ("HTTPTransport", "AsyncHTTPTransport")
+"""Their transports that make connections."""
 _loops: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 """The event loop that the connections of an HTTP client belong to, where it is known."""
 
 
 class Departure:
-    """Whether a request has left. Until it is known that one still waits for its connection, it counts as
-    gone."""
+    """Whether a request has left. Once it may have, it counts as gone until it is known that one still waits
+    for its connection."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._connecting = self._gone = self._given_up = self.kept = False
+        self._unseen = self._connecting = self._gone = self._given_up = self.kept = False
+
+    def unseen(self) -> None:
+        """Nothing may tell of it from now on. Raises ConnectionAbortedError where it was given up."""
+        with self._lock:
+            self._check()
+            self._unseen = True
 
     def told(self, event: str, foreign: bool = False) -> None:
         """What the connection does now. Raises ConnectionAbortedError where a request would leave that was
@@ -36,15 +48,36 @@ class Departure:
                 self._connecting = True
             elif event.endswith("send_request_headers.started"):
                 self.kept = foreign and not self._connecting
-                if self.kept or self._given_up:
-                    raise ConnectionAbortedError("given up before it left")
+                self._check()
                 self._gone = True
+
+    def _check(self) -> None:
+        if self.kept or self._given_up:
+            raise ConnectionAbortedError("given up before it left")
 
     def give_up(self) -> bool:
         """Keep the request from leaving; False if it may be gone."""
         with self._lock:
-            self._given_up = self._given_up or (self._connecting and not self._gone)
+            waits = not self._gone and (self._connecting or not self._unseen)
+            self._given_up = self._given_up or waits
             return self._given_up
+
+
+class Gate(BaseRateLimiter):
+    """A model's rate limiter, or none, behind which nothing tells whether its request has left."""
+
+    def __init__(self, departure: Departure, own: BaseRateLimiter | None) -> None:
+        self._departure, self._own = departure, own
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        acquired = self._own is None or self._own.acquire(blocking=blocking)
+        self._departure.unseen()
+        return acquired
+
+    async def aacquire(self, *, blocking: bool = True) -> bool:
+        acquired = self._own is None or await self._own.aacquire(blocking=blocking)
+        self._departure.unseen()
+        return acquired
 
 
 _DEPARTING: contextvars.ContextVar[Departure | None] = contextvars.ContextVar(
@@ -62,27 +95,38 @@ def departing(departure: Departure) -> Iterator[None]:
         _DEPARTING.reset(token)
 
 
-def watched(request: Any) -> Any:
+def watched(http: Any, request: Any) -> Any:
     """The HTTP request, whose connection tells the call within which it is sent what becomes of it."""
     departure = _DEPARTING.get()
-    if departure is not None and "trace" not in request.extensions:
+    if departure is not None and _tells(departure, http, request):
         told = {"trace": lambda event, info: departure.told(event)}
         request.extensions = {**request.extensions, **told}
     return request
+
+
+def _tells(departure: Departure, http: Any, request: Any) -> bool:
+    """Whether the client's connections can tell the call of the request. Only httpx's own are sure to."""
+    find = getattr(http, "_transport_for_url", lambda url: None)
+    kinds = (type(find(request.url)), type(http.original).send)
+    own = all(kind.__module__.partition(".")[0] in _HTTPX for kind in kinds)
+    free = "trace" not in request.extensions
+    if not (own and free and kinds[0].__name__ in _CONNECTING):
+        departure.unseen()
+    return free
 
 
 async def sent_here(http: Any, request: Any, send: Callable[[Any], Awaitable[Any]]) -> Any:
     """The same for an asynchronous client, with the reply. Idle connections that an earlier event loop has
     left in the client, as one `asyncio.run` leaves them to the next, are let go one by one."""
     departure, loop = _DEPARTING.get(), asyncio.get_running_loop()
-    if departure is None or "trace" in request.extensions:
+    if departure is None or not _tells(departure, http, request):
         return await send(request)
-    foreign = 0 if _loops.get(http) is loop else _IDLE
+    foreign = 0 if _loops.get(http.original) is loop else _IDLE
 
     async def told(event: str, info: Any) -> None:
         departure.told(event, foreign > 0)
         if event.startswith("connection."):  # the client had none left
-            _loops[http] = loop
+            _loops[http.original] = loop
 
     request.extensions = {**request.extensions, "trace": told}
     while True:

@@ -25,6 +25,7 @@ from pydantic import BaseModel
 
 from anytime_graph.budget import Unpayable
 from anytime_graph.interrupt import CannotPause, Exited
+from anytime_graph.models.departures import Departure, Gate
 from anytime_graph.models.restated import restating, restating_in
 from anytime_graph.models.statuses import status_in
 
@@ -157,6 +158,8 @@ _WORD = re.compile(
     re.S,
 )
 """How LangChain's errors of type ValueError tell the word."""
+_NO_OPTION = re.compile(r"unexpected keyword argument '\w{1,40}'$")
+"""How Python says that a client has no such option."""
 NO_ENTRY = (401, 403)
 """Statuses that every other request of the same caller will get too."""
 NO_SUCH_THING = 404
@@ -193,6 +196,26 @@ _RESPONDS = re.compile(r"codex|^(gpt|o\d).*-(pro|sol)")
 _NO_LESS = re.compile(r"(^|/)(gpt-|chatgpt-|o\d)")
 """Names of models of OpenAI's, which refuses a smaller cap than 16 tokens wherever they are served."""
 _FURTHER = "-choice-"
+_CALLING = ("stream", "astream", "invoke", "ainvoke", "generate", "agenerate")
+_CALLERS = ("langchain_core", "langchain_google_genai")
+"""The methods of chat models that wait for their rate limiter before they send, and the packages whose do."""
+_SENDING = ("_stream", "_astream", "_generate", "_agenerate")
+_SENDERS = (
+    *(
+        "langchain_core",
+        "langchain_openai",
+        "langchain_anthropic",
+        "langchain_groq",
+        "langchain_xai",
+    ),
+    *("langchain_mistralai", "langchain_ollama", "langchain_openrouter", "langchain_deepseek"),
+)
+"""Packages whose chat models send nothing but by the HTTP client that they hold."""
+_CLIENTS = {
+    False: ("root_client", "client", "_client"),
+    True: ("root_async_client", "async_client", "_async_client"),
+}
+"""The fields in which they hold it, sync and async, perhaps within their SDK's client."""
 
 
 # --- before a call
@@ -444,6 +467,31 @@ def clients(model: BaseChatModel, **options: Any) -> dict[str, Any]:
             update |= {field: root} if hasattr(model, field) else {}
             update |= {name: root.chat.completions} if completions is not None else {}
     return update
+
+
+def telling(model: BaseChatModel, departure: Departure, asynchronous: bool) -> BaseChatModel:
+    """The model, for a call whose request's departure is told, as far as it can be."""
+    if not _made_of(model, _CALLING, _CALLERS):
+        departure.unseen()
+    elif not (_made_of(model, _SENDING, _SENDERS) and _sends_by_view(model, asynchronous)):
+        return model.model_copy(update={"rate_limiter": Gate(departure, model.rate_limiter)})
+    return model
+
+
+def _made_of(model: BaseChatModel, methods: Iterable[str], packages: Iterable[str]) -> bool:
+    """Whether these methods of a model come from these packages."""
+    modules = (getattr(type(model), name).__module__ for name in methods)
+    return all(module.partition(".")[0] in packages for module in modules)
+
+
+def _sends_by_view(model: BaseChatModel, asynchronous: bool) -> bool:
+    """Whether the HTTP client that a model holds is a view; see models.restated."""
+    config = getattr(getattr(model, "client", None), "sdk_configuration", None)  # OpenRouter's
+    held = (getattr(config or model, name, None) for name in _CLIENTS[asynchronous])
+    client = next((client for client in held if client is not None), None)
+    for _ in range(2):
+        client = getattr(client, "_client", client)
+    return getattr(client, "restates", False) is True
 
 
 def _with_options(client: Any, **options: Any) -> Any:
@@ -768,6 +816,8 @@ def describe(error: BaseException) -> str:
         parts.append(f"HTTP {http}")
     if isinstance(code, str) and re.fullmatch(r"[a-z][a-z_]{2,40}", code):
         parts.append(code)
+    if isinstance(named, TypeError) and (option := _NO_OPTION.search(str(named))):
+        parts.append(f"({option[0]})")
     return " ".join(parts)
 
 

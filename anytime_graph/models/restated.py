@@ -49,7 +49,7 @@ def restating_in(owner: Any, *names: str) -> Any:
 @functools.cache
 def _restating_kind(kind: Any) -> Any:
     def send(self: Any, request: Any, *args: Any, **options: Any) -> Any:
-        response = kind.send(self, watched(request), *args, **options)
+        response = kind.send(self, watched(self, request), *args, **options)
         if response.is_closed:
             return _whole(response)
         head, parts = _Head(response), response.iter_bytes()
@@ -69,7 +69,7 @@ def _restating_kind(kind: Any) -> Any:
 
     async def asend(self: Any, request: Any, *args: Any, **options: Any) -> Any:
         response = await sent_here(
-            self.original, request, lambda sent: kind.send(self, sent, *args, **options)
+            self, request, lambda sent: kind.send(self, sent, *args, **options)
         )
         if response.is_closed:
             return _whole(response)

@@ -115,6 +115,7 @@ def test_a_call_that_is_stopped_while_it_connects_costs_nothing(
 
 def test_a_request_that_was_given_up_does_not_leave_any_more() -> None:
     departure = Departure()
+    departure.unseen()
     assert not departure.give_up()  # nothing tells where it is
     departure.told("connection.connect_tcp.started")
     assert departure.give_up()
