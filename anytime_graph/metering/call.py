@@ -224,7 +224,7 @@ def _again(attempts: Attempts, reply: Reply) -> bool:
     if came["unserved"] and not came["interrupted"] and reply.error is not None:
         return not came["closed"] and attempts.again(reply.error)
     if reply.chunks:
-        attempts.served()
+        attempts.served(came)
     return False
 
 
@@ -573,6 +573,9 @@ class _Call:
             "error" if shared["failed"] else "cut" if self.cut else self._own_end(charged)
         )
         shared = {**shared, "ended": ended, "ended_at": now}
+        if self.request.ended_early({**shared, "spend": spend, "reported": charged.reported}):
+            most, came = self.request.max_output, spend["output_tokens"]
+            self.errors.append(f"the provider cut the reply after {came} of {most} output tokens")
         first, *others = (
             self._choice(i, part, shared, spend) for i, part in enumerate(streamed.choices())
         )
