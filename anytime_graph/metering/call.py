@@ -520,16 +520,17 @@ class _Call:
             self.streamed.unreadable = self.ended = True
             return
         self.error = error
-        status = providers.status(error)
-        self.errors.append(
-            f"{providers.describe(error)}{refusals.to_check(error, self.meter.model)}"
-        )
+        told = providers.blamed(error, self.departure.served)
+        status = providers.status(told)
+        check = refusals.to_check(told, self.meter.model) if told else ""
+        self.errors.append(f"{providers.describe(error)}{check}")
         refused = status is not None and not providers.transient(status)
-        unserved = self.unsent() or (not self.streamed.begun and providers.unserved(error))
+        unserved = self.unsent() or (not self.streamed.begun and providers.unserved(told))
         # A provider that does not know requests for several choices may say "no such thing" to those.
         barred = (*providers.NO_ENTRY, providers.NO_SUCH_THING)
         closed = status in (providers.NO_ENTRY if self.request.n > 1 else barred)
-        closed = closed or refusals.unpaid(error) or type(error) is Unpayable
+        closed = closed or (told is not None and refusals.unpaid(told))
+        closed = closed or type(error) is Unpayable
         silent = status is None and not self.streamed.pieces and not unserved
         if self.request.n > 1 and (refused or silent):
             self.billed_once = False

@@ -28,11 +28,12 @@ _loops: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 class Departure:
     """Whether a request has left. Once it may have, it counts as gone until it is known that one still waits
-    for its connection."""
+    for its connection. served: the server has begun a reply, which is no refusal."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._unseen = self._connecting = self._gone = self._given_up = self.kept = False
+        self.served = False
 
     def unseen(self) -> None:
         """Nothing may tell of it from now on. Raises ConnectionAbortedError where it was given up."""
@@ -40,7 +41,7 @@ class Departure:
             self._check()
             self._unseen = True
 
-    def told(self, event: str, foreign: bool = False) -> None:
+    def told(self, event: str, foreign: bool = False, info: Any = None) -> None:
         """What the connection does now. Raises ConnectionAbortedError where a request would leave that was
         given up, or by a connection that is not a new one if those are foreign: then it is `kept`."""
         with self._lock:
@@ -50,6 +51,8 @@ class Departure:
                 self.kept = foreign and not self._connecting
                 self._check()
                 self._gone = True
+            elif event.endswith("receive_response_headers.complete"):
+                self.served = any(part in range(200, 300) for part in info["return_value"])
 
     def _check(self) -> None:
         if self.kept or self._given_up:
@@ -95,11 +98,18 @@ def departing(departure: Departure) -> Iterator[None]:
         _DEPARTING.reset(token)
 
 
+def restated(response: Any) -> Any:
+    """The reply, which had another status."""
+    if (departure := _DEPARTING.get()) is not None:
+        departure.served = departure.served and response.is_success
+    return response
+
+
 def watched(http: Any, request: Any) -> Any:
     """The HTTP request, whose connection tells the call within which it is sent what becomes of it."""
     departure = _DEPARTING.get()
     if departure is not None and _tells(departure, http, request):
-        told = {"trace": lambda event, info: departure.told(event)}
+        told = {"trace": lambda event, info: departure.told(event, info=info)}
         request.extensions = {**request.extensions, **told}
     return request
 
@@ -124,7 +134,7 @@ async def sent_here(http: Any, request: Any, send: Callable[[Any], Awaitable[Any
     foreign = 0 if _loops.get(http.original) is loop else _IDLE
 
     async def told(event: str, info: Any) -> None:
-        departure.told(event, foreign > 0)
+        departure.told(event, foreign > 0, info)
         if event.startswith("connection."):  # the client had none left
             _loops[http.original] = loop
 

@@ -14,7 +14,8 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib import import_module
-from typing import Any, Literal, get_args
+from traceback import walk_tb
+from typing import Any, Literal, cast, get_args
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
@@ -196,6 +197,8 @@ _RESPONDS = re.compile(r"codex|^(gpt|o\d).*-(pro|sol)")
 _NO_LESS = re.compile(r"(^|/)(gpt-|chatgpt-|o\d)")
 """Names of models of OpenAI's, which refuses a smaller cap than 16 tokens wherever they are served."""
 _FURTHER = "-choice-"
+_CALLBACKS = "langchain_core.callbacks.manager"
+_MODELS = "langchain_core.language_models.chat_models"
 _CALLING = ("stream", "astream", "invoke", "ainvoke", "generate", "agenerate")
 _CALLERS = ("langchain_core", "langchain_google_genai")
 """The methods of chat models that wait for their rate limiter before they send, and the packages whose do."""
@@ -758,6 +761,31 @@ def tells_endings(model: BaseChatModel) -> bool:
     return bool(_facts(model, _TELLING))
 
 
+def blamed(error: BaseException, served: bool) -> BaseException | None:
+    """The error as far as it may tell of the request; None if it cannot. One that a callback raised does not,
+    but the client's own that it hides. served: the server has begun a reply; then only its words do."""
+    while error is not None and _raised_in(error, _CALLBACKS):
+        hidden = error.__context__
+        while hidden is not None and not _raised_in(hidden, _MODELS):
+            hidden = hidden.__context__
+        error = cast(BaseException, hidden)
+    if not served or error is None:
+        return error
+    by_words = status(error) is not None and not any(map(_numbered, _causes(error)))
+    return error if by_words else None
+
+
+def _raised_in(error: BaseException, module: str) -> bool:
+    frames = walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__") == module for frame, _ in frames)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
 def unserved(error: BaseException | None) -> bool:
     """Whether a request that ended in this error, before any of its reply came, cannot have cost
     anything: the server refused it, or it never left. False for errors of an unknown kind."""
@@ -775,20 +803,22 @@ def unserved(error: BaseException | None) -> bool:
 
 def status(error: BaseException | None) -> int | None:
     """The HTTP status of an error, or of what caused it."""
-    while error is not None:
-        response: Any = getattr(error, "response", None)
-        metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
-        for value in (
-            getattr(error, "status_code", None),
-            getattr(response, "status_code", None),
-            metadata.get("HTTPStatusCode"),
-            getattr(error, "code", None),
-        ):
-            if isinstance(value, int) and 300 <= value < 600:
-                return value
-        if (stood_for := _stands_for(error)) is not None:
-            return stood_for
-        error = error.__cause__
+    told = (_numbered(each) or _stands_for(each) for each in _causes(error))
+    return next(filter(None, told), None)
+
+
+def _numbered(error: BaseException) -> int | None:
+    """The status that an error has as a number."""
+    response: Any = getattr(error, "response", None)
+    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+    for value in (
+        getattr(error, "status_code", None),
+        getattr(response, "status_code", None),
+        metadata.get("HTTPStatusCode"),
+        getattr(error, "code", None),
+    ):
+        if isinstance(value, int) and 300 <= value < 600:
+            return value
     return None
 
 

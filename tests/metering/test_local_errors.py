@@ -27,9 +27,12 @@ from anytime_graph.metering.account import Account
 from anytime_graph.metering.metered import AgentPayer, paid_by
 from anytime_graph.middleware import TokenBudgetMiddleware
 from tests.kit.marks import both, torture
-from tests.kit.providers import PROVIDERS, Provider, speaking
+from tests.kit.providers import CAP, PROVIDERS, Provider, speaking
 from tests.kit.server import Reply, Server, by_place, serving
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Inheritance class AiohttpClientSession:DeprecationWarning"
+)
 BUDGET = Budget(tokens=50_000)
 ASKED: Any = {"messages": [("user", "Why do rivers bend?")]}
 PLACES = ("callback", "limiter", "payload", "hook", "auth", "token")
@@ -236,6 +239,7 @@ def test_no_client_is_charged_for_what_a_callback_of_the_users_ends(
     provider: Provider, sync: bool
 ) -> None:
     with speaking() as wire:
+        wire.provider = provider
         failing_first = Callback(Faults(lambda here: here == "callback"))
         served = provider.model(wire.url).with_config(callbacks=[failing_first])
         with pytest.raises(NoAnswer) as raised:
@@ -288,3 +292,86 @@ def test_what_may_have_been_sent_unseen_is_paid_for(kind: str) -> None:
         server.settled()
     assert account.spent["calls"] == len(server.calls) == 1
     assert account.spent["tokens"] >= server.served
+
+
+class Forbidden(Exception):
+    status_code = 403
+
+
+def unreached() -> None:
+    httpx2.get("http://127.0.0.1:9/")
+
+
+def forbidden() -> None:
+    raise Forbidden
+
+
+class Sidecar(BaseCallbackHandler):
+    """Sends what it hears to a server of its own, which does not take it."""
+
+    raise_error = True
+
+    def __init__(self, sends: Callable[[], None]) -> None:
+        self.sends = sends
+
+    def on_llm_new_token(self, *args: Any, **kwargs: Any) -> None:
+        self.sends()
+
+
+@both
+@pytest.mark.parametrize("sends", [unreached, forbidden])
+@pytest.mark.parametrize("provider", PROVIDERS, ids=lambda provider: provider.name)
+def test_what_a_callback_hears_from_a_server_of_its_own_is_no_refusal_of_the_models(
+    provider: Provider, sends: Callable[[], None], sync: bool
+) -> None:
+    with speaking() as wire:
+        wire.provider = provider
+        served = provider.model(wire.url).with_config(callbacks=[Sidecar(sends)])
+        with pytest.raises(NoAnswer) as raised:
+            wire.ask(served, sync)
+    assert (len(wire.requests), raised.value.spent["calls"]) == (1, 1)
+    assert raised.value.spent["output_tokens"] == CAP
+
+
+@both
+@pytest.mark.parametrize("sends", [unreached, forbidden])
+def test_nor_is_what_a_hook_hears_once_the_server_has_begun_its_reply(
+    sends: Callable[[], None], sync: bool
+) -> None:
+    def hook(response: Any) -> None:
+        sends()
+
+    async def ahook(response: Any) -> None:
+        sends()
+
+    with serving() as server:
+        served = server.model(
+            http_client=httpx2.Client(event_hooks={"response": [hook]}),
+            http_async_client=httpx2.AsyncClient(event_hooks={"response": [ahook]}),
+        )
+        account = Account(BUDGET.limits())
+        paid = paid_by(AgentPayer(account, "tool"), served, None)
+        with suppress(Exception):
+            paid.invoke("Why?") if sync else asyncio.run(paid.ainvoke("Why?"))
+        server.settled()
+    assert account.spent["calls"] == len(server.calls) == 1
+    assert account.spent["tokens"] >= server.served > 0
+
+
+def test_a_refusal_costs_nothing_though_a_callback_hides_it() -> None:
+    class Hiding(BaseCallbackHandler):
+        raise_error = True
+
+        def on_llm_error(self, *args: Any, **kwargs: Any) -> None:
+            unreached()
+
+    with serving() as server:
+        server.script = lambda request, i: Reply(error=400, says="no such thing")
+        account = Account(BUDGET.limits())
+        paid = paid_by(AgentPayer(account, "tool"), server.model(callbacks=[Hiding()]), None)
+        with pytest.raises(httpx2.ConnectError):
+            paid.invoke("Why?")
+        server.script = lambda request, i: Reply(error=500)
+        with pytest.raises(httpx2.ConnectError):
+            paid.invoke("Why?")
+    assert (len(server.calls), account.spent["calls"]) == (2, 1)
