@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, cast
 from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.pregel import Pregel
+from langgraph.types import StateSnapshot
 
 from anytime_graph.batch.series import distinct, thread_name
 from anytime_graph.budget import (
@@ -128,13 +129,13 @@ def batch(
     running: dict[Future[_Reply], _Step] = {}
     with allocation.shared(), ThreadPoolExecutor(workers, "anytime-batch") as pool:
         for question in allocation.questions:
-            allocation.learn(question, app.get_state(question.config).values)
+            allocation.learn(question, app.get_state(question.config))
         allocation.tell()
         try:
             while True:
                 while len(running) < workers:
                     for question in allocation.news():
-                        allocation.learn(question, app.get_state(question.config).values)
+                        allocation.learn(question, app.get_state(question.config))
                     step = allocation.next()
                     if step is None:
                         break
@@ -176,7 +177,7 @@ async def abatch(
     async def learn(questions: Iterable[_Question]) -> None:
         for question in questions:
             found = await app.aget_state(question.config)
-            await aside(allocation.learn, question, found.values)
+            await aside(allocation.learn, question, found)
 
     try:
         await aside(allocation.join)
@@ -352,11 +353,12 @@ class _Allocation:
                 self.account.hold(question.elsewhere.held)
         return [question for question in changed if question.elsewhere is None]
 
-    def learn(self, question: _Question, values: dict[str, Any]) -> None:
-        """Take in what others, or earlier runs of the batch, have left of a question."""
+    def learn(self, question: _Question, found: StateSnapshot) -> None:
+        """Take in what others, or earlier runs of the batch, have left of a question. Of one whose process
+        died before the first checkpoint of its plan, only the ledger knows; it is asked again."""
         spent = nothing()
-        if "run_id" in values:
-            self._know(question, migrated_state(cast(Any, values)))
+        if "run_id" in found.values and cast(Any, found.metadata)["step"] > 0:
+            self._know(question, migrated_state(cast(Any, found.values)))
             assert question.state is not None
             spent = question.state["spent"]
             self._check(question.state["limits"])
@@ -509,7 +511,15 @@ class _Allocation:
             held[dimension] = max(amount, lent)
         if question.idle and not held.keys() & rest.keys():
             return None
-        new = {} if question.state else {"messages": [HumanMessage(question.text)]}
+        new = (
+            {}
+            if question.state
+            else {
+                "messages": [
+                    HumanMessage(question.text, id=question.thread)
+                ]  # asked again, it is the same
+            }
+        )
         amounts = {d: a if d == "usd" else math.ceil(a) for d, a in given.items()}
         grant = Budget(**cast(Any, amounts))
         return _Step(question, {**new, "budget": grant}, cast(Spend, {**nothing(), **held}))

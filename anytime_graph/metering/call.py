@@ -76,7 +76,7 @@ def _attempt(
     def pump() -> None:
         try:
             with contained(), made_for(journal), departing(under_way.departure):
-                prompt, model, bound = under_way.capped()
+                prompt, model, bound = under_way.capped(asynchronous=False)
                 under_way.drain(model.stream(list(prompt), under_way.config(config), **bound))
         except Exception as error:
             under_way.fail(error)
@@ -136,7 +136,7 @@ async def _aattempt(
     async def pump() -> None:
         try:
             with contained(), made_for(journal), departing(under_way.departure):
-                prompt, model, bound = under_way.capped()
+                prompt, model, bound = under_way.capped(asynchronous=True)
                 stream = model.astream(list(prompt), under_way.config(config), **bound)
                 await under_way.adrain(stream)
         except Exception as error:
@@ -234,7 +234,7 @@ def _again(attempts: Attempts, reply: Reply) -> bool:
     if came["unserved"] and not came["interrupted"] and reply.error is not None:
         return not came["closed"] and attempts.again(reply.error)
     if reply.chunks:
-        attempts.served()
+        attempts.served(came)
     return False
 
 
@@ -327,13 +327,13 @@ class _Call:
         self.run_id = uuid4()
         self.streamed = StreamedReply(request.n, request.max_output, str(self.run_id))
         self.cut: str | None = None
-        self.made = self.sent = self.overran = self.ended = False
+        self.made = self.overran = self.ended = False
         self.billed_once: bool | None = None
         self._wanted = request.max_output or 0
         self.error: Exception | None = None
         self.errors: list[str] = []
         self.trial: Trial | None = None
-        self.departure = Departure(meter.known.tells)
+        self.departure = Departure()
         self.given_back: Journal | None = None
 
     # --- before the call
@@ -436,9 +436,9 @@ class _Call:
         """The text that has arrived; of several choices, the first one's."""
         return self.streamed.choices()[0].text
 
-    def capped(self) -> Form:
+    def capped(self, asynchronous: bool) -> Form:
         """The request as it is sent: the model has this call's output cap and, where it takes one, its
-        time limit; what its server does not take is left out."""
+        time limit; what its server does not take is left out; it tells the departure."""
         update: dict[str, Any] = {}
         model, bound, request = self.meter.model, self.meter.bound, self.request
         if request.max_output is not None:
@@ -457,7 +457,8 @@ class _Call:
         else:
             model = model.model_copy(update=providers.with_refusals(model))
         refused = self.meter.known.refused | request.without
-        return shaped(Form(request.prompt, model, providers.sendable(dict(bound))), refused)
+        form = shaped(Form(request.prompt, model, providers.sendable(dict(bound))), refused)
+        return form._replace(model=providers.telling(form.model, self.departure, asynchronous))
 
     def config(self, config: RunnableConfig) -> RunnableConfig:
         """The config of the run. The first of several choices is known by the run's id."""
@@ -491,7 +492,7 @@ class _Call:
         """The reply of a call that is cancelled. If its reservation is still being written, that is given back
         right after."""
         self.given_back = journal
-        if not self.sent or self.departure.give_up():
+        if self.departure.give_up():
             self.receipt["unserved"] = True
         elif not (self.ended or self.streamed.reported or self.receipt["failed"]):
             self.cut = self.cut or "cancelled in flight; charged in full"
@@ -499,8 +500,6 @@ class _Call:
         return self.settle()
 
     def drain(self, stream: Iterator[Any]) -> None:
-        self.sent = True
-        self.departure.made(waits=False)
         try:
             for chunk in stream:
                 if self._feed(chunk):
@@ -511,8 +510,6 @@ class _Call:
                 close()
 
     async def adrain(self, stream: AsyncIterator[Any]) -> None:
-        self.sent = True
-        self.departure.made(waits=True)
         try:
             async for chunk in stream:
                 if self._feed(chunk):
@@ -543,16 +540,19 @@ class _Call:
             self.streamed.unreadable = self.ended = True
             return
         self.error = error
-        status = providers.status(error)
-        self.errors.append(
-            f"{providers.describe(error)}{refusals.to_check(error, self.meter.model)}"
-        )
+        told = providers.blamed(error, self.departure.served)
+        status = providers.status(told)
+        check = refusals.to_check(told, self.meter.model) if told else ""
+        self.errors.append(f"{providers.describe(error)}{check}")
         refused = status is not None and not providers.transient(status)
-        unserved = not self.sent or (not self.streamed.begun and providers.unserved(error))
+        unserved = self.departure.give_up() or (
+            not self.streamed.begun and providers.unserved(told)
+        )
         # A provider that does not know requests for several choices may say "no such thing" to those.
         barred = (*providers.NO_ENTRY, providers.NO_SUCH_THING)
         closed = status in (providers.NO_ENTRY if self.request.n > 1 else barred)
-        closed = closed or refusals.unpaid(error) or type(error) is Unpayable
+        closed = closed or (told is not None and refusals.unpaid(told))
+        closed = closed or type(error) is Unpayable
         silent = status is None and not self.streamed.pieces and not unserved
         if self.request.n > 1 and (refused or silent):
             self.billed_once = False
@@ -596,6 +596,9 @@ class _Call:
             "error" if shared["failed"] else "cut" if self.cut else self._own_end(charged)
         )
         shared = {**shared, "ended": ended, "ended_at": now}
+        if self.request.ended_early({**shared, "spend": spend, "reported": charged.reported}):
+            most, came = self.request.max_output, spend["output_tokens"]
+            self.errors.append(f"the provider cut the reply after {came} of {most} output tokens")
         first, *others = (
             self._choice(i, part, shared, spend) for i, part in enumerate(streamed.choices())
         )

@@ -20,10 +20,11 @@ from cachetools import LRUCache
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage, HumanMessage
 
-from anytime_graph.budget import GOOD_ROOM, MIN_ROOM, lowest
+from anytime_graph.budget import GOOD_ROOM, MIN_ROOM, Spend, lowest
 from anytime_graph.metering.request import NOWHERE, Request, digest_of
 from anytime_graph.models import providers, refusals
 from anytime_graph.models.counting import Counts
+from anytime_graph.run.calls import Receipt
 
 _PATIENCE = 90.0
 """Seconds that a call waits for a server that refuses it, in all. Most limits are by the minute."""
@@ -34,6 +35,8 @@ _MODELS = 4_096
 """Models whose facts are kept."""
 _FORMS = 1_024
 """Forms of requests of which it is kept, by model, whether they were taken."""
+_ALIKE = 2
+"""Tokens by which replies that ended at the same limit may differ."""
 _CERTAIN = 2
 """A guess at the window is believed once so many requests were taken only in a smaller form."""
 
@@ -118,7 +121,7 @@ class Learned:
     same when a step began. forms: what became of the requests of runs, by run and form and then by step, ""
     for what all may know. guesses: requests in a row that were taken only in a
     smaller form, after a refusal that did not say why; doubted: tokens of the smallest that was so refused.
-    tells: see departures.Departure.
+    early: of the latest reply that ended at a limit of the server's own, its tokens, and with its prompt's.
     """
 
     refused: set[str] = field(default_factory=set)
@@ -136,9 +139,9 @@ class Learned:
     forms: LRUCache[Hashable, dict[str, Caps]] = field(
         default_factory=lambda: LRUCache(_FORMS), repr=False
     )
-    tells: set[bool] = field(default_factory=set)
     guesses: int = 0
     doubted: float = math.inf
+    early: tuple[int, int] = (0, 0)
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     def beside(self, max_input: int) -> int | None:
@@ -167,6 +170,17 @@ class Learned:
         with self.lock:
             self.window = lowest(self.window, window)
             self.ceiling = lowest(self.ceiling, ceiling)
+
+    def learn_cap(self, spend: Spend) -> None:
+        """Take in a reply that ended at a limit of the server's own. A second one of as many tokens shows that
+        limit; or, with as many as the first one and its prompt, the window."""
+        tokens, both = spend["output_tokens"], spend["tokens"]
+        with self.lock:
+            (before, both_before), self.early = self.early, (tokens, both)
+            if tokens >= GOOD_ROOM and abs(tokens - before) <= _ALIKE:
+                self.narrow(ceiling=max(tokens, before))
+            elif tokens >= GOOD_ROOM and abs(both - both_before) <= _ALIKE:
+                self.narrow(window=max(both, both_before))
 
     def put_off(self, told: float | None, sent: float) -> float:
         """Seconds to wait after a refusal for load of a request that was sent at this time. The wait
@@ -247,8 +261,10 @@ class Attempts:
             refused=self._refused,
         )
 
-    def served(self) -> None:
+    def served(self, came: Receipt) -> None:
         """The latest attempt was taken: what was left out of it is not needed, the rest is."""
+        if self.request.ended_early(came):
+            self._known.learn_cap(came["spend"])
         known, left_out = self._known, self._left_out()
         with known.lock:
             known.refused |= left_out

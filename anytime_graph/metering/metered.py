@@ -447,6 +447,7 @@ class AgentPayer:
         account.mark(message)
         cap, ended = request.max_output, reply.receipt["ended"]
         cap_is_ours = cap is not None and (ready.ceiling is None or cap < ready.ceiling)
+        cap_is_ours = cap_is_ours and not request.ended_early(reply.receipt)
         reserved.cut = cut = ended == "cut" or (ended == "length" and cap_is_ours)
         # A model that has reported before ends no reply without a report.
         silent = ready.name in account.growth and not reports_its_end(message)

@@ -24,6 +24,8 @@ class Place(NamedTuple):
     ordinal: int
 
 
+_NEAR = 16
+"""Tokens by which a reply that ended at its cap may be shorter."""
 NOWHERE = Place(0, 0)
 """The place of a call that no journal records."""
 
@@ -59,6 +61,12 @@ class Request:
     granted: Callable[[Reply], Reply] | None = None
     barred: Callable[[], Exception | None] | None = None
     refused: Callable[[Exception, bool], None] | None = None
+
+    def ended_early(self, came: Receipt) -> bool:
+        """Whether the provider ended the reply at a limit of its own, well below this request's."""
+        most, told = self.max_output, came["reported"] is not None and self.n == 1
+        cut = told and came["ended"] == "length" and most is not None
+        return cut and came["spend"]["output_tokens"] + _NEAR < (most or 0)
 
     @property
     def text(self) -> str:

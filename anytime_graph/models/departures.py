@@ -1,7 +1,8 @@
-"""Whether the request of a call has left, where its HTTP client can tell: one that is given up while it still
-connects costs nothing. Nor does one leave by a connection of another event loop, which brings no reply.
+"""Whether the request of a call has left, as far as that can be told: one that fails, or is given up, before
+that costs nothing. Nor does one leave by a connection of another event loop, which brings no reply.
 
-httpx tells of each step of a connection through the request's extension `trace`.
+httpx tells of each step of a connection through the request's extension `trace`. Where another client sends the
+request, it has not left as long as LangChain still calls callbacks or waits for the model's rate limiter.
 """
 
 from __future__ import annotations
@@ -14,62 +15,78 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from langchain_core.rate_limiters import BaseRateLimiter
+
 _IDLE = 100
 """Connections that a client keeps at most, by far."""
-_loops: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-"""The event loop that the connections of an HTTP client belong to, where it is known."""
-
+_HTTPX = ("httpx", "httpx2")
+_CONNECTING = ("HTTPTransport", "AsyncHTTPTransport")
+"""Their transports that make connections."""
 _HEADS = (
     "http11.send_request_headers.",
     "http2.send_connection_init.",
     "http2.send_request_headers.",
 )
 """What goes before a request's body, without which nobody serves it."""
+_loops: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+"""The event loop that the connections of an HTTP client belong to, where it is known."""
 
 
 class Departure:
-    """Whether a request has left. Unless it is known that it has yet to come to its client, or waits there for
-    its connection, it counts as gone. tells: whether requests to this model go through clients that tell: those
-    that wait (True), those that do not (False), or both; as far as is known."""
+    """Whether a request has left. Once it may have, it counts as gone until it is known that one still waits
+    for its connection. served: the server has begun a reply, which is no refusal."""
 
-    def __init__(self, tells: set[bool] | None = None) -> None:
-        self._lock, self._tells = threading.Lock(), set() if tells is None else tells
-        self._here = self._fresh = self._gone = self._given_up = self.kept = False
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._unseen = self._connecting = self._gone = self._given_up = self.kept = False
+        self.served = False
 
-    def made(self, waits: bool) -> None:
-        """The model makes the request now."""
-        self._here = waits in self._tells
-
-    def taken(self, waits: bool) -> None:
-        """Its client has it now, and may not tell before it leaves. Raises ConnectionAbortedError if it was given
-        up."""
+    def unseen(self) -> None:
+        """Nothing may tell of it from now on. Raises ConnectionAbortedError where it was given up."""
         with self._lock:
-            self._tells.add(waits)
-            self._refuse()
-            self._here = self._fresh = False
+            self._check()
+            self._unseen = True
 
-    def _refuse(self) -> None:
-        if self._given_up:
-            raise ConnectionAbortedError("given up before it left")
-
-    def told(self, event: str, foreign: bool = False) -> None:
+    def told(self, event: str, foreign: bool = False, info: Any = None) -> None:
         """What the connection does now. Raises ConnectionAbortedError where a request would leave that was
         given up, or by a connection that is not a new one if those are foreign: then it is `kept`."""
         with self._lock:
             if event.startswith("connection."):
-                self._here = self._fresh = True
+                self._connecting = True
             elif ".response_closed." not in event:
-                self.kept = foreign and not self._fresh
-                if self.kept:
-                    raise ConnectionAbortedError("of another event loop")
-                self._refuse()
+                self.kept = foreign and not self._connecting
+                self._check()
                 self._gone = self._gone or not event.startswith(_HEADS)
+            if event.endswith("receive_response_headers.complete"):
+                self.served = any(part in range(200, 300) for part in info["return_value"])
+
+    def _check(self) -> None:
+        if self.kept or self._given_up:
+            raise ConnectionAbortedError("given up before it left")
 
     def give_up(self) -> bool:
         """Keep the request from leaving; False if it may be gone."""
         with self._lock:
-            self._given_up = self._given_up or (self._here and not self._gone)
+            waits = not self._gone and (self._connecting or not self._unseen)
+            self._given_up = self._given_up or waits
             return self._given_up
+
+
+class Gate(BaseRateLimiter):
+    """A model's rate limiter, or none, behind which nothing tells whether its request has left."""
+
+    def __init__(self, departure: Departure, own: BaseRateLimiter | None) -> None:
+        self._departure, self._own = departure, own
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        acquired = self._own is None or self._own.acquire(blocking=blocking)
+        self._departure.unseen()
+        return acquired
+
+    async def aacquire(self, *, blocking: bool = True) -> bool:
+        acquired = self._own is None or await self._own.aacquire(blocking=blocking)
+        self._departure.unseen()
+        return acquired
 
 
 _DEPARTING: contextvars.ContextVar[Departure | None] = contextvars.ContextVar(
@@ -87,33 +104,45 @@ def departing(departure: Departure) -> Iterator[None]:
         _DEPARTING.reset(token)
 
 
-def watched(request: Any) -> Any:
+def restated(response: Any) -> Any:
+    """The reply, which had another status."""
+    if (departure := _DEPARTING.get()) is not None:
+        departure.served = departure.served and response.is_success
+    return response
+
+
+def watched(http: Any, request: Any) -> Any:
     """The HTTP request, whose connection tells the call within which it is sent what becomes of it."""
     departure = _DEPARTING.get()
-    if departure is None:
-        return request
-    departure.taken(waits=False)
-    if "trace" not in request.extensions:
-        told = {"trace": lambda event, info: departure.told(event)}
+    if departure is not None and _tells(departure, http, request):
+        told = {"trace": lambda event, info: departure.told(event, info=info)}
         request.extensions = {**request.extensions, **told}
     return request
+
+
+def _tells(departure: Departure, http: Any, request: Any) -> bool:
+    """Whether the client's connections can tell the call of the request. Only httpx's own are sure to."""
+    find = getattr(http, "_transport_for_url", lambda url: None)
+    kinds = (type(find(request.url)), type(http.original).send)
+    own = all(kind.__module__.partition(".")[0] in _HTTPX for kind in kinds)
+    free = "trace" not in request.extensions
+    if not (own and free and kinds[0].__name__ in _CONNECTING):
+        departure.unseen()
+    return free
 
 
 async def sent_here(http: Any, request: Any, send: Callable[[Any], Awaitable[Any]]) -> Any:
     """The same for an asynchronous client, with the reply. Idle connections that an earlier event loop has
     left in the client, as one `asyncio.run` leaves them to the next, are let go one by one."""
     departure, loop = _DEPARTING.get(), asyncio.get_running_loop()
-    if departure is None:
+    if departure is None or not _tells(departure, http, request):
         return await send(request)
-    departure.taken(waits=True)
-    if "trace" in request.extensions:
-        return await send(request)
-    foreign = 0 if _loops.get(http) is loop else _IDLE
+    foreign = 0 if _loops.get(http.original) is loop else _IDLE
 
     async def told(event: str, info: Any) -> None:
-        departure.told(event, foreign > 0)
+        departure.told(event, foreign > 0, info)
         if event.startswith("connection."):  # the client had none left
-            _loops[http] = loop
+            _loops[http.original] = loop
 
     request.extensions = {**request.extensions, "trace": told}
     while True:

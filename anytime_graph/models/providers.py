@@ -14,7 +14,8 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib import import_module
-from typing import Any, Literal, get_args
+from traceback import walk_tb
+from typing import Any, Literal, cast, get_args
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
@@ -25,6 +26,7 @@ from pydantic import BaseModel
 
 from anytime_graph.budget import Unpayable
 from anytime_graph.interrupt import CannotPause, Exited
+from anytime_graph.models.departures import Departure, Gate
 from anytime_graph.models.restated import restating, restating_in
 from anytime_graph.models.statuses import status_in
 
@@ -157,6 +159,8 @@ _WORD = re.compile(
     re.S,
 )
 """How LangChain's errors of type ValueError tell the word."""
+_NO_OPTION = re.compile(r"unexpected keyword argument '\w{1,40}'$")
+"""How Python says that a client has no such option."""
 NO_ENTRY = (401, 403)
 """Statuses that every other request of the same caller will get too."""
 NO_SUCH_THING = 404
@@ -193,6 +197,28 @@ _RESPONDS = re.compile(r"codex|^(gpt|o\d).*-(pro|sol)")
 _NO_LESS = re.compile(r"(^|/)(gpt-|chatgpt-|o\d)")
 """Names of models of OpenAI's, which refuses a smaller cap than 16 tokens wherever they are served."""
 _FURTHER = "-choice-"
+_CALLBACKS = "langchain_core.callbacks.manager"
+_MODELS = "langchain_core.language_models.chat_models"
+_CALLING = ("stream", "astream", "invoke", "ainvoke", "generate", "agenerate")
+_CALLERS = ("langchain_core", "langchain_google_genai")
+"""The methods of chat models that wait for their rate limiter before they send, and the packages whose do."""
+_SENDING = ("_stream", "_astream", "_generate", "_agenerate")
+_SENDERS = (
+    *(
+        "langchain_core",
+        "langchain_openai",
+        "langchain_anthropic",
+        "langchain_groq",
+        "langchain_xai",
+    ),
+    *("langchain_mistralai", "langchain_ollama", "langchain_openrouter", "langchain_deepseek"),
+)
+"""Packages whose chat models send nothing but by the HTTP client that they hold."""
+_CLIENTS = {
+    False: ("root_client", "client", "_client"),
+    True: ("root_async_client", "async_client", "_async_client"),
+}
+"""The fields in which they hold it, sync and async, perhaps within their SDK's client."""
 
 
 # --- before a call
@@ -444,6 +470,31 @@ def clients(model: BaseChatModel, **options: Any) -> dict[str, Any]:
             update |= {field: root} if hasattr(model, field) else {}
             update |= {name: root.chat.completions} if completions is not None else {}
     return update
+
+
+def telling(model: BaseChatModel, departure: Departure, asynchronous: bool) -> BaseChatModel:
+    """The model, for a call whose request's departure is told, as far as it can be."""
+    if not _made_of(model, _CALLING, _CALLERS):
+        departure.unseen()
+    elif not (_made_of(model, _SENDING, _SENDERS) and _sends_by_view(model, asynchronous)):
+        return model.model_copy(update={"rate_limiter": Gate(departure, model.rate_limiter)})
+    return model
+
+
+def _made_of(model: BaseChatModel, methods: Iterable[str], packages: Iterable[str]) -> bool:
+    """Whether these methods of a model come from these packages."""
+    modules = (getattr(type(model), name).__module__ for name in methods)
+    return all(module.partition(".")[0] in packages for module in modules)
+
+
+def _sends_by_view(model: BaseChatModel, asynchronous: bool) -> bool:
+    """Whether the HTTP client that a model holds is a view; see models.restated."""
+    config = getattr(getattr(model, "client", None), "sdk_configuration", None)  # OpenRouter's
+    held = (getattr(config or model, name, None) for name in _CLIENTS[asynchronous])
+    client = next((client for client in held if client is not None), None)
+    for _ in range(2):
+        client = getattr(client, "_client", client)
+    return getattr(client, "restates", False) is True
 
 
 def _with_options(client: Any, **options: Any) -> Any:
@@ -710,6 +761,31 @@ def tells_endings(model: BaseChatModel) -> bool:
     return bool(_facts(model, _TELLING))
 
 
+def blamed(error: BaseException, served: bool) -> BaseException | None:
+    """The error as far as it may tell of the request; None if it cannot. One that a callback raised does not,
+    but the client's own that it hides. served: the server has begun a reply; then only its words do."""
+    while error is not None and _raised_in(error, _CALLBACKS):
+        hidden = error.__context__
+        while hidden is not None and not _raised_in(hidden, _MODELS):
+            hidden = hidden.__context__
+        error = cast(BaseException, hidden)
+    if not served or error is None:
+        return error
+    by_words = status(error) is not None and not any(map(_numbered, _causes(error)))
+    return error if by_words else None
+
+
+def _raised_in(error: BaseException, module: str) -> bool:
+    frames = walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__") == module for frame, _ in frames)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
 def unserved(error: BaseException | None) -> bool:
     """Whether a request that ended in this error, before any of its reply came, cannot have cost
     anything: the server refused it, or it never left. False for errors of an unknown kind."""
@@ -727,20 +803,22 @@ def unserved(error: BaseException | None) -> bool:
 
 def status(error: BaseException | None) -> int | None:
     """The HTTP status of an error, or of what caused it."""
-    while error is not None:
-        response: Any = getattr(error, "response", None)
-        metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
-        for value in (
-            getattr(error, "status_code", None),
-            getattr(response, "status_code", None),
-            metadata.get("HTTPStatusCode"),
-            getattr(error, "code", None),
-        ):
-            if isinstance(value, int) and 300 <= value < 600:
-                return value
-        if (stood_for := _stands_for(error)) is not None:
-            return stood_for
-        error = error.__cause__
+    told = (_numbered(each) or _stands_for(each) for each in _causes(error))
+    return next(filter(None, told), None)
+
+
+def _numbered(error: BaseException) -> int | None:
+    """The status that an error has as a number."""
+    response: Any = getattr(error, "response", None)
+    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+    for value in (
+        getattr(error, "status_code", None),
+        getattr(response, "status_code", None),
+        metadata.get("HTTPStatusCode"),
+        getattr(error, "code", None),
+    ):
+        if isinstance(value, int) and 300 <= value < 600:
+            return value
     return None
 
 
@@ -768,6 +846,8 @@ def describe(error: BaseException) -> str:
         parts.append(f"HTTP {http}")
     if isinstance(code, str) and re.fullmatch(r"[a-z][a-z_]{2,40}", code):
         parts.append(code)
+    if isinstance(named, TypeError) and (option := _NO_OPTION.search(str(named))):
+        parts.append(f"({option[0]})")
     return " ".join(parts)
 
 

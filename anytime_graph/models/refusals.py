@@ -84,6 +84,8 @@ _SAID = 400
 _READ = 4_000
 """Characters of a message that are read, at its head and at its end."""
 _LONGEST_WAIT = 30.0
+_FAULTS = (ValueError, TypeError, LookupError, AttributeError)
+"""Errors that no waiting mends."""
 _LEAST = 64
 """A smaller number in such a message is no limit of a request."""
 
@@ -200,7 +202,7 @@ def retry_after(error: Exception) -> float:
     overloaded or gone, and 0 if the request itself was at fault."""
     status = providers.status(error)
     if status is None:
-        return 0.0 if isinstance(error, ValueError | TypeError) else 0.5
+        return 0.0 if isinstance(error, _FAULTS) else 0.5
     if (told := told_wait(error)) is not None:
         return min(told, _LONGEST_WAIT)
     return 0.5 if providers.transient(status) else 0.0

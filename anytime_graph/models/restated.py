@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Iterator
 from importlib import import_module
 from typing import Any
 
-from anytime_graph.models.departures import sent_here, watched
+from anytime_graph.models.departures import restated, sent_here, watched
 from anytime_graph.models.statuses import status_in
 
 _LONGEST = 65_536
@@ -49,7 +49,7 @@ def restating_in(owner: Any, *names: str) -> Any:
 @functools.cache
 def _restating_kind(kind: Any) -> Any:
     def send(self: Any, request: Any, *args: Any, **options: Any) -> Any:
-        response = kind.send(self, watched(request), *args, **options)
+        response = kind.send(self, watched(self, request), *args, **options)
         if response.is_closed:
             return _whole(response)
         head, parts = _Head(response), response.iter_bytes()
@@ -69,7 +69,7 @@ def _restating_kind(kind: Any) -> Any:
 
     async def asend(self: Any, request: Any, *args: Any, **options: Any) -> Any:
         response = await sent_here(
-            self.original, request, lambda sent: kind.send(self, sent, *args, **options)
+            self, request, lambda sent: kind.send(self, sent, *args, **options)
         )
         if response.is_closed:
             return _whole(response)
@@ -183,7 +183,7 @@ def _as_error(response: Any, body: Any) -> Any:
     if not (body.get("error") or "error" in (body.get("object"), body.get("type"))):
         return None
     status = (None if body.get("usage") else status_in(body)) or 500
-    return _like(response, status, content=json.dumps(body).encode())
+    return restated(_like(response, status, content=json.dumps(body).encode()))
 
 
 def _as_stream(response: Any, body: Any) -> Any:

@@ -73,6 +73,8 @@ _LONG_REPLY = 99_999
 """A prompt that says how long a reply may be is bounded as if it were this long, the longest text."""
 _LINE = 5
 """It says so if this cap may cut a reply, and the line takes at most a fifth of the room for one."""
+_ALL_CUT = 8
+"""Replies after which no other is expected to be whole, if all were cut."""
 _USUAL = 128
 """Output tokens below which any reply may be cut, as long as nothing is known of their length."""
 
@@ -261,7 +263,7 @@ class _Edge:
         scarce = any(rest[d] < 2 * need[d] for d in need if d in rest)
         if scarce and (last := self._last_call()):
             return last
-        moves = self._moves()
+        moves = self._all_cut() or self._moves()
         if isinstance(moves, Stop):
             return self._last_call() or moves
         if setup.until and (stop := outweighed(setup.until, self.view, moves)):
@@ -286,6 +288,15 @@ class _Edge:
         if best is not None and best["score"] is not None and best["score"] >= 1.0:
             return Stop("perfect", best["score"])
         return reached(until, self.view) if until else None
+
+    def _all_cut(self) -> Stop | None:
+        """An end, if the server cuts all answers at a limit of its own, also those that were told of it."""
+        best, known = self.state["best"], self.setup.meters[self.setup.answering(self.state)].known
+        if known.ceiling is None or best is None or self.setup.decides == "scorer":
+            return None
+        tries, cut = (sum(p[n] for p in self.view.payoffs.values()) for n in ("tries", "cut"))
+        forced = best["node"] == "conclude" or not best["complete"]
+        return Stop("length") if forced and cut >= max(_ALL_CUT, tries / 2) else None
 
     def _only_compares(self) -> bool:
         """The strategy asks for nothing but comparisons although a scorer decides: it wants to know
@@ -574,7 +585,7 @@ class _Edge:
                 _, longer = measured(prompt(detail, _LONG_REPLY))
                 line, less = longer - bound, room_beside(longer)
                 fits = less is None or less >= max(wanted, min_output)
-                if fits and 0 < _LINE * line <= cap:
+                if fits and line > 0 and (_LINE * line <= cap or cap == meter.known.ceiling):
                     bare, messages = shape, prompt(detail, meter.cap(less, longer))
                     shape, exact = measured(messages)
                     bound = max(longer, exact)
@@ -625,6 +636,8 @@ class _Edge:
         cut = any(payoff["cut"] for kind, payoff in self.view.payoffs.items() if kind in drafts)
         if cap == meter.ceiling and not cut:
             return False
+        if cut and cap == meter.known.ceiling:
+            return True
         return cap < (_USUAL if self._length is None else self._length.ample)
 
     def _choice_room(self, comfort: int) -> int:

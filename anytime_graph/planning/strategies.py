@@ -49,6 +49,8 @@ from anytime_graph.text import meant
 
 _AT_ONCE = 4
 """The most drafts side by side."""
+_CUT = 3
+"""Drafts in a row, each allowed all that is left, after which the next would be cut too."""
 _LEAST_GAIN = 0.01
 """In standard deviations between drafts. A judge whose comparisons promise less is not asked."""
 _STAKE = 0.125
@@ -67,8 +69,11 @@ _QUARTER = 0.25
 
 
 def single(view: View) -> list[Move]:
-    """One chain of thought (the paper's Base); another only if it was cut before an answer."""
-    return [Stop()] if view.best and view.best["complete"] else [Draft()]
+    """One chain of thought (the paper's Base); another only if it was cut before an answer, and no more after
+    three of them."""
+    if view.best and view.best["complete"]:
+        return [Stop()]
+    return [Stop("length")] if view.payoffs.get("draft", NONE)["cut"] >= _CUT else [Draft()]
 
 
 def best_of_n(view: View, n: int = 4) -> list[Move]:

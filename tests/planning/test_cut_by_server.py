@@ -1,0 +1,119 @@
+"""A server whose own cap on replies is lower than what is asked for: the cap is learned, the model is told of
+it, and nothing is spent on the same cut again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from langchain.agents import create_agent
+
+from anytime_graph import Budget, create_anytime_graph
+from anytime_graph.metering.learned import forget
+from anytime_graph.middleware import TokenBudgetMiddleware
+from tests.kit.marks import both
+from tests.kit.server import Reply, Server, serving
+
+ASKED: Any = {"messages": [("user", "Tell me all about rivers.")]}
+STRATEGIES = ("single", "best_of_n", "pdp", "self_refine", "adaptive", "merge")
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as server:
+        forget()
+        yield server
+
+
+def capped(server: Server, cap: int, obeys: str | None = None, window: int | None = None) -> None:
+    """It ends every reply at its own cap, or where prompt and reply fill its window."""
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        own = cap if window is None else window - server.calls[i].prompt
+        request["asked"] = request["max_completion_tokens"]
+        request["max_completion_tokens"] = min(own, request["asked"])
+        told = "(A reply can be about 100 tokens long" in server.calls[i].text
+        return Reply(text=obeys if told else None)
+
+    server.script = script
+
+
+def asked(server: Server) -> list[int]:
+    return [call.request["asked"] for call in server.calls]
+
+
+def run(server: Server, sync: bool = True, **options: Any) -> Any:
+    app = create_anytime_graph(
+        server.model(), budget=Budget(tokens=6_000), exact_counts=False, **options
+    ).compile()
+    return app.invoke(ASKED) if sync else asyncio.run(app.ainvoke(ASKED))
+
+
+@both
+@pytest.mark.parametrize("answer", ["tags", "whole"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_run_ends_after_few_replies_if_all_are_cut_at_the_servers_own_cap(
+    server: Server, strategy: str, answer: str, sync: bool
+) -> None:
+    capped(server, 100)
+    out = run(server, sync, strategy=strategy, answer=answer)
+    assert out["stop_reason"] == "length"
+    assert not out["best"]["complete"]
+    assert "the provider cut the reply after 100 of" in out["errors"][0]
+    assert len(server.calls) <= 20
+    assert out["spent"]["tokens"] == server.served <= 4_500
+    assert asked(server)[-1] <= 100
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_model_that_is_told_of_the_servers_cap_can_keep_to_it(
+    server: Server, strategy: str
+) -> None:
+    capped(server, 100, obeys="so <answer>4</answer> it is")
+    out = run(server, strategy=strategy)
+    assert out["best"]["complete"]
+    assert out["best"]["answer"] == "4"
+
+
+def test_the_cap_is_learned_from_two_replies_that_end_alike_and_the_window_from_their_sums(
+    server: Server,
+) -> None:
+    capped(server, 0, window=600)
+    app = create_anytime_graph(
+        server.model(), budget=Budget(tokens=2_500), strategy="single", exact_counts=False
+    ).compile()
+    for words in (5, 60):
+        app.invoke({"messages": [("user", "rivers " * words)]})
+    sums = [call.prompt + call.request["asked"] for call in server.calls]
+    assert sums[-1] <= 600
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_replies_that_end_at_ever_other_lengths_teach_no_cap(server: Server, seed: int) -> None:
+    """As of a model whose hidden thoughts are neither reported nor shown."""
+    dice = random.Random(seed)
+    lengths = iter(dice.sample(range(70, 300, 10), 20))
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        request["asked"] = request["max_completion_tokens"]
+        request["max_completion_tokens"] = next(lengths)
+        return Reply(text=None)
+
+    server.script = script
+    run(server, strategy="single", answer="whole")
+    assert min(asked(server)) > 300
+
+
+@both
+def test_an_agent_is_not_told_that_its_budget_cut_what_its_server_did(
+    server: Server, sync: bool
+) -> None:
+    capped(server, 100)
+    app = create_agent(server.model(), [], middleware=[TokenBudgetMiddleware(Budget(tokens=9_000))])
+    out = app.invoke(ASKED) if sync else asyncio.run(app.ainvoke(ASKED))
+    assert out["stop_reason"] == "done"
+    assert len(server.calls) == 1
+    assert out["messages"][-1].response_metadata["finish_reason"] == "length"
