@@ -25,7 +25,7 @@ from tests.kit.server import Reply, serving
 QUESTIONS = 200
 _KINDS = ((0.4, 0.9), (0.2, 0.5), (0.2, 0.15), (0.2, 0.0))
 """How many of the questions have which chance of a right reply."""
-_TOTALS = (200, 300, 600)
+_TOTALS = (200, 300)
 _SHARES = (200, 300, 450, 700, 1_200, 2_400)
 """Tokens for each question, all together and apart."""
 
