@@ -55,13 +55,13 @@ class SharedBatch:
                 {"batch": self._id, "seen": self._seen},
             )
             others = [r for r in rows if r["thread"] is not None and r["thread"] not in self._own]
-            held = self._alive(execute, others)
+            elsewhere = self._alive(execute, others)
         told = []
         for row in others:
             thread = row["thread"]
-            if row["change"] > self._seen or (thread in self.elsewhere) != (thread in held):
+            if row["change"] > self._seen or (thread in self.elsewhere) != (thread in elsewhere):
                 told.append(thread)
-        self.elsewhere = held
+        self.elsewhere = elsewhere
         self._seen = rows[0]["latest"]
         return told
 
@@ -82,7 +82,7 @@ class SharedBatch:
             if self._left:
                 return False
             with self._store.transaction(durable=False) as execute:
-                if not self._next(execute, "AND change = :seen", {"seen": self._seen}):
+                if self._next(execute, "AND change = :seen") is None:
                     return False
                 execute(
                     "INSERT INTO batch_steps (batch_id, thread, change, holder, taken) "
@@ -127,12 +127,11 @@ class SharedBatch:
             with suppress(LedgerError):
                 self.put_back(*self._own)
 
-    def _next(
-        self, execute: Execute, only: str = "", given: Mapping[str, int] | None = None
-    ) -> int | None:
-        """Within a transaction: the number of the next change. It waits until others have written theirs."""
+    def _next(self, execute: Execute, only: str = "") -> int | None:
+        """Within a transaction: the number of the next change. It waits until others have written theirs.
+        only: SQL for what must be so, else it is None."""
         rows = execute(
             f"UPDATE batches SET change = change + 1 WHERE id = :batch {only} RETURNING change",
-            {"batch": self._id, **(given or {})},
+            {"batch": self._id, "seen": self._seen},
         )
         return rows[0]["change"] if rows else None

@@ -511,15 +511,7 @@ class _Allocation:
             held[dimension] = max(amount, lent)
         if question.idle and not held.keys() & rest.keys():
             return None
-        new = (
-            {}
-            if question.state
-            else {
-                "messages": [
-                    HumanMessage(question.text, id=question.thread)
-                ]  # asked again, it is the same
-            }
-        )
+        new = {} if question.state else {"messages": [_message(question)]}
         amounts = {d: a if d == "usd" else math.ceil(a) for d, a in given.items()}
         grant = Budget(**cast(Any, amounts))
         return _Step(question, {**new, "budget": grant}, cast(Spend, {**nothing(), **held}))
@@ -566,10 +558,15 @@ def _larger(one: Spend, other: Spend) -> Spend:
     return cast(Spend, {d: max(amount, others[d]) for d, amount in amounts.items()})
 
 
+def _message(question: _Question) -> HumanMessage:
+    """It has the same id whoever asks, so that the ledger knows a question that is asked again."""
+    return HumanMessage(question.text, id=question.thread)
+
+
 def _unasked(question: _Question) -> State:
     """The state of a question before it is asked."""
     state = fresh("", Chosen(), 0, question.thread, {})
-    return cast(State, {**state, "messages": [HumanMessage(question.text, id="question")]})
+    return cast(State, {**state, "messages": [_message(question)]})
 
 
 def _answered(question: _Question) -> Answered:

@@ -58,10 +58,11 @@ class Usage:
         if self == Usage() and min(later.input, later.output) < 0:
             raise ValueError("a negative number of tokens")
         again = 0 < self.input <= later.input
-        return Usage(**{
-            name: max(n, vars(later)[name], 0 if again else n + vars(later)[name])
-            for name, n in vars(self).items()
-        })  # fmt: skip
+        joined = {}
+        for name, n in vars(self).items():
+            more = vars(later)[name]
+            joined[name] = max(n, more) if again else max(n, n + more)
+        return Usage(**joined)
 
 
 @dataclass

@@ -204,14 +204,15 @@ _CALLERS = ("langchain_core", "langchain_google_genai")
 """The methods of chat models that wait for their rate limiter before they send, and the packages whose do."""
 _SENDING = ("_stream", "_astream", "_generate", "_agenerate")
 _SENDERS = (
-    *(
-        "langchain_core",
-        "langchain_openai",
-        "langchain_anthropic",
-        "langchain_groq",
-        "langchain_xai",
-    ),
-    *("langchain_mistralai", "langchain_ollama", "langchain_openrouter", "langchain_deepseek"),
+    "langchain_core",
+    "langchain_openai",
+    "langchain_anthropic",
+    "langchain_groq",
+    "langchain_xai",
+    "langchain_mistralai",
+    "langchain_ollama",
+    "langchain_openrouter",
+    "langchain_deepseek",
 )
 """Packages whose chat models send nothing but by the HTTP client that they hold."""
 _CLIENTS = {

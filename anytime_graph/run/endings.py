@@ -17,7 +17,7 @@ MEANINGS = {
     "confidence": "the vote is as sure as was wanted",
     "min_gain": "the next answer promises less than was asked for",
     "price": "the next answer costs more than it promises",
-    "length": "the provider cuts every reply before its answer is whole",
+    "length": "every reply is cut, by max_tokens or by the provider, before its answer is whole",
     "done": "nothing was left to do",
     "interrupted": "by Ctrl-C, a stop event, or a client that left",
     "drained": "its process was asked to end",

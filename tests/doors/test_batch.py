@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -26,10 +27,14 @@ from anytime_graph import (
     open_checkpoints,
 )
 from anytime_graph.batch import Batch, Progress, abatch, batch
+from anytime_graph.batch.series import thread_name
+from anytime_graph.budget import nothing
+from anytime_graph.checkpoints import Checkpoints
 from tests.kit.batches import app_of, asked, mixed, number, scorer
 from tests.kit.commands import begun, environment
 from tests.kit.forks import forking
 from tests.kit.kills import Doom, ended, struck
+from tests.kit.ledgers import sql
 from tests.kit.marks import torture
 from tests.kit.postgres import fresh
 from tests.kit.server import Call, Reply, Server, serving
@@ -302,6 +307,29 @@ def test_processes_share_a_batch(
     assert spent > 2_000
     assert None not in answers
     assert max(Counter((c.request["seed"], c.text) for c in server.calls).values()) == 1
+
+
+def test_a_question_that_a_dead_process_may_still_hold_is_waited_for(
+    server: Server, store: Checkpoints, target: str
+) -> None:
+    """Of a process on another machine, which is known to be gone once both of its leases have expired."""
+    server.script = mixed
+    texts = asked(3)
+    thread = thread_name("batch", texts[1])
+    batch_name = thread_name("batch", "batch", texts)
+    taken = json.dumps([{**nothing()}, {**nothing(), "tokens": 100}])
+    sql(target, f"INSERT INTO batches (id, name, change) VALUES (1, '{batch_name}', 1)")
+    sql(target, f"INSERT INTO batch_steps VALUES (1, '{thread}', 1, 'calls of it', '{taken}')")
+    sql(target, f"INSERT INTO leases VALUES ('{thread}', '1 b c/d 9 ab ef', {time.time() + 999})")
+
+    def progress(told: Progress) -> None:
+        if told.answered == 2:
+            sql(target, f"UPDATE leases SET expires = 0 WHERE thread = '{thread}'")
+
+    app = app_of(server, ledger=store.ledger, saver=store.saver)
+    done = batch(app, texts, Budget(tokens=4_000), workers=1, progress=progress)
+    assert None not in [question.answer for question in done.questions]
+    assert server.settled().served <= done.spent["tokens"] <= 4_000
 
 
 @settings(max_examples=torture or 5)

@@ -22,6 +22,7 @@ from anytime_graph import Budget, NoAnswer, create_anytime_graph, open_checkpoin
 from anytime_graph.metering.account import Account
 from anytime_graph.metering.metered import AgentPayer, Reservation, paid_by
 from anytime_graph.metering.request import Place
+from anytime_graph.metering.request import Reply as Settled
 from anytime_graph.models.departures import Departure
 from tests.kit.places import ROOT
 from tests.kit.providers import CAP, NAMED, Usage, speaking
@@ -149,9 +150,9 @@ class Slow:
 
 
 class Recorded(AgentPayer):
-    slow = Slow()
+    slow: Any = Slow()
 
-    def journal(self, reserved: Reservation) -> Slow:
+    def journal(self, reserved: Reservation) -> Any:
         return self.slow
 
 
@@ -167,6 +168,41 @@ async def test_a_call_that_is_cancelled_while_its_journal_looks_for_it_costs_not
     payer.slow.answers.set()
     with pytest.raises(asyncio.CancelledError):
         await task
+    assert account.spent["calls"] == account.spent["tokens"] == len(server.calls) == 0
+
+
+class SlowToReserve:
+    """A journal that takes its time to reserve a call."""
+
+    def __init__(self) -> None:
+        self.asked, self.answers, self.settled = (threading.Event() for _ in range(3))
+
+    def recall(self, place: Place) -> None:
+        return None
+
+    def reserve(self, *args: Any) -> bool:
+        self.asked.set()
+        return self.answers.wait(PATIENCE)
+
+    def settle(self, place: Place, reply: Settled) -> None:
+        self.reply = reply
+        self.settled.set()
+
+
+async def test_a_reservation_that_comes_after_its_call_was_given_up_is_given_back(
+    server: Server,
+) -> None:
+    account = Account({"tokens": 9_000, "calls": 9})
+    payer = Recorded(account, "tool")
+    payer.slow = journal = SlowToReserve()
+    task = asyncio.create_task(paid_by(payer, server.model(), None).ainvoke("Why?"))
+    assert await asyncio.to_thread(journal.asked.wait, PATIENCE)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    journal.answers.set()
+    assert await asyncio.to_thread(journal.settled.wait, PATIENCE)
+    assert journal.reply.receipt["spend"]["tokens"] == journal.reply.receipt["spend"]["calls"] == 0
     assert account.spent["calls"] == account.spent["tokens"] == len(server.calls) == 0
 
 
