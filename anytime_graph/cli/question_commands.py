@@ -51,8 +51,8 @@ def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -
     as JSON Lines, in the order of FILE.
 
     Ctrl-C prints the best answers so far, with exit code 130. The same command continues, and buys
-    nothing twice. A larger budget continues where it pays. While it runs, the same command elsewhere works
-    on the same questions, with the same --db.
+    nothing twice. A larger budget continues where it pays. While it runs, the same command with the
+    same --db, in another terminal or on another machine, works on the same questions.
 
     \b
     anytime-graph batch questions.jsonl --tokens 200000 > answers.jsonl

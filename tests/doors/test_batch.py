@@ -242,6 +242,33 @@ def test_a_kill_buys_nothing_twice(
     assert max(Counter((c.request["seed"], c.text) for c in server.calls).values()) == 1
 
 
+def test_a_question_whose_process_died_before_its_plan_was_stored_is_asked_again(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first call is paid, and only the ledger knows it."""
+    monkeypatch.chdir(tmp_path)
+    stuck = """
+    import threading
+    put = store.saver.put
+    def late(config, checkpoint, metadata, versions):
+        if metadata["step"] > 0:
+            threading.Event().wait()
+        return put(config, checkpoint, metadata, versions)
+    store.saver.put = late
+    app = app_of("""
+    server.script = lambda request, i: Reply(text=None, pace=0.01)
+    with begun(server, DOOMED.replace("\n    app = app_of(", stuck), calls=2, under_way=2):
+        pass
+    lost = server.settled().served
+    server.script = mixed
+    with open_checkpoints(tmp_path / "a.db") as store:
+        app = app_of(server, ledger=store.ledger, saver=store.saver)
+        done = batch(app, asked(6), Budget(tokens=4_000), workers=2)
+    assert None not in [question.answer for question in done.questions]
+    assert lost < server.served <= done.spent["tokens"] <= 4_000
+    assert done.spent["calls"] == len(server.calls)
+
+
 TOGETHER = """
 import asyncio, json
 from anytime_graph import Budget, BudgetTooSmall, open_checkpoints
