@@ -117,3 +117,17 @@ def test_an_agent_is_not_told_that_its_budget_cut_what_its_server_did(
     assert out["stop_reason"] == "done"
     assert len(server.calls) == 1
     assert out["messages"][-1].response_metadata["finish_reason"] == "length"
+
+
+@both
+def test_one_chain_that_the_models_own_max_tokens_cuts_is_tried_three_times(
+    server: Server, sync: bool
+) -> None:
+    server.script = lambda request, i: Reply(text=None)
+    app = create_anytime_graph(
+        server.model(max_tokens=80), budget=Budget(tokens=6_000), strategy="single"
+    ).compile()
+    out = app.invoke(ASKED) if sync else asyncio.run(app.ainvoke(ASKED))
+    assert out["stop_reason"] == "length"
+    assert len(server.calls) <= 5, "and twice an answer is forced"
+    assert out["spent"]["tokens"] == server.served
