@@ -653,7 +653,7 @@ def _as_ballot(answer: Any, defaults: Mapping[str, Any], message: AIMessage) -> 
     those who do not. A schema may not be able to write what it has read; then as it came."""
     if isinstance(answer, dict):
         answer = {**defaults, **answer}
-    form = {"default": _plain, "sort_keys": True, "ensure_ascii": False}
+    form = {"default": _as_data, "sort_keys": True, "ensure_ascii": False}
     try:
         with contained():
             return json.dumps(answer, **cast(Any, form))
@@ -662,6 +662,6 @@ def _as_ballot(answer: Any, defaults: Mapping[str, Any], message: AIMessage) -> 
         return message.text or json.dumps(called, **cast(Any, form))
 
 
-def _plain(value: Any) -> Any:
+def _as_data(value: Any) -> Any:
     """An instance of a schema, of either of pydantic's versions, as plain data."""
     return value.model_dump(mode="json") if hasattr(value, "model_dump") else value.dict()

@@ -129,7 +129,7 @@ class SqliteStore:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise _error(self.where, error) from error
+            raise _ledger_error(self.where, error) from error
         except ValueError as error:
             if str(error) not in _CLOSED:
                 raise
@@ -188,7 +188,7 @@ def _make(path: str | Path) -> None:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)) from None
 
 
-def _error(where: str, error: Exception) -> LedgerError:
+def _ledger_error(where: str, error: Exception) -> LedgerError:
     said = str(error).strip()
     remedy = next((remedy for sign, remedy in _REMEDY.items() if sign in said), None)
     if isinstance(error, OSError):

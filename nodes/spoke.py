@@ -78,7 +78,7 @@ class Spoke(Runnable[Assignment, State]):
         with self.lives[run["run_id"]].active(planned["step"], run["spent"]) as before:
             if self._needless(assigned, config):
                 return State(returned=[])
-            assigned, inner = _in_time(assigned, before), _call_config(planned, config)
+            assigned, inner = _after_siblings(assigned, before), _call_config(planned, config)
             ends = _ends(run, before)
             planned, setup = assigned["call"], self.setups[run["chosen"]]
             if "agent" in planned:
@@ -131,7 +131,7 @@ class Spoke(Runnable[Assignment, State]):
         with self.lives[run["run_id"]].active(planned["step"], run["spent"]) as before:
             if self._needless(assigned, config):
                 return State(returned=[])
-            assigned, inner = _in_time(assigned, before), _call_config(planned, config)
+            assigned, inner = _after_siblings(assigned, before), _call_config(planned, config)
             ends = _ends(run, before)
             planned, setup = assigned["call"], await self.setups.get(run["chosen"])
             if "agent" in planned:
@@ -202,7 +202,7 @@ def _request(assigned: Assignment) -> Request:
     )
 
 
-def _in_time(assigned: Assignment, before: float) -> Assignment:
+def _after_siblings(assigned: Assignment, before: float) -> Assignment:
     """The assignment with `before` seconds, used by siblings that ran first, taken off its slice."""
     planned = assigned["call"]
     if "seconds" not in planned["slice"] or not before:

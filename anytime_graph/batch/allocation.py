@@ -144,7 +144,7 @@ def batch(
                         running[work] = step
                 if not (running or allocation.awaited):
                     return allocation.result()
-                ended = _ended(running, allocation.awaited)
+                ended = _finished(running, allocation.awaited)
                 for future in ended:
                     step = running.pop(future)
                     allocation.put_back(step)
@@ -511,7 +511,7 @@ class _Allocation:
             held[dimension] = max(amount, lent)
         if question.idle and not held.keys() & rest.keys():
             return None
-        new = {} if question.state else {"messages": [_message(question)]}
+        new = {} if question.state else {"messages": [_as_message(question)]}
         amounts = {d: a if d == "usd" else math.ceil(a) for d, a in given.items()}
         grant = Budget(**cast(Any, amounts))
         return _Step(question, {**new, "budget": grant}, cast(Spend, {**nothing(), **held}))
@@ -558,7 +558,7 @@ def _larger(one: Spend, other: Spend) -> Spend:
     return cast(Spend, {d: max(amount, others[d]) for d, amount in amounts.items()})
 
 
-def _message(question: _Question) -> HumanMessage:
+def _as_message(question: _Question) -> HumanMessage:
     """It has the same id whoever asks, so that the ledger knows a question that is asked again."""
     return HumanMessage(question.text, id=question.thread)
 
@@ -566,7 +566,7 @@ def _message(question: _Question) -> HumanMessage:
 def _unasked(question: _Question) -> State:
     """The state of a question before it is asked."""
     state = fresh("", Chosen(), 0, question.thread, {})
-    return cast(State, {**state, "messages": [_message(question)]})
+    return cast(State, {**state, "messages": [_as_message(question)]})
 
 
 def _answered(question: _Question) -> Answered:
@@ -584,7 +584,7 @@ def _answered(question: _Question) -> Answered:
     )
 
 
-def _ended(running: Mapping[Future[_Reply], _Step], awaited: bool) -> set[Future[_Reply]]:
+def _finished(running: Mapping[Future[_Reply], _Step], awaited: bool) -> set[Future[_Reply]]:
     """Wait for a step to end here, or for a moment if others work as well."""
     if not running:
         time.sleep(_PATIENCE)

@@ -316,11 +316,11 @@ def compared(first: str, best: str, rules: Callable[[str], Mapping[str, bool]]) 
         table.add_column(name, justify="center")
     kept, now = rules(first), rules(best)
     for rule in kept:
-        table.add_row(_inert(rule), *(_mark(each[rule]) for each in (kept, now)))
+        table.add_row(_inert(rule), *(_yes_or_no(each[rule]) for each in (kept, now)))
     console.print(table)
 
 
-def _mark(holds: bool) -> Text:
+def _yes_or_no(holds: bool) -> Text:
     return Text("yes", "green") if holds else Text("no", "red")
 
 

@@ -27,7 +27,7 @@ _RUN = ("check", "model", "judge")
 
 def signed(options: Mapping[str, Any], thread: str) -> dict[str, Any]:
     """The options with a signature, or as they are if no key can be kept."""
-    key = _key(make=True)
+    key = _secret_key(make=True)
     own = {} if key is None else {_SIGNATURE: _signature(key, options, thread)}
     return {**options, **own}
 
@@ -36,7 +36,7 @@ def trusted(remembered: Mapping[str, Any], given: Mapping[str, Any], thread: str
     """Remembered options without their signature. Raises ValueError if somebody else may have
     written them and they name what this command does not: it has to be given again."""
     options = {name: value for name, value in remembered.items() if name != _SIGNATURE}
-    key, signature = _key(make=False), str(remembered.get(_SIGNATURE, ""))
+    key, signature = _secret_key(make=False), str(remembered.get(_SIGNATURE, ""))
     if key is None or not hmac.compare_digest(
         signature.encode(), _signature(key, options, thread).encode()
     ):
@@ -59,7 +59,7 @@ def _signature(key: bytes, options: Mapping[str, Any], thread: str) -> str:
     return hmac.new(key, text.encode(), "sha256").hexdigest()
 
 
-def _key(make: bool) -> bytes | None:
+def _secret_key(make: bool) -> bytes | None:
     """This user's key; None if there is none, or it cannot be read."""
     path = Path(click.get_app_dir("anytime-graph"), "key")
     try:

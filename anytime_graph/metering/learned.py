@@ -452,7 +452,7 @@ def _without_system(form: Form) -> Form | None:
         if message.type == "system":
             message = HumanMessage(message.content, id=message.id)
         if merged and merged[-1].type == message.type == "human":
-            both = _together(merged[-1].content, message.content)
+            both = _joined_content(merged[-1].content, message.content)
             merged[-1] = message.model_copy(update={"content": both})
         else:
             merged.append(message)
@@ -460,7 +460,7 @@ def _without_system(form: Form) -> Form | None:
     return None if same else form._replace(prompt=merged)
 
 
-def _together(first: Any, second: Any) -> Any:
+def _joined_content(first: Any, second: Any) -> Any:
     """Two contents as one: of texts one text, else blocks."""
     if isinstance(first, str) and isinstance(second, str):
         return f"{first}\n\n{second}"
@@ -536,7 +536,7 @@ def _without_schema(form: Form) -> Form | None:
         return bare
     *before, last = form.prompt
     told = f"Reply in JSON for this schema: {json.dumps(schema)}"
-    content = _together(last.content, told)
+    content = _joined_content(last.content, told)
     return bare._replace(prompt=[*before, last.model_copy(update={"content": content})])
 
 

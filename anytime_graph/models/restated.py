@@ -51,7 +51,7 @@ def _restating_kind(kind: Any) -> Any:
     def send(self: Any, request: Any, *args: Any, **options: Any) -> Any:
         response = kind.send(self, watched(self, request), *args, **options)
         if response.is_closed:
-            return _whole(response)
+            return _with_status(response)
         head, parts = _Head(response), response.iter_bytes()
         try:
             for part in parts:
@@ -72,7 +72,7 @@ def _restating_kind(kind: Any) -> Any:
             self, request, lambda sent: kind.send(self, sent, *args, **options)
         )
         if response.is_closed:
-            return _whole(response)
+            return _with_status(response)
         head, parts = _Head(response), response.aiter_bytes()
         try:
             async for part in parts:
@@ -168,7 +168,7 @@ def _like(response: Any, status: int, **body: Any) -> Any:
     return type(response)(status, headers=headers, **about, **body)
 
 
-def _whole(response: Any) -> Any:
+def _with_status(response: Any) -> Any:
     """A reply that has come, with the status of the error that it may be."""
     content = response.content
     short = response.is_success and len(content) <= _LONGEST

@@ -267,7 +267,7 @@ def _blocks(message: BaseMessage) -> Iterator[Any]:
     while queue:
         block = queue.pop()
         if isinstance(block, dict):
-            inner, block = _opened(block)
+            inner, block = _unfolded(block)
             queue += inner
         yield block
     for name in ("tool_calls", "invalid_tool_calls"):
@@ -285,13 +285,13 @@ def _blocks(message: BaseMessage) -> Iterator[Any]:
         yield {"type": "non_standard", "value": beside}
 
 
-def _opened(block: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+def _unfolded(block: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     """The blocks that a block holds, and the block without them. What a tool is called with is none."""
     inner, rest = list[Any](), dict[str, Any]()
     for key, part in block.items():
         holds = _HOLDING.get(key)
         if isinstance(part, dict) and holds == "within":
-            found, part = _opened(part)
+            found, part = _unfolded(part)
             inner += found
         elif isinstance(part, list) and holds == "blocks":
             inner += [each for each in part if isinstance(each, str | dict)]

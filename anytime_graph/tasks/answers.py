@@ -62,7 +62,7 @@ def number(text: str) -> Fraction | None:
     """The one number in the text, exactly: "025", "$1,024$", "\\frac{1}{2}", "25.0 cm". With several
     numbers, the one after the last "=" of the last line: "3 + 4 = 7". None without a number, with
     more than one value, or for a part of an expression: "\\sqrt{2}", "n + 1"."""
-    text = _plain(text)
+    text = _plain_numbers(text)
     values = _values(text)
     if len(values) > 1:
         line = text.rstrip().rsplit("\n", 1)[-1]
@@ -91,7 +91,7 @@ def letter(reply: str, letters: str = "ABCD") -> str | None:
 
 def is_number(text: str) -> bool:
     """Whether the text is a number and nothing else but a sign of a currency."""
-    bare = _plain(text).strip("$\u20ac\u00a3 \n")
+    bare = _plain_numbers(text).strip("$\u20ac\u00a3 \n")
     return _NUMBER.fullmatch(bare) is not None and number(text) is not None
 
 
@@ -104,7 +104,7 @@ def same(reply: str, expected: str) -> bool:
     return normal(expected) in (normal(reply), normal(found))
 
 
-def _plain(text: str) -> str:
+def _plain_numbers(text: str) -> str:
     """The text with its numbers in plain characters: "\u2212$5" is "$-5", "3 \\times 10^5" is "3e5"."""
     text = text.replace("\\!", "").replace("{,}", ",").replace("\u2212", "-").replace("\\$", "$")
     return _POWER.sub(r"e\1", _DASH.sub("-", _SIGN.sub(r"\1-", text)))

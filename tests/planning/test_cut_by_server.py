@@ -68,6 +68,48 @@ def test_a_run_ends_after_few_replies_if_all_are_cut_at_the_servers_own_cap(
     assert asked(server)[-1] <= 100
 
 
+@both
+@pytest.mark.parametrize("limit", ["the server's", "the model's own"])
+@pytest.mark.parametrize("scorer", [None, lambda question, answer: 0.0], ids=["none", "of 0"])
+@pytest.mark.parametrize("strategy", [*STRATEGIES, "evolve", None])
+@pytest.mark.pairwise
+def test_a_run_ends_after_few_replies_if_all_are_cut_and_worth_nothing(
+    server: Server, strategy: str | None, scorer: Any, limit: str, sync: bool
+) -> None:
+    own = {"max_tokens": 100} if limit == "the model's own" else {}
+    if own:
+        server.script = lambda request, i: Reply(text=None)
+    else:
+        capped(server, 100)
+    wanted = {"strategy": strategy, "scorer": scorer}
+    wanted["strategy"] = None if scorer is None and strategy == "evolve" else strategy
+    app = create_anytime_graph(
+        server.model(**own),
+        budget=Budget(tokens=6_000),
+        exact_counts=False,
+        **{name: value for name, value in wanted.items() if value is not None},
+    ).compile()
+    out = app.invoke(ASKED) if sync else asyncio.run(app.ainvoke(ASKED))
+    assert out["stop_reason"] == "length"
+    assert len(server.calls) <= 20
+    assert out["spent"]["tokens"] == server.served <= 4_500
+    assert out["best"]["answer"], "what was paid for is not lost"
+
+
+@both
+def test_cut_replies_that_a_scorer_values_are_bought_on(server: Server, sync: bool) -> None:
+    scores = iter(range(1, 100))
+    server.script = lambda request, i: Reply(text=f"{i} " + "on and on " * 100)
+    app = create_anytime_graph(
+        server.model(max_tokens=80),
+        budget=Budget(tokens=6_000),
+        scorer=lambda question, answer: next(scores) / 100,
+    ).compile()
+    out = app.invoke(ASKED) if sync else asyncio.run(app.ainvoke(ASKED))
+    assert out["stop_reason"] == "tokens"
+    assert out["best"]["score"] > 0.2
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_model_that_is_told_of_the_servers_cap_can_keep_to_it(
     server: Server, strategy: str
