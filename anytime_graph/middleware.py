@@ -633,6 +633,9 @@ class _Turn:
     def _why_unfinished(self, call: Reservation) -> str:
         if self.account.left().get("seconds", math.inf) <= 0:
             return "seconds"
+        at_limit = call.reply is not None and call.reply.receipt["ended"] == "length"
+        if at_limit and not call.cut:
+            return "length"
         if call.broke:
             return call.blocked or "error: the reply broke off"
         return self.account.scarcest() if call.cut else "error: the reply was empty"

@@ -144,8 +144,9 @@ def test_workers_share_a_batch(cluster: str, database: str, server: Server) -> N
     )
     given: dict[str, Any] = {"__name__": "__main__"}
     exec(code.replace("postgresql://postgres@127.0.0.1/postgres", database), given)
-    assert None not in [question.answer for question in given["done"][0].questions]
-    assert server.settled().served <= given["done"][0].spent["tokens"] <= 6_000
+    done = max(given["done"], key=lambda batch: batch.spent["tokens"])  # the last to leave
+    assert None not in [question.answer for question in done.questions]
+    assert server.settled().served <= done.spent["tokens"] <= 6_000
 
 
 @pytest.mark.parametrize("kind", KINDS if torture else ["run"])

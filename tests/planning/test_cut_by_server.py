@@ -162,6 +162,30 @@ def test_an_agent_is_not_told_that_its_budget_cut_what_its_server_did(
 
 
 @both
+@pytest.mark.parametrize("limit", ["the server's", "the model's own"])
+@pytest.mark.parametrize("text", ["", "I shall look."])
+def test_an_agent_whose_tool_calls_are_cut_says_so(
+    server: Server, text: str, limit: str, sync: bool
+) -> None:
+    def look(at: str) -> str:
+        """Look at something."""
+        raise AssertionError("what it is called with is not whole")
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        request["max_completion_tokens"] = min(20, request["max_completion_tokens"])
+        return Reply(text=text, tools=[("look", {"at": "the rivers " * 40})])
+
+    server.script = script
+    own = {"max_tokens": 20} if limit == "the model's own" else {}
+    middleware = [TokenBudgetMiddleware(Budget(tokens=9_000))]
+    app = create_agent(server.model(**own), [look], middleware=middleware)
+    out = app.invoke(ASKED) if sync else asyncio.run(app.ainvoke(ASKED))
+    assert out["stop_reason"] == "length"
+    assert out["spent"]["tokens"] == server.served
+    assert text in out["messages"][-1].text
+
+
+@both
 def test_one_chain_that_the_models_own_max_tokens_cuts_is_tried_three_times(
     server: Server, sync: bool
 ) -> None:
