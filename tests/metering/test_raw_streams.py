@@ -198,7 +198,7 @@ def test_an_object_that_the_provider_made_of_a_tool_call_counts_if_the_model_end
     wire.requests.clear()
     assert in_agent(wire.say(name, calls("MAX_TOKENS" if name == "Google" else "length"), end)) == (
         [],
-        "error: the reply broke off",
+        "length",
     )
 
 
