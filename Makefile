@@ -75,7 +75,7 @@ lint: setup
 # The files with tests of which `make test` runs a part, or fewer examples: tests/kit/marks.py.
 torture: setup postgres
 	TORTURE=$(or $(EXAMPLES),1000) $(BIN)/python -m pytest --timeout 3600 \
-		$$(grep -lrE 'marks import .*(long|some|torture)|mark\.(pairwise|sampled)' tests --include='test_*.py')
+		$$(grep -lrE 'marks import .*(both|long|some|torture)|mark\.(pairwise|sampled)' tests --include='test_*.py')
 
 ARITHMETIC = examples=3&min_terms=2&max_terms=2&min_digits=1
 # The second is the table of strategies on the embedded model, some minutes of one core; go on with

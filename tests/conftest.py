@@ -102,15 +102,20 @@ def _spared(items: list[pytest.Item]) -> set[pytest.Item]:
         sampled = item.get_closest_marker("sampled")
         if sampled and item.originalname not in sampled.args:
             spared.add(item)
-        elif item.get_closest_marker("pairwise"):
+        elif item.get_closest_marker("pairwise") or _in_turn(item):
             families.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for family in families.values():
         mark = family[0].get_closest_marker("pairwise")
-        assert mark
         numbers = _numbers(family)
-        one_in = mark.args[0] if mark.args else _most(numbers)
+        one_in = 2 if mark is None else mark.args[0] if mark.args else _most(numbers)
         spared |= {i for i, n in zip(family, numbers, strict=True) if sum(n) % one_in}
     return spared
+
+
+def _in_turn(item: pytest.Function) -> bool:
+    """Whether the test is run once for each of its other values, sync and async in turn."""
+    values = getattr(item, "callspec", None)
+    return values is not None and "sync" in values.params and len(values.params) > 1
 
 
 def _numbers(family: list[pytest.Function]) -> list[tuple[int, ...]]:
