@@ -302,6 +302,13 @@ def test_too_small_a_budget_is_refused_before_anything_is_spent(server: Server) 
     assert server.served <= least.tokens
 
 
+def test_a_prompt_of_no_message_is_bounded_too(server: Server) -> None:
+    out = run(agent(server, budget=Budget(tokens=2_000)), {"messages": []})
+    assert out["stop_reason"] == "done"
+    assert out["spent"]["tokens"] == server.settled().served
+    assert len(server.calls) == 1
+
+
 def test_without_a_reserve_the_last_text_is_the_end(server: Server) -> None:
     server.script = calling(("look_up", {"topic": "rivers"}), text="I think it is erosion.")
     out = run(agent(server, budget=Budget(calls=2), reserve=0))
