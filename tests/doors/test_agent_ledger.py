@@ -13,7 +13,8 @@ import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware
 from langchain_core.tools import tool
-from langgraph.types import Command, interrupt
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.types import Command, Send, interrupt
 
 from anytime_graph import Budget, LedgerError, Prices, ThreadBusy, open_checkpoints
 from anytime_graph.checkpoints import Checkpoints
@@ -274,6 +275,22 @@ def test_tools_that_ask_a_human_side_by_side_leave_the_run_to_those_at_work(
     assert out["stop_reason"] == "done"
     assert out["spent"]["calls"] == len(server.settled().calls) == 3
     assert out["spent"]["tokens"] == server.served
+
+
+def test_agents_that_a_graph_asks_the_same_at_once_have_runs_of_their_own(
+    server: Server, store: Checkpoints
+) -> None:
+    server.script = lambda request, i: Reply(f"Reason {i}.")
+    budget = TokenBudgetMiddleware(Budget(tokens=2_000), ledger=store.ledger)
+    asked: Any = create_agent(server.model(), [], middleware=[budget])
+    graph = StateGraph(MessagesState)
+    graph.add_node("asked", asked)
+    graph.add_conditional_edges(START, lambda state: [Send("asked", ASK) for _ in range(3)])
+    out = run(graph.compile(store.saver), {"messages": []}, True)
+    answers = [m.text for m in out["messages"] if m.type == "ai"]
+    assert sorted(answers) == ["Reason 0.", "Reason 1.", "Reason 2."]
+    (billed,) = store.ledger.spend(["model"])
+    assert billed.spend["tokens"] == server.settled().served
 
 
 def test_one_invocation_at_a_time_is_at_work_on_a_question(
