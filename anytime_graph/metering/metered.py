@@ -432,7 +432,9 @@ class AgentPayer:
             if not reserved.recalled:
                 account.settle(reserved.amounts, reserved.cost or reserved.amounts)
             return
-        if not reserved.recalled:
+        if reserved.recalled:
+            account.retell(reply.receipt["spend"])
+        else:
             account.settle(reserved.amounts, reply.receipt["spend"])
         if reply.receipt.get("oversized"):
             most = request.max_input // _SMALLER

@@ -277,6 +277,26 @@ def test_tools_that_ask_a_human_side_by_side_leave_the_run_to_those_at_work(
     assert out["spent"]["tokens"] == server.served
 
 
+def test_what_a_tool_paid_before_it_asked_a_human_is_told_as_its_own(
+    server: Server, store: Checkpoints
+) -> None:
+    model = server.model(seed=0)
+
+    @tool
+    def think(about: str) -> str:
+        """Think about it, and have it approved."""
+        return metered(model).invoke(about).text + str(interrupt("so?"))
+
+    server.script = thinking(1)
+    app = agent(server, store, tools=[think])
+    assert "__interrupt__" in run(app, ASK, True)
+    out = run(app, Command(resume="yes"), True)
+    assert len(server.settled().calls) == 3
+    by = {name: spend["tokens"] for name, spend in out["spent_by"].items()}
+    assert by["think"] == server.calls[1].served
+    assert sum(by.values()) == out["spent"]["tokens"] == server.served
+
+
 def test_agents_that_a_graph_asks_the_same_at_once_have_runs_of_their_own(
     server: Server, store: Checkpoints
 ) -> None:
