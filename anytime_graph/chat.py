@@ -438,9 +438,8 @@ class _Turn:
     def read(self, ordinal: int, reply: Reply) -> Reply | None:
         """The reply, with a structured answer or tool calls as JSON in its text; None if it is no answer."""
         errors, message = reply.receipt["errors"], reply.message
-        if self.json and (parsed := _json(message.text)) is not None:
-            extra = {**message.additional_kwargs, "parsed": parsed}
-            message = message.model_copy(update={"additional_kwargs": extra})
+        if self.json:
+            message = providers.with_parsed(message)
         self.messages[ordinal] = message
         if self.tools and reply.called:
             halves = reply.uncut and broken(message)
@@ -632,13 +631,6 @@ def _sequence(chain: Runnable[Any, Any]) -> RunnableSequence[Any, Any]:
     raise NotImplementedError(
         f"a {type(chain).__name__} for structured output, where a model and its parser are expected"
     )
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _defaults(schema: Mapping[str, Any]) -> dict[str, Any]:

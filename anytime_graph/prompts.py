@@ -421,9 +421,10 @@ def with_remaining(
     """An agent's prompt with what remains in each dimension. It follows in the last message, as some chat
     templates refuse two messages of one kind in a row. used: the part of the budget of which the agent
     is warned that it is used."""
-    *before, last = _listed(conversation)
-    if last.type not in ("human", "tool"):
-        return [*before, last]
+    messages = _listed(conversation)
+    if not messages or messages[-1].type not in ("human", "tool"):
+        return messages
+    *before, last = messages
     amounts = ", ".join(f"{_roughly(amount)} {UNIT_NAMES[d]}" for d, amount in rest.items())
     note = (
         f"(What remains for this work, prompts included: {amounts}. Answer before it is used up.)"

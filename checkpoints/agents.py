@@ -47,12 +47,17 @@ _PAUSE = 0.05
 def asked_on(ledger: Ledger, messages: Sequence[BaseMessage], before: str | None) -> str:
     """What an agent was asked, as its run is found again by. before: what it was asked last, if that is the
     same question; unless that run has ended, it goes on. Without a checkpointer nothing is resumed, so the
-    same question is another run each time. Raises LedgerError."""
+    same question is another run each time, as it is for each agent that a parent graph asks it. Raises
+    LedgerError."""
     thread = None if before is None else thread_of(get_config(), before)
     if before is not None and thread is not None and ledger.open_run(thread, before):
         return before
-    once = "" if resumable(get_config()) else uuid4().hex
-    return f"agent {digest_of(messages, {'once': once})}"
+    if not resumable(get_config()):
+        return f"agent {digest_of(messages, {'once': uuid4().hex})}"
+    first, here = f"agent {digest_of(messages, {'once': ''})}", invocation()
+    assert here is not None, "an agent's run begins in a node"
+    n = ledger.instance(first, here)
+    return first if n == 1 else f"agent {digest_of(messages, {'once': n})}"
 
 
 class AgentRun:

@@ -52,7 +52,7 @@ class Hold:
     free: bool = False
 
     def gone(self) -> bool:
-        return self.ended or (not self.at_work and time.monotonic() - self.idle > GRACE)
+        return not self.at_work and (self.ended or time.monotonic() - self.idle > GRACE)
 
 
 class Leases:
@@ -72,7 +72,8 @@ class Leases:
         while True:
             with self._lock:
                 hold = self._holds.get(thread)
-                if hold and hold.life == life and hold.taken and not hold.ended:
+                if hold and hold.life == life and hold.taken and not hold.free:
+                    hold.ended = False  # a sibling that was interrupted did not end it
                     hold.at_work += 1
                     return hold
                 if hold is None or hold.gone():

@@ -36,7 +36,7 @@ from anytime_graph.metering import clock
 from anytime_graph.metering.quota import Quota
 from anytime_graph.metering.request import Entry, Place, Reply, Request
 from anytime_graph.run.calls import PlannedCall, RunCall
-from anytime_graph.run.context import told
+from anytime_graph.run.context import Invocation, told
 from anytime_graph.run.endings import MEANINGS
 from anytime_graph.run.pairs import Candidate, Pair
 from anytime_graph.run.state import Point, State
@@ -72,6 +72,7 @@ class Ledger(History):
         self.failures, self.last_failure = 0, ""
         self._streaming: dict[Place, Callable[[], str]] = {}
         self._seen: LRUCache[str, float] = LRUCache(_ROOTS)
+        self._instances: LRUCache[tuple[Hashable, str], list[str]] = LRUCache(_ROOTS)
         self._closed = threading.Event()
         self._beating: threading.Thread | None = None
         self._paying = False
@@ -105,6 +106,14 @@ class Ledger(History):
             raise ThreadBusy(f"thread {root!r} was taken over by another invocation")
 
     # --- both sides
+
+    def instance(self, name: str, here: Invocation) -> int:
+        """Which one this is, from 1 on, of those that a parent graph has asked the same in its invocation."""
+        with self._lock:
+            instances = self._instances.setdefault((here[0], name), [])
+            if here[1] not in instances:
+                instances.append(here[1])
+            return instances.index(here[1]) + 1
 
     def enter(self, thread: str, root: str | None, life: Hashable) -> Hold:
         """A node begins to work on the thread; see Leases.enter. root: LangGraph's id of the thread."""

@@ -320,16 +320,16 @@ class DraftPayer:
         self, ready: Meter, prompt: Sequence[BaseMessage], rest: Limits
     ) -> tuple[Shape, Request, bool]:
         """The next call, and whether it is the last one, in which the agent must answer."""
-        if not ready.bound.get("tools"):
-            return *self._fitting(ready, prompt, rest), False
-        calibration = self.account.calibration(self.meter)
-        last_prompt = [*prompt, HumanMessage(self._last_words)]
+        calibration, tools = self.account.calibration(self.meter), ready.bound.get("tools")
+        last_prompt = [*prompt, *([HumanMessage(self._last_words)] if tools else [])]
         if not self._replies:
             # A prompt bounded at 300 tokens that reaches the model with a bound of 1,100 (system
             # prompt, tools, last words) has an overhead of 800.
             _, last_input = ready.max_input(last_prompt, calibration)
             overhead = self._agent["overhead"] + last_input - self.call["max_input"]
             self._agent = {**self._agent, "overhead": overhead}
+        if not tools:
+            return *self._fitting(ready, prompt, rest), False
         if rest.get("calls", 2) >= 2 and rest.get(TOOL_CALLS, 1) >= 1:
             with suppress(Short):
                 half = share(rest, 0.5)

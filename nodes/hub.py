@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import threading
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from secrets import randbits
 from typing import Any, NamedTuple, cast
 from uuid import uuid4
 
-from cachetools import LRUCache
 from langchain_core.messages import AnyMessage, RemoveMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.types import Command, Send
@@ -50,7 +48,6 @@ from anytime_graph.run.announcements import Lives, Warned, announce, note
 from anytime_graph.run.asking import check_resumable, granted
 from anytime_graph.run.calls import OWN, Assignment, PlannedCall, RunInfo
 from anytime_graph.run.context import (
-    Invocation,
     chosen,
     context,
     drained,
@@ -86,8 +83,6 @@ from anytime_graph.run.upgrade import (
 
 log = logging.getLogger(__name__)
 
-_INSTANCES = 4_096
-"""Most threads whose instances within one invocation are remembered."""
 _ENDS = ("finish", "ask")
 """Nodes after which a run has ended, unless it gets more budget."""
 _LONGEST_WAIT = 30.0
@@ -127,10 +122,6 @@ class Hub:
     schema: type[BaseModel] | None
     asks: bool
     warn_at: Sequence[float]
-    _instances: LRUCache[tuple[Hashable, str], list[str]] = field(
-        default_factory=lambda: LRUCache(_INSTANCES)
-    )
-    _counting: threading.Lock = field(default_factory=threading.Lock)
 
     def budget_node(self, state: State, config: RunnableConfig) -> Command[Any]:
         """Fold outcomes, begin a new question or add a budget, then go over the budget edge. An
@@ -186,17 +177,10 @@ class Hub:
         elif "#" in thread and kept is None:
             amounts = {} if granted is None else as_budget(granted).limits()
             share = "".join(f"/{d}={amount!r}" for d, amount in amounts.items())
-            thread = self._instance(thread + share, here)
+            thread += share
+            if (n := self.ledger.instance(thread, here)) > 1:
+                thread += f".{n}"
         return self.ledger.enter(thread, root(config), here)
-
-    def _instance(self, thread: str, here: Invocation) -> str:
-        """The thread, numbered if another instance in the same invocation has it."""
-        with self._counting:
-            instances = self._instances.setdefault((here[0], thread), [])
-            if here[1] not in instances:
-                instances.append(here[1])
-            n = instances.index(here[1])
-        return f"{thread}.{n + 1}" if n else thread
 
     def _turn(self, state: State, visit: _Visit) -> tuple[State, list[Send]]:
         """Begin the question, or fold the outcomes of its last step; then plan what comes next."""

@@ -208,6 +208,19 @@ class Account:
             for account in self.chain:
                 account.spent = total([account.spent, {**spend, "seconds": 0.0}])
 
+    def retell(self, spend: Spend) -> None:
+        """Tell of a reply that is given again: what it cost is in the books of its run, and takes nothing of
+        what is left."""
+        spend = {**spend, "seconds": 0.0}
+        more = cast("Mapping[str, float]", spend)
+        with self.lock:
+            self.owe(spend)
+            for account in self.chain:
+                if account.parent is None or account.record is not account.parent.record:
+                    break
+                account.spent = total([account.spent, spend])
+                account.limits = {d: amount + more[d] for d, amount in account.limits.items()}
+
     def at_least(self, spent: Spend) -> Spend:
         """Raise what was spent to what a state says was, where that is more. Returns what is booked."""
         with self.lock:

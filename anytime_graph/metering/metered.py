@@ -50,6 +50,7 @@ from anytime_graph.metering.request import (
 from anytime_graph.metering.streamed import reports_its_end
 from anytime_graph.metering.tool_calls import broken, first_calls
 from anytime_graph.models import resolve_model
+from anytime_graph.models.providers import with_parsed
 from anytime_graph.models.tokens import Shape
 from anytime_graph.run.calls import Receipt
 from anytime_graph.run.context import around, invocation
@@ -74,7 +75,7 @@ class Reservation:
     it could be used, by the budget or a broken connection, not by the model or the caller's own cap.
     cut: by the budget. broke: the reply broke off, perhaps within its tool calls. tool_calls: held for those in it.
     recalled: it was made and paid before its process ended, and its reply is given again.
-    cost: of one that was given up, if it is known.
+    cost: of one that was given up, if it is known. structured: the caller reads its reply by a schema.
     """
 
     meter: Meter
@@ -89,6 +90,7 @@ class Reservation:
     tool_calls: int = 0
     recalled: bool = False
     cost: Spend | None = None
+    structured: bool = False
 
     @property
     def place(self) -> int:
@@ -234,7 +236,7 @@ def _generate(
             if (request := _asked(payer, reserved, structured)) is not None:
                 journal = payer.journal(reserved)
                 reserved.reply = call(reserved.meter, request, config, payer.stop, journal)
-        replies.append(reserved.message)
+        replies.append(with_parsed(reserved.message) if structured else reserved.message)
     return LLMResult(generations=[[ChatGeneration(message=m)] for m in replies])
 
 
@@ -260,7 +262,7 @@ async def _agenerate(
             if (request := _asked(payer, reserved, structured)) is not None:
                 journal = payer.journal(reserved)
                 reserved.reply = await acall(reserved.meter, request, config, payer.stop, journal)
-        replies.append(reserved.message)
+        replies.append(with_parsed(reserved.message) if structured else reserved.message)
     return LLMResult(generations=[[ChatGeneration(message=m)] for m in replies])
 
 
@@ -273,6 +275,7 @@ def _payer_of(model: BaseChatModel, prompt: Sequence[BaseMessage]) -> Payer | No
 
 def _asked(payer: Payer, reserved: Reservation, structured: bool) -> Request | None:
     """The request to make, if there is one. structured: a tool call in its reply is the answer."""
+    reserved.structured = structured
     if reserved.request is None or structured:
         return reserved.request
     return replace(reserved.request, granted=functools.partial(payer.granted, reserved))
@@ -422,14 +425,16 @@ class AgentPayer:
 
     def settle(self, reserved: Reservation) -> None:
         """Raises what the client raised, and Short if a tool's model may not call the tools that it
-        asks for."""
+        asks for, or if its structured answer was cut."""
         account, ready, request = self.account, reserved.meter, reserved.request
         assert request is not None
         if (reply := reserved.reply) is None:
             if not reserved.recalled:
                 account.settle(reserved.amounts, reserved.cost or reserved.amounts)
             return
-        if not reserved.recalled:
+        if reserved.recalled:
+            account.retell(reply.receipt["spend"])
+        else:
             account.settle(reserved.amounts, reply.receipt["spend"])
         if reply.receipt.get("oversized"):
             most = request.max_input // _SMALLER
@@ -456,11 +461,9 @@ class AgentPayer:
         reserved.unfinished = not message.tool_calls and (cut or reserved.broke or empty)
         if (reported := reply.receipt["reported"]) is not None and not reserved.recalled:
             account.learn(ready, reserved.shape, reported)
-        if (
-            reply.called
-            and not (message.tool_calls or message.text.strip())
-            and self.kind == "tool"
-        ):
+        unheard = reply.called and not message.text.strip()
+        unheard |= cut and reserved.structured and with_parsed(message) is message
+        if self.kind == "tool" and unheard and not message.tool_calls:
             raise Short(account.left(), account.left() | {"tool_calls": 1}, TOOL_CALLS)
 
     def _recorded(

@@ -18,7 +18,7 @@ from traceback import walk_tb
 from typing import Any, Literal, cast, get_args
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import RunnableBinding
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_function
@@ -432,6 +432,18 @@ def schema_in_body(model: BaseChatModel, bound: Mapping[str, Any]) -> dict[str, 
     body = {**(getattr(model, "extra_body", None) or {}), **(bound.get("extra_body") or {})}
     rest = {key: value for key, value in bound.items() if key != "response_format"}
     return {**rest, "extra_body": {**body, "response_format": form}}
+
+
+def with_parsed(message: AIMessage) -> AIMessage:
+    """A reply with its JSON, if it is some, where langchain-openai's own parsers look for it."""
+    try:
+        answer = json.loads(message.text)
+    except (ValueError, RecursionError):
+        answer = None
+    if answer is None:
+        return message
+    extra = {**message.additional_kwargs, "parsed": answer}
+    return message.model_copy(update={"additional_kwargs": extra})
 
 
 def advised(model: BaseChatModel, tokens: float | None) -> dict[str, Any]:

@@ -167,10 +167,11 @@ class Tokenizer:
                     written.append(_written(block))
             texts.append("\n".join(part for part in written if part))
 
+        messages = float(len(prompt) or 1)  # of nothing, a template still makes tokens
         if self.count is not None:
             exact = float(sum(map(self.count, texts)))
-            return [exact, 0.0, exact, float(len(prompt)), media]
-        return [*_measured(*filter(None, texts)), float(len(prompt)), media]
+            return [exact, 0.0, exact, messages, media]
+        return [*_measured(*filter(None, texts)), messages, media]
 
     def _added(self, kind: str) -> int:
         """The most tokens that something of this kind adds to a prompt."""

@@ -96,8 +96,9 @@ def told(name: str, otherwise: Mapping[str, Any] | None = None) -> str | None:
     holders: list[tuple[Any, str]] = [(otherwise, name)]
     with suppress(RuntimeError, KeyError):  # outside a graph
         runtime, named = get_runtime(Context), get_config().get("configurable")
-        holders = [(runtime.context, name), (named, name), *holders]
-        if runtime.server_info and (known := runtime.server_info.user):
+        holders = [(getattr(runtime, "context", None), name), (named, name), *holders]
+        server = getattr(runtime, "server_info", None)  # in a chain there is no runtime
+        if server and (known := server.user):
             holders = [(known, "identity" if name == "user" else name)]
     return next((value for held in holders if (value := _value(*held)) is not None), None)
 

@@ -131,7 +131,7 @@ class State(TypedDict, total=False):
     unstructured: the judge's provider refused to hold verdicts to a schema. examples: pairs that the
     memory recalled for this question. namespace: in which it was asked. owner: the authenticated user whose
     thread it is, if there is one. least_room: output tokens that a
-    call needs, as starved calls have shown. overhead: input tokens that an agent with tools adds to the
+    call needs, as starved calls have shown. overhead: input tokens that an agent adds to the
     prompt of a draft. owed: moves that a request for several choices left undone. failures: steps in a
     row that failed entirely. blocked: why the provider ended every answer of the last step, if there
     is no whole answer. unscored: the scorer failed on every answer. withheld: a quota did not pay for a

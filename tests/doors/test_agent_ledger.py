@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from langchain.agents import create_agent
-from langchain.agents.middleware import HumanInTheLoopMiddleware
+from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware
 from langchain_core.tools import tool
-from langgraph.types import Command
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.types import Command, Send, interrupt
 
 from anytime_graph import Budget, LedgerError, Prices, ThreadBusy, open_checkpoints
 from anytime_graph.checkpoints import Checkpoints
@@ -213,6 +215,102 @@ def test_an_approval_may_come_at_once(server: Server, tmp_path: Path, sync: bool
     assert out["messages"][-1].text == ANSWER
     assert out["spent"]["calls"] == 3
     assert out["spent"]["tokens"] == server.settled().served
+
+
+def test_tools_that_ask_a_human_side_by_side_leave_the_run_to_those_at_work(
+    server: Server, store: Checkpoints
+) -> None:
+    at_work, asked, asked_later = (threading.Event() for _ in range(3))
+
+    class Order(AgentMiddleware):
+        """Tool "second" begins after "first" has asked, and "think" calls its model after both have."""
+
+        def wrap_tool_call(self, request: Any, handler: Any) -> Any:
+            if request.tool_call["name"] == "second":
+                assert asked.wait(PATIENCE)
+            try:
+                return handler(request)
+            finally:
+                asked.set()
+                if request.tool_call["name"] == "second":
+                    asked_later.set()
+
+    @tool
+    def first() -> str:
+        """Ask."""
+        assert at_work.wait(PATIENCE)
+        return str(interrupt("first?"))
+
+    @tool
+    def second() -> str:
+        """Ask later."""
+        return str(interrupt("second?"))
+
+    @tool
+    def think() -> str:
+        """Think, while others ask."""
+        at_work.set()
+        assert asked_later.wait(PATIENCE)
+        with ThreadPoolExecutor(1) as elsewhere, pytest.raises(ThreadBusy):
+            elsewhere.submit(app.invoke, None, ON).result()
+        return str(metered(server.model()).invoke("rivers").text)
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        done = any(m["role"] == "tool" for m in request["messages"])
+        calls: list[Any] = [(name, {}) for name in ("first", "second", "think")]
+        return Reply(text="", tools=calls) if request.get("tools") and not done else Reply(ANSWER)
+
+    server.script = script
+    budget = TokenBudgetMiddleware(Budget(tokens=20_000), ledger=store.ledger)
+    app: Any = create_agent(
+        server.model(),
+        [first, second, think],
+        middleware=[Order(), budget],
+        checkpointer=store.saver,
+    )
+    out = run(app, ASK, True)
+    while "__interrupt__" in out:
+        answers = {each.id: "yes" for each in out["__interrupt__"]}
+        out = run(app, Command(resume=answers), True)
+    assert out["stop_reason"] == "done"
+    assert out["spent"]["calls"] == len(server.settled().calls) == 3
+    assert out["spent"]["tokens"] == server.served
+
+
+def test_what_a_tool_paid_before_it_asked_a_human_is_told_as_its_own(
+    server: Server, store: Checkpoints
+) -> None:
+    model = server.model(seed=0)
+
+    @tool
+    def think(about: str) -> str:
+        """Think about it, and have it approved."""
+        return metered(model).invoke(about).text + str(interrupt("so?"))
+
+    server.script = thinking(1)
+    app = agent(server, store, tools=[think])
+    assert "__interrupt__" in run(app, ASK, True)
+    out = run(app, Command(resume="yes"), True)
+    assert len(server.settled().calls) == 3
+    by = {name: spend["tokens"] for name, spend in out["spent_by"].items()}
+    assert by["think"] == server.calls[1].served
+    assert sum(by.values()) == out["spent"]["tokens"] == server.served
+
+
+def test_agents_that_a_graph_asks_the_same_at_once_have_runs_of_their_own(
+    server: Server, store: Checkpoints
+) -> None:
+    server.script = lambda request, i: Reply(f"Reason {i}.")
+    budget = TokenBudgetMiddleware(Budget(tokens=2_000), ledger=store.ledger)
+    asked: Any = create_agent(server.model(), [], middleware=[budget])
+    graph = StateGraph(MessagesState)
+    graph.add_node("asked", asked)
+    graph.add_conditional_edges(START, lambda state: [Send("asked", ASK) for _ in range(3)])
+    out = run(graph.compile(store.saver), {"messages": []}, True)
+    answers = [m.text for m in out["messages"] if m.type == "ai"]
+    assert sorted(answers) == ["Reason 0.", "Reason 1.", "Reason 2."]
+    (billed,) = store.ledger.spend(["model"])
+    assert billed.spend["tokens"] == server.settled().served
 
 
 def test_one_invocation_at_a_time_is_at_work_on_a_question(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import openai
 import pytest
@@ -37,7 +38,7 @@ from langchain.agents.structured_output import ToolStrategy
 from langchain.tools import ToolRuntime
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import RunnableLambda
-from langchain_core.tools import tool
+from langchain_core.tools import StructuredTool, tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.runtime import RunControl
 from langgraph.types import Command, interrupt
@@ -300,6 +301,13 @@ def test_too_small_a_budget_is_refused_before_anything_is_spent(server: Server) 
     server.script = calling(("look_up", {"topic": "rivers"}))
     assert last(run(agent(server, budget=least)))
     assert server.served <= least.tokens
+
+
+def test_a_prompt_of_no_message_is_bounded_too(server: Server) -> None:
+    out = run(agent(server, budget=Budget(tokens=2_000)), {"messages": []})
+    assert out["stop_reason"] == "done"
+    assert out["spent"]["tokens"] == server.settled().served
+    assert len(server.calls) == 1
 
 
 def test_without_a_reserve_the_last_text_is_the_end(server: Server) -> None:
@@ -1069,6 +1077,40 @@ def test_a_tool_that_cannot_pay_for_its_model_says_so(server: Server) -> None:
     assert told.status == "error"
     assert "cannot pay" in told.text
     assert last(out) == ANSWER
+
+
+@both
+@pytest.mark.parametrize("method", ["json_schema", "json_mode", "function_calling"])
+@pytest.mark.parametrize("size", [1, 3_000])
+def test_a_tool_gets_structured_answers_whole_or_not_at_all(
+    server: Server, sync: bool, method: str, size: int
+) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        name = "Vienna " * size
+        if "response_format" in request:
+            return Reply(json.dumps({"name": name}))
+        match [each["function"]["name"] for each in request.get("tools", ())]:
+            case ["City"]:
+                return Reply("", tools=[("City", {"name": name})])
+            case [_]:
+                asked = any(m["role"] == "tool" for m in request["messages"])
+                return Reply(ANSWER, tools=[] if asked else [("find", {})])
+        return Reply(ANSWER)
+
+    chain = metered(server.model()).with_structured_output(City, method=cast(Any, method))
+
+    async def asked() -> str:
+        return str(await chain.ainvoke("Which city?"))
+
+    found: Any = StructuredTool.from_function(
+        lambda: str(chain.invoke("Which city?")), asked, name="find", description="Find a city."
+    )
+    server.script = script
+    out = run(agent(server, found, budget=Budget(tokens=1_500)), sync=sync)
+    (told,) = [m for m in out["messages"] if isinstance(m, ToolMessage)]
+    assert told.text.startswith("name='Vienna" if size == 1 else "Not done: the budget")
+    assert last(out) == ANSWER
+    assert out["spent"]["tokens"] == server.settled().served <= 1_500
 
 
 def test_a_call_that_a_tool_gives_up_is_charged_in_full(server: Server) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from langchain.agents import create_agent
+from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tools import tool
 
 from anytime_graph import (
@@ -52,8 +53,9 @@ def exceeded(ask: Callable[[str], Any]) -> QuotaExceeded:
 
 @pytest.mark.pairwise
 @both
+@pytest.mark.parametrize("chained", [False, True])
 def test_a_chat_model_keeps_to_quotas(
-    server: Server, store: Checkpoints, target: str, sync: bool
+    server: Server, store: Checkpoints, target: str, sync: bool, chained: bool
 ) -> None:
     server.script = by_place
     chat = ChatAnytime(
@@ -64,11 +66,13 @@ def test_a_chat_model_keeps_to_quotas(
         quotas=[Quota(Budget(tokens=300), per="user", window="1d")],
     )
 
+    asked: Any = ChatPromptTemplate([("user", "{text}")]) | chat if chained else chat
+
     def ask(user: str) -> Any:
         config: Any = {"metadata": {"user": user}}
         if sync:
-            return chat.invoke("Why do rivers bend?", config)
-        return asyncio.run(chat.ainvoke("Why do rivers bend?", config))
+            return asked.invoke("Why do rivers bend?", config)
+        return asyncio.run(asked.ainvoke("Why do rivers bend?", config))
 
     full = exceeded(ask)
     assert full.who == "ann"

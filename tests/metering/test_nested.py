@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from langchain.agents import create_agent
+from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda, RunnableParallel
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
@@ -420,6 +421,25 @@ def test_too_little_for_an_agent_is_refused_with_what_would_do(server: Server, s
     out = invoke(thinker(server, budget=refused.value.least, drafter=agent), sync, ASK)
     assert out["best"]["answer"].isdigit()
     assert server.settled().served <= refused.value.least.limits()["tokens"]
+
+
+@both
+@pytest.mark.parametrize("rules", [20, 200, 500])
+@pytest.mark.parametrize("strategy", ["adaptive", "best_of_n"])
+def test_drafts_have_room_for_instructions_that_their_chain_adds(
+    server: Server, sync: bool, rules: int, strategy: str
+) -> None:
+    def chain(model: Any) -> Any:
+        return (
+            ChatPromptTemplate([("system", "rule " * rules), ("placeholder", "{messages}")]) | model
+        )
+
+    server.script = by_place
+    options: Any = {"strategy": strategy, "scorer": lambda question, answer: 0.5}
+    out = invoke(thinker(server, budget=Budget(tokens=1_500), drafter=chain, **options), sync, ASK)
+    assert out["stop_reason"] == "tokens"
+    assert out["best"]["answer"].isdigit()
+    assert out["spent"]["tokens"] == server.settled().served <= 1_500
 
 
 @both
