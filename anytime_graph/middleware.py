@@ -22,6 +22,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, RemoveMessage, ToolMessage
 from langgraph.config import get_config
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
+from langgraph.managed.is_last_step import RemainingStepsManager
 from langgraph.runtime import Runtime, get_runtime
 from langgraph.types import Command, Overwrite
 from typing_extensions import TypedDict
@@ -88,6 +89,8 @@ __all__ = ["TokenBudgetMiddleware", "metered"]
 
 log = logging.getLogger(__name__)
 
+_ROUND = 2
+"""LangGraph's steps from one turn of an agent to the next, the model's and its tools', without other middlewares."""
 _THREADS = 4_096
 """Threads whose accounts are remembered."""
 
@@ -111,7 +114,8 @@ class _Run(TypedDict):
     the ids of the tool calls in the last reply that may run, if not all may; refused: whether it had
     more. granted: what a human granted beyond the budget. asks: what a human is asked now, or, once there
     is no more (ends), was asked last. asked, place: in a ledger, what its run is found by, and the place
-    of its next call. id: of the invocation that began it. form: which form this has."""
+    of its next call. id: of the invocation that began it. steps: what LangGraph's limit left at the last turn;
+    round: what it takes from one turn to the next. form: which form this has."""
 
     question: BaseMessage | None
     growth: dict[str, float]
@@ -123,6 +127,8 @@ class _Run(TypedDict):
     asked: NotRequired[str]
     place: NotRequired[int]
     id: NotRequired[str]
+    steps: NotRequired[int]
+    round: NotRequired[int]
     form: NotRequired[int]
 
 
@@ -147,6 +153,7 @@ class BudgetState(AgentState[Any]):
     spent_by: NotRequired[Annotated[dict[str, Spend], OmitFromInput, _added_by]]
     stop_reason: NotRequired[Annotated[str | None, OmitFromInput]]
     anytime_run: NotRequired[Annotated[_Run, PrivateStateAttr]]
+    remaining_steps: NotRequired[Annotated[int, PrivateStateAttr, RemainingStepsManager]]
 
 
 _OURS = ("spent", "spent_by", "stop_reason", "anytime_run")
@@ -560,6 +567,8 @@ class _Turn:
         elif self.run.get("refused"):
             none_left = self.account.left().get("tool_calls") == 0
             self.reason = "tool_calls" if none_left else "quota"
+        elif self._out_of_steps():
+            self.reason = "steps"
         else:
             self.payer.closes = self.request.messages[-1] if self.request.messages else None
             yield self.request
@@ -591,6 +600,19 @@ class _Turn:
             messages = [*self.request.messages, *cast("list[Any]", self.written)]
             self.payer.closes = messages[-1] if messages else None
             yield request.override(messages=messages)
+
+    def _out_of_steps(self) -> bool:
+        """Whether LangGraph's limit pays for no other turn and for the nodes that end the agent, which take no
+        more than a round. From the second turn on, when a round is known, one step is to spare: with rounds
+        of 2 steps, 4 that are left let the last turn come now."""
+        state, before = cast(BudgetState, self.request.state), self.run.get("steps", 0)
+        left = state.get("remaining_steps")
+        if left is None or not self.request.tools:
+            return False
+        known = before > left
+        taken = before - left if known else self.run.get("round", _ROUND)
+        self.run = {**self.run, "steps": left, "round": taken}
+        return left < 2 * taken + known
 
     def _late(self, last: bool = False) -> BaseChatModel | None:
         """The model for the end of the budget, if this call is near it."""

@@ -284,6 +284,38 @@ def test_time_is_held_and_its_reserve_answers(server: Server, sync: bool) -> Non
     ],
     ids=["silent", "silent_after_its_report", "broken", "empty"],
 )
+def idle(state: Any, runtime: Any) -> None:
+    """What a middleware of another's does here does not matter, but that it takes a step."""
+
+
+@both
+@pytest.mark.parametrize(
+    "hooks", [(), (before_model,), (after_model,), (before_model, after_model), (after_agent,)]
+)
+@pytest.mark.parametrize("limit", range(10, 17))
+def test_an_agent_answers_before_langgraphs_limit_of_steps_ends_it(
+    server: Server, limit: int, hooks: tuple[Any, ...], sync: bool
+) -> None:
+    server.script = calling(("look_up", {"topic": "rivers"}))
+    inside = [hook(name=f"idle{i}")(idle) for i, hook in enumerate(hooks)]
+    app = agent(server, budget=Budget(tokens=50_000), inside=inside)
+    out = run(app, sync=sync, config={"recursion_limit": limit})
+    assert (last(out), out["stop_reason"]) == (ANSWER, "steps")
+    assert out["spent"]["tokens"] == server.settled().served
+    assert len(server.calls) >= 2, "there was room for a round"
+
+
+@pytest.mark.parametrize("limit", [6, 25])
+def test_an_agent_that_keeps_to_langgraphs_limit_of_steps_is_left_alone(
+    server: Server, limit: int
+) -> None:
+    look = calling(("look_up", {"topic": "rivers"}))
+    server.script = lambda request, i: look(request, i) if i == 0 else Reply(ANSWER)
+    out = run(agent(server, budget=Budget(tokens=50_000)), config={"recursion_limit": limit})
+    assert last(out) == ANSWER
+    assert len(server.calls) == 2
+
+
 @both
 def test_what_ends_a_reply_is_named(server: Server, reply: Reply, reason: str, sync: bool) -> None:
     first = Reply(text="Look.", tools=[("look_up", {"topic": "rivers"})])
