@@ -274,16 +274,6 @@ def test_time_is_held_and_its_reserve_answers(server: Server, sync: bool) -> Non
     assert last(out) == ANSWER
 
 
-@pytest.mark.parametrize(
-    ("reply", "reason"),
-    [
-        (Reply(text="Look.", error="hang"), "seconds"),
-        (Reply(text="", error="mute"), "seconds"),
-        (Reply(text="Look again.", error="break"), "error: the reply broke off"),
-        (Reply(text=""), "error: the reply was empty"),
-    ],
-    ids=["silent", "silent_after_its_report", "broken", "empty"],
-)
 def idle(state: Any, runtime: Any) -> None:
     """What a middleware of another's does here does not matter, but that it takes a step."""
 
@@ -316,6 +306,16 @@ def test_an_agent_that_keeps_to_langgraphs_limit_of_steps_is_left_alone(
     assert len(server.calls) == 2
 
 
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (Reply(text="Look.", error="hang"), "seconds"),
+        (Reply(text="", error="mute"), "seconds"),
+        (Reply(text="Look again.", error="break"), "error: the reply broke off"),
+        (Reply(text=""), "error: the reply was empty"),
+    ],
+    ids=["silent", "silent_after_its_report", "broken", "empty"],
+)
 @both
 def test_what_ends_a_reply_is_named(server: Server, reply: Reply, reason: str, sync: bool) -> None:
     first = Reply(text="Look.", tools=[("look_up", {"topic": "rivers"})])
