@@ -175,6 +175,11 @@ class ChatAnytime(BaseChatModel):
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         return self._inner._get_ls_params(**self._options(stop, kwargs))
 
+    @property
+    def model_name(self) -> str | None:
+        """The inner model's. LangChain's agents ask by it what a model can do."""
+        return providers.model_name(self._inner)
+
     def _resolve_model_profile(self) -> ModelProfile | None:
         return self._inner.profile
 

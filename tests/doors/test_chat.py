@@ -408,6 +408,20 @@ def test_an_agents_structured_answer(server: Server) -> None:
     assert out["structured_response"] == Place(name="Rome", people=3)
 
 
+@pytest.mark.parametrize("name", ["scripted", "gpt-4.1"])
+def test_an_agent_asks_for_structure_as_the_models_name_allows(server: Server, name: str) -> None:
+    """By a tool, or, of a model that LangChain knows by its name, by a schema."""
+    place: Any = {"name": "Rome", "people": 3}
+    server.script = lambda request, i: (
+        Reply("", tools=[("Place", place)]) if request["tools"] else Reply(json.dumps(place))
+    )
+    inner = server.model().model_copy(update={"model_name": name, "profile": None})
+    model = ChatAnytime(model=inner, budget=Budget(calls=3), scorer=lambda q, a: 0.5)
+    out = create_agent(model, response_format=Place).invoke({"messages": [("user", QUESTION)]})
+    assert out["structured_response"] == Place(**place)
+    assert all(bool(c.request["tools"]) == (name == "scripted") for c in server.calls)
+
+
 # --- structured output
 
 
