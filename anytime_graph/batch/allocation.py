@@ -50,7 +50,7 @@ from anytime_graph.planning.plan import least_call, view
 from anytime_graph.planning.setup import Setup, affordable, bounding
 from anytime_graph.run.calls import Chosen
 from anytime_graph.run.context import Context
-from anytime_graph.run.state import Payoff, State, add_payoffs, fresh, payoff
+from anytime_graph.run.state import Payoff, State, add_payoffs, fresh, payoff, question_of
 from anytime_graph.run.upgrade import migrated_state
 
 _OPEN = ("judge", "interrupted", "quota", *DIMENSIONS)
@@ -361,7 +361,7 @@ class _Allocation:
             self._know(question, migrated_state(cast(Any, found.values)))
             assert question.state is not None
             spent = question.state["spent"]
-            self._check(question.state["limits"])
+            self._check(question, question.state)
         if self.ledger is not None and (runs := self.ledger.runs(question.thread)):
             spent = _larger(spent, runs[-1]["spent"])
         self._book(question, spent)
@@ -374,9 +374,15 @@ class _Allocation:
         self.account.book(_more(spent, question.spent))
         question.spent = spent
 
-    def _check(self, limits: Limits) -> None:
-        """Raises ValueError if the threads of this batch have budgets in other dimensions."""
-        other = set(limits) - {"calls"}
+    def _check(self, question: _Question, state: State) -> None:
+        """Raises ValueError if a thread of this batch is at another question by now, or has a budget in other
+        dimensions."""
+        if question_of(state["messages"]).id != question.thread:
+            raise ValueError(
+                f"questions[{question.index}]: its thread {question.thread} went on with another question; "
+                "leave it out, or give the batch another name"
+            )
+        other = set(state["limits"]) - {"calls"}
         if other != set(self.account.limits) - {"calls", "seconds"}:
             raise ValueError(
                 f"budget: the batch of this name began with a budget in {', '.join(sorted(other) or ['calls'])}; "

@@ -407,6 +407,21 @@ def test_a_question_that_a_quota_ended_goes_on_once_the_quota_pays(
             assert (server.served > 1_200) == (limit > 1_200)
 
 
+def test_a_question_whose_thread_went_on_with_another_gets_no_answer_to_that_one(
+    server: Server, tmp_path: Path
+) -> None:
+    server.script = mixed
+    with open_checkpoints(tmp_path / "a.db") as store:
+        app = app_of(server, ledger=store.ledger, saver=store.saver)
+        first = batch(app, asked(2), Budget(tokens=600), workers=1).questions[1]
+        config: Any = {"configurable": {"thread_id": first.thread}}
+        app.invoke({"messages": [("user", asked(3)[2])], "budget": Budget(tokens=300)}, config)
+        made = len(server.calls)
+        with pytest.raises(ValueError, match=rf"questions\[1\].*{first.thread}.*another name"):
+            batch(app, asked(2), Budget(tokens=6_000))
+        assert len(server.calls) == made
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
     [
