@@ -282,7 +282,7 @@ class _Edge:
             or self._last_call()
             or self._calls(moves, open_)
             or self._overdue()
-            or Stop(self._short_of(open_))
+            or Stop(self._short_of(moves, open_))
         )
 
     # --- what to do
@@ -402,14 +402,16 @@ class _Edge:
         whole = replace(self.setup, judge=replace(self.setup.judge, share=1.0))
         return replace(self, setup=whole)._calls(moves, self.rest)
 
-    def _short_of(self, rest: Limits) -> str:
+    def _short_of(self, moves: Sequence[PlannedMove], rest: Limits) -> str:
         """Why no further move can be paid for: the dimension that it would overrun, or "judge" if the
         judge's share of the budget is used up."""
         setup, state = self.setup, self.state
-        if setup.decides != "vote" and state["best"] is not None and not self._comparison():
-            yielding = replace(self, setup=replace(setup, yields=True))
-            if setup.decides != "scorer" and yielding._comparison():
-                return "judge"
+        yielding = replace(self, setup=replace(setup, yields=True))
+        if all(map(judges, moves)) and yielding._beyond_share(moves):
+            return "judge"
+        judged = setup.decides in ("judge", "agreement") and state["best"] is not None
+        if judged and not self._comparison() and yielding._comparison():
+            return "judge"
         need = least_call(setup, state)
         return next((d for d in DIMENSIONS if d in rest and rest[d] < need[d]), next(iter(rest)))
 

@@ -17,6 +17,7 @@ from anytime_graph import (
     Critique,
     Draft,
     Judge,
+    Learn,
     Move,
     Prices,
     Stop,
@@ -334,6 +335,22 @@ def test_nothing_is_bought_that_could_not_be_compared(server: Server) -> None:
     assert out["judging"]["comparisons"] > 0
     assert not comparing(server.calls[0].request)
     assert comparing(server.calls[-1].request)
+
+
+@pytest.mark.parametrize("moves", [[Critique(0, 0)], [Learn()]], ids=["critique", "learn"])
+def test_a_strategy_that_asks_only_the_judge_ends_for_its_share_also_beside_a_scorer(
+    server: Server, moves: list[Move]
+) -> None:
+    server.script = lambda request, i: Reply(text="It is. Verdict: A" if i > 1 else f"quality {i}")
+    app = create_anytime_graph(
+        server.model(),
+        budget=Budget(tokens=9_000),
+        scorer=lambda question, answer: 0.1 * int(answer.split()[-1]),
+        strategy=lambda view: moves if view.candidates else [Draft(), Draft()],
+    )
+    out = app.compile().invoke(ASK)
+    assert out["stop_reason"] == "judge"
+    assert server.settled().served == out["spent"]["tokens"] < 4_500
 
 
 def test_a_complete_answer_takes_the_place_of_one_that_was_cut_off(server: Server) -> None:
