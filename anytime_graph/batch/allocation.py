@@ -377,7 +377,8 @@ class _Allocation:
     def _check(self, question: _Question, state: State) -> None:
         """Raises ValueError if a thread of this batch is at another question by now, or has a budget in other
         dimensions."""
-        if question_of(state["messages"]).id != question.thread:
+        asked = question_of(state["messages"])
+        if asked.id != question.thread and asked.text != question.text:
             raise ValueError(
                 f"questions[{question.index}]: its thread {question.thread} went on with another question; "
                 "leave it out, or give the batch another name"
