@@ -114,8 +114,8 @@ class _Run(TypedDict):
     the ids of the tool calls in the last reply that may run, if not all may; refused: whether it had
     more. granted: what a human granted beyond the budget. asks: what a human is asked now, or, once there
     is no more (ends), was asked last. asked, place: in a ledger, what its run is found by, and the place
-    of its next call. id: of the invocation that began it. steps: what LangGraph's limit left at the last turn;
-    round: what it takes from one turn to the next. form: which form this has."""
+    of its next call. id: of the invocation that began it. step: LangGraph's number of the last turn's. form: which form
+    this has."""
 
     question: BaseMessage | None
     growth: dict[str, float]
@@ -127,8 +127,7 @@ class _Run(TypedDict):
     asked: NotRequired[str]
     place: NotRequired[int]
     id: NotRequired[str]
-    steps: NotRequired[int]
-    round: NotRequired[int]
+    step: NotRequired[int]
     form: NotRequired[int]
 
 
@@ -605,14 +604,12 @@ class _Turn:
         """Whether LangGraph's limit pays for no other turn and for the nodes that end the agent, which take no
         more than a round. From the second turn on, when a round is known, one step is to spare: with rounds
         of 2 steps, 4 that are left let the last turn come now."""
-        state, before = cast(BudgetState, self.request.state), self.run.get("steps", 0)
-        left = state.get("remaining_steps")
+        left = cast(BudgetState, self.request.state).get("remaining_steps")
         if left is None or not self.request.tools:
             return False
-        known = before > left
-        taken = before - left if known else self.run.get("round", _ROUND)
-        self.run = {**self.run, "steps": left, "round": taken}
-        return left < 2 * taken + known
+        now, before = get_config()["metadata"]["langgraph_step"], self.run.get("step")
+        self.run = {**self.run, "step": now}
+        return left < 2 * _ROUND if before is None else left <= 2 * (now - before)
 
     def _late(self, last: bool = False) -> BaseChatModel | None:
         """The model for the end of the budget, if this call is near it."""

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 _BEAT = 0.5
 """Seconds between writes of what has streamed in."""
 _ROOTS = 4_096
-"""Most threads whose latest node is remembered."""
+"""Most threads whose latest node, or whose instances in one invocation, are remembered."""
 _RECENT = 60.0
 """Seconds for which a thread counts as one that runs here, after its last node."""
 _OF_RUNS = ("labels", "memory", "curve", "pairs", "answers", "calls")

@@ -193,7 +193,7 @@ async def abatch(
                     running[asyncio.create_task(_aran(app, step, allocation.context))] = step
             if not (running or allocation.awaited):
                 return allocation.result()
-            ended = await _aended(running, allocation.awaited)
+            ended = await _afinished(running, allocation.awaited)
             for task in ended:
                 step = running.pop(task)
                 await aside(allocation.put_back, step)
@@ -599,7 +599,7 @@ def _finished(running: Mapping[Future[_Reply], _Step], awaited: bool) -> set[Fut
     return wait(running, _PATIENCE if awaited else None, FIRST_COMPLETED).done
 
 
-async def _aended(
+async def _afinished(
     running: Mapping[asyncio.Task[_Reply], _Step], awaited: bool
 ) -> set[asyncio.Task[_Reply]]:
     if not running:

@@ -75,11 +75,8 @@ _LINE = 5
 """It says so if this cap may cut a reply, and the line takes at most a fifth of the room for one."""
 _ALL_CUT = 8
 """Replies after which no other is expected to be whole, if all were cut."""
-_UNKNOWING = 4
-"""Replies side by side that a server's limit may have cut before it was known, and that do not count as cut."""
-_NEARLY = 0.9
-"""The part of a limit that cut replies take on average, if it is what cut them: 8 of 80 tokens, at a limit of
-80, are 640 of 576."""
+_AT_LIMIT = 0.9
+"""The part of a limit that cut replies take on average at least, if it is what cuts them, and not their slices."""
 _USUAL = 128
 """Output tokens below which any reply may be cut, as long as nothing is known of their length."""
 
@@ -296,8 +293,7 @@ class _Edge:
 
     def _all_cut(self) -> Stop | None:
         """An end, if all answers are cut at a limit that no budget widens, the model's own or its server's,
-        also those that were told of it. With a scorer, a cut answer may be worth something, and a whole one
-        that is worth nothing tells that others may be whole."""
+        also those that were told of it. With a scorer, a cut answer may be worth something."""
         best, meter = self.state["best"], self.setup.meters[self.setup.answering(self.state)]
         if best is None or best["score"] or (best["complete"] and best["node"] != "conclude"):
             return None
@@ -305,11 +301,10 @@ class _Edge:
         tries, cut, written, whole = (
             sum(p[n] for p in seen) for n in ("tries", "cut", "written", "whole")
         )
-        own = meter.ceiling is not None and written - whole >= _NEARLY * meter.ceiling * cut
+        own = meter.ceiling is not None and written - whole >= _AT_LIMIT * meter.ceiling * cut
         if not own and meter.known.ceiling is None:
             return None
-        most = tries - _UNKNOWING if self.setup.decides == "scorer" else tries / 2
-        return Stop("length") if cut >= max(_ALL_CUT, most) else None
+        return Stop("length") if cut >= max(_ALL_CUT, tries / 2) else None
 
     def _only_compares(self) -> bool:
         """The strategy asks for nothing but comparisons although a scorer decides: it wants to know

@@ -225,7 +225,8 @@ def test_killed_at_random_it_comes_to_the_same(
 def test_what_died_with_workers_counts(
     cluster: str, database: str, server: Server, bench: Bench
 ) -> None:
-    """Replies that fill any limit; both workers die when all of one reply was served."""
+    """Replies that fill any limit; both workers die when all of one reply was served. With its 784 tokens
+    there are enough for three cells of 784 more, and not for a fourth."""
 
     def kill() -> None:
         for pid in at_work():
@@ -237,7 +238,7 @@ def test_what_died_with_workers_counts(
     done = bench(*OWN, *MODEL, *words, "--out", "a", "--total-tokens", "3500", exit_code=1)
     assert "its worker was lost" in told(done)
     assert 1_500 < server.settled().served <= 3_500
-    assert 0 < len(records("a")) < 3
+    assert 0 < len(records("a")) < 4
 
 
 @long

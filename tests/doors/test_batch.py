@@ -422,6 +422,21 @@ def test_a_question_whose_thread_went_on_with_another_gets_no_answer_to_that_one
         assert len(server.calls) == made
 
 
+def test_a_batch_of_an_earlier_version_goes_on(server: Server, tmp_path: Path) -> None:
+    """Its questions were messages with ids of LangGraph's making."""
+    server.script = mixed
+    with open_checkpoints(tmp_path / "a.db") as store:
+        app = app_of(server, ledger=store.ledger, saver=store.saver)
+        (first,) = batch(app, asked(1), Budget(tokens=600), name="other").questions
+        config: Any = {"configurable": {"thread_id": first.thread.replace("other", "batch")}}
+        app.invoke({"messages": [("user", asked(1)[0])], "budget": Budget(tokens=600)}, config)
+        made, served = len(server.calls), server.served
+        (again,) = batch(app, asked(1), Budget(tokens=600)).questions
+        assert again.thread == config["configurable"]["thread_id"]
+        assert again.answer == first.answer
+        assert (len(server.calls), server.served) == (made, served)
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
     [

@@ -295,6 +295,34 @@ def test_an_agent_answers_before_langgraphs_limit_of_steps_ends_it(
     assert len(server.calls) >= 2, "there was room for a round"
 
 
+@both
+def test_an_agent_that_is_resumed_with_a_smaller_limit_of_steps_goes_on(
+    server: Server, sync: bool
+) -> None:
+    def look_up(topic: str) -> str:
+        """Look up what is known about a topic."""
+        return str(interrupt("May I?"))
+
+    look = calling(("look_up", {"topic": "rivers"}))
+    server.script = lambda request, i: look(request, i) if i < 2 else Reply(ANSWER)
+    app = agent(server, look_up, budget=Budget(tokens=50_000), checkpointer=InMemorySaver())
+    on: Any = {"configurable": {"thread_id": "t"}, "recursion_limit": 500}
+    run(app, sync=sync, config=on)
+    for _ in range(2):
+        on["recursion_limit"] = 10
+        out = run(app, Command(resume="yes"), sync=sync, config=on)
+    assert (last(out), out["stop_reason"]) == (ANSWER, "done")
+    assert len(server.calls) == 3
+
+
+@pytest.mark.parametrize("limit", [4, 5])
+def test_an_agent_without_steps_for_a_round_answers_at_once(server: Server, limit: int) -> None:
+    server.script = calling(("look_up", {"topic": "rivers"}))
+    out = run(agent(server, budget=Budget(tokens=50_000)), config={"recursion_limit": limit})
+    assert (last(out), out["stop_reason"]) == (ANSWER, "steps")
+    assert len(server.calls) == 1
+
+
 @pytest.mark.parametrize("limit", [6, 25])
 def test_an_agent_that_keeps_to_langgraphs_limit_of_steps_is_left_alone(
     server: Server, limit: int

@@ -24,3 +24,4 @@ long = pytest.mark.sampled
 """Marks a test that is run by `make torture` alone."""
 
 both = pytest.mark.parametrize("sync", [True, False], ids=["sync", "async"])
+"""Beside other parameters, each of their combinations is run sync and async in turn; both under TORTURE."""

@@ -52,48 +52,55 @@ def run(server: Server, sync: bool = True, **options: Any) -> Any:
     return app.invoke(ASKED) if sync else asyncio.run(app.ainvoke(ASKED))
 
 
-@both
-@pytest.mark.parametrize("answer", ["tags", "whole"])
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_run_ends_after_few_replies_if_all_are_cut_at_the_servers_own_cap(
-    server: Server, strategy: str, answer: str, sync: bool
-) -> None:
-    capped(server, 100)
-    out = run(server, sync, strategy=strategy, answer=answer)
-    assert out["stop_reason"] == "length"
-    assert not out["best"]["complete"]
-    assert "the provider cut the reply after 100 of" in out["errors"][0]
-    assert len(server.calls) <= 20
-    assert out["spent"]["tokens"] == server.served <= 4_500
-    assert asked(server)[-1] <= 100
-
-
-@both
-@pytest.mark.parametrize("limit", ["the server's", "the model's own"])
-@pytest.mark.parametrize("scorer", [None, lambda question, answer: 0.0], ids=["none", "of 0"])
-@pytest.mark.parametrize("strategy", [*STRATEGIES, "evolve", None])
 @pytest.mark.pairwise
+@both
+@pytest.mark.parametrize(
+    ("limit", "answer"),
+    [("the server's", "tags"), ("the server's", "whole"), ("the model's own", "tags")],
+)
+@pytest.mark.parametrize("scorer", [None, lambda question, answer: 0.0], ids=["none", "of 0"])
+@pytest.mark.parametrize("strategy", [None, *STRATEGIES, "evolve"])
 def test_a_run_ends_after_few_replies_if_all_are_cut_and_worth_nothing(
-    server: Server, strategy: str | None, scorer: Any, limit: str, sync: bool
+    server: Server, strategy: str | None, scorer: Any, limit: str, answer: str, sync: bool
 ) -> None:
-    own = {"max_tokens": 100} if limit == "the model's own" else {}
-    if own:
-        server.script = lambda request, i: Reply(text=None)
-    else:
-        capped(server, 100)
-    wanted = {"strategy": strategy, "scorer": scorer}
-    wanted["strategy"] = None if scorer is None and strategy == "evolve" else strategy
+    own = limit == "the model's own"
+    capped(server, 10**6 if own else 100)
+    if strategy == "evolve":
+        scorer = scorer or (lambda question, answer: 0.0)  # it needs scores
+    chosen: Any = {"strategy": strategy, "scorer": scorer}
     app = create_anytime_graph(
-        server.model(**own),
+        server.model(max_tokens=100) if own else server.model(),
         budget=Budget(tokens=6_000),
+        answer=answer,
         exact_counts=False,
-        **{name: value for name, value in wanted.items() if value is not None},
+        **{name: value for name, value in chosen.items() if value is not None},
     ).compile()
     out = app.invoke(ASKED) if sync else asyncio.run(app.ainvoke(ASKED))
     assert out["stop_reason"] == "length"
+    assert out["best"]["answer"], "what was paid for is not lost"
+    assert not out["best"]["complete"]
     assert len(server.calls) <= 20
     assert out["spent"]["tokens"] == server.served <= 4_500
-    assert out["best"]["answer"], "what was paid for is not lost"
+    assert asked(server)[-1] <= 100
+    if not own:
+        assert "the provider cut the reply after 100 of" in out["errors"][0]
+
+
+@pytest.mark.parametrize("answer", ["tags", "whole"])
+@pytest.mark.parametrize("limit", [1_000, 3_000])
+def test_replies_that_their_slices_cut_do_not_end_a_run_by_their_length(
+    server: Server, limit: int, answer: str
+) -> None:
+    server.script = lambda request, i: Reply(text=None)
+    app = create_anytime_graph(
+        server.model(max_tokens=limit),
+        budget=Budget(tokens=8_000),
+        strategy="best_of_n",
+        answer=answer,
+    ).compile()
+    assert app.invoke(ASKED)["stop_reason"] == "tokens"
+    assert len(server.calls) > 8
+    assert {call.limit for call in server.calls} != {limit}
 
 
 @both
