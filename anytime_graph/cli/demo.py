@@ -133,7 +133,7 @@ def demo(tokens: int, seed: int | None, model: str | None, price: str | None) ->
     if model is not None and prices is not None:
         click.echo(f"It cost ${out['spent']['usd']:.6f}.")
     command = "anytime-graph" if shutil.which("anytime-graph") else sys.argv[0]
-    click.echo(f'\nNext: {command} solve "Describe a fox." --words 15-30 --include river')
+    click.echo(f'\nNext:\n  {command} solve "Describe a fox." --words 15-30 --include river')
     if out["stop_reason"] == "interrupted":
         sys.exit(ledger_commands.INTERRUPTED)
 
