@@ -11,21 +11,26 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import (
+    BaseMessage,
+    MessageLikeRepresentation,
+    convert_to_messages,
+)
 from langchain_core.runnables import RunnableConfig
 from langgraph.pregel import Pregel
 from langgraph.types import StateSnapshot
 
-from anytime_graph.batch.series import distinct, thread_name
+from anytime_graph.batch.series import thread_name
 from anytime_graph.budget import (
     DIMENSIONS,
     GOOD_ROOM,
@@ -53,6 +58,8 @@ from anytime_graph.run.context import Context
 from anytime_graph.run.state import Payoff, State, add_payoffs, fresh, payoff, question_of
 from anytime_graph.run.upgrade import migrated_state
 
+Asked = str | Sequence[MessageLikeRepresentation]
+"""A question: a text, or a conversation whose last message asks it."""
 _OPEN = ("judge", "interrupted", "quota", *DIMENSIONS)
 """The reasons to stop that more budget removes, or time."""
 _PATIENCE = 0.5
@@ -75,7 +82,7 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True)
 class Answered:
-    """One question. thread: its thread_id, where `app.get_state` has all of it. answer: None if no call
+    """One question, by its text: the last message of a conversation. thread: its thread_id, where `app.get_state` has all of it. answer: None if no call
     brought one; `error` then says why. score: by the graph's scorer, if it has one. spent: in all, earlier
     runs of the batch included. stop_reason: as in the graph's output; None if it was never asked. gain: as
     in Progress, for this question."""
@@ -102,7 +109,7 @@ class Batch:
 
 def batch(
     app: Pregel[Any, Any, Any, Any],
-    questions: Iterable[str],
+    questions: Iterable[Asked],
     budget: Budget,
     *,
     name: str = "batch",
@@ -114,7 +121,8 @@ def batch(
     """Answer many questions within one budget.
 
     app: an anytime graph, compiled with a checkpointer. Give it a ledger too, so that a batch that was
-    killed buys nothing twice. questions: texts; each counts once. budget: what the batch may have cost
+    killed buys nothing twice. questions: texts, or conversations (instructions, solved examples, earlier turns)
+    that end in a user message; each counts once. budget: what the batch may have cost
     in the end; what these questions cost in earlier runs under the same `name` is included, so a larger one
     continues where it pays. Its seconds are of this run, by the clock. workers: questions that are worked on at once.
     context: for all questions. stop: once it is set, calls in flight are cut; the best answers so far are
@@ -158,7 +166,7 @@ def batch(
 
 async def abatch(
     app: Pregel[Any, Any, Any, Any],
-    questions: Iterable[str],
+    questions: Iterable[Asked],
     budget: Budget,
     *,
     name: str = "batch",
@@ -213,12 +221,13 @@ _Reply = dict[str, Any] | NoAnswer | BudgetTooSmall
 
 @dataclass
 class _Question:
-    """state: of its thread; None before it was asked. spent: what the batch has booked for it.
+    """key: the text, or the conversation as JSON. state: of its thread; None before it was asked. spent: what the batch has booked for it.
     gain: per token. idle: how many steps in a row made no call. withheld: quotas do not pay for more, as this
     run of the batch has seen. elsewhere: what another process has taken, if it works on it.
     queued: whether its turn may come."""
 
-    text: str
+    messages: list[BaseMessage]
+    key: str
     thread: str
     index: int
     state: State | None = None
@@ -229,6 +238,10 @@ class _Question:
     withheld: bool = False
     elsewhere: Taken | None = None
     queued: bool = False
+
+    @property
+    def text(self) -> str:
+        return str(self.messages[-1].text)
 
     @property
     def answered(self) -> bool:
@@ -279,7 +292,7 @@ class _Allocation:
     def __init__(
         self,
         app: Pregel[Any, Any, Any, Any],
-        questions: Iterable[str],
+        questions: Iterable[Asked],
         budget: Budget,
         name: str,
         workers: int,
@@ -300,12 +313,9 @@ class _Allocation:
         choice = {k: settings[k] for k in ("model", "strategy") if settings.get(k) is not None}
         self.setup: Setup = graph.setups[cast(Chosen, choice)]
         limits = affordable(self.setup, bounding(as_budget(budget), self.setup.until)).limits()
-        texts = distinct(questions)
-        self.questions = [
-            _Question(text, thread_name(name, text), index) for index, text in enumerate(texts)
-        ]
+        self.questions = _distinct(questions, name)
         self._by_thread = {question.thread: question for question in self.questions}
-        self.key = thread_name("batch", name, sorted(texts))
+        self.key = thread_name("batch", name, sorted(question.key for question in self.questions))
         self.ledger: Ledger | None = graph.ledger
         self.account = Account(limits, running=True)
         self.stop = _Stop(self.account, stop)
@@ -518,7 +528,7 @@ class _Allocation:
             held[dimension] = max(amount, lent)
         if question.idle and not held.keys() & rest.keys():
             return None
-        new = {} if question.state else {"messages": [_as_message(question)]}
+        new = {} if question.state else {"messages": question.messages}
         amounts = {d: a if d == "usd" else math.ceil(a) for d, a in given.items()}
         grant = Budget(**cast(Any, amounts))
         return _Step(question, {**new, "budget": grant}, cast(Spend, {**nothing(), **held}))
@@ -565,15 +575,58 @@ def _larger(one: Spend, other: Spend) -> Spend:
     return cast(Spend, {d: max(amount, others[d]) for d, amount in amounts.items()})
 
 
-def _as_message(question: _Question) -> HumanMessage:
-    """It has the same id whoever asks, so that the ledger knows a question that is asked again."""
-    return HumanMessage(question.text, id=question.thread)
+def _distinct(questions: Iterable[Asked], name: str) -> list[_Question]:
+    """Each question once. Its messages have the same ids whoever asks, so that the ledger knows a question
+    that is asked again. Raises ValueError."""
+    if isinstance(questions, str):
+        raise ValueError(f"questions={questions!r:.60}: a list of questions, not one text")
+    found: dict[str, _Question] = {}
+    for at, asked in enumerate(questions):
+        messages = _conversation(asked, at)
+        last = messages[-1]
+        plain = len(messages) == 1 and isinstance(last.content, str)
+        parts = last.content if plain else [_said(message) for message in messages]
+        thread = thread_name(name, parts)
+        if thread not in found:
+            ids = [*(f"{thread}/{n}" for n in range(len(messages) - 1)), thread]
+            named = [m.model_copy(update={"id": i}) for m, i in zip(messages, ids, strict=True)]
+            key = str(parts) if plain else json.dumps(parts)
+            found[thread] = _Question(named, key, thread, len(found))
+    if not found:
+        raise ValueError("questions=[]: at least one is needed")
+    return list(found.values())
+
+
+def _conversation(asked: Asked, at: int) -> list[BaseMessage]:
+    """Its messages. Raises ValueError for what asks nothing."""
+    wanted = "a text that is not empty, or messages of which the last is the user's"
+    try:
+        messages = convert_to_messages([("user", asked)] if isinstance(asked, str) else asked)
+        if not isinstance(asked, str) and any(isinstance(message, str) for message in asked):
+            raise ValueError(
+                'a message is ("user", "text"), {"role": ..., "content": ...} or the like'
+            )
+        json.dumps([_said(message) for message in messages])
+    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"questions[{at}]={asked!r:.60}: {wanted} ({why:.120})") from None
+    last = messages[-1] if messages else None
+    told = last.content if last and last.type == "human" else ""
+    if not (told.strip() if isinstance(told, str) else told):
+        raise ValueError(f"questions[{at}]={asked!r:.60}: {wanted}")
+    return messages
+
+
+def _said(message: BaseMessage) -> list[Any]:
+    """What a message tells a model."""
+    calls, answers = getattr(message, "tool_calls", []), getattr(message, "tool_call_id", None)
+    return [message.type, message.content, calls, answers]
 
 
 def _unasked(question: _Question) -> State:
     """The state of a question before it is asked."""
     state = fresh("", Chosen(), 0, question.thread, {})
-    return cast(State, {**state, "messages": [_as_message(question)]})
+    return cast(State, {**state, "messages": question.messages})
 
 
 def _answered(question: _Question) -> Answered:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import click
+from langchain_core.messages import HumanMessage, convert_to_messages
 
+from anytime_graph.batch.allocation import Asked
 from anytime_graph.budget import DIMENSIONS, TOOL_CALLS, Prices
 from anytime_graph.checkpoints.schema import KEYS
 from anytime_graph.constraints import Constraints
@@ -339,23 +341,64 @@ def keys(given: Sequence[str]) -> dict[str, str]:
 def questions(path: str, scoring_rule: Scorer | Constraints | None) -> list[str]:
     """The questions in a file of text lines or of JSON Lines with a "question". If constraints score
     the answers, each question states them. Raises ValueError."""
-    texts = []
+    needed = 'a JSON object with a "question" is needed'
+    return [_stated(_question(row, at, needed), scoring_rule) for row, at in _rows(path)]
+
+
+def conversations(path: str, scoring_rule: Scorer | Constraints | None) -> list[Asked]:
+    """The same, and JSON objects may have "messages" in place of a "question": roles and texts, of
+    which the last is the user's."""
+    found: list[Asked] = []
+    for row, at in _rows(path):
+        if isinstance(row, dict) and "messages" in row and "question" not in row:
+            found.append(_messages(row["messages"], at, scoring_rule))
+        else:
+            needed = 'a JSON object with a "question" or "messages" is needed'
+            found.append(_stated(_question(row, at, needed), scoring_rule))
+    return found
+
+
+def _rows(path: str) -> list[tuple[Any, str]]:
+    """(text or what its JSON holds, where) of each line that is not empty."""
+    rows: list[tuple[Any, str]] = []
     for number, line in enumerate(lines_of(path), 1):
-        if not line.strip():
-            continue
-        question: Any = line.strip()
-        if question.startswith("{"):
+        row: Any = line.strip()
+        if row.startswith("{"):
             try:
-                question = json.loads(line, parse_int=float)["question"]  # of any length
-            except (ValueError, KeyError, RecursionError):
-                question = None
-        if not isinstance(question, str) or not question.strip():
-            raise ValueError(f'{path}, line {number}: a JSON object with a "question" is needed')
-        texts.append(question.strip())
-    if not texts:
+                row = json.loads(line, parse_int=float)  # of any length
+            except (ValueError, RecursionError):
+                row = None
+        if row != "":
+            rows.append((row, f"{path}, line {number}"))
+    if not rows:
         raise ValueError(f"{path}: there is no question in it; write one on each line")
+    return rows
+
+
+def _question(row: Any, at: str, needed: str) -> str:
+    text = row.get("question") if isinstance(row, dict) else row
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{at}: {needed}")
+    return text.strip()
+
+
+def _messages(given: Any, at: str, scoring_rule: Scorer | Constraints | None) -> list[Any]:
+    try:
+        messages = convert_to_messages([dict(message) for message in given])
+        text = messages[-1].content
+        if messages[-1].type != "human" or not isinstance(text, str) or not text.strip():
+            raise ValueError("the last has to be a text of the user")
+    except (AttributeError, IndexError, NotImplementedError, TypeError, ValueError) as error:
+        why = str(error).partition("\n")[0]
+        raise ValueError(
+            f'{at}: "messages" is a list of {{"role": ..., "content": ...}} ({why:.120})'
+        ) from None
+    return [*messages[:-1], HumanMessage(_stated(text, scoring_rule))]
+
+
+def _stated(question: str, scoring_rule: Scorer | Constraints | None) -> str:
     stated = scoring_rule.describe() if isinstance(scoring_rule, Constraints) else None
-    return [f"{question}\n\n{stated}" if stated else question for question in texts]
+    return f"{question}\n\n{stated}" if stated else question
 
 
 def scorer(options: Mapping[str, Any]) -> Scorer | Constraints | None:

@@ -46,7 +46,8 @@ _INTERRUPTED_NOTE = "interrupted; run the same command again to continue, nothin
 def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -> None:
     """Answer the questions in FILE within one budget for all.
 
-    FILE has one question on each line, or JSON Lines with a "question"; other fields are not read. A
+    FILE has one question on each line, or JSON Lines with a "question", or with "messages" (roles and
+    contents) for a conversation that ends in one; other fields are not read. A
     question that stands there twice is asked, and printed, once. Every question gets an answer first. The rest of the budget is spent where the next tokens promise most. The answers are printed
     as JSON Lines, in the order of FILE.
 
@@ -62,7 +63,7 @@ def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -
     with ledger_commands.errors_shown(False):
         options["model"] = option.model_of(options)
         arguments = option.graph_arguments(options)
-        texts = option.questions(file, arguments["scorer"])
+        asked = option.conversations(file, arguments["scorer"])
         budget = Budget(**(option.amounts(options) or {"tokens": 100_000}))
         with (
             ledger_commands.opened(db, new=True) as store,
@@ -72,7 +73,7 @@ def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -
             graph = create_anytime_graph(**arguments, budget=budget, ledger=store.ledger)
             app = graph.compile(checkpointer=store.saver)
             done = batch(
-                app, texts, budget, name=name, workers=workers, stop=stop, progress=progress
+                app, asked, budget, name=name, workers=workers, stop=stop, progress=progress
             )
     gains = [None if math.isinf(q.gain) else q.gain for q in done.questions]  # JSON has no infinity
     rows = [asdict(q) | {"gain": gain} for q, gain in zip(done.questions, gains, strict=True)]

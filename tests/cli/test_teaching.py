@@ -274,6 +274,47 @@ def test_a_batch_of_the_command_line_is_json_also_where_there_is_no_answer(
     assert [row["gain"] is None for row in rows if row["answer"] is None] == [True] * 7
 
 
+def test_a_batch_takes_conversations(server: Server, command: Command) -> None:
+    server.script = lambda request, i: Reply(text="<answer>x</answer>")
+    talk = [
+        {"role": "system", "content": "Speak like a pirate."},
+        {"role": "user", "content": "Why do rivers bend?"},
+    ]
+    rows = [{"messages": talk}, {"question": "Why do foxes run?"}, {"messages": talk}]
+    Path("q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["batch", "q.jsonl", "--model", "openai:scripted", "--strategy", "single"]
+    done = command(*words, "--include", "river", "--workers", "1")
+    assert done.exit_code == 0, done.output
+    asked = [json.loads(row)["question"].splitlines()[0] for row in done.stdout.splitlines()]
+    assert asked == ["Why do rivers bend?", "Why do foxes run?"]
+    first, second = (call.request["messages"] for call in server.calls)
+    assert "Speak like a pirate." in first[0]["content"]
+    assert all("river" in str(messages[-1]) for messages in (first, second))
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        '"Why?"',
+        "[]",
+        "5",
+        "null",
+        '[{"role": "user"}]',
+        '[{"role": "user", "content": " "}]',
+        '[{"role": "user", "content": 5}]',
+        '[{"role": "pirate", "content": "Why?"}]',
+        '[{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]',
+    ],
+)
+def test_what_is_no_conversation_is_refused_by_its_line(
+    messages: str, server: Server, command: Command
+) -> None:
+    Path("q.jsonl").write_text(f'{{"question": "Why?"}}\n{{"messages": {messages}}}\n')
+    done = command("batch", "q.jsonl", "--model", "openai:scripted")
+    assert (done.exit_code, done.stdout, server.calls) == (2, "", [])
+    assert 'q.jsonl, line 2: "messages" is a list of {"role": ..., "content": ...}' in told(done)
+
+
 def test_a_batch_says_that_quotas_ended_it(server: Server, command: Command) -> None:
     server.script = lambda request, i: Reply(text="<answer>x</answer>")
     Path("q.txt").write_text("Why do rivers bend?\nWhy do foxes run?\n")

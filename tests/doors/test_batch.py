@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from langchain_core.messages import HumanMessage
 
 from anytime_graph import (
     Budget,
@@ -422,6 +423,36 @@ def test_a_question_whose_thread_went_on_with_another_gets_no_answer_to_that_one
         assert len(server.calls) == made
 
 
+def test_questions_may_be_conversations(server: Server, tmp_path: Path) -> None:
+    """A text is the conversation of one message, and each conversation counts once."""
+    server.script = lambda request, i: Reply(text=f"<answer>{told(request)[0]}</answer>")
+    talks: list[Any] = [
+        [("system", system), ("user", "1 + 1"), ("assistant", "2"), HumanMessage(text)]
+        for system in ("add", "multiply")
+        for text in ("2 + 2", "3 + 3")
+    ]
+    plain: list[Any] = ["2 + 2", [("user", "2 + 2")], [{"role": "user", "content": "2 + 2"}]]
+    given = [*talks, *plain, *talks]
+    with open_checkpoints(tmp_path / "a.db") as store:
+        app = app_of(
+            server, ledger=store.ledger, saver=store.saver, scorer=lambda question, answer: 1.0
+        )
+        done = batch(app, given, Budget(tokens=6_000))
+        assert [q.question for q in done.questions] == ["2 + 2", "3 + 3"] * 2 + ["2 + 2"]
+        assert [q.answer for q in done.questions] == ["add"] * 2 + ["multiply"] * 2 + ["2 + 2"]
+        assert len(server.calls) == len({q.thread for q in done.questions}) == 5
+        assert told(server.calls[0].request)[1:-1] == ["1 + 1", "2"]
+        again = batch(app, given, Budget(tokens=6_000))
+        assert again.questions == done.questions
+        assert len(server.calls) == 5
+
+
+def told(request: dict[str, Any]) -> list[str]:
+    """The texts of a request but for what the graph adds."""
+    texts = [str(message["content"]) for message in request["messages"]]
+    return [text.split("\n")[0] for text in texts if "<answer>" not in text.split("\n")[0]]
+
+
 def test_a_batch_of_an_earlier_version_goes_on(server: Server, tmp_path: Path) -> None:
     """Its questions were messages with ids of LangGraph's making."""
     server.script = mixed
@@ -441,7 +472,16 @@ def test_a_batch_of_an_earlier_version_goes_on(server: Server, tmp_path: Path) -
     ("change", "error"),
     [
         ({"questions": []}, r"questions=\[\]"),
-        ({"questions": "one"}, "a list of texts"),
+        ({"questions": "one"}, "a list of questions"),
+        ({"questions": ["a", " "]}, r"questions\[1\]=' ': a text that is not empty"),
+        ({"questions": ["a", 5]}, r"questions\[1\]=5: a text that is not empty"),
+        ({"questions": ["a", None]}, r"questions\[1\]=None"),
+        ({"questions": [[]]}, r"questions\[0\]=\[\]"),
+        ({"questions": [[("user", "")]]}, r"questions\[0\].*the last is the user's"),
+        ({"questions": [[("user", "a"), ("assistant", "b")]]}, "the last is the user's"),
+        ({"questions": [[("nobody", "a")]]}, r"questions\[0\].*nobody"),
+        ({"questions": [[{"role": "user"}]]}, r"questions\[0\].*the last is the user's"),
+        ({"questions": [("user", "a")]}, r"questions\[0\].*a message is"),
         ({"workers": 0}, "workers=0"),
         ({"budget": 5}, "budget=5"),
         ({"budget": Budget(usd=1)}, "usd=1"),
