@@ -190,7 +190,7 @@ def thinking(request: dict[str, Any], i: int) -> Reply:
     if not last.startswith("Time is up"):
         if "Learn from the mistakes" in before[0]:
             return Reply("- Look at the map first.\n- Count the bends.")
-        return Reply(" ".join(WORDS[12 * place(request) :]))
+        return Reply(" ".join(WORDS[12 * place(request) :]), piece=1)
     thought = before[-1].split() if request["messages"][-2]["role"] == "assistant" else []
     return Reply(f"<answer>{len(thought) / 100:.2f}</answer>")
 

@@ -23,7 +23,7 @@ from anytime_graph import open_checkpoints
 from anytime_graph.checkpoints import leases
 from anytime_graph.run.fold import union
 from tests.kit.agents import working
-from tests.kit.forks import forks
+from tests.kit.forks import prepared
 from tests.kit.kills import NEVER, Doom, ended, struck
 from tests.kit.ledgers import ledger
 from tests.kit.lives import Spec, arun, compiled, live
@@ -64,7 +64,7 @@ def _said(dice: random.Random) -> str:
 
 
 def born(*specs: Spec) -> ForkServerProcess:
-    process = forks.Process(target=live, args=specs, daemon=True)
+    process = prepared(live, *specs)
     process.start()
     return process
 

@@ -18,7 +18,7 @@ from langgraph.store.memory import InMemoryStore
 from anytime_graph import Budget, Score, create_anytime_graph, open_checkpoints
 from anytime_graph.checkpoints import likeness
 from anytime_graph.checkpoints.memory import Namespace, encoded, memory_of
-from tests.kit.forks import forks
+from tests.kit.forks import prepared
 from tests.kit.kills import ended
 from tests.kit.lives import model
 from tests.kit.server import Reply, Script, Server, serving
@@ -254,7 +254,7 @@ def killed_life(url: str, path: Path) -> None:
 def test_a_killed_run_is_remembered_by_the_ledger(server: Server, tmp_path: Path) -> None:
     """Its pairs are in the ledger as soon as they are made."""
     server.script = numbered
-    process = forks.Process(target=killed_life, args=(server.url, tmp_path / "m.db"), daemon=True)
+    process = prepared(killed_life, server.url, tmp_path / "m.db")
     process.start()
     assert ended(process) == -signal.SIGKILL
     server.calls.clear()

@@ -49,7 +49,7 @@ from anytime_graph.metering import call
 from anytime_graph.metering.quota import UNITS, Amounts, Withheld, booked
 from anytime_graph.metering.request import NOWHERE, Request
 from tests.kit.agents import working
-from tests.kit.forks import forks
+from tests.kit.forks import prepared
 from tests.kit.kills import Doom, ended, struck
 from tests.kit.ledgers import graph, ledger
 from tests.kit.lives import Spec, live
@@ -333,7 +333,7 @@ def run(app: Any, config: Any, sync: bool = True, **more: Any) -> dict[str, Any]
 
 
 def born(spec: Spec) -> Any:
-    process = forks.Process(target=live, args=(spec,), daemon=True)
+    process = prepared(live, spec)
     process.start()
     return process
 

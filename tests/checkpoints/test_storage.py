@@ -496,6 +496,7 @@ UNSTORABLE = {
 }
 
 
+@pytest.mark.pairwise(2)
 @pytest.mark.parametrize("place", ["response_metadata", "additional_kwargs", "artifact"])
 @pytest.mark.parametrize("value", UNSTORABLE.values(), ids=UNSTORABLE.keys())
 def test_what_cannot_be_stored_of_a_message_costs_no_answer(

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +22,7 @@ from anytime_graph.cli import main
 from anytime_graph.cli import options as option
 from anytime_graph.cli.display import _bars, curve
 from anytime_graph.scoring import scorer_in
-from tests.kit.commands import COMMAND, environment
+from tests.kit.commands import COMMAND, begun, environment
 from tests.kit.forks import forked
 from tests.kit.places import ROOT
 from tests.kit.server import Reply, Server
@@ -117,9 +118,12 @@ def test_streams_may_be_closed(server: Server) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is needed")
 @pytest.mark.parametrize("form", ["", "--json"])
-def test_an_answer_that_a_full_disk_does_not_take_is_shown(server: Server, form: str) -> None:
-    done = through_the_shell(server, f"river {form} >/dev/full")
-    answer, error = done.stderr.decode().splitlines()
+def test_an_answer_that_a_full_disk_does_not_take_is_shown(
+    server: Server, form: str, tmp_path: Path
+) -> None:
+    words = ["solve", "river", "--model", "openai:scripted", "--calls", "1", *form.split()]
+    done = forked(words, tmp_path, environment(server), stdout="/dev/full")
+    answer, error = done.stderr.splitlines()
     assert done.returncode == 1
     assert answer == "fine" or json.loads(answer)["answer"] == "fine"
     assert error.startswith("Error: standard output cannot be written (No space left")
@@ -130,16 +134,9 @@ def test_answers_of_a_batch_that_a_full_disk_does_not_take_are_shown(
     server: Server, tmp_path: Path
 ) -> None:
     (tmp_path / "q.txt").write_text("river\nfox\n")
-    words = [*COMMAND, "batch", "q.txt", "--model", "openai:scripted", "--calls", "2"]
-    done = subprocess.run(
-        f"{shlex.join(words)} >/dev/full",
-        shell=True,
-        env=environment(server),
-        capture_output=True,
-        cwd=tmp_path,
-        check=False,
-    )
-    *answers, error = done.stderr.decode().splitlines()
+    words = ["batch", "q.txt", "--model", "openai:scripted", "--calls", "2"]
+    done = forked(words, tmp_path, environment(server), stdout="/dev/full")
+    *answers, error = done.stderr.splitlines()
     assert done.returncode == 1
     assert [json.loads(answer)["question"] for answer in answers] == ["river", "fox"]
     assert error.startswith("Error: standard output cannot be written (No space left")
@@ -344,25 +341,24 @@ def test_a_price_makes_a_budget_in_dollars(server: Server) -> None:
     assert 0.0016 <= true <= 0.002
 
 
-def test_ctrl_c_prints_the_best_answer_and_exits_with_130(server: Server) -> None:
+def test_ctrl_c_prints_the_best_answer_and_exits_with_130(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     server.script = lambda request, i: (
         Reply(text="<answer>kept</answer>") if i < 1 else Reply(text=None, pace=0.01)
     )
     words = ["solve", "Name a river.", "--tokens", "90000", "--model", "openai:scripted"]
-    process = subprocess.Popen(
-        [*COMMAND, *words, "--strategy", "self_refine"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(server),
-    )
-    with server.changed:
-        assert server.changed.wait_for(
-            lambda: server.open == 1 and len(server.calls) == 2, timeout=PATIENCE
-        )
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, out) == (130, "kept\n"), err
+    with begun(server, [*words, "--strategy", "self_refine"], calls=2) as process:
+        interrupted(process)
+    assert process.exitcode == 130
+    assert Path("stdout").read_text() == "kept\n", Path("stderr").read_text()
+
+
+def interrupted(process: ForkServerProcess) -> None:
+    """Ctrl-C, and the end."""
+    os.kill(process.pid or 0, signal.SIGINT)
+    process.join(PATIENCE)
 
 
 def test_a_thread_in_a_database_remembers_the_conversation(server: Server, tmp_path: Path) -> None:
@@ -421,8 +417,11 @@ def test_the_curve_is_drawn_to_scale() -> None:
     assert curve([], 100) == ""
 
 
-def test_a_bare_ctrl_c_in_a_program_returns_the_best_too(server: Server) -> None:
+def test_a_bare_ctrl_c_in_a_program_returns_the_best_too(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without a stop event, while a single call is in flight in the main thread."""
+    monkeypatch.chdir(tmp_path)
     server.script = lambda request, i: (
         Reply(text="<answer>kept</answer>") if i < 1 else Reply(text=None, pace=0.01)
     )
@@ -432,17 +431,7 @@ graph = create_anytime_graph("openai:scripted", budget=Budget(tokens=90_000), st
 out = graph.compile().invoke({"messages": [("user", "Name a river.")]})
 print(out["best"]["answer"], out["stop_reason"])
 """
-    process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(server),
-    )
-    with server.changed:
-        assert server.changed.wait_for(
-            lambda: server.open == 1 and len(server.calls) == 2, timeout=PATIENCE
-        )
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, out) == (0, "kept interrupted\n"), err
+    with begun(server, code, calls=2) as process:
+        interrupted(process)
+    assert process.exitcode == 0
+    assert Path("stdout").read_text() == "kept interrupted\n", Path("stderr").read_text()

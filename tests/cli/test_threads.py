@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -18,7 +17,8 @@ from click.testing import Result
 
 from anytime_graph import Budget, create_anytime_graph, open_checkpoints
 from anytime_graph.text import clipped, harmless
-from tests.kit.commands import COMMAND, Command, begun, told
+from tests.kit.commands import Command, begun, environment, told
+from tests.kit.forks import forked
 from tests.kit.kills import ended as gone
 from tests.kit.server import Reply, Server
 
@@ -584,10 +584,7 @@ def test_rm_deletes_no_thread_that_began_while_it_asked(
 )
 def test_what_a_full_disk_does_not_take_is_one_line(solve: Command, words: str) -> None:
     solve("t", "--calls", "1")
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [*COMMAND, *words.split()], stdout=full, stderr=subprocess.PIPE, text=True, check=False
-        )
+    done = forked(words.split(), Path.cwd(), environment(None), stdout="/dev/full")
     said = "Error: the output cannot be written (No space left on device)\n"
     assert (done.returncode, done.stderr) == (1, said)
 

@@ -61,7 +61,7 @@ def outcome(app: Any, budget: Budget, workers: int) -> tuple[Batch | None, Budge
         return None, error
 
 
-@settings(max_examples=torture or 6)
+@settings(max_examples=torture or 4)
 @example(budget=Budget(usd=0.00593088789971755), workers=4, decides="vote")
 @given(
     budget=amounts, workers=st.integers(1, 4), decides=st.sampled_from(["scorer", "vote", "judge"])
@@ -360,7 +360,7 @@ def test_a_question_that_a_dead_process_may_still_hold_is_waited_for(
     assert server.settled().served <= done.spent["tokens"] <= 4_000
 
 
-@settings(max_examples=torture or 5)
+@settings(max_examples=torture or 3)
 @given(
     event=st.sampled_from(["asked", "word", "ended"]),
     n=st.integers(1, 40),

@@ -7,7 +7,7 @@ import sys
 
 from tests.kit.marks import torture
 
-SIZE = 1_000_000 if torture else 16_000
+SIZE = 1_000_000 if torture else 8_000
 """Characters: enough for quadratic work to be far more than linear work."""
 
 

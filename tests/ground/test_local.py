@@ -41,12 +41,12 @@ QUESTION = {"messages": [("user", f"Describe a valley. {RULES.describe()}")]}
 def test_the_books_are_the_servers_own_and_the_budget_holds() -> None:
     app = create_anytime_graph(
         local_model(seed=5, max_tokens=40),
-        budget=Budget(tokens=600),
+        budget=Budget(tokens=350),
         scorer=RULES,
         answer="whole",
     ).compile()
     out = app.invoke(QUESTION)
-    assert out["spent"]["tokens"] <= 600
+    assert out["spent"]["tokens"] <= 350
     assert out["best"]["score"] == max(p["score"] for p in out["curve"])
     assert out["errors"] == []
 

@@ -15,7 +15,7 @@ from click.testing import Result
 
 from anytime_graph.benchmark.cells import lines
 from tests.kit.commands import environment
-from tests.kit.forks import forks
+from tests.kit.forks import prepared
 from tests.kit.lives import command
 from tests.kit.server import Call, Reply, Server
 from tests.kit.waiting import PATIENCE
@@ -78,7 +78,7 @@ def killed(server: Server, words: list[str], after: int, delay: float, **more: s
     """Run the command in a process that is killed `delay` seconds after so many requests; its exit
     code."""
     variables = {k: v for k, v in environment(server).items() if k.startswith("OPENAI")} | more
-    process = forks.Process(target=command, args=(["bench", *words], os.getcwd(), variables))
+    process = prepared(command, ["bench", *words], os.getcwd(), variables, daemon=False)
     asked = itertools.count(1)
     timer = threading.Timer(delay, process.kill)
 

@@ -178,10 +178,12 @@ def command(words: list[str], folder: str, variables: dict[str, str]) -> None:
     main(words)
 
 
-def program(code: str | list[str], folder: str, variables: dict[str, str]) -> None:
+def program(
+    code: str | list[str], folder: str, variables: dict[str, str], stdout: str = "stdout"
+) -> None:
     """Run a program, or the command line with these words, its input and output in files in the
     folder."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
+    for number, name in enumerate(("stdin", stdout, "stderr")):
         how = os.O_WRONLY | os.O_CREAT | os.O_TRUNC if number else os.O_RDONLY
         os.dup2(os.open(os.path.join(folder, name), how), number)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115

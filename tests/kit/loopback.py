@@ -28,7 +28,7 @@ class _Server(ThreadingHTTPServer):
 def listening(handler: type[Handler]) -> Iterator[str]:
     """Serve until the end of the block; gives the server's URL. Handlers may be called from then on."""
     http = _Server(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.005})
     thread.start()
     try:
         yield f"http://127.0.0.1:{http.server_port}"

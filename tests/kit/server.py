@@ -45,7 +45,8 @@ class Reply:
     error: an HTTP status, with `says` for its message, by default an echo of the prompt, and more
     `headers`; "drop" (close before any byte), "break" (close in mid-stream), "junk"
     (bytes that are no JSON), "hang" (silence), "torn" (close after the report, before the end),
-    "mute" (silence from there on). retry_after: seconds that an HTTP status asks for. pace: seconds a token takes. piece: words a chunk.
+    "mute" (silence from there on). retry_after: seconds that an HTTP status asks for. pace: seconds a token takes. piece: words a chunk; None: one where
+    somebody could look at or cut the stream under way, else eight, which takes less CPU.
     word: what an endless text repeats, one token each. delta: the field of the stream that carries
     the text: "content", "reasoning_content" or "tool". tools: calls that follow the text, as
     (name, arguments); a word of the arguments is a token, and so is the name. more: what the further
@@ -63,7 +64,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     retry_after: float = 0
     pace: float = 0.0
-    piece: int = 1
+    piece: int | None = None
     word: str = WORD
     delta: str = "content"
     tools: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -100,6 +101,10 @@ class Call:
 Script = Callable[[dict[str, Any], int], Reply]
 
 
+def unwatched(event: str, call: Call) -> None:
+    """Nobody looks."""
+
+
 @dataclass
 class Server:
     """watch: told of each request "asked", each "word" served and each reply "ended" by itself.
@@ -110,7 +115,7 @@ class Server:
 
     url: str
     script: Script = lambda request, i: Reply()
-    watch: Callable[[str, Call], None] = lambda event, call: None
+    watch: Callable[[str, Call], None] = unwatched
     calls: list[Call] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
     open: int = 0
@@ -257,6 +262,10 @@ def serving() -> Iterator[Server]:
             call.output = min(reply.reasoning, limit) if limit is not None else reply.reasoning
             source = _endless(reply.word) if reply.text is None else iter(words(reply.text))
             finish, piece = "stop", []
+            watched = (
+                reply.ignore_limit or reply.pace or reply.error or server.watch is not unwatched
+            )
+            size = reply.piece or (1 if watched else 8)
             try:
                 for word in source:
                     if limit is not None and call.output >= limit:
@@ -266,7 +275,7 @@ def serving() -> Iterator[Server]:
                     piece.append(word)
                     if reply.pace:
                         time.sleep(reply.pace)
-                    if len(piece) >= reply.piece:
+                    if len(piece) >= size:
                         self._event(_delta("".join(piece), reply.delta))
                         piece = []
                     server.watch("word", call)

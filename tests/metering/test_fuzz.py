@@ -146,7 +146,7 @@ def faulty() -> Iterator[Faulty]:
     door=st.sampled_from([graph, chat, agent]),
     sync=st.booleans(),
 )
-@settings(max_examples=torture or 3)
+@settings(max_examples=torture or 2)
 def test_the_books_hold_what_was_billed_and_never_more_than_the_budget(
     faulty: Faulty, provider: Provider, script: list[Fault], door: Any, sync: bool
 ) -> None:

@@ -34,7 +34,7 @@ from anytime_graph import (
 )
 from anytime_graph.budget import nothing
 from anytime_graph.run.calls import PLACES
-from tests.kit.forks import forks
+from tests.kit.forks import prepared
 from tests.kit.kills import Doom, ended, struck
 from tests.kit.ledgers import ledger
 from tests.kit.lives import Spec
@@ -286,7 +286,7 @@ def test_a_killed_pipeline_goes_on_and_buys_no_call_twice(tmp_path: Path, sync: 
             spec["url"] = server.url
             for doom in [*kills, Doom("never", 1, 0)]:
                 before = len(server.settled().calls)
-                process = forks.Process(target=life, args=(spec,), daemon=True)
+                process = prepared(life, spec)
                 process.start()
                 with struck(server, doom, process.kill):
                     code = ended(process)

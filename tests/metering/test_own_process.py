@@ -22,7 +22,7 @@ from anytime_graph.interrupt import TimeIsUp, athread, awithin, within
 from anytime_graph.middleware import TokenBudgetMiddleware
 from tests.kit import apart
 from tests.kit.apart_decorated import loudly, shouted, twice
-from tests.kit.marks import both
+from tests.kit.marks import both, some
 from tests.kit.server import Reply, Server
 from tests.kit.waiting import PATIENCE
 
@@ -163,7 +163,10 @@ def test_ctrl_c_ends_one_that_hangs(hung: Hung) -> None:
 @both
 def test_a_scorer_that_ends_its_process_costs_its_score_only(server: Server, sync: bool) -> None:
     """Also by KeyboardInterrupt: Ctrl-C does not reach that process."""
-    for by in (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError, StopIteration):
+    by: type[BaseException]
+    for by in some(
+        (KeyboardInterrupt, StopIteration, SystemExit, asyncio.CancelledError), 2, not sync
+    ):
         server.calls.clear()
         server.script = lambda request, i: Reply(f"<answer>{'good' if i == 1 else 'bad'}</answer>")
         app = create_anytime_graph(

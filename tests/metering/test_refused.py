@@ -759,7 +759,7 @@ def test_where_the_prompt_is_too_large_fewer_examples_are_shown_and_the_answer_i
     scores = iter([0.4, *(n / 1_000 for n in range(1, 400))])
     app = create_anytime_graph(
         server.model(),
-        budget=Budget(tokens=60_000),
+        budget=Budget(tokens=20_000),
         strategy="pdp",
         scorer=lambda question, answer: next(scores),
     ).compile()

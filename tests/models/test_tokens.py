@@ -101,7 +101,7 @@ def counted(model: ChatOpenAI, prompt: list[BaseMessage]) -> int:
 
 def test_bound_holds_on_the_real_model_before_and_after_calibration(model: ChatOpenAI) -> None:
     ratios, known, asked = [], tokens.uncalibrated(), set[str]()
-    for i, (kind, text) in enumerate(texts(300 if torture else 70, seed=1)):
+    for i, (kind, text) in enumerate(texts(300 if torture else 42, seed=1)):
         prompt: list[BaseMessage] = [HumanMessage(text)]
         if i % 3 == 1:
             prompt.insert(0, SystemMessage("Think step by step."))

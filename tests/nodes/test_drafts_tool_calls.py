@@ -17,7 +17,7 @@ from anytime_graph import Budget, Prices, Quota, Until, create_anytime_graph, op
 from anytime_graph.chat import ChatAnytime
 from anytime_graph.middleware import TokenBudgetMiddleware, metered
 from anytime_graph.planning.moves import Draft, Stop
-from tests.kit.forks import forks
+from tests.kit.forks import prepared
 from tests.kit.kills import NEVER, Doom, ended, struck
 from tests.kit.ledgers import sql
 from tests.kit.marks import both
@@ -302,7 +302,7 @@ def test_tools_of_drafts_are_booked_at_a_kill_and_paid_calls_are_given_again(
     """The second request is that of a tool's model."""
     server.script = asking([1])
     for doom in (Doom(event, n, 0), NEVER):
-        process = forks.Process(target=searching_life, args=(server.url, target), daemon=True)
+        process = prepared(searching_life, server.url, target)
         process.start()
         with struck(server, doom, process.kill):
             code = ended(process)

@@ -148,7 +148,7 @@ def test_the_embedded_judge_is_not_talked_round(
 ) -> None:
     """Nothing that a candidate says makes it win a comparison that it does not win without."""
     without = winner(HONEST, OTHER)
-    for attack in some(ATTACKS, 5, 3):
+    for attack in some(ATTACKS, 9, 3):
         assert winner(HONEST, OTHER + attack.format(me="B")) in (without, None, 0), attack
 
 

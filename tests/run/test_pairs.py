@@ -324,7 +324,7 @@ def test_under_a_judge_what_takes_the_best_ones_place_gets_the_tokens(
     server.script = script
     app = create_anytime_graph(
         server.model(seed=0),
-        budget=Budget(tokens=30_000),
+        budget=Budget(tokens=15_000),
         scorer=Judge(share=0.9),
         strategy="pdp",
     )
