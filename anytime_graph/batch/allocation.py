@@ -19,6 +19,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 from langchain_core.messages import (
@@ -64,6 +65,9 @@ _OPEN = ("judge", "interrupted", "quota", *DIMENSIONS)
 """The reasons to stop that more budget removes, or time."""
 _PATIENCE = 0.5
 """Seconds between looks at what other processes do, while there is nothing to do here before they are done."""
+_SHARING = 8
+"""Among how many questions at most what is left is shared before they have an answer: of 100,000 tokens, a first
+answer needs no eighth."""
 _LOOKS = 16
 """How many questions a decision looks at, so that it takes as long among 10,000 as among 100."""
 
@@ -510,8 +514,8 @@ class _Allocation:
         """A step that what is left pays for, or None.
 
         A thread keeps what it was given and has not spent. One with 300 tokens left that wants 1,000 is
-        given 700, and 1,000 are held for it. If that did not pay for its next call, it gets 2,000, or
-        nothing: doubling ends."""
+        given 700, and 1,000 are held for it. If that did not pay for its next call, it gets 2,000, or all
+        that is left, as long as that is more."""
         rest, (enough, wanted) = self.account.left(), self._wanted(question)
         limits: Limits = question.state["limits"] if question.state else {}
         spent = cast("Mapping[str, float]", question.spent)
@@ -520,25 +524,33 @@ class _Allocation:
             lent = limits.get(dimension, 0) - spent[dimension]
             most = rest.get(dimension, math.inf)
             full = wanted[dimension] * (2**question.idle if dimension in rest else 1)
-            amount = min(full, most)
-            needed = full if question.idle else min(enough[dimension], full)
-            if lent > most or amount < needed:
+            fair = math.inf if question.answered else max(enough[dimension], most / self._first())
+            amount = min(full, most, fair)
+            if lent > most or amount < min(enough[dimension], full):
                 return None
             given[dimension] = max(0, amount - lent)
             held[dimension] = max(amount, lent)
-        if question.idle and not held.keys() & rest.keys():
+        if question.idle and not any(given.get(dimension) for dimension in rest):
             return None
         new = {} if question.state else {"messages": question.messages}
         amounts = {d: a if d == "usd" else math.ceil(a) for d, a in given.items()}
         grant = Budget(**cast(Any, amounts))
         return _Step(question, {**new, "budget": grant}, cast(Spend, {**nothing(), **held}))
 
+    def _first(self) -> int:
+        """Among how many questions that wait for their first answer what is left is shared. Of 700 tokens, two
+        get 350 each: what one has not spent could not be given to the other."""
+        return max(1, min(_SHARING, len(self.questions) - self._answered - self._running))
+
     def _wanted(self, question: _Question) -> tuple[Limits, Limits]:
         """The least and the most that the next step of a question may take. A first answer may be short.
         Later ones get room for what most replies need, as one that is cut would be paid for in vain."""
         state = question.state or _unasked(question)
         seen = replace(view(self.setup, state, judging=False), payoffs=self.seen)
+        begun: State = {**state, "limits": {}}  # what a step is given takes a thread off its end
+        need = partial(least_call, self.setup, begun)
         length = prospects.reply_length(seen)
+        usual = math.ceil(length.most) if length else GOOD_ROOM
         most = max(GOOD_ROOM, length.ample if length else prospects.FIRST)
         short = max(MIN_ROOM, length.most if length and question.answered else 0)
         draft = prospects.tokens(seen, "draft")
@@ -547,15 +559,28 @@ class _Allocation:
         if judged and question.answered:
             besides += 1.5 * prospects.tokens(seen, "compare")
         calls = 3 if judged and question.answered else 1  # it is compared in both orders
-        begun: State = {**state, "limits": {}}  # what a step is given takes a thread off its end
-        enough, wanted = (
-            least_call(self.setup, begun, math.ceil(room), math.ceil(besides))
-            for room in (short, most)
-        )
+        detail = 1.0
+        if not question.answered:
+            # In full, a first prompt must leave a reply as much room as it takes itself.
+            most = max(most, need(0, detail=1.0)["tokens"])
+            detail = float(self._pays_for_all(need(usual, detail=1.0)))
+        enough = need(math.ceil(short), math.ceil(besides))
+        wanted = need(math.ceil(most), math.ceil(besides), detail)
         # Tool calls are shared out among the questions that are open; none is needed.
         tools = self.account.left().get(TOOL_CALLS, 0) / (len(self._heap) + len(self._waiting) + 1)
         own = 0 if self.setup.drafter is None else math.ceil(tools)
         return {**enough, "calls": calls}, {**wanted, "calls": calls, TOOL_CALLS: own}
+
+    def _pays_for_all(self, first: Limits) -> bool:
+        """Whether every question that waits for an answer can have one that costs this. Of 6,000 tokens, 2,000
+        are spent: 20 that wait can have 150 each, and 40 cannot."""
+        waiting = len(self.questions) - self._answered
+        spent = cast("Mapping[str, float]", self.account.spent)
+        return all(
+            first[dimension] * waiting <= limit - spent[dimension]
+            for dimension, limit in self.account.limits.items()
+            if dimension in first and dimension != "seconds"
+        )
 
     def tell(self) -> None:
         gain = -self._heap[0][0] if self._heap else 0.0

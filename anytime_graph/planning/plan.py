@@ -156,10 +156,16 @@ def _open_ended(setup: Setup, state: State, quotas: Limits) -> list[Planned] | S
     return Stop("tokens")
 
 
-def least_call(setup: Setup, state: State, room: int | None = None, besides: int = 0) -> Limits:
+def least_call(
+    setup: Setup,
+    state: State,
+    room: int | None = None,
+    besides: int = 0,
+    detail: float = 0.0,
+) -> Limits:
     """What the smallest draft takes of each dimension. room: its output tokens. besides: input tokens
-    that come on top of its prompt."""
-    prompt = setup.prompt_of(state, planned_move(Draft()), Lessons(), 0.0, None, False)
+    that come on top of its prompt. detail: 1 for a prompt in full."""
+    prompt = setup.prompt_of(state, planned_move(Draft()), Lessons(), detail, None, False)
     least = _least_room(setup, state) if room is None else room
     return _need(setup, state, prompt, least, state["overhead"] + besides)
 

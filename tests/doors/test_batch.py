@@ -108,6 +108,43 @@ def test_money_goes_from_settled_questions_to_open_ones(server: Server) -> None:
     assert done.stop_reason == "tokens"
 
 
+@pytest.mark.pairwise
+@pytest.mark.parametrize("workers", [1, 8])
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("share", [250, 400, 700])
+def test_a_small_budget_is_shared_and_used_up(
+    server: Server, n: int, workers: int, share: int
+) -> None:
+    server.script = lambda request, i: Reply(f"so <answer>{i}</answer>")
+    app = app_of(server, scorer="vote", strategy="self_consistency")
+    total = n * share
+    done = batch(app, asked(n), Budget(tokens=total), workers=workers)
+    first = {number(call.request): call for call in reversed(server.calls)}
+    assert all("<answer>" in call.text for call in first.values()), "each gets what it needs"
+    assert server.served == done.spent["tokens"] <= total
+    another = max(call.prompt for call in server.calls) + 64
+    assert total - done.spent["tokens"] < another or done.stop_reason == "done"
+
+
+@pytest.mark.pairwise
+@pytest.mark.parametrize("workers", [1, 8])
+@pytest.mark.parametrize("words", [2, 40])
+@pytest.mark.parametrize("share", [50, 100, 300])
+def test_first_answers_are_asked_for_in_full_where_that_pays_for_all(
+    server: Server, share: int, words: int, workers: int
+) -> None:
+    """In full, a question takes 76 tokens and its reply; without the instructions, it takes 15."""
+    server.script = lambda request, i: Reply("so " * words + f"<answer>{i}</answer>")
+    app = app_of(server, scorer="vote", strategy="self_consistency")
+    done = batch(app, asked(20), Budget(tokens=20 * share), workers=workers)
+    calls = {number(call.request): call for call in reversed(server.calls)}
+    full = sum("<answer>" in call.text for call in calls.values())
+    assert full == 20 or 20 * share < 20 * (110 + 3 * words)
+    answered = sum(question.answer is not None for question in done.questions)
+    assert answered == 20 or share < 15 + 2 * words
+    assert server.served == done.spent["tokens"] <= 20 * share
+
+
 def test_a_larger_budget_continues_where_it_pays(server: Server, target: str) -> None:
     server.script = mixed
     with open_checkpoints(target) as store:
