@@ -425,7 +425,8 @@ def test_a_batch_survives_the_death_of_processes_that_share_it(
         assert server.settled().served <= tokens
         paid = Counter((c.request["seed"], c.text) for c in server.calls)
         assert max(paid.values()) == 1
-        with together(server, folder, code.replace(str(tokens), str(tokens + 4_000)), 1) as more:
+        code = TOGETHER.format(target=target, tokens=tokens + 4_000, is_async=is_async)
+        with together(server, folder, code, 1) as more:
             spent, _, answers = told_by(folder, more[0], 0)
         assert server.settled().served <= spent <= tokens + 4_000
         assert None not in answers

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import select
 import socket
 import threading
 import time
@@ -278,6 +279,8 @@ def serving() -> Iterator[Server]:
                     if len(piece) >= size:
                         self._event(_delta("".join(piece), reply.delta))
                         piece = []
+                        if call.limit is not None and call.output > call.limit:
+                            self._await_the_end()
                     server.watch("word", call)
                     if reply.error == "break" and call.output >= 5:
                         return self._drop()
@@ -304,6 +307,11 @@ def serving() -> Iterator[Server]:
             except (BrokenPipeError, ConnectionResetError):
                 call.closed_early = True
                 raise
+
+        def _await_the_end(self) -> None:
+            """Beyond the limit the client is to hang up, which takes its time on a busy machine."""
+            if select.select([self.connection], [], [], 0.03)[0]:
+                raise ConnectionResetError
 
         def _stream_choices(self, request: dict[str, Any], call: Call, reply: Reply) -> None:
             """Several choices, word by word in turn."""
@@ -335,6 +343,8 @@ def serving() -> Iterator[Server]:
                             time.sleep(reply.pace)
                         server.watch("word", call)
                     self._event({"choices": [told | {"index": i, "finish_reason": finish}]})
+                    if reply.ignore_limit and call.limit is not None and made > call.limit:
+                        self._await_the_end()
                     if reply.error == "break" and call.output >= 5:
                         return self._drop()
             if reply.tells == "one":
