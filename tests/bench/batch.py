@@ -37,7 +37,7 @@ def _chances(seed: int) -> list[float]:
 
 
 def _scored(question: str, answer: str) -> float:
-    return float(answer == "right")
+    return float(answer.endswith("right"))
 
 
 def _right(seed: int, share: int, together: bool) -> tuple[int, int]:
@@ -50,14 +50,16 @@ def _right(seed: int, share: int, together: bool) -> tuple[int, int]:
         draw = random.Random(f"{seed}/{found[1]}/{request['seed']}")
         right = draw.random() < chances[int(found[1])]
         words = "so " * draw.randint(20, 60)
-        return Reply(
-            text=f"{words}<answer>{'right' if right else draw.random()}</answer>", piece=20
-        )
+        return Reply(text=f"{words}{'right' if right else draw.random()}", piece=20)
 
     with serving() as server:
         server.script = script
         graph = create_anytime_graph(
-            server.model(seed=0), scorer=_scored, strategy="best_of_n", budget=Budget(tokens=share)
+            server.model(seed=0),
+            scorer=_scored,
+            strategy="best_of_n",
+            answer="whole",
+            budget=Budget(tokens=share),
         )
         texts = [f"question {i}" for i in range(QUESTIONS)]
         if together:

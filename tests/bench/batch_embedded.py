@@ -1,10 +1,11 @@
-"""A batch on the embedded model, at equal spend against a budget for each question, and against a page of
-code that drafts for each open question in turn.
+"""A batch on the embedded model against shares of the same budget for each question, and against a page of
+code that drafts for each open question in turn until the budget is spent.
 
 `python -m tests.bench.batch_embedded [RUNS [QUESTIONS]]`: each run has other questions of three kinds of sums.
-"Checker": a scorer knows the right answer. "Vote": nothing does, and equal answers decide. What the shares
-have spent is the budget of the batch, and of the page of code, which may overspend by its last call.
-The last columns are the difference in right answers to the shares, with a 95 % interval over runs.
+"Checker": a scorer knows the right answer. "Vote": nothing does, and equal answers decide. The page of code
+may overspend by its last call. The nth draft of a question has the same seed in all three, so mostly the same
+text. In brackets are the tokens that were spent for a question; the last columns are the difference in
+accuracy to the shares, with a 95 % interval over questions.
 """
 
 from __future__ import annotations
@@ -35,12 +36,15 @@ _TASKS: dict[str, dict[str, Any]] = {
     "products": {"max_digits": 1},
     "basic_arithmetic": {"max_digits": 1},
 }
-_SHARES = (400, 1_600)
+_CELLS = ((True, 200), (True, 400), (False, 400))
+"""Whether a checker decides, and tokens for each question."""
 
 
 class _Result(NamedTuple):
-    right: float
-    spent: float
+    """Whether each question was answered rightly, and the tokens spent for all."""
+
+    right: list[float]
+    spent: int
 
 
 def _questions(run: int, count: int) -> list[Question]:
@@ -51,7 +55,7 @@ def _questions(run: int, count: int) -> list[Question]:
     return list({q.prompt: q for task in tasks for q in task.questions}.values())
 
 
-def _is_right(question: Question, answer: str | None) -> bool:
+def _is_right(question: Question, answer: str | None) -> float:
     return answer is not None and as_score(question.scorer(question.prompt, answer)).value == 1.0
 
 
@@ -62,14 +66,15 @@ def _graph(questions: Sequence[Question], model: ChatOpenAI, checker: bool) -> A
 
 
 def _apart(questions: Sequence[Question], model: ChatOpenAI, checker: bool, share: int) -> _Result:
-    app, right, spent = _graph(questions, model, checker).compile(), 0, 0
+    app, right, spent = _graph(questions, model, checker).compile(), list[float](), 0
     for question in questions:
         try:
             out = app.invoke({"messages": question.conversation, "budget": Budget(tokens=share)})
         except (BudgetTooSmall, NoAnswer) as failure:
             spent += failure.spent["tokens"] if isinstance(failure, NoAnswer) else 0
+            right.append(0.0)
             continue
-        right += _is_right(question, out["best"]["answer"])
+        right.append(_is_right(question, out["best"]["answer"]))
         spent += out["spent"]["tokens"]
     return _Result(right, spent)
 
@@ -80,7 +85,7 @@ def _together(
     app = _graph(questions, model, checker).compile(checkpointer=InMemorySaver())
     done = batch(app, [q.conversation for q in questions], Budget(tokens=total), workers=2)
     answers = [q.answer for q in done.questions]
-    right = sum(_is_right(q, answer) for q, answer in zip(questions, answers, strict=True))
+    right = [_is_right(q, answer) for q, answer in zip(questions, answers, strict=True)]
     return _Result(right, done.spent["tokens"])
 
 
@@ -89,53 +94,48 @@ def _in_turn(
 ) -> _Result:
     """The page of code."""
     answers: list[list[str | None]] = [[] for _ in questions]
-    spent, turns = 0, 0
+    spent = 0
     rest = list(range(len(questions)))
     while rest and spent < total:
         at = rest.pop(0)
-        reply = model.bind(seed=turns).invoke(questions[at].conversation)
+        seed = (model.seed or 0) + len(answers[at])
+        reply = model.bind(seed=seed).invoke(questions[at].conversation)
         spent += reply.usage_metadata["total_tokens"] if reply.usage_metadata else 0
         answers[at].append(figure(str(reply.text)))
-        turns += 1
         if not (checker and _is_right(questions[at], answers[at][-1])):
             rest.append(at)
     if checker:
-        return _Result(len(questions) - len(rest), spent)
+        return _Result([float(at not in rest) for at in range(len(questions))], spent)
     voted = [Counter(a for a in found if a).most_common(1) for found in answers]
     right = [_is_right(q, v[0][0] if v else None) for q, v in zip(questions, voted, strict=True)]
-    return _Result(sum(right), spent)
+    return _Result(right, spent)
 
 
-def main(runs: int = 5, count: int = 60) -> None:
-    model = local_model(max_tokens=64)
-    rivals: dict[str, Callable[..., _Result]] = {"batch": _together, "in turn": _in_turn}
+def main(runs: int = 4, count: int = 30) -> None:
+    ways: dict[str, Callable[..., _Result]] = {
+        "shares": lambda *of: _apart(*of[:-1], of[-1] // len(of[0])),
+        "batch": _together,
+        "in turn": _in_turn,
+    }
     table = Table("decides", "tokens a question", box=None, pad_edge=False)
-    for name in ("shares: right", "spent", *rivals, *(f"{name}: more right" for name in rivals)):
+    for name in (*ways, "batch: more", "in turn: more"):
         table.add_column(name, justify="right")
-    cells = [(checker, share) for checker in (True, False) for share in _SHARES]
-    for checker, share in track(cells, "On the embedded model ..."):
-        apart, others = [], {name: list[_Result]() for name in rivals}
+    for checker, share in track(_CELLS, "On the embedded model ..."):
+        found = {name: list[_Result]() for name in ways}
         for run in range(runs):
-            questions = _questions(run, count)
-            apart.append(_apart(questions, model, checker, share))
-            for name, rival in rivals.items():
-                others[name].append(rival(questions, model, checker, int(apart[-1].spent)))
-        differences = [
-            paired([r.right for r in results], [r.right for r in apart])
-            for results in others.values()
-        ]
+            questions, model = _questions(run, count), local_model(max_tokens=64, seed=1_000 * run)
+            for name, way in ways.items():
+                found[name].append(way(questions, model, checker, share * len(questions)))
+        right = {name: [x for r in results for x in r.right] for name, results in found.items()}
+        spent = {name: sum(r.spent for r in results) for name, results in found.items()}
+        more = [paired(right[name], right["shares"]) for name in ("batch", "in turn")]
         table.add_row(
             "checker" if checker else "vote",
             f"{share:,}",
-            f"{mean(r.right for r in apart):.1f}",
-            f"{mean(r.spent for r in apart):,.0f}",
-            *(
-                f"{mean(r.right for r in results):.1f} ({mean(r.spent for r in results):,.0f})"
-                for results in others.values()
-            ),
-            *(f"{more:+.1f} [{low:+.1f}, {high:+.1f}]" for more, low, high, _ in differences),
+            *(f"{mean(right[n]):.2f} ({spent[n] / len(right[n]):,.0f})" for n in ways),
+            *(f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]" for gain, low, high, _ in more),
         )
-    Console(width=130).print(table)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":
