@@ -65,6 +65,8 @@ _OPEN = ("judge", "interrupted", "quota", *DIMENSIONS)
 """The reasons to stop that more budget removes, or time."""
 _PATIENCE = 0.5
 """Seconds between looks at what other processes do, while there is nothing to do here before they are done."""
+_MORE = 1.1
+"""How many times as much a question must get, at least, to be tried once more after a step without a call."""
 _SHARING = 8
 """Among how many questions at most what is left is shared before they have an answer: of 100,000 tokens, a first
 answer needs no eighth."""
@@ -515,11 +517,11 @@ class _Allocation:
 
         A thread keeps what it was given and has not spent. One with 300 tokens left that wants 1,000 is
         given 700, and 1,000 are held for it. If that did not pay for its next call, it gets 2,000, or all
-        that is left, as long as that is more."""
+        that is left if that is a tenth more than it had."""
         rest, (enough, wanted) = self.account.left(), self._wanted(question)
         limits: Limits = question.state["limits"] if question.state else {}
         spent = cast("Mapping[str, float]", question.spent)
-        given, held = {}, {}
+        given, held, more = {}, {}, False
         for dimension in (*(d for d in wanted if d in rest and d != "seconds"), "calls"):
             lent = limits.get(dimension, 0) - spent[dimension]
             most = rest.get(dimension, math.inf)
@@ -530,7 +532,8 @@ class _Allocation:
                 return None
             given[dimension] = max(0, amount - lent)
             held[dimension] = max(amount, lent)
-        if question.idle and not any(given.get(dimension) for dimension in rest):
+            more |= dimension in rest and amount > _MORE * lent
+        if question.idle and not more:
             return None
         new = {} if question.state else {"messages": question.messages}
         amounts = {d: a if d == "usd" else math.ceil(a) for d, a in given.items()}
