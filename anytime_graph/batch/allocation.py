@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -22,16 +21,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, cast
 
-from langchain_core.messages import (
-    BaseMessage,
-    MessageLikeRepresentation,
-    convert_to_messages,
-)
+from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.pregel import Pregel
 from langgraph.types import StateSnapshot
 
-from anytime_graph.batch.series import thread_name
+from anytime_graph.batch.series import Asked, conversation, thread_name, told
 from anytime_graph.budget import (
     DIMENSIONS,
     GOOD_ROOM,
@@ -59,8 +54,6 @@ from anytime_graph.run.context import Context
 from anytime_graph.run.state import Payoff, State, add_payoffs, fresh, payoff, question_of
 from anytime_graph.run.upgrade import migrated_state
 
-Asked = str | Sequence[MessageLikeRepresentation]
-"""A question: a text, or a conversation whose last message asks it."""
 _OPEN = ("judge", "interrupted", "quota", *DIMENSIONS)
 """The reasons to stop that more budget removes, or time."""
 _PATIENCE = 0.5
@@ -88,10 +81,10 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True)
 class Answered:
-    """One question, by its text: the last message of a conversation. thread: its thread_id, where `app.get_state` has all of it. answer: None if no call
-    brought one; `error` then says why. score: by the graph's scorer, if it has one. spent: in all, earlier
-    runs of the batch included. stop_reason: as in the graph's output; None if it was never asked. gain: as
-    in Progress, for this question."""
+    """One question. question: its text; of a conversation, that of its last message. thread: its thread_id,
+    where `app.get_state` has all of it. answer: None if no call brought one; `error` then says why. score: by
+    the graph's scorer, if it has one. spent: in all, earlier runs of the batch included. stop_reason: as in the
+    graph's output; None if it was never asked. gain: as in Progress, for this question."""
 
     question: str
     thread: str
@@ -227,13 +220,12 @@ _Reply = dict[str, Any] | NoAnswer | BudgetTooSmall
 
 @dataclass
 class _Question:
-    """key: the text, or the conversation as JSON. state: of its thread; None before it was asked. spent: what the batch has booked for it.
-    gain: per token. idle: how many steps in a row made no call. withheld: quotas do not pay for more, as this
+    """state: of its thread; None before it was asked. spent: what the batch has booked for it. gain: per token.
+    idle: how many steps in a row made no call. withheld: quotas do not pay for more, as this
     run of the batch has seen. elsewhere: what another process has taken, if it works on it.
     queued: whether its turn may come."""
 
     messages: list[BaseMessage]
-    key: str
     thread: str
     index: int
     state: State | None = None
@@ -321,7 +313,7 @@ class _Allocation:
         limits = affordable(self.setup, bounding(as_budget(budget), self.setup.until)).limits()
         self.questions = _distinct(questions, name)
         self._by_thread = {question.thread: question for question in self.questions}
-        self.key = thread_name("batch", name, sorted(question.key for question in self.questions))
+        self.key = thread_name("batch", name, sorted(self._by_thread))
         self.ledger: Ledger | None = graph.ledger
         self.account = Account(limits, running=True)
         self.stop = _Stop(self.account, stop)
@@ -526,7 +518,7 @@ class _Allocation:
             lent = limits.get(dimension, 0) - spent[dimension]
             most = rest.get(dimension, math.inf)
             full = wanted[dimension] * (2**question.idle if dimension in rest else 1)
-            fair = math.inf if question.answered else max(enough[dimension], most / self._first())
+            fair = math.inf if question.answered else max(enough[dimension], most / self._sharers())
             amount = min(full, most, fair)
             if lent > most or amount < min(enough[dimension], full):
                 return None
@@ -540,7 +532,7 @@ class _Allocation:
         grant = Budget(**cast(Any, amounts))
         return _Step(question, {**new, "budget": grant}, cast(Spend, {**nothing(), **held}))
 
-    def _first(self) -> int:
+    def _sharers(self) -> int:
         """Among how many questions that wait for their first answer what is left is shared. Of 700 tokens, two
         get 350 each: what one has not spent could not be given to the other."""
         return max(1, min(_SHARING, len(self.questions) - self._answered - self._running))
@@ -610,45 +602,16 @@ def _distinct(questions: Iterable[Asked], name: str) -> list[_Question]:
         raise ValueError(f"questions={questions!r:.60}: a list of questions, not one text")
     found: dict[str, _Question] = {}
     for at, asked in enumerate(questions):
-        messages = _conversation(asked, at)
-        last = messages[-1]
-        plain = len(messages) == 1 and isinstance(last.content, str)
-        parts = last.content if plain else [_said(message) for message in messages]
-        thread = thread_name(name, parts)
+        messages = conversation(asked, f"questions[{at}]={asked!r:.60}")
+        plain = len(messages) == 1 and isinstance(messages[0].content, str)
+        thread = thread_name(name, messages[0].content if plain else told(messages))
         if thread not in found:
             ids = [*(f"{thread}/{n}" for n in range(len(messages) - 1)), thread]
             named = [m.model_copy(update={"id": i}) for m, i in zip(messages, ids, strict=True)]
-            key = str(parts) if plain else json.dumps(parts)
-            found[thread] = _Question(named, key, thread, len(found))
+            found[thread] = _Question(named, thread, len(found))
     if not found:
         raise ValueError("questions=[]: at least one is needed")
     return list(found.values())
-
-
-def _conversation(asked: Asked, at: int) -> list[BaseMessage]:
-    """Its messages. Raises ValueError for what asks nothing."""
-    wanted = "a text that is not empty, or messages of which the last is the user's"
-    try:
-        messages = convert_to_messages([("user", asked)] if isinstance(asked, str) else asked)
-        if not isinstance(asked, str) and any(isinstance(message, str) for message in asked):
-            raise ValueError(
-                'a message is ("user", "text"), {"role": ..., "content": ...} or the like'
-            )
-        json.dumps([_said(message) for message in messages])
-    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
-        why = str(error).partition("\n")[0]
-        raise ValueError(f"questions[{at}]={asked!r:.60}: {wanted} ({why:.120})") from None
-    last = messages[-1] if messages else None
-    told = last.content if last and last.type == "human" else ""
-    if not (told.strip() if isinstance(told, str) else told):
-        raise ValueError(f"questions[{at}]={asked!r:.60}: {wanted}")
-    return messages
-
-
-def _said(message: BaseMessage) -> list[Any]:
-    """What a message tells a model."""
-    calls, answers = getattr(message, "tool_calls", []), getattr(message, "tool_call_id", None)
-    return [message.type, message.content, calls, answers]
 
 
 def _unasked(question: _Question) -> State:

@@ -10,7 +10,12 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import (
+    BaseMessage,
+    HumanMessage,
+    MessageLikeRepresentation,
+    convert_to_messages,
+)
 from langchain_core.runnables import RunnableConfig
 
 from anytime_graph.budget import Budget, NoAnswer
@@ -20,6 +25,8 @@ from anytime_graph.metering.meter import meter
 from anytime_graph.models import resolve_model
 from anytime_graph.run.context import Context
 
+Asked = str | Sequence[MessageLikeRepresentation]
+"""A question: a text, or a conversation whose last message asks it."""
 Progress = Callable[[int, int], None]
 """(questions that are over, questions in all); called at the start and after each question."""
 
@@ -38,6 +45,33 @@ def distinct(questions: Iterable[str]) -> list[str]:
     if not texts:
         raise ValueError("questions=[]: at least one is needed")
     return texts
+
+
+def conversation(asked: Asked, where: str) -> list[BaseMessage]:
+    """The messages of a question. Raises ValueError for what asks nothing. where: what it stands in."""
+    needed = f"{where}: a text that is not empty, or messages of which the last is the user's"
+    try:
+        messages = convert_to_messages([("user", asked)] if isinstance(asked, str) else asked)
+        if not isinstance(asked, str) and any(isinstance(message, str) for message in asked):
+            raise ValueError(
+                'a message is ("user", "text"), {"role": ..., "content": ...} or the like'
+            )
+        json.dumps(told(messages))
+    # All that `convert_to_messages` raises for what is no message, and `json` for what has no digest.
+    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"{needed} ({why:.120})") from None
+    last = messages[-1] if messages else None
+    content = last.content if last and last.type == "human" else ""
+    if not (content.strip() if isinstance(content, str) else content):
+        raise ValueError(needed)
+    return messages
+
+
+def told(messages: Sequence[BaseMessage]) -> list[Any]:
+    """What messages tell a model, as JSON."""
+    calls, of = "tool_calls", "tool_call_id"
+    return [[m.type, m.content, getattr(m, calls, []), getattr(m, of, None)] for m in messages]
 
 
 def model_name(model: Any) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import click
-from langchain_core.messages import HumanMessage, convert_to_messages
+from langchain_core.messages import BaseMessage, HumanMessage
 
-from anytime_graph.batch.allocation import Asked
+from anytime_graph.batch.series import Asked, conversation
 from anytime_graph.budget import DIMENSIONS, TOOL_CALLS, Prices
 from anytime_graph.checkpoints.schema import KEYS
 from anytime_graph.constraints import Constraints
@@ -382,18 +382,13 @@ def _question(row: Any, at: str, needed: str) -> str:
     return text.strip()
 
 
-def _messages(given: Any, at: str, scoring_rule: Scorer | Constraints | None) -> list[Any]:
-    try:
-        messages = convert_to_messages([dict(message) for message in given])
-        text = messages[-1].content
-        if messages[-1].type != "human" or not isinstance(text, str) or not text.strip():
-            raise ValueError("the last has to be a text of the user")
-    except (AttributeError, IndexError, NotImplementedError, TypeError, ValueError) as error:
-        why = str(error).partition("\n")[0]
-        raise ValueError(
-            f'{at}: "messages" is a list of {{"role": ..., "content": ...}} ({why:.120})'
-        ) from None
-    return [*messages[:-1], HumanMessage(_stated(text, scoring_rule))]
+def _messages(given: Any, at: str, scoring_rule: Scorer | Constraints | None) -> list[BaseMessage]:
+    if not (isinstance(given, list) and all(isinstance(message, dict) for message in given)):
+        raise ValueError(f'{at}: "messages" is a list of {{"role": ..., "content": ...}}')
+    *before, last = conversation(given, at)
+    if not isinstance(last.content, str):
+        raise ValueError(f"{at}: the last message has to be a text")
+    return [*before, HumanMessage(_stated(last.content, scoring_rule))]
 
 
 def _stated(question: str, scoring_rule: Scorer | Constraints | None) -> str:

@@ -47,9 +47,9 @@ def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -
     """Answer the questions in FILE within one budget for all.
 
     FILE has one question on each line, or JSON Lines with a "question", or with "messages" (roles and
-    contents) for a conversation that ends in one; other fields are not read. A
-    question that stands there twice is asked, and printed, once. Every question gets an answer first. The rest of the budget is spent where the next tokens promise most. The answers are printed
-    as JSON Lines, in the order of FILE.
+    contents) for a conversation that ends in one; other fields are not read. A question that stands there
+    twice is asked, and printed, once. Every question gets an answer first. The rest of the budget is spent
+    where the next tokens promise most. The answers are printed as JSON Lines, in the order of FILE.
 
     Ctrl-C prints the best answers so far, with exit code 130. The same command continues, and buys
     nothing twice. A larger budget continues where it pays. While it runs, the same command with the

@@ -381,7 +381,7 @@ def test_a_question_that_a_dead_process_may_still_hold_is_waited_for(
     server.script = mixed
     texts = asked(3)
     thread = thread_name("batch", texts[1])
-    batch_name = thread_name("batch", "batch", texts)
+    batch_name = thread_name("batch", "batch", sorted(thread_name("batch", t) for t in texts))
     taken = json.dumps([{**nothing()}, {**nothing(), "tokens": 100}])
     sql(target, f"INSERT INTO batches (id, name, change) VALUES (1, '{batch_name}', 1)")
     sql(target, f"INSERT INTO batch_steps VALUES (1, '{thread}', 1, 'calls of it', '{taken}')")
