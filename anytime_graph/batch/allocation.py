@@ -554,13 +554,9 @@ class _Allocation:
         if judged and question.answered:
             besides += 1.5 * prospects.tokens(seen, "compare")
         calls = 3 if judged and question.answered else 1  # it is compared in both orders
-        detail = 1.0
-        if not question.answered:
-            # In full, a first prompt must leave a reply as much room as it takes itself.
-            most = max(most, need(0, detail=1.0)["tokens"])
-            detail = float(self._pays_for_all(need(usual, detail=1.0)))
+        in_full = question.answered or self._pays_for_all(need(usual, detail=1.0))
         enough = need(math.ceil(short), math.ceil(besides))
-        wanted = need(math.ceil(most), math.ceil(besides), detail)
+        wanted = need(math.ceil(most), math.ceil(besides), float(in_full))
         # Tool calls are shared out among the questions that are open; none is needed.
         tools = self.account.left().get(TOOL_CALLS, 0) / (len(self._heap) + len(self._waiting) + 1)
         own = 0 if self.setup.drafter is None else math.ceil(tools)

@@ -121,9 +121,38 @@ def test_a_small_budget_is_shared_and_used_up(
     done = batch(app, asked(n), Budget(tokens=total), workers=workers)
     first = {number(call.request): call for call in reversed(server.calls)}
     assert all("<answer>" in call.text for call in first.values()), "each gets what it needs"
+    if workers == 8:
+        held = [(call.limit or 0) + call.prompt for call in first.values()]
+        assert max(held) <= share, "none takes what others wait for"
     assert server.served == done.spent["tokens"] <= total
     another = max(call.prompt for call in server.calls) + 64
     assert total - done.spent["tokens"] < another or done.stop_reason == "done"
+
+
+def test_where_instructions_do_not_pay_for_all_each_gets_an_answer_without(server: Server) -> None:
+    """In full, the first few would leave nothing for the last; so none is asked in full."""
+    server.script = lambda request, i: Reply(f"<answer>{i}</answer>")
+    app = app_of(server, scorer="vote", strategy="self_consistency")
+    done = batch(app, asked(200), Budget(tokens=200 * 20), workers=8)
+    assert all(question.answer is not None for question in done.questions)
+    assert server.served == done.spent["tokens"] <= 200 * 20
+
+
+@pytest.mark.parametrize("usd", [0.00104, 0.00106])
+def test_what_is_left_is_tried_a_few_times_and_no_more(server: Server, usd: float) -> None:
+    """Of dollars there is always a trifle more."""
+    server.script = lambda request, i: Reply(f"so <answer>{i}</answer>")
+    app = app_of(server, prices=Prices(input=0.15, output=0.6), scorer="judge")
+    idle = 0
+    last: Progress | None = None
+
+    def look(progress: Progress) -> None:
+        nonlocal idle, last
+        idle += last is not None and last.spent["calls"] == progress.spent["calls"]
+        last = progress
+        assert idle <= 20
+
+    assert batch(app, asked(2), Budget(usd=usd), workers=1, progress=look).stop_reason == "usd"
 
 
 @pytest.mark.pairwise
