@@ -475,14 +475,14 @@ class _Edge:
 
     def _calls(self, moves: Sequence[PlannedMove], rest: Limits) -> list[Planned]:
         """As many of the moves as `rest` pays for. Fewer moves with the lessons that they are to show
-        come before more moves without."""
+        come before more moves without; so do fewer with the instructions."""
         comfort = max(GOOD_ROOM, self.state["least_room"])
-        for with_pairs in (True, False):
+        for with_pairs, instructed in ((True, True), (False, True), (False, False)):
             for n in range(len(moves), 0, -1):
                 # Of 4 moves at a quarter each, 2 get a half each if only 2 can be paid for.
                 equal, grow = 1 / len(moves), len(moves) / n
                 orders = [_Order(m, min(1 / n, (m["share"] or equal) * grow)) for m in moves[:n]]
-                if calls := self._sliced(orders, rest, comfort, with_pairs):
+                if calls := self._sliced(orders, rest, comfort, with_pairs, instructed):
                     return calls
         for move in moves:
             for min_output in (comfort, _least_room(self.setup, self.state)):
@@ -491,7 +491,12 @@ class _Edge:
         return []
 
     def _sliced(
-        self, orders: Sequence[_Order], rest: Limits, min_output: int, with_pairs: bool = False
+        self,
+        orders: Sequence[_Order],
+        rest: Limits,
+        min_output: int,
+        with_pairs: bool = False,
+        instructed: bool = False,
     ) -> list[Planned]:
         """All of these calls, or none if `rest` does not pay for all."""
         orders = [each for order in self._together(orders) for each in _both_orders(order)]
@@ -515,7 +520,7 @@ class _Edge:
                 # Of 3 tool calls, two agents get 1 and then 2; other calls need none.
                 slice_[TOOL_CALLS] = tools // asking if self._by_agent(order.move) else 0
                 tools, asking = tools - slice_[TOOL_CALLS], asking - self._by_agent(order.move)
-            call = self._planned(ordinal, order, slice_, min_output, with_pairs)
+            call = self._planned(ordinal, order, slice_, min_output, with_pairs, instructed)
             if call is None:
                 return []
             planned.append(call)
@@ -543,7 +548,13 @@ class _Edge:
         return self.setup.drafter is not None and _from_start(move)
 
     def _planned(
-        self, ordinal: int, order: _Order, slice_: Limits, min_output: int, with_pairs: bool
+        self,
+        ordinal: int,
+        order: _Order,
+        slice_: Limits,
+        min_output: int,
+        with_pairs: bool,
+        instructed: bool,
     ) -> Planned | None:
         """The call in full, with the most detailed prompt that leaves room enough for the reply; None
         if no prompt does."""
@@ -574,7 +585,9 @@ class _Edge:
             room = output_room(slice_, bound * copies, meter.prices)
             return lowest(None if room is None else room // n, meter.known.beside(bound))
 
-        for detail in DETAILS:
+        # Without details, the tags are not asked for either.
+        tagged = self.setup.answers.protocol.kind == "tags" and seeks_answer(move)
+        for detail in DETAILS[:-1] if instructed and tagged else DETAILS:
             shown = bool(detail and lessons.text(detail))
             if with_pairs and lessons.any() and not shown:
                 continue

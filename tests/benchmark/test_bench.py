@@ -488,8 +488,11 @@ def test_strategies_are_compared_at_equal_cost(
     assert scores[i] < reached < scores[i + 1]
     assert float(row("a", "At equal cost", "self_refine")[1]) == pytest.approx(reached, abs=6e-4)
     report = Path("a/report.md").read_text()
-    told = next(r for r in report.partition("At equal cost")[2].splitlines() if "single" in r)
-    assert (told.count("too dear"), told.count("or more")) == (1, 2)
+    told = report.partition("At equal cost")[2].splitlines()
+    single, refined = (next(r for r in told if name in r) for name in ("single", "self_refine"))
+    assert (single.count("too dear"), single.count("or more")) == (0, 3)
+    assert theirs[0] < own[0]
+    assert (refined.count("too dear"), refined.count("or more")) == (1, 0)
     assert ("USD |" in report.partition("At equal cost")[2]) == bool(price)
 
 

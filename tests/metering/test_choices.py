@@ -155,7 +155,7 @@ def test_a_server_that_makes_one_choice_is_asked_for_the_others_one_by_one(
         waves.append(len(view.candidates))
         return [Draft(share=0.1)] * 4 if len(waves) < 3 else [Stop()]
 
-    out = run(server, sync, strategy=two_waves, budget=Budget(tokens=2_000))
+    out = run(server, sync, strategy=two_waves, budget=Budget(tokens=3_000))
     assert waves == [0, 4, 8]
     assert asked(server) == [4] + [1] * 7
     assert out["spent"]["tokens"] == server.served
@@ -227,10 +227,10 @@ def test_openais_own_address_is_known_to_bill_the_prompt_once(server: Server) ->
     server.script = making()
     options = {"openai_proxy": server.url.removesuffix("/v1"), "api_key": "none"}
     model = ChatOpenAI(model="scripted", base_url="http://api.openai.com/v1", **options)
-    run(server, model=model, budget=Budget(tokens=330))
+    run(server, model=model, budget=Budget(tokens=420))
     known = asked(server)[0]
     server.calls.clear()
-    run(server, budget=Budget(tokens=330))
+    run(server, budget=Budget(tokens=420))
     assert known == 4 > asked(server)[0]
 
 

@@ -128,6 +128,20 @@ def test_replies_that_run_on_do_not_take_the_budget(server: Server, answer: str)
     assert out["best"]["score"] == 0.3
 
 
+@pytest.mark.parametrize("strategy", ["adaptive", "best_of_n", "self_consistency", "pdp"])
+@pytest.mark.parametrize("tokens", [200, 300, 450, 700])
+def test_fewer_drafts_with_the_instructions_come_before_more_without(
+    server: Server, strategy: str, tokens: int
+) -> None:
+    """In full, a prompt takes 78 tokens, and 14 without a word about tags."""
+    server.script = lambda request, i: Reply(f"so it is <answer>{i % 3}</answer>")
+    graph = create_anytime_graph(server.model(), strategy=strategy, scorer=digit)
+    graph.compile().invoke({**ASK, "budget": Budget(tokens=tokens)})
+    calls = server.settled().calls
+    assert "<answer>" in calls[0].text
+    assert sum(call.served for call in calls) <= tokens
+
+
 def test_adaptive_leaves_a_judge_that_names_a_place() -> None:
     kind = Kind("judge", normal(0.5, 0.15), lean=1.0)
     ended = [
