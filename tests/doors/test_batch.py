@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import threading
 import time
 from collections import Counter
@@ -106,6 +107,22 @@ def test_money_goes_from_settled_questions_to_open_ones(server: Server) -> None:
     assert all(gain < float("inf") for gain in gains)
     assert gains[-1] < gains[0], "what promises most comes first"
     assert done.stop_reason == "tokens"
+
+
+def test_questions_whose_answers_all_differ_are_left_for_those_that_can_agree(
+    server: Server,
+) -> None:
+    def script(request: dict[str, Any], i: int) -> Reply:
+        draw = random.Random(f"{number(request)}/{request['seed']}")
+        hopeless = number(request) % 2
+        return Reply(f"<answer>{draw.random() if hopeless else draw.choice('aaabbc')}</answer>")
+
+    server.script = script
+    done = batch(app_of(server, scorer="vote"), asked(6), Budget(tokens=4_000), workers=1)
+    calls = by_question(server)
+    assert all(calls[n] <= 9 for n in (1, 3, 5)), calls
+    assert max(calls[n] for n in (0, 2, 4)) > 9, calls
+    assert done.spent["tokens"] > 3_800
 
 
 @pytest.mark.pairwise

@@ -3,11 +3,13 @@ Each statement of docs/theory.md has its simulation here."""
 
 from __future__ import annotations
 
+import heapq
 import json
 import math
 import statistics
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -41,6 +43,7 @@ from anytime_graph.planning.prospects import (
     rise,
     slice_,
     verdicts,
+    vote_gain,
 )
 from anytime_graph.planning.strategies import STRATEGIES, pdp
 from anytime_graph.planning.until import outweighed
@@ -708,6 +711,47 @@ def test_agreement_bounds_the_posterior_from_below(votes: list[int]) -> None:
     assert agreement(dict(enumerate(votes))) <= leads / n + 4 * math.sqrt(0.25 / n)  # type: ignore[arg-type]
     if not others and leader > 1:
         assert agreement({"a": leader}) == 1 - 2**-leader
+
+
+def test_a_vote_among_answers_that_all_differ_promises_ever_less() -> None:
+    alone, two, *more = (vote_gain(dict.fromkeys(range(n), 1)) for n in range(1, 40))
+    assert two > alone > min(more)
+    assert more == sorted(more, reverse=True)
+
+
+# How often a draft is right, and among how many wrong answers the others are.
+MIXTURES: dict[str, list[tuple[float, int]]] = {
+    "half hopeless": [(0.5, 4), (0.0, 1_000)],
+    "slips": [(0.1, 1_000), (0.2, 1_000), (0.3, 1_000), (0.5, 1_000)],
+    "mixed": [(p, m) for p in (0.0, 0.2, 0.4, 0.6, 0.9) for m in (1, 3, 1_000)],
+}
+
+
+@pytest.mark.parametrize(
+    ("mixture", "least"), [("half hopeless", -0.05), ("slips", 0.05), ("mixed", 0.02)]
+)
+def test_votes_go_where_they_tell(mixture: str, least: float) -> None:
+    """Of 60 questions with six votes each, against equal shares."""
+
+    def right(rule: Callable[[Counter[int]], float], seed: int) -> int:
+        kinds = Random(seed).choices(MIXTURES[mixture], k=60)
+        draws = [Random(f"{seed}/{i}") for i in range(60)]
+        ballots: list[Counter[int]] = [Counter() for _ in kinds]
+        queue = [(-math.inf, i) for i in range(60)]
+        for _ in range(6 * 60):
+            if not queue:
+                break
+            _, i = heapq.heappop(queue)
+            (chance, wrong), draw = kinds[i], draws[i]
+            ballots[i][0 if draw.random() < chance else 1 + draw.randrange(wrong)] += 1
+            if 1 - agreement(ballots[i]) > min(0.1, 0.005 * ballots[i].total()):
+                heapq.heappush(queue, (-rule(ballots[i]), i))
+        return sum(found.most_common(1)[0][0] == 0 for found in ballots)
+
+    def more(seed: int) -> float:
+        return (right(vote_gain, seed) - right(lambda votes: -votes.total(), seed)) / 60
+
+    assert statistics.fmean(map(more, range(RUNS))) > least
 
 
 def test_answers_that_come_once_are_mostly_slips() -> None:
