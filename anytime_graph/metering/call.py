@@ -154,8 +154,7 @@ async def _aattempt(
             while not work.done() and not under_way.over():
                 await asyncio.wait({work}, timeout=under_way.patience())
         finally:
-            work.cancel()
-            await _let_end(work)
+            await _let_end(work, cancel=True)
 
     try:
         await attempted()
@@ -195,12 +194,20 @@ def _set_off(work: Callable[..., T], *given: Any) -> asyncio.Task[T]:
     return task
 
 
-async def _let_end(task: asyncio.Task[Any]) -> None:
-    """Wait for the end of a task, but not long, however often this is cancelled meanwhile."""
-    until, cancelled = time.monotonic() + 1, None
-    while not task.done() and (rest := until - time.monotonic()) > 0:
+async def _let_end(task: asyncio.Task[Any], cancel: bool = False) -> None:
+    """Wait for the end of a task, but not long, however often this is cancelled meanwhile. A moment in which the
+    event loop stood still, on a busy machine, counts as one of twenty, however long it was.
+
+    cancel: cancel it, twice if need be. In Python 3.11 `asyncio.wait_for`, in which clients wait for the next
+    piece, swallows a cancellation that comes together with one.
+    """
+    moments, cancelled = 20, None
+    while not task.done() and moments:
+        if cancel and moments in (20, 10):
+            task.cancel()
         try:
-            await asyncio.wait({task}, timeout=rest)
+            await asyncio.wait({task}, timeout=0.05)
+            moments -= 1
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import traceback
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,8 +24,9 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
+from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.memory import InMemorySaver
-from pydantic import BaseModel, ValidationError, field_serializer
+from pydantic import BaseModel, SecretStr, ValidationError, field_serializer
 
 from anytime_graph import Budget, BudgetTooSmall, NoAnswer, Prices, Score, create_anytime_graph
 from anytime_graph.chat import IMPROVEMENT, ChatAnytime
@@ -235,6 +237,50 @@ def test_cancelling_closes_the_connection(server: Server) -> None:
 
     asyncio.run(cancelled())
     assert [call.closed_early for call in server.settled().calls] == [True]
+
+
+class Pieces(httpx.AsyncBaseTransport):
+    """A server whose pieces come when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.pieces: asyncio.Queue[str] = asyncio.Queue()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        async def sent() -> AsyncIterator[bytes]:
+            self.asked.set()
+            while True:
+                delta = {"role": "assistant", "content": await self.pieces.get()}
+                choice = {"index": 0, "delta": delta, "finish_reason": None}
+                chunk = {"id": "1", "object": "chat.completion.chunk", "choices": [choice]}
+                yield f"data: {json.dumps(chunk)}\n\n".encode()
+
+        return httpx.Response(200, content=sent(), headers={"content-type": "text/event-stream"})
+
+
+@pytest.mark.parametrize("passes", [1, 2, 3])
+def test_a_call_ends_that_is_cancelled_just_when_a_piece_comes(passes: int) -> None:
+    """In Python 3.11, a wait for a piece may swallow that."""
+
+    async def left() -> set[asyncio.Task[Any]]:
+        network = Pieces()
+        inner = ChatOpenAI(
+            model="m",
+            api_key=SecretStr("none"),
+            http_async_client=httpx.AsyncClient(transport=network),
+        )
+        model = ChatAnytime(model=inner, budget=Budget(tokens=1_000), strategy="single")
+        task = asyncio.create_task(model.ainvoke(QUESTION))
+        await network.asked.wait()
+        task.cancel()
+        for _ in range(passes):
+            await asyncio.sleep(0)
+        network.pieces.put_nowait("so")
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
+
+    assert not asyncio.run(left())
 
 
 def test_nothing_is_left_at_work_by_a_call_that_is_cancelled_while_it_tells_of_an_answer(
