@@ -187,6 +187,8 @@ def serving() -> Iterator[Server]:
     class Playing(Handler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
+        wbufsize = -1
+        at_once = True
 
         def do_GET(self) -> None:
             server.counted.append(self.path)
@@ -266,7 +268,8 @@ def serving() -> Iterator[Server]:
             watched = (
                 reply.ignore_limit or reply.pace or reply.error or server.watch is not unwatched
             )
-            size = reply.piece or (1 if watched else 8)
+            self.at_once = watched
+            size = reply.piece or (1 if watched else 32)
             try:
                 for word in source:
                     if limit is not None and call.output >= limit:
@@ -410,6 +413,8 @@ def serving() -> Iterator[Server]:
         def _event(self, payload: dict[str, Any]) -> None:
             base = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": self.asked}
             self.wfile.write(b"data: " + json.dumps(base | payload).encode() + b"\n\n")
+            if self.at_once:
+                self.wfile.flush()
 
         def _send(
             self, status: int, payload: dict[str, Any], headers: Mapping[str, str] | None = None
@@ -432,12 +437,14 @@ def serving() -> Iterator[Server]:
 
         def _drop(self) -> None:
             self.close_connection = True
+            self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
 
         def _hang(self) -> None:
             """Say nothing until the client goes away."""
             self.close_connection = True
             with suppress(OSError):
+                self.wfile.flush()
                 self.connection.recv(1)
 
     with listening(Playing) as url:
