@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -671,6 +672,61 @@ def test_drafting_while_a_draft_brings_more_than_it_costs_is_optimal(
         optimal = [max(b, v) for b, v in zip(grid, on[:21], strict=True)]
         ours = [v if gain(b) > cost else b for b, v in zip(grid, on[21:], strict=True)]
     assert ours == pytest.approx(optimal, abs=1e-9)
+
+
+def right(prior: tuple[float, float], wrong: int) -> float:
+    """The chance that a draft is right after so many that were wrong."""
+    a, b = prior
+    return a / (a + b + wrong)
+
+
+def expected(
+    priors: list[tuple[float, float]], costs: list[int], budget: int, greedy: bool, part: float
+) -> float:
+    """How many questions get a right answer: by the best of all ways to spend the budget, each next draft
+    depending on all replies so far, or by the largest gain per token until such a draft is too dear. Of
+    that draft's gain, this part of what is left of the budget counts."""
+
+    @cache
+    def of(wrong: tuple[int, ...], left: int) -> float:
+        """wrong: for each question, how many drafts were; -1 once one was right."""
+        open_ = [i for i, n in enumerate(wrong) if n >= 0]
+        if greedy:
+            open_ = sorted(open_, key=lambda i: -right(priors[i], wrong[i]) / costs[i])[:1]
+        values = [0.0]
+        for i in open_:
+            chance = right(priors[i], wrong[i])
+            if costs[i] > left:
+                values.append(part * chance * left / costs[i])
+                continue
+            over, on = (
+                of((*wrong[:i], n, *wrong[i + 1 :]), left - costs[i]) for n in (-1, wrong[i] + 1)
+            )
+            values.append(chance * (1 + over) + (1 - chance) * on)
+        return max(values)
+
+    return of((0,) * len(priors), budget)
+
+
+@given(
+    priors=st.lists(st.tuples(st.floats(0.2, 3), st.floats(0.2, 5)), min_size=3, max_size=3),
+    costs=st.one_of(st.just([1, 1, 1]), st.lists(st.integers(1, 4), min_size=3, max_size=3)),
+    budget=st.integers(1, 12),
+)
+def test_no_way_to_spend_a_budget_is_better_by_a_draft_than_gain_per_token(
+    priors: list[tuple[float, float]], costs: list[int], budget: int
+) -> None:
+    best = expected(priors, costs, budget, greedy=False, part=0)
+    greedy, bound = (expected(priors, costs, budget, greedy=True, part=part) for part in (0, 1))
+    assert greedy - 1e-9 <= best <= bound + 1e-9
+    assert bound == greedy or len(set(costs)) > 1
+
+
+@pytest.mark.parametrize("profile", [{}, {"draft": drafts(*[1.0] * 6, *[0.0] * 4)}])
+def test_the_gain_of_a_draft_never_rises_while_a_checker_says_wrong(profile: Any) -> None:
+    views = (seen(best=0.0, draft=drafts(*[0.0] * n)) for n in range(1, 200))
+    gains = [prospects(replace(view, profile=profile))["draft"].gain for view in views]
+    assert gains == sorted(gains, reverse=True)
 
 
 @given(mean=st.floats(-1, 2), spread=st.floats(0, 1), best=st.floats(0, 1))
