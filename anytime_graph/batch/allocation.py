@@ -84,7 +84,7 @@ class Answered:
     """One question. question: its text; of a conversation, that of its last message. thread: its thread_id,
     where `app.get_state` has all of it. answer: None if no call brought one; `error` then says why. score: by
     the graph's scorer, if it has one. spent: in all, earlier runs of the batch included. stop_reason: as in the
-    graph's output; None if it was never asked. gain: as in Progress, for this question."""
+    graph's output if more budget would do nothing; else the batch's. gain: as in Progress, for this question."""
 
     question: str
     thread: str
@@ -311,6 +311,8 @@ class _Allocation:
         choice = {k: settings[k] for k in ("model", "strategy") if settings.get(k) is not None}
         self.setup: Setup = graph.setups[cast(Chosen, choice)]
         limits = affordable(self.setup, bounding(as_budget(budget), self.setup.until)).limits()
+        if limits.get("seconds", 1) <= 0:
+            raise BudgetTooSmall(limits, {"seconds": 0.001})
         self.questions = _distinct(questions, name)
         self._by_thread = {question.thread: question for question in self.questions}
         self.key = thread_name("batch", name, sorted(self._by_thread))
@@ -448,7 +450,9 @@ class _Allocation:
         question.spent = _larger(before, spent)
         cost = _more(question.spent, before)
         self.account.settle(step.held, {**cost, "seconds": 0.0})
-        if isinstance(reply, Exception):
+        if isinstance(reply, NoAnswer) and self.stop.is_set():
+            pass  # it was cut before its first answer, and goes on when the batch does
+        elif isinstance(reply, Exception):
             question.error = str(reply)
             question.withheld = isinstance(reply, QuotaExceeded)
         else:
@@ -477,7 +481,8 @@ class _Allocation:
             reason = self.account.scarcest()
         else:
             reason = "quota" if any(q.withheld for q in self.questions) else "done"
-        return Batch(tuple(map(_answered, self.questions)), self.account.spent, reason)
+        ended = tuple(_answered(question, reason) for question in self.questions)
+        return Batch(ended, self.account.spent, reason)
 
     def _know(self, question: _Question, state: State) -> None:
         """Take in the state of a thread: for the question, and for what all have shown."""
@@ -616,7 +621,8 @@ def _unasked(question: _Question) -> State:
     return cast(State, {**state, "messages": question.messages})
 
 
-def _answered(question: _Question) -> Answered:
+def _answered(question: _Question, reason: str) -> Answered:
+    """reason: why the batch ended."""
     state = question.state
     best = state["best"] if state else None
     return Answered(
@@ -624,7 +630,7 @@ def _answered(question: _Question) -> Answered:
         thread=question.thread,
         answer=best["answer"] if best else None,
         score=best["score"] if best else None,
-        stop_reason=state["stop_reason"] if state else None,
+        stop_reason=(state["stop_reason"] if state else None) if question.over else reason,
         spent=question.spent,
         gain=0.0 if question.over else 1_000 * question.gain,
         error=question.error,

@@ -24,6 +24,7 @@ from anytime_graph.interrupt import StopSignal
 from anytime_graph.metering.meter import meter
 from anytime_graph.models import resolve_model
 from anytime_graph.run.context import Context
+from anytime_graph.text import clipped
 
 Asked = str | Sequence[MessageLikeRepresentation]
 """A question: a text, or a conversation whose last message asks it."""
@@ -49,7 +50,9 @@ def distinct(questions: Iterable[str]) -> list[str]:
 
 def conversation(asked: Asked, where: str) -> list[BaseMessage]:
     """The messages of a question. Raises ValueError for what asks nothing. where: what it stands in."""
-    needed = f"{where}: a text that is not empty, or messages of which the last is the user's"
+    needed = (
+        f"{where}: a text that is not empty is needed, or messages of which the last is the user's"
+    )
     try:
         messages = convert_to_messages([("user", asked)] if isinstance(asked, str) else asked)
         if not isinstance(asked, str) and any(isinstance(message, str) for message in asked):
@@ -60,11 +63,14 @@ def conversation(asked: Asked, where: str) -> list[BaseMessage]:
     # All that `convert_to_messages` raises for what is no message, and `json` for what has no digest.
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
         why = str(error).partition("\n")[0]
-        raise ValueError(f"{needed} ({why:.120})") from None
-    last = messages[-1] if messages else None
-    content = last.content if last and last.type == "human" else ""
-    if not (content.strip() if isinstance(content, str) else content):
-        raise ValueError(needed)
+        raise ValueError(f"{needed} ({clipped(why, 200)})") from None
+    if not messages:
+        raise ValueError(f"{needed} (there are none)")
+    last = messages[-1]
+    if last.type != "human":
+        raise ValueError(f"{needed} (the last is of type {last.type!r})")
+    if not (last.content.strip() if isinstance(last.content, str) else last.content):
+        raise ValueError(f"{needed} (the last is empty)")
     return messages
 
 

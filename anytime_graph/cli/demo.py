@@ -16,7 +16,6 @@ from anytime_graph.budget import Budget, Prices
 from anytime_graph.cli import display, ledger_commands
 from anytime_graph.cli import options as option
 from anytime_graph.graph import create_anytime_graph
-from anytime_graph.interrupt import interruptible
 from anytime_graph.local import WEIGHTS, embedded_file, local_model
 from anytime_graph.models import prices_of, resolve_model
 from anytime_graph.planning.moves import Draft, Move, View
@@ -119,7 +118,7 @@ def demo(tokens: int, seed: int | None, model: str | None, price: str | None) ->
         display.title(f"{tokens:,} tokens, {_SECONDS} seconds, {named}", QUESTION)
         if model is not None:
             click.echo(_dearest(tokens, prices), err=True)
-        with interruptible() as stop:
+        with ledger_commands.stoppable() as stop:
             events = graph.compile().stream(
                 {"messages": [HumanMessage(QUESTION)]},
                 context={"stop": stop},

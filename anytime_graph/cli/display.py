@@ -202,26 +202,24 @@ def batch_progress(quiet: bool = False) -> Iterator[Callable[[BatchProgress], No
         task = bar.add_task("", total=None)
 
         def show(now: BatchProgress) -> None:
-            gain = "" if math.isinf(now.gain) else f", +{now.gain:.3f} per 1,000 more"
+            gain = "" if math.isinf(now.gain) else f", gain {now.gain:.3f} per 1,000"
             text = f"{now.spent['tokens']:,} tokens{gain}"
             bar.update(task, completed=now.answered, total=now.questions, description=text)
 
         yield show
 
 
-def batch_summary(done: Batch) -> str:
-    """One line: how many questions have an answer, the cost, and why the batch ended."""
+def batch_summary(done: Batch) -> None:
+    """Show on standard error how many questions have an answer, the cost, and why the batch ended."""
     answered = sum(q.answer is not None for q in done.questions)
     causes = {
         "done": "no question gains from more",
-        "interrupted": "interrupted",
+        "interrupted": "stopped by Ctrl-C",
         "quota": "quotas do not pay for more",
     }
     cause = causes.get(done.stop_reason, f"the budget's {done.stop_reason} are used up")
-    return (
-        f"{answered} of {len(done.questions)} questions answered; "
-        f"spent: {_spending(done.spent, {})}; {cause}"
-    )
+    click.echo(f"{answered} of {len(done.questions)} questions answered; {cause}", err=True)
+    click.echo(f"spent: {spending(done.spent, {})}", err=True)
 
 
 _AUDIT_ROWS = {
@@ -259,7 +257,7 @@ def audited(audit: Audit) -> None:
     console.print(table)
     console.print(
         f"\n{audit.comparisons:,} comparisons of {audit.questions:,} questions in {audit.calls:,} "
-        f"calls, {audit.unread:,} of them without a verdict; spent: {_spending(audit.spent, {})}"
+        f"calls, {audit.unread:,} of them without a verdict; spent: {spending(audit.spent, {})}"
     )
     for error in audit.errors[:3]:
         console.print(_inert(f"noted: {error}", "yellow"))
@@ -285,7 +283,7 @@ def warmed(summary: WarmUp) -> None:
     console.print(table)
     left = f", {many(summary.left, 'question')} left" if summary.left else ""
     pairs, asked = many(summary.pairs, "preference pair"), many(len(summary.questions), "question")
-    console.print(f"\n{pairs} from {asked}{left}; spent: {_spending(summary.spent, {})}")
+    console.print(f"\n{pairs} from {asked}{left}; spent: {spending(summary.spent, {})}")
     for error in dict.fromkeys(q.error for q in summary.questions if q.error):
         console.print(_inert(f"noted: {error}", "yellow"))
 
@@ -331,7 +329,7 @@ def result(out: Output) -> None:
     score = "" if best["score"] is None else f", score {best['score']:.2f}"
     console.print(Panel(_inert(best["answer"]), title=f"Best answer{score}", title_align="left"))
     console.print(_inert(f"{ended(out['stop_reason'])}."))
-    console.print(Text(f"Spent: {_spending(out['spent'], out['limits'])}.\n"))
+    console.print(Text(f"Spent: {spending(out['spent'], out['limits'])}.\n"))
     console.print(Text(curve(out["curve"], out["spent"]["tokens"])))
     for error in counted(out["errors"])[:5]:
         console.print(_inert(f"noted: {error}", "yellow"))
@@ -342,7 +340,7 @@ def run_ended(out: Output, quiet: bool) -> None:
     needs an explanation."""
     console = Console(stderr=True, highlight=False)
     if not quiet:
-        spent = _spending(out["spent"], out["limits"])
+        spent = spending(out["spent"], out["limits"])
         console.print(_inert(f"{ended(out['stop_reason'])}. Spent: {spent}", "dim"))
         if shares := _shares(out["spent"], out["judging"]["spent"]["tokens"]):
             console.print(Text(shares, "dim"))
@@ -492,14 +490,12 @@ def story(thread: str, runs: list[dict[str, Any]], running: bool) -> None:
         stop = run["stop_reason"]
         over = "Running" if running and last else ended(stop) if stop else "Unfinished"
         console.print(_inert(over, "bold"))
-        console.print(Text(f"Spent: {_spending(run['spent'], run['limits'])}"))
+        console.print(Text(f"Spent: {spending(run['spent'], run['limits'])}"))
         for note in (_explained(stop), _shares(run["spent"], run["judging"]["tokens"])):
             if note:
                 console.print(Text(f"  {note}"))
         if any(run["inherited"].values()):
-            console.print(
-                Text(f"  of it before it branched off: {_spending(run['inherited'], {})}")
-            )
+            console.print(Text(f"  of it before it branched off: {spending(run['inherited'], {})}"))
         console.print()
     if runs[-1]["stop_reason"] is None and not running:
         console.print(_inert(f"It was cut off. To go on: anytime-graph resume {thread}", "yellow"))
@@ -552,7 +548,7 @@ def _print_pairs(console: Console, run: dict[str, Any]) -> None:
         console.print(Text(f"{head}, by the {pair['decided_by']}: {why}"))
 
 
-def _spending(spent: Mapping[str, Any], limits: Limits) -> str:
+def spending(spent: Mapping[str, Any], limits: Limits) -> str:
     """The amounts with their limits; amounts without a limit only if they are not 0."""
     amounts = []
     for d in DIMENSIONS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
@@ -22,12 +23,17 @@ from anytime_graph.checkpoints import (
 )
 from anytime_graph.checkpoints.export import FORMS, Row, line
 from anytime_graph.cli import display, options
+from anytime_graph.interrupt import StopSignal, interruptible
 from anytime_graph.pages.thread import page, told
 from anytime_graph.planning.profiles import Profile, expected_best, profile_of, save_profile
 from anytime_graph.text import clipped, harmless, meant
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
+
+
+class _Early(NoAnswer):
+    """Ctrl-C ended the run before any answer came."""
 
 
 class Refused(click.ClickException):
@@ -68,6 +74,19 @@ def _unfit(db: str, new: bool) -> str | None:
 
 
 @contextmanager
+def stoppable() -> Iterator[StopSignal]:
+    """Ctrl-C as a stop signal, within `errors_shown`, where a run without an answer that it ended is no
+    error."""
+    with interruptible() as stop:
+        try:
+            yield stop
+        except NoAnswer as error:
+            if stop.is_set():
+                raise _Early(error.causes, error.spent) from None
+            raise
+
+
+@contextmanager
 def errors_shown(as_json: bool) -> Iterator[None]:
     """Turn the library's errors into messages and exit codes."""
     try:
@@ -77,6 +96,12 @@ def errors_shown(as_json: bool) -> Iterator[None]:
     except NoAnswer as error:
         if as_json:
             click.echo(line({"answer": None, "errors": error.causes, "spent": error.spent}))
+        if isinstance(error, _Early):
+            click.echo(
+                f"interrupted before the first answer; spent: {display.spending(error.spent, {})}",
+                err=True,
+            )
+            sys.exit(INTERRUPTED)
         raise click.ClickException(harmless(str(error))) from None
     except ThreadBusy as error:
         raise click.ClickException(str(error)) from None

@@ -25,7 +25,6 @@ from anytime_graph.cli.serve_command import serve_model
 from anytime_graph.cli.trust import signed, trusted
 from anytime_graph.constraints import Constraints
 from anytime_graph.graph import create_anytime_graph
-from anytime_graph.interrupt import interruptible
 from anytime_graph.run.state import Output
 from anytime_graph.text import harmless, is_text, lines_of
 
@@ -306,7 +305,7 @@ def _run_graph(
     app: Any, graph_input: Any, config: RunnableConfig, quiet: bool, namespace: list[str]
 ) -> Output:
     """Run the graph; unless quiet, its progress is shown on standard error."""
-    with interruptible() as stop:
+    with ledger_commands.stoppable() as stop:
         events = app.stream(
             graph_input,
             config,

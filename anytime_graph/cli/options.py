@@ -341,8 +341,7 @@ def keys(given: Sequence[str]) -> dict[str, str]:
 def questions(path: str, scoring_rule: Scorer | Constraints | None) -> list[str]:
     """The questions in a file of text lines or of JSON Lines with a "question". If constraints score
     the answers, each question states them. Raises ValueError."""
-    needed = 'a JSON object with a "question" is needed'
-    return [_stated(_question(row, at, needed), scoring_rule) for row, at in _rows(path)]
+    return [_stated(_question(row, at, '"question"'), scoring_rule) for row, at in _rows(path)]
 
 
 def conversations(path: str, scoring_rule: Scorer | Constraints | None) -> list[Asked]:
@@ -350,35 +349,51 @@ def conversations(path: str, scoring_rule: Scorer | Constraints | None) -> list[
     which the last is the user's."""
     found: list[Asked] = []
     for row, at in _rows(path):
-        if isinstance(row, dict) and "messages" in row and "question" not in row:
+        if isinstance(row, dict) and "messages" in row:
+            if "question" in row:
+                raise ValueError(f'{at}: both "question" and "messages"; give one of them')
             found.append(_messages(row["messages"], at, scoring_rule))
         else:
-            needed = 'a JSON object with a "question" or "messages" is needed'
-            found.append(_stated(_question(row, at, needed), scoring_rule))
+            found.append(_stated(_question(row, at, '"question" or "messages"'), scoring_rule))
     return found
 
 
 def _rows(path: str) -> list[tuple[Any, str]]:
-    """(text or what its JSON holds, where) of each line that is not empty."""
-    rows: list[tuple[Any, str]] = []
-    for number, line in enumerate(lines_of(path), 1):
-        row: Any = line.strip()
-        if row.startswith("{"):
-            try:
-                row = json.loads(line, parse_int=float)  # of any length
-            except (ValueError, RecursionError):
-                row = None
-        if row != "":
-            rows.append((row, f"{path}, line {number}"))
-    if not rows:
+    """(text or what its JSON holds, where) of each line that is not empty. If the first is a JSON object, all
+    have to be."""
+    lines = [(line.strip(), number) for number, line in enumerate(lines_of(path), 1)]
+    lines = [(line, number) for line, number in lines if line]
+    if not lines:
         raise ValueError(f"{path}: there is no question in it; write one on each line")
-    return rows
+    as_json = lines[0][0].startswith("{")
+    return [
+        (_parsed(line, at, as_json), at)
+        for line, number in lines
+        for at in (f"{path}, line {number}",)
+    ]
 
 
-def _question(row: Any, at: str, needed: str) -> str:
-    text = row.get("question") if isinstance(row, dict) else row
+def _parsed(line: str, at: str, as_json: bool) -> Any:
+    if not (as_json or line.startswith("{")):
+        return line
+    try:
+        row = json.loads(line, parse_int=float)  # of any length
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{at}: {line!r:.60} is no JSON object ({error})") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{at}: {line!r:.60} is no JSON object, as the first line is")
+    return row
+
+
+def _question(row: Any, at: str, named: str) -> str:
+    """named: the fields that would do."""
+    if not isinstance(row, dict):
+        return str(row)
+    if "question" not in row:
+        raise ValueError(f"{at}: a JSON object with {named} is needed; it has {[*row]!r:.60}")
+    text = row["question"]
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{at}: {needed}")
+        raise ValueError(f'{at}: "question" is {text!r:.60}; a text that is not empty is needed')
     return text.strip()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from anytime_graph.audit import audit, audit_questions
-from anytime_graph.batch import batch
+from anytime_graph.batch import Progress, batch
 from anytime_graph.budget import Budget
 from anytime_graph.checkpoints.export import line
 from anytime_graph.checkpoints.memory import LedgerMemory
@@ -18,11 +18,11 @@ from anytime_graph.cli import display, ledger_commands
 from anytime_graph.cli import options as option
 from anytime_graph.constraints import Constraints
 from anytime_graph.graph import create_anytime_graph
-from anytime_graph.interrupt import interruptible
 from anytime_graph.warm_up import warm_up
 
 _NEW_COMPARISONS_ONLY = ("model", "answer", "judge", "rubric", "price", *option.AMOUNTS)
-_INTERRUPTED_NOTE = "interrupted; run the same command again to continue, nothing is paid for twice"
+_ALL_EARLIER = "no call was made: these are answers of earlier runs; another --name asks anew"
+_INTERRUPTED_NOTE = "interrupted: what was cut in flight counts in full; the same command continues"
 
 
 @click.command("batch", cls=option.Command)
@@ -52,7 +52,8 @@ def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -
     where the next tokens promise most. The answers are printed as JSON Lines, in the order of FILE.
 
     Ctrl-C prints the best answers so far, with exit code 130. The same command continues, and buys
-    nothing twice. A larger budget continues where it pays. While it runs, the same command with the
+    nothing twice. A larger budget continues where it pays. Another model or strategy is no other batch: give it
+    another --name. While it runs, the same command with the
     same --db, in another terminal or on another machine, works on the same questions.
 
     \b
@@ -67,18 +68,24 @@ def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -
         budget = Budget(**(option.amounts(options) or {"tokens": 100_000}))
         with (
             ledger_commands.opened(db, new=True) as store,
-            interruptible() as stop,
+            ledger_commands.stoppable() as stop,
             display.batch_progress(quiet) as progress,
         ):
             graph = create_anytime_graph(**arguments, budget=budget, ledger=store.ledger)
             app = graph.compile(checkpointer=store.saver)
-            done = batch(
-                app, asked, budget, name=name, workers=workers, stop=stop, progress=progress
-            )
+            before: list[int] = []
+
+            def shown(now: Progress) -> None:
+                before.append(now.spent["calls"])
+                progress(now)
+
+            done = batch(app, asked, budget, name=name, workers=workers, stop=stop, progress=shown)
     gains = [None if math.isinf(q.gain) else q.gain for q in done.questions]  # JSON has no infinity
     rows = [asdict(q) | {"gain": gain} for q, gain in zip(done.questions, gains, strict=True)]
     display.deliver("\n".join(map(line, rows)))
-    click.echo(display.batch_summary(done), err=True)
+    display.batch_summary(done)
+    if done.spent["calls"] == before[0]:
+        click.echo(_ALL_EARLIER, err=True)
     if stop.is_set():
         click.echo(_INTERRUPTED_NOTE, err=True)
         sys.exit(ledger_commands.INTERRUPTED)
@@ -135,7 +142,7 @@ def audit_command(
                 raise ValueError("--questions: a scorer is needed; give --check or a constraint")
             with (
                 ledger_commands.opened(db, new=True) as store,
-                interruptible() as stop,
+                ledger_commands.stoppable() as stop,
                 display.progress("questions", quiet) as progress,
             ):
                 report = audit_questions(
@@ -192,7 +199,7 @@ def warm_up_command(file: str, db: str, as_json: bool, **options: Any) -> None:
         texts = option.questions(file, arguments["scorer"])
         with (
             ledger_commands.opened(db, new=True) as store,
-            interruptible() as stop,
+            ledger_commands.stoppable() as stop,
             display.progress("questions", quiet) as progress,
         ):
             summary = warm_up(

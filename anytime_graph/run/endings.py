@@ -5,7 +5,7 @@ from __future__ import annotations
 from anytime_graph.budget import TOOL_CALLS, UNIT_NAMES
 
 MEANINGS = {
-    **{d: f"what is left of the {unit} pays for no further call" for d, unit in UNIT_NAMES.items()},
+    **{d: f"what is left of the {unit} pays for no further step" for d, unit in UNIT_NAMES.items()},
     TOOL_CALLS: "the reply asks for tools, or the budget's tool calls are used up",
     "quota": "a quota over many runs is used up",
     "judge": "the judge's share of the budget is used up",

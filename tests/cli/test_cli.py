@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import stat
@@ -90,8 +91,30 @@ def test_a_file_has_a_question_on_each_line(
     if questions is not None:
         assert option.questions(str(file), None) == questions
         return
-    with pytest.raises(ValueError, match='line 1: a JSON object with a "question" is needed'):
+    with pytest.raises(ValueError, match=r"line 1: .* is no JSON object"):
         option.questions(str(file), None)
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ('"question": "What is 2 + 5?"}', "is no JSON object"),
+        ('["a"]', "is no JSON object, as the first line is"),
+        ("Why do rivers bend?", "is no JSON object"),
+        ('{"question": "What is', "is no JSON object (Unterminated string"),
+        ('{"question": " "}', "\"question\" is ' '; a text that is not empty is needed"),
+        ('{"question": 17}', '"question" is 17'),
+        ('{"questoin": "b?"}', "it has ['questoin']"),
+        ('{"question": "b?", "messages": []}', 'both "question" and "messages"'),
+    ],
+)
+def test_a_bad_line_is_refused_by_its_number_and_what_is_wrong(
+    line: str, error: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "q"
+    file.write_text(f'{{"question": "a?"}}\n\n{line}\n')
+    with pytest.raises(ValueError, match=f"line 3: .*{re.escape(error)}"):
+        option.conversations(str(file), None)
 
 
 def through_the_shell(server: Server, words: str) -> subprocess.CompletedProcess[bytes]:
@@ -330,6 +353,19 @@ def test_ctrl_c_before_there_is_an_answer_ends_silently_with_130(
     monkeypatch.setattr("anytime_graph.cli.options.graph_arguments", pressed)
     done = CliRunner().invoke(main, ["solve", "Q?", "--model", "openai:scripted"])
     assert (done.exit_code, done.output) == (130, "")
+
+
+def test_ctrl_c_before_the_first_answer_is_no_error(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    server.script = lambda request, i: Reply(error="hang")
+    words = ["solve", "Name a river.", "--tokens", "900", "--model", "openai:scripted"]
+    with begun(server, [*words, "--strategy", "single"], calls=1) as process:
+        interrupted(process)
+    assert process.exitcode == 130
+    assert Path("stdout").read_text() == ""
+    assert Path("stderr").read_text().startswith("interrupted before the first answer; spent: ")
 
 
 def test_a_price_makes_a_budget_in_dollars(server: Server) -> None:

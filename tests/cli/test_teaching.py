@@ -152,7 +152,7 @@ def test_ctrl_c_keeps_what_a_warm_up_has_done(server: Server, command: Command) 
         os.kill(process.pid, signal.SIGINT)
         assert ended(process) == 130
     err = Path("stderr").read_text()
-    assert "run the same command again to continue" in err
+    assert "the same command continues" in err
     assert "Traceback" not in err
     server.settled()
     out = json.loads(command(*words, "--json").stdout)
@@ -272,6 +272,12 @@ def test_a_batch_of_the_command_line_is_json_also_where_there_is_no_answer(
     assert done.exit_code == 0, done.output
     rows = [json.loads(row, parse_constant=pytest.fail) for row in done.stdout.splitlines()]
     assert [row["gain"] is None for row in rows if row["answer"] is None] == [True] * 7
+    assert {row["stop_reason"] for row in rows} == {"calls"}
+    assert "no call was made" not in done.stderr
+    asked = len(server.calls)
+    again = command(*words, "--calls", "2", "--strategy", "self_refine")
+    assert (again.stdout, len(server.calls)) == (done.stdout, asked)
+    assert "no call was made: these are answers of earlier runs" in again.stderr
 
 
 def test_a_batch_takes_conversations(server: Server, command: Command) -> None:
@@ -314,7 +320,7 @@ def test_what_is_no_conversation_is_refused_by_its_line(
     assert (done.exit_code, done.stdout, server.calls) == (2, "", [])
     why = {
         True: '"messages" is a list of {"role": ..., "content": ...}',
-        False: "a text that is not empty, or messages of which the last is the user's",
+        False: "a text that is not empty is needed, or messages of which the last is the user's (",
     }[messages in ('"Why?"', "5", "null")]
     assert f"q.jsonl, line 2: {why}" in told(done)
 
@@ -324,4 +330,4 @@ def test_a_batch_says_that_quotas_ended_it(server: Server, command: Command) -> 
     Path("q.txt").write_text("Why do rivers bend?\nWhy do foxes run?\n")
     command("quota", "set", "--window", "1d", "--calls", "1")
     done = command("batch", "q.txt", "--model", "openai:scripted", "--strategy", "best_of_n")
-    assert done.stderr.endswith("; quotas do not pay for more\n")
+    assert "1 of 2 questions answered; quotas do not pay for more\n" in done.stderr

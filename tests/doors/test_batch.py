@@ -123,6 +123,7 @@ def test_questions_whose_answers_all_differ_are_left_for_those_that_can_agree(
     assert all(calls[n] <= 9 for n in (1, 3, 5)), calls
     assert max(calls[n] for n in (0, 2, 4)) > 9, calls
     assert done.spent["tokens"] > 3_800
+    assert {q.stop_reason for q in done.questions} <= {"agreed", "tokens"}
 
 
 @pytest.mark.pairwise
@@ -247,6 +248,25 @@ def test_a_batch_that_is_stopped_has_the_best_of_each(server: Server) -> None:
     assert done.stop_reason == "interrupted"
     assert sum(q.answer is not None for q in done.questions) >= 5
     assert server.settled().served <= done.spent["tokens"]
+
+
+def test_what_a_stop_cuts_before_its_first_answer_goes_on(server: Server, tmp_path: Path) -> None:
+    stop = threading.Event()
+    server.watch = lambda event, call: stop.set() if event == "asked" else None
+    with open_checkpoints(str(tmp_path / "a.db")) as store:
+        app = app_of(server, ledger=store.ledger, saver=store.saver)
+        server.script = lambda request, i: Reply(error="hang")
+        cut = batch(app, asked(1), Budget(tokens=5_000), stop=stop)
+        server.script = lambda request, i: Reply("<answer>right</answer>")
+        done = batch(app, asked(1), Budget(tokens=5_000))
+    (first,), (then,) = cut.questions, done.questions
+    assert (first.answer, first.error, first.stop_reason) == (None, None, "interrupted")
+    assert (then.answer, then.stop_reason) == ("right", "perfect")
+
+
+def test_no_time_at_all_is_refused(server: Server) -> None:
+    with pytest.raises(BudgetTooSmall, match="the least is seconds="):
+        batch(app_of(server), asked(2), Budget(seconds=0))
 
 
 def test_time_ends_a_batch(server: Server) -> None:

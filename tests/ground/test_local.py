@@ -15,13 +15,13 @@ from anytime_graph.planning.strategies import best_of_n
 
 LEAVES = """
 import atexit, http.client, json
-from anytime_graph.local import serve
 
 def tell():
     report = server.handle_metrics()
     print([line for line in report.splitlines() if line.startswith("llamacpp:requests_processing")])
 
 atexit.register(tell)
+from anytime_graph.local import serve
 server = serve()
 client = http.client.HTTPConnection(server.listening_address.removeprefix("http://"))
 asked = {"messages": [{"role": "user", "content": "Hello"}], "stream": True, "ignore_eos": True}
@@ -33,6 +33,29 @@ reply.close()
 client.close()
 """
 """What tells twice how many requests a server works on: as the client leaves, and as the process ends."""
+
+INTERRUPTED = """
+import inspect, os, signal, sys, threading
+from anytime_graph import local
+
+lines, first = inspect.getsourcelines(local._server.__wrapped__)
+(loads,) = (first + n for n, line in enumerate(lines) if "xllamacpp.Server" in line)
+main = threading.main_thread().ident
+
+def press():
+    frame = None
+    while frame is None or (frame.f_code.co_name, frame.f_lineno) != ("_server", loads):
+        frame = sys._current_frames()[main]
+    os.kill(os.getpid(), signal.SIGINT)
+
+import xllamacpp
+threading.Thread(target=press, daemon=True).start()
+try:
+    local.serve()
+except KeyboardInterrupt:
+    print(len(local._SERVERS))
+"""
+"""Presses Ctrl-C while the model loads, and tells how many servers are kept."""
 
 RULES = Constraints(sentences=2, words=(15, 30), include=("river", "stone"), forbid=("very",))
 QUESTION = {"messages": [("user", f"Describe a valley. {RULES.describe()}")]}
@@ -89,3 +112,9 @@ def test_a_process_that_leaves_a_request_ends_once_the_server_has_left_it_too() 
     assert "requests_processing 1" in before
     assert "requests_processing 0" in after
     assert ended.returncode == 0, ended.stderr
+
+
+def test_ctrl_c_while_the_model_loads_ends_the_process() -> None:
+    """In some of these runs a server that was let go as it came would wait for itself for ever."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
