@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import time
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,9 @@ SLOTS = 2
 _CONTEXT = 4_096
 _END = 5.0
 """Seconds that a process waits at its end for requests that its servers still work on."""
-_SERVERS: list[Any] = []
-"""All of this process. None is let go before its end: the destructor of one that has only just been made would wait
-for ever."""
+_SERVERS: list[list[Any]] = []
+"""All of this process, each in a list of its own. None is let go before the end: the destructor of one that has only
+just been made would wait for ever."""
 
 
 def embedded_file() -> Path | None:
@@ -99,13 +100,15 @@ def _server(file: Path, slots: int, port: int) -> Any:
     params.n_gpu_layers = 0
     params.verbosity = 0
     params.endpoint_metrics = True
+    kept: list[Any] = []
+    _SERVERS.append(kept)
     try:
         # One step for Python: after a Ctrl-C while it loads, a server without a name would be let go.
-        _SERVERS.extend(map(xllamacpp.Server, [params]))
+        kept.extend(map(xllamacpp.Server, [params]))
     except RuntimeError as error:  # it says no more than that it failed
         taken = f", or port={port} is taken" if port else ""
         raise ValueError(f"local:{file}: llama.cpp cannot serve these weights{taken}") from error
-    return _SERVERS[-1]
+    return kept[0]
 
 
 @atexit.register
@@ -114,7 +117,7 @@ def _await_idle() -> None:
     whose client has left, as after Ctrl-C, ends within a few tokens."""
     end = time.monotonic() + _END
     with suppress(KeyboardInterrupt):
-        while any(map(_at_work, _SERVERS)) and time.monotonic() < end:
+        while any(map(_at_work, chain(*_SERVERS))) and time.monotonic() < end:
             time.sleep(0.005)
 
 

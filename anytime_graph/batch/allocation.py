@@ -450,10 +450,9 @@ class _Allocation:
         question.spent = _larger(before, spent)
         cost = _more(question.spent, before)
         self.account.settle(step.held, {**cost, "seconds": 0.0})
-        if isinstance(reply, NoAnswer) and self.stop.is_set():
-            pass  # it was cut before its first answer, and goes on when the batch does
-        elif isinstance(reply, Exception):
-            question.error = str(reply)
+        if isinstance(reply, Exception):
+            if not (isinstance(reply, NoAnswer) and self.stop.is_set()):
+                question.error = str(reply)  # what a stop cut goes on when the batch does
             question.withheld = isinstance(reply, QuotaExceeded)
         else:
             question.withheld = reply["stop_reason"] == "quota"

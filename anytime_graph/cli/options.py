@@ -152,7 +152,10 @@ model_option = click.option(
     help="The chat model: openai:NAME, PROVIDER:NAME, local (the embedded model), or local:FILE.gguf.",
 )
 _strategy = click.option(
-    "--strategy", type=Choice([*STRATEGIES, *SCORED]), help="How the budget is spent."
+    "--strategy",
+    type=Choice([*STRATEGIES, *SCORED]),
+    metavar="NAME",
+    help=f"How the budget is spent: {', '.join([*STRATEGIES, *SCORED])}.",
 )
 _answer = click.option(
     "--answer",
@@ -361,16 +364,15 @@ def conversations(path: str, scoring_rule: Scorer | Constraints | None) -> list[
 def _rows(path: str) -> list[tuple[Any, str]]:
     """(text or what its JSON holds, where) of each line that is not empty. If the first is a JSON object, all
     have to be."""
-    lines = [(line.strip(), number) for number, line in enumerate(lines_of(path), 1)]
-    lines = [(line, number) for line, number in lines if line]
+    lines = [
+        (text, f"{path}, line {number}")
+        for number, line in enumerate(lines_of(path), 1)
+        if (text := line.strip())
+    ]
     if not lines:
         raise ValueError(f"{path}: there is no question in it; write one on each line")
     as_json = lines[0][0].startswith("{")
-    return [
-        (_parsed(line, at, as_json), at)
-        for line, number in lines
-        for at in (f"{path}, line {number}",)
-    ]
+    return [(_parsed(text, at, as_json), at) for text, at in lines]
 
 
 def _parsed(line: str, at: str, as_json: bool) -> Any:

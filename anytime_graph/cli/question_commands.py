@@ -52,9 +52,9 @@ def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -
     where the next tokens promise most. The answers are printed as JSON Lines, in the order of FILE.
 
     Ctrl-C prints the best answers so far, with exit code 130. The same command continues, and buys
-    nothing twice. A larger budget continues where it pays. Another model or strategy is no other batch: give it
-    another --name. While it runs, the same command with the
-    same --db, in another terminal or on another machine, works on the same questions.
+    nothing twice. A larger budget continues where it pays. For another model or strategy, give another
+    --name. While it runs, the same command with the same --db, in another terminal or on another machine,
+    works on the same questions.
 
     \b
     anytime-graph batch questions.jsonl --tokens 200000 > answers.jsonl

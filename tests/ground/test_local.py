@@ -53,7 +53,7 @@ threading.Thread(target=press, daemon=True).start()
 try:
     local.serve()
 except KeyboardInterrupt:
-    print(len(local._SERVERS))
+    print(sum(map(len, local._SERVERS)))
 """
 """Presses Ctrl-C while the model loads, and tells how many servers are kept."""
 
