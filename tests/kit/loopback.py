@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -14,6 +14,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args: Any) -> None:
         pass
+
+    def finish(self) -> None:
+        """Close both files, also if the client has left before all was written."""
+        with suppress(OSError):
+            self.wfile.close()
+        self.rfile.close()
 
 
 class _Server(ThreadingHTTPServer):

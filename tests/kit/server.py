@@ -204,6 +204,7 @@ def serving() -> Iterator[Server]:
                     self._count()
                 else:
                     self._serve()
+                self.wfile.flush()
             except (BrokenPipeError, ConnectionResetError):
                 pass
             finally:
