@@ -381,9 +381,9 @@ def _parsed(line: str, at: str, as_json: bool) -> Any:
     try:
         row = json.loads(line, parse_int=float)  # of any length
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{at}: {line!r:.60} is no JSON object ({error})") from None
+        raise ValueError(f"{at}: {line!r:.60} is not a JSON object ({error})") from None
     if not isinstance(row, dict):
-        raise ValueError(f"{at}: {line!r:.60} is no JSON object, as the first line is")
+        raise ValueError(f"{at}: {line!r:.60} is not a JSON object, as the first line is")
     return row
 
 

@@ -84,7 +84,7 @@ def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -
     rows = [asdict(q) | {"gain": gain} for q, gain in zip(done.questions, gains, strict=True)]
     display.deliver("\n".join(map(line, rows)))
     display.batch_summary(done)
-    if done.spent["calls"] == before[0]:
+    if done.spent["calls"] == before[0] > 0:
         click.echo(_ALL_EARLIER, err=True)
     if stop.is_set():
         click.echo(_INTERRUPTED_NOTE, err=True)

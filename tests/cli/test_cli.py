@@ -91,17 +91,17 @@ def test_a_file_has_a_question_on_each_line(
     if questions is not None:
         assert option.questions(str(file), None) == questions
         return
-    with pytest.raises(ValueError, match=r"line 1: .* is no JSON object"):
+    with pytest.raises(ValueError, match=r"line 1: .* is not a JSON object"):
         option.questions(str(file), None)
 
 
 @pytest.mark.parametrize(
     ("line", "error"),
     [
-        ('"question": "What is 2 + 5?"}', "is no JSON object"),
-        ('["a"]', "is no JSON object, as the first line is"),
-        ("Why do rivers bend?", "is no JSON object"),
-        ('{"question": "What is', "is no JSON object (Unterminated string"),
+        ('"question": "What is 2 + 5?"}', "is not a JSON object"),
+        ('["a"]', "is not a JSON object, as the first line is"),
+        ("Why do rivers bend?", "is not a JSON object"),
+        ('{"question": "What is', "is not a JSON object (Unterminated string"),
         ('{"question": " "}', "\"question\" is ' '; a text that is not empty is needed"),
         ('{"question": 17}', '"question" is 17'),
         ('{"questoin": "b?"}', "it has ['questoin']"),
