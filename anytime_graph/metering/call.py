@@ -154,6 +154,7 @@ async def _aattempt(
             while not work.done() and not under_way.over():
                 await asyncio.wait({work}, timeout=under_way.patience())
         finally:
+            under_way.left = True
             await _let_end(work, cancel=True)
 
     try:
@@ -199,7 +200,7 @@ async def _let_end(task: asyncio.Task[Any], cancel: bool = False) -> None:
     event loop stood still, on a busy machine, counts as one of twenty, however long it was.
 
     cancel: cancel it, twice if need be. In Python 3.11 `asyncio.wait_for`, in which clients wait for the next
-    piece, swallows a cancellation that comes together with one.
+    piece, swallows a cancellation that comes together with one; a call that was left ends with its next piece.
     """
     moments, cancelled = 20, None
     while not task.done() and moments:
@@ -334,7 +335,7 @@ class _Call:
         self.run_id = uuid4()
         self.streamed = StreamedReply(request.n, request.max_output, str(self.run_id))
         self.cut: str | None = None
-        self.made = self.overran = self.ended = False
+        self.made = self.overran = self.ended = self.left = False
         self.billed_once: bool | None = None
         self._wanted = request.max_output or 0
         self.error: Exception | None = None
@@ -530,7 +531,7 @@ class _Call:
         """Take in a piece of the reply; True to cut the stream."""
         self.meter.known.answers = True
         self.tried()
-        if self.over():
+        if self.left or self.over():
             return True
         if self.streamed.feed(chunk):
             self.cut = f"the provider ignored the limit of {self.request.max_output} output tokens"
