@@ -26,7 +26,7 @@ from anytime_graph.cli.trust import signed, trusted
 from anytime_graph.constraints import Constraints
 from anytime_graph.graph import create_anytime_graph
 from anytime_graph.run.state import Output
-from anytime_graph.text import harmless, is_text, lines_of
+from anytime_graph.text import harmless, lines_of
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """What a disk or a device says that takes no more."""
@@ -236,23 +236,12 @@ def _read_question(question: str | None, file: str | None) -> str:
             raise click.UsageError(
                 "no question: give it as an argument, a --file or standard input"
             )
-        text = _from_stdin()
+        text = option.standard_input()
     else:
         text = question
     if not text.strip():
         raise click.UsageError("the question is empty")
     return text.strip()
-
-
-def _from_stdin() -> str:
-    try:
-        text = sys.stdin.read()
-    except UnicodeDecodeError:
-        text = ""
-    else:
-        if is_text(text):
-            return text.removeprefix("\ufeff")
-    raise ValueError(f"standard input: this is not {sys.stdin.encoding.upper()}")
 
 
 def _thread_config(thread: str, options: dict[str, Any]) -> RunnableConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -51,6 +52,8 @@ _HERE = (
     (r"^(include|forbid)=.*: a tuple of non-empty strings", r"--\1: a text that is not empty"),
 )
 """What errors tell a program to do, and what does it on the command line: the first that the command has."""
+QUESTIONS = click.Path(exists=True, dir_okay=False, allow_dash=True)
+"""A file of questions; `-` is standard input."""
 _OTHERS = ("thread_id", "checkpoint_id", "checkpoint_ns", "checkpoint_map", "run_id")
 """Names that LangGraph gives a meaning, which are no keys of quotas."""
 _OTHERWISE = {
@@ -341,6 +344,18 @@ def keys(given: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def standard_input() -> str:
+    """What comes in through a pipe. Raises ValueError if it is no text."""
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError:
+        text = ""
+    else:
+        if is_text(text):
+            return text.removeprefix("\ufeff")
+    raise ValueError(f"standard input: this is not {sys.stdin.encoding.upper()}")
+
+
 def questions(path: str, scoring_rule: Scorer | Constraints | None) -> list[str]:
     """The questions in a file of text lines or of JSON Lines with a "question". If constraints score
     the answers, each question states them. Raises ValueError."""
@@ -364,13 +379,17 @@ def conversations(path: str, scoring_rule: Scorer | Constraints | None) -> list[
 def _rows(path: str) -> list[tuple[Any, str]]:
     """(text or what its JSON holds, where) of each line that is not empty. If the first is a JSON object, all
     have to be."""
+    if path == "-":
+        name, found = "standard input", standard_input().split("\n")
+    else:
+        name, found = path, lines_of(path)
     lines = [
-        (text, f"{path}, line {number}")
-        for number, line in enumerate(lines_of(path), 1)
+        (text, f"{name}, line {number}")
+        for number, line in enumerate(found, 1)
         if (text := line.strip())
     ]
     if not lines:
-        raise ValueError(f"{path}: there is no question in it; write one on each line")
+        raise ValueError(f"{name}: there is no question in it; write one on each line")
     as_json = lines[0][0].startswith("{")
     return [(_parsed(text, at, as_json), at) for text, at in lines]
 

@@ -26,7 +26,7 @@ _INTERRUPTED_NOTE = "interrupted: what was cut in flight counts in full; the sam
 
 
 @click.command("batch", cls=option.Command)
-@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.argument("file", type=option.QUESTIONS)
 @option.database
 @option.making
 @option.budgeted(100_000)
@@ -46,10 +46,11 @@ _INTERRUPTED_NOTE = "interrupted: what was cut in flight counts in full; the sam
 def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -> None:
     """Answer the questions in FILE within one budget for all.
 
-    FILE has one question on each line, or JSON Lines with a "question", or with "messages" (roles and
-    contents) for a conversation that ends in one; other fields are not read. A question that stands there
-    twice is asked, and printed, once. Every question gets an answer first. The rest of the budget is spent
-    where the next tokens promise most. The answers are printed as JSON Lines, in the order of FILE.
+    FILE (- for standard input) has one question on each line, or JSON Lines with a "question", or with
+    "messages" (roles and contents) for a conversation that ends in one; other fields are not read. A
+    question that stands there twice is asked, and printed, once. Every question gets an answer first. The
+    rest of the budget is spent where the next tokens promise most. The answers are printed as JSON Lines,
+    in the order of FILE. If a question has no answer, the exit code is 1.
 
     Ctrl-C prints the best answers so far, with exit code 130. The same command continues, and buys
     nothing twice. A larger budget continues where it pays. For another model or strategy, give another
@@ -89,6 +90,8 @@ def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -
     if stop.is_set():
         click.echo(_INTERRUPTED_NOTE, err=True)
         sys.exit(ledger_commands.INTERRUPTED)
+    if any(q.answer is None for q in done.questions):
+        sys.exit(1)
 
 
 @click.command("audit", cls=option.Command)
@@ -96,7 +99,7 @@ def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -
 @option.database
 @click.option(
     "--questions",
-    type=click.Path(exists=True, dir_okay=False),
+    type=option.QUESTIONS,
     help="Buy new comparisons for the questions in this file: one on each line, or JSON Lines with a "
     '"question". The budget is for each question.',
 )
@@ -169,7 +172,7 @@ def audit_command(
 
 
 @click.command("warm-up", cls=option.Command)
-@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.argument("file", type=option.QUESTIONS)
 @option.database
 @option.warming
 @option.budgeted(4_000)

@@ -269,7 +269,8 @@ def test_a_batch_of_the_command_line_is_json_also_where_there_is_no_answer(
         "best_of_n",
     ]
     done = command(*words, "--calls", "2")
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 1, done.output
+    assert "2 of 9 questions answered; the budget's calls are used up\n" in done.stderr
     rows = [json.loads(row, parse_constant=pytest.fail) for row in done.stdout.splitlines()]
     assert [row["gain"] is None for row in rows if row["answer"] is None] == [True] * 7
     assert {row["stop_reason"] for row in rows} == {"calls"}
@@ -278,6 +279,19 @@ def test_a_batch_of_the_command_line_is_json_also_where_there_is_no_answer(
     again = command(*words, "--calls", "2", "--strategy", "self_refine")
     assert (again.stdout, len(server.calls)) == (done.stdout, asked)
     assert "no call was made: these are answers of earlier runs" in again.stderr
+
+
+def test_questions_come_from_a_pipe(server: Server, command: Command) -> None:
+    server.script = lambda request, i: Reply(text="<answer>x</answer>")
+    model = ["--model", "openai:scripted", "--strategy", "single"]
+    done = command("batch", "-", *model, input="Why do rivers bend?\n\nWhy do foxes run?\n")
+    assert done.exit_code == 0, done.output
+    asked = [json.loads(row)["question"] for row in done.stdout.splitlines()]
+    assert asked == ["Why do rivers bend?", "Why do foxes run?"]
+    wrong = command("batch", "-", *model, input='{"question": "Why?"}\n{"questoin": "Why?"}\n')
+    assert wrong.exit_code == 2
+    assert "standard input, line 2: a JSON object with" in told(wrong)
+    assert "standard input: there is no question in it" in told(command("batch", "-", input=""))
 
 
 def test_a_batch_takes_conversations(server: Server, command: Command) -> None:
