@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -167,14 +168,20 @@ def prices_of(model: BaseChatModel | Any) -> Prices | None:
     included; None if they are unknown, as with a tier of service that costs more. Of a price with
     tiers or hours of the day it takes the highest, because a budget must hold in all of them."""
     sent = sent_options(*unbound(model))
-    if (name := sent.get("model")) is None or surcharges(sent):
+    name = sent.get("model")
+    if not isinstance(name, str) or surcharges(sent):
         return None
+    return _listed(name, datetime.now(UTC).replace(minute=0, second=0, microsecond=0))
+
+
+@lru_cache(maxsize=256)
+def _listed(name: str, now: datetime) -> Prices | None:
+    """The list prices as they stand within this hour: genai-prices may be told to update itself."""
     try:
         from genai_prices import Usage, calc_price
     except ImportError:
         return None
 
-    now = datetime.now(UTC)
     hours = [now.replace(hour=hour) for hour in range(24)]
 
     def dollars(scale: int, at: datetime, **usage: int) -> float:
