@@ -614,7 +614,9 @@ class _Edge:
                 _, longer = measured(prompt(detail, _LONG_REPLY))
                 line, less = longer - bound, room_beside(longer)
                 fits = less is None or less >= max(wanted, min_output)
-                if fits and line > 0 and (_LINE * line <= cap or cap == meter.known.ceiling):
+                part = copies / n  # of the prompt, that each choice pays
+                pays = _LINE * line <= cap and self._worth_telling(cap, bound * part, line * part)
+                if fits and line > 0 and (pays or cap == meter.known.ceiling):
                     bare, messages = shape, prompt(detail, meter.cap(less, longer))
                     shape, exact = measured(messages)
                     bound = max(longer, exact)
@@ -668,6 +670,13 @@ class _Edge:
         if cut and cap == meter.known.ceiling:
             return True
         return cap < (_USUAL if self._length is None else self._length.ample)
+
+    def _worth_telling(self, cap: int, prompt: float, line: float) -> bool:
+        """Whether a prompt is to say how long its reply may be, as half of the replies that it would lose cost
+        more than the line does. Of replies of 97 and 5 tokens, .16 are expected to take more than 150; beside a
+        prompt of 50, half of .16 * 200 are 16, and a line of 22 is too dear."""
+        lost = prospects.chance_of_more(self.view, cap)
+        return lost is None or lost * (prompt + cap) / 2 > line
 
     def _choice_room(self, comfort: int) -> int:
         """Output tokens that are enough for one of several choices, once the length of replies is

@@ -153,20 +153,29 @@ def reply_length(view: View) -> ReplyLength | None:
     1,000, or a quarter of what is left if that is more. If cut replies bring answers all the same,
     slices stay at 500. If a cut reply is an answer as a whole, they shrink to 250, to get more of them.
     """
-    drafts, known = _drafts(view.payoffs), _drafts(view.profile)
+    drafts = _drafts(view.payoffs)
     if drafts["tries"] and (ended := drafts["tries"] - drafts["cut"]) < max(1, drafts["cut"]):
         written = drafts["written"] / drafts["tries"]
         if view.whole or (view.best and view.best["complete"]):
             return ReplyLength(_MOST * written, written / 2 if view.whole else written)
         if not ended:
             return ReplyLength(_MOST * written, max(2 * written, tokens_left(view) / 4))
-    ended, total = drafts["tries"] - drafts["cut"], float(drafts["whole"])
-    if known["tries"] > known["cut"]:
-        ended, total = ended + 1, total + known["whole"] / (known["tries"] - known["cut"])
+    ended, total = _lengths(view)
     if not ended:
         return None
     longer = _LONGER / 2 if view.whole else _LONGER
     return ReplyLength(_MOST * total / ended, (1 + longer * (1 + 1 / ended)) * total / ended)
+
+
+def chance_of_more(view: View, tokens: float) -> float | None:
+    """The chance that a draft takes more output tokens than these; None as long as no length is known.
+
+    As if lengths were exponential, with a mean about which the drafts that ended by themselves, and the profile's
+    mean as one more, are all that is known: after n of them of S tokens in all it is (1 + tokens / S) ** -n. After
+    97 and 5, that is (1 + 150 / 102) ** -2 = .16 for 150; after ten such drafts, (1 + 150 / 510) ** -10 = .08.
+    """
+    ended, total = _lengths(view)
+    return (1 + tokens / total) ** -ended if ended and total else None
 
 
 def slice_(view: View, kind: str) -> float:
@@ -208,6 +217,15 @@ def _prompt(view: View, kind: str) -> float:
 def _drafts(payoffs: Mapping[str, Payoff]) -> Payoff:
     """Bare and taught ones together: lessons lengthen their prompts, not their replies."""
     return add_payoffs(payoffs.get("draft", NONE), payoffs.get("taught draft", NONE))
+
+
+def _lengths(view: View) -> tuple[int, float]:
+    """(drafts that ended by themselves, their output tokens in all), with the profile's mean as one more."""
+    drafts, known = _drafts(view.payoffs), _drafts(view.profile)
+    ended, total = drafts["tries"] - drafts["cut"], float(drafts["whole"])
+    if known["tries"] > known["cut"]:
+        return ended + 1, total + known["whole"] / (known["tries"] - known["cut"])
+    return ended, total
 
 
 def rise(mean: float, spread: float, best: float, most: float = 1.0) -> float:
