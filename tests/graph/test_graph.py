@@ -713,6 +713,26 @@ def test_the_model_is_told_of_a_cap_that_it_has_anyway_once_it_cut_a_reply(
     assert told(server)[:2] == [False, later]
 
 
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [((97, 5, 20), [False] * 4), ((50,), [False] * 4), ((150, 20, 20), [False, True, False])],
+)
+def test_the_model_is_told_only_where_the_line_saves_more_than_it_costs(
+    server: Server, words: tuple[int, ...], lines: list[bool]
+) -> None:
+    """Replies of 97 and 5 tokens are seldom longer than what is left, and then not dear."""
+    server.script = lambda request, i: Reply(text="word " * words[i % len(words)] + str(i))
+    messages = [
+        ("system", "You count well."),
+        ("user", "What is twelve and thirty? " + "Think well about it. " * 6),
+    ]
+    app = create_anytime_graph(
+        server.model(max_tokens=200), budget=Budget(tokens=400), answer=lambda t: t.split()[-1]
+    ).compile()
+    app.invoke({"messages": messages})
+    assert told(server) == lines
+
+
 def test_prompts_are_stable_first(server: Server) -> None:
     """The instructions of one kind of prompt are the same, but for their last line, which tells the
     room in steps so wide that prompts of many sizes have it in common."""

@@ -39,6 +39,7 @@ from anytime_graph.planning.moves import planned_move
 from anytime_graph.planning.profiles import expected_best
 from anytime_graph.planning.prospects import (
     agreement,
+    chance_of_more,
     prospects,
     reply_length,
     rise,
@@ -220,6 +221,16 @@ def test_how_long_a_reply_is_is_as_worked_out() -> None:
     told = replace(seen(), profile={"draft": two})  # counts as one draft
     assert reply_length(told) == pytest.approx((500, 1_600))
     assert reply_length(seen(taught_draft=two)) == reply_length(seen(draft=two))
+
+
+def test_how_likely_a_reply_is_longer_is_as_worked_out() -> None:
+    two, many = drafts(0.4, 0.6, tokens=(97, 5)), drafts(*[0.4] * 10, tokens=(97, 5))
+    assert chance_of_more(seen(), 150) is None
+    assert chance_of_more(seen(draft=two), 150) == pytest.approx(0.16, abs=0.005)
+    assert chance_of_more(seen(draft=many), 150) == pytest.approx(0.08, abs=0.005)
+    assert chance_of_more(seen(draft=drafts(0.0, tokens=(500,), cut=True)), 150) is None
+    told = replace(seen(), profile={"draft": two})  # counts as one draft
+    assert chance_of_more(told, 51) == 0.5
 
 
 def test_a_strategy_and_a_rule_go_by_the_same_estimate() -> None:
