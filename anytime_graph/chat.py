@@ -46,7 +46,7 @@ from pydantic import (
 from anytime_graph.budget import TOOL_CALLS, Budget, Prices, Spend
 from anytime_graph.checkpoints import Ledger
 from anytime_graph.graph import create_anytime_graph
-from anytime_graph.interrupt import contained
+from anytime_graph.interrupt import contained, to_its_end
 from anytime_graph.metering.meter import rebound
 from anytime_graph.metering.metered import current_payer, paying_from
 from anytime_graph.metering.quota import Quota
@@ -323,7 +323,8 @@ class ChatAnytime(BaseChatModel):
             return out
 
         with _apart(config) as context:
-            result = _result(turn, await asyncio.create_task(answered(), context=context))
+            answering = asyncio.create_task(answered(), context=context)
+            result = _result(turn, await to_its_end(answering, cancel=True))
         if run_manager is not None:
             await _tracers(run_manager).on_llm_end(reported.rest(result))
         return result

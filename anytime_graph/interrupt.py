@@ -150,6 +150,29 @@ async def awithin(seconds: float | None, work: Callable[[], Awaitable[T]]) -> T:
     return result
 
 
+async def to_its_end(task: asyncio.Task[T], cancel: bool = False) -> T:
+    """What a task returns or raises. It comes to its end however often the one who waits is cancelled, whom that
+    reaches only then: a scope of anyio cancels again in every pass of the event loop, which no cleaning up would
+    survive. cancel: the first cancellation is passed on to the task."""
+    cancelled = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            if cancel and cancelled is None:
+                task.cancel()
+            cancelled = error
+    if cancelled is None:
+        return task.result()
+    _retrieved(task)
+    raise cancelled
+
+
+async def aside(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """`asyncio.to_thread` for what must not be left half done, such as to take or leave what others wait for."""
+    return await to_its_end(asyncio.create_task(asyncio.to_thread(work, *args, **kwargs)))
+
+
 async def athread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """`asyncio.to_thread` in a thread that neither the event loop nor the process waits for at its end."""
     loop, done = asyncio.get_running_loop(), asyncio.Event()

@@ -42,7 +42,7 @@ from anytime_graph.budget import (
 )
 from anytime_graph.checkpoints import Ledger
 from anytime_graph.checkpoints.batches import SharedBatch, Taken
-from anytime_graph.interrupt import StopSignal
+from anytime_graph.interrupt import StopSignal, aside, to_its_end
 from anytime_graph.metering.account import Account
 from anytime_graph.metering.quota import QuotaExceeded
 from anytime_graph.nodes.compiled import AnytimeGraph
@@ -179,7 +179,6 @@ async def abatch(
         _Allocation, app, questions, budget, name, workers, context, stop, progress
     )
     running: dict[asyncio.Task[_Reply], _Step] = {}
-    aside = asyncio.to_thread  # what reads or writes the ledger
 
     async def learn(questions: Iterable[_Question]) -> None:
         for question in questions:
@@ -208,10 +207,15 @@ async def abatch(
             if not ended:
                 allocation.tell()
     finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        await aside(allocation.quit)
+        await to_its_end(asyncio.create_task(_ended(allocation, running)))
+
+
+async def _ended(allocation: _Allocation, running: Iterable[asyncio.Task[_Reply]]) -> None:
+    """Leave the batch to others, with no step at work."""
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    await aside(allocation.quit)
 
 
 _Reply = dict[str, Any] | NoAnswer | BudgetTooSmall

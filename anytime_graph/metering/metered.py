@@ -12,7 +12,7 @@ import functools
 import math
 import threading
 import types
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, cast
@@ -32,8 +32,9 @@ from anytime_graph.budget import (
     Prices,
     Short,
     Spend,
+    nothing,
 )
-from anytime_graph.interrupt import StopSignal
+from anytime_graph.interrupt import StopSignal, to_its_end
 from anytime_graph.metering.account import Account, planned
 from anytime_graph.metering.call import acall, call
 from anytime_graph.metering.learned import RefusedBefore
@@ -257,13 +258,26 @@ async def _agenerate(
         if payer.account.shared is None:
             reserved = payer.reserve(*asked)
         else:  # it reads the quotas' books
-            reserved = await asyncio.to_thread(payer.reserve, *asked)
+            reserved = await _reserved(payer, asyncio.to_thread(payer.reserve, *asked))
         with _settling(payer, reserved):
             if (request := _asked(payer, reserved, structured)) is not None:
                 journal = payer.journal(reserved)
                 reserved.reply = await acall(reserved.meter, request, config, payer.stop, journal)
         replies.append(with_parsed(reserved.message) if structured else reserved.message)
     return LLMResult(generations=[[ChatGeneration(message=m)] for m in replies])
+
+
+async def _reserved(payer: Payer, reserving: Coroutine[Any, Any, Reservation]) -> Reservation:
+    """What is reserved, given back if this is cancelled meanwhile."""
+    task = asyncio.create_task(reserving)
+    try:
+        return await to_its_end(task)
+    except asyncio.CancelledError as error:
+        if task.exception() is None:
+            vars(error)["cost"] = nothing()
+            with _settling(payer, task.result()):
+                raise
+        raise
 
 
 def _payer_of(model: BaseChatModel, prompt: Sequence[BaseMessage]) -> Payer | None:

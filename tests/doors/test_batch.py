@@ -40,7 +40,7 @@ from tests.kit.ledgers import sql
 from tests.kit.marks import torture
 from tests.kit.postgres import fresh
 from tests.kit.server import Call, Reply, Server, serving
-from tests.kit.waiting import PATIENCE
+from tests.kit.waiting import PATIENCE, auntil
 
 
 def by_question(server: Server) -> Counter[int]:
@@ -287,6 +287,30 @@ async def test_an_async_graph_does_the_same(server: Server) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+@pytest.mark.parametrize("times", [1, 2, 30])
+async def test_an_async_batch_that_is_cancelled_again_and_again_is_left_to_the_next(
+    server: Server, tmp_path: Path, times: int
+) -> None:
+    """A scope of anyio cancels in every pass of the event loop."""
+    server.script = lambda request, i: (
+        Reply(text=None, ignore_limit=True, pace=0.01) if i else mixed(request, i)
+    )
+    async with open_checkpoints(tmp_path / "a.db") as store:
+        app = app_of(server, ledger=store.ledger, saver=store.saver)
+        task = asyncio.create_task(abatch(app, asked(3), Budget(tokens=3_000), workers=2))
+        await auntil(lambda: len(server.calls) == 3)
+        for _ in range(times):
+            task.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        server.script = mixed
+        done: Batch = await abatch(app, asked(3), Budget(tokens=6_000))
+        assert all(q.answer for q in done.questions)
+        assert done.spent["tokens"] <= 6_000
 
 
 async def test_an_async_batch_reads_its_ledger_beside_the_event_loop(

@@ -32,6 +32,7 @@ from anytime_graph import Budget, BudgetTooSmall, NoAnswer, Prices, Score, creat
 from anytime_graph.chat import IMPROVEMENT, ChatAnytime
 from tests.kit.marks import torture
 from tests.kit.server import Reply, Server, serving
+from tests.kit.waiting import auntil
 
 QUESTION = "Why do rivers bend?"
 
@@ -293,6 +294,26 @@ def test_a_call_ends_that_is_cancelled_just_when_a_piece_comes(passes: int) -> N
 def test_a_call_ends_whose_client_swallows_every_cancellation() -> None:
     """So does that wait, if many pieces have come while the event loop stood still."""
     assert not asyncio.run(left_by(Pieces(deaf=True), 20, stream_chunk_timeout=None))
+
+
+@pytest.mark.parametrize("times", [2, 30])
+def test_a_call_ends_that_is_cancelled_again_and_again(server: Server, times: int) -> None:
+    """A scope of anyio does so in every pass of the event loop, until what is in it has ended."""
+    server.script = lambda request, i: Reply(text=None, ignore_limit=True, pace=0.01)
+    model = ChatAnytime(model=server.model(), budget=Budget(tokens=1_000))
+
+    async def left() -> set[asyncio.Task[Any]]:
+        task = asyncio.create_task(model.ainvoke(QUESTION))
+        await auntil(lambda: server.calls)
+        for _ in range(times):
+            task.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
+
+    assert not asyncio.run(left())
+    assert [call.closed_early for call in server.settled().calls] == [True]
 
 
 def test_nothing_is_left_at_work_by_a_call_that_is_cancelled_while_it_tells_of_an_answer(
