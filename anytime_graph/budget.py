@@ -361,12 +361,14 @@ class Short(BudgetTooSmall):
 class NoAnswer(RuntimeError):
     """Every call failed, so there is no answer.
 
-    causes: one line for each failure, oldest first. spent: what the failures cost.
+    causes: one line for each failure, oldest first. spent: what the failures cost. stop_reason: as in the
+    graph's output: "errors", "interrupted", or what the budget has no more of.
     """
 
-    def __init__(self, causes: list[str], spent: Spend) -> None:
+    def __init__(self, causes: list[str], spent: Spend, stop_reason: str = "errors") -> None:
         self.causes = causes
         self.spent = spent
+        self.stop_reason = stop_reason
         super().__init__("no call brought an answer: " + "; ".join(counted(causes)))
 
     def __reduce__(self) -> Any:
@@ -378,7 +380,7 @@ def stored_error(error: NoAnswer | BudgetTooSmall) -> dict[str, Any]:
     has."""
     data = {"anytime_error": str(error), "spent": error.spent}
     if isinstance(error, NoAnswer):
-        return data | {"causes": error.causes}
+        return data | {"causes": error.causes, "stop_reason": error.stop_reason}
     return data | {"least": error.least.limits()}
 
 
@@ -386,7 +388,10 @@ def restored_error(data: Mapping[str, Any]) -> NoAnswer | BudgetTooSmall:
     """The error that `stored_error` made plain."""
     kind: type[NoAnswer | BudgetTooSmall] = NoAnswer if "causes" in data else BudgetTooSmall
     facts = {"spent": data["spent"]}
-    facts |= {"causes": data["causes"]} if "causes" in data else {"least": Budget(**data["least"])}
+    if "causes" in data:
+        facts |= {"causes": data["causes"], "stop_reason": data.get("stop_reason", "errors")}
+    else:
+        facts |= {"least": Budget(**data["least"])}
     return cast("NoAnswer | BudgetTooSmall", _revived(kind, (data["anytime_error"],), facts))
 
 

@@ -295,6 +295,12 @@ def unclosed(text: str) -> str | None:
     return found
 
 
+def untagged(text: str) -> str | None:
+    """A reply without a block that holds an answer, without the tags in it; None if nothing else is left."""
+    left = _TAG.sub("", text).strip()
+    return None if left in _UNSAID else left
+
+
 def whole_reply(text: str) -> str | None:
     """The whole reply as the answer, for writing tasks and models that follow no format."""
     return text.strip() or None

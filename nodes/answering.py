@@ -21,7 +21,7 @@ def candidate(
     call: PlannedCall, reply: Reply, answers: AnswerFormat, spent: Spend
 ) -> Candidate | None:
     """The answer in a reply, cut or whole. Without a marked answer it is the whole text. None if the
-    reply is empty, or `answers.read` says that it is no answer."""
+    reply, or the answer in it and all around, is empty, or `answers.read` says that it is no answer."""
     if (read := answers.read(call["ordinal"], reply)) is None:
         return None
     reply, text = read, read.text.strip()
@@ -41,6 +41,12 @@ def candidate(
         why = f"reply {call['ordinal']}: no JSON in it fits {schema.__name__}"
         reply.receipt["errors"].append(why)
     marked = bool(answer) and answers.extract is not scoring.whole_reply
+    if answer is None and answers.extract is scoring.tagged:
+        answer = scoring.untagged(text)
+        if answer is None:
+            reply.receipt["errors"].append(f"reply {call['ordinal']}: the answer in it is empty")
+            reply.receipt["failed"] = True
+            return None
     by_itself = reply.whole and answers.protocol.schema is None
     move = call["move"]
     return Candidate(

@@ -205,6 +205,9 @@ class Hub:
             if granted is not None:
                 grant = affordable(setup, self._allowed(granted))
                 update["limits"] = raised(state["limits"], grant, state["spent"])
+                if update.get("failures", state["failures"]):
+                    for meter in setup.meters.values():
+                        meter.known.forget(update.get("run_id", state["run_id"]))
                 update |= State(concluded=None, **unstopped())
         now = merged(state, update)
         sends = self._next(setup, state, now, visit)

@@ -49,7 +49,7 @@ from anytime_graph.nodes.compiled import AnytimeGraph
 from anytime_graph.planning import prospects
 from anytime_graph.planning.plan import least_call, view
 from anytime_graph.planning.setup import Setup, affordable, bounding
-from anytime_graph.run.calls import Chosen
+from anytime_graph.run.calls import PATIENCE, Chosen
 from anytime_graph.run.context import Context
 from anytime_graph.run.state import Payoff, State, add_payoffs, fresh, payoff, question_of
 from anytime_graph.run.upgrade import migrated_state
@@ -218,14 +218,18 @@ async def _ended(allocation: _Allocation, running: Iterable[asyncio.Task[_Reply]
     await aside(allocation.quit)
 
 
-_Reply = dict[str, Any] | NoAnswer | BudgetTooSmall
-"""The state of a thread after a step, or why there is none."""
+class _Reply(NamedTuple):
+    """A thread after a step. error: why it brought no answer."""
+
+    found: StateSnapshot
+    error: NoAnswer | BudgetTooSmall | None = None
 
 
 @dataclass
 class _Question:
     """state: of its thread; None before it was asked. spent: what the batch has booked for it. gain: per token.
-    idle: how many steps in a row made no call. withheld: quotas do not pay for more, as this
+    error: why its latest step brought no answer, and has none yet; failed: how many steps in a row did not. idle: how
+    many steps in a row made no call. withheld: quotas do not pay for more, as this
     run of the batch has seen. elsewhere: what another process has taken, if it works on it.
     queued: whether its turn may come."""
 
@@ -236,6 +240,7 @@ class _Question:
     spent: Spend = field(default_factory=nothing)
     gain: float = math.inf
     error: str | None = None
+    failed: int = 0
     idle: int = 0
     withheld: bool = False
     elsewhere: Taken | None = None
@@ -252,8 +257,16 @@ class _Question:
     @property
     def over(self) -> bool:
         """Whether more budget would do nothing, as far as this run of the batch can know."""
-        stopped = self.state["stop_reason"] if self.state else None
-        return self.error is not None or self.withheld or stopped not in (None, *_OPEN)
+        return self.failed >= PATIENCE or self.withheld or self.stopped not in (None, *_OPEN)
+
+    @property
+    def stopped(self) -> str | None:
+        return self.state["stop_reason"] if self.state else None
+
+    @property
+    def turn(self) -> tuple[float, int, int]:
+        """Whose is smallest comes first: by gain, and of those without an answer those that did not fail."""
+        return -self.gain, self.failed, self.index
 
     @property
     def config(self) -> RunnableConfig:
@@ -326,8 +339,8 @@ class _Allocation:
         self.context = cast(Context, {**settings, "stop": self.stop})
         self.seen: dict[str, Payoff] = {}
         self._progress = progress or (lambda _: None)
-        self._heap: list[tuple[float, int]] = []
-        self._waiting: list[tuple[float, int]] = []
+        self._heap: list[tuple[float, int, int]] = []
+        self._waiting: list[tuple[float, int, int]] = []
         self._over: set[int] = set()
         self._answered = self._running = 0
         self._shared: SharedBatch | None = None
@@ -371,11 +384,10 @@ class _Allocation:
         """Take in what others, or earlier runs of the batch, have left of a question. Of one whose process
         died before the first checkpoint of its plan, only the ledger knows; it is asked again."""
         spent = nothing()
-        if "run_id" in found.values and cast(Any, found.metadata)["step"] > 0:
-            self._know(question, migrated_state(cast(Any, found.values)))
-            assert question.state is not None
-            spent = question.state["spent"]
-            self._check(question, question.state)
+        if (state := _begun(found)) is not None:
+            self._know(question, state)
+            spent = state["spent"]
+            self._check(question, state)
         if self.ledger is not None and (runs := self.ledger.runs(question.thread)):
             spent = _larger(spent, runs[-1]["spent"])
         self._book(question, spent)
@@ -414,7 +426,7 @@ class _Allocation:
             heapq.heapify(self._heap)
         looks = 0
         while self._heap:
-            _, index = heapq.heappop(self._heap)
+            *_, index = heapq.heappop(self._heap)
             question = self.questions[index]
             question.queued = False
             if question.over or question.elsewhere is not None:
@@ -427,7 +439,7 @@ class _Allocation:
                 return step
             else:
                 question.queued = True
-                heapq.heappush(self._waiting, (-question.gain, index))
+                heapq.heappush(self._waiting, question.turn)
         return None
 
     def taken(self, step: _Step) -> bool:
@@ -449,19 +461,22 @@ class _Allocation:
     def settle(self, step: _Step, reply: _Reply) -> None:
         """Take in what a step brought, and what it left of its money."""
         question, before = step.question, step.question.spent
+        error, state = reply.error, _begun(reply.found)
         self._running -= 1
-        spent = reply.spent if isinstance(reply, Exception) else reply["spent"]
+        if state is not None:
+            self._know(question, state)
+        spent = cast(State, question.state)["spent"] if error is None else error.spent
         question.spent = _larger(before, spent)
         cost = _more(question.spent, before)
         self.account.settle(step.held, {**cost, "seconds": 0.0})
-        if isinstance(reply, Exception):
-            if not (isinstance(reply, NoAnswer) and self.stop.is_set()):
-                question.error = str(reply)  # what a stop cut goes on when the batch does
-            question.withheld = isinstance(reply, QuotaExceeded)
-        else:
-            question.withheld = reply["stop_reason"] == "quota"
-            self._know(question, migrated_state(cast(Any, reply)))
+        question.withheld = isinstance(error, QuotaExceeded) or question.stopped == "quota"
+        if error is None:
+            question.error, question.failed = None, 0
             question.idle = 0 if cost["calls"] else question.idle + 1
+        elif not (isinstance(error, NoAnswer) and self.stop.is_set()):
+            question.error = str(error)  # what a stop cut goes on when the batch does
+            again = isinstance(error, NoAnswer) and error.stop_reason in DIMENSIONS
+            question.failed = question.failed + 1 if again else PATIENCE
         question.gain = self._gain(question)
         self._queue(question)
         self._look_again()
@@ -502,7 +517,7 @@ class _Allocation:
             self._over.add(question.index)
         elif not question.queued:
             question.queued = True
-            heapq.heappush(self._heap, (-question.gain, question.index))
+            heapq.heappush(self._heap, question.turn)
 
     def _gain(self, question: _Question) -> float:
         """What the next answer is expected to bring per token; above all, a first one."""
@@ -593,6 +608,13 @@ def _more(spend: Spend, before: Spend) -> Spend:
     return cast(Spend, {d: amount - old[d] for d, amount in cast(Any, spend).items()})
 
 
+def _begun(found: StateSnapshot) -> State | None:
+    """The state of a thread; None before its first plan is kept."""
+    if "run_id" in found.values and cast(Any, found.metadata)["step"] > 0:
+        return migrated_state(cast(Any, found.values))
+    return None
+
+
 def _larger(one: Spend, other: Spend) -> Spend:
     """The larger amount of each dimension."""
     amounts, others = cast("Mapping[str, Any]", one), cast("Mapping[str, Any]", other)
@@ -633,7 +655,7 @@ def _answered(question: _Question, reason: str) -> Answered:
         thread=question.thread,
         answer=best["answer"] if best else None,
         score=best["score"] if best else None,
-        stop_reason=(state["stop_reason"] if state else None) if question.over else reason,
+        stop_reason=question.stopped if question.over else reason,
         spent=question.spent,
         gain=0.0 if question.over else 1_000 * question.gain,
         error=question.error,
@@ -660,16 +682,18 @@ async def _afinished(
 
 
 def _ran(app: Pregel[Any, Any, Any, Any], step: _Step, context: Context) -> _Reply:
+    config, failed = step.question.config, None
     try:
-        app.invoke(step.given, step.question.config, context=context)
+        app.invoke(step.given, config, context=context)
     except (NoAnswer, BudgetTooSmall) as error:
-        return error
-    return app.get_state(step.question.config).values
+        failed = error
+    return _Reply(app.get_state(config), failed)
 
 
 async def _aran(app: Pregel[Any, Any, Any, Any], step: _Step, context: Context) -> _Reply:
+    config, failed = step.question.config, None
     try:
-        await app.ainvoke(step.given, step.question.config, context=context)
+        await app.ainvoke(step.given, config, context=context)
     except (NoAnswer, BudgetTooSmall) as error:
-        return error
-    return (await app.aget_state(step.question.config)).values
+        failed = error
+    return _Reply(await app.aget_state(config), failed)

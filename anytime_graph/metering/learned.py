@@ -53,6 +53,10 @@ class RefusedBefore(RuntimeError):
         return f"refused before in this form: {self.said}"
 
 
+_FormOfRun = tuple[int, str, int, frozenset[str]]
+"""A run, and what is the same in two of its requests that differ in nothing but cap and seed."""
+
+
 class Size(NamedTuple):
     """Tokens of a request: its prompt, the cap on its output, and both together."""
 
@@ -136,7 +140,7 @@ class Learned:
     counts: Counts = field(default_factory=Counts)
     largest: Size = field(default_factory=lambda: Size(0, 0, 0))
     before: LRUCache[str, Size] = field(default_factory=lambda: LRUCache(_FORMS), repr=False)
-    forms: LRUCache[Hashable, dict[str, Caps]] = field(
+    forms: LRUCache[_FormOfRun, dict[str, Caps]] = field(
         default_factory=lambda: LRUCache(_FORMS), repr=False
     )
     guesses: int = 0
@@ -164,6 +168,12 @@ class Learned:
         """The same for all calls of a step, whichever of them ends first."""
         with self.lock:
             return self.before.setdefault(step, self.largest) if step else self.largest
+
+    def forget(self, run_id: int) -> None:
+        """Try again what was refused in a run: its server may be mended by now."""
+        with self.lock:
+            for key in [key for key in self.forms if key[0] == run_id]:
+                del self.forms[key]
 
     def narrow(self, window: int | None = None, ceiling: int | None = None) -> None:
         """A window or ceiling no larger than this."""
@@ -240,7 +250,7 @@ class Attempts:
         self.refusal: Exception | None = None
         self._waited = 0.0
         self._largest = known.largest_before(request.step)
-        self._prompt: Hashable = None
+        self._prompt: str | None = None
 
     def next(self) -> Request:
         """The request of the next attempt. One whose form was refused before in its run is made smaller or, if
@@ -378,8 +388,7 @@ class Attempts:
         prompt, cap = _one(self.request), (self.request.max_output or 0) // self.request.n
         return Size(prompt, cap, prompt + cap)
 
-    def _form_of_run(self) -> Hashable:
-        """What is the same in two requests of a run that differ in nothing but cap and seed."""
+    def _form_of_run(self) -> _FormOfRun:
         request = self.request
         if self._prompt is None:
             self._prompt = digest_of(request.prompt, {"bound": self._form.bound})

@@ -107,7 +107,7 @@ def plan(
             limits, need = state["limits"], least_call(setup, state)
             raise BudgetTooSmall(limits, {d: max(need[d], limits[d]) for d in limits})
         causes = state["errors"] or [f"stopped before the first reply ({planned.reason})"]
-        raise NoAnswer(causes, state["spent"])
+        raise NoAnswer(causes, state["spent"], planned.reason)
     return planned
 
 

@@ -233,6 +233,52 @@ def test_equal_answers_settle_a_vote(server: Server) -> None:
     assert max(by_question(server).values()) <= 8
 
 
+@pytest.mark.parametrize(
+    "budget", [Budget(tokens=3_000), Budget(calls=12)], ids=["tokens", "calls"]
+)
+@pytest.mark.parametrize("failing", [{"error": 500}, {"error": "drop"}, {"text": ""}], ids=str)
+def test_a_first_answer_that_failed_is_asked_for_again(
+    server: Server, failing: dict[str, Any], budget: Budget
+) -> None:
+    """After those of all others. What a failure uses up is only what its step was given."""
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        return Reply(**failing) if i == 0 else Reply(text=f"<answer>{i % 3}</answer>")
+
+    server.script = script
+    done = batch(app_of(server, scorer="vote"), asked(3), budget, workers=1)
+    assert [number(call.request) for call in server.calls[:4]] == [0, 1, 2, 0]
+    assert [(q.error, q.answer is None) for q in done.questions] == [(None, False)] * 3
+
+
+def test_a_question_whose_answers_always_fail_is_left_after_three(server: Server) -> None:
+    server.script = lambda request, i: (
+        Reply(error=500) if number(request) == 0 else Reply(text="<answer>1</answer>")
+    )
+    app = app_of(server, scorer=lambda question, answer: 1.0)
+    done = batch(app, asked(2), Budget(tokens=9_000), workers=1)
+    assert by_question(server) == {0: 3, 1: 1}
+    assert "HTTP 500 (3 times)" in str(done.questions[0].error)
+    assert (done.stop_reason, done.questions[1].answer) == ("done", "1")
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 422, 500])
+def test_what_failed_goes_on_under_the_same_name_once_its_cause_is_gone(
+    server: Server, tmp_path: Path, status: int
+) -> None:
+    server.script = lambda request, i: (
+        Reply(error=status) if number(request) == 0 else Reply(text="<answer>1</answer>")
+    )
+    for _ in range(2):
+        with open_checkpoints(tmp_path / "a.db") as store:
+            options = {"ledger": store.ledger, "saver": store.saver}
+            app = app_of(server, scorer=lambda question, answer: 1.0, **options)
+            done = batch(app, asked(2), Budget(tokens=6_000), workers=1)
+        server.script = lambda request, i: Reply(text="<answer>1</answer>")
+    assert [(q.answer, q.error) for q in done.questions] == [("1", None)] * 2
+    assert by_question(server)[1] == 1
+
+
 def test_a_batch_that_is_stopped_has_the_best_of_each(server: Server) -> None:
     stop = threading.Event()
 

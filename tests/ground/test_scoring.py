@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, model_validator
 from anytime_graph import Constraints, Score
 from anytime_graph.budget import counted
 from anytime_graph.nodes.critique import split_verdict
-from anytime_graph.scoring import BadScore, as_score, normal, parsed, tagged, unclosed
+from anytime_graph.scoring import BadScore, as_score, normal, parsed, tagged, unclosed, untagged
 from anytime_graph.text import clip, fenced
 
 
@@ -300,6 +300,14 @@ def test_the_last_block_that_is_whole_and_holds_an_answer_is_the_answer(text: st
     blocks = re.findall(r"(?is)<answer>((?:(?!<answer>).)*?)</answer>", text)
     said = [b.strip() for b in blocks if b.strip() not in ("", "...")]
     assert tagged(text) == (said[-1] if said else None)
+
+
+@given(st.lists(st.sampled_from(TAGS), max_size=20).map("".join))
+@example("Hm. <answer></answer>")
+@example("<answer>...</answer>")
+def test_a_reply_without_an_answer_is_what_stands_beside_the_tags(text: str) -> None:
+    left = re.sub(r"(?i)</?answer>", "", text).strip()
+    assert untagged(text) == (left if left not in ("", "...") else None)
 
 
 @pytest.mark.parametrize(

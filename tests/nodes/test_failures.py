@@ -803,3 +803,32 @@ def test_the_graphs_step_limit_is_a_stop_reason_not_an_exception(server: Server)
     for limit in (5, 6, 9, 12):
         out = app.invoke(QUESTION, {"recursion_limit": limit})
         assert (out["best"]["answer"], out["stop_reason"]) == ("fine", "steps")
+
+
+@pytest.mark.parametrize(
+    "empty", ["<answer></answer>", "<ANSWER> \n</answer>", "<answer>...</answer>"]
+)
+def test_empty_tags_are_no_answer(server: Server, empty: str) -> None:
+    server.script = lambda request, i: Reply(text=empty if i % 2 == 0 else "<answer>42</answer>")
+    out = run(server, Budget(calls=5))
+    assert {c["answer"] for c in out["candidates"]} == {"42"}
+    assert "reply 0: the answer in it is empty" in out["errors"]
+    server.script = lambda request, i: Reply(text=empty)
+    with pytest.raises(NoAnswer, match="the answer in it is empty") as error:
+        run(server, Budget(tokens=8_000))
+    assert error.value.stop_reason == "errors"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("I think <answer></answer>", "I think"),
+        ("so </answer>", "so"),
+        ("It is <answer>the", "the"),
+    ],
+)
+def test_what_stands_beside_tags_is_returned_without_them(
+    server: Server, text: str, answer: str
+) -> None:
+    server.script = lambda request, i: Reply(text=text)
+    assert run(server, Budget(calls=1))["best"]["answer"] == answer
