@@ -45,7 +45,7 @@ from pydantic import (
 
 from anytime_graph.budget import TOOL_CALLS, Budget, Prices, Spend
 from anytime_graph.checkpoints import Ledger
-from anytime_graph.graph import create_anytime_graph
+from anytime_graph.graph import create_anytime_graph, usual
 from anytime_graph.interrupt import contained, to_its_end
 from anytime_graph.metering.meter import rebound
 from anytime_graph.metering.metered import current_payer, paying_from
@@ -91,7 +91,7 @@ class ChatAnytime(BaseChatModel):
 
     model: Any
     budget: Budget
-    scorer: SkipValidation[Scorer | Judge | Literal["judge", "vote"] | None] = None
+    scorer: SkipValidation[Scorer | Judge | Literal["judge", "vote", "agreement"] | None] = None
     strategy: SkipValidation[str | Strategy] = "adaptive"
     answer: SkipValidation[str | Extractor] = "whole"
     prices: Prices | None = None
@@ -385,12 +385,11 @@ class ChatAnytime(BaseChatModel):
         if isinstance(name, str) and field is not None:  # another model: its own price and profile
             del options["model"]
             inner, prices = inner.model_copy(update={field: name, "profile": None}), None
-        judged = "vote" if self.strategy == "self_consistency" else "judge"
         turn = _Turn(
             form=self._form,
             tools=bool(options.get("tools")) and self._form is None,
             json=options.get("response_format") not in (None, {"type": "text"}),
-            scorer=self.scorer or judged,
+            scorer=self.scorer or usual(self.strategy),
             strategy=resolve(self.strategy),
         )
         app = self._graph(

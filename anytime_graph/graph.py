@@ -59,6 +59,12 @@ _USUAL: dict[str, Decides] = {
 }
 """Who decides without a scorer, where that is not the judge."""
 
+
+def usual(strategy: str | Strategy) -> Decides:
+    """Who decides under a strategy without a scorer."""
+    return _USUAL.get(strategy, "judge") if isinstance(strategy, str) else "judge"
+
+
 __all__ = ["Context", "afork", "create_anytime_graph", "fork"]
 
 
@@ -67,7 +73,7 @@ def create_anytime_graph(
     *,
     budget: Budget | None = None,
     most: Budget | None = None,
-    scorer: Scorer | Judge | Literal["judge", "vote"] | None = None,
+    scorer: Scorer | Judge | Literal["judge", "vote", "agreement"] | None = None,
     strategy: str | Strategy = "adaptive",
     answer: str | Extractor | type[BaseModel] | AnswerFormat = "tags",
     prices: Prices | None = None,
@@ -95,9 +101,9 @@ def create_anytime_graph(
     most: the most that an input or a context may ask for at once. Default: where LangGraph's server
         runs the graph, its own budget; elsewhere no bound.
     scorer: (question, answer) -> score in [0, 1], "judge" (the model compares its own answers,
-        each pair in both orders; a Judge is short for "judge" and judge=) or "vote" (agreement).
-        Default: for the strategies "adaptive" and "merge", agreement, and the judge where answers
-        cannot agree or are tied; "vote" for "self_consistency"; else "judge".
+        each pair in both orders; a Judge is short for "judge" and judge=), "vote", or "agreement"
+        (votes, and the judge where answers cannot agree or are tied). Default: "agreement" for the
+        strategies "adaptive" and "merge"; "vote" for "self_consistency"; else "judge".
     strategy: adaptive (it decides by itself what pays), single, best_of_n, self_consistency,
         self_refine, pdp_positive, pdp, leap, merge, evolve and ab_mcts (these two need a scorer,
         ab_mcts the package treequest too), or a function from View to moves.
@@ -146,8 +152,8 @@ def create_anytime_graph(
     check_media_tokens(media_tokens)
     if on_exhausted not in ("answer", "ask"):
         raise ValueError(f"on_exhausted={on_exhausted!r}: 'answer' or 'ask' is needed")
-    if isinstance(scorer, str) and scorer not in ("judge", "vote"):
-        raise ValueError(f"scorer={scorer!r}: a function, 'judge' or 'vote'")
+    if isinstance(scorer, str) and scorer not in ("judge", "vote", "agreement"):
+        raise ValueError(f"scorer={scorer!r}: a function, 'judge', 'vote' or 'agreement'")
     if not (scorer is None or isinstance(scorer, str | Judge) or callable(scorer)):
         raise ValueError(f"scorer={scorer!r}: a function (question, answer) -> score is needed")
     if callable(scorer):
@@ -192,8 +198,7 @@ def create_anytime_graph(
     def setup(chosen: Chosen) -> Setup:
         rules = chosen.get("strategy", strategy)
         chat_model = resolve_model(named_model(models, model, chosen))
-        usual: Decides = _USUAL.get(rules, "judge") if isinstance(rules, str) else "judge"
-        by = usual if scorer is None else scorer
+        by = usual(rules) if scorer is None else scorer
         decides: Decides = by if isinstance(by, str) else "scorer"
         known = prices or prices_of(chat_model)
         if until is not None:

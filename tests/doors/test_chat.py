@@ -28,7 +28,15 @@ from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel, SecretStr, ValidationError, field_serializer
 
-from anytime_graph import Budget, BudgetTooSmall, NoAnswer, Prices, Score, create_anytime_graph
+from anytime_graph import (
+    Budget,
+    BudgetTooSmall,
+    Draft,
+    NoAnswer,
+    Prices,
+    Score,
+    create_anytime_graph,
+)
 from anytime_graph.chat import IMPROVEMENT, ChatAnytime
 from tests.kit.marks import torture
 from tests.kit.server import Reply, Server, serving
@@ -346,11 +354,42 @@ def test_nothing_is_left_at_work_by_a_call_that_is_cancelled_while_it_tells_of_a
     assert not asyncio.run(cancelled())
 
 
+# --- who decides
+
+
+class City(BaseModel):
+    name: str
+
+
+@pytest.mark.parametrize("tokens", [250, 700])
+def test_structured_answers_without_a_scorer_are_counted(server: Server, tokens: int) -> None:
+    names = ["Rome", *["Paris"] * 8]
+    server.script = lambda request, i: Reply(text=json.dumps({"name": names[i]}))
+    model = ChatAnytime(model=server.model(), budget=Budget(tokens=tokens))
+    structured = model.with_structured_output(City, method="json_schema")
+    assert structured.invoke("A big city?") == City(name="Paris")
+    assert not any("Compare" in call.text for call in server.calls)
+
+
+def test_strategies_of_ones_own_can_go_by_agreement_too(server: Server) -> None:
+    names = ["Rome", "Paris", "Paris"]
+    server.script = lambda request, i: Reply(text=names[i])
+    model = ChatAnytime(
+        model=server.model(),
+        budget=Budget(calls=3),
+        strategy=lambda view: [Draft()] * 3 if view.best is None else [],
+        scorer="agreement",
+    )
+    assert model.invoke(QUESTION).text == "Paris"
+
+
 # --- what goes in
 
 
 def test_what_is_asked_for_reaches_the_model_and_not_its_judge(server: Server) -> None:
-    model = ChatAnytime(model=server.model(), budget=Budget(calls=6), temperature=0.5)
+    model = ChatAnytime(
+        model=server.model(), budget=Budget(calls=6), scorer="judge", temperature=0.5
+    )
     model.invoke(QUESTION, stop=["END"], presence_penalty=0.25)
     drafts = [c.request for c in server.calls if "Compare two answers" not in c.text]
     verdicts = [c.request for c in server.calls if "Compare two answers" in c.text]
