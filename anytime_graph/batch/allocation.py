@@ -324,6 +324,8 @@ class _Allocation:
             )
         if not isinstance(workers, int) or workers < 1:
             raise ValueError(f"workers={workers!r}: a whole number, 1 or more")
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"name={name!r}: a text that is not empty")
         settings = cast("Mapping[str, Any]", context or {})
         choice = {k: settings[k] for k in ("model", "strategy") if settings.get(k) is not None}
         self.setup: Setup = graph.setups[cast(Chosen, choice)]

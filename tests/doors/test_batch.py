@@ -657,6 +657,7 @@ def test_a_batch_of_an_earlier_version_goes_on(server: Server, tmp_path: Path) -
         ({"questions": [[{"role": "user"}]]}, r"questions\[0\].*the last is the user's"),
         ({"questions": [("user", "a")]}, r"questions\[0\].*a message is"),
         ({"workers": 0}, "workers=0"),
+        ({"name": " "}, "name=' ': a text that is not empty"),
         ({"budget": 5}, "budget=5"),
         ({"budget": Budget(usd=1)}, "usd=1"),
     ],
