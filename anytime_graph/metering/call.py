@@ -99,7 +99,10 @@ def _attempt(
                 pass
     except KeyboardInterrupt:
         under_way.interrupt()
-    return _booked(under_way.settle(), request, journal)
+    reply = under_way.settle()
+    if not done.is_set():
+        under_way.departure.hang_up()
+    return _booked(reply, request, journal)
 
 
 async def acall(

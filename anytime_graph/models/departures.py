@@ -1,5 +1,6 @@
 """Whether the request of a call has left, as far as that can be told: one that fails, or is given up, before
-that costs nothing. Nor does one leave by a connection of another event loop, which brings no reply.
+that costs nothing. Nor does one leave by a connection of another event loop, which brings no reply. Also hangs up
+on a server that a call no longer waits for.
 
 httpx tells of each step of a connection through the request's extension `trace`. Where another client sends the
 request, it has not left as long as LangChain still calls callbacks or waits for the model's rate limiter.
@@ -9,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -28,6 +30,7 @@ _HEADS = (
     "http2.send_request_headers.",
 )
 """What goes before a request's body, without which nobody serves it."""
+_CONNECTED = ("connection.connect_tcp.complete", "connection.start_tls.complete")
 _loops: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 """The event loop that the connections of an HTTP client belong to, where it is known."""
 
@@ -40,6 +43,7 @@ class Departure:
         self._lock = threading.Lock()
         self._unseen = self._connecting = self._gone = self._given_up = self.kept = False
         self.served = False
+        self._own: Any = None
 
     def unseen(self) -> None:
         """Nothing may tell of it from now on. Raises ConnectionAbortedError where it was given up."""
@@ -51,6 +55,10 @@ class Departure:
         """What the connection does now. Raises ConnectionAbortedError where a request would leave that was
         given up, or by a connection that is not a new one if those are foreign: then it is `kept`."""
         with self._lock:
+            if event in _CONNECTED and info:
+                self._own = info["return_value"]
+            elif event.startswith("http2.") or ".response_closed." in event:
+                self._own = None  # it serves other requests too, or may from now on
             if event.startswith("connection."):
                 self._connecting = True
             elif ".response_closed." not in event:
@@ -70,6 +78,15 @@ class Departure:
             waits = not self._gone and (self._connecting or not self._unseen)
             self._given_up = self._given_up or waits
             return self._given_up
+
+    def hang_up(self) -> None:
+        """Close the connection under a thread that reads from it, if it was made for this request and serves no
+        other. A thread cannot be cancelled, and a silent server would hold it for as long as its client waits."""
+        with self._lock:
+            connection = None if self._own is None else self._own.get_extra_info("socket")
+            if isinstance(connection, socket.socket):
+                with suppress(OSError):  # it is closed already
+                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 class Gate(BaseRateLimiter):

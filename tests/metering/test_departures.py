@@ -9,9 +9,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -27,7 +28,7 @@ from anytime_graph.models.departures import Departure
 from tests.kit.places import ROOT
 from tests.kit.providers import CAP, NAMED, Usage, speaking
 from tests.kit.server import Reply, Server, serving
-from tests.kit.waiting import PATIENCE
+from tests.kit.waiting import PATIENCE, until
 
 ASKED: Any = {"messages": [("user", "Why do rivers bend?")]}
 
@@ -295,6 +296,54 @@ def loop_after_loop() -> None:
                 ours = sum("bend" in str(request) for request in wire.requests)
                 if (spent, ours) != (Usage().input + CAP, 1):
                     print(name, i, spent, ours)
+
+
+class Asked:
+    """Stops a run once the server has been asked so often."""
+
+    def __init__(self, server: Server, times: int) -> None:
+        self.server, self.times = server, times
+
+    def is_set(self) -> bool:
+        return len(self.server.calls) >= self.times
+
+
+def at_work() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "metered-call"]
+
+
+def test_a_call_that_is_stopped_hangs_up_on_a_silent_server(server: Server) -> None:
+    """No thread can be cancelled, and its client would wait for minutes."""
+    server.script = lambda request, i: Reply(error="hang")
+    app = create_anytime_graph(server.model(timeout=None), budget=Budget(tokens=3_000)).compile()
+    with suppress(NoAnswer):
+        app.invoke(ASKED, context={"stop": Asked(server, 1)})
+    server.settled()
+    until(lambda: not at_work())
+
+
+def test_who_hangs_up_ends_no_call_of_others(server: Server) -> None:
+    """Those use the same client, and its connections again and again."""
+    server.script = lambda request, i: Reply(
+        text=None if "Endless" in str(request["messages"]) else "<answer>7</answer>",
+        ignore_limit=True,
+        pace=0.001,
+    )
+    model = server.model()
+    app = create_anytime_graph(model, scorer=lambda question, answer: 0.5).compile()
+
+    def stopped(times: int) -> None:
+        endless = {"messages": [("user", f"Endless {times}?")], "budget": Budget(tokens=9_000)}
+        with suppress(NoAnswer):
+            app.invoke(cast(Any, endless), context={"stop": Asked(server, times)})
+
+    with ThreadPoolExecutor() as pool:
+        stops = [pool.submit(stopped, times) for times in range(4, 40, 4)]
+        out = app.invoke({**ASKED, "budget": Budget(calls=40)})
+        assert all(stop.result() is None for stop in stops)
+    assert (out["errors"], out["spent"]["calls"]) == ([], 40)
+    server.settled()
+    until(lambda: not at_work())
 
 
 def test_no_request_leaves_by_a_connection_of_an_event_loop_that_is_gone() -> None:
