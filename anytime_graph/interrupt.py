@@ -248,6 +248,6 @@ def _abandon(future: asyncio.Future[Any] | None) -> None:
         return
     if isinstance(future, asyncio.Task):
         asyncio.tasks._unregister_task(future)
-        future._log_destroy_pending = False  # type: ignore[attr-defined] # or its end is an alarm
+        future._log_destroy_pending = False  # type: ignore[attr-defined] # as `gather` does with its own
     for inner in (getattr(future, "_fut_waiter", None), *getattr(future, "_children", ())):
         _abandon(inner)

@@ -205,7 +205,7 @@ class Hub:
             if granted is not None:
                 grant = affordable(setup, self._allowed(granted))
                 update["limits"] = raised(state["limits"], grant, state["spent"])
-                if update.get("failures", state["failures"]):
+                if update.get("failures", state["failures"]):  # its server may be mended by now
                     for meter in setup.meters.values():
                         meter.known.forget(update.get("run_id", state["run_id"]))
                 update |= State(concluded=None, **unstopped())

@@ -170,7 +170,7 @@ class Learned:
             return self.before.setdefault(step, self.largest) if step else self.largest
 
     def forget(self, run_id: int) -> None:
-        """Try again what was refused in a run: its server may be mended by now."""
+        """Take what was refused in a run for new."""
         with self.lock:
             for key in [key for key in self.forms if key[0] == run_id]:
                 del self.forms[key]

@@ -275,7 +275,11 @@ def with_json_schema(model: Any, schema: Mapping[str, Any]) -> Runnable[Any, Any
         return None
     try:
         chain = model.with_structured_output(dict(schema), method="json_schema")
-    except (NotImplementedError, TypeError, ValueError):  # its class has no such method
+    except (
+        NotImplementedError,
+        TypeError,
+        ValueError,
+    ):  # it has no such method, or none for this schema
         return None
     head = getattr(chain, "first", None)
     if not isinstance(head, RunnableBinding) or "tools" in head.kwargs:

@@ -30,7 +30,8 @@ _HEADS = (
     "http2.send_request_headers.",
 )
 """What goes before a request's body, without which nobody serves it."""
-_CONNECTED = ("connection.connect_tcp.complete", "connection.start_tls.complete")
+_MADE = ("connection.connect_tcp.complete", "connection.start_tls.complete")
+"""What brings a new connection. What is told of it has that as its `return_value`."""
 _loops: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 """The event loop that the connections of an HTTP client belong to, where it is known."""
 
@@ -43,7 +44,7 @@ class Departure:
         self._lock = threading.Lock()
         self._unseen = self._connecting = self._gone = self._given_up = self.kept = False
         self.served = False
-        self._own: Any = None
+        self._connection: Any = None
 
     def unseen(self) -> None:
         """Nothing may tell of it from now on. Raises ConnectionAbortedError where it was given up."""
@@ -52,13 +53,14 @@ class Departure:
             self._unseen = True
 
     def told(self, event: str, foreign: bool = False, info: Any = None) -> None:
-        """What the connection does now. Raises ConnectionAbortedError where a request would leave that was
-        given up, or by a connection that is not a new one if those are foreign: then it is `kept`."""
+        """What the connection does now, and what httpx says of that. Raises ConnectionAbortedError where a request
+        would leave that was given up, or by a connection that is not a new one if those are foreign: then it is
+        `kept`."""
         with self._lock:
-            if event in _CONNECTED and info:
-                self._own = info["return_value"]
+            if event in _MADE and info:
+                self._connection = info["return_value"]
             elif event.startswith("http2.") or ".response_closed." in event:
-                self._own = None  # it serves other requests too, or may from now on
+                self._connection = None  # it serves other requests too, or may from now on
             if event.startswith("connection."):
                 self._connecting = True
             elif ".response_closed." not in event:
@@ -83,25 +85,27 @@ class Departure:
         """Close the connection under a thread that reads from it, if it was made for this request and serves no
         other. A thread cannot be cancelled, and a silent server would hold it for as long as its client waits."""
         with self._lock:
-            connection = None if self._own is None else self._own.get_extra_info("socket")
-            if isinstance(connection, socket.socket):
+            own = None if self._connection is None else self._connection.get_extra_info("socket")
+            if isinstance(own, socket.socket):
                 with suppress(OSError):  # it is closed already
-                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
+                    socket.socket.shutdown(
+                        own, socket.SHUT_RDWR
+                    )  # TLS's own forgets its keys under the reader
 
 
 class Gate(BaseRateLimiter):
     """A model's rate limiter, or none, behind which nothing tells whether its request has left."""
 
     def __init__(self, departure: Departure, own: BaseRateLimiter | None) -> None:
-        self._departure, self._own = departure, own
+        self._departure, self._connection = departure, own
 
     def acquire(self, *, blocking: bool = True) -> bool:
-        acquired = self._own is None or self._own.acquire(blocking=blocking)
+        acquired = self._connection is None or self._connection.acquire(blocking=blocking)
         self._departure.unseen()
         return acquired
 
     async def aacquire(self, *, blocking: bool = True) -> bool:
-        acquired = self._own is None or await self._own.aacquire(blocking=blocking)
+        acquired = self._connection is None or await self._connection.aacquire(blocking=blocking)
         self._departure.unseen()
         return acquired
 

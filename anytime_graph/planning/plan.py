@@ -72,7 +72,8 @@ _STEPS = 3
 _LONG_REPLY = 99_999
 """A prompt that says how long a reply may be is bounded as if it were this long, the longest text."""
 _LINE = 5
-"""It says so if this cap may cut a reply, and the line takes at most a fifth of the room for one."""
+"""It says so if this cap may cut a reply, the line takes at most a fifth of the room for one, and the replies
+that it may save cost more than the line."""
 _ALL_CUT = 8
 """Replies after which no other is expected to be whole, if all were cut."""
 _AT_LIMIT = 0.9

@@ -246,7 +246,7 @@ def test_only_its_owner_may_read_the_files(server: Server, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "cause",
     [
-        NoAnswer(["draft 0: HTTP 500"], {**nothing(), "tokens": 120, "calls": 1}),
+        NoAnswer(["draft 0: HTTP 500"], {**nothing(), "tokens": 120, "calls": 1}, "tokens"),
         BudgetTooSmall({"tokens": 40, "usd": 0.1}, {"tokens": 60, "usd": 0.1}),
     ],
     ids=["NoAnswer", "BudgetTooSmall"],

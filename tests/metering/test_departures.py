@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -205,6 +206,67 @@ async def test_a_reservation_that_comes_after_its_call_was_given_up_is_given_bac
     assert await asyncio.to_thread(journal.settled.wait, PATIENCE)
     assert journal.reply.receipt["spend"]["tokens"] == journal.reply.receipt["spend"]["calls"] == 0
     assert account.spent["calls"] == account.spent["tokens"] == len(server.calls) == 0
+
+
+class SlowToPay(AgentPayer):
+    """A payer whose quotas take their time."""
+
+    held, answers = threading.Event(), threading.Event()
+
+    def reserve(self, *given: Any) -> Reservation:
+        reserved = super().reserve(*given)
+        self.held.set()
+        self.answers.wait(PATIENCE)
+        return reserved
+
+
+async def test_what_is_held_for_a_call_that_is_cancelled_while_quotas_are_read_is_given_back(
+    server: Server, tmp_path: Path
+) -> None:
+    async with open_checkpoints(tmp_path / "books.db") as store:
+        account = Account({"tokens": 9_000, "calls": 9}, shared=store.ledger.shared(()))
+        payer = SlowToPay(account, "tool")
+        task = asyncio.create_task(paid_by(payer, server.model(), None).ainvoke("Why?"))
+        assert await asyncio.to_thread(payer.held.wait, PATIENCE)
+        assert account.left()["tokens"] < 9_000
+        task.cancel()
+        await asyncio.sleep(0)
+        payer.answers.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert account.left() == {"tokens": 9_000, "calls": 9}
+    assert not server.calls
+
+
+class Wire:
+    """A connection, as httpcore tells of it."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self.end = end
+
+    def get_extra_info(self, name: str) -> Any:
+        return self.end
+
+
+@pytest.mark.parametrize(
+    ("event", "open_"),
+    [
+        ("http11.receive_response_headers.started", False),
+        ("http11.response_closed.started", True),
+        ("http2.send_connection_init.started", True),
+    ],
+)
+def test_only_a_connection_that_serves_nothing_else_is_hung_up(event: str, open_: bool) -> None:
+    """One is given to the next request once its reply is closed; others have many requests at a time."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        departure = Departure()
+        departure.told("connection.connect_tcp.complete", info={"return_value": Wire(ours)})
+        departure.told(event)
+        departure.hang_up()
+        with suppress(BrokenPipeError):
+            ours.send(b"so")
+        assert theirs.recv(2) == (b"so" if open_ else b"")
 
 
 @pytest.mark.parametrize("again", [False, True])
