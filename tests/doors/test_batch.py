@@ -489,7 +489,7 @@ def told_by(folder: Path, life: ForkServerProcess, i: int) -> Any:
 def test_processes_share_a_batch(
     server: Server, target: str, tmp_path: Path, is_async: bool
 ) -> None:
-    """Each is at work before any of them is done, and each ends with all of it."""
+    """Each is at work before any of them is done, and the last to leave has all of it."""
     both = threading.Event()
 
     def script(request: dict[str, Any], i: int) -> Reply:
@@ -501,12 +501,12 @@ def test_processes_share_a_batch(
     server.script = script
     code = TOGETHER.format(target=target, tokens=3_000, is_async=is_async)
     with together(server, tmp_path, code, 2) as lives:
-        first, second = (told_by(tmp_path, life, i) for i, life in enumerate(lives))
-    spent, _, answers = first
-    assert first == second
-    assert server.settled().served <= spent <= 3_000
-    assert spent > 2_000
-    assert None not in answers
+        ends = [told_by(tmp_path, life, i) for i, life in enumerate(lives)]
+    for spent, reason, answers in ends:
+        assert 2_000 < spent <= 3_000
+        assert reason == "tokens"
+        assert None not in answers
+    assert server.settled().served <= max(spent for spent, *_ in ends)
     assert max(Counter((c.request["seed"], c.text) for c in server.calls).values()) == 1
 
 
