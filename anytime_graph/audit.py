@@ -145,7 +145,7 @@ def audit_questions(
     )
     app = graph.compile(checkpointer=checkpoints.saver)
     judging = model_name(model if judge.model is None else judge.model)
-    setting = (model_name(model), judging, judge.rubric, budget.limits(), str(answer))
+    setting = (model_name(model), judging, judge.rubric, budget.limits(), _told(answer))
     threads = [(thread_name("audit", q, *setting), q) for q in distinct(questions)]
     asked = ask_each(app, ledger, threads, budget, {}, stop, progress)
     errors = [error for *_, error in asked if error]
@@ -153,6 +153,13 @@ def audit_questions(
     result = _audited(ledger, calls, scorer, rescore=True)
     spent = total(run["spent"] for thread, _ in threads for run in ledger.runs(thread))
     return replace(result, spent=spent, errors=(*errors, *result.errors))
+
+
+def _told(answer: Any) -> str:
+    """The same in every process: a function's own text holds its address."""
+    if isinstance(answer, type) or not callable(answer):
+        return str(answer)
+    return f"{answer.__module__}.{getattr(answer, '__qualname__', type(answer).__qualname__)}"
 
 
 def compare_all(view: View) -> list[Move]:

@@ -95,14 +95,15 @@ class Budget:
         return {d: v for d in DIMENSIONS if (v := getattr(self, d)) is not None}
 
     def fraction(self, share: float) -> Budget:
-        """A part of this budget: its amounts times `share` in [0, 1], rounded down."""
+        """A part of this budget: its amounts times `share` in [0, 1], rounded down. Raises
+        ValueError for another share."""
         if not 0 <= share <= 1:
             raise ValueError(f"share={share!r}: a fraction is between 0 and 1")
         return Budget(**_parts(self.limits(), share))
 
     def split(self, n: int) -> list[Budget]:
         """n equal parts that add up to no more than this budget. Time is divided too, because the parts
-        may be spent one after another."""
+        may be spent one after another. Raises ValueError unless n is a whole number from 1 on."""
         if not isinstance(n, int) or n < 1:
             raise ValueError(f"n={n!r}: a budget is split into 1 part or more")
         return [self.fraction(1 / n)] * n
@@ -156,7 +157,8 @@ def grant_of(answer: Any, limits: Limits, ended: str) -> Budget | None:
 
 class Spend(TypedDict):
     """What was spent. `tokens` = input_tokens + output_tokens; `output_tokens` contain
-    `reasoning_tokens`, `input_tokens` contain `cached_tokens`."""
+    `reasoning_tokens`, `input_tokens` contain `cached_tokens`. usd: US dollars. calls: of models. seconds: in
+    which calls, scorers and tools were active. tool_calls: of agents."""
 
     tokens: int
     input_tokens: int

@@ -65,7 +65,7 @@ IMPROVEMENT = "anytime_improvement"
 """Name of the custom event for a better answer."""
 _STEPS = 10_000
 """Most graph steps of one invocation. Its budget ends it long before."""
-_THINK = "Think hard about a question that stands for itself, and answer it."
+_THINK = "Think hard about a question that can be understood on its own, and answer it."
 
 
 class ChatAnytime(BaseChatModel):

@@ -137,15 +137,16 @@ def create_anytime_graph(
     on_exhausted: what happens when the budget is used up: "answer" returns the best answer; "ask"
         interrupts the graph before that, to ask a human for more, and needs a checkpointer.
     warn_at: parts of the budget, as in (0.5, 0.8); the custom stream has an event when one is used.
-    near_end: a cheaper model for the drafts and refinements that come when four fifths of the budget are used,
+    near_end: a cheaper model for all calls for answers that come when four fifths of the budget are used,
         and for a last call that forces an answer; NearEnd says after which part.
 
     The compiled graph takes {"messages": [...], "budget": Budget(...)} and returns `messages`
     (with the answer last), `best`, `spent`, `stop_reason`, `curve` and more (see Output). A new
     user message is a new question; an input with only a budget continues the last one. Raises
-    ValueError for a bad argument. The compiled graph raises BudgetTooSmall (nothing was spent),
-    NoAnswer (all calls failed) or, with a ledger, ThreadBusy (another invocation runs the thread) and
-    QuotaExceeded (a quota does not pay for a first call; nothing was spent).
+    ValueError for a bad argument, and FileNotFoundError or ImportError for a model that is not there.
+    The compiled graph raises BudgetTooSmall (nothing was spent), NoAnswer (all calls failed) or, with a
+    ledger, ThreadBusy (another invocation runs the thread) and QuotaExceeded (a quota does not pay for a
+    first call; nothing was spent).
     """
     if not isinstance(width, int) or width < 2:
         raise ValueError(f"width={width!r}: a whole number, 2 or more")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import importlib.util
+import threading
 import time
 from contextlib import suppress
 from itertools import chain
@@ -25,8 +25,9 @@ SLOTS = 2
 _CONTEXT = 4_096
 _END = 5.0
 """Seconds that a process waits at its end for requests that its servers still work on."""
-_SERVERS: list[list[Any]] = []
-"""All of this process, each in a list of its own. None is let go before the end: the destructor of one that has only
+_STARTING = threading.Lock()
+_SERVERS: dict[tuple[Path, int, int], list[Any]] = {}
+"""All of this process, each in a list of its own, by file, slots and port. None is let go before the end: the destructor of one that has only
 just been made would wait for ever."""
 
 
@@ -47,7 +48,8 @@ def local_model(
     server of so many slots in a process, which ends with it. A request asks for one choice, because
     llama.cpp reports the tokens of only one.
 
-    Raises FileNotFoundError, or ImportError that says what to install.
+    Raises FileNotFoundError, ValueError for a file that is not GGUF, or ImportError that says what to
+    install.
     """
     from langchain_openai import ChatOpenAI
     from pydantic import SecretStr
@@ -79,8 +81,15 @@ def serve(path: str | Path | None = None, *, slots: int = SLOTS, port: int = 0) 
     return _server(file.resolve(), slots, port)
 
 
-@functools.lru_cache(maxsize=8)
 def _server(file: Path, slots: int, port: int) -> Any:
+    """The one server of the file with so many slots."""
+    with _STARTING:
+        served = _SERVERS.setdefault((file, slots, port), [])
+        return served[0] if served else _start(served, file, slots, port)
+
+
+def _start(served: list[Any], file: Path, slots: int, port: int) -> Any:
+    """Start a server, which is then in `served`."""
     try:
         import xllamacpp
     except ImportError:
@@ -100,15 +109,13 @@ def _server(file: Path, slots: int, port: int) -> Any:
     params.n_gpu_layers = 0
     params.verbosity = 0
     params.endpoint_metrics = True
-    kept: list[Any] = []
-    _SERVERS.append(kept)
     try:
         # One step for Python: after a Ctrl-C while it loads, a server without a name would be let go.
-        kept.extend(map(xllamacpp.Server, [params]))
+        served.extend(map(xllamacpp.Server, [params]))
     except RuntimeError as error:  # it says no more than that it failed
         taken = f", or port={port} is taken" if port else ""
         raise ValueError(f"local:{file}: llama.cpp cannot serve these weights{taken}") from error
-    return kept[0]
+    return served[0]
 
 
 @atexit.register
@@ -117,7 +124,7 @@ def _await_idle() -> None:
     whose client has left, as after Ctrl-C, ends within a few tokens."""
     end = time.monotonic() + _END
     with suppress(KeyboardInterrupt):
-        while any(map(_at_work, chain(*_SERVERS))) and time.monotonic() < end:
+        while any(map(_at_work, chain(*_SERVERS.values()))) and time.monotonic() < end:
             time.sleep(0.005)
 
 

@@ -34,7 +34,8 @@ class Difference(NamedTuple):
 
 
 def mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+    """The mean. Raises ValueError for an empty list, or a value that is not a finite number."""
+    return math.fsum(_numbers("values", values, least=1)) / len(values)
 
 
 def best_so_far(qualities: Sequence[float]) -> list[float]:

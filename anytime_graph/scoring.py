@@ -59,7 +59,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Judge:
-    """Decides by comparing two answers at a time, in both orders; a verdict that flips is a tie.
+    """Decides by comparing answers, shown in two orders; a verdict that flips is a tie.
 
     model: a second model as judge (anything that create_anytime_graph takes); default: the model
     itself. prices: of the second model; default: looked up by its name. rubric: a text that says what

@@ -38,8 +38,8 @@ class ThreadBusy(RuntimeError):
 @dataclass(eq=False)
 class Hold:
     """An invocation's right to a thread. life: what its nodes share. holder: as the lease has it.
-    root: LangGraph's id of the thread. at_work: how many of its nodes are running; idle: since when none is. ended: the invocation is
-    over, or counts as gone. free: its lease was dropped."""
+    root: LangGraph's id of the thread. at_work: how many of its nodes are running; idle: since when none
+    is. ended: the invocation is over, or counts as gone. free: its lease was dropped."""
 
     thread: str
     life: Hashable

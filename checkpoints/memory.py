@@ -74,14 +74,14 @@ class Memory(Protocol):
 
 
 def memory_of(source: Ledger | BaseStore | Memory) -> Memory:
-    """The memory in a ledger or a store; a memory is returned as it is. Raises TypeError."""
+    """The memory in a ledger or a store; a memory is returned as it is. Raises ValueError."""
     if isinstance(source, Ledger):
         return LedgerMemory(source)
     if isinstance(source, BaseStore):
         return StoreMemory(source)
     if isinstance(source, Memory):
         return source
-    raise TypeError(f"memory={source!r}: a ledger, a LangGraph store, or a Memory")
+    raise ValueError(f"memory={source!r}: a ledger, a LangGraph store, or a Memory")
 
 
 def encoded(namespace: Namespace) -> str:
@@ -174,7 +174,7 @@ class LedgerMemory:
 
 class StoreMemory:
     """Keeps an item for each run under ("anytime-preferences", digest of the namespace). A store with
-    an index is searched by meaning; in one without, up to 10,000 questions are compared by their
+    an index is searched by meaning, and always finds the nearest, however unlike they are; in one without, up to 10,000 questions are compared by their
     words. Raises what the store raises."""
 
     def __init__(self, store: BaseStore) -> None:
@@ -296,7 +296,7 @@ def _bounds(older_than: float | None, keep: int | None) -> tuple[float, int]:
     """Pairs from before so many Unix seconds are forgotten, and those beyond so many."""
     for name, value in (("older_than", older_than), ("keep", keep)):
         if value is not None and not value >= 0:
-            raise ValueError(f"{name}={value!r}: not negative, please")
+            raise ValueError(f"{name}={value!r}: a number of 0 or more is needed")
     everything = math.inf if keep is None else -math.inf
     before = everything if older_than is None else time.time() - older_than
     return before, sys.maxsize if keep is None else keep

@@ -45,7 +45,7 @@ def open_checkpoints(target: str | Path, *, record: Record = "all", serde: Any =
     serde: LangGraph's serializer for the checkpoints, such as its EncryptedSerializer.
 
     Raises LedgerError, which says what is wrong and what to do; ImportError without the extra
-    (`sqlite` or `postgres`).
+    (`sqlite` or `postgres`); ValueError for another `record`.
     """
     return _Opening(target, record, serde)
 

@@ -34,6 +34,9 @@ Key = Callable[[str], str | None]
 
 _FRESH = 1.0
 """Seconds for which the quotas in the database are not read again."""
+_REMEMBERED = 3_600
+"""The latest steps of an account that are kept, those of sixty windows of calls. They are counted rather than timed,
+because clocks are set forward and back again."""
 _AMOUNTS = {
     "tokens": "tokens",
     "output_tokens": "output_tokens",
@@ -231,7 +234,14 @@ class Payers:
             f"RETURNING id, {self.books.store.clock} AS now",
             key._asdict(),
         )
-        return row["id"], _standing(execute, row["id"], row["now"], quotas, key.who)
+        standing = _standing(execute, row["id"], row["now"], quotas, key.who)
+        if quotas[0].step(standing.now) not in standing.booked:  # once a step
+            execute(
+                "DELETE FROM quota_steps WHERE account_id = :at AND step < (SELECT step FROM quota_steps "
+                "WHERE account_id = :at ORDER BY step DESC LIMIT 1 OFFSET :kept)",
+                {"at": row["id"], "kept": _REMEMBERED},
+            )
+        return row["id"], standing
 
     def settle(self, execute: Execute, call: str, spend: Spend) -> None:
         """Within a transaction: book what a call cost in place of its reservation. The tool calls in its

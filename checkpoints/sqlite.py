@@ -29,11 +29,11 @@ _CLOSED = ("no active connection", "Connection closed")
 """What aiosqlite says of a connection that was closed."""
 _REMEDY = {
     "full": "the disk is full; free some space, then resume",
-    "readonly": "it cannot be written; see to the permissions of the file and its folder",
+    "readonly": "it cannot be written; check the permissions of the file and its folder",
     "malformed": "the file is damaged; restore a copy, or save what `sqlite3 FILE .recover` finds",
-    "not a database": "this is no SQLite database; name another file",
+    "not a database": "this is not a SQLite database; name another file",
     "locked": f"another process kept it locked for {PATIENCE:g} s",
-    "unable to open": "it cannot be opened; see to the folder and its permissions",
+    "unable to open": "it cannot be opened; check the folder and its permissions",
 }
 
 

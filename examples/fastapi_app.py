@@ -19,7 +19,6 @@ from pydantic import BaseModel, Field
 
 from anytime_graph import (
     BudgetTooSmall,
-    LedgerError,
     NoAnswer,
     create_anytime_graph,
     open_checkpoints,
@@ -112,9 +111,9 @@ async def think(
             else:
                 out = data
         best = {"answer": out["best"]["answer"], "score": out["best"]["score"]}
-        done = {**best, "stop_reason": out["stop_reason"], "spent": out["spent"]}
+        done = {**best, "stop_reason": reason(out["stop_reason"]), "spent": out["spent"]}
         events.put_nowait(ServerSentEvent(event="done", data=done))
-    except (BudgetTooSmall, NoAnswer, LedgerError) as error:
+    except (BudgetTooSmall, NoAnswer) as error:
         events.put_nowait(ServerSentEvent(event="failed", data=str(error)))
     except Exception:
         log.exception("thread %s", thread)
@@ -134,6 +133,11 @@ def best(thread: str, request: Request) -> dict[str, Any]:
     return {
         "answer": found["answer"],
         "score": found["score"],
-        "stop_reason": runs[-1]["stop_reason"],
+        "stop_reason": reason(runs[-1]["stop_reason"]),
         "spent": runs[-1]["spent"],
     }
+
+
+def reason(stop_reason: str | None) -> str | None:
+    """Without its cause, such as an error of the database, which is for the log."""
+    return stop_reason and stop_reason.partition(":")[0]

@@ -30,7 +30,7 @@ def retrieve(question: str) -> str:
 
 def grounded(question: str, answer: str) -> float:
     """How much of a short answer is in the sources. Any function will do; without one, the model
-    compares its own answers."""
+    compares answers that no vote can decide between."""
     known = {word.strip(".,") for document in documents for word in document.page_content.split()}
     said = [word.strip(".,") for word in answer.split()]
     return sum(word in known for word in said) / max(len(said), 12)

@@ -56,6 +56,8 @@ _LEVELS = 16
 _INTERRUPT = re.compile("[0-9a-f]{32}")
 """The id of an interrupt."""
 _warned: set[str] = set()
+_WARNINGS = 100
+"""Names that a process warns of: a server's clients may send any number."""
 
 
 class AnytimeGraph(StateGraph[State, Context, Input, Output]):
@@ -350,7 +352,9 @@ def _check(
                 raise ValueError(
                     f"configurable {name}={given[name]!r}: give it as context={{{name!r}: ...}}"
                 )
-        elif not (keyed or name in (*_LANGGRAPHS, *_warned) or name.startswith(_PREFIXES)):
+        elif len(_warned) < _WARNINGS and not (
+            keyed or name in (*_LANGGRAPHS, *_warned) or name.startswith(_PREFIXES)
+        ):
             _warned.add(name)
             log.warning(
                 "configurable %r: %snot read by this graph, whose settings are given as context={...}",

@@ -162,7 +162,7 @@ class Hub:
             update["owner"] = whose
         return update, sends, repeated
 
-    def _entered(self, config: RunnableConfig, thread: str, kept: str | None, granted: Any) -> Hold:
+    def _entered(self, config: RunnableConfig, thread: str, kept: str | None, grant: Any) -> Hold:
         """The hold of this invocation on its thread. kept: the thread that the question already has.
 
         If a parent graph asks several instances of this graph the same question, each instance has
@@ -175,7 +175,7 @@ class Hub:
         if kept is not None and "#" in thread and kept.startswith(thread):
             thread = kept
         elif "#" in thread and kept is None:
-            amounts = {} if granted is None else as_budget(granted).limits()
+            amounts = {} if grant is None else as_budget(grant).limits()
             share = "".join(f"/{d}={amount!r}" for d, amount in amounts.items())
             thread += share
             if (n := self.ledger.instance(thread, here)) > 1:
@@ -185,7 +185,7 @@ class Hub:
     def _turn(self, state: State, visit: _Visit) -> tuple[State, list[Send]]:
         """Begin the question, or fold the outcomes of its last step; then plan what comes next."""
         question_id, digest, thread, config, journal = visit
-        granted, new = state.get("budget"), question_id != state.get("question_id")
+        given, new = state.get("budget"), question_id != state.get("question_id")
         before = None if new else state.get("chosen")
         choice = chosen() if before is None else before
         setup = self.setups[choice]
@@ -193,7 +193,7 @@ class Hub:
             if self.asks:
                 check_resumable(config)
             earlier = journal.ledger.find(thread, digest, user()) if journal else None
-            run_id, limits = earlier or randbits(53), self._limits(setup, granted)
+            run_id, limits = earlier or randbits(53), self._limits(setup, given)
             update = fresh(question_id, choice, run_id, thread, limits)
             update["calibrations"] = growth_only(state.get("calibrations", {}))
             update |= self._recalled(question_of(state["messages"]).text, update["run_id"])
@@ -202,8 +202,8 @@ class Hub:
             update["chosen"] = choice
             if thread != state["thread"]:  # a copy of another thread's state
                 update |= State(thread=thread, run_id=randbits(53), parent_run=state["run_id"])
-            if granted is not None:
-                grant = affordable(setup, self._allowed(granted))
+            if given is not None:
+                grant = affordable(setup, self._allowed(given))
                 update["limits"] = raised(state["limits"], grant, state["spent"])
                 if update.get("failures", state["failures"]):  # its server may be mended by now
                     for meter in setup.meters.values():
@@ -352,11 +352,11 @@ class Hub:
         self.lives.forget(state["run_id"])
         return finish.answer(state, self.schema)
 
-    def _limits(self, setup: Setup, granted: Budget | dict[str, Any] | None) -> Limits:
-        granted = granted if granted is not None else context().get("budget")
+    def _limits(self, setup: Setup, given: Budget | dict[str, Any] | None) -> Limits:
+        given = given if given is not None else context().get("budget")
         budget, most = self.budget, self._most()
-        if granted is not None:
-            asked = self._allowed(granted).limits()
+        if given is not None:
+            asked = self._allowed(given).limits()
             budget = Budget(**cast(Any, least([asked, most.limits() if most else {}])))
         if budget is None:
             if setup.until is not None:
@@ -368,9 +368,9 @@ class Hub:
             )
         return affordable(setup, bounding(budget, setup.until)).limits()
 
-    def _allowed(self, granted: Budget | dict[str, Any]) -> Budget:
+    def _allowed(self, given: Budget | dict[str, Any]) -> Budget:
         """The budget that an input or a context asks for. Raises ValueError if it may not."""
-        asked, most = as_budget(granted), self._most()
+        asked, most = as_budget(given), self._most()
         bounds = most.limits() if most else {}
         for dimension, amount in asked.limits().items():
             if amount > bounds.get(dimension, math.inf):

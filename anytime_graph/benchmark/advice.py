@@ -55,12 +55,12 @@ class Advice:
             f"[{c.quality.low:.3f}, {c.quality.high:.3f}], about {c.tokens:,.0f} tokens a question"
             + (f", {c.usd:.4f} USD" if c.usd else "")
         )
-        uncertain = f"{n} questions do not tell for sure; measure more with a larger --samples"
+        uncertain = f"{n} questions are too few to be sure; measure more with a larger --samples"
         return {
             "enough": f"Use {measured}.",
             "likely": f"Probably {measured}. {uncertain}.",
             "unknown": f"Not known. The highest measured is {measured}. {uncertain}, or larger --budgets.",
-            "out of reach": f"Nothing measured comes to {quality:g}. The highest is {measured}. Larger "
+            "out of reach": f"Nothing measured reaches {quality:g}. The highest is {measured}. Larger "
             "--budgets, another model or another strategy would have to be measured.",
         }[self.verdict]
 

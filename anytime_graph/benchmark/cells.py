@@ -263,11 +263,19 @@ def lines(file: Path) -> Iterator[Any]:
 
 
 def append(file: Path, *rows: Any) -> None:
-    """Append rows to a file that only its owner may read. When this
-    returns the system has them, so a kill of this process loses none."""
+    """Append rows to a file that only its owner may read. When this returns the system has them, so a
+    kill of this process loses none. Raises OSError, and then the file is as it was."""
     data = "".join(line(row) + "\n" for row in rows).encode()
     descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
-        os.write(descriptor, data)
+        before = os.fstat(descriptor).st_size
+        try:
+            while (
+                data
+            ):  # of what no longer fits on a disk, the first part is written without an error
+                data = data[os.write(descriptor, data) :]
+        except OSError:
+            os.ftruncate(descriptor, before)
+            raise
     finally:
         os.close(descriptor)

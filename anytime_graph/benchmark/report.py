@@ -349,7 +349,7 @@ def _gains_grid(f: Figures) -> Grid:
 
 def _gains_terms(f: Figures) -> str:
     return (
-        f"At {f.budgets[-1]:,} {f.unit}, calls behind the first {OPENING} of a run, which are drafts "
+        f"At {f.budgets[-1]:,} {f.unit}, calls after the first {OPENING} of a run, which are drafts "
         "that most strategies have in common. Taught: with preference pairs or principles in the prompt, of this "
         "question or of earlier ones. The rise is that of the best true score so far. Strategies choose "
         "what to ask for by what they have seen, so kinds were asked for in different states of a run."

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,12 +33,12 @@ from rich.text import Text
 from anytime_graph.audit import Audit
 from anytime_graph.batch import Batch
 from anytime_graph.batch import Progress as BatchProgress
-from anytime_graph.budget import DIMENSIONS, Limits, Spend, counted, nothing
+from anytime_graph.budget import DIMENSIONS, UNIT_NAMES, Limits, Spend, counted, nothing
 from anytime_graph.metrics import Interval
 from anytime_graph.planning.profiles import Profile
 from anytime_graph.run.announcements import improvement
 from anytime_graph.run.calls import PlannedCall
-from anytime_graph.run.endings import ended
+from anytime_graph.run.endings import call_ended, ended
 from anytime_graph.run.state import Output, Point
 from anytime_graph.text import clipped, harmless
 from anytime_graph.warm_up import WarmUp
@@ -217,7 +218,7 @@ def batch_summary(done: Batch) -> None:
         "interrupted": "stopped by Ctrl-C",
         "quota": "quotas do not pay for more",
     }
-    cause = causes.get(done.stop_reason, f"the budget's {done.stop_reason} are used up")
+    cause = causes.get(done.stop_reason, f"the budget's {UNIT_NAMES[done.stop_reason]} are used up")
     click.echo(f"{answered} of {len(done.questions)} questions answered; {cause}", err=True)
     click.echo(f"spent: {spending(done.spent, {})}", err=True)
 
@@ -468,8 +469,8 @@ def bills(rows: list[dict[str, Any]]) -> None:
     Console().print(table)
 
 
-def story(thread: str, runs: list[dict[str, Any]], running: bool) -> None:
-    """Show the runs of a thread one after the other, with their calls, answers and pairs."""
+def story(thread: str, runs: list[dict[str, Any]], running: bool, db: str) -> None:
+    """Show the runs of a thread of this database one after the other, with their calls, answers and pairs."""
     console = Console(highlight=False)
     places = {run["id"]: i for i, run in enumerate(runs, 1)}
     for i, run in enumerate(runs, 1):
@@ -498,7 +499,12 @@ def story(thread: str, runs: list[dict[str, Any]], running: bool) -> None:
             console.print(Text(f"  of it before it branched off: {spending(run['inherited'], {})}"))
         console.print()
     if runs[-1]["stop_reason"] is None and not running:
-        console.print(_inert(f"It was cut off. To go on: anytime-graph resume {thread}", "yellow"))
+        console.print(_inert(f"It was cut off. To go on: {again(thread, db)}", "yellow"))
+
+
+def again(thread: str, db: str) -> str:
+    """The command that goes on with a thread, for a shell: a client may have chosen its name."""
+    return shlex.join(["anytime-graph", "resume", thread, "--db", db])
 
 
 def _call_table(calls: list[dict[str, Any]]) -> Table:
@@ -516,12 +522,7 @@ def _call_table(calls: list[dict[str, Any]]) -> Table:
 
 
 def _ended(call: dict[str, Any]) -> Text:
-    endings = {"stop": "complete", "length": "at its limit", "cut": "cut", "error": "failed"}
-    outcome = {
-        "reserved": "in flight; its reservation is counted",
-        "abandoned": "lost with its process; charged its reservation",
-    }.get(call["state"], endings.get(call["ended"], str(call["ended"])))
-    return Text(clipped("; ".join([outcome, *call["errors"]]), _CLIP))
+    return Text(clipped("; ".join([call_ended(call), *call["errors"]]), _CLIP))
 
 
 def _print_answers(console: Console, run: dict[str, Any]) -> None:

@@ -66,7 +66,7 @@ def _unfit(db: str, new: bool) -> str | None:
     if file.is_dir():
         return f"this is a folder; name a file in it, as in {file / 'anytime.db'}"
     if file.exists() and not file.is_file():
-        return "this is no file; name another"
+        return "this is not a file; name another"
     if new or (file.is_file() and file.stat().st_size):
         return None
     there = "this file is empty" if file.exists() else "there is no such file"
@@ -104,7 +104,7 @@ def errors_shown(as_json: bool) -> Iterator[None]:
             sys.exit(INTERRUPTED)
         raise click.ClickException(harmless(str(error))) from None
     except ThreadBusy as error:
-        raise click.ClickException(str(error)) from None
+        raise click.ClickException(harmless(str(error))) from None
 
 
 def runs_of(ledger: Ledger, thread: str) -> list[dict[str, Any]]:
@@ -196,7 +196,7 @@ def show_command(thread: str, db: str, as_json: bool, page_file: Path | None) ->
     elif as_json:
         click.echo(line(story))
     else:
-        display.story(**story)
+        display.story(**story, db=db)
 
 
 def _refuse_running(ledger: Ledger, thread: str) -> None:
@@ -376,8 +376,8 @@ def profile(
 ) -> None:
     """Show how much drafts and refinements improve the answers.
 
-    There is one table for each model and kind of task. Only runs with a scorer count. The curve is the expected best score of 1, 2, 3, ... drafts, if their scores are normally
-    distributed.
+    There is one table for each model and kind of task. Only runs with a scorer count. The curve is the
+    expected best score of 1, 2, 3, ... drafts, if their scores are normally distributed.
 
     \b
     anytime-graph profile --task rivers --task bikes --save profiles.json

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import shlex
 import sys
 from typing import Any
 
@@ -312,8 +311,7 @@ def _deliver(out: Output, as_json: bool, thread: str | None, db: str | None) -> 
         display.say(out["best"]["answer"] if out["best"] else "")
     if out["stop_reason"] == "interrupted":
         if thread and db and not as_json:
-            again = shlex.join(["anytime-graph", "resume", thread, "--db", db])
-            click.echo(f"To go on: {harmless(again)}", err=True)
+            click.echo(f"To go on: {harmless(display.again(thread, db))}", err=True)
         sys.exit(ledger_commands.INTERRUPTED)
     if out["stop_reason"] == "scorer":
         raise click.ClickException("; ".join(counted(map(harmless, out["errors"]))))

@@ -68,7 +68,7 @@ _OTHERWISE = {
 
 
 class Command(click.Command):
-    """A command that takes no bytes for text which are none; the names of files may be any."""
+    """A command that refuses arguments that are not valid text; the names of files may be any bytes."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         rest = super().parse_args(ctx, args)

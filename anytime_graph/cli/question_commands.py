@@ -111,8 +111,7 @@ def audit_command(
 ) -> None:
     """Measure whether a model can judge answers.
 
-    Without a scorer, a model compares its own answers, and small models do that no better than
-    chance. The audit counts how often the judge agrees with a scorer (--check, or constraints),
+    A judge compares answers of its own model, and small models do that no better than chance. The audit counts how often the judge agrees with a scorer (--check, or constraints),
     how often it agrees with itself when the two answers are swapped, and how often it prefers the
     longer answer. Each figure has a 95% interval. A sentence says whether to trust the judge.
 

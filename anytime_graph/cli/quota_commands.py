@@ -33,8 +33,8 @@ def quota() -> None:
     """Limit what users, tenants or all together may spend in a window of time.
 
     A quota that is kept here holds for every graph, chat model, agent and command that uses this
-    ledger, from the next second on, beside the quotas in their code. One --for a value takes the
-    place of the one for all values of that key.
+    ledger, from the next second on, beside the quotas in their code. A quota set with
+    --for VALUE replaces, for that value, the one for all values of that key.
     """
 
 
@@ -49,7 +49,7 @@ def quota() -> None:
 @click.option("--calls", type=int, help="Model calls in a window.")
 @click.option("--tool-calls", type=int, help="Tool calls of agents in a window.")
 def set_quota(db: str, per: str | None, who: str, window: str, **amounts: Any) -> None:
-    """Keep a quota. It replaces the one for the same key, value and window.
+    """Set a quota. It replaces the one for the same key, value and window.
 
     \b
     anytime-graph quota set --per user --window 1d --usd 5

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from secrets import randbits
 from typing import Any, cast
 from uuid import uuid4
@@ -146,14 +147,13 @@ class Account:
                     account._book(nothing(), nothing())
 
     def settle(self, amounts: Spend, spend: Spend) -> None:
-        """Book what a call cost in place of its reservation."""
+        """Book what a call cost in place of its reservation, up to the first account that has ended: that one,
+        and those above it, were charged in full when it did."""
         with self.lock:
-            for account in self.chain:
-                if account._closed:
-                    break
-                account._book(amounts, spend)
+            if self._closed:
+                return
+            self._book_open(amounts, spend)
             self.owe(spend)
-            self._owe_above(spend)
 
     def hold_tool_calls(self, wanted: int, quotas: Take | None = None) -> int:
         """Reserve the tool calls of a reply before they run, as many as are left here, above and of the
@@ -195,11 +195,9 @@ class Account:
         """End it. Returns what it cost in all; calls that outlive it are charged in full. Its seconds
         are left out: other accounts share them, so they are booked above."""
         with self.lock:
-            held, self._closed = self._held, True
-            if held["calls"]:
-                for account in self.chain:
-                    account._book(held, held)
-                self._owe_above(held)
+            if self._held["calls"]:
+                self._book_open(self._held, self._held)
+            self._closed = True
             return {**self.spent, "seconds": 0.0}
 
     def book(self, spend: Spend) -> None:
@@ -268,14 +266,6 @@ class Account:
         with self.lock:
             self.due = total([self.due, {**spend, "seconds": 0.0}])
 
-    def _owe_above(self, spend: Spend) -> None:
-        """The same for each agent in whose middleware another one works that has a budget: what a tool call
-        has spent in all is told at its end, and what such an agent has is not."""
-        for account in self.chain:
-            above = account.parent
-            if above is not None and account.tool_call is None and above.tool_call is None:
-                above.owe(spend)
-
     def collect(self) -> Spend:
         """What is due; from then on nothing is."""
         with self.lock:
@@ -291,6 +281,17 @@ class Account:
         """Its time counts from now on."""
         if not self.active:
             self._since = time.monotonic()
+
+    def _book_open(self, amounts: Spend, spend: Spend) -> None:
+        """Book it here and above, as far as the accounts have not ended. It is due to each agent in whose
+        middleware another one works that has a budget: what a tool call has spent in all is told at its end, and
+        what such an agent has is not."""
+        below: Account | None = None
+        for account in takewhile(lambda account: not account._closed, self.chain):
+            account._book(amounts, spend)
+            if below is not None and below.tool_call is None and account.tool_call is None:
+                account.owe(spend)
+            below = account
 
     def _book(self, amounts: Spend, spend: Spend) -> None:
         """Replace reserved amounts by what was spent."""

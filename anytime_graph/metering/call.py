@@ -580,7 +580,7 @@ class _Call:
         if unserved and self.request.refused is not None:
             self.request.refused(error, self.trial is not None)
         self.tried(error if closed else None)
-        log.debug("call %s failed", self.request.place.ordinal, exc_info=error)
+        log.debug("call %s failed: %s", self.request.place.ordinal, providers.describe(error))
 
     # --- when it has ended
 

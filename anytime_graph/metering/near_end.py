@@ -15,7 +15,7 @@ from anytime_graph.budget import Prices, is_part
 class NearEnd:
     """model: a chat model or its name. at: it makes all calls for answers once this part of the budget is used,
     and the last call in any case; 1: the last call alone. prices: US dollars per million tokens;
-    default: looked up by the model's name. Raises ValueError for a part that is none."""
+    default: looked up by the model's name. Raises ValueError unless `at` is above 0 and at most 1."""
 
     model: str | BaseChatModel | Any
     at: float = 0.8

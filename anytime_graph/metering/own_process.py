@@ -68,7 +68,7 @@ def _found_by(function: Any) -> tuple[Any, str]:
     if inspect.isfunction(function):
         if "<" in name:
             raise ValueError(
-                f"in_process: {name}: another process does not find it; put it at the top of a module"
+                f"in_process: {name}: another process cannot import it; define it at the top of a module"
             )
         return (function.__module__, name), name
     try:

@@ -117,7 +117,7 @@ def _without_retries(model: Any) -> Any:
         )
     if isinstance(model, RunnableSequence):
         raise ValueError(
-            "model=RunnableSequence: pass only the chat model in it; what comes before it belongs into "
+            "model=RunnableSequence: pass only the chat model in it; what comes before it belongs in "
             "the messages, and what reads its reply into answer="
         )
     if isinstance(model, RunnableRetry):

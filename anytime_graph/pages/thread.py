@@ -13,8 +13,8 @@ from anytime_graph.checkpoints.export import public
 from anytime_graph.pages.curve import curve, extent, ticks
 from anytime_graph.pages.html import document, escaped
 from anytime_graph.run.calls import judges
-from anytime_graph.run.endings import ended
-from anytime_graph.run.fold import union
+from anytime_graph.run.endings import call_ended, ended
+from anytime_graph.run.fold import is_vote, union
 from anytime_graph.run.upgrade import planned_call
 from anytime_graph.scoring import normal
 from anytime_graph.text import head_of
@@ -257,16 +257,10 @@ def _axis(most: float, unit: str, limit: float | None, name: str) -> str:
 
 
 def _call(call: Row) -> str:
-    endings = {"stop": "complete", "length": "at its limit", "cut": "cut", "error": "failed"}
-    lost = {
-        "reserved": "in flight; its reservation is counted",
-        "abandoned": "lost with its process; charged its reservation",
-    }
-    ended = lost.get(call["state"], endings.get(call["ended"], str(call["ended"])))
     usd = f", {call['usd']:.6f} US dollars" if call["usd"] else ""
     facts = (
         f"{call['input_tokens']:,} tokens in, {call['output_tokens']:,} out{usd}, "
-        f"{call['seconds']:.1f} seconds; {ended}"
+        f"{call['seconds']:.1f} seconds; {call_ended(call)}"
     )
     prompt = "".join(
         f"<small>{escaped(str(m['role']))}</small><pre>{_kept(_content(m['content']))}</pre>"
@@ -306,9 +300,13 @@ def _answers(run: Row, number: int) -> Iterator[str]:
 
 def _standings(run: Row) -> dict[int, str]:
     """How each answer stands, by its ordinal: its score, its votes, and the judge's comparisons."""
-    whole = [normal(a["answer"]) for a in run["answers"] if a["complete"] and a["answer"]]
+    cast = [
+        normal(answer["answer"])
+        for answer in run["answers"]
+        if answer["complete"] and answer["answer"] and is_vote(run["decides"], answer["node"])
+    ]
     judged = [pair for pair in run["pairs"] if pair["decided_by"] == "judge"]
-    votes = Counter(whole) if run["decides"] in ("vote", "agreement") else None
+    ballots = Counter(cast) if run["decides"] in ("vote", "agreement") else None
     won = Counter(pair["chosen_ordinal"] for pair in judged)
     lost = Counter(pair["rejected_ordinal"] for pair in judged)
     stands = {}
@@ -316,8 +314,8 @@ def _standings(run: Row) -> dict[int, str]:
         n, parts = answer["ordinal"], []
         if answer["score"] is not None:
             parts.append(f"score {answer['score']:.2f}")
-        if votes is not None:
-            parts.append(f"{votes[normal(answer['answer'] or '')]} of {len(whole)} votes")
+        if ballots is not None:
+            parts.append(f"{ballots[normal(answer['answer'] or '')]} of {len(cast)} votes")
         if won[n] or lost[n]:
             parts.append(f"preferred {won[n]} times, not preferred {lost[n]} times")
         stands[n] = ", ".join(parts)

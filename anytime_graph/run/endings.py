@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from anytime_graph.budget import TOOL_CALLS, UNIT_NAMES
 
 MEANINGS = {
@@ -36,3 +39,13 @@ def ended(reason: str | None) -> str:
     """Why a run stopped, with the meaning of its stop reason. A strategy's own has none."""
     meaning = MEANINGS.get((reason or "").partition(":")[0])
     return f"Stopped by: {reason}" + (f" ({meaning})" if meaning else "")
+
+
+def call_ended(call: Mapping[str, Any]) -> str:
+    """How a call of the ledger ended. Of one that has no end yet, what that costs."""
+    lost = {
+        "reserved": "in flight; its reservation is counted",
+        "abandoned": "lost with its process; charged its reservation",
+    }
+    endings = {"stop": "complete", "length": "at its limit", "cut": "cut", "error": "failed"}
+    return lost.get(call["state"], endings.get(call["ended"], str(call["ended"])))

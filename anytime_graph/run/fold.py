@@ -109,9 +109,8 @@ def _ranked(state: State, outcomes: Sequence[Outcome], width: int, decides: Deci
     earlier = [Match(*match) for match in state["matches"]]
     matches = [*earlier, *new_matches]
     if decides != "scorer":  # under a judge, refinements of an answer are no votes for it
-        voting = {"agreement": ("draft", "conclude", "merge"), "judge": ("draft",)}.get(decides)
-        voters = (c for c in candidates if voting is None or c["node"] in voting)
-        ballots = _add_ballots(ballots, [c for c in voters if c["id"] in new])
+        voters = [c for c in candidates if c["id"] in new and is_vote(decides, c["node"])]
+        ballots = _add_ballots(ballots, voters)
         candidates = [
             {**c, "votes": ballots.get(normal(c["answer"]), 0) if c["complete"] else 0}
             for c in candidates
@@ -476,13 +475,23 @@ def _concluded(
     return new, [{**c, "lost": True} if c["id"] == old else c for c in candidates], inherited
 
 
+def is_vote(decides: str, node: str) -> bool:
+    """Whether an answer of this kind is a vote. Where no vote but its own would be right, as under a judge,
+    what was made of one answer is none for it."""
+    voting = {"agreement": ("draft", "conclude", "merge"), "judge": ("draft",)}.get(decides)
+    return voting is None or node in voting
+
+
 def _add_ballots(ballots: Mapping[str, int], new: Sequence[Candidate]) -> dict[str, int]:
-    """How many candidates gave each answer; answers that were cut do not count."""
+    """How many candidates gave each answer; answers that were cut do not count. Of too many answers those with
+    more votes are kept, and of equals the newer, because one that always went first could never win."""
     counts = Counter[str]()
     for answer, votes in ballots.items():
         counts[normal(answer)] += votes  # it may have been counted before numbers were compared
     counts.update(normal(c["answer"]) for c in new if c["complete"])
-    return dict(counts.most_common(_KEPT) if len(counts) > _KEPT else counts)
+    age = {answer: n for n, answer in enumerate(counts)}
+    kept = set(sorted(counts, key=lambda answer: (counts[answer], age[answer]))[-_KEPT:])
+    return {answer: n for answer, n in counts.items() if answer in kept}
 
 
 def _trimmed(

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import statistics
@@ -812,3 +813,16 @@ def test_a_record_that_is_none_is_named(folder: Path) -> None:
 
 if __name__ == "__main__":
     record()
+
+
+def test_a_disk_that_is_full_leaves_no_half_of_a_row(tmp_path: Path) -> None:
+    file, room = tmp_path / "calls.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    append(file, {"n": 1})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, room[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            append(file, {"n": 2}, {"n": "3" * 30})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, room)
+    append(file, {"n": 4})
+    assert [*lines(file)] == [{"n": 1}, {"n": 4}]

@@ -264,7 +264,7 @@ def test_a_killed_run_is_remembered_by_the_ledger(server: Server, tmp_path: Path
 
 
 def test_what_cannot_remember_is_refused(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="memory="):
+    with pytest.raises(ValueError, match="memory="):
         create_anytime_graph(server.model(), memory={})  # type: ignore[arg-type]
     with (
         open_checkpoints(tmp_path / "m.db") as opened,

@@ -40,7 +40,7 @@ from anytime_graph import (
     open_checkpoints,
 )
 from anytime_graph.budget import Spend, nothing
-from anytime_graph.checkpoints import Checkpoints
+from anytime_graph.checkpoints import Checkpoints, quotas
 from anytime_graph.checkpoints.leases import Leases
 from anytime_graph.checkpoints.quotas import Payers, Quotas
 from anytime_graph.checkpoints.sqlite import SqliteStore
@@ -494,6 +494,24 @@ def test_a_reservation_waits_for_the_disk_and_what_it_gives_back_does_not(tmp_pa
         made.clear()
         journal.settle(NOWHERE, cast(Any, SimpleNamespace(receipt={"spend": cost(20)})))
         assert made[0] == "PRAGMA synchronous=NORMAL"
+
+
+def test_the_books_of_an_account_stay_bounded(store: Checkpoints) -> None:
+    """Of a window of 90 seconds a step takes 1.5, and all that were ever booked in would be 57,600 a day."""
+    quota, kept = Quota(Budget(calls=5), window="90s"), quotas._REMEMBERED
+    payers = store.ledger.paying([quota], lambda name: None)
+    assert payers is not None
+    with store.ledger.store.transaction() as execute:
+        (row,) = payers.book(execute, cost(1))
+        for n in range(kept + 300):
+            old = {"at": row["account_id"], "step": n}
+            execute("INSERT INTO quota_steps VALUES (:at, :step, 1, 1, 1, 1, 1)", old)
+    store.ledger.store.clock = f"({store.ledger.store.clock} + 3)"
+    with store.ledger.store.transaction() as execute:
+        (later,) = payers.book(execute, cost(1))
+    with store.ledger.store.reading() as execute:
+        steps = [r["step"] for r in execute("SELECT step FROM quota_steps ORDER BY step", {})]
+    assert steps == [*range(300, kept + 300), row["step"], later["step"]]
 
 
 def test_a_quota_of_money_needs_prices(server: Server, store: Checkpoints) -> None:

@@ -119,7 +119,7 @@ def test_files_that_are_not_ours(tmp_path: Path) -> None:
         shop.execute("CREATE TABLE orders (id)")
     folder.mkdir()
     for path, said in (
-        (text, "this is no SQLite database; name another file"),
+        (text, "this is not a SQLite database; name another file"),
         (foreign, "belongs to something else (it holds the tables orders)"),
         (folder, "Is a directory"),
         (tmp_path / "none" / "a.db", "No such file or directory"),

@@ -285,7 +285,7 @@ def test_a_scorer_file_that_fails_is_told_in_one_line(
         (["--db", "/tmp", "--thread", "t"], "Error: --db '/tmp': this is a folder"),
         (["--db", "mysql://h/d", "--thread", "t"], "'mysql://...': a SQLite file is needed, or a"),
         (["--db", ":memory:", "--thread", "t"], "Error: --db ':memory:': name a file"),
-        (["--db", __file__, "--thread", "t"], "this is no SQLite database"),
+        (["--db", __file__, "--thread", "t"], "this is not a SQLite database"),
     ],
 )
 def test_bad_input_is_told_before_anything_is_spent(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sqlite3
 import sys
@@ -16,6 +17,7 @@ import pytest
 from click.testing import Result
 
 from anytime_graph import Budget, create_anytime_graph, open_checkpoints
+from anytime_graph.cli import display
 from anytime_graph.text import clipped, harmless
 from tests.kit.commands import Command, begun, environment, told
 from tests.kit.forks import forked
@@ -211,10 +213,10 @@ def test_a_ledger_that_is_not_there_is_told_and_not_made(
         ("nowhere.db", "there is no such file"),
         ("", "a SQLite file is needed"),
         (str(tmp_path), "this is a folder; name a file in it"),
-        ("/dev/null", "this is no file"),
+        ("/dev/null", "this is not a file"),
         ("mysql://nobody:secret@127.0.0.1/x", "--db 'mysql://...': a SQLite file is needed"),
         ("postgresql://nobody:secret@127.0.0.1:1/x", "127.0.0.1"),
-        (__file__, "no SQLite database"),
+        (__file__, "not a SQLite database"),
     ):
         done = command(*words, "--db", db)
         assert done.exit_code == 2
@@ -396,7 +398,7 @@ def test_resume_after_a_kill_pays_for_nothing_twice(server: Server, command: Com
     words = [*DOOMED, "--tokens", "3000", "--strategy", "self_refine"]
     ended(server, "solve", *words, calls=3, by=signal.SIGKILL)
     assert command("best", "t").stdout == "kept 0\n"
-    assert "To go on: anytime-graph resume t" in command("show", "t").stdout
+    assert "To go on: anytime-graph resume t --db anytime.db" in command("show", "t").stdout
     done = command("resume", "t")
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith("kept ")
@@ -405,6 +407,11 @@ def test_resume_after_a_kill_pays_for_nothing_twice(server: Server, command: Com
     assert [c["state"] for c in run["calls"]].count("abandoned") == 1
     assert len(server.calls) == run["spent"]["calls"]
     assert "lost with its process" in command("show", "t").stdout
+
+
+def test_how_to_go_on_is_safe_to_paste_whoever_chose_the_threads_name() -> None:
+    words = shlex.split(display.again("x; touch hacked $(id)", "other.db"))
+    assert words == ["anytime-graph", "resume", "x; touch hacked $(id)", "--db", "other.db"]
 
 
 def test_resume_after_a_kill_with_more_budget(server: Server, command: Command) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,7 @@ def audited(server: Server, file: Path, says: Says, n: int = 8, **more: Any) -> 
             quality,
             Budget(tokens=20_000),
             store,
-            answer="whole",
-            **more,
+            **{"answer": "whole", **more},
         )
 
 
@@ -139,6 +139,23 @@ def test_an_audit_that_is_run_again_pays_for_nothing(server: Server, tmp_path: P
     longer = audited(server, tmp_path / "a.db", right(0.8), n=4)
     assert longer.questions == 4
     assert longer.spent["tokens"] == server.served
+
+
+def test_a_function_that_finds_answers_has_one_name_in_every_process(
+    server: Server, tmp_path: Path
+) -> None:
+    """Its address, which differs, is not a part of the threads' names."""
+
+    def finding() -> Callable[[str], str]:
+        def found(text: str) -> str:
+            return text
+
+        return found
+
+    for each in [finding(), finding()]:
+        audited(server, tmp_path / "a.db", right(0.8), n=1, answer=each)
+    with open_checkpoints(tmp_path / "a.db") as store:
+        assert len(store.ledger.threads()) == 1
 
 
 def test_an_audit_that_was_stopped_goes_on(server: Server, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ for _ in range(20):
     try:
         local.serve()
     except KeyboardInterrupt:
-        if kept := sum(map(len, local._SERVERS)):
+        if kept := sum(map(len, local._SERVERS.values())):
             print("interrupted,", kept, "kept")
             break
 """

@@ -117,7 +117,7 @@ def test_what_another_process_cannot_run_is_refused() -> None:
         (later, "later: a sync function is needed"),
         (Waiter(), "Waiter: a sync function is needed"),
         (7, "int: a sync function is needed"),
-        (lambda n: n, "put it at the top of a module"),
+        (lambda n: n, "define it at the top of a module"),
         (functools.partial(lambda n: n, 7), "partial: it cannot be pickled"),
         (StructuredTool.from_function(coroutine=later, name="t", description="d"), "tool t: one"),
     ):

@@ -15,6 +15,7 @@ from anytime_graph import Budget, Score, create_anytime_graph, fork, open_checkp
 from anytime_graph.pages.curve import curve, extent, ticks
 from anytime_graph.pages.html import escaped
 from anytime_graph.pages.thread import page, thread_page, told
+from anytime_graph.planning.moves import Draft, Move, Refine, Stop, View
 from anytime_graph.text import harmless
 from tests.kit.server import Reply, Server
 
@@ -113,6 +114,29 @@ def test_a_page_holds_the_whole_run_and_obeys_nothing_in_it(
     if how.get("strategy") == "self_refine":
         assert "refine of 0" in seen.text
         assert 'class="depth1' in html
+
+
+def test_a_page_counts_the_votes_that_the_run_counts(server: Server, tmp_path: Path) -> None:
+    """A refinement of an answer is no vote for it."""
+    server.script = lambda request, i: Reply(f"<answer>{7 if i < 2 else 8}</answer>")
+
+    def refines(view: View) -> list[Move]:
+        if view.best is None:
+            return [Draft(), Draft()]
+        return [Refine(of=view.best["id"])] if len(view.candidates) < 4 else [Stop()]
+
+    with open_checkpoints(tmp_path / "a.db") as store:
+        graph = create_anytime_graph(
+            server.model(),
+            budget=Budget(calls=9),
+            strategy=refines,
+            scorer="agreement",
+            ledger=store.ledger,
+        )
+        out = graph.compile(store.saver).invoke(ASK, THREAD)
+        html = thread_page(store.ledger, "rivers")
+    assert out["best"]["votes"] == 2
+    assert "2 of 2 votes" in Seen(html).text
 
 
 def test_what_was_not_kept_and_what_has_no_answer_yet_is_said(

@@ -124,6 +124,18 @@ def test_the_latest_64_comparisons_among_the_kept_answers_are_remembered() -> No
     assert state["matches"] == [[1, 3, 1]] * 64
 
 
+def test_an_answer_that_comes_late_can_still_win_the_vote() -> None:
+    """Of more answers than are counted, the newest are, not always the same."""
+    state = after(begun(), "vote", *(drafted(n, f"answer {n}") for n in range(1, 65)))
+    for n in range(65, 68):
+        state = after(state, "vote", drafted(n, "late"))
+    assert len(state["ballots"]) == 64
+    assert state["ballots"]["late"] == 3
+    best = state["best"]
+    assert best is not None
+    assert best["answer"] == "late"
+
+
 def test_each_answer_is_one_try_of_its_kind() -> None:
     state = after(begun(), "scorer", drafted(1, "a", score=0.5), drafted(2, "b", score=1.0))
     assert (state["payoffs"]["draft"]["tries"], state["payoffs"]["draft"]["worth"]) == (2, 1.5)
