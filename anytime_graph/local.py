@@ -27,8 +27,8 @@ _END = 5.0
 """Seconds that a process waits at its end for requests that its servers still work on."""
 _STARTING = threading.Lock()
 _SERVERS: dict[tuple[Path, int, int], list[Any]] = {}
-"""All of this process, each in a list of its own, by file, slots and port. None is let go before the end: the destructor of one that has only
-just been made would wait for ever."""
+"""All of this process, by file, slots and port, each in a list of its own. None is let go before the end: the
+destructor of one that has only just been made would wait for ever."""
 
 
 def embedded_file() -> Path | None:

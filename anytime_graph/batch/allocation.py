@@ -121,9 +121,9 @@ def batch(
 
     app: an anytime graph, compiled with a checkpointer. Give it a ledger too, so that a batch that was
     killed buys nothing twice. questions: texts, or conversations (instructions, solved examples, earlier turns)
-    that end in a user message; each counts once. budget: what the batch may have cost
-    in the end; what these questions cost in earlier runs under the same `name` is included, so a larger one
-    continues where it pays. Its seconds are those of this run alone, by the clock. workers: questions that are worked on at once.
+    that end in a user message; each counts once. budget: what the batch may have cost in the end; what these
+    questions cost in earlier runs under the same `name` is included, so a larger one continues where it pays.
+    Its seconds are those of this run alone, by the clock. workers: questions that are worked on at once.
     context: for all questions. stop: once it is set, calls in flight are cut; the best answers so far are
     returned. progress: is called at the start, after each step, and while others are waited for.
 

@@ -111,9 +111,10 @@ def audit_command(
 ) -> None:
     """Measure whether a model can judge answers.
 
-    A judge compares answers of its own model, and small models do that no better than chance. The audit counts how often the judge agrees with a scorer (--check, or constraints),
-    how often it agrees with itself when the two answers are swapped, and how often it prefers the
-    longer answer. Each figure has a 95% interval. A sentence says whether to trust the judge.
+    A judge compares answers of its own model, and small models do that no better than chance. The
+    audit counts how often the judge agrees with a scorer (--check, or constraints), how often it
+    agrees with itself when the two answers are swapped, and how often it prefers the longer answer.
+    Each figure has a 95% interval. A sentence says whether to trust the judge.
 
     The audit reads the comparisons in the ledger, of THREAD or of all threads, at no cost. With
     --questions it buys new ones: it answers each question several times, and compares answers with

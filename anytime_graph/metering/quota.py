@@ -3,7 +3,8 @@
 The books of an account are kept by steps of time. A window of the calendar is one step; a rolling
 window moves in sixtieth parts of its length. A call is booked in the step in which it is reserved, by
 the database's clock, and counts there for good. So whichever way that clock is set, no window of its
-time ever holds more than the quota; a call counts for its window and, after the clock was set back, for up to two.
+time ever holds more than the quota; a call counts for its window and, after the clock was set back, for
+up to two.
 """
 
 from __future__ import annotations
