@@ -115,6 +115,7 @@ def audit_questions(
     prices: Prices | None = None,
     progress: Progress | None = None,
     stop: StopSignal | None = None,
+    keys: Mapping[str, str] | None = None,
 ) -> Audit:
     """Have a model answer questions and a judge compare the answers, and audit the comparisons.
 
@@ -122,7 +123,7 @@ def audit_questions(
     into drafts, the rest into comparing those whose scores differ. judge: another model, or a
     rubric; its share does not matter here. answer, prices: as for create_anytime_graph. progress:
     called with (questions that are over, all). stop: an event that ends the audit early; the next
-    audit asks the rest.
+    audit asks the rest. keys: whose the questions are, for quotas and bills, such as {"user": "ann"}.
 
     Each question has a thread, named by the arguments above. An audit that is run again after a
     crash continues, and pays for nothing twice. Raises ValueError for a bad argument or a ledger that
@@ -143,7 +144,7 @@ def audit_questions(
         prices=prices,
         ledger=ledger,
     )
-    app = graph.compile(checkpointer=checkpoints.saver)
+    app = graph.compile(checkpointer=checkpoints.saver).with_config(configurable=dict(keys or {}))
     judging = model_name(model if judge.model is None else judge.model)
     setting = (model_name(model), judging, judge.rubric, budget.limits(), _told(answer))
     threads = [(thread_name("audit", q, *setting), q) for q in distinct(questions)]

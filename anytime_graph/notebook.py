@@ -65,6 +65,8 @@ def show(result: Mapping[str, Any] | Ledger, thread: str | None = None) -> Shown
         run: Mapping[str, Any] = runs[-1]
         best = result.best(thread)
         points = [(point["tokens"], point["score"]) for point in result.curve(thread)]
+    elif isinstance(value := getattr(result, "value", None), Mapping):  # LangGraph's GraphOutput
+        return show(value)
     elif isinstance(result, Mapping) and result.keys() >= {"best", "spent", "curve"}:
         best, run = result["best"], result
         points = [(point["spent"]["tokens"], point["score"]) for point in result["curve"]]
@@ -104,7 +106,10 @@ class _Watched:
         self.last: Any = None
 
     def take(self, item: Any) -> None:
-        # With several stream modes, or with subgraphs, an item is a tuple that ends in the data.
+        # With several stream modes, or with subgraphs, an item is a tuple that ends in the data; in the second
+        # version of LangGraph's stream it is a dict.
+        if isinstance(item, Mapping) and item.keys() >= {"type", "ns", "data"}:
+            item = item["data"]
         for part in item if isinstance(item, tuple) else (item,):
             if (event := improvement(part)) is not None:
                 self.curve.append((event["spent"]["tokens"], event["score"]))

@@ -155,15 +155,15 @@ def check_signature(scorer: Scorer) -> None:
         ) from None
 
 
-def failure(scorer: Scorer, error: BaseException) -> str:
-    """What went wrong in a scorer, and where: "ZeroDivisionError: division by zero (rules.py, line 7)".
-    Of what it called, the line in the user's own code; without one, where the scorer begins."""
+def failure(of: Callable[..., Any], error: BaseException) -> str:
+    """What went wrong in a scorer or a strategy, and where: "ZeroDivisionError: division by zero (rules.py, line 7)".
+    Of what it called, the line in the user's own code; without one, where that function begins."""
     named = error.named if isinstance(error, Exited) else error
     said = ""
     with suppress(Exception):  # its text is the user's own code
         said = head_of(" ".join(str(named).split()), _SAID)
     kind = "" if isinstance(named, BadScore | TimeIsUp | CannotPause) else type(named).__name__
-    made: Any = inspect.unwrap(scorer)
+    made: Any = inspect.unwrap(of)
     code = getattr(made, "__code__", None) or getattr(made.__call__, "__code__", None)
     place = (code.co_filename, code.co_firstlineno) if code else None
     for frame, line in traceback.walk_tb((named.__cause__ or named).__traceback__):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -66,6 +66,7 @@ def warm_up(
     judge: Judge | None = None,
     progress: Progress | None = None,
     stop: StopSignal | None = None,
+    keys: Mapping[str, str] | None = None,
 ) -> WarmUp:
     """Answer example questions and remember which answers were better, for later questions.
 
@@ -74,7 +75,8 @@ def warm_up(
     memory: the memory to fill; default: the ledger of `checkpoints`. namespace: whose pairs these
     are; pass the same in the context of later questions. model, strategy, answer, prices, judge: as
     for create_anytime_graph. progress: called with (questions that are over, all). stop: an event
-    that ends the warm-up early; the next warm-up asks the rest.
+    that ends the warm-up early; the next warm-up asks the rest. keys: whose the questions are, for quotas and
+    bills, such as {"user": "ann"}.
 
     No question is shown the pairs of another, so their order does not matter. Each has its own thread,
     named by namespace and question. A second run, for example after a crash, continues the question
@@ -100,7 +102,7 @@ def warm_up(
         ledger=ledger,
         memory=_WriteOnly(memory_of(ledger if memory is None else memory)),
     )
-    app = graph.compile(checkpointer=checkpoints.saver)
+    app = graph.compile(checkpointer=checkpoints.saver).with_config(configurable=dict(keys or {}))
     threads = [(thread_name("warm-up", space, q), q) for q in distinct(questions)]
     context: Any = {"namespace": list(namespace)}
     warmed = [

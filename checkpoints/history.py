@@ -93,10 +93,14 @@ class History:
         """What calls cost, added up by keys ("user", "tenant" or another that runs were asked with),
         "model", "node", "tool" or "thread"; the dearest first. since: Unix time. Calls under way count
         at their reservations. A key that a run does not tell is None, and so are the tool of a model's
-        call and the model of a tool's. Raises ValueError for what is no list of names, and for a name
-        that no run tells and that is like one of these."""
+        call and the model of a tool's. Raises ValueError for what is no list of names or no Unix time, and for a
+        name that no run tells and that is like one of these."""
         if isinstance(by, str) or not by or not all(by):
             raise ValueError(f"by={by!r}: a list of names is needed, as in ['user', 'model']")
+        if isinstance(since, bool) or not isinstance(since, int | float | None):
+            raise ValueError(
+                f"since={since!r}: a Unix time is needed, as in time.time() - 7 * 86_400"
+            )
         parts = dict.fromkeys(by)
         known = {"model": MODEL, "node": "c.kind", "tool": TOOL, "thread": "r.thread"}
         joins, named = [], {}

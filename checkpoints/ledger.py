@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import hashlib
+import inspect
 import json
 import logging
 import math
@@ -196,7 +197,13 @@ class Ledger(History):
                 most=most,
             )
             for row in rows:
-                take(row)
+                taken: object = take(row)
+                if inspect.isawaitable(taken):
+                    if inspect.iscoroutine(taken):
+                        taken.close()
+                    raise ValueError(
+                        f"take={take!r}: a sync function is needed; nothing was handed over"
+                    )
                 with self.store.transaction() as execute:
                     self.leases.renew(hold, execute)
                     execute(
@@ -630,6 +637,8 @@ class Ledger(History):
                 "DELETE FROM runs WHERE thread = :thread",
             ):
                 execute(statement, {"thread": thread})
+            if runs:
+                self.store.purge(execute)
         return bool(runs)
 
     @contextmanager

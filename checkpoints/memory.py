@@ -169,6 +169,8 @@ class LedgerMemory:
                 "(SELECT 1 FROM pairs p WHERE p.run_id = memory.run_id)",
                 {},
             )
+            if gone:
+                self._store.purge(execute)
         return len(gone)
 
 

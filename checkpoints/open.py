@@ -25,6 +25,8 @@ from anytime_graph.run.upgrade import CHANNEL, STATE
 Record = Literal["all", "usage"]
 Writes = Sequence[tuple[str, Any]]
 
+_ENCRYPTED = ("Unknown serialization type", "MAC check failed")
+"""What a serializer says that has no key, or another one."""
 _ADDRESS = re.compile(r"([A-Za-z][\w+.-]+):/")
 """The scheme of an address; in "C:/" it is no scheme."""
 
@@ -262,7 +264,14 @@ def _lasting(saver: type[Any], ledger: Ledger) -> type[Any]:
         try:
             with ledger.store.explained():
                 yield
-        except (NotImplementedError, asyncio.InvalidStateError) as error:
+        except (NotImplementedError, asyncio.InvalidStateError, ValueError) as error:
+            if any(sign in str(error) for sign in _ENCRYPTED):
+                raise LedgerError(
+                    f"{ledger.store.where}: its checkpoints are encrypted; open it in Python with the "
+                    "serde= that wrote them, key and all"
+                ) from None
+            if isinstance(error, ValueError):
+                raise
             called, opened = "`invoke`, `stream`", "with"
             if isinstance(error, NotImplementedError):
                 called, opened = "`ainvoke`, `astream`", "async with"

@@ -13,6 +13,7 @@ from typing import Any
 
 from anytime_graph.checkpoints import schema
 from anytime_graph.checkpoints.schema import LedgerError
+from anytime_graph.checkpoints.store import Execute
 
 _POOL: dict[str, Any] = {"min_size": 1, "max_size": 8, "timeout": 30}
 _SETUP_LOCK = 0x616E7974
@@ -80,6 +81,9 @@ class PostgresStore:
 
     def words(self, text: str) -> str:
         return text
+
+    def purge(self, execute: Execute) -> None:
+        """PostgreSQL's own vacuum does it, by and by."""
 
     @contextmanager
     def explained(self) -> Iterator[None]:

@@ -411,7 +411,7 @@ def _told(quota: Quota, key: Key) -> str:
     if not (who := key(quota.per)):
         raise Unpayable(
             f"{quota.per}: the quota of {quota} must know whose the call is; tell it in the config, "
-            f"as in {{'configurable': {{{quota.per!r}: ...}}}}"
+            f"as in {{'configurable': {{{quota.per!r}: ...}}}}, or for a chat model {{'metadata': ...}}"
         )
     storable(quota.per, who)
     return who

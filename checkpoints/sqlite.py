@@ -14,6 +14,7 @@ from typing import Any
 
 from anytime_graph.checkpoints import schema
 from anytime_graph.checkpoints.schema import LedgerError
+from anytime_graph.checkpoints.store import Execute
 
 PATIENCE = 30.0
 """Seconds to wait for another process's transaction."""
@@ -123,6 +124,11 @@ class SqliteStore:
     def words(self, text: str) -> str:
         return " ".join('"{}"'.format(word.replace('"', '""')) for word in text.split())
 
+    def purge(self, execute: Execute) -> None:
+        """After a deletion: the words of what was deleted leave the full-text indexes, which only mark them."""
+        for index in self._db.table_names(fts5=True):
+            execute(f"INSERT INTO {index} ({index}) VALUES ('optimize')", {})
+
     @contextmanager
     def explained(self) -> Iterator[None]:
         """Turns the driver's errors into LedgerErrors that say what and how."""
@@ -161,7 +167,8 @@ class SqliteStore:
 
 
 def connect(path: str | Path, autocommit: bool = True) -> sqlite3.Connection:
-    """A connection whose commits survive a power cut and which waits for its turn."""
+    """A connection whose commits survive a power cut and which waits for its turn. What it deletes is
+    overwritten."""
     connection = sqlite3.connect(
         path,
         timeout=PATIENCE,
@@ -171,6 +178,7 @@ def connect(path: str | Path, autocommit: bool = True) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA secure_delete=ON")
     except BaseException:
         connection.close()
         raise

@@ -80,6 +80,7 @@ from anytime_graph.run.upgrade import (
     migrated_final,
     migrated_state,
 )
+from anytime_graph.scoring import failure
 
 log = logging.getLogger(__name__)
 
@@ -322,6 +323,7 @@ class Hub:
         except Exception as error:  # the user's strategy failed: keep the best answer so far
             if state["best"] is None:
                 raise
+            state["errors"] = [*state["errors"], f"strategy: {failure(setup.strategy, error)}"]
             return self._finish(state, _logged("strategy", error))
         if isinstance(planned, list):
             # After 2 s and a third failed step in a row: 2 * 2 ** 2 = 8 s.

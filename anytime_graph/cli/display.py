@@ -47,6 +47,8 @@ _WIDTH, _HEIGHT = 56, 8
 _BESIDE = 52
 """Columns that a bar leaves to its amounts: "tokens: 5,000 spent, 1,000 reserved, 94,000 left"."""
 _CLIP = 300
+_NARROWEST = 60
+"""Columns below which tables lose words."""
 _ROOMY = 110
 """Columns of a terminal in which a table of threads has room for each of its own."""
 
@@ -409,9 +411,15 @@ def profiled(model: str, task: str, learned: Profile) -> None:
     Console().print(table)
 
 
+def _wide(**how: Any) -> Console:
+    """Where tables are shown. A terminal too narrow for their words breaks the lines itself."""
+    found = Console(**how)
+    return found if found.width >= _NARROWEST else Console(width=_NARROWEST, **how)
+
+
 def listing(threads: list[dict[str, Any]]) -> None:
     """Show the threads as a table. In a narrow terminal the question stands below the thread's name."""
-    console = Console()
+    console = _wide()
     roomy = console.width >= _ROOMY
     table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
     if roomy:
@@ -449,7 +457,7 @@ def quotas(rows: list[dict[str, Any]]) -> None:
         )
         words = (str(row[name] or "all") for name in ("per", "for", "window", "who"))
         table.add_row(*map(_inert, (*words, *amounts)))
-    Console().print(table)
+    _wide().print(table)
 
 
 def bills(rows: list[dict[str, Any]]) -> None:
@@ -466,12 +474,12 @@ def bills(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         told = (_inert(row[name] or "-") for name in names)
         table.add_row(*told, *(f"{row[n]:,}" for n in amounts[:-1]), _usd(row["usd"]))
-    Console().print(table)
+    _wide().print(table)
 
 
 def story(thread: str, runs: list[dict[str, Any]], running: bool, db: str) -> None:
     """Show the runs of a thread of this database one after the other, with their calls, answers and pairs."""
-    console = Console(highlight=False)
+    console = _wide(highlight=False)
     places = {run["id"]: i for i, run in enumerate(runs, 1)}
     for i, run in enumerate(runs, 1):
         last = i == len(runs)

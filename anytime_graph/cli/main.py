@@ -84,7 +84,10 @@ def _open_streams() -> None:
         if getattr(sys, name) is None:
             nothing = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 - as long as the process
             setattr(sys, name, nothing)
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in (
+        "strict",
+        "surrogateescape",  # of the locale C
+    ):
         sys.stdout.reconfigure(errors="replace")
 
 
@@ -154,6 +157,10 @@ def solve(
         raise click.UsageError("--thread: a name that is not empty is needed")
     if db is None and (options["memory"] or options["namespace"]):
         raise click.UsageError("--memory is the memory of a --db; give --db and --thread too")
+    if db is None and options["keys"]:
+        raise click.UsageError(
+            "--key is for the quotas and bills of a --db; give --db and --thread too"
+        )
     with ledger_commands.errors_shown(as_json):
         text = _read_question(question, file)
         options["model"] = option.model_of(options)

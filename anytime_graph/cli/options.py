@@ -45,7 +45,7 @@ _HERE = (
     (r"pass scorer= a function", "give --decide scorer"),
     (r"name the key with per=", "name the key with --per"),
     (
-        r"tell it in the config, as in \{'configurable': \{'(\w+)': \.\.\.\}\}",
+        r"tell it in the config, as in \{'configurable': \{'(\w+)': \.\.\.\}\}, or .*",
         r"give --key \1=VALUE",
     ),
     (r"\bport=", "--port "),
@@ -212,6 +212,13 @@ making = _all(model_option, _strategy, _answer, _checking, _judging, price)
 """The options that decide how a graph is built."""
 warming = _all(model_option, _strategy, _answer, _checking, _judging, price, namespace)
 auditing = _all(model_option, _answer, _checking, _judging, price)
+keyed = click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Whose the question is, for quotas and bills: user=ann. Can be repeated.",
+)
 remembering = _all(
     click.option(
         "--memory",
@@ -221,13 +228,7 @@ remembering = _all(
         "this one.",
     ),
     namespace,
-    click.option(
-        "--key",
-        "keys",
-        multiple=True,
-        metavar="NAME=VALUE",
-        help="Whose the question is, for quotas and bills: user=ann. Can be repeated.",
-    ),
+    keyed,
 )
 
 

@@ -29,6 +29,7 @@ _INTERRUPTED_NOTE = "interrupted: what was cut in flight counts in full; the sam
 @click.argument("file", type=option.QUESTIONS)
 @option.database
 @option.making
+@option.keyed
 @option.budgeted(100_000)
 @click.option(
     "--name",
@@ -63,6 +64,7 @@ def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -
     """
     quiet = not sys.stderr.isatty()
     with ledger_commands.errors_shown(False):
+        keys = option.keys(options.pop("keys"))
         options["model"] = option.model_of(options)
         arguments = option.graph_arguments(options)
         asked = option.conversations(file, arguments["scorer"])
@@ -73,7 +75,7 @@ def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -
             display.batch_progress(quiet) as progress,
         ):
             graph = create_anytime_graph(**arguments, budget=budget, ledger=store.ledger)
-            app = graph.compile(checkpointer=store.saver)
+            app = graph.compile(checkpointer=store.saver).with_config(configurable=keys)
             before: list[int] = []
 
             def shown(now: Progress) -> None:
@@ -104,6 +106,7 @@ def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -
     '"question". The budget is for each question.',
 )
 @option.auditing
+@option.keyed
 @option.budgeted(8_000)
 @ledger_commands.as_json_option
 def audit_command(
@@ -126,6 +129,8 @@ def audit_command(
         --model openai:gpt-4.1-mini --judge openai:gpt-4.1
     """
     if questions is None:
+        if options["keys"]:
+            raise click.UsageError("--key goes with --questions")
         for name in _NEW_COMPARISONS_ONLY:
             if options[name] is not None:
                 raise click.UsageError(f"--{name.replace('_', '-')} goes with --questions")
@@ -160,6 +165,7 @@ def audit_command(
                     prices=option.prices(options["price"]),
                     progress=progress,
                     stop=stop,
+                    keys=option.keys(options["keys"]),
                 )
             stopped = stop.is_set()
     if as_json:
@@ -175,6 +181,7 @@ def audit_command(
 @click.argument("file", type=option.QUESTIONS)
 @option.database
 @option.warming
+@option.keyed
 @option.budgeted(4_000)
 @ledger_commands.as_json_option
 def warm_up_command(file: str, db: str, as_json: bool, **options: Any) -> None:
@@ -196,6 +203,7 @@ def warm_up_command(file: str, db: str, as_json: bool, **options: Any) -> None:
     """
     quiet = as_json or not sys.stderr.isatty()
     with ledger_commands.errors_shown(as_json):
+        keys = option.keys(options.pop("keys"))
         options["strategy"] = options["strategy"] or "best_of_n"
         options["model"] = option.model_of(options)
         arguments = option.graph_arguments(options)
@@ -214,6 +222,7 @@ def warm_up_command(file: str, db: str, as_json: bool, **options: Any) -> None:
                 namespace=tuple(option.space(options["namespace"])),
                 progress=progress,
                 stop=stop,
+                keys=keys,
             )
     if as_json:
         totals = {"pairs": summary.pairs, "left": summary.left, "spent": summary.spent}

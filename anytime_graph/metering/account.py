@@ -27,6 +27,7 @@ from uuid import uuid4
 from langchain_core.messages import BaseMessage
 
 from anytime_graph.budget import (
+    DIMENSIONS,
     LARGEST,
     TOOL_CALLS,
     Limits,
@@ -52,7 +53,8 @@ class Account:
 
     limits: no more than what the parent has left. spent: what was booked, children included; its
     seconds are those in which calls and tools were active. running: all of its time counts as active.
-    due: the part of `spent` that no state holds yet. reserve: what only the last call may use.
+    due: the part of `spent` that no state holds yet. reserve: what only the last call may use. closing: what
+    that call takes at the least, which quotas are to leave it.
     media_tokens: see tokens.Tokenizer. tools_priced: whether tool calls cost something.
     shared: the quotas at the root, if any. record: where the calls of the run are kept, if anywhere.
     growth: how far prompts exceeded their bounds, by model. largest: input tokens of the largest prompts to
@@ -85,6 +87,7 @@ class Account:
         self.record: RunRecord | None = parent.record if parent else None
         self.due = nothing()
         self.reserve: Limits = {}
+        self.closing: Limits = {}
         self._held = nothing()
         self._running = int(running)
         self._since = time.monotonic()
@@ -111,9 +114,15 @@ class Account:
             return {d: min(amount, above.get(d, math.inf)) for d, amount in own.items()}
 
     def rest(self, last: bool = False) -> Limits:
-        """What is left here, above, and of the quotas as if calls under way elsewhere cost nothing."""
+        """What is left here, above, and of the quotas as if calls under way elsewhere cost nothing. Of 3
+        calls that a quota leaves, an agent in a tool of another one may make 1 before its last, and 2 with it."""
         own, standings = self.left(last), self.standings()
-        return own if standings is None else least([own, standings.left(free=True)])
+        if standings is None:
+            return own
+        closings = [account.closing for account in self.chain[last:]]
+        kept = {d: sum(c.get(d, 0) for c in closings) for d in DIMENSIONS}
+        quotas = {d: max(0, amount - kept[d]) for d, amount in standings.left(free=True).items()}
+        return least([own, quotas])
 
     def standings(self) -> Standings | None:
         """How the quotas stand, if there are any."""

@@ -500,7 +500,7 @@ class AgentPayer:
     def _planned(self, ready: Meter, prompt: Sequence[BaseMessage]) -> Reservation:
         account, last = self.account, self.kind == "last"
         if self.kind == "agent":
-            account.reserve = self._reserve(ready, prompt)
+            account.reserve, account.closing = self._kept(ready, prompt)
         kept = last or (self.turn is not None and self.turn.kind == "last")
         rest = account.left(kept) if self.unrecorded else account.rest(kept)
         if "usd" in rest:
@@ -529,16 +529,16 @@ class AgentPayer:
             raise standings.exceeded(ready.reservation(max_input, ready.cap(least))) from None
         return Reservation(ready, shape, request=request)
 
-    def _reserve(self, ready: Meter, prompt: Sequence[BaseMessage]) -> Limits:
-        """What is kept for the last call: the share, but at least what its shortest prompt and a short
-        reply cost."""
+    def _kept(self, ready: Meter, prompt: Sequence[BaseMessage]) -> tuple[Limits, Limits]:
+        """What is kept for the last call of the budget, the share, but at least what its shortest prompt and a
+        short reply cost; and that least."""
+        if not self.share:
+            return {}, {}
         reserve = last_call_reserve(self.share, self.account.limits)
-        if not reserve:
-            return {}
         if self.summing is not None:
             ready = self._ready(_unmetered(self.summing), {}, vars(self.summing)[_PRICES])
         need = self._shortest(ready, prompt, again=False)
-        return {d: max(need[d], reserve.get(d, 0)) for d in self.account.limits}
+        return {d: max(need[d], reserve.get(d, 0)) for d in self.account.limits if reserve}, need
 
     def _shortest(self, ready: Meter, prompt: Sequence[BaseMessage], again: bool) -> Limits:
         """What a last call with the shortest prompt and a short reply costs."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, ClassVar, cast
@@ -151,6 +151,22 @@ class View:
 
 
 Strategy = Callable[[View], Sequence[Move]]
+
+
+def moves_of(strategy: Strategy, view: View) -> list[Move]:
+    """What a strategy wants. Raises ValueError if it returns anything else."""
+    returned: object = strategy(view)
+    moves = list(returned) if isinstance(returned, Iterable) else [returned]
+    if (
+        returned is None
+        or isinstance(returned, Move)
+        or not all(isinstance(m, Move) for m in moves)
+    ):
+        name = getattr(strategy, "__name__", type(strategy).__name__)
+        raise ValueError(
+            f"strategy={name}(...) returned {returned!r:.80}: a list of moves is needed, as in [Draft()]"
+        )
+    return moves
 
 
 def planned_move(move: CallingMove) -> PlannedMove:

@@ -36,7 +36,16 @@ from anytime_graph.metering.meter import Meter
 from anytime_graph.models.tokens import Calibration, Shape, uncalibrated
 from anytime_graph.planning import prospects
 from anytime_graph.planning.answers import conversation, pair_context
-from anytime_graph.planning.moves import Choose, Critique, Draft, Move, Stop, View, planned_move
+from anytime_graph.planning.moves import (
+    Choose,
+    Critique,
+    Draft,
+    Move,
+    Stop,
+    View,
+    moves_of,
+    planned_move,
+)
 from anytime_graph.planning.setup import Setup
 from anytime_graph.planning.until import outweighed, reached
 from anytime_graph.prompts import DETAILS, Lessons
@@ -318,7 +327,7 @@ class _Edge:
         about the judge, not to find a better answer."""
         if self.setup.decides != "scorer":
             return False
-        moves = self.setup.strategy(self.view)
+        moves = moves_of(self.setup.strategy, self.view)
         return bool(moves) and all(isinstance(m, Critique) and m.second is not None for m in moves)
 
     def _moves(self) -> list[PlannedMove] | Stop:
@@ -326,10 +335,10 @@ class _Edge:
         pay for what the judge is to do, the strategy is asked again, without the judge."""
         if owed := self.state.get("owed"):
             return owed
-        moves = list(self.setup.strategy(self.view))
+        moves = moves_of(self.setup.strategy, self.view)
         calling = _calling(moves)
         if calling and all(map(judges, calling)) and not self._calls(calling, self.rest):
-            moves = list(self.setup.strategy(view(self.setup, self.state, judging=False)))
+            moves = moves_of(self.setup.strategy, view(self.setup, self.state, judging=False))
         first = moves[0] if moves else Stop()
         if isinstance(first, Stop):
             return replace(first, reason=str(first.reason))
@@ -391,7 +400,7 @@ class _Edge:
         """When nothing else can be bought, or only replies that will be cut: the comparison that is due, even if
         it exceeds the judge's share. Of answers that are equal, as many as can be paid for."""
         if self.setup.decides == "judge":
-            wanted = _calling(self.setup.strategy(self.view))
+            wanted = _calling(moves_of(self.setup.strategy, self.view))
             return self._beyond_share(wanted) if wanted and all(map(judges, wanted)) else []
         equals = tied(self.state) if self.setup.decides == "agreement" else []
         choices = [planned_move(Choose(tuple(equals[:n]))) for n in range(len(equals), 1, -1)]

@@ -29,6 +29,7 @@ from anytime_graph import (
     open_checkpoints,
 )
 from anytime_graph.checkpoints import Checkpoints, schema
+from anytime_graph.checkpoints.memory import memory_of
 from anytime_graph.checkpoints.sqlite import SqliteStore
 from anytime_graph.metering import clock
 from anytime_graph.planning.moves import Draft, Stop, Strategy
@@ -480,6 +481,35 @@ class TestPrivacy:
             app.invoke(ASK, ON)
             out = app.invoke({"budget": Budget(tokens=200)}, ON)
         assert 900 < out["spent"]["tokens"] == served.settled().served
+        paid = len(served.calls)
+        other = EncryptedSerializer.from_pycryptodome_aes(key=b"another key of 16"[:16])
+        for wrong in (None, other):
+            with open_checkpoints(target, record="usage", serde=wrong) as store:
+                app = graph(served, store).compile(checkpointer=store.saver)
+                with pytest.raises(LedgerError, match="its checkpoints are encrypted"):
+                    app.invoke({"budget": Budget(tokens=200)}, ON)
+        assert len(served.calls) == paid
+
+    def test_no_word_of_a_deleted_thread_or_memory_stays_in_the_file(
+        self, served: Server, tmp_path: Path
+    ) -> None:
+        served.script = lambda request, i: Reply(text=f"<answer>{i % 9} syphilis</answer>")
+        ask: Any = {"messages": [("user", "What ails zebulon?")]}
+        with open_checkpoints(tmp_path / "a.db") as store:
+            for thread in ("kept", "deleted"):
+                app = graph(
+                    served, store, memory=store.ledger, scorer=lambda q, a: int(a[0]) / 9
+                ).compile(checkpointer=store.saver)
+                on: Any = {"configurable": {"thread_id": thread}}
+                app.invoke(ASK if thread == "kept" else ask, on, context={"namespace": ["acme"]})
+            assert store.ledger.search("zebulon")
+            assert memory_of(store.ledger).forget(("acme",)) > 0
+            assert store.ledger.forget("deleted")
+            store.saver.delete_thread("deleted")
+            assert store.ledger.search("rivers")
+        left = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+        assert b"zebulon" not in left
+        assert b"syphilis" in left, "the other thread's answers"
 
     def test_strict_serialization(self, served: Server, target: str) -> None:
         program = """

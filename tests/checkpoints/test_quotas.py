@@ -51,7 +51,7 @@ from anytime_graph.metering.request import NOWHERE, Request
 from tests.kit.agents import working
 from tests.kit.forks import prepared
 from tests.kit.kills import Doom, ended, struck
-from tests.kit.ledgers import graph, ledger
+from tests.kit.ledgers import ASK, graph, ledger
 from tests.kit.lives import Spec, live
 from tests.kit.marks import both, torture
 from tests.kit.server import Reply, Server
@@ -697,6 +697,23 @@ def test_each_settled_call_is_delivered_once(
     assert len({row["call_id"] for row in taken}) == len(taken) == len(server.settled().calls)
     assert sum(row["tokens"] for row in taken) == server.served
     assert {row["user"] for row in taken} == {"ann", "bob"}
+
+
+def test_what_would_bill_nothing_or_find_nothing_is_refused(
+    server: Server, store: Checkpoints
+) -> None:
+    asks(server, store).invoke(ASK, whose("t"))
+
+    async def take(row: Any) -> None:
+        raise AssertionError
+
+    with pytest.raises(ValueError, match=r"take=.*: a sync function is needed"):
+        store.ledger.deliver(take)
+    taken: list[Any] = []
+    assert store.ledger.deliver(taken.append) == len(taken) > 0
+    for since in ("7d", datetime.now(UTC), True):
+        with pytest.raises(ValueError, match=r"since=.*: a Unix time is needed"):
+            store.ledger.spend(since=cast(Any, since))
 
 
 @pytest.mark.parametrize("by", ["user", [], ["user", ""]])

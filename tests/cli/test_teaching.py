@@ -339,6 +339,30 @@ def test_what_is_no_conversation_is_refused_by_its_line(
     assert f"q.jsonl, line 2: {why}" in told(done)
 
 
+def test_questions_of_many_are_asked_for_whom_a_quota_must_know(
+    server: Server, command: Command
+) -> None:
+    server.script = lambda request, i: Reply(text=f"<answer>{request.get('seed')}</answer>")
+    Path("q.txt").write_text("Why do rivers bend?\n")
+    Path("check.py").write_text("score = lambda question, answer: len(answer) / 99\n")
+    command("quota", "set", "--per", "user", "--window", "1d", "--calls", "50")
+    checked = ["--check", "check.py:score", "--model", "openai:scripted"]
+    for words in (
+        ["batch", "q.txt", *checked, "--tokens", "900"],
+        ["warm-up", "q.txt", *checked, "--tokens", "900"],
+        ["audit", "--questions", "q.txt", *checked, "--tokens", "900"],
+    ):
+        refused = command(*words)
+        assert (refused.exit_code, "give --key user=VALUE" in told(refused)) == (2, True)
+        done = command(*words, "--key", "user=ann")
+        assert done.exit_code == 0, done.output
+    rows = json.loads(command("spend", "--by", "user", "--json").stdout)
+    assert [row["user"] for row in rows] == ["ann"]
+    assert rows[0]["tokens"] == server.served
+    assert "goes with --questions" in told(command("audit", "--key", "user=ann"))
+    assert "--key is for" in told(command("solve", "Why?", "--key", "user=ann"))
+
+
 def test_a_batch_says_that_quotas_ended_it(server: Server, command: Command) -> None:
     server.script = lambda request, i: Reply(text="<answer>x</answer>")
     Path("q.txt").write_text("Why do rivers bend?\nWhy do foxes run?\n")

@@ -105,6 +105,28 @@ def test_elsewhere_each_better_answer_is_told_once(
     assert "no answer yet" in repr(show({"best": None, "spent": out["spent"], "curve": []}))
 
 
+@pytest.mark.parametrize("modes", ["custom", "values", ["custom", "values"], ["updates", "values"]])
+def test_the_second_version_of_langgraphs_stream_is_watched_like_the_first(
+    server: Server, capsys: pytest.CaptureFixture[str], modes: Any
+) -> None:
+    server.script = hostile
+    app = create_anytime_graph(
+        server.model(seed=0),
+        budget=Budget(calls=3),
+        scorer=lambda question, answer: len(answer) / 1_000,
+        strategy="single",
+    ).compile()
+    first, second = (
+        watch(app.stream(ASK, stream_mode=modes, version=version)) for version in ("v1", "v2")
+    )
+    assert first["spent"]["tokens"] == second["spent"]["tokens"] > 0
+    assert "custom" in modes or first.keys() == second.keys()
+    first_told, second_told = (
+        repr(show(app.invoke(ASK, version=version))) for version in ("v1", "v2")
+    )
+    assert first_told.partition("\n")[2] == second_told.partition("\n")[2]
+
+
 def test_no_answer_turns_a_page_or_a_terminal_around() -> None:
     best = {"answer": "a\u202eb\x1b[2J\ud800", "score": 0.5}
     shown = show({"best": best, "spent": {"tokens": 9}, "curve": []})

@@ -120,6 +120,45 @@ def test_an_agent_keeps_to_quotas_with_its_tools(
     assert sql(target, "SELECT * FROM quota_holds") == []
 
 
+@pytest.mark.parametrize(
+    "limit",
+    [
+        *({"calls": n} for n in (1, 2, 3, 4)),
+        *({"tokens": n} for n in (300, 450, 700, 1_200)),
+        {"output_tokens": 60},
+        {"tool_calls": 2},
+        {"calls": 3, "tokens": 400},
+    ],
+    ids=str,
+)
+@both
+def test_an_agent_answers_whatever_quota_ends_it(
+    server: Server, store: Checkpoints, limit: dict[str, int], sync: bool
+) -> None:
+    """It keeps of a quota, as of its budget, what its last call needs."""
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        tools = [("look", {"at": f"bend {i}"})] if request.get("tools") else []
+        return Reply(text="" if tools else "Water wears banks away.", tools=tools)
+
+    @tool
+    def look(at: str) -> str:
+        """Look at it."""
+        return f"{at}: erosion"
+
+    server.script = script
+    quota = Quota(Budget(**limit), per="user", window="1d")
+    for own in (Budget(tokens=9_000), Budget(calls=9), Budget(tool_calls=9)):
+        middleware = TokenBudgetMiddleware(own, quotas=[quota], ledger=store.ledger)
+        agent: Any = create_agent(server.model(), [look], middleware=[middleware])
+        config: Any = {"configurable": {"user": str(own)}, "recursion_limit": 200}
+        out = agent.invoke(ASK, config) if sync else asyncio.run(agent.ainvoke(ASK, config))
+        assert out["messages"][-1].text == "Water wears banks away."
+        assert out["stop_reason"] == "quota"
+        spent = out["spent"]
+        assert all(spent[dimension] <= most for dimension, most in limit.items())
+
+
 class TestTools:
     """Ann's agent searches, for a cent each time, over several runs."""
 

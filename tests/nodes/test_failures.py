@@ -24,6 +24,7 @@ from langgraph.types import Command, interrupt
 from anytime_graph import (
     Budget,
     BudgetTooSmall,
+    Draft,
     NoAnswer,
     Prices,
     Score,
@@ -794,6 +795,21 @@ def test_a_strategy_that_fails_late_does_not_lose_the_answer(server: Server) -> 
     out = run(server, Budget(tokens=3_000), strategy=strategy)
     assert out["best"]["answer"] == "fine"
     assert out["stop_reason"] == "strategy: KeyError"
+
+
+@pytest.mark.parametrize("returned", [None, Draft(), ["draft"], "draft", {"draft": 1}])
+def test_a_strategy_that_returns_no_list_of_moves_is_told_so(server: Server, returned: Any) -> None:
+    why = "a list of moves is needed"
+    with pytest.raises(ValueError, match=why):
+        run(server, Budget(tokens=3_000), strategy=lambda view: returned)
+    assert not server.calls
+
+    def late(view: View) -> Any:
+        return returned if view.best else [Draft()]
+
+    out = run(server, Budget(tokens=3_000), strategy=late)
+    assert (out["best"]["answer"], out["stop_reason"]) == ("fine", "strategy: ValueError")
+    assert f"strategy=late(...) returned {returned!r:.80}: {why}" in out["errors"][-1]
 
 
 def test_the_graphs_step_limit_is_a_stop_reason_not_an_exception(server: Server) -> None:
