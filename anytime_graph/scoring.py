@@ -156,8 +156,8 @@ def check_signature(scorer: Scorer) -> None:
 
 
 def failure(of: Callable[..., Any], error: BaseException) -> str:
-    """What went wrong in a scorer or a strategy, and where: "ZeroDivisionError: division by zero (rules.py, line 7)".
-    Of what it called, the line in the user's own code; without one, where that function begins."""
+    """What went wrong in a scorer or a strategy, and where: "ZeroDivisionError: division by zero (rules.py,
+    line 7)". Of what it called, the line in the user's own code; without one, where that function begins."""
     named = error.named if isinstance(error, Exited) else error
     said = ""
     with suppress(Exception):  # its text is the user's own code

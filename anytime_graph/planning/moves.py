@@ -155,13 +155,9 @@ Strategy = Callable[[View], Sequence[Move]]
 
 def moves_of(strategy: Strategy, view: View) -> list[Move]:
     """What a strategy wants. Raises ValueError if it returns anything else."""
-    returned: object = strategy(view)
-    moves = list(returned) if isinstance(returned, Iterable) else [returned]
-    if (
-        returned is None
-        or isinstance(returned, Move)
-        or not all(isinstance(m, Move) for m in moves)
-    ):
+    returned: Any = strategy(view)
+    moves: list[Move] = list(returned) if isinstance(returned, Iterable) else []
+    if not isinstance(returned, Iterable) or not all(isinstance(m, Move) for m in moves):
         name = getattr(strategy, "__name__", type(strategy).__name__)
         raise ValueError(
             f"strategy={name}(...) returned {returned!r:.80}: a list of moves is needed, as in [Draft()]"
