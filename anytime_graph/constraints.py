@@ -140,7 +140,8 @@ def _range(name: str, wanted: int | tuple[int, int]) -> tuple[int, int]:
     low, high = (
         wanted if isinstance(wanted, tuple | list) and len(wanted) == 2 else (wanted, wanted)
     )
-    if not (isinstance(low, int) and isinstance(high, int) and 0 <= low <= high):
+    whole = not any(isinstance(n, bool) or not isinstance(n, int) for n in (low, high))
+    if not (whole and 0 <= low <= high):
         raise ValueError(f"{name}={wanted!r}: a number, or (least, most), is needed")
     return low, high
 

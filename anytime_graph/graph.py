@@ -164,6 +164,7 @@ def create_anytime_graph(
         ("prices", prices, Prices, "Prices(input=..., output=...)"),
         ("ledger", ledger, Ledger, "the ledger= of open_checkpoints(...)"),
         ("until", until, Until, "Until(target=...)"),
+        ("exact_counts", exact_counts, bool, "True, False or None"),
     ):
         if not (given is None or isinstance(given, kind)):
             raise ValueError(f"{name}={given!r:.60}: pass {wanted}")

@@ -621,6 +621,8 @@ class Ledger(History):
     def forget(self, thread: str) -> bool:
         """Delete a thread's record. Its checkpoints are in the saver, and stay. Returns whether the
         thread had runs."""
+        if not isinstance(thread, str):
+            raise ValueError(f"thread={thread!r}: the name of a thread is needed")
         if plain(thread) != thread:
             return False  # no database can hold it
         of = "(SELECT id FROM runs WHERE thread = :thread)"

@@ -91,6 +91,10 @@ class Quotas:
     def keep(self, quota: Quota, who: str = "") -> None:
         """Keep a quota in the database: from the next second on it holds for all whose ledger this is.
         It replaces the one for the same key and window. who: the value of the key that it is for."""
+        if not isinstance(quota, Quota):
+            raise ValueError(f"quota={quota!r}: pass one, as Quota(Budget(usd=5), window='day')")
+        if not isinstance(who, str):
+            raise ValueError(f"who={who!r}: a text is needed, the value of the quota's key")
         storable("who", who)
         if who and quota.per is None:
             raise ValueError(f"who={who!r}: it is the value of a key; name the key with per=")

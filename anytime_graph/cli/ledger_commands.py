@@ -229,7 +229,9 @@ def best(thread: str, db: str) -> None:
 @click.command(cls=options.Command)
 @click.argument("thread", required=False)
 @options.database
-@click.option("--all", "everything", is_flag=True, help="Export every thread, oldest first.")
+@click.option(
+    "--all", "everything", is_flag=True, help="Export every thread, the latest changed last."
+)
 @click.option(
     "--as",
     "form",

@@ -711,6 +711,12 @@ def test_what_would_bill_nothing_or_find_nothing_is_refused(
         store.ledger.deliver(take)
     taken: list[Any] = []
     assert store.ledger.deliver(taken.append) == len(taken) > 0
+    day = Quota(Budget(usd=5), window="day")
+    for bad in (({"usd": 5},), (day, None)):
+        with pytest.raises(ValueError, match=r"(quota|who)=.*: "):
+            store.ledger.quotas.keep(*cast(Any, bad))
+    with pytest.raises(ValueError, match="thread=None: "):
+        store.ledger.forget(cast(Any, None))
     for since in ("7d", datetime.now(UTC), True):
         with pytest.raises(ValueError, match=r"since=.*: a Unix time is needed"):
             store.ledger.spend(since=cast(Any, since))

@@ -414,6 +414,20 @@ def test_how_to_go_on_is_safe_to_paste_whoever_chose_the_threads_name() -> None:
     assert words == ["anytime-graph", "resume", "x; touch hacked $(id)", "--db", "other.db"]
 
 
+def test_a_terminal_that_is_too_narrow_breaks_the_lines_of_tables_itself(
+    solve: Command, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solve("a-thread", "--calls", "1")
+    monkeypatch.setenv("COLUMNS", "30")
+    for words, shown in (
+        (["threads"], ("a-thread", "thread, question", "stopped by")),
+        (["show", "a-thread"], ("how it", "ended", "complete")),
+        (["spend", "--by", "user,model,node"], ("user", "model", "node", "scripted", "draft")),
+    ):
+        out = command(*words).stdout
+        assert all(word in out for word in shown), out
+
+
 def test_resume_after_a_kill_with_more_budget(server: Server, command: Command) -> None:
     server.script = slow(2)
     words = [*DOOMED, "--tokens", "3000", "--strategy", "self_refine"]

@@ -817,6 +817,7 @@ def test_the_prices_of_all_listed_models_can_be_with_json_schema() -> None:
         ({"prices": {"input": 1.0}}, r"prices=.*: pass Prices\("),
         ({"ledger": "x.db"}, "ledger='x.db': pass"),
         ({"until": 0.9}, r"until=0.9: pass Until\("),
+        ({"exact_counts": "x"}, "exact_counts='x': pass True"),
         ({"near_end": 5}, "near_end=5: a chat model"),
         ({"warn_at": 0.5}, "warn_at=0.5: parts"),
     ],

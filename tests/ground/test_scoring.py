@@ -82,6 +82,7 @@ def test_the_score_is_the_satisfied_fraction_and_the_feedback_names_the_rest() -
         ({}, "Constraints"),
         ({"words": (5, 2)}, "words"),
         ({"sentences": -1}, "sentences"),
+        ({"words": True}, "words=True"),
         ({"include": ("",)}, "include"),
         ({"include": ""}, "include"),
         ({"include": 5}, "include=5"),
