@@ -220,7 +220,9 @@ def batch_summary(done: Batch) -> None:
         "interrupted": "stopped by Ctrl-C",
         "quota": "quotas do not pay for more",
     }
-    cause = causes.get(done.stop_reason, f"the budget's {UNIT_NAMES[done.stop_reason]} are used up")
+    cause = causes.get(
+        done.stop_reason, f"the budget's {UNIT_NAMES.get(done.stop_reason)} are used up"
+    )
     click.echo(f"{answered} of {len(done.questions)} questions answered; {cause}", err=True)
     click.echo(f"spent: {spending(done.spent, {})}", err=True)
 
