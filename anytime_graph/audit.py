@@ -157,7 +157,7 @@ def audit_questions(
 
 
 def _told(answer: Any) -> str:
-    """The same in every process: a function's own text holds its address."""
+    """What threads are named by, the same in every process: a function's own text holds its address."""
     if isinstance(answer, type) or not callable(answer):
         return str(answer)
     return f"{answer.__module__}.{getattr(answer, '__qualname__', type(answer).__qualname__)}"

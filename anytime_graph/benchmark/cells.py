@@ -270,9 +270,8 @@ def append(file: Path, *rows: Any) -> None:
     try:
         before = os.fstat(descriptor).st_size
         try:
-            while (
-                data
-            ):  # of what no longer fits on a disk, the first part is written without an error
+            # Of what no longer fits on a disk, the first part is written without an error.
+            while data:
                 data = data[os.write(descriptor, data) :]
         except OSError:
             os.ftruncate(descriptor, before)

@@ -84,10 +84,8 @@ def _open_streams() -> None:
         if getattr(sys, name) is None:
             nothing = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 - as long as the process
             setattr(sys, name, nothing)
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in (
-        "strict",
-        "surrogateescape",  # of the locale C
-    ):
+    frail = ("strict", "surrogateescape")  # the second is the locale C's
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in frail:
         sys.stdout.reconfigure(errors="replace")
 
 

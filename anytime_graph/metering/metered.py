@@ -538,7 +538,9 @@ class AgentPayer:
         if self.summing is not None:
             ready = self._ready(_unmetered(self.summing), {}, vars(self.summing)[_PRICES])
         need = self._shortest(ready, prompt, again=False)
-        return {d: max(need[d], reserve.get(d, 0)) for d in self.account.limits if reserve}, need
+        if not reserve:
+            return {}, need
+        return {d: max(need[d], reserve.get(d, 0)) for d in self.account.limits}, need
 
     def _shortest(self, ready: Meter, prompt: Sequence[BaseMessage], again: bool) -> Limits:
         """What a last call with the shortest prompt and a short reply costs."""

@@ -476,8 +476,8 @@ def _concluded(
 
 
 def is_vote(decides: str, node: str) -> bool:
-    """Whether an answer of this kind is a vote. Where no vote but its own would be right, as under a judge,
-    what was made of one answer is none for it."""
+    """Whether an answer of this kind is a vote. Under agreement or a judge, one that was made from another is
+    none for it."""
     voting = {"agreement": ("draft", "conclude", "merge"), "judge": ("draft",)}.get(decides)
     return voting is None or node in voting
 

@@ -200,3 +200,10 @@ def test_what_cannot_be_answered_says_why(endpoint: Server) -> None:
                 assert "rivers" not in response.text
 
     asyncio.run(all_of())
+
+
+def test_a_client_is_not_told_where_the_ledger_lies() -> None:
+    from examples.fastapi_app import reason
+
+    assert reason("ledger: /srv/anytime.db: database or disk is full") == "ledger"
+    assert (reason("perfect"), reason(None)) == ("perfect", None)

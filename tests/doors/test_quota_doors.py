@@ -159,6 +159,46 @@ def test_an_agent_answers_whatever_quota_ends_it(
         assert all(spent[dimension] <= most for dimension, most in limit.items())
 
 
+@both
+def test_an_agent_in_a_tool_leaves_its_callers_last_call_to_the_quota(
+    server: Server, store: Checkpoints, sync: bool
+) -> None:
+    """Of six calls the caller makes one, the agent in its tool two or three and its last, the caller its last."""
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        tools = [(t["function"]["name"], {"at": f"bend {i}"}) for t in request.get("tools") or []]
+        return Reply(text="" if tools else "Water wears banks away.", tools=tools)
+
+    server.script = script
+
+    @tool
+    def peek(at: str) -> str:
+        """Peek at it."""
+        return f"{at}: erosion"
+
+    inner: Any = create_agent(
+        server.model(), [peek], middleware=[TokenBudgetMiddleware(Budget(calls=9))]
+    )
+
+    @tool
+    def look(at: str) -> str:
+        """Look at it."""
+        return str(inner.invoke({"messages": [("user", at)]})["messages"][-1].text)
+
+    for most in (3, 4, 6):
+        quota = Quota(Budget(calls=most), per="user", window="1d")
+        middleware = TokenBudgetMiddleware(
+            Budget(tokens=90_000), quotas=[quota], ledger=store.ledger
+        )
+        agent: Any = create_agent(server.model(), [look], middleware=[middleware])
+        config: Any = {"configurable": {"user": f"ann {most}"}, "recursion_limit": 200}
+        out = agent.invoke(ASK, config) if sync else asyncio.run(agent.ainvoke(ASK, config))
+        assert out["messages"][-1].text == "Water wears banks away."
+        looked = [m.text for m in out["messages"] if m.type == "tool"]
+        assert looked == ["Water wears banks away."]
+        assert (out["stop_reason"], out["spent"]["calls"]) == ("quota", most)
+
+
 class TestTools:
     """Ann's agent searches, for a cent each time, over several runs."""
 

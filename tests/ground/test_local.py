@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from anytime_graph import Budget, Constraints, create_anytime_graph
-from anytime_graph.local import embedded_file, local_model
+from anytime_graph.local import embedded_file, local_model, serve
 from anytime_graph.planning.strategies import best_of_n
 from tests.kit.waiting import PATIENCE
 
@@ -61,6 +62,12 @@ how many servers are kept."""
 
 RULES = Constraints(sentences=2, words=(15, 30), include=("river", "stone"), forbid=("very",))
 QUESTION = {"messages": [("user", f"Describe a valley. {RULES.describe()}")]}
+
+
+def test_who_asks_for_a_server_at_the_same_time_gets_the_same() -> None:
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: serve(slots=3), range(2))
+    assert first is second
 
 
 def test_the_books_are_the_servers_own_and_the_budget_holds() -> None:

@@ -68,6 +68,18 @@ def test_a_name_that_others_may_read_is_warned_of_once(
     assert [r.args for r in caplog.records] == told
 
 
+def test_names_without_end_are_not_kept_without_end(
+    app: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As clients of a server may send them."""
+    monkeypatch.setattr(compiled, "_WARNINGS", 3)
+    for n in range(3):
+        app.invoke(ASK, {"configurable": {f"a{n}": 1, f"b{n}": 1}})
+    assert len(caplog.records) == len(compiled._warned) == 3
+    with pytest.raises(ValueError, match="as context="):
+        app.invoke(ASK, {"configurable": {"c": 1, "model": "small"}})
+
+
 def test_the_names_of_langgraph_and_of_a_graph_around_are_let_be(
     app: Any, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
