@@ -392,6 +392,10 @@ class _Allocation:
             self._check(question, state)
         if self.ledger is not None and (runs := self.ledger.runs(question.thread)):
             spent = _larger(spent, runs[-1]["spent"])
+        if spent["calls"] > question.spent["calls"]:
+            question.idle = 0
+        if question.answered:
+            question.error, question.failed = None, 0
         self._book(question, spent)
         question.gain = self._gain(question)
         self._queue(question)

@@ -159,8 +159,6 @@ class Account:
         """Book what a call cost in place of its reservation, up to the first account that has ended: that one,
         and those above it, were charged in full when it did."""
         with self.lock:
-            if self._closed:
-                return
             self._book_open(amounts, spend)
             self.owe(spend)
 

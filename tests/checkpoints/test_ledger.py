@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import re
@@ -29,7 +30,7 @@ from anytime_graph import (
     open_checkpoints,
 )
 from anytime_graph.checkpoints import Checkpoints, schema
-from anytime_graph.checkpoints.memory import memory_of
+from anytime_graph.checkpoints.memory import encoded, memory_of
 from anytime_graph.checkpoints.sqlite import SqliteStore
 from anytime_graph.metering import clock
 from anytime_graph.planning.moves import Draft, Stop, Strategy
@@ -503,7 +504,12 @@ class TestPrivacy:
                 on: Any = {"configurable": {"thread_id": thread}}
                 app.invoke(ASK if thread == "kept" else ask, on, context={"namespace": ["acme"]})
             assert store.ledger.search("zebulon")
+        mark = hashlib.sha256(encoded(("acme",)).encode()).hexdigest()[:8].encode()
+        assert mark in (tmp_path / "a.db").read_bytes(), "it stands by each word of a memory"
+        with open_checkpoints(tmp_path / "a.db") as store:
             assert memory_of(store.ledger).forget(("acme",)) > 0
+        assert mark not in (tmp_path / "a.db").read_bytes()
+        with open_checkpoints(tmp_path / "a.db") as store:
             assert store.ledger.forget("deleted")
             store.saver.delete_thread("deleted")
             assert store.ledger.search("rivers")

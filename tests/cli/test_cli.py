@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from anytime_graph import Budget, create_anytime_graph, open_checkpoints
 from anytime_graph.cli import main
 from anytime_graph.cli import options as option
 from anytime_graph.cli.display import _bars, curve
@@ -129,6 +130,25 @@ def test_what_a_stream_has_no_character_for_costs_no_answer(server: Server) -> N
     server.script = lambda request, i: Reply("caf\xe9 \U0001f642")
     done = through_the_shell(server, "river")
     assert (done.returncode, done.stdout) == (0, b"caf\xe9 ?\n"), done.stderr
+
+
+def test_a_table_is_shown_in_a_locale_without_its_characters(
+    server: Server, tmp_path: Path
+) -> None:
+    with open_checkpoints(tmp_path / "a.db") as store:
+        app = create_anytime_graph(server.model(), budget=Budget(calls=1), ledger=store.ledger)
+        app.compile().invoke(
+            {"messages": [("user", "Caf\xe9?")]}, {"configurable": {"thread_id": "t"}}
+        )
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [*COMMAND, "threads", "--db", str(tmp_path / "a.db")],
+        env=environment(None) | plain,
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"Caf??" in done.stdout
 
 
 def test_streams_may_be_closed(server: Server) -> None:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import example, given, settings
@@ -508,6 +508,34 @@ def test_processes_share_a_batch(
         assert None not in answers
     assert server.settled().served <= max(spent for spent, *_ in ends)
     assert max(Counter((c.request["seed"], c.text) for c in server.calls).values()) == 1
+
+
+def test_what_another_process_has_answered_has_no_error_of_this_one(
+    server: Server, tmp_path: Path
+) -> None:
+    """It failed here, as often as it is tried, before the other came."""
+    failed, others = list[int](), list[Batch]()
+
+    def script(request: dict[str, Any], i: int) -> Reply:
+        if number(request) or others:
+            return mixed(request, i)
+        failed.append(i)
+        return Reply(error=500)
+
+    server.script = script
+    with open_checkpoints(tmp_path / "a.db") as one, open_checkpoints(tmp_path / "a.db") as two:
+
+        def progress(told: Progress) -> None:
+            if len(failed) == 3 and not others:
+                others.append(cast(Any, "at work"))
+                app = app_of(server, ledger=two.ledger, saver=two.saver)
+                others[0] = batch(app, asked(2), Budget(tokens=6_000), workers=1)
+
+        app = app_of(server, ledger=one.ledger, saver=one.saver)
+        done = batch(app, asked(2), Budget(tokens=6_000), workers=1, progress=progress)
+    answered = others[0].questions[0]
+    assert answered.answer is not None
+    assert done.questions[0] == answered
 
 
 def test_a_question_that_a_dead_process_may_still_hold_is_waited_for(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import pickle
 import sqlite3
 import time
@@ -427,14 +428,19 @@ def test_a_model_that_nothing_can_hold_is_refused_at_construction() -> None:
         create_anytime_graph(Unbounded())
 
 
-def test_errors_hold_neither_prompt_nor_key(server: Server) -> None:
+def test_errors_hold_neither_prompt_nor_key(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
     """The server echoes the whole request in its refusal."""
+    caplog.set_level(logging.DEBUG, "anytime_graph")
     server.script = lambda request, i: Reply(error=400)
     with pytest.raises(NoAnswer) as failure:
         run(server, Budget(tokens=4_000))
     assert "rivers" not in str(failure.value)
     assert "HTTP 400" in str(failure.value)
     assert failure.value.spent["tokens"] == 0
+    assert "HTTP 400" in caplog.text
+    assert "rivers" not in caplog.text
 
 
 # --- LangChain's cache
