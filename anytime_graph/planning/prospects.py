@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from itertools import product
 from statistics import NormalDist, median
@@ -191,6 +192,14 @@ def slice_(view: View, kind: str) -> float:
     prompt = _prompt(view, "draft")
     held = _BOUND * _prompt(view, kind) + max(GOOD_ROOM, length.ample)
     return left if left - held < _BOUND * prompt + GOOD_ROOM else held
+
+
+def fitting(view: View, n: int, part: float) -> int:
+    """How many of n drafts can be made side by side out of this part of what is left, each with a whole slice;
+    at least one. As long as no length is known, 2,400 tokens are enough for three: 3 * 768 = 2,304. A
+    limit of calls cuts no reply, so it does not count."""
+    view = replace(view, left={d: amount for d, amount in view.left.items() if d != "calls"})
+    return max(1, min(n, int(part * tokens_left(view) / slice_(view, "draft"))))
 
 
 def tokens_left(view: View) -> float:

@@ -33,6 +33,7 @@ from anytime_graph.planning.prospects import (
     FIRST,
     NONE,
     agreement,
+    fitting,
     judge_decides,
     prospects,
     reply_length,
@@ -77,13 +78,13 @@ def single(view: View) -> list[Move]:
 
 
 def best_of_n(view: View, n: int = 4) -> list[Move]:
-    """Drafts, n at a time, as many as the budget pays for; the scorer or the judge picks the best."""
+    """Drafts, up to n at a time, as many as the budget pays for; the scorer or the judge picks the best."""
     part = 0.5 if view.decides == "judge" else 1.0
-    return _comparisons(view) or _agreed(view) or _drafts(view, n, "chosen", part / n)
+    return _comparisons(view) or _agreed(view) or _side_by_side(view, n, "chosen", part)
 
 
 def self_consistency(view: View, n: int = 4) -> list[Move]:
-    """Drafts, n at a time, as many as the budget pays for; the answer that most of them agree on is the
+    """Drafts, up to n at a time, as many as the budget pays for; the answer that most of them agree on is the
     best (Wang et al. 2022, arXiv 2203.11171)."""
     return best_of_n(view, n)
 
@@ -92,7 +93,7 @@ def self_refine(view: View) -> list[Move]:
     """Draft, then review and refine in turn (Madaan et al. 2023, arXiv 2303.17651). A refinement replaces
     the incumbent only if it is better."""
     if view.best is None:
-        return [Draft(share=0.25)]
+        return [Draft(share=_share(view, "draft", _QUARTER))]
     if comparisons := _comparisons(view):
         return comparisons
     if view.best["satisfied"]:
@@ -101,7 +102,7 @@ def self_refine(view: View) -> list[Move]:
         return [Stop("agreed")]
     if view.best["feedback"] is None:
         return [Critique(view.best["id"], share=0.25)]
-    return [Refine(view.best["id"], share=0.25)]
+    return [Refine(view.best["id"], share=_share(view, "refine", _QUARTER))]
 
 
 def pdp(view: View, n: int = 4, shown: Shown = "both") -> list[Move]:
@@ -152,7 +153,7 @@ def leap(view: View, n: int = 4) -> list[Move]:
     if view.pairs and view.judging and not view.made.get("learn"):
         return [Learn(share=0.25)]
     part = _share(view, "taught draft", _QUARTER)
-    return [Draft(pairs="principles", memory="principles", share=part)] * 2
+    return [Draft(pairs="principles", memory="principles", share=part)] * fitting(view, 2, 1.0)
 
 
 def merge(view: View, n: int = 4) -> list[Move]:
@@ -278,17 +279,23 @@ def resolve(strategy: str | Strategy, decides: Decides = "scorer") -> Strategy:
 
 
 def _opening(view: View, n: int, memory: Shown) -> list[Move]:
-    """What comes before pairs can teach: due comparisons, an end, or what is missing of n drafts. The
-    drafts get half of what is left. If no judge need be paid and half would cut them, they get up to all
-    of it: of 8,000 tokens, four drafts whose slices are 1,550 get 4 * 1,550 = 6,200."""
+    """What comes before pairs can teach: due comparisons, an end, or what is missing of n drafts, which get
+    half of what is left."""
     if due := _comparisons(view) or _agreed(view):
         return due
     missing = n - view.made.get("draft", 0)
     if missing <= 0 and view.best is not None:
         return []
-    drafts, most = max(1, missing), 0.5 if view.decides == "judge" else 1.0
-    part = min(most, max(0.5, drafts * slice_(view, "draft") / tokens_left(view)))
-    return _drafts(view, drafts, memory, part / drafts)
+    return _side_by_side(view, max(1, missing), memory, 0.5)
+
+
+def _side_by_side(view: View, n: int, memory: Shown, part: float) -> list[Move]:
+    """n drafts at a time for this part of what is left. If it would cut them, they get up to all, half of it under
+    a judge, and if that would cut them too, there are fewer. Of 8,000 tokens, half is 1,000 for each of
+    four; if their slices are 1,550, they get 4 * 1,550 = 6,200. Of 2,000, one gets 1,550."""
+    most = 0.5 if view.decides == "judge" else 1.0
+    k, whole = fitting(view, n, most), _share(view, "draft")
+    return _drafts(view, k, memory, max(part / n, whole if k == 1 else min(most / k, whole)))
 
 
 def _drafts(view: View, n: int, memory: Shown, share: float) -> list[Move]:
