@@ -263,6 +263,11 @@ def share(of: Limits, fraction: float) -> Limits:
     return _parts(of, fraction) | {d: min(most, of[d]) for d, most in _UNDIVIDED.items() if d in of}
 
 
+_LEAST_PRICE = 0.0005
+"""What is below it is meant for one token: providers list $0.0011 a million at least, and for all models but one
+$180 a million at most, which is $0.00018 a token."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prices:
     """US dollars per million tokens. Input that is read from a provider's cache costs `cached_input`, and
@@ -279,6 +284,11 @@ class Prices:
             if value is not None and not (isinstance(value, int | float) and 0 <= value < 1e9):
                 raise ValueError(
                     f"prices.{f.name}={value!r}: dollars per million tokens, 0 or more"
+                )
+            if value and value < _LEAST_PRICE:
+                raise ValueError(
+                    f"prices.{f.name}={value!r}: dollars per million tokens; if one token costs that "
+                    f"much, give {value * 1e6:g}"
                 )
             if value is not None:
                 object.__setattr__(self, f.name, plain(value))

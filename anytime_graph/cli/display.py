@@ -38,7 +38,7 @@ from anytime_graph.metrics import Interval
 from anytime_graph.planning.profiles import Profile
 from anytime_graph.run.announcements import improvement
 from anytime_graph.run.calls import PlannedCall
-from anytime_graph.run.endings import call_ended, ended
+from anytime_graph.run.endings import call_ended, decided, ended
 from anytime_graph.run.state import Output, Point
 from anytime_graph.text import clipped, harmless
 from anytime_graph.warm_up import WarmUp
@@ -490,10 +490,8 @@ def story(thread: str, runs: list[dict[str, Any]], running: bool, db: str) -> No
         console.print(Panel(question, title=head, title_align="left"))
         parent = run["parent_id"]
         branch = "" if parent is None else f"; branched off run {places.get(parent, parent)}"
-        decides = f"{run['decides']} decides"
-        console.print(
-            _inert(f"{run['model']}, strategy {run['strategy']}, the {decides}{branch}", "dim")
-        )
+        how = f"{run['model']}, strategy {run['strategy']}, {decided(run['decides'])}{branch}"
+        console.print(_inert(how, "dim"))
         if run["calls"]:
             console.print(_call_table(run["calls"]))
         _print_answers(console, run)

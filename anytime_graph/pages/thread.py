@@ -13,7 +13,7 @@ from anytime_graph.checkpoints.export import public
 from anytime_graph.pages.curve import curve, extent, ticks
 from anytime_graph.pages.html import document, escaped
 from anytime_graph.run.calls import judges
-from anytime_graph.run.endings import call_ended, ended
+from anytime_graph.run.endings import call_ended, decided, ended
 from anytime_graph.run.fold import is_vote, union
 from anytime_graph.run.upgrade import planned_call
 from anytime_graph.scoring import normal
@@ -83,9 +83,8 @@ def _section(run: Row, number: int, of: int, running: bool, parent: int | None) 
     best = next((a for a in run["answers"] if a["id"] == run["best_id"]), None)
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run["started"]))
     branch = "" if parent is None else f", branched off question {parent}"
-    facts = (
-        f"{when}, {run['model']}, strategy {run['strategy']}, the {run['decides']} decides{branch}"
-    )
+    how = f"strategy {run['strategy']}, {decided(run['decides'])}"
+    facts = f"{when}, {run['model']}, {how}{branch}"
     yield f'<section id="run-{number}"><p class="over">Question{f" {number} of {of}" if of > 1 else ""}</p>'
     yield f'<h2 class="asked">{_kept(run["question"])}</h2><p>{escaped(facts)}</p>'
     yield _best(best, run, running)

@@ -127,7 +127,8 @@ class View:
     unless the judge decides, and refinements under a vote.
     whole: whether any reply is an answer, even one that was cut. payoffs: what drafts and refinements
     have brought in this run; profile: on earlier questions. made: moves that brought a reply, by kind.
-    spent: amounts by dimension. left: of the limited dimensions only.
+    spent: amounts by dimension. left: of the limited dimensions only. usd_per_token: of what was spent;
+    before that, the price of output; 0 if it is not known.
     """
 
     candidates: Sequence[Candidate]
@@ -148,6 +149,7 @@ class View:
     made: Mapping[str, int]
     spent: Spend
     left: Limits
+    usd_per_token: float = 0.0
 
 
 Strategy = Callable[[View], Sequence[Move]]

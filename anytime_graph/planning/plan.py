@@ -208,6 +208,8 @@ def _need(
 
 def view(setup: Setup, state: State, judging: bool = True) -> View:
     """What the strategy may know. judging: whether the judge may still be asked."""
+    spent, prices = state["spent"], setup.meters[setup.answering(state)].prices
+    output_price = prices.output / 1e6 if prices else 0.0
     return View(
         candidates=state["candidates"],
         best=state["best"],
@@ -225,8 +227,9 @@ def view(setup: Setup, state: State, judging: bool = True) -> View:
         tied=tied(state) if setup.decides == "agreement" else [],
         decides=setup.decides,
         made=state["made"],
-        spent=state["spent"],
-        left=left(state["limits"], state["spent"]),
+        spent=spent,
+        left=left(state["limits"], spent),
+        usd_per_token=spent["usd"] / spent["tokens"] if spent["usd"] else output_price,
     )
 
 

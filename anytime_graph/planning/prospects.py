@@ -204,13 +204,13 @@ def fitting(view: View, n: int, part: float) -> int:
 
 def tokens_left(view: View) -> float:
     """What is left, in tokens: the least by all limits. With 1,000 tokens spent for $0.002, $0.01 are worth
-    5,000 tokens; with drafts of 500, 4 calls are worth 2,000."""
+    5,000 tokens; before, with output at $8 a million, 1,250. With drafts of 500, 4 calls are worth 2,000."""
     spent, usual = view.spent, tokens(view, "draft")
     used = max(1, spent["tokens"])
     worth = {
         "tokens": 1.0,
         "output_tokens": used / max(1, spent["output_tokens"]),
-        "usd": used / spent["usd"] if spent["usd"] else 0.0,
+        "usd": 1 / view.usd_per_token if view.usd_per_token else 0.0,
         "calls": usual,
     }
     amounts = [amount * worth[d] for d, amount in view.left.items() if worth.get(d)]

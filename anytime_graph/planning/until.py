@@ -96,8 +96,7 @@ def outweighed(until: Until, view: View, moves: Sequence[PlannedMove]) -> Stop |
         if gain < until.min_gain:
             return Stop("min_gain", gain)
     if until.price is not None:
-        dollars = view.spent["usd"] / max(1, view.spent["tokens"])
-        worth = max(p.gain * until.price - p.tokens * dollars for p in following)
+        worth = max(p.gain * until.price - p.tokens * view.usd_per_token for p in following)
         if worth < 0:
             return Stop("price", worth)
     return None

@@ -1,4 +1,4 @@
-"""Why a run ended, in words: what each `stop_reason` means."""
+"""Who decides in a run, and why it ended, in words."""
 
 from __future__ import annotations
 
@@ -33,6 +33,17 @@ MEANINGS = {
     "error": "a call failed, and the agent ended with what it had",
 }
 """By stop reason; of one with a cause behind a colon, by what stands before it."""
+
+
+_DECIDE = {
+    "vote": "the votes decide",
+    "agreement": "the votes decide, among equals the judge",
+}
+
+
+def decided(by: str) -> str:
+    """Who chooses the best answer."""
+    return _DECIDE.get(by, f"the {by} decides")
 
 
 def ended(reason: str | None) -> str:

@@ -317,11 +317,16 @@ def setup(kind: Kind, strategy: str | Strategy, **options: Any) -> Setup:
     )
 
 
+def asked(question: str, limits: Limits) -> State:
+    """A run that begins."""
+    state = merged(fresh("q", {}, 1, "t", limits), State(messages=[HumanMessage(question, id="q")]))
+    state["remaining_steps"] = cast(Any, 10_000)
+    return state
+
+
 def simulate(rules: Setup, kind: Kind, seed: int, limits: Limits, until: float = math.inf) -> Run:
     """One question. until: tokens at which somebody stops it."""
-    model, points = Model(kind, seed), [(0, 0.0)]
-    state = merged(fresh("q", {}, 1, "t", limits), State(messages=[HumanMessage("Why?", id="q")]))
-    state["remaining_steps"] = cast(Any, 10_000)
+    model, points, state = Model(kind, seed), [(0, 0.0)], asked("Why?", limits)
     while state["spent"]["tokens"] < until:
         planned = plan(rules, state, stopped=False)
         if isinstance(planned, Stop):

@@ -291,6 +291,7 @@ def test_a_scorer_file_that_fails_is_told_in_one_line(
         (["--matches", "("], "Error: --matches '('"),
         (["--price", "cheap"], "two numbers"),
         (["--price", "nan,1"], "Error: --price 'nan,1': dollars per million tokens, 0 or more"),
+        (["--price", "4e-7,1.6e-6"], "if one token costs that much, give 0.4"),
         (["--db", "x.db", "--thread", " "], "--thread: a name that is not empty is needed"),
         (
             ["--db", "x.db", "--thread", "t", "--key", "checkpoint_id=1"],

@@ -280,7 +280,7 @@ def test_a_share_that_is_named_holds(server: Server) -> None:
     ("kind", "strategy", "decides", "least"),
     [
         ("vote", "self_consistency", "vote", 0.0),
-        ("judge good", "best_of_n", "judge", 0.05),
+        ("judge good", "best_of_n", "judge", 0.0),
         ("judge useless", "single", "judge", -0.03),
     ],
 )
