@@ -811,10 +811,6 @@ def test_a_record_that_is_none_is_named(folder: Path) -> None:
         Records(file)
 
 
-if __name__ == "__main__":
-    record()
-
-
 def test_a_disk_that_is_full_leaves_no_half_of_a_row(tmp_path: Path) -> None:
     file, room = tmp_path / "calls.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
     append(file, {"n": 1})
@@ -826,3 +822,7 @@ def test_a_disk_that_is_full_leaves_no_half_of_a_row(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, room)
     append(file, {"n": 4})
     assert [*lines(file)] == [{"n": 1}, {"n": 4}]
+
+
+if __name__ == "__main__":
+    record()
