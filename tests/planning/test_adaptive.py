@@ -42,10 +42,12 @@ from anytime_graph.planning.profiles import expected_best
 from anytime_graph.planning.prospects import (
     agreement,
     chance_of_more,
+    fitting,
     prospects,
     reply_length,
     rise,
     slice_,
+    tokens_left,
     verdicts,
     vote_gain,
 )
@@ -272,6 +274,32 @@ def test_how_long_a_reply_is_is_as_worked_out() -> None:
     told = replace(seen(), profile={"draft": two})  # counts as one draft
     assert reply_length(told) == pytest.approx((500, 1_600))
     assert reply_length(seen(taught_draft=two)) == reply_length(seen(draft=two))
+
+
+@pytest.mark.parametrize(
+    ("left", "price", "tokens"),
+    [
+        ({"usd": 0.01}, 2e-6, 5_000),
+        ({"usd": 0.01}, 8e-6, 1_250),
+        ({"usd": 0.01, "tokens": 900}, 8e-6, 900),
+        ({"calls": 4, "seconds": 1}, 8e-6, 2_000),
+        ({"usd": 0.01}, 0.0, 16_000),  # as without limits
+    ],
+)
+def test_what_is_left_is_worth_as_many_tokens_as_worked_out(
+    left: Limits, price: float, tokens: int
+) -> None:
+    view = replace(seen(draft=drafts(0.5)), left=left, usd_per_token=price)
+    assert tokens_left(view) == pytest.approx(tokens)
+
+
+def test_as_many_drafts_fit_as_get_whole_slices() -> None:
+    unknown = seen(2_400)
+    assert [fitting(unknown, 4, part) for part in (1.0, 0.5, 0.1)] == [3, 1, 1]
+    known = seen(8_000, draft=drafts(0.2, 0.4, tokens=(300, 500)))
+    assert slice_(known, "draft") == 1_550
+    assert [fitting(known, n, part) for n, part in ((4, 1.0), (9, 1.0), (4, 0.5))] == [4, 5, 2]
+    assert fitting(replace(unknown, left={"calls": 2}), 4, 1.0) == 4
 
 
 def test_how_likely_a_reply_is_longer_is_as_worked_out() -> None:
