@@ -93,9 +93,9 @@ bench: setup
 conformance: setup
 	$(BIN)/python -m tests.bench.conformance $(RUNS)
 
-# Adaptive against the fixed strategies, on a simulated model; about an hour of two cores.
+# Adaptive against the fixed strategies, on a simulated model; about half an hour of two cores.
 simulation: setup
-	$(BIN)/python -m tests.bench.simulation 2000 2 docs/results/simulation.md
+	$(BIN)/python -m tests.bench.simulation 500 2 docs/results/simulation.md
 
 # The replies of the embedded model that tests/benchmark/test_bench.py replays; due when prompts
 # change.

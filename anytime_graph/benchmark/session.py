@@ -17,6 +17,7 @@ from anytime_graph.benchmark.recording import Facts, Recording
 from anytime_graph.benchmark.run import FixedMemory, Lesson, Lost, Unmeasured
 from anytime_graph.benchmark.tape import CellModel
 from anytime_graph.budget import Limits, Spend, nothing
+from anytime_graph.checkpoints import LedgerError
 from anytime_graph.metering.account import Account
 from anytime_graph.metering.meter import Meter
 from anytime_graph.tasks import Question
@@ -174,11 +175,11 @@ class Session:
         cell: Cell,
         future: Future[tuple[Record, Lesson | None]],
         keep: Callable[[Cell, Lesson | None], None],
-    ) -> Unmeasured | None:
+    ) -> Unmeasured | LedgerError | None:
         """Keep the record and the lesson of a cell; returns why it was not measured, or None."""
         try:
             record, lesson = future.result()
-        except Unmeasured as failure:
+        except (Unmeasured, LedgerError) as failure:
             self.failures.append(f"{cell}: {failure}")
             return failure
         if cell.name not in self.records:

@@ -128,7 +128,8 @@ class View:
     whole: whether any reply is an answer, even one that was cut. payoffs: what drafts and refinements
     have brought in this run; profile: on earlier questions. made: moves that brought a reply, by kind.
     spent: amounts by dimension. left: of the limited dimensions only. usd_per_token: of what was spent;
-    before that, the price of output; 0 if it is not known.
+    before that, the price of output; 0 if it is not known. prompt_once: whether equal drafts side by side
+    are known to share the cost of their prompt.
     """
 
     candidates: Sequence[Candidate]
@@ -150,6 +151,7 @@ class View:
     spent: Spend
     left: Limits
     usd_per_token: float = 0.0
+    prompt_once: bool = False
 
 
 Strategy = Callable[[View], Sequence[Move]]

@@ -230,7 +230,18 @@ def view(setup: Setup, state: State, judging: bool = True) -> View:
         spent=spent,
         left=left(state["limits"], spent),
         usd_per_token=spent["usd"] / spent["tokens"] if spent["usd"] else output_price,
+        prompt_once=_billed_once(setup, state) is True,
     )
+
+
+def _billed_once(setup: Setup, state: State) -> bool | None:
+    """Whether the prompt of several choices is billed once; None if it is not known, False also if choices cannot
+    be had."""
+    role = setup.answering(state)
+    own = setup.meters[role]
+    if "n" in own.known.refused or setup.drafter is not None:
+        return False
+    return _calibration(state, role).get("once", own.billed_once)
 
 
 class _Order(NamedTuple):
@@ -411,10 +422,16 @@ class _Edge:
 
     def _beyond_share(self, moves: Sequence[PlannedMove]) -> list[Planned]:
         """Calls of the judge, even if they exceed its share."""
-        if not self.setup.yields:
-            return self._calls(moves, self.rest)
-        whole = replace(self.setup, judge=replace(self.setup.judge, share=1.0))
-        return replace(self, setup=whole)._calls(moves, self.rest)
+        return (self._without_share if self._yields else self)._calls(moves, self.rest)
+
+    @property
+    def _yields(self) -> bool:
+        """Whether the judge's share may be exceeded, and is not yet lifted."""
+        return self.setup.yields and self.setup.judge.share < 1
+
+    @property
+    def _without_share(self) -> _Edge:
+        return replace(self, setup=replace(self.setup, judge=replace(self.setup.judge, share=1.0)))
 
     def _short_of(self, moves: Sequence[PlannedMove], rest: Limits) -> str:
         """Why no further move can be paid for: the dimension that it would overrun, or "judge" if the
@@ -501,6 +518,9 @@ class _Edge:
             for min_output in (comfort, _least_room(self.setup, self.state)):
                 if calls := self._sliced([_Order(move, 1.0)], rest, min_output):
                     return calls
+        if self._yields and all(map(_chooses, moves)):
+            orders = [_Order(move, move["share"] or 1.0) for move in moves]
+            return self._without_share._sliced(orders, rest, comfort)
         return []
 
     def _sliced(
@@ -543,10 +563,8 @@ class _Edge:
     def _together(self, orders: Sequence[_Order]) -> list[_Order]:
         """Equal drafts side by side become one request for several choices, where those can be had.
         Until it is known that the prompt is billed once, it is reserved for each choice."""
-        role = self.setup.answering(self.state)
-        own = self.setup.meters[role]
-        once = _calibration(self.state, role).get("once", own.billed_once)
-        if once is False or "n" in own.known.refused or self.setup.drafter is not None:
+        once = _billed_once(self.setup, self.state)
+        if once is False:
             return list(orders)
         merged: list[_Order] = []
         for order in orders:
@@ -723,6 +741,12 @@ def _fewer(move: PlannedMove, detail: float) -> PlannedMove:
     if combines(fewer):
         fewer["of"] = fewer["of"][: max(1, math.ceil(detail * len(fewer["of"])))]
     return fewer
+
+
+def _chooses(move: PlannedMove) -> bool:
+    """Whether the judge is to choose among several answers, which else were paid for in vain. To read four of
+    them in two orders takes twice their tokens, so a share of .3 is used up after a few choices."""
+    return move["kind"] == "critique" and "among" in move
 
 
 def _from_start(move: PlannedMove) -> bool:

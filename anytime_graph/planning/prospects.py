@@ -15,7 +15,7 @@ from itertools import product
 from statistics import NormalDist, median
 from typing import NamedTuple
 
-from anytime_graph.budget import GOOD_ROOM
+from anytime_graph.budget import GOOD_ROOM, MIN_ROOM
 from anytime_graph.planning.moves import View
 from anytime_graph.run.state import Payoff, add_payoffs, payoff
 
@@ -196,10 +196,16 @@ def slice_(view: View, kind: str) -> float:
 
 def fitting(view: View, n: int, part: float) -> int:
     """How many of n drafts can be made side by side out of this part of what is left, each with a whole slice;
-    at least one. As long as no length is known, 2,400 tokens are enough for three: 3 * 768 = 2,304. A
-    limit of calls cuts no reply, so it does not count."""
+    at least one. As long as no length is known, 2,400 tokens are enough for three: 3 * 768 = 2,304. With
+    replies of which 24 tokens are ample, 264 are enough for four that share a prompt of 132: 1.25 * 132 +
+    4 * 24 = 261. A limit of calls cuts no reply, so it does not count."""
     view = replace(view, left={d: amount for d, amount in view.left.items() if d != "calls"})
-    return max(1, min(n, int(part * tokens_left(view) / slice_(view, "draft"))))
+    most, length = part * tokens_left(view), reply_length(view)
+    if view.prompt_once and length is not None:
+        k = (most - _BOUND * _prompt(view, "draft")) / max(MIN_ROOM, length.ample)
+    else:
+        k = most / slice_(view, "draft")
+    return max(1, min(n, int(k)))
 
 
 def tokens_left(view: View) -> float:

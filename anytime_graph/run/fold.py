@@ -128,11 +128,12 @@ def _ranked(state: State, outcomes: Sequence[Outcome], width: int, decides: Deci
     arrived = [c for c in candidates if c["id"] in new] if decides == "scorer" else []
     kept = _trimmed(candidates, best, width, decides, matches)
     ids = {c["id"] for c in kept}
+    last = next((m for m in reversed(matches) if best is not None and best["id"] in m[:2]), None)
     learned = (o["principles"] for o in outcomes if o.get("principles"))
     return State(
         best=best,
         candidates=kept,
-        matches=[list(m) for m in matches if {m.first, m.second} <= ids][-_KEPT:],
+        matches=[list(m) for m in matches if m is last or {m.first, m.second} <= ids][-_KEPT:],
         pairs=pairs,
         principles=next(learned, state["principles"]),
         judging=_updated_judging(state["judging"], outcomes, candidates, rulings),

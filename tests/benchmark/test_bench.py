@@ -366,7 +366,6 @@ def test_a_call_that_fails_now_and_then_is_made_again(
     assert records("b") == records("a")
 
 
-@pytest.mark.pairwise
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("what", ["INSERT INTO calls", "SELECT * FROM calls WHERE"])
 def test_a_cell_whose_ledger_failed_for_a_moment_is_measured_again(

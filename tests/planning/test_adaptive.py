@@ -300,6 +300,14 @@ def test_as_many_drafts_fit_as_get_whole_slices() -> None:
     assert slice_(known, "draft") == 1_550
     assert [fitting(known, n, part) for n, part in ((4, 1.0), (9, 1.0), (4, 0.5))] == [4, 5, 2]
     assert fitting(replace(unknown, left={"calls": 2}), 4, 1.0) == 4
+    short = seen(264, draft=drafts(0.5, tokens=(6,)))  # with a prompt of 200
+    assert fitting(short, 4, 1.0) == 1
+    shared = replace(short, prompt_once=True)
+    assert [fitting(replace(shared, left={"tokens": t}), 9, 1.0) for t in (264, 346, 347)] == [
+        1,
+        4,
+        4,
+    ]
 
 
 def test_how_likely_a_reply_is_longer_is_as_worked_out() -> None:

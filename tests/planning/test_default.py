@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal, Inexact, localcontext
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from anytime_graph import Budget, Judge, create_anytime_graph
 from anytime_graph.nodes.critique import chosen
-from anytime_graph.planning.moves import Choose, planned_move
+from anytime_graph.planning.moves import Choose, Draft, Move, Stop, View, planned_move
 from anytime_graph.run.calls import shown_order
 from anytime_graph.run.state import Decides
 from anytime_graph.scoring import normal
@@ -273,7 +274,48 @@ def test_a_share_that_is_named_holds(server: Server) -> None:
     assert out["judging"]["spent"]["tokens"] > 0.25 * 4_000
 
 
+@pytest.mark.parametrize("tokens", [4_000, 16_000, 40_000])
+def test_no_answer_is_bought_that_is_never_compared(server: Server, tokens: int) -> None:
+    """With a judge that is always right, the best of all answers is returned, however many there are."""
+    server.script = essay
+    out = asked(server, tokens)
+    written = [c.request["seed"] * 37 % 101 for c in server.calls if not choosing(c.request)]
+    assert out["best"]["answer"].startswith(f"quality {max(written)} ")
+
+
 # --- against fixed strategies, simulated ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_a_choice_made_best_stays_so_without_another(seed: int) -> None:
+    """Also when the answer that it was compared with is long forgotten."""
+    asked_of = replace(KINDS["judge good"], decides="agreement")
+    held: list[int] = []
+
+    def one_choice(view: View) -> Sequence[Move]:
+        if view.judged["comparisons"]:
+            assert view.best is not None
+            held.append(view.best["id"])
+            return [Draft(share=0.05)] if len(held) < 12 else [Stop()]
+        return [Choose((0, 2))] if len(view.candidates) == 3 else [Draft(share=0.05)]
+
+    run = simulate(setup(asked_of, one_choice), asked_of, seed, {"tokens": 40 * DRAFT})
+    assert (len(held), run.reason) == (12, "done")
+    assert len(set(held)) == 1
+    assert len(run.state["candidates"]) == 8
+
+
+def test_more_budget_brings_better_texts() -> None:
+    asked_of = replace(KINDS["judge good"], decides="agreement", text=" so it goes" * 20)
+    rules = setup(asked_of, "adaptive", yields=True)
+    small, large, larger = (
+        fmean(
+            simulate(rules, asked_of, seed, {"tokens": budget * DRAFT}).at(budget * DRAFT)
+            for seed in range(12)
+        )
+        for budget in (4, 16, 64)
+    )
+    assert small < large < larger
 
 
 @pytest.mark.parametrize(
