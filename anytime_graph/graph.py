@@ -127,8 +127,8 @@ def create_anytime_graph(
         the context's namespace: the same ledger, one of LangGraph's stores, or a Memory.
     judge: compares answers and gives reasons: another model, a rubric, or another share of the
         budget. A share that is named holds; the usual one yields where the judge chooses among
-        texts, or when nothing else can be bought. If the scorer is a function, it decides; the judge only gives reasons, and compares
-        where a strategy asks for it.
+        texts, or when nothing else can be bought. If the scorer is a function, it decides; the
+        judge only gives reasons, and compares where a strategy asks for it.
     drafter: lets an agent write the drafts: a function from a chat model to a Runnable that takes
         and returns {"messages": [...]}, such as `lambda model: create_agent(model, tools)`. It is
         called for each draft with a metered model, whose calls are paid from that draft's slice.

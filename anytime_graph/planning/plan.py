@@ -229,7 +229,7 @@ def view(setup: Setup, state: State, judging: bool = True) -> View:
         made=state["made"],
         spent=spent,
         left=left(state["limits"], spent),
-        usd_per_token=spent["usd"] / spent["tokens"] if spent["usd"] else output_price,
+        usd_per_token=spent["usd"] / max(1, spent["tokens"]) if spent["usd"] else output_price,
         prompt_once=_billed_once(setup, state) is True,
     )
 
@@ -744,8 +744,8 @@ def _fewer(move: PlannedMove, detail: float) -> PlannedMove:
 
 
 def _chooses(move: PlannedMove) -> bool:
-    """Whether the judge is to choose among several answers, which else were paid for in vain. To read four of
-    them in two orders takes twice their tokens, so a share of .3 is used up after a few choices."""
+    """Whether the judge is to choose among several answers; without that they were paid for in vain. To read
+    four of them in two orders takes twice their tokens, so a few choices use up a share of .3."""
     return move["kind"] == "critique" and "among" in move
 
 

@@ -120,6 +120,17 @@ def test_show_tells_what_happened(server: Server, command: Command, solve: Comma
     assert second["limits"] == {"tokens": 400}
 
 
+def test_show_tells_who_decides_without_a_scorer(
+    server: Server, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    server.script = lambda request, i: Reply("<answer>7</answer>")
+    command(
+        "solve", "How many?", "--db", "anytime.db", "--thread", "t", "--model", "openai:scripted"
+    )
+    assert "the votes decide, among equals the judge" in command("show", "t").stdout
+
+
 def test_show_draws_a_page(server: Server, command: Command, solve: Command) -> None:
     server.script = improving
     solve("rivers", "--calls", "4", *RULES)

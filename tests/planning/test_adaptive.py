@@ -151,6 +151,15 @@ def test_dollars_begin_with_the_calls_of_the_tokens_that_they_pay_for(
     assert all(d >= t - held for d, t in zip(in_dollars, in_tokens, strict=True))
 
 
+def test_dollars_that_bought_no_tokens_are_planned_with_too() -> None:
+    """A tool has its price, and the call that asked for it may have been refused."""
+    state = asked("Why?", {"usd": 0.01})
+    state["spent"] = {**state["spent"], "usd": 0.002}
+    rules = setup(KINDS["easy"], "adaptive")
+    priced = replace(rules, meters={r: replace(m, prices=PRICES) for r, m in rules.meters.items()})
+    assert not isinstance(plan(priced, state, stopped=False), Stop)
+
+
 @pytest.mark.parametrize(
     ("kind", "mostly"), [("hard", "draft"), ("refinable", "refine"), ("bimodal", "draft")]
 )
