@@ -6,9 +6,9 @@ from typing import Literal
 
 from anytime_graph.budget import DIMENSIONS
 from anytime_graph.planning.moves import Stop, View
-from anytime_graph.planning.plan import view
 from anytime_graph.planning.prospects import best_prospect, votes_decide
 from anytime_graph.planning.setup import Setup
+from anytime_graph.planning.view import view
 from anytime_graph.run.asking import Asked
 from anytime_graph.run.state import State
 

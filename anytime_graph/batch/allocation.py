@@ -47,8 +47,9 @@ from anytime_graph.metering.account import Account
 from anytime_graph.metering.quota import QuotaExceeded
 from anytime_graph.nodes.compiled import AnytimeGraph
 from anytime_graph.planning import prospects
-from anytime_graph.planning.plan import least_call, view
 from anytime_graph.planning.setup import Setup, affordable, bounding
+from anytime_graph.planning.slices import least_call
+from anytime_graph.planning.view import view
 from anytime_graph.run.calls import PATIENCE, Chosen
 from anytime_graph.run.context import Context
 from anytime_graph.run.state import Payoff, State, add_payoffs, fresh, payoff, question_of

@@ -9,7 +9,7 @@ from functools import reduce
 
 from anytime_graph.budget import nothing
 from anytime_graph.planning.moves import View
-from anytime_graph.planning.plan import view
+from anytime_graph.planning.view import view
 from anytime_graph.run.pairs import Candidate, Pair
 from anytime_graph.run.state import Payoff, add_payoffs
 from anytime_graph.run.state import payoff as one_answer
