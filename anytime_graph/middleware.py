@@ -577,28 +577,34 @@ class _Turn:
         short = self.error is None or isinstance(self.error, Short)
         if not self.share or not (short or self._latest_text() is not None):
             return
-        failed = isinstance(self.error, JournalError)
-        unrecorded = failed and self.kept is not None and not self.kept.in_quotas
-        if unrecorded:
-            log.warning("the last call is not in the ledger: %s", self.error)
-            self.kept = None
         last = self.request.override(tools=[], tool_choice=None)
         if (late := self._late(last=True)) is not None:
             last = last.override(model=late, model_settings={})
         bare = last.override(response_format=None, model_settings={}, model=_brisk(last.model))
+        unrecorded = self._goes_unrecorded()
         for request in (last, bare):
-            if self.response is not None or self._hopeless():
-                return
-            self.payer = AgentPayer(
-                self.account,
-                "last",
-                question=self.run["question"],
-                again=request is bare,
-                unrecorded=unrecorded,
-            )
-            messages = [*self.request.messages, *cast("list[Any]", self.written)]
-            self.payer.closes = messages[-1] if messages else None
-            yield request.override(messages=messages)
+            while self.response is None and not self._hopeless():
+                self.payer = AgentPayer(
+                    self.account,
+                    "last",
+                    question=self.run["question"],
+                    again=request is bare,
+                    unrecorded=unrecorded,
+                )
+                messages = [*self.request.messages, *cast("list[Any]", self.written)]
+                self.payer.closes = messages[-1] if messages else None
+                yield request.override(messages=messages)
+                if self.response is not None or not self._goes_unrecorded():
+                    break
+                unrecorded = True
+
+    def _goes_unrecorded(self) -> bool:
+        """Whether the ledger has just failed, and the last call is made without it. Where quotas pay, it is not."""
+        if not isinstance(self.error, JournalError) or self.kept is None or self.kept.in_quotas:
+            return False
+        log.warning("the last call is not in the ledger: %s", self.error)
+        self.kept = None
+        return True
 
     def _out_of_steps(self) -> bool:
         """Whether LangGraph's limit pays for no other turn and for the nodes that end the agent, which take no

@@ -193,8 +193,12 @@ class Account:
             return granted
 
     def _paid_later(self, tool_calls: int) -> int:
-        """As many tool calls as the quotas leave now; each is booked there once it begins, with its price."""
-        standings = self.standings()
+        """As many tool calls as the quotas leave now; each is booked there once it begins, with its price. If that
+        cannot be read now, each will be told so then."""
+        try:
+            standings = self.standings()
+        except JournalError:
+            return tool_calls
         left = Limits() if standings is None else standings.left()
         return int(min(tool_calls, left.get(TOOL_CALLS, tool_calls)))
 

@@ -17,7 +17,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command, Send, interrupt
 
 from anytime_graph import Budget, LedgerError, Prices, ThreadBusy, open_checkpoints
-from anytime_graph.checkpoints import Checkpoints
+from anytime_graph.checkpoints import Checkpoints, quotas
 from anytime_graph.metering import account, clock
 from anytime_graph.middleware import TokenBudgetMiddleware, metered
 from tests.kit.ledgers import ASK, ON, sql
@@ -340,10 +340,18 @@ def test_one_invocation_at_a_time_is_at_work_on_a_question(
 @pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("fresh", [60.0, 0.0])
 def test_a_ledger_that_fails_in_mid_run_costs_no_answer(
-    server: Server, tmp_path: Path, sync: bool, at: int, monkeypatch: pytest.MonkeyPatch
+    server: Server,
+    tmp_path: Path,
+    sync: bool,
+    at: int,
+    fresh: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It fails while the model or the tool is under way, and stays so."""
+    """It fails while the model or the tool is under way, and stays so. fresh: how long it is known what quotas
+    there are."""
+    monkeypatch.setattr(quotas, "_FRESH", fresh)
     usual, broken = thinking(50), threading.Event()
 
     def script(request: dict[str, Any], i: int) -> Reply:
@@ -371,6 +379,46 @@ def test_a_ledger_that_fails_in_mid_run_costs_no_answer(
     assert out["stop_reason"] == "error: LedgerError"
     assert out["spent"]["tokens"] == server.settled().served
     assert len(server.calls) == at + 2  # the one under way, and the last one
+
+
+@both
+def test_a_ledger_that_fails_as_the_last_call_begins_costs_no_answer(
+    server: Server, tmp_path: Path, sync: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The budget has ended the turns; what is kept for the last call buys the answer all the same."""
+    server.script, broken = thinking(50), threading.Event()
+
+    class Breaks(AgentMiddleware[Any, Any, Any]):
+        def wrap_model_call(self, request: Any, handler: Any) -> Any:
+            if not request.tools:
+                broken.set()
+            return handler(request)
+
+        async def awrap_model_call(self, request: Any, handler: Any) -> Any:
+            if not request.tools:
+                broken.set()
+            return await handler(request)
+
+    async def alive() -> dict[str, Any]:
+        async with open_checkpoints(tmp_path / "anytime.db") as store:
+            fail_once_set(store, broken, monkeypatch)
+            asked = agent(server, store, Breaks(), budget=Budget(tokens=20_000, calls=4))
+            out: dict[str, Any] = await asked.ainvoke(ASK, ON)
+            broken.clear()
+            return out
+
+    if sync:
+        with open_checkpoints(tmp_path / "anytime.db") as store:
+            fail_once_set(store, broken, monkeypatch)
+            asked = agent(server, store, Breaks(), budget=Budget(tokens=20_000, calls=4))
+            out = asked.invoke(ASK, ON)
+            broken.clear()
+    else:
+        out = asyncio.run(alive())
+    assert out["messages"][-1].text == ANSWER
+    assert out["stop_reason"] == "calls"
+    assert out["spent"]["tokens"] == server.settled().served
+    assert out["spent"]["calls"] == len(server.calls) <= 4
 
 
 def fail_once_set(
