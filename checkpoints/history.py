@@ -9,10 +9,18 @@ from typing import Any, NamedTuple, cast
 
 from anytime_graph.budget import Spend, nothing, total
 from anytime_graph.checkpoints.leases import may_live
-from anytime_graph.checkpoints.schema import BILLED, KEYS, LEASE_NAME, MODEL, SPEND, TOOL
+from anytime_graph.checkpoints.schema import (
+    BILLED,
+    KEYS,
+    LEASE_NAME,
+    MODEL,
+    SPEND,
+    TOOL,
+    LedgerError,
+)
 from anytime_graph.checkpoints.store import Store, plain
 from anytime_graph.run.fold import union
-from anytime_graph.text import meant
+from anytime_graph.text import harmless, meant
 
 _JSON = (
     "options",
@@ -24,7 +32,8 @@ _JSON = (
     "request",
     "principles",
 )
-
+_NUMBERS = ("ordinal", "chosen_ordinal", "rejected_ordinal")
+"""Whole numbers by which answers and calls are named; the rows of a shared file may hold anything."""
 
 _CALLS = "count(CASE WHEN c.kind <> 'tool_call' THEN 1 END)"
 """The number of model calls; the price of a tool call is a row too."""
@@ -208,14 +217,24 @@ class History:
             return []  # no database can hold it
         with self.store.reading() as execute:
             rows = execute(sql, parameters)
-        return [
-            {
-                k: json.loads(v) if k in _JSON and v is not None else v
-                for k, v in row.items()
-                if k != "search"
-            }
-            for row in rows
-        ]
+        return [{k: self._read(k, v) for k, v in row.items() if k != "search"} for row in rows]
+
+    def _read(self, column: str, value: Any) -> Any:
+        """A value as its column is meant. Raises LedgerError for what cannot be read so."""
+        if value is None:
+            return None
+        try:
+            if column in _NUMBERS:
+                return int(value)
+            if column not in _JSON:
+                return value
+            read = json.loads(value)
+            return [*map(int, read)] if column == "parents" else read
+        except (ValueError, TypeError, RecursionError):
+            where, shown = self.store.where, harmless(f"{value!r:.40}")
+            raise LedgerError(
+                f"{where}: column {column!r} holds {shown}; it was changed by hand"
+            ) from None
 
 
 def _summed(row: Mapping[str, Any]) -> Spend:

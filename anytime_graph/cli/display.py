@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 import shlex
 import sys
 import time
@@ -46,6 +47,8 @@ from anytime_graph.warm_up import WarmUp
 _WIDTH, _HEIGHT = 56, 8
 _BESIDE = 52
 """Columns that a bar leaves to its amounts: "tokens: 5,000 spent, 1,000 reserved, 94,000 left"."""
+_PASSWORD = re.compile(r"(?<=://)([^/:@]*):.*@")
+"""Whose it is, and the password, in the address of a database."""
 _CLIP = 300
 _NARROWEST = 60
 """Columns below which tables lose words."""
@@ -511,8 +514,10 @@ def story(thread: str, runs: list[dict[str, Any]], running: bool, db: str) -> No
 
 
 def again(thread: str, db: str) -> str:
-    """The command that goes on with a thread, for a shell: a client may have chosen its name."""
-    return shlex.join(["anytime-graph", "resume", thread, "--db", db])
+    """The command that goes on with a thread, for a shell: a client may have chosen its name. It is shown, so
+    without a database's password."""
+    shown = _PASSWORD.sub(r"\1@", db)
+    return shlex.join(["anytime-graph", "resume", thread, "--db", shown])
 
 
 def _call_table(calls: list[dict[str, Any]]) -> Table:
@@ -524,7 +529,12 @@ def _call_table(calls: list[dict[str, Any]]) -> Table:
         amounts = (f"{call[k]:,}" for k in ("input_tokens", "output_tokens", "tokens"))
         seconds = f"{call['seconds']:.1f}"
         table.add_row(
-            str(call["ordinal"]), call["kind"], *amounts, _usd(call["usd"]), seconds, _ended(call)
+            str(call["ordinal"]),
+            _inert(call["kind"]),
+            *amounts,
+            _usd(call["usd"]),
+            seconds,
+            _ended(call),
         )
     return table
 
@@ -554,7 +564,7 @@ def _print_pairs(console: Console, run: dict[str, Any]) -> None:
     for pair in run["pairs"]:
         head = f"Answer {pair['chosen_ordinal']} over {pair['rejected_ordinal']}"
         why = clipped(pair["why"] or "(not kept)", _CLIP)
-        console.print(Text(f"{head}, by the {pair['decided_by']}: {why}"))
+        console.print(_inert(f"{head}, by the {pair['decided_by']}: {why}"))
 
 
 def spending(spent: Mapping[str, Any], limits: Limits) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from anytime_graph.budget import BudgetTooSmall, NoAnswer
 from anytime_graph.checkpoints import (
@@ -44,13 +45,14 @@ class Refused(click.ClickException):
 
 @contextmanager
 def opened(db: str, new: bool = False, **how: Any) -> Iterator[Checkpoints]:
-    """The ledger and the checkpoints of --db. new: it may be made here. Raises Refused for what cannot be
-    a ledger, or holds none."""
+    """The ledger and the checkpoints of --db. new: it may be made here. Whoever wrote a checkpoint, it makes only
+    what LangGraph takes for safe. Raises Refused for what cannot be a ledger, or holds none."""
     if wrong := _unfit(db, new):
         shown = re.sub(r"(?s)://.*", "://...", db)  # it may hold a password
         raise Refused(f"--db {shown!r}: {wrong}")
     try:
-        with open_checkpoints(db, **how) as store:
+        safe = JsonPlusSerializer(allowed_msgpack_modules=None)
+        with open_checkpoints(db, serde=safe, **how) as store:
             yield store
     except (LedgerError, ImportError) as error:
         raise Refused(harmless(options.in_options(str(error)))) from None

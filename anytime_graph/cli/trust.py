@@ -21,8 +21,8 @@ from anytime_graph.text import harmless
 
 _SIGNATURE = "signature"
 _KEY_BYTES = 32
-_RUN = ("check", "model", "judge")
-"""Options that name what is run or asked."""
+_RUN = ("check", "model", "judge", "price")
+"""Options that name what is run or asked, and what it costs: with prices of 0, a budget in dollars binds nothing."""
 
 
 def signed(options: Mapping[str, Any], thread: str) -> dict[str, Any]:

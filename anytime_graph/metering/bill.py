@@ -32,8 +32,8 @@ class Bill:
 def bill(
     meter: Meter, request: Request, streamed: StreamedReply, ended: bool, overran: bool
 ) -> Bill:
-    """The bill of a call that was made. ended: its stream came to its end. overran: it was cut
-    because the provider ignored its cap."""
+    """The bill of a call that was made. ended: its stream came to its end. overran: more
+    came than its cap allows."""
     if not ended:
         return Bill(_unreported_spend(meter, request, streamed, overran))
     usage = streamed.usage

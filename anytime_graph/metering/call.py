@@ -598,7 +598,7 @@ class _Call:
             self.cut = "cut"
         charged = Bill(nothing())
         if self.made and not shared["unserved"]:
-            charged = bill(self.meter, self.request, streamed, self.ended, self.overran)
+            charged = bill(self.meter, self.request, streamed, self.ended, streamed.over)
             if charged.reported is not None and self.request.n == 1:
                 self.meter.heard(self.request.prompt, charged.reported)
         self.errors += charged.errors

@@ -45,9 +45,9 @@ class Usage:
             input=int(usage.get("input_tokens") or 0),
             output=int(usage.get("output_tokens") or 0),
             total=int(usage.get("total_tokens") or 0),
-            reasoning=int(outputs.get("reasoning") or 0),
-            cached=int(inputs.get("cache_read") or 0),
-            written=sum(int(inputs.get(key) or 0) for key in _WRITTEN),
+            reasoning=_detail(outputs, "reasoning"),
+            cached=_detail(inputs, "cache_read"),
+            written=sum(_detail(inputs, key) for key in _WRITTEN),
         )
 
     def joined(self, later: Usage) -> Usage:
@@ -63,6 +63,11 @@ class Usage:
             more = vars(later)[name]
             joined[name] = max(n, more) if again else max(n, n + more)
         return Usage(**joined)
+
+
+def _detail(details: Mapping[str, Any], key: str) -> int:
+    """A detail of a report. LangChain puts the name of a service tier before its name."""
+    return sum(int(details.get(f"{tier}{key}") or 0) for tier in ("", "flex_", "priority_"))
 
 
 @dataclass
@@ -84,7 +89,7 @@ class StreamedReply:
     came after every choice had ended; an earlier one is less than the cost. called: the model called
     tools. closed: the last thing that came was a report. running: reports come while the reply does, so
     that one is no sign of its end. begun: the reply has begun to come; that the Responses API took the
-    request is no part of it.
+    request is no part of it. over: more has come than the cap allows.
     """
 
     n: int
@@ -101,6 +106,7 @@ class StreamedReply:
     closed: bool = False
     running: bool = False
     begun: bool = False
+    over: bool = False
     _refused: bool = False
     _id: str | None = None
     _text: list[str] = field(default_factory=list)
@@ -109,13 +115,15 @@ class StreamedReply:
     _finishes: dict[str | None, str] = field(default_factory=dict)
     _length: int = 0
     _least: int = 0
-    _typical: float = 0.0
+    _written: float = 0.0
     _examined: int = 0
 
     def feed(self, chunk: BaseMessage) -> bool:
-        """Take in a chunk; True if more has come than the cap allows."""
+        """Take in a chunk; True if the stream is to be cut, as more has come than the cap allows. What has just
+        ended is not cut."""
         if not isinstance(chunk, AIMessage):
             chunk = _as_reply(chunk)
+        was_whole = self.whole
         self.chunks.append(chunk)
         called = providers.called(chunk)
         self.called = self.called or bool(called)
@@ -130,7 +138,7 @@ class StreamedReply:
             self._length += len(text) + len(thought)
             for words in filter(None, (text, thought)):
                 self._least += tokens.min_tokens(words)
-                self._typical += tokens.typical(words)
+                self._written += tokens.written(words)
             self.closed = self.reported = False
         elif not usage:
             self.unseen_chunks += 1
@@ -151,7 +159,10 @@ class StreamedReply:
             self.running = self.running or beside or self.usage is not None
             self._report(usage)
             self.reported = self.whole
-        return self.max_output is not None and self._exceeds(self.max_output)
+        self.over = self.over or (self.max_output is not None and self._exceeds(self.max_output))
+        report = bool(usage) and not (text or thought)
+        ends = self.whole and (report or not was_whole)
+        return self.over and not ends
 
     @property
     def seen(self) -> str:
@@ -182,7 +193,7 @@ class StreamedReply:
 
         Servers send a token or several in a piece, so a reply is cut at `slack` pieces above the cap.
         Some send parts of tokens: if the text cannot be as many tokens as pieces, the text itself is
-        judged, by its typical and by its fewest tokens. Runs of a mark count by their characters, for
+        judged, by the tokens that so much text takes at the least. Runs of a mark count by their characters, for
         each may be a token. Above 6 pieces a token, or 128 characters a token, any reply is cut.
 
         With a cap of 300: "(", newlines, spaces or words, one a piece, are cut at 317 pieces. Single
@@ -196,7 +207,7 @@ class StreamedReply:
             return True
         if self.pieces > _CRUMBS * cap + slack or self._length > _LONGEST * cap:
             return True
-        if self._typical > 3 * self.pieces and 0.8 * self._typical > cap + slack:
+        if self._written > max(3 * self.pieces, cap + slack):
             return True
         grown = max(self.pieces, self._least)
         if grown <= max(cap + slack, self._examined + self._examined // 8):
@@ -206,7 +217,7 @@ class StreamedReply:
         if self.pieces > cap + slack:
             if max_written_tokens(text) >= self.pieces:
                 return True
-            if 0.8 * tokens.typical(text) > cap + slack:
+            if tokens.written(text) > cap + slack:
                 return True
         return tokens.min_tokens(text) > cap + slack
 

@@ -52,7 +52,7 @@ _LIST_PRICE = {
 }
 """Options that change the price, and their values at which it is the listed one or less. A router may take
 any of the models that it is given."""
-_SEARCHES = re.compile(r":online$|deep-research|(^|/)compound")
+_SEARCHES = re.compile(r":online$|deep-research|(^|/)compound|search-(preview|api)")
 """Names of models that look things up by themselves, and pay for what they find."""
 _CLIENT_TOOLS = ("function", "custom")
 _FUNCTION_LISTS = {"function_declarations", "functionDeclarations"}
@@ -248,7 +248,8 @@ def sent_options(model: Any, bound: Mapping[str, Any]) -> dict[str, Any]:
     held = {name: getattr(model, name, None) for name in HOLDERS}
     for options in (_unheld({}, held), _unheld(bound, bound)):
         sent |= {k: v for k, v in options.items() if k in names}
-    return {name: value for name, value in sent.items() if value}
+    # Web searches are asked for by options of which all may be left at their defaults: {}.
+    return {k: v for k, v in sent.items() if v or (k in _HOSTED and isinstance(v, dict))}
 
 
 def _unheld(options: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, Any]:
@@ -729,10 +730,23 @@ def called(chunk: BaseMessage) -> str:
         call for kind in kinds for call in getattr(chunk, kind, None) or ()
     ]
     return "".join(
-        f"{call.get('name') or ''}{args if isinstance(args, str) else json.dumps(args)}"
+        f"{call.get('name') or ''}{_as_written(call.get('args'))}"
         for call in calls
-        if (args := call.get("args")) is not None or call.get("name")
+        if call.get("args") is not None or call.get("name")
     )
+
+
+def _as_written(args: Any) -> str:
+    """The arguments of a tool call as a model writes them. Clients that get them as data write "\\u0440" for each
+    letter of other scripts than the Latin one, six times as much."""
+    if isinstance(args, str):
+        if "\\u" not in args:
+            return args
+        try:
+            args = json.loads(args)
+        except (ValueError, RecursionError):  # a part of them, or none
+            return args
+    return json.dumps(args, ensure_ascii=False)
 
 
 def _reasoning_text(part: Any) -> str:

