@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.text import Text
 
@@ -95,6 +96,20 @@ def fenced(parts: Sequence[tuple[str, str]]) -> str:
     runs = (run for _, text in parts for run in re.findall("={5,}", text))
     fence = "=" * max(5, 1 + max(map(len, runs), default=0))
     return "\n".join(f"{fence} {name}\n{text}\n{fence} END" for name, text in parts)
+
+
+def as_written(args: Any) -> str:
+    """The arguments of a tool call as a model writes them. Clients that get them as data write "\\u0440" for each
+    letter of other scripts than the Latin one, six times as much."""
+    given: object = args
+    if isinstance(args, str):
+        if "\\u" not in args:
+            return args
+        try:
+            given = json.loads(args)
+        except (ValueError, RecursionError):  # a part of them, or none
+            return args
+    return json.dumps(given, ensure_ascii=False)
 
 
 def meant(given: object, names: Iterable[str]) -> str:

@@ -29,6 +29,7 @@ from anytime_graph.interrupt import CannotPause, Exited
 from anytime_graph.models.departures import Departure, Gate
 from anytime_graph.models.restated import restating, restating_in
 from anytime_graph.models.statuses import status_in
+from anytime_graph.text import as_written
 
 CAP_FIELDS = ("max_tokens", "max_output_tokens", "num_predict")
 """Names of the output cap across LangChain's model classes; the first that a class has is used."""
@@ -730,23 +731,10 @@ def called(chunk: BaseMessage) -> str:
         call for kind in kinds for call in getattr(chunk, kind, None) or ()
     ]
     return "".join(
-        f"{call.get('name') or ''}{_as_written(call.get('args'))}"
+        f"{call.get('name') or ''}{as_written(call.get('args'))}"
         for call in calls
         if call.get("args") is not None or call.get("name")
     )
-
-
-def _as_written(args: Any) -> str:
-    """The arguments of a tool call as a model writes them. Clients that get them as data write "\\u0440" for each
-    letter of other scripts than the Latin one, six times as much."""
-    if isinstance(args, str):
-        if "\\u" not in args:
-            return args
-        try:
-            args = json.loads(args)
-        except (ValueError, RecursionError):  # a part of them, or none
-            return args
-    return json.dumps(args, ensure_ascii=False)
 
 
 def _reasoning_text(part: Any) -> str:

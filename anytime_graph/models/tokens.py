@@ -25,7 +25,7 @@ from typing import Any, NotRequired
 from langchain_core.messages import BaseMessage
 from typing_extensions import TypedDict
 
-from anytime_graph.text import composed
+from anytime_graph.text import as_written, composed
 
 CountTokens = Callable[[str], int]
 """An exact token count, such as tiktoken's."""
@@ -275,6 +275,8 @@ def _blocks(message: BaseMessage) -> Iterator[Any]:
     if message.name:
         yield f"\n{message.name}"  # which takes a mark of its own
     beside = {k: v for k, v in message.additional_kwargs.items() if v and k != "tool_calls"}
+    if isinstance(call := beside.get("function_call"), dict) and "arguments" in call:
+        beside["function_call"] = {**call, "arguments": as_written(call["arguments"])}
     if message.type == "tool" and beside.get("type") in _SCREENSHOTS and isinstance(content, str):
         yield {"type": beside["type"]}  # sent as the address of an image
     if message.type != "ai":

@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import ormsgpack
 import pytest
 from click.testing import Result
 
@@ -323,7 +324,7 @@ def test_resume_goes_on_with_the_scorer_in_a_file(
     assert (out["answer"], out["score"]) == ("xxxxx", 0.1)
 
 
-@pytest.mark.parametrize("option", ["check", "model", "judge"])
+@pytest.mark.parametrize("option", ["check", "model", "judge", "price"])
 def test_what_somebody_else_wrote_into_the_ledger_is_not_run(
     server: Server, command: Command, solve: Command, tmp_path: Path, option: str
 ) -> None:
@@ -331,7 +332,8 @@ def test_what_somebody_else_wrote_into_the_ledger_is_not_run(
     (tmp_path / "theirs.py").write_text(
         f"import os\nos.mkdir({str(ran)!r})\ndef f(q, a): return 0.5\n"
     )
-    theirs = {"check": f"{tmp_path}/theirs.py:f", "model": "openai:dear", "judge": "openai:dear"}
+    dear = {"model": "openai:dear", "judge": "openai:dear", "price": "0,0"}
+    theirs = {"check": f"{tmp_path}/theirs.py:f", **dear}
     solve("t", "--calls", "2")
     made = len(server.calls)
     with closing(sqlite3.connect("anytime.db")) as db, db:
@@ -343,9 +345,74 @@ def test_what_somebody_else_wrote_into_the_ledger_is_not_run(
     assert f"--{option} {theirs[option]}" in told(done)
     assert not ran.exists()
     assert len(server.calls) == made
-    own = ["--model", "openai:scripted", "--judge", "openai:scripted", "--check"]
+    own = ["--model", "openai:scripted", "--judge", "openai:scripted", "--price", "1,2", "--check"]
     done = command("resume", "t", "--calls", "+2", *own, theirs["check"])
     assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("table", ["checkpoints", "writes"])
+def test_no_code_in_a_checkpoint_is_run(
+    server: Server, command: Command, solve: Command, tmp_path: Path, table: str
+) -> None:
+    """LangGraph's serializer would import what a checkpoint names, and call it."""
+    solve("t", "--calls", "2")
+    ran = tmp_path / "ran"
+    code = ormsgpack.Ext(0, ormsgpack.packb(("os", "mkdir", str(ran))))
+    plain = ormsgpack.OPT_NON_STR_KEYS
+
+    def with_code(kept: bytes) -> bytes:
+        state = ormsgpack.unpackb(kept, ext_hook=ormsgpack.Ext, option=plain)
+        state["channel_values"]["more"] = code
+        return ormsgpack.packb(state, option=plain)
+
+    with closing(sqlite3.connect("anytime.db")) as db, db:
+        if table == "writes":
+            db.execute("UPDATE writes SET type = 'msgpack', value = ?", [ormsgpack.packb(code)])
+        else:
+            db.create_function("with_code", 1, with_code)
+            db.execute("UPDATE checkpoints SET checkpoint = with_code(checkpoint)")
+    done = command("resume", "t", "--calls", "+2")
+    assert not ran.exists()
+    assert done.exit_code in (0, 2), done.output
+
+
+MARKUP = "<img src=x onerror=alert(1)>\x1b]52;c;aGk=\x07\x1b[2J\u202e[/nothing]"
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [
+        ("answers", "parents", json.dumps([MARKUP])),
+        ("answers", "ordinal", MARKUP),
+        ("answers", "node", MARKUP),
+        ("calls", "ordinal", MARKUP),
+        ("calls", "kind", MARKUP),
+        ("calls", "model", MARKUP),
+        ("pairs", "decided_by", MARKUP),
+        ("pairs", "why", MARKUP),
+        ("runs", "strategy", MARKUP),
+        ("runs", "limits", "[" * 100_000),
+    ],
+)
+def test_what_somebody_wrote_into_a_shared_ledger_is_neither_markup_nor_obeyed(
+    server: Server, command: Command, solve: Command, table: str, column: str, value: str
+) -> None:
+    server.script = improving
+    solve("t", "--calls", "4", *RULES)
+    with closing(sqlite3.connect("anytime.db")) as db, db:
+        changed = db.execute(
+            f"UPDATE {table} SET {column} = ? WHERE rowid = (SELECT max(rowid) FROM {table})",
+            [value],
+        )
+        assert changed.rowcount == 1
+    page = command("show", "t", "--html", "page.html")
+    assert page.exit_code in (0, 2), page.output
+    if page.exit_code == 0:
+        assert "<img" not in Path("page.html").read_text(encoding="utf-8")
+    for words in (["show", "t"], ["threads"], ["best", "t"], ["profile"]):
+        done = command(*words)
+        assert done.exit_code in (0, 2), done.output
+        assert not set(done.output) & set("\x1b\x07\u202e"), words
 
 
 def test_options_of_another_thread_or_user_are_not_taken(
@@ -423,6 +490,13 @@ def test_resume_after_a_kill_pays_for_nothing_twice(server: Server, command: Com
 def test_how_to_go_on_is_safe_to_paste_whoever_chose_the_threads_name() -> None:
     words = shlex.split(display.again("x; touch hacked $(id)", "other.db"))
     assert words == ["anytime-graph", "resume", "x; touch hacked $(id)", "--db", "other.db"]
+
+
+def test_how_to_go_on_shows_no_password() -> None:
+    for password in ("s3cr3t", "s3@cr3t", "s3:cr3t", "s3/cr3t"):
+        shown = display.again("t", f"postgresql://ann:{password}@db.example:5432/books")
+        assert "cr3t" not in shown
+        assert "postgresql://ann@db.example:5432/books" in shown
 
 
 def test_a_terminal_that_is_too_narrow_breaks_the_lines_of_tables_itself(

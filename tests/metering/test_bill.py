@@ -84,6 +84,8 @@ def test_what_overran_is_charged_piece_by_piece_shown_or_not(meter: Meter) -> No
     [
         ({}, 1_000 * 2 + 10 * 8),
         ({"cache_read": 600}, 400 * 2 + 600 * 0.5 + 10 * 8),
+        ({"priority_cache_read": 600}, 400 * 2 + 600 * 0.5 + 10 * 8),
+        ({"flex_cache_creation": 600}, 400 * 2 + 600 * 2.5 + 10 * 8),
         ({"cache_creation": 600}, 400 * 2 + 600 * 2.5 + 10 * 8),
         ({"cache_read": 300, "cache_creation": 200}, 500 * 2 + 300 * 0.5 + 200 * 2.5 + 10 * 8),
         ({"cache_read": 5_000}, 1_000 * 0.5 + 10 * 8),
@@ -97,7 +99,8 @@ def test_input_from_and_into_a_cache_has_its_own_price(
     got = charged(meter, arrived("so far so", usage(1_000, 10, **details)))
     assert got.spend["usd"] == pytest.approx(usd / 1e6)
     assert (got.spend["tokens"], got.reported, got.errors) == (1_010, 1_000, [])
-    assert got.spend["cached_tokens"] == min(max(0, details.get("cache_read", 0)), 1_000)
+    cached = details.get("cache_read", details.get("priority_cache_read", 0))
+    assert got.spend["cached_tokens"] == min(max(0, cached), 1_000)
 
 
 @pytest.mark.parametrize(("said", "booked"), [(30, 30), (70, 50), (-1, 0)])

@@ -54,6 +54,7 @@ HOSTED: list[dict[str, Any]] = [
     {"use_previous_response_id": True},
     {"extra_body": {"cached_content": "c"}},
     {"web_search_options": {"search_context_size": "low"}},
+    {"web_search_options": {}},
     {"model": "openai/gpt-4.1:online"},
 ]
 PRICES = Prices(input=1, output=1)

@@ -29,7 +29,7 @@ from langchain_openai import ChatOpenAI
 
 from anytime_graph.local import embedded_file, local_model
 from anytime_graph.metering.streamed import StreamedReply
-from anytime_graph.models import tokens
+from anytime_graph.models import providers, tokens
 from tests.kit.marks import torture
 from tests.kit.places import ROOT
 
@@ -320,6 +320,23 @@ def test_no_reply_that_keeps_to_its_cap_is_cut_in_any_language(
     whole = StreamedReply(n=1, max_output=len(encoded), run_id="")
     ended = {"finish_reason": "stop"}
     assert not whole.feed(AIMessage(text * 8, usage_metadata=usage, response_metadata=ended))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", [*SPOKEN, "plain words"])
+def test_arguments_of_tools_are_weighed_as_a_model_writes_them(text: str) -> None:
+    """Not as clients hand them on that got them as data, with an escape for each letter."""
+    given = {"about": text * 4}
+    plain, escaped = json.dumps(given, ensure_ascii=False), json.dumps(given)
+    calls = [{"name": "note", "args": given, "id": "1", "type": "tool_call"}]
+    whole = AIMessage("", tool_calls=calls)
+    chunk = {"name": "note", "args": escaped, "id": "1", "index": 0, "type": "tool_call_chunk"}
+    streamed = AIMessageChunk("", tool_call_chunks=[chunk])  # type: ignore[list-item]
+    assert providers.called(whole) == providers.called(streamed) == f"note{plain}"
+    by_google = {"function_call": {"name": "note", "arguments": escaped}}
+    beside = AIMessage("", tool_calls=calls, additional_kwargs=by_google)
+    known = tokens.uncalibrated()
+    once, twice = (ANY.bound(ANY.shape([each]), known) for each in (whole, beside))
+    assert twice <= 2 * once + 50
 
 
 def test_names_of_those_who_speak_are_bounded_too(real: dict[str, Callable[[str], int]]) -> None:
