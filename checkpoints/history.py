@@ -230,7 +230,7 @@ class History:
                 return value
             read = json.loads(value)
             return [*map(int, read)] if column == "parents" else read
-        except (ValueError, TypeError, RecursionError):
+        except (ValueError, TypeError, OverflowError, RecursionError):
             where, shown = self.store.where, harmless(f"{value!r:.40}")
             raise LedgerError(
                 f"{where}: column {column!r} holds {shown}; it was changed by hand"

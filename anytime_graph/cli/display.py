@@ -47,7 +47,7 @@ from anytime_graph.warm_up import WarmUp
 _WIDTH, _HEIGHT = 56, 8
 _BESIDE = 52
 """Columns that a bar leaves to its amounts: "tokens: 5,000 spent, 1,000 reserved, 94,000 left"."""
-_PASSWORD = re.compile(r"(?<=://)([^/:@]*):.*@")
+_PASSWORD = re.compile(r"(?<=://)([^/:@]*):.*@|[?&]password=[^&]*")
 """Whose it is, and the password, in the address of a database."""
 _CLIP = 300
 _NARROWEST = 60
@@ -516,7 +516,7 @@ def story(thread: str, runs: list[dict[str, Any]], running: bool, db: str) -> No
 def again(thread: str, db: str) -> str:
     """The command that goes on with a thread, for a shell: a client may have chosen its name. It is shown, so
     without a database's password."""
-    shown = _PASSWORD.sub(r"\1@", db)
+    shown = _PASSWORD.sub(lambda found: f"{found[1]}@" if found[1] is not None else "", db)
     return shlex.join(["anytime-graph", "resume", thread, "--db", shown])
 
 

@@ -48,7 +48,9 @@ def opened(db: str, new: bool = False, **how: Any) -> Iterator[Checkpoints]:
     """The ledger and the checkpoints of --db. new: it may be made here. Whoever wrote a checkpoint, it makes only
     what LangGraph takes for safe. Raises Refused for what cannot be a ledger, or holds none."""
     if wrong := _unfit(db, new):
-        shown = re.sub(r"(?s)://.*", "://...", db)  # it may hold a password
+        shown = re.sub(
+            r"(?s)(://|postgres\w*:|password=).*", r"\1...", db
+        )  # it may hold a password
         raise Refused(f"--db {shown!r}: {wrong}")
     try:
         safe = JsonPlusSerializer(allowed_msgpack_modules=None)
@@ -63,7 +65,7 @@ def _unfit(db: str, new: bool) -> str | None:
     if db.startswith(("postgresql://", "postgres://")):
         return None
     file = Path(db)
-    if not db.strip() or "://" in db:
+    if not db.strip() or re.search(r"://|^postgres\w*:|password=", db):
         return "a SQLite file is needed, or a database postgresql://USER@HOST/DATABASE"
     if file.is_dir():
         return f"this is a folder; name a file in it, as in {file / 'anytime.db'}"

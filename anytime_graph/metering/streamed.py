@@ -160,9 +160,8 @@ class StreamedReply:
             self._report(usage)
             self.reported = self.whole
         self.over = self.over or (self.max_output is not None and self._exceeds(self.max_output))
-        report = bool(usage) and not (text or thought)
-        ends = self.whole and (report or not was_whole)
-        return self.over and not ends
+        goes_on = was_whole and bool(text or thought or self.unseen_chunks > SLACK * self.n)
+        return self.over and (goes_on or not self.whole)
 
     @property
     def seen(self) -> str:

@@ -383,6 +383,7 @@ MARKUP = "<img src=x onerror=alert(1)>\x1b]52;c;aGk=\x07\x1b[2J\u202e[/nothing]"
     ("table", "column", "value"),
     [
         ("answers", "parents", json.dumps([MARKUP])),
+        ("answers", "parents", "[1e999]"),
         ("answers", "ordinal", MARKUP),
         ("answers", "node", MARKUP),
         ("calls", "ordinal", MARKUP),
@@ -497,6 +498,20 @@ def test_how_to_go_on_shows_no_password() -> None:
         shown = display.again("t", f"postgresql://ann:{password}@db.example:5432/books")
         assert "cr3t" not in shown
         assert "postgresql://ann@db.example:5432/books" in shown
+    assert "cr3t" not in display.again("t", "postgresql://db/books?user=ann&password=s3cr3t")
+
+
+@pytest.mark.parametrize("db", ["postgresql:ann:s3cr3t@db/books", "host=db password=s3cr3t"])
+@pytest.mark.parametrize("words", [["threads"], ["solve", "Why?", "--thread", "t", "--calls", "1"]])
+def test_what_is_nearly_an_address_is_refused_without_its_password(
+    command: Command, tmp_path: Path, db: str, words: list[str]
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    done = command(*words, "--db", db)
+    assert done.exit_code == 2
+    assert "postgresql://USER@HOST/DATABASE" in told(done)
+    assert "s3cr3t" not in done.output
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_terminal_that_is_too_narrow_breaks_the_lines_of_tables_itself(

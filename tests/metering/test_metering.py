@@ -222,6 +222,21 @@ def test_a_reply_that_keeps_to_its_cap_is_not_cut(
     assert fed(streamed, "".join(reply) if split else bundles) is None
 
 
+def test_what_has_ended_is_not_cut_and_what_goes_on_behind_its_end_is() -> None:
+    """So its report is waited for. A server that ignores its cap could name an end and write on."""
+    streamed = streaming(20)
+    assert not streamed.feed(
+        AIMessageChunk("river bends " * 50, response_metadata={"finish_reason": "stop"})
+    )
+    assert not streamed.feed(AIMessageChunk(""))
+    usage = {"input_tokens": 9, "output_tokens": 110, "total_tokens": 119}
+    assert not streamed.feed(AIMessageChunk("", usage_metadata=usage))  # type: ignore[arg-type]
+    assert streamed.over
+    assert streamed.reported
+    assert fed(streamed, ["", *["" for _ in range(50)]]) is not None
+    assert streamed.feed(AIMessageChunk(" and on"))
+
+
 def test_a_long_stream_is_judged_in_linear_time(idle: Server) -> None:
     """By what is looked at: the whole text, but each time an eighth more of it."""
     streamed, looks = streaming(4_000), []

@@ -317,6 +317,8 @@ def test_no_reply_that_keeps_to_its_cap_is_cut_in_any_language(
     for piece in texts:
         assert not streamed.feed(AIMessageChunk(piece.decode(errors="ignore")))
     usage = {"input_tokens": 9, "output_tokens": len(encoded), "total_tokens": 9 + len(encoded)}
+    assert not streamed.feed(AIMessageChunk("", response_metadata={"finish_reason": "stop"}))
+    assert not streamed.feed(AIMessageChunk(""))
     whole = StreamedReply(n=1, max_output=len(encoded), run_id="")
     ended = {"finish_reason": "stop"}
     assert not whole.feed(AIMessage(text * 8, usage_metadata=usage, response_metadata=ended))  # type: ignore[arg-type]
