@@ -37,7 +37,6 @@ _ESTIMATED = 1.02
 """Anthropic calls its counts estimates that may be off by little."""
 _MESSAGE, _PROMPT = 4, 7
 """Tokens that Google may add to a message and to a prompt, whose text alone it counts."""
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _ENGINES = ("llamacpp", "vllm")
 """What servers that count say of who owns their models."""
 
@@ -143,7 +142,7 @@ def asking(model: BaseChatModel, bound: Mapping[str, Any], exact: bool | None) -
     by = None if exact is False else providers.counted_by(model)
     if by == "engine":
         host = providers.host(model)
-        ours = host in _LOOPBACK or (exact and host not in ("", "api.openai.com"))
+        ours = host in providers.LOOPBACK or (exact and host not in ("", "api.openai.com"))
         return _by_engine(model, bound) if ours else None
     if by is None or not exact:
         return None

@@ -34,7 +34,19 @@ from anytime_graph.text import as_written
 CAP_FIELDS = ("max_tokens", "max_output_tokens", "num_predict")
 """Names of the output cap across LangChain's model classes; the first that a class has is used."""
 _NAMES = ("model_name", "model", "model_id")
-_ADDRESSES = ("base_url", "openai_api_base", "anthropic_api_url", "endpoint_url", "endpoint")
+_ADDRESSES = (
+    *("base_url", "openai_api_base", "anthropic_api_url", "endpoint_url", "endpoint"),
+    *("groq_api_base", "openrouter_api_base"),
+)
+_HOMES = {
+    "langchain_google_genai": "https://generativelanguage.googleapis.com",
+    "langchain_aws": "https://bedrock-runtime.us-east-1.amazonaws.com",
+    "langchain_groq": "https://api.groq.com",
+    "langchain_openrouter": "https://openrouter.ai",
+    "langchain_ollama": "http://localhost",
+}
+"""Where clients send whose models need not say it; of Amazon's regions, one of them."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _CAPS = {*CAP_FIELDS, "max_completion_tokens", "max_new_tokens", "maxTokens"}
 _LOOSE = {
     *("n", "candidate_count", "best_of", "num_return_sequences", "num_generations"),
@@ -307,6 +319,11 @@ def address(model: Any) -> str:
     found = (getattr(model, field, None) for field in _ADDRESSES)
     root = getattr(getattr(model, "root_client", None), "base_url", None)
     return next((str(url) for url in (root, *found) if url), "")
+
+
+def served_at(model: Any) -> str:
+    """The same, or where its client sends by default; empty if neither is known."""
+    return address(model) or _facts(model, _HOMES) or ""
 
 
 def host(model: Any) -> str:

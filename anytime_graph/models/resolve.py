@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableBinding, RunnableSequence, RunnableWithFallbacks
@@ -15,8 +18,17 @@ from pydantic import ValidationError
 
 from anytime_graph.budget import Prices
 from anytime_graph.local import SLOTS, embedded_file, local_model
-from anytime_graph.models.providers import sent_options, surcharges, unbound
+from anytime_graph.models.providers import (
+    LOOPBACK,
+    sent_options,
+    served_at,
+    surcharges,
+    unbound,
+)
 from anytime_graph.text import closest
+
+if TYPE_CHECKING:
+    from genai_prices.types import PriceCalculation
 
 _PROVIDERS = (
     *("local", "openai", "anthropic", "azure_openai", "bedrock_converse", "cohere", "deepseek"),
@@ -36,6 +48,8 @@ _FAMILIES = {
 """How models' names begin, and a provider of them."""
 _UNASKING = ("anthropic", "mistralai")
 """Providers whose clients are made without a key, and fail in each call."""
+_MEDIA = ("image", "audio", "video")
+"""What models write beside text, each at a price of its own."""
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*_(?:API_KEY|TOKEN)")
 
 
@@ -165,42 +179,76 @@ def default_model() -> str:
 
 def prices_of(model: BaseChatModel | Any) -> Prices | None:
     """List prices from genai-prices (extra `prices`) of what the model is asked for, its bound options
-    included; None if they are unknown, as with a tier of service that costs more. Of a price with
-    tiers or hours of the day it takes the highest, because a budget must hold in all of them."""
-    sent = sent_options(*unbound(model))
+    included, at the provider that serves it. If the list does not have it there, they are the dearest of
+    all providers with that model; on this machine, those of its name alone. None if they are unknown, as with
+    a tier of service that costs more."""
+    inner, bound = unbound(model)
+    sent = sent_options(inner, bound)
     name = sent.get("model")
     if not isinstance(name, str) or surcharges(sent):
         return None
-    return _listed(name, datetime.now(UTC).replace(minute=0, second=0, microsecond=0))
+    now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    return _listed(name, served_at(inner), now)
 
 
 @lru_cache(maxsize=256)
-def _listed(name: str, now: datetime) -> Prices | None:
-    """The list prices as they stand within this hour: genai-prices may be told to update itself."""
+def _listed(name: str, address: str, now: datetime) -> Prices | None:
+    """The list prices as they stand within this hour: genai-prices may be told to update itself. None if
+    a request costs something by itself, beside its tokens."""
     try:
-        from genai_prices import Usage, calc_price
+        from genai_prices.data_snapshot import get_snapshot
     except ImportError:
         return None
 
-    hours = [now.replace(hour=hour) for hour in range(24)]
+    listed = get_snapshot().providers
+    if urlsplit(address).hostname in LOOPBACK:
+        prices = _highest(name, [None], now)
+    else:
+        here = [p.id for p in listed if address and re.match(p.api_pattern, address)]
+        prices = _highest(name, here, now) or _highest(name, [p.id for p in listed], now)
+    if not prices or any(by_request for *_, by_request in prices):
+        return None
+    fresh, output, cached, written, _ = map(max, zip(*prices, strict=True))
+    return Prices(input=fresh, output=output, cached_input=cached, cache_write=max(fresh, written))
 
-    def dollars(scale: int, at: datetime, **usage: int) -> float:
-        price = calc_price(Usage(**usage), name, genai_request_timestamp=at)
-        return float(price.total_price) * 1e6 / scale
 
-    prices = []
-    for scale, at in product((1_000, 1_000_000), hours):
-        try:
-            fresh = dollars(scale, at, input_tokens=scale)
-            cached = dollars(scale, at, input_tokens=scale, cache_read_tokens=scale)
-            written = dollars(scale, at, input_tokens=scale, cache_write_tokens=scale)
-            both = dollars(scale, at, input_tokens=scale, output_tokens=scale)
-        except LookupError:
-            return None
-        prices.append((fresh, both - fresh, cached, written))
-    return Prices(
-        input=max(p[0] for p in prices),
-        output=max(p[1] for p in prices),
-        cached_input=max(p[2] for p in prices),
-        cache_write=max(max(p[0], p[3]) for p in prices),
+def _highest(name: str, providers: Sequence[str | None], now: datetime) -> list[tuple[float, ...]]:
+    """The prices of a model at each of these providers that lists it, in all tiers and at all hours of the
+    day, because a budget must hold in all of them. None: the provider whose models have such names."""
+    prices: list[tuple[float, ...]] = []
+    for provider in providers:
+        with suppress(LookupError):
+            changes = {
+                str(_price(name, provider, hour).model_price): hour
+                for hour in (now.replace(hour=hour) for hour in range(24))
+            }
+            for per, hour in product((1_000, 1_000_000), changes.values()):
+                prices.append(_at(name, provider, hour, per))
+    return prices
+
+
+def _at(name: str, provider: str | None, hour: datetime, per: int) -> tuple[float, ...]:
+    """The prices of so many tokens at this hour: of input, of output of the dearest kind (a model may paint
+    what was to be told), of input from a cache and into it, and of a request by itself."""
+
+    def dollars(**usage: int) -> float:
+        return float(_price(name, provider, hour, **usage).total_price) * 1e6 / per
+
+    whole = {"input_tokens": per, "output_tokens": per}
+    kinds: list[dict[str, int]] = [{}, *({f"output_{kind}_tokens": per} for kind in _MEDIA)]
+    fresh = dollars(input_tokens=per)
+    return (
+        fresh,
+        max(dollars(**whole, **kind) for kind in kinds) - fresh,
+        dollars(input_tokens=per, cache_read_tokens=per),
+        dollars(input_tokens=per, cache_write_tokens=per),
+        dollars(),
     )
+
+
+def _price(name: str, provider: str | None, hour: datetime, **usage: int) -> PriceCalculation:
+    """Raises LookupError if the model is not listed."""
+    from genai_prices import Usage, calc_price
+
+    used = Usage(**{"input_tokens": 0, "output_tokens": 0, **usage})
+    return calc_price(used, name, provider_id=provider, genai_request_timestamp=hour)

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import httpx2
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from pydantic import BaseModel, Field
+from langchain_openai import ChatOpenAI
+from pydantic import BaseModel, Field, SecretStr
 
 from anytime_graph import Budget, NoAnswer, Prices, create_anytime_graph
 from anytime_graph.chat import ChatAnytime
@@ -372,6 +374,70 @@ def test_a_dearer_tier_is_seen_by_whatever_name_it_is_asked_for(
     assert prices_of(dearer.bind(**bound)) is None
     usual = {"performanceConfig": {"latency": "standard"}, "serviceTier": "flex"}
     assert prices_of(model.bind(**usual)) is not None
+
+
+class Rerouted(httpx2.HTTPTransport):
+    """Sends what is meant for any address to a server here."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.here = httpx2.URL(url)
+
+    def handle_request(self, request: Any) -> Any:
+        at = {"scheme": self.here.scheme, "host": self.here.host, "port": self.here.port}
+        request.url = request.url.copy_with(**at)
+        return super().handle_request(request)
+
+
+@pytest.mark.parametrize(
+    ("address", "name", "price"),
+    [
+        ("https://api.cerebras.ai/v1", "gpt-oss-120b", (0.35, 0.75)),
+        ("https://proxy.example/v1", "gpt-oss-120b", (0.35, 0.75)),
+        ("https://api.z.ai/api/paas/v4", "GLM-4.7", (0.6, 2.2)),
+    ],
+)
+def test_the_price_is_that_of_who_serves_the_model_or_else_the_dearest(
+    server: Server, address: str, name: str, price: tuple[float, float]
+) -> None:
+    """By its name alone, gpt-oss-120b would be the one at $0.039 and $0.18."""
+    client = httpx2.Client(transport=Rerouted(server.url))
+    model = ChatOpenAI(model=name, base_url=address, api_key=SecretStr("none"), http_client=client)
+    dollars = 0.001
+    out = create_anytime_graph(model, budget=Budget(usd=dollars), exact_counts=False)
+    spent = out.compile().invoke({"messages": [("user", "Why do rivers bend?")]})["spent"]
+    calls = server.settled().calls
+    billed = sum(call.prompt * price[0] + call.output * price[1] for call in calls) / 1e6
+    assert calls
+    assert billed == pytest.approx(spent["usd"])
+    assert billed <= dollars
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("Groq", "openai/gpt-oss-120b"),
+        ("OpenRouter", "openai/gpt-oss-120b"),
+        ("AWS Bedrock", "us.anthropic.claude-sonnet-4-5-20250929-v1:0"),
+    ],
+)
+def test_a_client_that_is_given_no_address_sends_to_its_provider(name: str, model: str) -> None:
+    provider = NAMED[name]
+    elsewhere = ChatOpenAI(model=model, base_url="https://proxy.example", api_key=SecretStr("none"))
+    at_home = {
+        field: None for field in ("base_url", "endpoint_url") if field in provider.options("")
+    }
+    known, unknown = prices_of(provider.model("", model=model, **at_home)), prices_of(elsewhere)
+    assert known is not None
+    assert unknown is not None
+    assert known.input < unknown.input
+
+
+@pytest.mark.parametrize("address", ["https://api.perplexity.ai", "https://proxy.example/v1"])
+def test_a_price_for_each_request_is_asked_for(address: str) -> None:
+    model = ChatOpenAI(model="sonar", base_url=address, api_key=SecretStr("none"))
+    with pytest.raises(ValueError, match="prices=Prices"):
+        create_anytime_graph(model, budget=Budget(usd=0.01))
 
 
 def test_a_price_that_changes_with_the_hour_is_that_of_the_dearest() -> None:

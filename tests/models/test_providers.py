@@ -188,6 +188,18 @@ def test_a_call_holds_what_it_would_cost_to_write_all_of_its_prompt(wire: Wire, 
     assert 0.09 < whole <= 0.1
 
 
+def test_what_may_be_a_picture_costs_what_a_picture_does(wire: Wire) -> None:
+    """The report does not tell its tokens from those of text, which cost $2.5: 400 tokens of output are
+    0.012 dollars, not 0.001."""
+    wire.provider = NAMED["Google"]
+    model = NAMED["Google"].model(wire.url, model="gemini-2.5-flash-image")
+    out = wire.ask(model, budget=Budget(usd=0.1, calls=1))
+    [request], spent = wire.requests, out["spent"]
+    assert request["generationConfig"]["maxOutputTokens"] * 30 / 1e6 <= 0.1
+    paid = spent["input_tokens"] * 0.3 + spent["output_tokens"] * 30
+    assert spent["usd"] == pytest.approx(paid / 1e6)
+
+
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.floats(0, 1), st.floats(0, 1))
 def test_no_split_of_the_input_is_dearer_than_what_is_held(
     paid: int, made: int, read: float, written: float
