@@ -18,9 +18,12 @@ from typing import Any
 
 from anytime_graph.models.departures import restated, sent_here, watched
 from anytime_graph.models.statuses import status_in
+from anytime_graph.models.whole import as_stream
 
 _LONGEST = 65_536
 """Bytes of a reply that are read to see whether it is an error."""
+_LONGEST_WHOLE = 2**25
+"""Bytes that are read of one that is JSON, and may have come whole."""
 _LINES = ("", *":deir")
 """How the lines of a stream of events begin: with a colon, or with data, event, id or retry."""
 _DATA = re.compile(r"^data:(.*)$", re.M)
@@ -105,7 +108,8 @@ class _Head:
         """Take in a part; True once it shows whether the reply is an error. It is examined when it has grown
         by an eighth, so in linear time."""
         self.read += part
-        if (size := len(self.read)) >= _LONGEST:
+        most = _LONGEST_WHOLE if self.read[:64].lstrip()[:1] == b"{" else _LONGEST
+        if (size := len(self.read)) >= most:
             return True
         if not self.response.is_success or size < self._examined * 9 // 8:
             return False
@@ -187,32 +191,18 @@ def _as_error(response: Any, body: Any) -> Any:
 
 
 def _as_stream(response: Any, body: Any) -> Any:
-    """The reply as a stream of two events, if it is a whole chat completion; None if it is none."""
-    if not isinstance(body, dict) or not isinstance(choices := body.get("choices"), list):
-        return None
+    """The reply as a stream, if one was asked for and it came whole; None otherwise."""
     try:
         asked = json.loads(response.request.content).get("stream")
     except (ValueError, AttributeError, RuntimeError):  # it may not have been read
         return None
-    if (
-        not asked
-        or not choices
-        or not all(isinstance(c, dict) and c.get("message") for c in choices)
-    ):
+    if not asked or (content := as_stream(body)) is None:
         return None
-    about = {**body, "object": "chat.completion.chunk"}
-    pieces = [{**choice, "delta": _delta(choice["message"])} for choice in choices]
-    events = [{**about, "choices": pieces, "usage": None}, {**about, "choices": []}]
-    lines = [f"data: {json.dumps(event)}\n\n" for event in events]
-    return _like(response, response.status_code, content="".join([*lines, "data: [DONE]\n\n"]))
-
-
-def _delta(message: Any) -> Any:
-    """A message as a piece of a stream, where tool calls have numbers."""
-    if not isinstance(message, dict) or not isinstance(calls := message.get("tool_calls"), list):
-        return message
-    numbered = [{"index": i, **call} for i, call in enumerate(calls) if isinstance(call, dict)]
-    return {**message, "tool_calls": numbered}
+    told = _like(response, response.status_code, content=content)
+    told.headers["content-type"] = (
+        "text/event-stream"  # Mistral's client takes no other for a stream
+    )
+    return told
 
 
 def _says(choice: Any) -> bool:

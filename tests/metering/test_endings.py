@@ -31,8 +31,11 @@ from tests.kit.wires import (
     Sent,
     Wire,
     anthropic,
+    anthropic_whole,
     chat,
     chat_whole,
+    responses,
+    responses_whole,
     speaking,
     sse,
 )
@@ -314,24 +317,67 @@ def test_a_reply_that_its_model_ended_is_whole_whatever_comes_in_place_of_its_re
     assert len(wire.requests) == 1
 
 
-@pytest.mark.parametrize("pieces", [None, ('{"path": "/data"}',)], ids=["text", "tool call"])
-def test_a_reply_that_comes_whole_though_a_stream_was_asked_for_is_read_and_booked(
-    wire: Wire, pieces: Any
-) -> None:
-    wire.send = chat
-    model, ran = wire.model(), list[str]()  # it streams
-    wire.send, wire.reply = chat_whole, Sent(pieces, "tool_calls" if pieces else "stop")
+STREAMED = {chat_whole: chat, responses_whole: responses, anthropic_whole: anthropic}
+
+
+def in_streaming_agent(wire: Wire, send: Any, reply: Sent) -> tuple[list[str], Any]:
+    """With what its tool was run, and what came of it, where the model asks for streams and these replies
+    come in their place."""
+    wire.send = STREAMED[send]
+    model, ran = wire.model(), list[str]()
+    wire.send, wire.reply = send, reply
     wire.requests.clear()
 
     def remove(path: str) -> str:
         """Remove what is at a path."""
         ran.append(path)
-        wire.reply = Sent()
+        wire.reply = Sent(finish="end_turn" if send is anthropic_whole else "stop")
         return "removed"
 
-    budget = TokenBudgetMiddleware(Budget(tokens=20_000))
+    budget = TokenBudgetMiddleware(Budget(tokens=20_000, calls=8))
     out = create_agent(model, [remove], middleware=[budget]).invoke(QUESTION)
-    assert ran == (["/data"] if pieces else [])
+    assert all(request["stream"] for request in wire.requests)
+    return ran, out
+
+
+def calling(send: Any, finish: str) -> Sent:
+    return Sent(("/data" if send is anthropic_whole else '{"path": "/data"}',), finish)
+
+
+@pytest.mark.parametrize("send", STREAMED, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("calls", [False, True], ids=["text", "tool call"])
+def test_a_reply_that_comes_whole_though_a_stream_was_asked_for_is_read_and_booked(
+    wire: Wire, send: Any, calls: bool
+) -> None:
+    reply = calling(send, "tool_use") if calls else Sent(finish="end_turn")
+    ran, out = in_streaming_agent(wire, send, reply)
+    assert ran == (["/data"] if calls else [])
     assert (out["messages"][-1].text, out["stop_reason"]) == (Sent().text, "done")
     assert out["spent"]["tokens"] == 90 * len(wire.requests)
-    assert all(request["stream"] for request in wire.requests)
+
+
+def test_a_tool_is_not_run_with_what_a_provider_made_whole_of_arguments_that_were_cut(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "all", False)
+    ran, _ = in_streaming_agent(wire, anthropic_whole, calling(anthropic_whole, "max_tokens"))
+    assert not ran
+
+
+@pytest.mark.parametrize("send", STREAMED, ids=lambda f: f.__name__)
+def test_a_whole_reply_is_read_however_long_it_is(wire: Wire, send: Any) -> None:
+    long = "Rivers bend." * 9_000
+    _, out = in_streaming_agent(wire, send, Sent(finish="end_turn", said=long))
+    assert out["messages"][-1].text == long
+
+
+@pytest.mark.parametrize("name", ["Mistral", "Groq", "DeepSeek", "OpenRouter"])
+def test_whichever_client_asked_for_a_stream_a_completion_that_came_whole_is_read(
+    name: str,
+) -> None:
+    with providers_speaking() as wire:
+        model = wire.say(name, chat_whole(Sent())[1])
+        wire.headers = {"content-type": "application/json"}
+        out = wire.ask(model, answer="whole")
+        assert out["best"]["answer"] == Sent().text
+        assert (out["spent"]["tokens"], len(wire.requests)) == (90, 1)
