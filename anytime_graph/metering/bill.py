@@ -6,7 +6,7 @@ Pure functions: a request, what arrived of its reply, and how it ended make a bi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from anytime_graph.budget import Spend
 from anytime_graph.metering.meter import Meter
@@ -16,6 +16,8 @@ from anytime_graph.models import tokens
 
 _INCREDIBLE = 10**9
 """Tokens that no call can have used."""
+_PRICELESS = 100_000.0
+"""Dollars that no call can have cost."""
 
 
 @dataclass
@@ -34,6 +36,27 @@ def bill(
 ) -> Bill:
     """The bill of a call that was made. ended: its stream came to its end. overran: more
     came than its cap allows."""
+    return _no_less(meter, request, streamed, _by_tokens(meter, request, streamed, ended, overran))
+
+
+def _no_less(meter: Meter, request: Request, streamed: StreamedReply, charged: Bill) -> Bill:
+    """The bill at the cost that the provider itself states, where dollars count and that is more: it knows who
+    served, and its fees. One that states less may leave out what is paid elsewhere."""
+    stated, spend, errors = streamed.stated, charged.spend, list(charged.errors)
+    if meter.prices is None or stated <= spend["usd"]:
+        return charged
+    if stated > _PRICELESS:
+        errors.append("the provider stated a cost that no call can have; charged by its tokens")
+        return replace(charged, errors=errors)
+    held = meter.reservation(request.max_input, request.max_output)["usd"]
+    if request.max_output is not None and stated > held:
+        errors.append(f"the provider stated a cost of ${stated:g}; reserved were ${held:g}")
+    return replace(charged, spend={**spend, "usd": stated}, errors=errors)
+
+
+def _by_tokens(
+    meter: Meter, request: Request, streamed: StreamedReply, ended: bool, overran: bool
+) -> Bill:
     if not ended:
         return Bill(_unreported_spend(meter, request, streamed, overran))
     usage = streamed.usage

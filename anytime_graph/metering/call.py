@@ -463,10 +463,10 @@ class _Call:
             update |= providers.clients(model, timeout=patience)
         model = model.model_copy(update=update)
         if request.n > 1:
-            id = f"{LC_ID_PREFIX}-{self.run_id}"
-            model = model.model_copy(update=providers.with_n_choices(model, request.n, id))
+            id, hear = f"{LC_ID_PREFIX}-{self.run_id}", self.streamed.hear
+            model = model.model_copy(update=providers.with_n_choices(model, request.n, id, hear))
         else:
-            model = model.model_copy(update=providers.with_refusals(model))
+            model = model.model_copy(update=providers.with_refusals(model, self.streamed.hear))
         refused = self.meter.known.refused | request.without
         form = shaped(Form(request.prompt, model, providers.sendable(dict(bound))), refused)
         return form._replace(model=providers.telling(form.model, self.departure, asynchronous))

@@ -89,7 +89,8 @@ class StreamedReply:
     came after every choice had ended; an earlier one is less than the cost. called: the model called
     tools. closed: the last thing that came was a report. running: reports come while the reply does, so
     that one is no sign of its end. begun: the reply has begun to come; that the Responses API took the
-    request is no part of it. over: more has come than the cap allows.
+    request is no part of it. over: more has come than the cap allows. stated: dollars that the provider
+    says it costs; written: input that went into its cache, where its client does not tell.
     """
 
     n: int
@@ -107,6 +108,8 @@ class StreamedReply:
     running: bool = False
     begun: bool = False
     over: bool = False
+    stated: float = 0.0
+    written: int = 0
     _refused: bool = False
     _id: str | None = None
     _text: list[str] = field(default_factory=list)
@@ -153,6 +156,9 @@ class StreamedReply:
             self._texts.setdefault(chunk.id, []).append(text)
             if finish:
                 self._finishes[chunk.id] = finish
+        for report in (chunk.response_metadata, chunk.response_metadata.get("token_usage")):
+            if isinstance(report, Mapping):
+                self.hear(report)
         if usage:
             self.closed = True
             beside = bool(text or thought) and isinstance(chunk, AIMessageChunk)
@@ -220,9 +226,15 @@ class StreamedReply:
                 return True
         return tokens.min_tokens(text) > cap + slack
 
+    def hear(self, report: Mapping[str, Any]) -> None:
+        """Take in what a provider reports, and its client does not pass on."""
+        self.stated = max(self.stated, providers.stated_cost(report))
+        self.written = max(self.written, providers.written_to_cache(report))
+
     def _report(self, usage: Mapping[str, Any]) -> None:
         try:
             self.usage = (self.usage or Usage()).joined(Usage.read(usage))
+            self.usage.written = max(self.usage.written, self.written)
         except (TypeError, ValueError, OverflowError):
             self.unreadable = True
 

@@ -14,6 +14,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib import import_module
+from math import isfinite
 from traceback import walk_tb
 from typing import Any, Literal, cast, get_args
 
@@ -31,6 +32,8 @@ from anytime_graph.models.restated import restating, restating_in
 from anytime_graph.models.statuses import status_in
 from anytime_graph.text import as_written
 
+Hear = Callable[[Mapping[str, Any]], None]
+"""Is told of a report of usage as the provider sent it."""
 CAP_FIELDS = ("max_tokens", "max_output_tokens", "num_predict")
 """Names of the output cap across LangChain's model classes; the first that a class has is used."""
 _NAMES = ("model_name", "model", "model_id")
@@ -626,21 +629,23 @@ def supports_n(model: BaseChatModel, bound: Mapping[str, Any]) -> bool:
     return getattr(model, "output_version", None) in (None, "v0")
 
 
-def with_n_choices(model: Any, n: int, id: str) -> dict[str, Any]:
+def with_n_choices(model: Any, n: int, id: str, hear: Hear) -> dict[str, Any]:
     """The fields of the model for a request of n choices whose streamed pieces name their choice in
-    their id: langchain-openai drops a choice's index, and uses its delta's id as the message's."""
-    spoken = _spoken_refusals()
+    their id: langchain-openai drops a choice's index, and uses its delta's id as the message's. hear: is
+    told of reports of usage."""
+    spoken = _as_spoken(hear)
     return {"n": n, **_reading(model, lambda piece: _split_by_choice(spoken(piece), id))}
 
 
-def with_refusals(model: Any) -> dict[str, Any]:
-    """The fields of a model whose client would drop a streamed refusal, so that it keeps it."""
+def with_refusals(model: Any, hear: Hear) -> dict[str, Any]:
+    """The fields of a model whose client would drop a streamed refusal, so that it keeps it. hear: is told of
+    reports of usage."""
     raw = by_responses(model, {}) or getattr(model, "include_response_headers", None)
     if not _facts(model, _CHOICES) or raw:
         return {}
     if not hasattr(model.client, "create") or not hasattr(model.async_client, "create"):
         return {}
-    spoken = _spoken_refusals()
+    spoken = _as_spoken(hear)
     return _reading(model, lambda piece: [spoken(piece)])
 
 
@@ -685,9 +690,9 @@ async def _aread(
         yield (part async for piece in pieces for part in parts(piece))
 
 
-def _spoken_refusals() -> Callable[[Any], dict[str, Any]]:
+def _as_spoken(hear: Hear) -> Callable[[Any], dict[str, Any]]:
     """A function over the pieces of a stream that shows what a choice refuses as its text, and as
-    the reason of its end."""
+    the reason of its end, and keeps a piece that langchain-openai would drop with its report."""
     refused: set[Any] = set()
 
     def spoken(piece: Any) -> dict[str, Any]:
@@ -696,8 +701,12 @@ def _spoken_refusals() -> Callable[[Any], dict[str, Any]]:
         )
         if fields.get("object") == "error":  # older vLLM's
             raise ValueError(fields)
+        if isinstance(usage := fields.get("usage"), dict):
+            hear(usage)
         for choice in fields.get("choices") or ():
             delta = choice.get("delta") or {}
+            if choice.get("delta", delta) is None and (usage or choice.get("finish_reason")):
+                choice["delta"] = delta
             if words := delta.get("refusal"):
                 refused.add(choice.get("index"))
                 delta["content"] = (delta.get("content") or "") + words
@@ -761,6 +770,31 @@ def _reasoning_text(part: Any) -> str:
     if isinstance(part, list):
         return "".join(map(_reasoning_text, part))
     return part if isinstance(part, str) else ""
+
+
+def stated_cost(report: Mapping[str, Any]) -> float:
+    """Dollars that a provider says a reply costs, in its report of usage; 0 if it does not say. Where it is
+    served by the caller's own account elsewhere, OpenRouter's cost is only its fee, and what it costs there comes
+    to it: a fee of 0.95 and 19 there are 19.95."""
+    cost, details = report.get("cost"), report.get("cost_details")
+    cost = _dollars(cost.get("total_cost") if isinstance(cost, Mapping) else cost)  # Perplexity's
+    details = details if isinstance(details, Mapping) else {}
+    elsewhere = _dollars(details.get("upstream_inference_cost"))
+    return cost + elsewhere if elsewhere > cost else cost
+
+
+def _dollars(amount: Any) -> float:
+    with suppress(TypeError, ValueError):
+        return number if isfinite(number := float(amount)) and number > 0 else 0.0
+    return 0.0
+
+
+def written_to_cache(report: Mapping[str, Any]) -> int:
+    """Input that went into a provider's cache, by the names that LiteLLM and other gateways have for it."""
+    details = report.get("prompt_tokens_details")
+    inner = details.get("cache_creation_tokens") if isinstance(details, Mapping) else 0
+    counts = (report.get("cache_creation_input_tokens"), inner)
+    return max((n for n in counts if isinstance(n, int)), default=0)
 
 
 def finish(metadata: Mapping[str, Any]) -> str | None:

@@ -37,6 +37,8 @@ from tests.kit.providers import (
     Provider,
     Usage,
     Wire,
+    chat,
+    chat_usage,
     eventstream,
     speaking,
     sse,
@@ -198,6 +200,108 @@ def test_what_may_be_a_picture_costs_what_a_picture_does(wire: Wire) -> None:
     assert request["generationConfig"]["maxOutputTokens"] * 30 / 1e6 <= 0.1
     paid = spent["input_tokens"] * 0.3 + spent["output_tokens"] * 30
     assert spent["usd"] == pytest.approx(paid / 1e6)
+
+
+PRICES = Prices(input=1.0, output=1.0)
+COMPUTED = (91 + CAP) / 1e6
+
+
+def elsewhere(cost: float) -> Json:
+    """OpenRouter's report of what its provider takes."""
+    parts = ("prompt", "completions")
+    halves = {f"upstream_inference_{part}_cost": cost / 2 for part in parts}
+    return {"upstream_inference_cost": cost, **halves}
+
+
+def reporting(name: str, wire: Wire, **more: Any) -> Any:
+    """A model whose provider reports more of its usage."""
+    usage = chat_usage(wire.used) | more
+    events = chat({}, wire.text, wire.used, {})
+    report = {"choices": [], "usage": usage, "id": "c", "object": "chat.completion.chunk"}
+    return wire.say(name, [*events, report | {"created": 0, "model": "m"}])
+
+
+@pytest.mark.parametrize("name", ["OpenRouter", "OpenAI", "DeepSeek"])
+@pytest.mark.parametrize(
+    ("more", "booked"),
+    [
+        ({"cost": 0.002}, 0.002),
+        ({"cost": 0.001, "cost_details": elsewhere(0.019)}, 0.02),
+        ({"cost": 0.002, "cost_details": elsewhere(0.002)}, 0.002),
+        ({"cost": 0.00001}, COMPUTED),
+        ({"cost": 0}, COMPUTED),
+        ({"cost": -3}, COMPUTED),
+        ({"cost": None, "cost_details": None}, COMPUTED),
+    ],
+    ids=str,
+)
+def test_a_cost_that_the_provider_states_is_booked_if_it_is_more(
+    wire: Wire, name: str, more: Json, booked: float
+) -> None:
+    model = reporting(name, wire, **more)
+    out = wire.ask(model, budget=Budget(usd=0.1, calls=1), prices=PRICES)
+    assert out["spent"]["usd"] == pytest.approx(booked)
+    assert not any("cost" in error for error in out["errors"])
+
+
+@pytest.mark.parametrize("cost", ["NaN", "much", {"total_cost": "x"}, [1], 1e308], ids=str)
+def test_a_cost_that_cannot_be_is_not_believed(wire: Wire, cost: Any) -> None:
+    model = reporting("OpenAI", wire, cost=cost)
+    out = wire.ask(model, budget=Budget(usd=0.1, calls=1), prices=PRICES)
+    assert out["spent"]["usd"] == pytest.approx(COMPUTED)
+    told = any("a cost that no call can have" in error for error in out["errors"])
+    assert told == (cost == 1e308)
+
+
+def test_a_cost_beyond_the_reservation_is_booked_and_told(wire: Wire) -> None:
+    model = reporting("OpenAI", wire, cost={"total_cost": 0.25, "currency": "USD"})
+    out = wire.ask(model, budget=Budget(usd=0.1, calls=1), prices=PRICES)
+    assert out["spent"]["usd"] == 0.25
+    assert any("stated a cost of $0.25; reserved were $0.0" in e for e in out["errors"])
+
+
+def test_a_stated_cost_is_read_of_a_reply_that_is_not_streamed(wire: Wire) -> None:
+    message = {"role": "assistant", "content": "so <answer>7</answer>"}
+    reply = {"id": "c", "object": "chat.completion", "created": 0, "model": "m"}
+    reply |= {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    reply |= {"usage": chat_usage(wire.used) | {"cost": 0.03}}
+    model = wire.say("OpenAI", json.dumps(reply).encode())
+    wire.headers = {"content-type": "application/json"}
+    model = model.model_copy(update={"disable_streaming": True})
+    out = wire.ask(model, budget=Budget(usd=0.1, calls=1), prices=PRICES)
+    assert out["spent"]["usd"] == 0.03
+    assert not wire.requests[0]["stream"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"cache_creation_input_tokens": 40},
+        {"prompt_tokens_details": {"cached_tokens": 11, "cache_creation_tokens": 40}},
+        {"prompt_tokens_details": {"cached_tokens": 11, "cache_write_tokens": 40}},
+    ],
+    ids=str,
+)
+def test_what_a_gateway_says_was_written_to_a_cache_costs_what_that_costs(
+    wire: Wire, more: Json
+) -> None:
+    model = reporting("OpenAI", wire, **more)
+    prices = Prices(input=3.0, output=15.0, cached_input=0.3, cache_write=3.75)
+    out = wire.ask(model, budget=Budget(usd=0.1, calls=1), prices=prices)
+    fresh = wire.used.input - 11 - 40
+    cost = fresh * 3 + 11 * 0.3 + 40 * 3.75 + wire.used.output * 15
+    assert out["spent"]["usd"] == pytest.approx(cost / 1e6)
+
+
+def test_a_report_beside_no_delta_is_read(wire: Wire) -> None:
+    events = chat({}, wire.text, wire.used, {})
+    *_, last = events
+    last |= {"usage": chat_usage(wire.used)}
+    last["choices"][0] |= {"delta": None, "finish_reason": "stop"}
+    out = wire.ask(wire.say("OpenAI", events))
+    assert out["best"]["answer"] == "7"
+    assert out["spent"]["tokens"] == wire.used.input + wire.used.output
+    assert out["errors"] == []
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.floats(0, 1), st.floats(0, 1))
