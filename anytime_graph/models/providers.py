@@ -68,21 +68,36 @@ _LIST_PRICE = {
 }
 """Options that change the price, and their values at which it is the listed one or less. A router may take
 any of the models that it is given."""
-_SEARCHES = re.compile(r":online$|deep-research|(^|/)compound|search-(preview|api)")
-"""Names of models that look things up by themselves, and pay for what they find."""
+_SEARCHES = re.compile(
+    r":online$|deep-research|(^|/)compound|search-(preview|api)"
+    r"|[:&](enable_web_(search|scraping)|character_slug)=(?!off|false)"
+)
+"""Names of models that look things up by themselves, and pay for what they find. Venice's end in options."""
 _CLIENT_TOOLS = ("function", "custom")
 _FUNCTION_LISTS = {"function_declarations", "functionDeclarations"}
 _FUNCTION_KEYS = {"input_schema", "parameters", "toolSpec", "cachePoint"}
 """Keys of tools without a type that the caller carries out."""
 _ADDING = (
     *("previous_response_id", "use_previous_response_id", "conversation"),
-    *("cached_content", "cachedContent", "prompt"),
+    *("cached_content", "cachedContent", "prompt", "prompt_id", "character_slug"),
+    *(
+        "data_sources",
+        "dataSources",
+        "vector_store_ids",
+        "files",
+    ),  # Azure's, LiteLLM's, Open WebUI's
 )
 _HOSTED = (
     *_ADDING,
     *("web_search_options", "search_parameters", "plugins", "mcp_servers", "container"),
+    *("enable_search", "enable_code_interpreter"),  # Qwen's
+    *("enable_enhancement", "force_search_enhancement", "enable_deep_search"),  # Hunyuan's
+    *("enable_web_search", "enable_web_scraping"),  # Venice's
+    *("web_search", "search_settings", "connectors"),  # Qianfan's, Groq's, Cohere's
 )
 """Options by which the provider adds to a prompt what the request does not hold."""
+_OFF = ("off", "none")
+"""Values of such options at which nothing is added."""
 _NOT_CARRIED_OUT = (
     *_ADDING,
     *("bash", "text_editor", "computer", "memory", "local_shell", "shell", "apply_patch"),
@@ -91,6 +106,8 @@ _NOT_CARRIED_OUT = (
 _BESIDE = re.compile(r"compact|advisor")
 """What a provider bills beside the reply, and leaves out of the usage that its clients read."""
 HOLDERS = ("model_kwargs", "extra_body", "generation_config")
+_NESTING = (*HOLDERS, "google", "venice_parameters", "additional_model_request_fields")
+"""The same, with those whose other options only their provider knows."""
 MADE_WITH = (
     *("system", "response_schema", "output_config", "additional_model_request_fields"),
     *HOLDERS,
@@ -261,18 +278,20 @@ def sent_options(model: Any, bound: Mapping[str, Any]) -> dict[str, Any]:
     names = ("model", *_LIST_PRICE, *_HOSTED, "tools", "audio", "context_management")
     fields = {name: getattr(model, name, None) for name in names if name != "model"}
     sent = {**fields, "model": model_name(model)}
-    held = {name: getattr(model, name, None) for name in HOLDERS}
+    held = {name: getattr(model, name, None) for name in _NESTING}
     for options in (_unheld({}, held), _unheld(bound, bound)):
         sent |= {k: v for k, v in options.items() if k in names}
     # Web searches are asked for by options of which all may be left at their defaults: {}.
-    return {k: v for k, v in sent.items() if v or (k in _HOSTED and isinstance(v, dict))}
+    on = {k: v for k, v in sent.items() if v or (k in _HOSTED and isinstance(v, dict))}
+    return {k: v for k, v in on.items() if not (k in _HOSTED and v in _OFF)}
 
 
 def _unheld(options: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, Any]:
     """Request options by the names that are known, with those in the options that hold others, at any
     depth."""
     found = {_BEDROCKS.get(name, name): value for name, value in options.items()}
-    for inner in (held.get(name) for name in HOLDERS):
+    inside = {_BEDROCKS.get(name, name): value for name, value in held.items()}
+    for inner in (inside.get(name) for name in _NESTING):
         if isinstance(inner, Mapping):
             found |= _unheld(inner, inner)
     return found

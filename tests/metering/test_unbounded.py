@@ -13,7 +13,7 @@ import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_openai import ChatOpenAI
+from langchain_openai import AzureChatOpenAI, ChatOpenAI
 from pydantic import BaseModel, Field, SecretStr
 
 from anytime_graph import Budget, NoAnswer, Prices, create_anytime_graph
@@ -58,6 +58,16 @@ HOSTED: list[dict[str, Any]] = [
     {"web_search_options": {"search_context_size": "low"}},
     {"web_search_options": {}},
     {"model": "openai/gpt-4.1:online"},
+    {"model": "default:strip_thinking_response=true&enable_web_search=auto"},
+    {"extra_body": {"data_sources": [{"type": "azure_search", "parameters": {}}]}},
+    {"model_kwargs": {"extra_body": {"enable_search": True}}},
+    {"extra_body": {"venice_parameters": {"enable_web_search": "on"}}},
+    {"extra_body": {"venice_parameters": {"character_slug": "alan-watts"}}},
+    {"extra_body": {"extra_body": {"google": {"cached_content": "cachedContents/c"}}}},
+    {"extra_body": {"vector_store_ids": ["v"]}},
+    {"extra_body": {"files": [{"type": "collection", "id": "c"}]}},
+    {"additionalModelRequestFields": {"tools": [{"type": "web_search_20250305"}]}},
+    {"model_kwargs": {"extra_body": {"mcp_servers": [{"type": "url", "url": "u"}]}}},
 ]
 PRICES = Prices(input=1, output=1)
 
@@ -155,6 +165,31 @@ def test_what_the_provider_adds_itself_is_refused_unless_a_bound_is_given(
     assert bounded.max_input([HumanMessage("hi")], uncalibrated())[1] > plain + 4_000
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"extra_body": {"enable_search": False}},
+        {"extra_body": {"venice_parameters": {"enable_web_search": "off"}}},
+        {"extra_body": {"venice_parameters": {"include_venice_system_prompt": False}}},
+        {"model": "default:enable_web_search=off"},
+        {"extra_body": {"google": {"thinking_config": {"thinking_budget": 0}}}},
+    ],
+    ids=str,
+)
+def test_an_option_by_which_a_provider_adds_nothing_needs_no_bound(
+    server: Server, options: dict[str, Any]
+) -> None:
+    meter(server.model().bind(**options), None)
+
+
+def test_what_a_provider_adds_is_seen_where_its_model_was_made_with_it(server: Server) -> None:
+    data = {"data_sources": [{"type": "azure_search", "parameters": {}}]}
+    fields: Any = {"azure_endpoint": server.url, "azure_deployment": "gpt-4.1"}
+    fields |= {"api_key": "none", "api_version": "2024-10-21", "extra_body": data}
+    with pytest.raises(ValueError, match="'data_sources' may add any number of tokens"):
+        create_anytime_graph(AzureChatOpenAI(**fields), budget=Budget(tokens=9_000))
+
+
 def test_results_of_tools_and_older_calls_are_looked_into(server: Server) -> None:
     ready = meter(server.model(), None)
     picture = {"type": "tool_result", "tool_use_id": "t", "content": [BLOCKS[0]]}
@@ -239,11 +274,14 @@ TEXT = "word " * 2_000
 SCHEMA = {"type": "object", "properties": {"x": {"type": "string", "description": TEXT}}}
 
 
+TOOL = {"name": "f", "description": TEXT, "input_schema": {"type": "object"}}
+
+
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
         ("AWS Bedrock", {"system": [TEXT]}),
-        ("AWS Bedrock", {"additional_model_request_fields": {"tools": [{"description": TEXT}]}}),
+        ("AWS Bedrock", {"additional_model_request_fields": {"tools": [TOOL]}}),
         ("AWS Bedrock", {"output_config": {"format": SCHEMA}}),
         ("Anthropic", {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}}),
         ("Google", {"response_schema": SCHEMA, "response_mime_type": "application/json"}),
