@@ -277,7 +277,7 @@ class Attempts:
             self._known.learn_cap(came["spend"])
         known, left_out = self._known, self._left_out()
         with known.lock:
-            known.refused |= left_out
+            known.refused |= left_out | ({"n"} if "stream" in left_out else set())
             known.taken |= {name for name in PARTS if self._has(name)} - known.refused
             if self._sent >= known.latest:
                 known.streak = 0
@@ -426,6 +426,8 @@ class Attempts:
                 self._known.taken.add(self._guess)
             self._guess = None
         left = [n for n in PARTS if n not in self._dropped | self._known.refused and self._has(n)]
+        if self.request.n > 1 and "stream" in left:
+            left.remove("stream")  # of choices that come whole, one would be read
         if named := [name for name in left if PARTS[name].named.search(said)]:
             self._dropped.add(named[0])
             return True
@@ -483,6 +485,17 @@ def _without_reports(form: Form) -> Form | None:
     if not getattr(form.model, "stream_usage", False):
         return None
     return form._replace(model=form.model.model_copy(update={"stream_usage": False}))
+
+
+def _without_stream(form: Form) -> Form | None:
+    """Replies that come whole. What nothing else caps is cut as it streams, and several choices are told
+    apart by their pieces."""
+    model = form.model
+    if providers.cap_field(model) is None or (getattr(model, "n", None) or 1) > 1:
+        return None
+    if model.disable_streaming is True:
+        return None
+    return form._replace(model=model.model_copy(update={"disable_streaming": True}))
 
 
 def _without_option(name: str) -> Callable[[Form], Form | None]:
@@ -587,5 +600,6 @@ PARTS: dict[str, Part] = {
         re.compile(r"(?i)response_?format|json_?schema|structured output|guided"), _without_schema
     ),
     "stream_options": Part(re.compile(r"(?i)stream_?options|include_usage"), _without_reports),
+    "stream": Part(re.compile(r"(?i)\bstream(ing)?\b"), _without_stream),
 }
 """In the order in which they are left out: the least harm first."""

@@ -120,6 +120,10 @@ PARTS: dict[str, tuple[Callable[[dict[str, Any]], bool], str]] = {
     "unnamed": (has_system, "Bad request"),
     "roles": (has_system, "Conversation roles must alternate user/assistant/user/assistant/..."),
     "reports": (lambda r: "stream_options" in r, "Unrecognized request argument: stream_options"),
+    "stream": (
+        lambda r: bool(r.get("stream")),
+        "Your organization must be verified to stream this model.",
+    ),
     "seed": (lambda r: "seed" in r, "[{'loc': ('body', 'seed'), 'msg': 'Extra inputs'}]"),
     "n": (choosing, "Unrecognized request argument supplied: n"),
     "cap": (
