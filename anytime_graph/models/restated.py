@@ -97,10 +97,12 @@ def _restating_kind(kind: Any) -> Any:
 
 
 class _Head:
-    """What has been read of a reply that streams in. broken: what ended the reading."""
+    """What has been read of a reply that streams in. broken: what ended the reading. begun: usage that its
+    first event reports."""
 
     def __init__(self, response: Any) -> None:
         self.response, self.read = response, bytearray()
+        self.begun: Any = None
         self.broken: Exception | None = None
         self._examined = 0
 
@@ -122,11 +124,41 @@ class _Head:
             words = self.read[:_LONGEST].decode("utf-8", "replace").encode()
             return _like(self.response, self.response.status_code, content=words)
         body = _first_json(self.read + b"\n\n")[0]
+        if isinstance(body, dict) and isinstance(message := body.get("message"), dict):
+            self.begun = message.get("usage") if body.get("type") == "message_start" else None
         return _as_error(self.response, body) or _as_stream(self.response, body)
 
     def passed_on(self, stream: Any) -> Any:
         """The reply as it would have come."""
         return _like(self.response, self.response.status_code, stream=stream)
+
+
+class _Totals:
+    """Puts what Anthropic's first event reports into its last one, where that does not: its client reads only
+    that, and gateways report the prompt as Anthropic once did, at the beginning alone."""
+
+    def __init__(self, begun: Any) -> None:
+        self._begun = begun if isinstance(begun, dict) else {}
+        self._open = b""
+
+    def of(self, part: bytes) -> bytes:
+        """The part, but for a line that is still open, with what was open before it."""
+        if not self._begun:
+            return part
+        *lines, self._open = (self._open + part).split(b"\n")
+        return b"".join(self._line(line) + b"\n" for line in lines)
+
+    def rest(self) -> bytes:
+        return self._line(self._open)
+
+    def _line(self, line: bytes) -> bytes:
+        if not line.startswith(b"data:") or b'"message_delta"' not in line:
+            return line
+        event, _ = _json_at_head(line[5:].decode("utf-8", "replace").strip())
+        if not isinstance(event, dict) or not isinstance(usage := event.get("usage"), dict):
+            return line
+        told = {name: count for name, count in usage.items() if count is not None}
+        return b"data: " + json.dumps({**event, "usage": {**self._begun, **told}}).encode()
 
 
 @functools.cache
@@ -140,10 +172,13 @@ def _streams(module: str) -> tuple[Any, Any]:
             self.head, self.parts = head, parts
 
         def __iter__(self) -> Iterator[bytes]:
-            yield bytes(self.head.read)
+            totals = _Totals(self.head.begun)
+            yield totals.of(bytes(self.head.read))
             if self.head.broken is not None:
                 raise self.head.broken
-            yield from self.parts
+            for part in self.parts:
+                yield totals.of(part)
+            yield totals.rest()
 
         def close(self) -> None:
             self.head.response.close()
@@ -153,11 +188,13 @@ def _streams(module: str) -> tuple[Any, Any]:
             self.head, self.parts = head, parts
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
-            yield bytes(self.head.read)
+            totals = _Totals(self.head.begun)
+            yield totals.of(bytes(self.head.read))
             if self.head.broken is not None:
                 raise self.head.broken
             async for part in self.parts:
-                yield part
+                yield totals.of(part)
+            yield totals.rest()
 
         async def aclose(self) -> None:
             await self.head.response.aclose()
@@ -199,9 +236,8 @@ def _as_stream(response: Any, body: Any) -> Any:
     if not asked or (content := as_stream(body)) is None:
         return None
     told = _like(response, response.status_code, content=content)
-    told.headers["content-type"] = (
-        "text/event-stream"  # Mistral's client takes no other for a stream
-    )
+    # Mistral's client takes no other for a stream.
+    told.headers["content-type"] = "text/event-stream"
     return told
 
 

@@ -37,6 +37,7 @@ from tests.kit.providers import (
     Provider,
     Usage,
     Wire,
+    anthropic,
     chat,
     chat_usage,
     eventstream,
@@ -302,6 +303,30 @@ def test_a_report_beside_no_delta_is_read(wire: Wire) -> None:
     assert out["best"]["answer"] == "7"
     assert out["spent"]["tokens"] == wire.used.input + wire.used.output
     assert out["errors"] == []
+
+
+@pytest.mark.parametrize("sync", [True, False], ids=["sync", "async"])
+@pytest.mark.parametrize(
+    "left", [(), ("input_tokens",), ("input_tokens", "cache_read_input_tokens")]
+)
+@pytest.mark.parametrize("ends", [b"\n", b"\r\n"], ids=["LF", "CRLF"])
+def test_what_anthropic_reports_at_the_beginning_counts_where_the_end_does_not_tell_it(
+    wire: Wire, sync: bool, left: tuple[str, ...], ends: bytes
+) -> None:
+    wire.used = Usage(written=40)
+    events = anthropic({}, wire.text, wire.used)
+    for event in events:
+        if event["type"] == "message_delta":
+            event["usage"] = {k: event["usage"][k] for k in ("output_tokens", *left)}
+    sent = NAMED["Anthropic"].send(events).replace(b"\n", ends)
+    prices = Prices(input=3.0, output=15.0, cached_input=0.3, cache_write=3.75)
+    out = wire.ask(wire.say("Anthropic", sent), sync, budget=Budget(usd=0.1), prices=prices)
+    assert out["best"]["answer"] == "7"
+    assert out["spent"]["input_tokens"] == wire.used.input
+    assert out["spent"]["cached_tokens"] == wire.used.cached
+    fresh = wire.used.input - wire.used.cached - 40
+    cost = fresh * 3 + wire.used.cached * 0.3 + 40 * 3.75 + wire.used.output * 15
+    assert out["spent"]["usd"] == pytest.approx(cost / 1e6)
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.floats(0, 1), st.floats(0, 1))
