@@ -17,6 +17,7 @@ from importlib import import_module
 from math import isfinite
 from traceback import walk_tb
 from typing import Any, Literal, cast, get_args
+from urllib.parse import urlsplit
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
@@ -192,6 +193,16 @@ _WORD = re.compile(
     re.S,
 )
 """How LangChain's errors of type ValueError tell the word."""
+_PARAMETER = r"[a-z_]{1,40}(?:[.\[](?:\d{1,3}|[a-z_]{1,40})\]?){0,6}"
+"""The name of a parameter, which is no key and hardly a word of a prompt."""
+_PARAMETERS = tuple(
+    re.compile(form)
+    for form in (
+        rf"^({_PARAMETER}): ",
+        rf"^[A-Za-z ]{{0,40}}(?:parameter|argument)s?\b[^\w\n]{{1,4}}(?:supplied\W+)?({_PARAMETER})\b",
+    )
+)
+"""How messages name a parameter at their head."""
 _NO_OPTION = re.compile(r"unexpected keyword argument '\w{1,40}'$")
 """How Python says that a client has no such option."""
 NO_ENTRY = (401, 403)
@@ -921,7 +932,8 @@ def _stands_for(error: BaseException) -> int | None:
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line without the provider's message, which may repeat a prompt, reply or key."""
+    """An error in one line without the provider's message, which may repeat a prompt, reply or key; with the
+    parameter that it blames or, if nobody answered, where that was."""
     named = error.named if isinstance(error, Exited) else error
     if isinstance(named, CannotPause | Unpayable):
         return str(named)
@@ -931,9 +943,39 @@ def describe(error: BaseException) -> str:
         parts.append(f"HTTP {http}")
     if isinstance(code, str) and re.fullmatch(r"[a-z][a-z_]{2,40}", code):
         parts.append(code)
+    if http in (400, 422) and (parameter := _blamed_parameter(named)):
+        parts.append(f"({parameter})")
+    if http is None and (place := _place(named)):
+        parts.append(f"at {place}")
+    if isinstance(named, NotImplementedError):
+        parts.append("(a model that is only async is asked by ainvoke)")
     if isinstance(named, TypeError) and (option := _NO_OPTION.search(str(named))):
         parts.append(f"({option[0]})")
     return " ".join(parts)
+
+
+def _blamed_parameter(error: BaseException) -> str | None:
+    """The parameter of a request that a refusal blames: where OpenAI names it, or as the message begins."""
+    body: Any = getattr(error, "body", None)
+    body = body.get("error") or body if isinstance(body, dict) else {}
+    body = body if isinstance(body, dict) else {"message": body}
+    said = str(body.get("message") or error)
+    found = (match[1] for form in _PARAMETERS if (match := form.search(said)))
+    names = (getattr(error, "param", None), body.get("param"), *found)
+    return next((n for n in names if isinstance(n, str) and re.fullmatch(_PARAMETER, n)), None)
+
+
+def _place(error: BaseException | None) -> str | None:
+    """The host and port that a request was for which ended in this error."""
+    while error is not None:
+        known: Any = error
+        with suppress(Exception):  # httpx raises one if it has no request
+            of_aws = getattr(known, "kwargs", {}).get("endpoint_url")
+            url = urlsplit(str(of_aws or known.request.url))
+            if url.hostname:
+                return f"{url.hostname}:{url.port or (80 if url.scheme == 'http' else 443)}"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def legible(word: str) -> str:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableBinding, RunnableSequence, RunnableWithFallbacks
+from langchain_core.runnables.configurable import DynamicRunnable
 from langchain_core.runnables.retry import RunnableRetry
 from pydantic import ValidationError
 
@@ -46,6 +47,8 @@ _FAMILIES = {
     r"(mis|mix|minis|magis|codes)tral": "mistralai",
 }
 """How models' names begin, and a provider of them."""
+_CONFIGURABLE = "_ConfigurableModel"
+"""The class that init_chat_model makes of configurable fields; it is private."""
 _UNASKING = ("anthropic", "mistralai")
 """Providers whose clients are made without a key, and fail in each call."""
 _MEDIA = ("image", "audio", "video")
@@ -128,6 +131,13 @@ def _without_retries(model: Any) -> Any:
             "model=RunnableWithFallbacks: a budget counts the tokens and prices of one model; pass its "
             "first model alone, or name all of them, as in model={'first': ..., 'second': ...}, and "
             "choose another one with context={'model': 'second'} if a run ends in NoAnswer"
+        )
+    if isinstance(model, DynamicRunnable) or type(model).__name__ == _CONFIGURABLE:
+        raise ValueError(
+            f"model={type(model).__name__}: which model a call asks for is not known before it is made, "
+            "and a budget needs its cap and its price before; pass one model without configurable "
+            "fields, or name all of them, as in model={'first': ..., 'second': ...}, and choose another "
+            "one with context={'model': 'second'}"
         )
     if isinstance(model, RunnableSequence):
         raise ValueError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import gzip
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -695,6 +696,45 @@ def test_which_requests_go_by_the_responses_api_is_known(
     assert providers.by_responses(model, bound) == model._use_responses_api(
         {"model": name, **bound}
     )
+
+
+# --- errors
+
+
+@every
+def test_where_nobody_answers_is_told(provider: Provider) -> None:
+    app = create_anytime_graph(provider.model("http://127.0.0.1:9"), budget=Budget(tokens=900))
+    with pytest.raises(NoAnswer, match=r"ConnectionError at 127\.0\.0\.1:9|ConnectError at 127"):
+        app.compile().invoke(QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "told"),
+    [
+        ("OpenAI", {"message": "No.", "param": "temperature", "code": "unsupported_value"}, "temperature"),
+        ("OpenAI", {"message": "Invalid.", "param": "messages.[0].content"}, None),
+        ("OpenAI", {"message": "Invalid.", "param": "messages[0].content"}, "messages[0].content"),
+        ("OpenAI", {"message": "Unsupported parameter: 'top_p' is no use."}, "top_p"),
+        ("OpenAI", {"message": "Unrecognized request argument supplied: top_k"}, "top_k"),
+        ("DeepSeek", {"message": "top_p: must be below 1"}, "top_p"),
+        ("Anthropic", {"type": "invalid_request_error", "message": "temperature: range: 0..1"}, "temperature"),
+        ("Anthropic", {"type": "invalid_request_error", "message": "Why do rivers bend?"}, None),
+        ("OpenAI", {"message": "sk-Secret01: is no key", "param": "sk-Secret01"}, None),
+        ("OpenAI", {"message": "No. The parameter: rivers_bend", "param": None}, None),
+    ],
+)  # fmt: skip
+def test_the_parameter_that_is_refused_is_told_and_nothing_of_the_message(
+    wire: Wire, name: str, error: Json, told: str | None
+) -> None:
+    body = json.dumps({"type": "error", "error": error}).encode()
+    wire.fail, model = 400, wire.say(name, body)
+    with pytest.raises(NoAnswer) as failure:
+        wire.ask(model, budget=Budget(tokens=900))
+    causes = " ".join(failure.value.causes)
+    assert re.findall(r"\((\S+)\)", causes) == (
+        [] if told is None else [told] * len(failure.value.causes)
+    )
+    assert not any(word in causes for word in ("Secret", "rivers", "range", "no use"))
 
 
 if __name__ == "__main__":

@@ -3,13 +3,18 @@ LangChain's wrappers."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import Any
 
 import pytest
+from langchain.chat_models import init_chat_model
 from langchain_core.output_parsers import StrOutputParser
+from langchain_core.runnables import ConfigurableField
+from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
 
-from anytime_graph import Budget, Judge, create_anytime_graph
+from anytime_graph import Budget, Judge, NoAnswer, create_anytime_graph
 from anytime_graph.chat import ChatAnytime
 from anytime_graph.metering.metered import metered
 from anytime_graph.models import resolve_model
@@ -139,3 +144,48 @@ def test_what_holds_more_than_a_model_is_refused_with_what_to_do(server: Server)
         with pytest.raises(ValueError, match=r"^model=Runnable"):
             create_anytime_graph(model, budget=Budget(calls=1), judge=Judge(wrapped))
     assert not server.calls
+
+
+def test_a_model_that_is_chosen_when_it_is_called_is_refused_with_what_to_do(
+    server: Server,
+) -> None:
+    options: Any = {"base_url": server.url, "api_key": "none"}
+    made = init_chat_model("openai:m", configurable_fields=("temperature",), **options)
+    plain = server.model()
+    for model in (
+        made,
+        made.bind_tools([]),
+        init_chat_model(configurable_fields="any"),
+        plain.configurable_fields(temperature=ConfigurableField("t")),
+        plain.configurable_alternatives(ConfigurableField("m"), other=plain).bind(stop=["x"]),
+    ):
+        doors = (
+            lambda model=model: create_anytime_graph(model, budget=Budget(calls=1)),
+            lambda model=model: create_anytime_graph(
+                plain, budget=Budget(calls=1), judge=Judge(model)
+            ),
+            lambda model=model: ChatAnytime(model=model, budget=Budget(calls=1)),
+            lambda model=model: metered(model),
+        )
+        for door in doors:
+            with pytest.raises(ValueError, match="is not known before it is made") as refused:
+                door()
+            assert "model={'first': ..., 'second': ...}" in str(refused.value)
+    assert not server.calls
+
+
+class OnlyAsync(ChatOpenAI):
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("async only")
+
+    def _stream(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("async only")
+
+
+def test_a_model_that_is_only_async_is_said_to_be_asked_by_ainvoke(server: Server) -> None:
+    model = OnlyAsync(model="m", base_url=server.url, api_key=SecretStr("none"), n=1)
+    app = create_anytime_graph(model, budget=Budget(calls=2), strategy="single").compile()
+    with pytest.raises(NoAnswer, match="asked by ainvoke"):
+        app.invoke(ASK)
+    assert not server.calls
+    assert asyncio.run(app.ainvoke(ASK))["best"]["answer"] == "fine"
