@@ -22,7 +22,7 @@ from anytime_graph.models.whole import as_stream
 
 _LONGEST = 65_536
 """Bytes of a reply that are read to see whether it is an error."""
-_LONGEST_WHOLE = 2**25
+_LONGEST_WHOLE = 2**23
 """Bytes that are read of one that is JSON, and may have come whole."""
 _LINES = ("", *":deir")
 """How the lines of a stream of events begin: with a colon, or with data, event, id or retry."""
