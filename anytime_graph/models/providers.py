@@ -805,15 +805,15 @@ def _reasoning_text(part: Any) -> str:
 def stated_cost(report: Mapping[str, Any]) -> float:
     """Dollars that a provider says a reply costs, in its report of usage; 0 if it does not say. Where it is
     served by the caller's own account elsewhere, OpenRouter's cost is only its fee, and what it costs there comes
-    to it: a fee of 0.95 and 19 there are 19.95."""
-    cost, details = report.get("cost"), report.get("cost_details")
-    cost = _dollars(cost.get("total_cost") if isinstance(cost, Mapping) else cost)  # Perplexity's
+    to it: a fee of 0.95 and 19 there are 19.95. Perplexity's cost has parts."""
+    told, details = report.get("cost"), report.get("cost_details")
+    cost = _in_dollars(told.get("total_cost") if isinstance(told, Mapping) else told)
     details = details if isinstance(details, Mapping) else {}
-    elsewhere = _dollars(details.get("upstream_inference_cost"))
+    elsewhere = _in_dollars(details.get("upstream_inference_cost"))
     return cost + elsewhere if elsewhere > cost else cost
 
 
-def _dollars(amount: Any) -> float:
+def _in_dollars(amount: Any) -> float:
     with suppress(TypeError, ValueError):
         return number if isfinite(number := float(amount)) and number > 0 else 0.0
     return 0.0
@@ -945,7 +945,7 @@ def describe(error: BaseException) -> str:
         parts.append(code)
     if http in (400, 422) and (parameter := _blamed_parameter(named)):
         parts.append(f"({parameter})")
-    if http is None and (place := _place(named)):
+    if http is None and (place := _unreached(named)):
         parts.append(f"at {place}")
     if isinstance(named, NotImplementedError):
         parts.append("(a model that is only async is asked by ainvoke)")
@@ -965,7 +965,7 @@ def _blamed_parameter(error: BaseException) -> str | None:
     return next((n for n in names if isinstance(n, str) and re.fullmatch(_PARAMETER, n)), None)
 
 
-def _place(error: BaseException | None) -> str | None:
+def _unreached(error: BaseException | None) -> str | None:
     """The host and port that a request was for which ended in this error."""
     while error is not None:
         known: Any = error

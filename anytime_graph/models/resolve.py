@@ -51,7 +51,7 @@ _CONFIGURABLE = "_ConfigurableModel"
 """The class that init_chat_model makes of configurable fields; it is private."""
 _UNASKING = ("anthropic", "mistralai")
 """Providers whose clients are made without a key, and fail in each call."""
-_MEDIA = ("image", "audio", "video")
+_BESIDE_TEXT = ("image", "audio", "video")
 """What models write beside text, each at a price of its own."""
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*_(?:API_KEY|TOKEN)")
 
@@ -229,23 +229,23 @@ def _highest(name: str, providers: Sequence[str | None], now: datetime) -> list[
     for provider in providers:
         with suppress(LookupError):
             changes = {
-                str(_price(name, provider, hour).model_price): hour
+                str(_looked_up(name, provider, hour).model_price): hour
                 for hour in (now.replace(hour=hour) for hour in range(24))
             }
             for per, hour in product((1_000, 1_000_000), changes.values()):
-                prices.append(_at(name, provider, hour, per))
+                prices.append(_by_hour(name, provider, hour, per))
     return prices
 
 
-def _at(name: str, provider: str | None, hour: datetime, per: int) -> tuple[float, ...]:
+def _by_hour(name: str, provider: str | None, hour: datetime, per: int) -> tuple[float, ...]:
     """The prices of so many tokens at this hour: of input, of output of the dearest kind (a model may paint
     what was to be told), of input from a cache and into it, and of a request by itself."""
 
     def dollars(**usage: int) -> float:
-        return float(_price(name, provider, hour, **usage).total_price) * 1e6 / per
+        return float(_looked_up(name, provider, hour, **usage).total_price) * 1e6 / per
 
     whole = {"input_tokens": per, "output_tokens": per}
-    kinds: list[dict[str, int]] = [{}, *({f"output_{kind}_tokens": per} for kind in _MEDIA)]
+    kinds: list[dict[str, int]] = [{}, *({f"output_{kind}_tokens": per} for kind in _BESIDE_TEXT)]
     fresh = dollars(input_tokens=per)
     return (
         fresh,
@@ -256,7 +256,7 @@ def _at(name: str, provider: str | None, hour: datetime, per: int) -> tuple[floa
     )
 
 
-def _price(name: str, provider: str | None, hour: datetime, **usage: int) -> PriceCalculation:
+def _looked_up(name: str, provider: str | None, hour: datetime, **usage: int) -> PriceCalculation:
     """Raises LookupError if the model is not listed."""
     from genai_prices import Usage, calc_price
 

@@ -9,7 +9,7 @@ from typing import Any
 
 _ENDED = ("completed", "incomplete")
 """Statuses of a response that is whole."""
-_NATURAL = ("tool_use", "end_turn", "stop_sequence")
+_WRITTEN_OUT = ("tool_use", "end_turn", "stop_sequence")
 """Why a message ends whose model wrote all of it."""
 _TOLD = {
     "text": (("text", "text_delta"),),
@@ -24,20 +24,20 @@ def as_stream(body: Any) -> bytes | None:
         return None
     events: Iterable[dict[str, Any]] | None
     if body.get("object") == "response":
-        events = _response(body) if body.get("status") in _ENDED else None
+        events = _of_responses(body) if body.get("status") in _ENDED else None
     elif body.get("type") == "message":
-        events = _message(body) if isinstance(body.get("content"), list) else None
+        events = _of_anthropic(body) if isinstance(body.get("content"), list) else None
     else:
-        events = _completion(body)
-    return None if events is None else b"".join(map(_sent, events)) + b"data: [DONE]\n\n"
+        events = _of_chat(body)
+    return None if events is None else b"".join(map(_as_event, events)) + b"data: [DONE]\n\n"
 
 
-def _sent(event: dict[str, Any]) -> bytes:
+def _as_event(event: dict[str, Any]) -> bytes:
     name = f"event: {event['type']}\n" if "type" in event else ""
     return f"{name}data: {json.dumps(event)}\n\n".encode()
 
 
-def _completion(body: dict[str, Any]) -> list[dict[str, Any]] | None:
+def _of_chat(body: dict[str, Any]) -> list[dict[str, Any]] | None:
     """Mistral's client reads usage beside a choice only, and Groq's only where Groq has it."""
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices:
@@ -59,7 +59,7 @@ def _delta(message: Any) -> Any:
     return {**message, "tool_calls": numbered}
 
 
-def _response(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _of_responses(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     begun = {**body, "status": "in_progress", "output": [], "usage": None}
     events: list[dict[str, Any]] = [{"type": "response.created", "response": begun}]
     for i, item in enumerate(part for part in body.get("output") or () if isinstance(part, dict)):
@@ -68,13 +68,13 @@ def _response(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         events.append({"type": "response.output_item.added", "item": empty, **at})
         if empty is not item:
             for j, part in enumerate(item.get("content") or ()):
-                events += _part(part, {**at, "content_index": j})
+                events += _of_content(part, {**at, "content_index": j})
         events.append({"type": "response.output_item.done", "item": item, **at})
     events.append({"type": f"response.{body['status']}", "response": body})
     return ({**event, "sequence_number": i} for i, event in enumerate(events))
 
 
-def _part(part: dict[str, Any], at: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _of_content(part: dict[str, Any], at: dict[str, Any]) -> Iterator[dict[str, Any]]:
     kind = "refusal" if part.get("type") == "refusal" else "output_text"
     said = {"refusal": "refusal", "output_text": "text"}[kind]
     text = part.get(said) or ""
@@ -84,7 +84,7 @@ def _part(part: dict[str, Any], at: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {"type": "response.content_part.done", "part": part, **at}
 
 
-def _message(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _of_anthropic(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     ends = ("stop_reason", "stop_sequence", "container")
     begun = {**body, "content": [], **dict.fromkeys(ends)}
     yield {"type": "message_start", "message": begun}
@@ -98,7 +98,7 @@ def _message(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if block.get("type") == "tool_use":
             empty = {**block, "input": {}}
             written = json.dumps(block.get("input") or {})
-            if body.get("stop_reason") not in _NATURAL:
+            if body.get("stop_reason") not in _WRITTEN_OUT:
                 written = written[:-1]  # what the provider made whole may have been cut
             deltas = [{"type": "input_json_delta", "partial_json": written}]
         yield {"type": "content_block_start", "index": i, "content_block": empty}
