@@ -24,7 +24,7 @@ from anytime_graph.checkpoints.memory import Memory, memory_of
 from anytime_graph.metering.near_end import NearEnd, near_end_of
 from anytime_graph.metering.quota import Quota, checked_quotas
 from anytime_graph.models import prices_of, resolve_model
-from anytime_graph.models.tokens import check_media_tokens
+from anytime_graph.models.tokens import check_media_tokens, without_prompt
 from anytime_graph.nodes.asking import prompt_of
 from anytime_graph.nodes.compiled import AnytimeGraph
 from anytime_graph.nodes.critique import VERDICT
@@ -48,7 +48,7 @@ from anytime_graph.planning.until import Until
 from anytime_graph.run.announcements import Lives
 from anytime_graph.run.calls import Chosen
 from anytime_graph.run.context import Context
-from anytime_graph.run.state import Decides, Input, Output, Payoff, State, growth_only, unstopped
+from anytime_graph.run.state import Decides, Input, Output, Payoff, State, unstopped
 from anytime_graph.run.upgrade import migrated_state
 from anytime_graph.scoring import Extractor, Judge, Scorer, check_signature
 
@@ -293,6 +293,6 @@ def _branch(values: dict[str, Any], budget: Budget | None) -> State:
         parent_run=values["run_id"],
         limits=limits,
         chosen=None,
-        calibrations=growth_only(values["calibrations"]),
+        calibrations={r: without_prompt(c) for r, c in values["calibrations"].items()},
         **unstopped(),
     )

@@ -64,9 +64,9 @@ from anytime_graph.metering.quota import Quota, checked_quotas
 from anytime_graph.metering.request import JournalError, Place
 from anytime_graph.metering.tool_time import abandonable, check_time
 from anytime_graph.models.providers import advised, describe
-from anytime_graph.models.tokens import check_media_tokens
+from anytime_graph.models.tokens import Calibration, check_media_tokens, uncalibrated
 from anytime_graph.run.asking import Asked, check_resumable, granted
-from anytime_graph.run.forms import Upgrade, upgraded
+from anytime_graph.run.forms import Stored, Upgrade, upgraded
 from anytime_graph.text import meant
 
 try:
@@ -110,7 +110,7 @@ class _Asks(TypedDict):
 
 
 class _Run(TypedDict):
-    """question: what the user asked. growth: how far prompts exceeded their bounds, by model. allowed:
+    """question: what the user asked. calibrations: how far prompts exceeded their bounds, by model. allowed:
     the ids of the tool calls in the last reply that may run, if not all may; refused: whether it had
     more. granted: what a human granted beyond the budget. asks: what a human is asked now, or, once there
     is no more (ends), was asked last. asked, place: in a ledger, what its run is found by, and the place
@@ -118,7 +118,7 @@ class _Run(TypedDict):
     this has."""
 
     question: BaseMessage | None
-    growth: dict[str, float]
+    calibrations: dict[str, Calibration]
     allowed: NotRequired[list[str] | None]
     refused: NotRequired[bool]
     granted: NotRequired[Limits]
@@ -131,7 +131,12 @@ class _Run(TypedDict):
     form: NotRequired[int]
 
 
-UPGRADES: tuple[Upgrade, ...] = ()
+def _with_calibrations(run: Stored) -> Stored:
+    growth = run.pop("growth").items()
+    return {**run, "calibrations": {m: {**uncalibrated(), "growth": g} for m, g in growth}}
+
+
+UPGRADES: tuple[Upgrade, ...] = (_with_calibrations,)
 """Of _Run in an agent's thread, from each form to the next; see forms.py."""
 
 
@@ -253,7 +258,12 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
             check_resumable(get_config())
         question = next((m for m in reversed(_messages(state)) if m.type == "human"), None)
         earlier = _run(state)
-        run = _Run(question=question, growth=earlier["growth"], id=uuid4().hex, form=len(UPGRADES))
+        run = _Run(
+            question=question,
+            calibrations=earlier["calibrations"],
+            id=uuid4().hex,
+            form=len(UPGRADES),
+        )
         goes_on = False
         update: dict[str, Any] = {"stop_reason": None, "anytime_run": run}
         if self.ledger is not None:
@@ -378,7 +388,7 @@ class TokenBudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         account = Account(self.limits(run), spent, around, shared=quotas)
         account.media_tokens, account.invocation = self.media_tokens, run.get("id")
         account.tools_priced |= bool(self.tool_prices)
-        account.growth.update(run["growth"])
+        account.calibrations.update(run["calibrations"])
         account.reserve = last_call_reserve(self.share, account.limits)
         if self.ledger is not None and account.record is None and "asked" in run:
             self._record(account, run)
@@ -701,8 +711,8 @@ class _Turn:
         if reason is None and not asks and _is_answer(response):
             latest = self.payer.latest
             reason = (latest and latest.blocked) or "done"
-        growth = dict(self.account.growth)
-        run = cast(_Run, {**self.run, **self._allowed(response), "growth": growth, **asks})
+        known = dict(self.account.calibrations)
+        run = cast(_Run, {**self.run, **self._allowed(response), "calibrations": known, **asks})
         spent: Any = self.account.collect()
         by = {"model": {**spent, "tool_calls": 0}, **self.asked}
         if (own := _own_run(self.account)) is not None:
@@ -893,7 +903,7 @@ def _account_of(run: _Run) -> Account | None:
 
 
 def _run(state: Any) -> _Run:
-    none = _Run(question=None, growth={})
+    none = _Run(question=None, calibrations={}, form=len(UPGRADES))
     run = cast("Mapping[str, Any]", state.get("anytime_run") or none)
     return cast(_Run, upgraded(run, UPGRADES, "the agent's thread"))
 

@@ -149,7 +149,7 @@ class DraftPayer:
         if journal is not None:
             self.account.shared = journal.shared
             self.account.record = DraftRecord(self, journal)
-        self.account.growth[self.meter.name] = self._agent["growth"]
+        self.account.calibrations[self.meter.name] = self._agent["calibration"]
         self._began = clock.now() - before
 
     def _remember(self) -> None:
@@ -301,11 +301,10 @@ class DraftPayer:
                 raise DraftError("the draft has ended")
             self.account.settle(reserved.amounts, receipt["spend"])
             self._replies.append(reply)
-            if receipt["reported"] is not None:
-                before = self.account.growth[self.meter.name]
-                self.account.learn(self.meter, reserved.shape, receipt["reported"])
-                if self.account.growth[self.meter.name] > before or self._worst[1] is None:
-                    self._worst = (reserved.shape, receipt["reported"])
+            if (reported := receipt["reported"]) is not None:
+                higher = self.account.learn(self.meter, reserved.shape, reported)
+                if higher or self._worst[1] is None:
+                    self._worst = (reserved.shape, reported)
             self._refused = self._refused + 1 if receipt["unserved"] else 0
             self._wait = max(self._wait, receipt["retry_after"])
             self._over |= receipt["interrupted"] or receipt["closed"]

@@ -40,6 +40,7 @@ from anytime_graph.interrupt import contained
 from anytime_graph.metering.quota import Quota
 from anytime_graph.models.counting import patience
 from anytime_graph.models.providers import describe
+from anytime_graph.models.tokens import without_prompt
 from anytime_graph.nodes import finish
 from anytime_graph.nodes.exhausted import Exhausted, exhausted, used_up
 from anytime_graph.planning.plan import QUOTA, plan
@@ -67,7 +68,6 @@ from anytime_graph.run.state import (
     conversation_digest,
     conversation_of,
     fresh,
-    growth_only,
     merged,
     question_of,
     unstopped,
@@ -196,7 +196,8 @@ class Hub:
             earlier = journal.ledger.find(thread, digest, user()) if journal else None
             run_id, limits = earlier or randbits(53), self._limits(setup, given)
             update = fresh(question_id, choice, run_id, thread, limits)
-            update["calibrations"] = growth_only(state.get("calibrations", {}))
+            calibrations = state.get("calibrations", {})
+            update["calibrations"] = {r: without_prompt(c) for r, c in calibrations.items()}
             update |= self._recalled(question_of(state["messages"]).text, update["run_id"])
         else:
             update = fold(state, setup.width, setup.decides, setup.tokenizers)

@@ -57,7 +57,7 @@ class Account:
     that call takes at the least, which quotas are to leave it.
     media_tokens: see tokens.Tokenizer. tools_priced: whether tool calls cost something.
     shared: the quotas at the root, if any. record: where the calls of the run are kept, if anywhere.
-    growth: how far prompts exceeded their bounds, by model. largest: input tokens of the largest prompts to
+    calibrations: how far prompts exceeded their bounds, by model. largest: input tokens of the largest prompts to
     try, by model, where larger ones were refused. tool_call: the id of the tool call that
     it belongs to, if any. price: of that tool, in US dollars; it is booked each time the call is opened.
     short: why a model call of that tool could not be paid for, if one could not. invocation: of an agent,
@@ -80,7 +80,7 @@ class Account:
         self.lock: threading.RLock = parent.lock if parent else threading.RLock()
         self.media_tokens: int | None = parent.media_tokens if parent else None
         self.tools_priced: bool = parent.tools_priced if parent else False
-        self.growth: dict[str, float] = parent.growth if parent else {}
+        self.calibrations: dict[str, Calibration] = parent.calibrations if parent else {}
         self.largest: dict[str, int] = parent.largest if parent else {}
         self.shared: Shared | None = _together(shared, parent.shared if parent else None)
         self.spent = total([spent or nothing()])
@@ -239,12 +239,13 @@ class Account:
 
     def calibration(self, meter: Meter) -> Calibration:
         """How far prompts to this model are known to exceed their bounds."""
-        return {**uncalibrated(), "growth": self.growth.get(meter.name, 1.0)}
+        return self.calibrations.get(meter.name) or uncalibrated()
 
-    def learn(self, meter: Meter, shape: Shape, reported: int) -> None:
-        """Take in the provider's report of a prompt."""
-        learned = meter.tokenizer.learn(self.calibration(meter), shape, reported)
-        self.growth[meter.name] = learned["growth"]
+    def learn(self, meter: Meter, shape: Shape, reported: int) -> bool:
+        """Take in the provider's report of a prompt. Returns whether later bounds are higher for it."""
+        known = self.calibration(meter)
+        now = self.calibrations[meter.name] = meter.tokenizer.learn(known, shape, reported)
+        return now["growth"] > known["growth"] or now.get("preface", 0) > known.get("preface", 0)
 
     def mark(self, message: BaseMessage) -> None:
         """Note in a reply what the tool calls around it have spent. If they are interrupted, only the

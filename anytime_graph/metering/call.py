@@ -25,7 +25,14 @@ from anytime_graph.budget import MIN_ROOM, Limits, Spend, Unpayable, lowest, not
 from anytime_graph.interrupt import StopSignal, contained
 from anytime_graph.metering import clock
 from anytime_graph.metering.bill import Bill, bill
-from anytime_graph.metering.learned import Attempts, Form, RefusedBefore, Trial, shaped
+from anytime_graph.metering.learned import (
+    Attempts,
+    Form,
+    RefusedBefore,
+    Trial,
+    Underestimated,
+    shaped,
+)
 from anytime_graph.metering.meter import Meter
 from anytime_graph.metering.quota import PATIENCE, Standings, Withheld
 from anytime_graph.metering.request import Entry, Journal, JournalError, Reply, Request, made_for
@@ -99,6 +106,9 @@ def _attempt(
                 pass
     except KeyboardInterrupt:
         under_way.interrupt()
+    except BaseException:
+        under_way.tried()
+        raise
     reply = under_way.settle()
     if not done.is_set():
         under_way.departure.hang_up()
@@ -168,6 +178,9 @@ async def _aattempt(
         if under_way.made and journal is not None:
             with suppress(asyncio.CancelledError):
                 await _let_end(_set_off(_booked, reply, request, journal))
+        raise
+    except BaseException:
+        under_way.tried()
         raise
     reply = under_way.settle()
     if not under_way.made:
@@ -364,15 +377,25 @@ class _Call:
             yield min(rest, _POLL)
         if self.cut == "out of time" and self.request.wait:
             self.cut = "out of time, because the provider had asked to wait"
-        first, own = self.meter.known.enter(self.request.step)
-        if own or first is None:
-            self.trial = first
-            return
-        while not (first.over or self.over()) and time.monotonic() < first.until:
-            yield _POLL / 5
-        if first.refusal is not None and self.cut is None:  # the first tells why
-            self.error = first.refusal
-            self.receipt.update({"failed": True, "closed": True, "lost": True})
+        known, step, whole = self.meter.known, self.request.step, self.meter.may_preface
+        while not self.over():
+            if (above := known.underestimated(step)) is not None:
+                self.error = above
+                self.errors.append(str(above))
+                self.receipt.update({"failed": True, "unserved": True})
+                return
+            first, own = known.enter(step, whole)
+            if own or first is None:
+                self.trial = first
+                return
+            while not (first.over or self.over()) and time.monotonic() < first.until:
+                yield _POLL / 5
+            if self.cut is None and first.refusal is not None:  # the first tells why
+                self.error = first.refusal
+                self.receipt.update({"failed": True, "closed": True, "lost": True})
+                return
+            if not whole:
+                return
 
     def tried(self, refusal: Exception | None = None) -> None:
         """Tell the calls that wait for this one."""
@@ -533,7 +556,8 @@ class _Call:
     def _feed(self, chunk: Any) -> bool:
         """Take in a piece of the reply; True to cut the stream."""
         self.meter.known.answers = True
-        self.tried()
+        if self.trial is not None and not self.trial.whole:
+            self.tried()
         if self.left or self.over():
             return True
         if self.streamed.feed(chunk):
@@ -586,7 +610,6 @@ class _Call:
 
     def settle(self) -> Reply:
         """The reply. What still arrives after this does not count."""
-        self.tried()
         if self.streamed.reported and not self.overran:
             self.ended, self.cut = True, None  # it was whole, and its cost known, when it was cut
         shared, now, streamed = self.receipt, clock.now(), self.streamed
@@ -599,8 +622,8 @@ class _Call:
         charged = Bill(nothing())
         if self.made and not shared["unserved"]:
             charged = bill(self.meter, self.request, streamed, self.ended, streamed.over)
-            if charged.reported is not None and self.request.n == 1:
-                self.meter.heard(self.request.prompt, charged.reported)
+            self._heard(charged)
+        self.tried()
         self.errors += charged.errors
         spend: Spend = {**charged.spend, "seconds": max(0.0, now - shared["started"])}
         ended: Ended = (
@@ -627,6 +650,15 @@ class _Call:
             chunks=tuple(streamed.chunks),
             error=self.error,
         )
+
+    def _heard(self, charged: Bill) -> None:
+        """Keep what the bill tells of the server."""
+        reported, reserved, known = charged.reported, self.request.max_input, self.meter.known
+        if reported is not None and self.request.n == 1:
+            more = self.meter.heard(self.request.prompt, reported)
+            if more and reported > reserved:
+                known.show(self.trial, self.request.step, Underestimated(reported, reserved))
+        known.heard |= bool(self.streamed.chunks)
 
     def _choice(self, i: int, part: StreamedChoice, of: Receipt, spend: Spend) -> Reply:
         """One choice as a reply. of: the call's receipt, whose `ended` an unfinished choice shares."""

@@ -24,6 +24,7 @@ from anytime_graph.budget import GOOD_ROOM, MIN_ROOM, Spend, lowest
 from anytime_graph.metering.request import NOWHERE, Request, digest_of
 from anytime_graph.models import providers, refusals
 from anytime_graph.models.counting import Counts
+from anytime_graph.models.tokens import Calibration, Shape, Tokenizer, uncalibrated
 from anytime_graph.run.calls import Receipt
 
 _PATIENCE = 90.0
@@ -51,6 +52,21 @@ class RefusedBefore(RuntimeError):
 
     def __str__(self) -> str:
         return f"refused before in this form: {self.said}"
+
+
+class Underestimated(RuntimeError):
+    """A request is not sent, as another one that was planned with it was billed far more than had been reserved
+    for its prompt. reported, reserved: tokens."""
+
+    def __init__(self, reported: int, reserved: int) -> None:
+        super().__init__(reported, reserved)
+        self.reported, self.reserved = reported, reserved
+
+    def __str__(self) -> str:
+        return (
+            f"not made: a prompt planned with it was billed {self.reported} tokens, reserved were "
+            f"{self.reserved}; its server puts text of its own before prompts"
+        )
 
 
 _FormOfRun = tuple[int, str, int, frozenset[str]]
@@ -105,12 +121,15 @@ class Part(NamedTuple):
 @dataclass
 class Trial:
     """A step's first request to a server that has not answered yet. until: when its siblings wait no longer.
-    over: it was answered or refused. refusal: one that the siblings would get too, as with a wrong key."""
+    over: it was answered or refused. refusal: one that the siblings would get too, as with a wrong key.
+    whole: they wait for the end of its reply, which brings the report, as do the calls of other steps."""
 
     step: str
     until: float
     over: bool = False
     refusal: Exception | None = None
+    whole: bool = False
+    steps: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -118,14 +137,15 @@ class Learned:
     """What is known of one model at one address.
 
     refused: parts that it does not take. taken: parts that are not at fault. window: tokens of prompt and
-    reply together. ceiling: tokens of a reply. Both None: not known. answers: it has answered a request;
-    trial: until then, the first one under way. until: no request before this
+    reply together. ceiling: tokens of a reply. Both None: not known. answers: it has begun to answer a request;
+    heard: it has ended a reply; trial: until then, the first one under way. until: no request before this
     time of the monotonic clock. streak: refusals for load, in a row. latest: when the last of them came.
     counts: those of its prompts. largest: of the requests that were taken, each figure by itself; before: the
     same when a step began. forms: what became of the requests of runs, by run and form and then by step, ""
     for what all may know. guesses: requests in a row that were taken only in a
     smaller form, after a refusal that did not say why; doubted: tokens of the smallest that was so refused.
     early: of the latest reply that ended at a limit of the server's own, its tokens, and with its prompt's.
+    calibration: what the server adds to each prompt. above: by step, what one of its calls has shown of that.
     """
 
     refused: set[str] = field(default_factory=set)
@@ -133,6 +153,7 @@ class Learned:
     window: int | None = None
     ceiling: int | None = None
     answers: bool = False
+    heard: bool = False
     trial: Trial | None = None
     until: float = 0.0
     streak: int = 0
@@ -146,6 +167,10 @@ class Learned:
     guesses: int = 0
     doubted: float = math.inf
     early: tuple[int, int] = (0, 0)
+    calibration: Calibration = field(default_factory=uncalibrated)
+    above: LRUCache[str, Underestimated] = field(
+        default_factory=lambda: LRUCache(_FORMS), repr=False
+    )
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     def beside(self, max_input: int) -> int | None:
@@ -155,14 +180,32 @@ class Learned:
         most = lowest(room, self.ceiling)
         return None if most is None else max(MIN_ROOM, most)
 
-    def enter(self, step: str) -> tuple[Trial | None, bool]:
-        """The trial that a call of this step is (True) or waits for (False), if any."""
+    def enter(self, step: str, whole: bool = False) -> tuple[Trial | None, bool]:
+        """The trial that a call of this step is (True) or waits for (False), if any. whole: see Trial; then
+        the calls of all steps wait."""
         with self.lock:
-            if self.answers or not step:
+            if not step or (self.heard if whole else self.answers):
                 return None, False
-            if own := self.trial is None or self.trial.step != step:
-                self.trial = Trial(step, time.monotonic() + _TRIAL)
-            return self.trial, own
+            trial, until = self.trial, math.inf if whole else time.monotonic() + _TRIAL
+            if trial is None or not whole:
+                own = trial is None or trial.step != step
+            else:
+                own = trial.over and (trial.step != step or trial.refusal is None)
+            if own or trial is None:
+                trial = self.trial = Trial(step, until, whole=whole)
+            trial.steps.add(step)
+            return trial, own
+
+    def underestimated(self, step: str) -> Underestimated | None:
+        """Why a call of this step is not made any more, if so."""
+        with self.lock:
+            return self.above.get(step)
+
+    def show(self, trial: Trial | None, step: str, above: Underestimated) -> None:
+        """What a call of this step has shown also holds for those that were planned with it, or waited for it."""
+        with self.lock:
+            for each in filter(None, {step, *(trial.steps if trial else ())}):
+                self.above[each] = above
 
     def largest_before(self, step: str) -> Size:
         """The same for all calls of a step, whichever of them ends first."""
@@ -180,6 +223,13 @@ class Learned:
         with self.lock:
             self.window = lowest(self.window, window)
             self.ceiling = lowest(self.ceiling, ceiling)
+
+    def learn(self, tokenizer: Tokenizer, shape: Shape, reported: int) -> bool:
+        """Take in what was reported for a prompt. Returns whether the server adds more to it than was known."""
+        with self.lock:
+            before = self.calibration.get("preface", 0)
+            self.calibration = tokenizer.learn(self.calibration, shape, reported)
+            return self.calibration.get("preface", 0) > before
 
     def learn_cap(self, spend: Spend) -> None:
         """Take in a reply that ended at a limit of the server's own. A second one of as many tokens shows that

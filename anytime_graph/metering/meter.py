@@ -81,6 +81,12 @@ class Meter:
         """What its server's refusals have taught."""
         return learned(self.model)
 
+    @property
+    def may_preface(self) -> bool:
+        """Whether its server may put instructions of its own before a prompt, and does not count them."""
+        counted = self.ask is not None and not self.known.counts.off
+        return not counted and providers.may_preface(self.model)
+
     @cached_property
     def first_room(self) -> int:
         """The fewest output tokens of a first call."""
@@ -103,7 +109,8 @@ class Meter:
         """A prompt's shape, and the most input tokens that it can be billed: its count where its server
         counts it, else its bound. within: see Tokenizer.bound."""
         shape = self.tokenizer.shape(prompt)
-        bound = self.tokenizer.bound(shape, calibration, within)
+        known = tokens.beside(calibration, self.known.calibration)
+        bound = self.tokenizer.bound(shape, known, within)
         counted = self._counted(prompt, bound) if shape[-1] == 0 else None
         return shape, bound if counted is None else counted
 
@@ -117,11 +124,14 @@ class Meter:
             return None
         return self.known.counts.of(self.ask, sent, key, tokens.MOST_GROWTH * bound)
 
-    def heard(self, prompt: Sequence[BaseMessage], reported: int) -> None:
-        """Take in what was billed for a prompt. A count that was too low is the last one."""
+    def heard(self, prompt: Sequence[BaseMessage], reported: int) -> bool:
+        """Take in what was billed for a prompt. A count that was too low is the last one. Returns whether the
+        server adds more to prompts than was known."""
+        more = self.known.learn(self.tokenizer, self.tokenizer.shape(prompt), reported)
         if self.ask is not None and not self.known.counts.off:
             key = counting.digest(self.model, self.bound, providers.sendable(list(prompt)))
             self.known.counts.heard(key or "", reported)
+        return more
 
     def check_price(self, budget: str) -> None:
         """Raise Unpayable for this budget in USD if the model's price is not known."""

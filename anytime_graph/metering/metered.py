@@ -469,7 +469,7 @@ class AgentPayer:
         cap_is_ours = cap_is_ours and not request.ended_early(reply.receipt)
         reserved.cut = cut = ended == "cut" or (ended == "length" and cap_is_ours)
         # A model that has reported before ends no reply without a report.
-        silent = ready.name in account.growth and not reports_its_end(message)
+        silent = ready.name in account.calibrations and not reports_its_end(message)
         reserved.broke = silent or (broken(message) and not cut)
         empty = not message.text.strip() and ended != "blocked"
         reserved.unfinished = not message.tool_calls and (cut or reserved.broke or empty)

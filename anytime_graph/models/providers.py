@@ -159,6 +159,11 @@ _TELLING = dict.fromkeys(
     True,
 )
 """Clients that say why a reply ended, so that a reply without a reason broke off."""
+_TO_EVERYBODY = (
+    *(".openai.com", ".azure.com", ".anthropic.com", ".googleapis.com", ".amazonaws.com"),
+    *(".mistral.ai", ".groq.com", ".x.ai", ".deepseek.com", ".cohere.com", ".cerebras.ai"),
+)
+"""Hosts at which models get no instructions but the user's."""
 _COUNTED = {
     "langchain_openai": "engine",
     "langchain_anthropic": "anthropic",
@@ -363,6 +368,14 @@ def host(model: Any) -> str:
     """The host of OpenAI's client in a model; empty if it has none."""
     root = getattr(getattr(model, "root_client", None), "base_url", None)
     return str(getattr(root, "host", ""))
+
+
+def may_preface(model: BaseChatModel) -> bool:
+    """Whether a model's server may put instructions of its own before a prompt, as presets of Ollama and
+    gateways do. Who serves a model to everybody alike does not."""
+    if url := urlsplit(address(model)).hostname:
+        return not url.endswith(_TO_EVERYBODY)
+    return _facts(model, {"langchain_ollama": True}) is True
 
 
 def counted_by(model: BaseChatModel) -> str | None:

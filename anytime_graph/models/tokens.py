@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from itertools import pairwise
 from string import ascii_lowercase
-from typing import Any, NotRequired
+from typing import Any, NotRequired, cast
 
 from langchain_core.messages import BaseMessage
 from typing_extensions import TypedDict
@@ -89,6 +89,8 @@ _TOOLS = 100
 """Tokens that providers and chat templates add to the schemas of tools."""
 MOST_GROWTH = 8.0
 """A report that is more times the bound than this says nothing about the tokenizer."""
+_USUAL_GROWTH = 2.0
+"""A report that is more times the bound than this may be of a prompt to which the server adds its own."""
 _TEXTUAL = {
     *("text", "input_text", "output_text", "refusal", "reasoning", "thinking", "redacted_thinking"),
     *("tool_use", "tool_result", "tool_call", "tool_call_chunk", "invalid_tool_call"),
@@ -117,17 +119,22 @@ messages, and the tokens of blocks that are not text."""
 
 
 class Calibration(TypedDict):
-    """What the provider's reports say about its tokenizer. Plain data, kept in the state.
+    """What the provider's reports say about its tokenizer, and about what its server adds to each prompt, such
+    as instructions of its own. Plain data, kept in the state.
 
     growth: the largest ratio of a report to its bound (1.0: never above it).
     shape, tokens: the last reported draft prompt, which later prompts of the question contain.
     once: whether a request for several choices is billed its prompt once and reported in full.
+    preface: the most tokens by which a report was above its bound that no usual tokenizer explains. least: the
+    smallest report; the server puts no more than that before a prompt.
     """
 
     growth: float
     shape: Shape
     tokens: int
     once: NotRequired[bool]
+    preface: NotRequired[int]
+    least: NotRequired[int]
 
 
 def uncalibrated() -> Calibration:
@@ -187,7 +194,8 @@ class Tokenizer:
     def bound(self, of: Shape, calibration: Calibration, within: bool = False) -> int:
         """The most tokens that the provider will report for a prompt of this shape. within: the prompt
         contains the calibrated draft prompt, so only the difference is uncertain."""
-        loose = math.ceil(self._upper(of) * calibration["growth"])
+        upper = self._upper(of)
+        loose = math.ceil(max(upper * calibration["growth"], upper + _preface(calibration)))
         if not (within and calibration["shape"]):
             return loose
         extra = [max(0.0, a - b) for a, b in zip(of, calibration["shape"], strict=True)]
@@ -200,14 +208,50 @@ class Tokenizer:
         self, calibration: Calibration, of: Shape, reported: int, base: Shape | None = None
     ) -> Calibration:
         """The calibration corrected by what the provider reported. base: the part of a draft prompt that
-        later prompts contain."""
-        growth = min(MOST_GROWTH, max(calibration["growth"], reported / self._upper(of)))
+        later prompts contain.
+
+        A report of 2,100 for a prompt of at most 100 is no tokenizer's: the server adds up to 2,000 to each
+        prompt. One of 700 may be either's, so prompts of at most 1,000 are then bounded by 7,000; a report of
+        1,600 for one of those is explained by what is added, and leaves twice its ratio: 3,200.
+        """
+        growth, preface, upper = calibration["growth"], _preface(calibration), self._upper(of)
+        ratio, explained = reported / upper, reported <= upper + preface
+        if growth < ratio <= _USUAL_GROWTH:
+            growth = ratio
+        elif explained:
+            growth = min(growth, max(_USUAL_GROWTH, 2 * ratio))
+        elif ratio > _USUAL_GROWTH:
+            preface = math.ceil(reported - upper)
+            growth = max(growth, ratio) if ratio <= MOST_GROWTH else growth
+        least = min(calibration.get("least", reported), reported)
+        learned: Calibration = {**calibration, "growth": growth, "preface": preface, "least": least}
         if base is not None:
-            return {**calibration, "growth": growth, "shape": base, "tokens": reported}
-        return {**calibration, "growth": growth}
+            learned |= {"shape": base, "tokens": reported}
+        return learned
 
     def _upper(self, of: Shape) -> float:
         return _upper(of, self.count is not None, _preamble(self.family, self.tools))
+
+
+def without_prompt(calibration: Calibration) -> Calibration:
+    """What it says of other prompts too."""
+    kept = {key: calibration[key] for key in ("preface", "least") if key in calibration}
+    return cast(Calibration, {**uncalibrated(), "growth": calibration["growth"], **kept})
+
+
+def beside(calibration: Calibration, other: Calibration) -> Calibration:
+    """A calibration with what another one knows of what the server adds."""
+    if "least" not in other:
+        return calibration
+    preface = max(calibration.get("preface", 0), other.get("preface", 0))
+    least = min(calibration.get("least", other["least"]), other["least"])
+    return {**calibration, "preface": preface, "least": least}
+
+
+def _preface(calibration: Calibration) -> int:
+    """The most tokens that the server puts before each prompt, as far as it is known."""
+    preface = calibration.get("preface", 0)
+    return min(preface, calibration.get("least", preface))
 
 
 def check_media_tokens(given: int | None) -> int | None:

@@ -26,7 +26,7 @@ from anytime_graph.budget import (
     share,
 )
 from anytime_graph.metering.meter import Meter
-from anytime_graph.models.tokens import Shape
+from anytime_graph.models.tokens import Shape, without_prompt
 from anytime_graph.planning import prospects
 from anytime_graph.planning.answers import pair_context
 from anytime_graph.planning.moves import Draft, View, planned_move
@@ -414,9 +414,9 @@ class _Sliced:
         if sized.bare is not None:
             call["bare"] = sized.bare
         if self._by_agent:
-            growth = calibration(state, self._role)["growth"]
+            known = without_prompt(calibration(state, self._role))
             call["agent"] = AgentDraft(
-                may_return=self._may_return, overhead=self._overhead, growth=growth
+                may_return=self._may_return, overhead=self._overhead, calibration=known
             )
         return Planned(call, sized.messages)
 

@@ -11,7 +11,7 @@ from langchain_core.messages import AnyMessage
 from typing_extensions import TypedDict, TypeIs
 
 from anytime_graph.budget import Limits, Spend, nothing
-from anytime_graph.models.tokens import Shape
+from anytime_graph.models.tokens import Calibration, Shape
 from anytime_graph.run.pairs import Candidate, Shown
 
 Role = Literal["own", "review", "judge", "structured", "near end"]
@@ -89,11 +89,12 @@ ANSWERS = ("draft", "refine", "merge", "evolve")
 
 class AgentDraft(TypedDict):
     """A draft by an agent. may_return: the agent may give its slice back if it is too small for its tools.
-    overhead: input tokens that the agent adds to the prompt. growth: see tokens.Calibration."""
+    overhead: input tokens that the agent adds to the prompt. calibration: how far prompts are known to exceed
+    their bounds."""
 
     may_return: bool
     overhead: int
-    growth: float
+    calibration: Calibration
 
 
 class AgentCall(TypedDict):

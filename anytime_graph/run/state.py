@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from anytime_graph.budget import GOOD_ROOM, Budget, Limits, Spend, nothing
-from anytime_graph.models.tokens import Calibration, uncalibrated
+from anytime_graph.models.tokens import Calibration
 from anytime_graph.run.calls import Chosen, Outcome, PlannedMove
 from anytime_graph.run.pairs import Candidate, Example, Pair
 
@@ -272,15 +272,6 @@ def conclusions(state: State) -> int:
     """How often it was tried to force an answer out of `concluded`. States of earlier versions do not say so:
     once then."""
     return state.get("conclusions", int(state["concluded"] is not None))
-
-
-def growth_only(calibrations: Mapping[str, Calibration]) -> dict[str, Calibration]:
-    """The calibrations for another prompt or model: only how far prompts exceed their bounds is
-    kept."""
-    return {
-        role: {**uncalibrated(), "growth": calibration["growth"]}
-        for role, calibration in calibrations.items()
-    }
 
 
 def question_of(messages: Sequence[BaseMessage]) -> BaseMessage:

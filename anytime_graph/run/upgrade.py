@@ -15,6 +15,7 @@ import operator
 from collections.abc import Mapping
 from typing import Any, cast
 
+from anytime_graph.models.tokens import Calibration, uncalibrated, without_prompt
 from anytime_graph.run.calls import (
     JUDGE,
     OWN,
@@ -28,7 +29,7 @@ from anytime_graph.run.calls import (
 )
 from anytime_graph.run.forms import KEY, Stored, Upgrade, refuse_newer, through, unchanged, upgraded
 from anytime_graph.run.pairs import parting
-from anytime_graph.run.state import Payoff, State, fresh, growth_only
+from anytime_graph.run.state import Payoff, State, fresh
 
 CHANNEL = "anytime_form"
 """The channel with the form of the state. A parent graph may have channels of its own beside it."""
@@ -88,7 +89,7 @@ def planned_from_task(task: Stored) -> Stored:
     agent, overhead = move.pop("agent", None), move.pop("overhead", 0)
     if agent is not None:
         growth = task.get("growth", 1.0)
-        call["agent"] = AgentDraft(may_return=bool(agent), overhead=overhead, growth=growth)
+        call["agent"] = {"may_return": bool(agent), "overhead": overhead, "growth": growth}
     within, request, final = (move.pop(key, None) for key in ("within", "request", "final"))
     if within is not None:
         call["agent_call"] = AgentCall(draft=within, request=request or "", last=bool(final))
@@ -180,7 +181,8 @@ def _with_measured_call(stored: Stored) -> Stored:
 
 
 def _uncalibrated(state: Stored) -> Stored:
-    return {**state, "calibrations": growth_only(state["calibrations"])}
+    known = state["calibrations"].items()
+    return {**state, "calibrations": {role: without_prompt(each) for role, each in known}}
 
 
 # --- the upgrade from spends that count no tool calls
@@ -204,8 +206,37 @@ def _counting(part: Any) -> Any:
     return part if all(known[key] is part[key] for key in part) else known
 
 
+# --- the upgrade from agents' drafts that were told of the tokenizer only
+
+
+def _with_calibration(call: Stored) -> Stored:
+    if (agent := call.get("agent")) is None:
+        return call
+    known = {**uncalibrated(), "growth": agent["growth"]}
+    draft = AgentDraft(
+        may_return=agent["may_return"],
+        overhead=agent["overhead"],
+        calibration=cast(Calibration, known),
+    )
+    return {**call, "agent": draft}
+
+
+def _with_calibrated_call(stored: Stored) -> Stored:
+    return {**stored, "call": _with_calibration(stored["call"])}
+
+
 STATE: tuple[Upgrade, ...] = (_with_all_channels, _uncalibrated, with_tool_calls)
-ASSIGNMENT: tuple[Upgrade, ...] = (_assignment_from_task, _with_measured_call, with_tool_calls)
-OUTCOME: tuple[Upgrade, ...] = (_outcome_with_call, _with_measured_call, with_tool_calls)
+ASSIGNMENT: tuple[Upgrade, ...] = (
+    _assignment_from_task,
+    _with_measured_call,
+    with_tool_calls,
+    _with_calibrated_call,
+)
+OUTCOME: tuple[Upgrade, ...] = (
+    _outcome_with_call,
+    _with_measured_call,
+    with_tool_calls,
+    _with_calibrated_call,
+)
 FINAL: tuple[Upgrade, ...] = (unchanged, with_tool_calls)
-PLANNED: tuple[Upgrade, ...] = (planned_from_task, _measured)
+PLANNED: tuple[Upgrade, ...] = (planned_from_task, _measured, _with_calibration)
