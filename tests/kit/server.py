@@ -111,7 +111,8 @@ class Server:
     """watch: told of each request "asked", each "word" served and each reply "ended" by itself.
 
     engine: what it says it is, if it counts prompts: "llamacpp" or "vllm". count: what it says of them, by
-    path: JSON, an HTTP status, "hang" or "junk". counted: the paths that it was asked at.
+    path: JSON, an HTTP status, "hang" or "junk". counted: the paths that it was asked at. preface: tokens that it
+    puts before each prompt.
     """
 
     url: str
@@ -123,6 +124,7 @@ class Server:
     engine: str | None = None
     count: Callable[[str, dict[str, Any]], Any] = lambda path, body: counting(path, body)
     counted: list[str] = field(default_factory=list)
+    preface: int = 0
 
     @property
     def served(self) -> int:
@@ -217,7 +219,8 @@ def serving() -> Iterator[Server]:
             request = json.loads(body)
             self.asked = request.get("model")
             with server.changed:
-                call = Call(request, prompt_tokens(request["messages"], request.get("tools", ())))
+                asked = prompt_tokens(request["messages"], request.get("tools", ()))
+                call = Call(request, server.preface + asked)
                 index = len(server.calls)
                 server.calls.append(call)
                 server.changed.notify_all()
