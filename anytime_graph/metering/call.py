@@ -353,6 +353,7 @@ class _Call:
         self.cut: str | None = None
         self.made = self.overran = self.ended = self.left = False
         self.billed_once: bool | None = None
+        self.filtered: str | None = None
         self._wanted = request.max_output or 0
         self.error: Exception | None = None
         self.errors: list[str] = []
@@ -580,8 +581,10 @@ class _Call:
         check = refusals.to_check(told, self.meter.model) if told else ""
         self.errors.append(f"{providers.describe(error)}{check}")
         refused = status is not None and not providers.transient(status)
+        self.filtered = refusals.filtered(told) if told else None
+        worked = self.filtered or (told is not None and refusals.wrote(told))
         unserved = self.departure.give_up() or (
-            not self.streamed.begun and providers.unserved(told)
+            not self.streamed.begun and not worked and providers.unserved(told)
         )
         # A provider that does not know requests for several choices may say "no such thing" to those.
         barred = (*providers.NO_ENTRY, providers.NO_SUCH_THING)
@@ -621,7 +624,10 @@ class _Call:
             self.cut = "cut"
         charged = Bill(nothing())
         if self.made and not shared["unserved"]:
-            charged = bill(self.meter, self.request, streamed, self.ended, streamed.over)
+            if self.filtered and not streamed.chunks:  # the prompt was read, and nothing written
+                charged = Bill(self.meter.reservation(self.request.max_input, 0))
+            else:
+                charged = bill(self.meter, self.request, streamed, self.ended, streamed.over)
             self._heard(charged)
         self.tried()
         self.errors += charged.errors
@@ -666,7 +672,8 @@ class _Call:
         if self.request.n > 1 and part.finish is not None:
             ended = providers.ending(part.finish)
         empty = not part.text.strip()
-        blocked = providers.legible(part.finish or "") if ended == "blocked" else None
+        word = part.finish or "" if ended == "blocked" else self.filtered
+        blocked = None if word is None else providers.legible(word)
         starved = ended == "length" and empty
         if starved:
             errors.append(
@@ -678,7 +685,7 @@ class _Call:
         if empty and ended == "stop" and not called:
             failed = True
             errors.append("the reply was empty")
-        if blocked is not None:
+        if ended == "blocked":
             errors.append(f"the provider ended the reply: {blocked}")
             failed = failed or (empty and not called)
         if self.cut and not i and (empty or self.cut not in ("stopped", "out of time")):

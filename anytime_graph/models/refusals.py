@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from anytime_graph.models import providers, statuses
@@ -36,6 +36,14 @@ _IN_TEXT = re.compile(
 )
 _SIZE = re.compile(statuses.TOO_LARGE)
 _UNPAID = re.compile(statuses.UNPAID)
+_FILTERS = re.compile(
+    r"(?i)\w*(content_?(filter|policy)|responsible_?ai|data_?inspection|moderation|safety)\w*"
+)
+_FILTERED = re.compile(
+    r"(?i)content (violates|exists risk)|(invalid prompt: )?your (prompt|request) was (flagged|rejected)"
+    r"|the (response|prompt|request) was (filtered|flagged)"
+)
+"""How servers begin to say that they do not answer a prompt for what it says."""
 _PER_DAY = re.compile(r"(?i)PerDay|limit: 0\b")
 """How Google says that a limit lasts longer than the wait that it names."""
 _NEVER = re.compile(r"(?i)request (is )?too large|must be reduced")
@@ -123,6 +131,38 @@ def unpaid(error: BaseException) -> bool:
     if status not in (400, 412, 429) or not _UNPAID.search(said[:_SAID]):
         return False
     return not (_IN_TEXT if status == 429 else _SIZE).search(said)
+
+
+def filtered(error: BaseException) -> str | None:
+    """The word for why the provider does not answer this prompt, if it has read it and refused what it says. Azure
+    bills such prompts, and xAI a fee. What the server says may repeat the prompt, so only its beginning counts."""
+    if providers.status(error) not in (400, 403, 422):
+        return None
+    told = _told(error)
+    inner = told.get("innererror")
+    codes = [
+        told.get("code"),
+        told.get("type"),
+        inner.get("code") if isinstance(inner, dict) else None,
+    ]
+    words = [code for code in codes if isinstance(code, str) and _FILTERS.fullmatch(code)]
+    said = told.get("message") or told.get("error") or ""
+    return next(iter(words), "filtered" if _FILTERED.match(str(said)) else None)
+
+
+def wrote(error: BaseException) -> bool:
+    """Whether the model had written a reply before it was refused, as one that is no valid JSON at Groq."""
+    return "failed_generation" in _told(error)
+
+
+def _told(error: BaseException | None) -> Mapping[str, Any]:
+    """What the body of a refusal holds."""
+    body: Any = getattr(error, "body", None)
+    with suppress(Exception):  # there may be no response, or one that is no JSON
+        body = body or cast(Any, error).response.json()
+    inner = body.get("error") if isinstance(body, dict) else None
+    body = inner if isinstance(inner, dict) else body
+    return body if isinstance(body, dict) else {"message": body}
 
 
 def about_form(error: BaseException) -> bool:

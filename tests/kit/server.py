@@ -43,7 +43,7 @@ class Reply:
 
     usage: "true", "none" (omitted), or a dict that is sent in its place. reasoning: billed tokens
     spent before the text. cached: of the prompt's tokens, as reported. ignore_limit: serve the text, or for ever, whatever the limit says.
-    error: an HTTP status, with `says` for its message, by default an echo of the prompt, and more
+    error: an HTTP status, with `says` for its message or all of its body, by default an echo of the prompt, and more
     `headers`; "drop" (close before any byte), "break" (close in mid-stream), "junk"
     (bytes that are no JSON), "hang" (silence), "torn" (close after the report, before the end),
     "mute" (silence from there on). retry_after: seconds that an HTTP status asks for. pace: seconds a token takes. piece: words a chunk; None: one where
@@ -61,7 +61,7 @@ class Reply:
     cached: int = 0
     ignore_limit: bool = False
     error: int | str | None = None
-    says: str | None = None
+    says: str | dict[str, Any] | None = None
     headers: dict[str, str] = field(default_factory=dict)
     retry_after: float = 0
     pace: float = 0.0
@@ -230,7 +230,8 @@ def serving() -> Iterator[Server]:
                 call.prompt, call.refused = 0, reply.error in REFUSALS
                 message = "no: " + call.text if reply.says is None else reply.says
                 headers = reply.headers or {"retry-after": f"{reply.retry_after:g}"}
-                self._send(reply.error, {"error": {"message": message}}, headers)
+                whole = message if isinstance(message, dict) else {"error": {"message": message}}
+                self._send(reply.error, whole, headers)
             elif reply.error == "drop":
                 self._drop()
             elif reply.error == "junk":

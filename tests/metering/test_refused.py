@@ -860,3 +860,54 @@ def test_a_middleware_that_tries_again_sends_no_form_twice(
     with pytest.raises(APIStatusError, match=str(status)):
         create_agent(server.model(), [], middleware=middleware).invoke(Q)
     assert len(forms(server)) == len({*forms(server)})
+
+
+AZURE = {"message": "The response was filtered", "code": "content_filter", "param": "prompt"}
+INNER = {"message": "no", "innererror": {"code": "ResponsibleAIPolicyViolation"}}
+XAI = {"code": "no permission", "error": "Content violates usage guidelines. Model: grok-3"}
+UNUSED = {"message": "it is no JSON", "code": "json_validate_failed", "failed_generation": "{"}
+
+
+@pytest.mark.parametrize("strategy", ["single", "best_of_n", "pdp"])
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, {"error": AZURE}),
+        (400, {"error": INNER}),
+        (400, {"error": {"message": "Content Exists Risk"}}),
+        (403, XAI),
+    ],
+)
+def test_a_prompt_that_a_filter_has_read_is_paid_and_not_sent_again(
+    server: Server, strategy: str, status: int, body: Json
+) -> None:
+    """What the provider bills is the prompt; nothing was written."""
+    server.script = lambda request, i: Reply(error=status, says=body)
+    app = create_anytime_graph(server.model(), budget=Budget(tokens=4_000), strategy=strategy)
+    with pytest.raises(NoAnswer) as failure:
+        app.compile().invoke(Q, {"max_concurrency": 1})
+    spent = failure.value.spent
+    assert spent["calls"] == len(server.calls) <= 4
+    assert spent["tokens"] == spent["input_tokens"] > 0
+    assert failure.value.stop_reason.startswith("blocked: ") or status == 403
+
+
+def test_a_reply_that_its_provider_throws_away_is_paid(server: Server) -> None:
+    server.script = lambda request, i: Reply(error=400, says={"error": UNUSED}) if not i else ANSWER
+    app = create_anytime_graph(server.model(), budget=Budget(tokens=4_000), strategy="best_of_n")
+    out = app.compile().invoke(Q, {"max_concurrency": 1})
+    assert out["best"]["answer"] == "erosion"
+    assert out["spent"]["calls"] == len(server.calls)
+    assert out["spent"]["output_tokens"] > sum(call.output for call in server.calls)
+
+
+def test_what_a_refusal_repeats_of_the_prompt_is_no_filter(server: Server) -> None:
+    """It is refused for its form, so it costs nothing, and is sent in another one."""
+    says = "unsupported: system role in 'content violates the content_filter'"
+    server.script = lambda request, i: (
+        Reply(error=400, says=says) if request["messages"][0]["role"] == "system" else ANSWER
+    )
+    app = create_anytime_graph(server.model(), budget=Budget(tokens=4_000), strategy="single")
+    out = app.compile().invoke(Q)
+    assert out["best"]["answer"] == "erosion"
+    assert out["spent"]["tokens"] == server.served
