@@ -663,7 +663,7 @@ class _Call:
         if reported is not None and self.request.n == 1:
             more = self.meter.heard(self.request.prompt, reported)
             if more and reported > reserved:
-                known.show(self.trial, self.request.step, Underestimated(reported, reserved))
+                known.show(self.request.step, Underestimated(reported, reserved))
         known.heard |= bool(self.streamed.chunks)
 
     def _choice(self, i: int, part: StreamedChoice, of: Receipt, spend: Spend) -> Reply:

@@ -121,15 +121,14 @@ class Part(NamedTuple):
 @dataclass
 class Trial:
     """A step's first request to a server that has not answered yet. until: when its siblings wait no longer.
-    over: it was answered or refused. refusal: one that the siblings would get too, as with a wrong key.
-    whole: they wait for the end of its reply, which brings the report, as do the calls of other steps."""
+    over: it was answered or refused. refusal: one that the siblings would get too, as with a wrong key. whole:
+    they wait for the end of its reply, which brings the report. above: why they are not made any more, if so."""
 
-    step: str
     until: float
     over: bool = False
     refusal: Exception | None = None
     whole: bool = False
-    steps: set[str] = field(default_factory=set)
+    above: Underestimated | None = None
 
 
 @dataclass
@@ -138,14 +137,14 @@ class Learned:
 
     refused: parts that it does not take. taken: parts that are not at fault. window: tokens of prompt and
     reply together. ceiling: tokens of a reply. Both None: not known. answers: it has begun to answer a request;
-    heard: it has ended a reply; trial: until then, the first one under way. until: no request before this
+    heard: it has ended a reply; trials: until then, of each step the first one. until: no request before this
     time of the monotonic clock. streak: refusals for load, in a row. latest: when the last of them came.
     counts: those of its prompts. largest: of the requests that were taken, each figure by itself; before: the
     same when a step began. forms: what became of the requests of runs, by run and form and then by step, ""
     for what all may know. guesses: requests in a row that were taken only in a
     smaller form, after a refusal that did not say why; doubted: tokens of the smallest that was so refused.
     early: of the latest reply that ended at a limit of the server's own, its tokens, and with its prompt's.
-    calibration: what the server adds to each prompt. above: by step, what one of its calls has shown of that.
+    calibration: what the server adds to each prompt.
     """
 
     refused: set[str] = field(default_factory=set)
@@ -154,7 +153,7 @@ class Learned:
     ceiling: int | None = None
     answers: bool = False
     heard: bool = False
-    trial: Trial | None = None
+    trials: LRUCache[str, Trial] = field(default_factory=lambda: LRUCache(_FORMS), repr=False)
     until: float = 0.0
     streak: int = 0
     latest: float = 0.0
@@ -168,9 +167,6 @@ class Learned:
     doubted: float = math.inf
     early: tuple[int, int] = (0, 0)
     calibration: Calibration = field(default_factory=uncalibrated)
-    above: LRUCache[str, Underestimated] = field(
-        default_factory=lambda: LRUCache(_FORMS), repr=False
-    )
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     def beside(self, max_input: int) -> int | None:
@@ -181,31 +177,28 @@ class Learned:
         return None if most is None else max(MIN_ROOM, most)
 
     def enter(self, step: str, whole: bool = False) -> tuple[Trial | None, bool]:
-        """The trial that a call of this step is (True) or waits for (False), if any. whole: see Trial; then
-        the calls of all steps wait."""
+        """The trial that a call of this step is (True) or waits for (False), if any. whole: see Trial."""
         with self.lock:
             if not step or (self.heard if whole else self.answers):
                 return None, False
-            trial, until = self.trial, math.inf if whole else time.monotonic() + _TRIAL
-            if trial is None or not whole:
-                own = trial is None or trial.step != step
-            else:
-                own = trial.over and (trial.step != step or trial.refusal is None)
-            if own or trial is None:
-                trial = self.trial = Trial(step, until, whole=whole)
-            trial.steps.add(step)
-            return trial, own
+            trial = self.trials.get(step)
+            if trial is None or (whole and trial.over and trial.refusal is None):
+                until = math.inf if whole else time.monotonic() + _TRIAL
+                self.trials[step] = Trial(until, whole=whole)
+                return self.trials[step], True
+            return trial, False
 
     def underestimated(self, step: str) -> Underestimated | None:
         """Why a call of this step is not made any more, if so."""
         with self.lock:
-            return self.above.get(step)
+            trial = self.trials.get(step)
+            return None if trial is None else trial.above
 
-    def show(self, trial: Trial | None, step: str, above: Underestimated) -> None:
-        """What a call of this step has shown also holds for those that were planned with it, or waited for it."""
+    def show(self, step: str, above: Underestimated) -> None:
+        """What a call of this step has shown holds for all that were planned with it."""
         with self.lock:
-            for each in filter(None, {step, *(trial.steps if trial else ())}):
-                self.above[each] = above
+            if step:
+                self.trials.setdefault(step, Trial(0.0, over=True)).above = above
 
     def largest_before(self, step: str) -> Size:
         """The same for all calls of a step, whichever of them ends first."""
