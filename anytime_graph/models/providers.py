@@ -373,9 +373,8 @@ def host(model: Any) -> str:
 def may_preface(model: BaseChatModel) -> bool:
     """Whether a model's server may put instructions of its own before a prompt, as presets of Ollama and
     gateways do. Who serves a model to everybody alike does not."""
-    if url := urlsplit(address(model)).hostname:
-        return not url.endswith(_TO_EVERYBODY)
-    return _facts(model, {"langchain_ollama": True}) is True
+    name = urlsplit(address(model)).hostname
+    return name is not None and not name.endswith(_TO_EVERYBODY)
 
 
 def counted_by(model: BaseChatModel) -> str | None:
