@@ -18,6 +18,7 @@ from anytime_graph.budget import BudgetTooSmall, NoAnswer, restored_error, store
 from anytime_graph.checkpoints import postgres, sqlite
 from anytime_graph.checkpoints.ledger import Ledger
 from anytime_graph.checkpoints.schema import LedgerError
+from anytime_graph.checkpoints.serializer import DataSerializer, strict
 from anytime_graph.checkpoints.store import plain, storable
 from anytime_graph.run.forms import refuse_newer
 from anytime_graph.run.upgrade import CHANNEL, STATE
@@ -44,7 +45,8 @@ def open_checkpoints(target: str | Path, *, record: Record = "all", serde: Any =
     database ("postgresql://..."), with `with` for sync graphs or `async with` for async ones.
 
     record: "usage" keeps neither prompts, questions nor answers in the ledger.
-    serde: LangGraph's serializer for the checkpoints, such as its EncryptedSerializer.
+    serde: LangGraph's serializer for the checkpoints, such as its EncryptedSerializer. By default one
+        that makes only objects that hold data, of modules that this process has imported.
 
     Raises LedgerError, which says what is wrong and what to do; ImportError without the extra
     (`sqlite` or `postgres`); ValueError for another `record`.
@@ -91,6 +93,10 @@ class _Opening:
     async def __aexit__(self, *error: object) -> None:
         await self._astack.aclose()
 
+    def serde(self, ledger: Ledger) -> Any:
+        """The serializer of the checkpoints; None for LangGraph's own."""
+        return self._serde or (None if strict() else DataSerializer(ledger.store.where))
+
     def _ledger(self) -> Ledger:
         if self._remote:
             return Ledger(postgres.PostgresStore(str(self._target)), self._record)
@@ -108,7 +114,7 @@ def _sqlite_saver(opening: _Opening, ledger: Ledger) -> Iterator[BaseCheckpointS
     from langgraph.checkpoint.sqlite import SqliteSaver
 
     connection = sqlite.connect(opening._target, autocommit=False)
-    saver = _lasting(SqliteSaver, ledger)(connection, serde=opening._serde)
+    saver = _lasting(SqliteSaver, ledger)(connection, serde=opening.serde(ledger))
     try:
         with ledger.store.explained():
             saver.setup()
@@ -126,7 +132,7 @@ async def _asqlite_saver(
     from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
     async with aiosqlite.connect(opening._target, timeout=sqlite.PATIENCE) as connection:
-        saver = _lasting(AsyncSqliteSaver, ledger)(connection, serde=opening._serde)
+        saver = _lasting(AsyncSqliteSaver, ledger)(connection, serde=opening.serde(ledger))
         with ledger.store.explained():
             await saver.setup()
         try:
@@ -142,7 +148,7 @@ def _postgres_saver(opening: _Opening, ledger: Ledger) -> Iterator[BaseCheckpoin
 
     url = str(opening._target)
     with postgres.saver_pool(ConnectionPool, url) as pool:
-        saver = _lasting(PostgresSaver, ledger)(pool, serde=opening._serde)
+        saver = _lasting(PostgresSaver, ledger)(pool, serde=opening.serde(ledger))
         with ledger.store.explained(), postgres.alone(url):
             saver.setup()
         yield saver
@@ -157,7 +163,7 @@ async def _apostgres_saver(
 
     url = str(opening._target)
     async with postgres.saver_pool(AsyncConnectionPool, url) as pool:
-        saver = _lasting(AsyncPostgresSaver, ledger)(pool, serde=opening._serde)
+        saver = _lasting(AsyncPostgresSaver, ledger)(pool, serde=opening.serde(ledger))
         with ledger.store.explained():
             lock = postgres.alone(url)
             await asyncio.to_thread(lock.__enter__)
