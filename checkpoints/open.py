@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import re
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from anytime_graph.checkpoints.ledger import Ledger
 from anytime_graph.checkpoints.schema import LedgerError
 from anytime_graph.checkpoints.serializer import DataSerializer, strict
 from anytime_graph.checkpoints.store import plain, storable
+from anytime_graph.checkpoints.target import checked, is_address
 from anytime_graph.run.forms import refuse_newer
 from anytime_graph.run.upgrade import CHANNEL, STATE
 
@@ -28,8 +27,6 @@ Writes = Sequence[tuple[str, Any]]
 
 _ENCRYPTED = ("Unknown serialization type", "MAC check failed")
 """What a serializer says that has no key, or another one."""
-_ADDRESS = re.compile(r"([A-Za-z][\w+.-]+):/")
-"""The scheme of an address; in "C:/" it is no scheme."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +46,15 @@ def open_checkpoints(target: str | Path, *, record: Record = "all", serde: Any =
         that makes only objects that hold data, of modules that this process has imported.
 
     Raises LedgerError, which says what is wrong and what to do; ImportError without the extra
-    (`sqlite` or `postgres`); ValueError for another `record`.
+    (`sqlite` or `postgres`); ValueError for another `record`, or what is no file and no address.
     """
     return _Opening(target, record, serde)
 
 
 class _Opening:
     def __init__(self, target: str | Path, record: Record, serde: Any) -> None:
-        self._remote = str(target).startswith(("postgresql://", "postgres://"))
-        if not self._remote and (address := _ADDRESS.match(str(target))):  # it may hold a password
-            raise ValueError(
-                f"target='{address[1]}:...': a file is needed, or the text postgresql://USER@HOST/DATABASE"
-            )
-        if not isinstance(target, str | os.PathLike) or str(target).strip() in ("", ":memory:"):
-            given = str(target) if isinstance(target, os.PathLike) else target
-            raise ValueError(f"target={given!r}: name a file; checkpoints need one to last")
-        storable("target", target)
+        checked(target)
+        self._remote = is_address(target)
         if record not in get_args(Record):  # before anything is opened
             raise ValueError(f"record={record!r}: 'all' or 'usage'")
         self._target, self._record, self._serde = target, record, serde

@@ -14,6 +14,7 @@ from typing import Any
 from anytime_graph.checkpoints import schema
 from anytime_graph.checkpoints.schema import LedgerError
 from anytime_graph.checkpoints.store import Execute
+from anytime_graph.checkpoints.target import checked_address
 
 _POOL: dict[str, Any] = {"min_size": 1, "max_size": 8, "timeout": 30}
 _SETUP_LOCK = 0x616E7974
@@ -37,6 +38,7 @@ class PostgresStore:
             raise ImportError(_NEED) from None
         self._errors = (psycopg.Error, PoolTimeout)
         self._pid = os.getpid()
+        checked_address(url)
         try:
             parts = conninfo_to_dict(url)
         except psycopg.Error as error:

@@ -29,6 +29,7 @@ from anytime_graph.benchmark.spread import Spread, cluster
 from anytime_graph.benchmark.tape import facts_of, limited
 from anytime_graph.budget import Prices, Spend, nothing
 from anytime_graph.checkpoints import Ledger, open_checkpoints
+from anytime_graph.checkpoints.target import is_address
 from anytime_graph.interrupt import interruptible
 from anytime_graph.metering.account import Account
 from anytime_graph.metering.meter import Meter, meter
@@ -124,7 +125,7 @@ class Order:
             )
         if (self.engine == "ray") != (self.ledger is not None):
             raise ValueError("--engine ray and --ledger postgresql://...: give both or neither")
-        if self.ledger and not self.ledger.startswith(("postgresql://", "postgres://")):
+        if self.ledger and not is_address(self.ledger):
             raise ValueError(
                 "--ledger: a database that all workers reach is needed, postgresql://HOST/NAME"
             )

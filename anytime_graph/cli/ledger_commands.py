@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +22,7 @@ from anytime_graph.checkpoints import (
     open_checkpoints,
 )
 from anytime_graph.checkpoints.export import FORMS, Row, line
+from anytime_graph.checkpoints.target import is_address
 from anytime_graph.cli import display, options
 from anytime_graph.interrupt import StopSignal, interruptible
 from anytime_graph.pages.thread import page, told
@@ -47,14 +47,15 @@ class Refused(click.ClickException):
 def opened(db: str, new: bool = False, **how: Any) -> Iterator[Checkpoints]:
     """The ledger and the checkpoints of --db. new: it may be made here. Whoever wrote a checkpoint, it makes only
     what LangGraph takes for safe. Raises Refused for what cannot be a ledger, or holds none."""
-    if wrong := _unfit(db, new):
-        shown = re.sub(
-            r"(?s)(://|postgres\w*:|password=).*", r"\1...", db
-        )  # it may hold a password
-        raise Refused(f"--db {shown!r}: {wrong}")
     try:
         safe = JsonPlusSerializer(allowed_msgpack_modules=None)
-        with open_checkpoints(db, serde=safe, **how) as store:
+        opening = open_checkpoints(db, serde=safe, **how)
+        if wrong := _unfit(db, new):
+            raise ValueError(f"target={db!r}: {wrong}")
+    except ValueError as error:
+        raise Refused(harmless(options.in_options(str(error)))) from None
+    try:
+        with opening as store:
             yield store
     except (LedgerError, ImportError) as error:
         raise Refused(harmless(options.in_options(str(error)))) from None
@@ -62,11 +63,9 @@ def opened(db: str, new: bool = False, **how: Any) -> Iterator[Checkpoints]:
 
 def _unfit(db: str, new: bool) -> str | None:
     """Why this is no ledger; None if opening it will tell."""
-    if db.startswith(("postgresql://", "postgres://")):
+    if is_address(db):
         return None
     file = Path(db)
-    if not db.strip() or re.search(r"://|^postgres\w*:|password=", db):
-        return "a SQLite file is needed, or a database postgresql://USER@HOST/DATABASE"
     if file.is_dir():
         return f"this is a folder; name a file in it, as in {file / 'anytime.db'}"
     if file.exists() and not file.is_file():

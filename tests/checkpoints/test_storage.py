@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import sqlite3
 import stat
 import subprocess
 import sys
+import traceback
 from contextlib import closing, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -39,6 +41,7 @@ from anytime_graph import (
     open_checkpoints,
 )
 from anytime_graph.budget import nothing
+from anytime_graph.checkpoints.target import checked_address
 from tests.kit.ledgers import ASK, ON, graph
 from tests.kit.marks import both, torture
 from tests.kit.server import Reply, Server, by_place
@@ -134,7 +137,7 @@ def test_files_that_are_not_ours(tmp_path: Path) -> None:
     for nothing_named in ("", " ", ":memory:", None, b"a.db"):
         with pytest.raises(ValueError, match=r"target=.*name a file"):
             open_checkpoints(nothing_named)
-    with pytest.raises(ValueError, match=r"target=.a.*x00.db.: an id without NUL"):
+    with pytest.raises(ValueError, match=r"target=.a.*x00.db.: a name without NUL"):
         open_checkpoints("a\0.db")
     with pytest.raises(ValueError, match="record='some'"):
         open_checkpoints(tmp_path / "a.db", record="some")  # type: ignore[arg-type]
@@ -152,13 +155,50 @@ def test_files_that_are_not_ours(tmp_path: Path) -> None:
         Path("postgresql://ann:se%cret@127.0.0.1/x"),
         "postgresql://ann:se%cret@127.0.0.1/x",
         'postgresql://ann:a" se%cret@127.0.0.1/x',
+        " postgresql://ann:secret@127.0.0.1/x",
+        "postgresql:ann:secret@127.0.0.1",
+        "postgresql://ann:secret@127.0.0.1/x\0",
+        "postgresql://ann:se@cret@127.0.0.1:1/x",
+        "postgresql://ann:se/cret@127.0.0.1:1/x",
+        "postgresql://ann:7/cret@127.0.0.1:1/x",
+        "postgresql://ann:secret/x",
+        "host=127.0.0.1 password=secret",
+        "host=127.0.0.1 password = 'secret'",
+        "user=ann  passfile=secret",
+        "PASSWORD=secret",
     ],
 )
-def test_the_password_in_an_address_is_in_no_error(target: str | Path) -> None:
+def test_the_password_in_an_address_is_in_no_error(
+    target: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises((ValueError, LedgerError)) as error:
         open_checkpoints(target).__enter__()
-    assert "cret" not in str(error.value)
-    assert "address" in str(error.value) or "postgresql://USER@HOST/DATABASE" in str(error.value)
+    assert "cret" not in "".join(traceback.format_exception(error.value))
+    assert re.search("address|postgresql://USER@HOST|without NUL", str(error.value))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["user=ann.db", "a: b.db", "a b.db", "C:.db", "user=a@b/x.db"])
+def test_files_whose_names_are_no_addresses(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    with open_checkpoints(path):
+        assert path.is_file()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://ann:p%40%2F@a,[::1]:1,b:2/x?password=@/:",
+        "postgresql://%40socket/x",
+        "postgresql:///x?host=/tmp",
+        "postgresql://ann:#?=p@h:/x",
+        "postgresql://",
+    ],
+)
+def test_addresses_are_taken(address: str) -> None:
+    checked_address(address)
 
 
 def test_a_damaged_file_is_an_error_that_says_so(server: Server, tmp_path: Path) -> None:
