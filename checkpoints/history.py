@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from anytime_graph.budget import Spend, nothing, total
+from anytime_graph.checkpoints.columns import decoded
 from anytime_graph.checkpoints.leases import may_live
 from anytime_graph.checkpoints.schema import (
     BILLED,
@@ -16,24 +16,10 @@ from anytime_graph.checkpoints.schema import (
     MODEL,
     SPEND,
     TOOL,
-    LedgerError,
 )
 from anytime_graph.checkpoints.store import Store, plain
 from anytime_graph.run.fold import union
-from anytime_graph.text import harmless, meant
-
-_JSON = (
-    "options",
-    "limits",
-    "inherited",
-    "conversation",
-    "errors",
-    "parents",
-    "request",
-    "principles",
-)
-_NUMBERS = ("ordinal", "chosen_ordinal", "rejected_ordinal")
-"""Whole numbers by which answers and calls are named; the rows of a shared file may hold anything."""
+from anytime_graph.text import meant
 
 _CALLS = "count(CASE WHEN c.kind <> 'tool_call' THEN 1 END)"
 """The number of model calls; the price of a tool call is a row too."""
@@ -217,24 +203,11 @@ class History:
             return []  # no database can hold it
         with self.store.reading() as execute:
             rows = execute(sql, parameters)
-        return [{k: self._read(k, v) for k, v in row.items() if k != "search"} for row in rows]
-
-    def _read(self, column: str, value: Any) -> Any:
-        """A value as its column is meant. Raises LedgerError for what cannot be read so."""
-        if value is None:
-            return None
-        try:
-            if column in _NUMBERS:
-                return int(value)
-            if column not in _JSON:
-                return value
-            read = json.loads(value)
-            return [*map(int, read)] if column == "parents" else read
-        except (ValueError, TypeError, OverflowError, RecursionError):
-            where, shown = self.store.where, harmless(f"{value!r:.40}")
-            raise LedgerError(
-                f"{where}: column {column!r} holds {shown}; it was changed by hand"
-            ) from None
+        where = self.store.where
+        return [
+            {name: decoded(where, name, value) for name, value in row.items() if name != "search"}
+            for row in rows
+        ]
 
 
 def _summed(row: Mapping[str, Any]) -> Spend:

@@ -216,7 +216,7 @@ _OPEN: weakref.WeakValueDictionary[str, Leases] = weakref.WeakValueDictionary()
 
 def may_live(holder: str, thread: str) -> bool:
     """Whether a lease's holder may still be at work on the thread."""
-    if len(parts := holder.split()) != 6:
+    if len(parts := holder.split()) != 6 or not parts[0].isdecimal():
         return True
     pid, _, machine, started, ledger, _ = parts
     if machine == "-" or machine != _machine():
@@ -228,7 +228,8 @@ def may_live(holder: str, thread: str) -> bool:
 
 
 def _busy(thread: str, holder: str | None) -> ThreadBusy:
-    who = "another process" if holder is None else "process {} on {}".format(*holder.split()[:2])
+    pid, machine, *_ = (*(holder or "").split(), "", "")
+    who = f"process {pid} on {machine}" if machine else "another process"
     return ThreadBusy(
         f"thread {thread!r} is being run by {who}; wait until it has ended, or {LEASE:g} s after it "
         "has died"

@@ -265,13 +265,13 @@ class Ledger(History):
     def unknown(self, run_id: int, ordinal: int) -> list[PlannedCall]:
         """The calls of the first step at or after `ordinal`, which a state that ends there does not
         have."""
-        with self.store.reading() as execute:
-            rows = execute(
-                "SELECT task FROM calls WHERE run_id = :run AND ordinal >= :ordinal AND step = "
-                "(SELECT min(step) FROM calls WHERE run_id = :run AND ordinal >= :ordinal) "
-                "ORDER BY ordinal",
-                {"run": run_id, "ordinal": ordinal},
-            )
+        rows = self._rows(
+            "SELECT task FROM calls WHERE run_id = :run AND ordinal >= :ordinal AND step = "
+            "(SELECT min(step) FROM calls WHERE run_id = :run AND ordinal >= :ordinal) "
+            "ORDER BY ordinal",
+            run=run_id,
+            ordinal=ordinal,
+        )
         first: dict[int, PlannedCall] = {}
         for call in map(planned_call, rows):
             # The calls of an agent's draft are one draft.
@@ -281,12 +281,13 @@ class Ledger(History):
 
     def within(self, run_id: int, first: int, places: int) -> list[PlannedCall]:
         """The calls at these places of the run, by place: those of an agent's draft."""
-        with self.store.reading() as execute:
-            rows = execute(
-                "SELECT task FROM calls WHERE run_id = :run AND ordinal >= :first AND "
-                "ordinal < :end ORDER BY ordinal",
-                {"run": run_id, "first": first, "end": first + places},
-            )
+        rows = self._rows(
+            "SELECT task FROM calls WHERE run_id = :run AND ordinal >= :first AND "
+            "ordinal < :end ORDER BY ordinal",
+            run=run_id,
+            first=first,
+            end=first + places,
+        )
         return [planned_call(row) for row in rows]
 
     def save(
@@ -442,10 +443,11 @@ class Ledger(History):
 
     def recall(self, place: Place) -> Entry | None:
         """The call at the place, if there is one."""
-        with self._noticed(), self.store.reading() as execute:
-            rows = execute(
+        with self._noticed():
+            rows = self._rows(
                 "SELECT * FROM calls WHERE run_id = :run AND ordinal = :ordinal",
-                {"run": place.run_id, "ordinal": place.ordinal},
+                run=place.run_id,
+                ordinal=place.ordinal,
             )
         return entry_of(rows[0]) if rows else None
 

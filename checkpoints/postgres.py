@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from anytime_graph.checkpoints import schema
+from anytime_graph.checkpoints.columns import checked
 from anytime_graph.checkpoints.schema import LedgerError
 from anytime_graph.checkpoints.store import Execute
 from anytime_graph.checkpoints.target import checked_address
@@ -63,7 +64,9 @@ class PostgresStore:
 
             def execute(sql: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
                 cursor = connection.execute(_dialect(sql), parameters)
-                return [] if cursor.description is None else cursor.fetchall()
+                rows = [] if cursor.description is None else cursor.fetchall()
+                checked(self.where, sql, rows)
+                return rows
 
             if not durable:
                 connection.execute("SET LOCAL synchronous_commit = off")

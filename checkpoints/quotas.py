@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from uuid import uuid4
 
 from anytime_graph.budget import Budget, Spend, Unpayable, nothing
+from anytime_graph.checkpoints.columns import decoded, unfit
 from anytime_graph.checkpoints.leases import Leases
 from anytime_graph.checkpoints.store import Execute, Store, storable
 from anytime_graph.metering.quota import (
@@ -84,7 +85,7 @@ class Quotas:
         if time.monotonic() - self._read >= _FRESH:
             with self.store.reading() as execute:
                 rows = execute("SELECT * FROM quotas ORDER BY per, who, span", {})
-            self._kept = [(row["who"], _quota(row)) for row in rows]
+            self._kept = [(row["who"], _quota(self.store.where, row)) for row in rows]
             self._read = time.monotonic()
         return self._kept
 
@@ -425,5 +426,12 @@ def _account(quota: Quota, who: str) -> AccountKey:
     return AccountKey(quota.per or "", who, quota.span)
 
 
-def _quota(row: Mapping[str, Any]) -> Quota:
-    return Quota(Budget(**json.loads(row["limits"])), per=row["per"] or None, window=row["every"])
+def _quota(where: str, row: Mapping[str, Any]) -> Quota:
+    """A row of the table. Raises LedgerError for what can be no quota."""
+    column = "limits"
+    try:
+        budget = Budget(**decoded(where, column, row["limits"], "quotas"))
+        column = "every"
+        return Quota(budget, per=row["per"] or None, window=row["every"])
+    except ValueError:
+        raise unfit(where, "quotas", column, row[column]) from None

@@ -201,6 +201,8 @@ BATCHES = (
 )
 """batches.change: how many changes there were. batch_steps: the latest step of each question; while
 it runs, who works on it, what it had cost and what is held for it (JSON). See checkpoints/batches.py."""
+STATEMENTS = (*_TABLES, _MEMORY, *ADDED, *QUOTAS, *BILLS, *TOOL_CALLS, *BATCHES)
+"""What makes all tables and columns."""
 
 
 def upgrade(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from anytime_graph.checkpoints import schema
+from anytime_graph.checkpoints.columns import checked
 from anytime_graph.checkpoints.schema import LedgerError
 from anytime_graph.checkpoints.store import Execute
 
@@ -116,7 +117,9 @@ class SqliteStore:
         if cursor.description is None:
             return []
         names = [column[0] for column in cursor.description]
-        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        checked(self.where, sql, rows)
+        return rows
 
     def matching(self, table: str) -> str:
         return f"{table}.rowid IN (SELECT rowid FROM {table}_fts WHERE {table}_fts MATCH :words)"
