@@ -32,7 +32,7 @@ from anytime_graph.checkpoints.likeness import keys as keys_of
 from anytime_graph.checkpoints.quotas import Key, Payers, Quotas, SharedQuotas
 from anytime_graph.checkpoints.records import entry_of, plan_row, reply_row
 from anytime_graph.checkpoints.schema import KEYS, LEASE_NAME, SPEND, LedgerError
-from anytime_graph.checkpoints.store import Execute, Store, plain, storable
+from anytime_graph.checkpoints.store import Execute, Store, indexable, plain, storable
 from anytime_graph.metering import clock
 from anytime_graph.metering.quota import Quota
 from anytime_graph.metering.request import Entry, Place, Reply, Request
@@ -165,15 +165,20 @@ class Ledger(History):
         return payers
 
     def share(self, batch: str) -> SharedBatch:
-        """Join the processes that work on a batch."""
+        """Join the processes that work on a batch. Raises ValueError for a name that no database can hold."""
+        storable("name", batch)
         shared = SharedBatch(self.store, self.leases, batch)
         self._begin_beating()
         return shared
 
     def keys(self, quotas: Sequence[Quota], key: Key) -> dict[str, str]:
-        """The keys that a payer tells: for bills, and for these and other quotas."""
-        names = {*KEYS, *self.quotas.keys(quotas)}
-        return {name: value for name in names if (value := key(name)) is not None}
+        """The keys that a payer tells: for bills, and for these and other quotas. Raises ValueError for a value that
+        is too long."""
+        names = sorted({*KEYS, *self.quotas.keys(quotas)})
+        told = {name: value for name in names if (value := key(name)) is not None}
+        for name, value in told.items():
+            indexable(name, value)
+        return told
 
     def shared(self, quotas: Sequence[Quota]) -> SharedQuotas:
         """These quotas and those in the database, for whoever pays here."""

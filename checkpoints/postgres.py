@@ -18,6 +18,9 @@ from anytime_graph.checkpoints.store import Execute
 from anytime_graph.checkpoints.target import checked_address
 
 _POOL: dict[str, Any] = {"min_size": 1, "max_size": 8, "timeout": 30}
+_SEARCHED = 100_000
+"""Characters of a text that are under full-text search. PostgreSQL takes 1 MB of words with their places, of which each
+may take 4 bytes more than its letters."""
 _SETUP_LOCK = 0x616E7974
 _NEED = "checkpoints in PostgreSQL need: pip install 'anytime-graph[postgres]'"
 
@@ -112,11 +115,15 @@ class PostgresStore:
             else:
                 cursor.execute(
                     f"ALTER TABLE {table} ADD COLUMN search tsvector GENERATED ALWAYS AS "
-                    f"(to_tsvector('simple', coalesce({column}, ''))) STORED"
+                    f"(to_tsvector('simple', left(coalesce({column}, ''), {_SEARCHED}))) STORED"
                 )
                 index = "(search)"
             cursor.execute(f"CREATE INDEX ON {table} USING gin {index}")
 
+        if 2 <= version < 10:
+            for table, column in schema.SEARCHED.items():
+                cursor.execute(f"ALTER TABLE {table} DROP COLUMN search")
+                search(table, column)
         schema.upgrade(version, cursor.execute, key, search)
 
     def _version(self, cursor: Any) -> int:

@@ -10,10 +10,11 @@ from collections.abc import Callable
 
 from anytime_graph.metering.request import JournalError
 
-VERSION = 9
+VERSION = 10
 """1: the tables. 2: full-text search and the views. 3: the memory of preferences. 4: planned calls and
 replies in the form of run.calls; run.upgrade reads older ones. 5: quotas and bills. 6: tool calls. 7: tools on the bill.
-8: no call on the bill twice. 9: batches that several processes share."""
+8: no call on the bill twice. 9: batches that several processes share. 10: in PostgreSQL only the beginning of a long text is
+under full-text search."""
 
 KEYS = ("user", "tenant", "project")
 """Keys that are recorded of each run that tells them, besides those that quotas are per."""

@@ -28,10 +28,23 @@ class Store(Protocol):
     def close(self) -> None: ...
 
 
+LONGEST = 1_000
+"""Bytes of an id in UTF-8. An index of PostgreSQL holds 2,704 in a row, some of them of two ids."""
+
+
 def storable(name: str, value: object) -> None:
     """Raises ValueError for an id that no database can hold as it is."""
+    indexable(name, value)
     if plain(str(value)) != str(value):
         raise ValueError(f"{name}={value!r}: an id without NUL and lone surrogates is needed")
+
+
+def indexable(name: str, value: object) -> None:
+    """Raises ValueError for an id that is too long for the index of a database."""
+    if (size := len(str(value).encode(errors="replace"))) > LONGEST:
+        raise ValueError(
+            f"{name}={str(value)[:20]!r}...: an id of at most {LONGEST:,} bytes is needed, this one has {size:,}"
+        )
 
 
 def plain(text: str) -> str:

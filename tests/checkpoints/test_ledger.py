@@ -24,6 +24,7 @@ from anytime_graph import (
     Budget,
     LedgerError,
     NoAnswer,
+    Quota,
     Until,
     afork,
     fork,
@@ -460,6 +461,37 @@ class TestPrivacy:
         assert store.ledger.forget(name)
         assert not store.ledger.forget(name)
 
+    @pytest.mark.parametrize("name", ["thread_id", "user", "tenant"])
+    def test_an_id_that_no_index_takes_is_refused_before_anything_is_spent(
+        self, served: Server, store: Checkpoints, name: str
+    ) -> None:
+        quotas = [Quota(Budget(calls=9), per="user", window="1d")]
+        app = graph(served, store, quotas=quotas).compile(checkpointer=store.saver)
+        for size in (1_000, 1_001, 20_000):
+            long = "\u00e9" * (size // 2) + "x" * (size % 2)
+            on: Any = {"configurable": {"thread_id": "t", "user": "ann", name: long}}
+            if size == 1_000:
+                app.invoke({**ASK, "budget": Budget(calls=1)}, on)
+                made = len(served.calls)
+                continue
+            with pytest.raises(ValueError, match=f"{name}=.*at most 1,000 bytes.* has {size:,}"):
+                app.invoke({"messages": [("user", "And why?")]}, on)
+        assert len(served.calls) == made == 1
+        with pytest.raises(ValueError, match="who=.*at most 1,000 bytes"):
+            store.ledger.quotas.keep(quotas[0], "x" * 1_001)
+        with pytest.raises(ValueError, match="name=.*at most 1,000 bytes"):
+            store.ledger.share("x" * 1_001)
+
+    def test_a_long_question_is_kept_whole_and_found_by_its_beginning(
+        self, served: Server, store: Checkpoints
+    ) -> None:
+        question = " ".join(f"word{n}" for n in range(110_000))
+        app = graph(served, store, budget=Budget(calls=1)).compile(checkpointer=store.saver)
+        app.invoke({"messages": [("user", question)]}, ON)
+        assert store.ledger.runs("rivers")[0]["question"] == question
+        assert store.ledger.best("rivers")
+        assert [hit["thread"] for hit in store.ledger.search("word0 word5000")] == ["rivers"]
+
     def test_characters_that_no_database_takes_are_replaced(
         self, served: Server, store: Checkpoints
     ) -> None:
@@ -543,12 +575,14 @@ with open_checkpoints(target) as store:
 
 class TestSchema:
     @pytest.mark.pairwise
-    @pytest.mark.parametrize("version", [1, 2, 4, 5, 6, 8])
+    @pytest.mark.parametrize("version", [1, 2, 4, 5, 6, 8, 9])
     def test_an_older_schema_migrates(self, served: Server, target: str, version: int) -> None:
         with open_checkpoints(target) as store:
             new = _definitions(target)
             graph(served, store).compile(checkpointer=store.saver).invoke(ASK, ON)
-        _to_version_eight(target)
+        _to_version_nine(target)
+        if version < 9:
+            _to_version_eight(target)
         if version < 8:
             _to_version_six(target)
         if version < 6:
@@ -559,7 +593,8 @@ class TestSchema:
             _to_version_two(target)
         if version == 1:
             _to_version_one(target)
-        assert _definitions(target) != new
+        changed = _definitions(target) != new
+        assert changed or (version == 9 and not target.startswith("postgresql"))
         with open_checkpoints(target) as store:
             assert _definitions(target) == new
             assert store.ledger.search("rivers")
@@ -612,7 +647,7 @@ def _definitions(target: str) -> set[tuple[Any, ...]]:
     """Every table, column and index of ours."""
     if target.startswith("postgresql"):
         columns = (
-            "SELECT table_name, column_name, data_type, is_nullable, column_default "
+            "SELECT table_name, column_name, data_type, is_nullable, column_default, generation_expression "
             "FROM information_schema.columns WHERE table_schema = 'anytime'"
         )
         indexes = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'anytime'"
@@ -621,6 +656,17 @@ def _definitions(target: str) -> set[tuple[Any, ...]]:
         (name, "".join(text.replace('"', "").split()))
         for name, text in sql(target, "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
     }
+
+
+def _to_version_nine(target: str) -> None:
+    if target.startswith("postgresql"):
+        for table, column in schema.SEARCHED.items():
+            sql(target, f"ALTER TABLE {table} DROP COLUMN search")
+            whole = f"to_tsvector('simple', coalesce({column}, ''))"
+            added = f"ADD COLUMN search tsvector GENERATED ALWAYS AS ({whole}) STORED"
+            sql(target, f"ALTER TABLE {table} {added}")
+            sql(target, f"CREATE INDEX ON {table} USING gin (search)")
+    sql(target, "UPDATE anytime_schema SET version = 9")
 
 
 def _to_version_eight(target: str) -> None:
