@@ -21,6 +21,8 @@ _POOL: dict[str, Any] = {"min_size": 1, "max_size": 8, "timeout": 30}
 _SEARCHED = 100_000
 """Characters of a text that are under full-text search. PostgreSQL takes 1 MB of words with their places, of which each
 may take 4 bytes more than its letters."""
+_EXCEEDED = "54"
+"""How PostgreSQL's codes begin for what exceeds a limit of it, such as the size of a row in an index."""
 _SETUP_LOCK = 0x616E7974
 _NEED = "checkpoints in PostgreSQL need: pip install 'anytime-graph[postgres]'"
 
@@ -41,6 +43,10 @@ class PostgresStore:
         except ImportError:
             raise ImportError(_NEED) from None
         self._errors = (psycopg.Error, PoolTimeout)
+        self._refusals = (
+            *(psycopg.DataError, psycopg.IntegrityError),
+            *(psycopg.ProgrammingError, psycopg.NotSupportedError),
+        )
         self._pid = os.getpid()
         checked_address(url)
         try:
@@ -100,7 +106,11 @@ class PostgresStore:
             yield
         except self._errors as error:
             said = str(error).strip().splitlines() or [type(error).__name__]
-            raise LedgerError(f"{self.where}: {said[0]}") from error
+            raise LedgerError(f"{self.where}: {said[0]}", self._lasting(error)) from error
+
+    def _lasting(self, error: Exception) -> bool:
+        state = getattr(error, "sqlstate", None) or ""
+        return isinstance(error, self._refusals) or state.startswith(_EXCEEDED)
 
     def _prepare(self, cursor: Any) -> None:
         cursor.execute("CREATE SCHEMA IF NOT EXISTS anytime")

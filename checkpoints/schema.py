@@ -240,7 +240,12 @@ def upgrade(
 
 
 class LedgerError(JournalError):
-    """The ledger cannot be opened, read or written. The message says why, and what to do."""
+    """The ledger cannot be opened, read or written. The message says why, and what to do. lasting: the same would
+    fail again, as a value that the database refuses does."""
+
+    def __init__(self, message: str, lasting: bool = False) -> None:
+        super().__init__(message)
+        self.lasting = lasting
 
 
 def refuse_newer(where: str, version: int) -> None:

@@ -29,6 +29,10 @@ _LANGGRAPH = {
 }
 _CLOSED = ("no active connection", "Connection closed")
 """What aiosqlite says of a connection that was closed."""
+_REFUSALS = (
+    *(sqlite3.DataError, sqlite3.IntegrityError),
+    *(sqlite3.ProgrammingError, sqlite3.NotSupportedError),
+)
 _REMEDY = {
     "full": "the disk is full; free some space, then resume",
     "readonly": "it cannot be written; check the permissions of the file and its folder",
@@ -204,7 +208,9 @@ def _ledger_error(where: str, error: Exception) -> LedgerError:
     remedy = next((remedy for sign, remedy in _REMEDY.items() if sign in said), None)
     if isinstance(error, OSError):
         said, remedy = error.strerror or said, "see to the path and its permissions"
-    return LedgerError(f"{where}: {said}" + (f": {remedy}" if remedy else ""))
+    return LedgerError(
+        f"{where}: {said}" + (f": {remedy}" if remedy else ""), isinstance(error, _REFUSALS)
+    )
 
 
 def _wal(connection: sqlite3.Connection) -> None:

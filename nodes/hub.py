@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from secrets import randbits
 from typing import Any, NamedTuple, cast
@@ -243,7 +244,8 @@ class Hub:
             stop = sends[0].arg["stop_reason"] if sends[0].node in _ENDS else None
             ledger.save(hold, record, state, now, run["plan"], stop)
         except NoAnswer:
-            ledger.save(hold, record, state, now, run["plan"], "errors")
+            with suppress(LedgerError):  # what the answers failed of is told, and may be the ledger
+                ledger.save(hold, record, state, now, run["plan"], "errors")
             raise
         except LedgerError as error:
             if now["best"] is None:

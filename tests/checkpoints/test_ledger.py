@@ -461,6 +461,29 @@ class TestPrivacy:
         assert store.ledger.forget(name)
         assert not store.ledger.forget(name)
 
+    @pytest.mark.parametrize("sync", [True, False])
+    def test_what_the_database_refuses_is_not_tried_again(
+        self, served: Server, target: str, sync: bool
+    ) -> None:
+        refusing = "ALTER TABLE calls ADD CHECK (kind <> 'draft')"
+        if not target.startswith("postgresql"):
+            refusing = "CREATE TRIGGER t BEFORE INSERT ON calls BEGIN SELECT RAISE(ABORT, ''); END"
+
+        def asked() -> None:
+            with open_checkpoints(target) as store:
+                sql(target, refusing)
+                graph(served, store).compile(checkpointer=store.saver).invoke(ASK, ON)
+
+        async def aasked() -> None:
+            async with open_checkpoints(target) as store:
+                await asyncio.to_thread(sql, target, refusing)
+                await graph(served, store).compile(checkpointer=store.saver).ainvoke(ASK, ON)
+
+        with pytest.raises(NoAnswer) as told:
+            asked() if sync else asyncio.run(aasked())
+        assert all("not made: " in cause for cause in told.value.causes)
+        assert served.calls == []
+
     @pytest.mark.parametrize("name", ["thread_id", "user", "tenant"])
     def test_an_id_that_no_index_takes_is_refused_before_anything_is_spent(
         self, served: Server, store: Checkpoints, name: str
@@ -477,9 +500,9 @@ class TestPrivacy:
             with pytest.raises(ValueError, match=f"{name}=.*at most 1,000 bytes.* has {size:,}"):
                 app.invoke({"messages": [("user", "And why?")]}, on)
         assert len(served.calls) == made == 1
-        with pytest.raises(ValueError, match="who=.*at most 1,000 bytes"):
+        with pytest.raises(ValueError, match=r"who=.*at most 1,000 bytes"):
             store.ledger.quotas.keep(quotas[0], "x" * 1_001)
-        with pytest.raises(ValueError, match="name=.*at most 1,000 bytes"):
+        with pytest.raises(ValueError, match=r"name=.*at most 1,000 bytes"):
             store.ledger.share("x" * 1_001)
 
     def test_a_long_question_is_kept_whole_and_found_by_its_beginning(
