@@ -293,13 +293,27 @@ def remembered(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def restored(values: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of this command, and the remembered values of those that it leaves out."""
+    """The options of this command, and the remembered values of those that it leaves out. Raises ValueError for a
+    value that cannot be one."""
     out = dict(options)
     for name in REMEMBERED:
         if options[name] in (None, ()) and name in values:
             value = values[name]
+            if not _possible(name, value):
+                raise ValueError(
+                    f"--{name.replace('_', '-')}: the ledger holds {value!r:.40}, which is no value of it; give it again"
+                )
             out[name] = tuple(value) if isinstance(value, list) else value
     return out
+
+
+def _possible(name: str, value: object) -> bool:
+    """Whether an option that the ledger keeps is of its type."""
+    if name in ("include", "forbid", "keys"):
+        return isinstance(value, list) and all(isinstance(each, str) for each in value)
+    if name in ("sentences", "words"):
+        return isinstance(value, int | list)
+    return isinstance(value, bool if name == "memory" else str)
 
 
 def graph_arguments(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Whether the options that a ledger remembers are this user's own.
 
-Whoever can write a ledger could name any file of Python there, and `resume` would run it. So `solve`
-signs the options with a key that only this user can read.
+Whoever can write a ledger could name any file of Python there, and `resume` would run it; and a client of a graph
+that is served can tell options in the metadata of its run. So `solve` signs the options with a key that only this user
+can read.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from anytime_graph.text import harmless
 
 _SIGNATURE = "signature"
 _KEY_BYTES = 32
-_RUN = ("check", "model", "judge", "price")
-"""Options that name what is run or asked, and what it costs: with prices of 0, a budget in dollars binds nothing."""
+_RUN = ("check", "matches", "model", "judge", "price", "memory", "namespace", "keys")
+"""Options that name what is run or asked, what it costs and who pays, and whose answers the model is shown: with prices
+of 0 a budget in dollars binds nothing, and a regular expression may be looked for without end."""
 
 
 def signed(options: Mapping[str, Any], thread: str) -> dict[str, Any]:
@@ -40,18 +42,29 @@ def trusted(remembered: Mapping[str, Any], given: Mapping[str, Any], thread: str
     if key is None or not hmac.compare_digest(
         signature.encode(), _signature(key, options, thread).encode()
     ):
-        named = {name: options[name] for name in _RUN if name in options and given[name] is None}
+        named = {
+            name: options[name] for name in _RUN if name in options and given[name] in (None, ())
+        }
         if named.get("model") == "local":  # what a command without --model uses anyway
             del named["model"]
         if named:
-            again = " ".join(
-                f"--{name} {shlex.quote(harmless(str(value)))}" for name, value in named.items()
-            )
+            again = " ".join(_written(name, value) for name, value in named.items())
             raise ValueError(
                 f"thread {thread!r}: its options were not written by you on this machine; if you "
                 f"trust them, give them again: {again}"
             )
     return options
+
+
+def _written(name: str, value: Any) -> str:
+    """An option as it is typed."""
+    if name == "memory":
+        return "--memory"
+    values = value if name == "keys" and isinstance(value, list) else [value]
+    return " ".join(
+        f"--{name.removesuffix('s') if name == 'keys' else name} {shlex.quote(harmless(str(each)))}"
+        for each in values
+    )
 
 
 def _signature(key: bytes, options: Mapping[str, Any], thread: str) -> str:

@@ -324,7 +324,9 @@ def test_resume_goes_on_with_the_scorer_in_a_file(
     assert (out["answer"], out["score"]) == ("xxxxx", 0.1)
 
 
-@pytest.mark.parametrize("option", ["check", "model", "judge", "price"])
+@pytest.mark.parametrize(
+    "option", ["check", "model", "judge", "price", "matches", "namespace", "memory", "keys"]
+)
 def test_what_somebody_else_wrote_into_the_ledger_is_not_run(
     server: Server, command: Command, solve: Command, tmp_path: Path, option: str
 ) -> None:
@@ -332,8 +334,11 @@ def test_what_somebody_else_wrote_into_the_ledger_is_not_run(
     (tmp_path / "theirs.py").write_text(
         f"import os\nos.mkdir({str(ran)!r})\ndef f(q, a): return 0.5\n"
     )
-    dear = {"model": "openai:dear", "judge": "openai:dear", "price": "0,0"}
-    theirs = {"check": f"{tmp_path}/theirs.py:f", **dear}
+    dear = {"model": "openai:dear", "judge": "openai:dear", "price": "0,0", "matches": "(a+)+$"}
+    whose = {"namespace": "bob", "memory": True, "keys": ["user=bob", "tenant=b b"]}
+    theirs = {"check": f"{tmp_path}/theirs.py:f", **dear, **whose}
+    written = {"matches": "--matches '(a+)+$'", "memory": "--memory"}
+    written["keys"] = "--key user=bob --key 'tenant=b b'"
     solve("t", "--calls", "2")
     made = len(server.calls)
     with closing(sqlite3.connect("anytime.db")) as db, db:
@@ -342,12 +347,30 @@ def test_what_somebody_else_wrote_into_the_ledger_is_not_run(
         db.execute("UPDATE runs SET options = ?", [changed])
     done = command("resume", "t", "--calls", "+2")
     assert done.exit_code == 2
-    assert f"--{option} {theirs[option]}" in told(done)
+    assert written.get(option, f"--{option} {theirs[option]}") in told(done)
     assert not ran.exists()
     assert len(server.calls) == made
-    own = ["--model", "openai:scripted", "--judge", "openai:scripted", "--price", "1,2", "--check"]
-    done = command("resume", "t", "--calls", "+2", *own, theirs["check"])
+    own = ["--model", "openai:scripted", "--judge", "openai:scripted", "--price", "1,2", "--key"]
+    own += ["user=ann", "--memory", "--namespace", "ann"]
+    rule = ["--matches", "fox"] if option == "matches" else ["--check", theirs["check"]]
+    done = command("resume", "t", "--calls", "+2", *own, *rule)
     assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    "option", ["strategy", "answer", "words", "include", "rubric", "ends_with"]
+)
+@pytest.mark.parametrize("value", [[1], {"a": 1}, 1.5, "zzz"])
+def test_options_in_the_ledger_that_are_none_are_an_error(
+    command: Command, solve: Command, option: str, value: Any
+) -> None:
+    solve("t", "--calls", "2")
+    with closing(sqlite3.connect("anytime.db")) as db, db:
+        changed = json.dumps({option: value})
+        db.execute("UPDATE runs SET options = ?", [changed])
+    done = command("resume", "t", "--calls", "+2", "--model", "openai:scripted")
+    fine = value == "zzz" and option in ("rubric", "ends_with")
+    assert done.exit_code == (0 if fine else 2), done.output
 
 
 @pytest.mark.parametrize("table", ["checkpoints", "writes"])
