@@ -139,6 +139,10 @@ def _meant(sql: str, names: tuple[str, ...]) -> list[tuple[str, tuple[str, str, 
     return found
 
 
+def tables() -> list[str]:
+    return list(_columns())
+
+
 @lru_cache(maxsize=1)
 def _columns() -> dict[str, dict[str, str]]:
     """The type of each column, by table."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from anytime_graph.checkpoints import schema
-from anytime_graph.checkpoints.columns import checked
+from anytime_graph.checkpoints.columns import checked, tables
 from anytime_graph.checkpoints.schema import LedgerError
 from anytime_graph.checkpoints.store import Execute
 
@@ -157,6 +157,10 @@ class SqliteStore:
             )
 
     def _version(self) -> int:
+        if views := {*tables(), *_LANGGRAPH}.intersection(self._db.view_names()):
+            raise LedgerError(
+                f"{self.where}: {min(views)!r} is a view in it, which anytime-graph did not write; name another file"
+            )
         if self._db.table("anytime_schema").exists():
             rows = self._execute("SELECT max(version) AS version FROM anytime_schema", {})
             return int(rows[0]["version"])

@@ -116,6 +116,20 @@ def test_what_anytime_graph_did_not_write_is_one_error_that_says_where(
     assert refused or table == "leases"
 
 
+@pytest.mark.parametrize("table", ["anytime_schema", "runs", "checkpoints"])
+def test_a_view_in_the_place_of_a_table_is_not_read(
+    command: Command, written: Path, table: str
+) -> None:
+    """A view may never come to its end."""
+    with closing(sqlite3.connect("anytime.db")) as db, db:
+        db.execute(f"ALTER TABLE {table} RENAME TO kept")
+        db.execute(f"CREATE VIEW {table} AS SELECT * FROM kept")
+    for words in READING:
+        done = command(*words)
+        assert done.exit_code == 2, done.output
+        assert f"'{table}' is a view in it" in told(done)
+
+
 texts = st.text(max_size=12) | st.sampled_from([EVIL, "[", "[" * 3_000, "{}", "null", "1e999"])
 plain = st.none() | st.integers(-(2**63), 2**63 - 1) | st.floats() | st.booleans() | texts
 nested = st.recursive(
