@@ -129,7 +129,10 @@ def _fits(value: Any, kind: str) -> bool:
 def _meant(sql: str, names: tuple[str, ...]) -> list[tuple[str, tuple[str, str, str]]]:
     """The table, column and type of each column that a query returns; of an expression, no type."""
     columns = _columns()
-    tables = [word for word in re.findall(r"\w+", sql) if word in columns] or ["sqlite_schema"]
+    words = re.findall(
+        r"\w+", f"{sql.rpartition('SELECT ')[2]} {sql}"
+    )  # the last SELECT is that of the rows
+    tables = [word for word in words if word in columns] or ["sqlite_schema"]
     found = []
     for name in names:
         alias, column = _ALIASES.get(name, (None, name))

@@ -92,6 +92,7 @@ def written(server: Server, command: Command, tmp_path: Path) -> Path:
         ("answers", "score", "x"),
         ("answers", "answer", b"\x80\xff"),
         ("answers", "parents", '["x"]'),
+        ("answers", "ordinal", "x"),
         ("pairs", "why", b"\x80"),
         ("curve", "tokens", "x"),
         ("leases", "holder", "x"),
@@ -105,7 +106,8 @@ def test_what_anytime_graph_did_not_write_is_one_error_that_says_where(
     with closing(sqlite3.connect("anytime.db")) as db, db:
         if table == "leases":
             db.execute("INSERT INTO leases VALUES ('t', 'x', 1e12)")
-        db.execute(f"UPDATE {table} SET {column} = ?", [value])
+        one = f"rowid = (SELECT min(rowid) FROM {table})"
+        db.execute(f"UPDATE {table} SET {column} = ? WHERE {one}", [value])
     refused = []
     for words in [*READING, *CHANGING[:3]]:
         done = command(*words)
