@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from anytime_graph.budget import Spend
-from anytime_graph.checkpoints.columns import decoded
+from anytime_graph.checkpoints.columns import read_column
 from anytime_graph.checkpoints.leases import Leases
 from anytime_graph.checkpoints.schema import LedgerError
 from anytime_graph.checkpoints.store import Execute, Store
@@ -71,7 +71,7 @@ class SharedBatch:
         holders = {row["holder"] for row in rows if row["holder"] is not None}
         alive = {holder for holder in holders if self._leases.lives(holder, execute)}
         return {
-            row["thread"]: Taken(*decoded(self._store.where, "taken", row["taken"]))
+            row["thread"]: Taken(*read_column(self._store.where, "taken", row["taken"]))
             for row in rows
             if row["holder"] in alive
             or (row["holder"] is not None and self._leases.lives(row["thread"], execute))

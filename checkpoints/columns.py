@@ -40,12 +40,12 @@ class _Block(TypedDict, total=False):
     text: str
 
 
-class _Message(TypedDict):
+class _KeptMessage(TypedDict):
     role: str
     content: str | list[str | _Block]
 
 
-class _Reply(TypedDict):
+class _KeptReply(TypedDict):
     receipt: Receipt
     message_id: str | None
     message: dict[str, Any] | None
@@ -55,14 +55,14 @@ class _Reply(TypedDict):
 
 _Dimension = Annotated[str, Field(pattern=f"^({'|'.join(DIMENSIONS)})$")]
 _Amount = Annotated[float, Field(ge=0, le=LARGEST)]
-_Spend = Annotated[Spend, BeforeValidator(lambda spend: {"tool_calls": 0, **spend})]
+_KeptSpend = Annotated[Spend, BeforeValidator(lambda spend: {"tool_calls": 0, **spend})]
 """Earlier versions counted no tool calls."""
-_MESSAGES = TypeAdapter[Any](list[_Message])
+_MESSAGES = TypeAdapter[Any](list[_KeptMessage])
 _TEXTS = TypeAdapter[Any](list[str])
 _JSON = {
     "options": ("runs", TypeAdapter[Any](dict[str, Any])),
     "limits": ("runs", TypeAdapter[Any](dict[_Dimension, _Amount])),
-    "inherited": ("runs", TypeAdapter[Any](_Spend)),
+    "inherited": ("runs", TypeAdapter[Any](_KeptSpend)),
     "conversation": ("runs", _MESSAGES),
     "principles": ("runs", _TEXTS),
     "request": ("calls", _MESSAGES),
@@ -72,10 +72,10 @@ _JSON = {
 }
 _EARLY = {"memory": None}
 """What moves of the earliest version do not tell."""
-_PLAN, _REPLY = TypeAdapter[Any](PlannedCall | RunCall), TypeAdapter[Any](_Reply)
+_PLAN, _REPLY = TypeAdapter[Any](PlannedCall | RunCall), TypeAdapter[Any](_KeptReply)
 
 
-def checked(where: str, sql: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def check_types(where: str, sql: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Raises LedgerError for a value in the rows of a query that is not of its column's type. SQLite keeps any."""
     for name, (table, column, kind) in _meant(sql, tuple(rows[0])) if rows else ():
         for row in rows:
@@ -83,7 +83,7 @@ def checked(where: str, sql: str, rows: Sequence[Mapping[str, Any]]) -> None:
                 raise unfit(where, table, column, row[name])
 
 
-def decoded(where: str, column: str, value: Any, table: str | None = None) -> Any:
+def read_column(where: str, column: str, value: Any, table: str | None = None) -> Any:
     """What a text in a column of JSON says; a value of another column, and the text of a planned call or a reply, as
     it is. Raises LedgerError for JSON that is none or not of the column's shape, and NewerForm."""
     of, shape = _JSON.get(column, ("calls", None))

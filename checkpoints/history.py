@@ -1,4 +1,4 @@
-"""Reads a ledger, also while its threads run. Rows are plain dicts with their JSON decoded."""
+"""Reads a ledger, also while its threads run. Rows are plain dicts with their JSON read_column."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from anytime_graph.budget import Spend, nothing, total
-from anytime_graph.checkpoints.columns import decoded
+from anytime_graph.checkpoints.columns import read_column
 from anytime_graph.checkpoints.leases import may_live
 from anytime_graph.checkpoints.schema import (
     BILLED,
@@ -205,7 +205,11 @@ class History:
             rows = execute(sql, parameters)
         where = self.store.where
         return [
-            {name: decoded(where, name, value) for name, value in row.items() if name != "search"}
+            {
+                name: read_column(where, name, value)
+                for name, value in row.items()
+                if name != "search"
+            }
             for row in rows
         ]
 

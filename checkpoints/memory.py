@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 from langgraph.store.base import BaseStore, SearchItem
 
 from anytime_graph.checkpoints import likeness
-from anytime_graph.checkpoints.columns import decoded
+from anytime_graph.checkpoints.columns import read_column
 from anytime_graph.checkpoints.ledger import Ledger
 from anytime_graph.checkpoints.store import plain
 from anytime_graph.run.forms import KEY, Upgrade, upgraded
@@ -129,7 +129,9 @@ class LedgerMemory:
         told = [
             (
                 likeness.alike(weighed, row["terms"].split()),
-                _example(row, decoded(self._store.where, "principles", row["principles"]) or ()),
+                _example(
+                    row, read_column(self._store.where, "principles", row["principles"]) or ()
+                ),
             )
             for row in rows
             if row["better"] and row["worse"]

@@ -18,7 +18,7 @@ from anytime_graph.checkpoints.ledger import Ledger
 from anytime_graph.checkpoints.schema import LedgerError
 from anytime_graph.checkpoints.serializer import DataSerializer, strict
 from anytime_graph.checkpoints.store import plain, storable
-from anytime_graph.checkpoints.target import checked, is_address
+from anytime_graph.checkpoints.target import check_target, is_address
 from anytime_graph.run.forms import refuse_newer
 from anytime_graph.run.upgrade import CHANNEL, STATE
 
@@ -53,7 +53,7 @@ def open_checkpoints(target: str | Path, *, record: Record = "all", serde: Any =
 
 class _Opening:
     def __init__(self, target: str | Path, record: Record, serde: Any) -> None:
-        checked(target)
+        check_target(target)
         self._remote = is_address(target)
         if record not in get_args(Record):  # before anything is opened
             raise ValueError(f"record={record!r}: 'all' or 'usage'")

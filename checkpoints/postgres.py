@@ -12,10 +12,10 @@ from functools import lru_cache
 from typing import Any
 
 from anytime_graph.checkpoints import schema
-from anytime_graph.checkpoints.columns import checked
+from anytime_graph.checkpoints.columns import check_types
 from anytime_graph.checkpoints.schema import LedgerError
 from anytime_graph.checkpoints.store import Execute
-from anytime_graph.checkpoints.target import checked_address
+from anytime_graph.checkpoints.target import check_address
 
 _POOL: dict[str, Any] = {"min_size": 1, "max_size": 8, "timeout": 30}
 _SEARCHED = 100_000
@@ -48,7 +48,7 @@ class PostgresStore:
             *(psycopg.ProgrammingError, psycopg.NotSupportedError),
         )
         self._pid = os.getpid()
-        checked_address(url)
+        check_address(url)
         try:
             parts = conninfo_to_dict(url)
         except psycopg.Error as error:
@@ -74,7 +74,7 @@ class PostgresStore:
             def execute(sql: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
                 cursor = connection.execute(_dialect(sql), parameters)
                 rows = [] if cursor.description is None else cursor.fetchall()
-                checked(self.where, sql, rows)
+                check_types(self.where, sql, rows)
                 return rows
 
             if not durable:

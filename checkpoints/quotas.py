@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from uuid import uuid4
 
 from anytime_graph.budget import Budget, Spend, Unpayable, nothing
-from anytime_graph.checkpoints.columns import decoded, unfit
+from anytime_graph.checkpoints.columns import read_column, unfit
 from anytime_graph.checkpoints.leases import Leases
 from anytime_graph.checkpoints.store import Execute, Store, storable
 from anytime_graph.metering.quota import (
@@ -430,7 +430,7 @@ def _quota(where: str, row: Mapping[str, Any]) -> Quota:
     """A row of the table. Raises LedgerError for what can be no quota."""
     column = "limits"
     try:
-        budget = Budget(**decoded(where, column, row["limits"], "quotas"))
+        budget = Budget(**read_column(where, column, row["limits"], "quotas"))
         column = "every"
         return Quota(budget, per=row["per"] or None, window=row["every"])
     except ValueError:

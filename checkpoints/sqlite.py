@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from anytime_graph.checkpoints import schema
-from anytime_graph.checkpoints.columns import checked, tables
+from anytime_graph.checkpoints.columns import check_types, tables
 from anytime_graph.checkpoints.schema import LedgerError
 from anytime_graph.checkpoints.store import Execute
 
@@ -122,7 +122,7 @@ class SqliteStore:
             return []
         names = [column[0] for column in cursor.description]
         rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
-        checked(self.where, sql, rows)
+        check_types(self.where, sql, rows)
         return rows
 
     def matching(self, table: str) -> str:

@@ -21,7 +21,7 @@ def is_address(target: object) -> bool:
     return str(target).startswith(_SCHEMES)
 
 
-def checked(target: object) -> None:
+def check_target(target: object) -> None:
     """Raises ValueError for what is neither a file that lasts nor the text of an address."""
     text = str(target)
     if not isinstance(target, str | os.PathLike) or text.strip() in ("", ":memory:"):
@@ -29,16 +29,16 @@ def checked(target: object) -> None:
         raise ValueError(f"target={given!r}: name a file; checkpoints need one to last")
     if plain(text) != text:
         raise ValueError(
-            f"target={_shown(text)!r}: a name without NUL and lone surrogates is needed"
+            f"target={_without_password(text)!r}: a name without NUL and lone surrogates is needed"
         )
     if not is_address(target) and _NEARLY.match(text):
         raise ValueError(
-            f"target={_shown(text)!r}: a SQLite file is needed, or the address "
+            f"target={_without_password(text)!r}: a SQLite file is needed, or the address "
             "postgresql://USER@HOST/DATABASE"
         )
 
 
-def checked_address(url: str) -> None:
+def check_address(url: str) -> None:
     """Raises LedgerError for an address in which a part of the password would be taken for the host, the port or
     the database, and shown."""
     before, _, path = url.partition("://")[2].partition("/")
@@ -51,6 +51,6 @@ def checked_address(url: str) -> None:
         )
 
 
-def _shown(target: str) -> str:
+def _without_password(target: str) -> str:
     """The beginning of what may be an address, without all that may be a password."""
     return re.sub(r"(?s)(:/*|=).*", r"\1...", target)

@@ -86,7 +86,7 @@ class Spoke(Runnable[Assignment, State]):
             else:
                 written = journal.of(planned, run) if journal else None
                 meter = setup.meters[planned["role"]]
-                reply = _ended(call(meter, _request(assigned), inner, stop_signal(), written))
+                reply = _closing(call(meter, _request(assigned), inner, stop_signal(), written))
             choices, work = _by_choice(planned, reply), _Work(setup, run, ends, journal)
             if len(choices) == 1:
                 return State(returned=[self._outcome(work, *choices[0])])
@@ -140,7 +140,7 @@ class Spoke(Runnable[Assignment, State]):
                 written = journal.of(planned, run) if journal else None
                 meter = setup.meters[planned["role"]]
                 reply = await acall(meter, _request(assigned), inner, stop_signal(), written)
-                reply = _ended(reply)
+                reply = _closing(reply)
             choices, work = _by_choice(planned, reply), _Work(setup, run, ends, journal)
             outcomes = (self._aoutcome(work, *choice) for choice in choices)
             return State(returned=await asyncio.gather(*outcomes))
@@ -187,7 +187,7 @@ class Spoke(Runnable[Assignment, State]):
         return outcome
 
 
-def _ended(reply: Reply) -> Reply:
+def _closing(reply: Reply) -> Reply:
     """The reply, which ends the run if the ledger would refuse all other calls too."""
     if isinstance(reply.error, LedgerError) and reply.error.lasting:
         return replace(reply, receipt={**reply.receipt, "closed": True})

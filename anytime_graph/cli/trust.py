@@ -48,7 +48,7 @@ def trusted(remembered: Mapping[str, Any], given: Mapping[str, Any], thread: str
         if named.get("model") == "local":  # what a command without --model uses anyway
             del named["model"]
         if named:
-            again = " ".join(_written(name, value) for name, value in named.items())
+            again = " ".join(_typed(name, value) for name, value in named.items())
             raise ValueError(
                 f"thread {thread!r}: its options were not written by you on this machine; if you "
                 f"trust them, give them again: {again}"
@@ -56,7 +56,7 @@ def trusted(remembered: Mapping[str, Any], given: Mapping[str, Any], thread: str
     return options
 
 
-def _written(name: str, value: Any) -> str:
+def _typed(name: str, value: Any) -> str:
     """An option as it is typed."""
     if name == "memory":
         return "--memory"

@@ -41,7 +41,7 @@ from anytime_graph import (
     open_checkpoints,
 )
 from anytime_graph.budget import nothing
-from anytime_graph.checkpoints.target import checked_address
+from anytime_graph.checkpoints.target import check_address
 from tests.kit.ledgers import ASK, ON, graph
 from tests.kit.marks import both, torture
 from tests.kit.server import Reply, Server, by_place
@@ -198,7 +198,7 @@ def test_files_whose_names_are_no_addresses(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_addresses_are_taken(address: str) -> None:
-    checked_address(address)
+    check_address(address)
 
 
 def test_a_damaged_file_is_an_error_that_says_so(server: Server, tmp_path: Path) -> None:
