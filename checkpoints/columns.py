@@ -11,10 +11,10 @@ from functools import lru_cache
 from typing import Annotated, Any
 
 from langchain_core.messages import messages_from_dict
-from pydantic import BeforeValidator, Field, TypeAdapter
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from anytime_graph.budget import DIMENSIONS, LARGEST, Spend
+from anytime_graph.budget import DIMENSIONS, LARGEST, Spend, nothing
 from anytime_graph.checkpoints import schema
 from anytime_graph.checkpoints.records import stored_reply
 from anytime_graph.checkpoints.schema import LedgerError
@@ -57,6 +57,8 @@ _Dimension = Annotated[str, Field(pattern=f"^({'|'.join(DIMENSIONS)})$")]
 _Amount = Annotated[float, Field(ge=0, le=LARGEST)]
 _KeptSpend = Annotated[Spend, BeforeValidator(lambda spend: {"tool_calls": 0, **spend})]
 """Earlier versions counted no tool calls."""
+_Held = Annotated[dict[str, float], AfterValidator(lambda held: [held[name] for name in nothing()])]
+"""Spends that may be parts of a token, or without end."""
 _MESSAGES = TypeAdapter[Any](list[_KeptMessage])
 _TEXTS = TypeAdapter[Any](list[str])
 _JSON = {
@@ -68,7 +70,7 @@ _JSON = {
     "request": ("calls", _MESSAGES),
     "errors": ("calls", _TEXTS),
     "parents": ("answers", TypeAdapter[Any](list[int])),
-    "taken": ("batch_steps", TypeAdapter[Any](tuple[Spend, Spend])),
+    "taken": ("batch_steps", TypeAdapter[Any](tuple[_Held, _Held])),
 }
 _EARLY = {"memory": None}
 """What moves of the earliest version do not tell."""

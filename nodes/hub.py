@@ -256,6 +256,7 @@ class Hub:
         return sends
 
     def _record(self, setup: Setup, now: State, visit: _Visit) -> dict[str, Any]:
+        options = (visit.config.get("metadata") or {}).get("anytime_options")
         return {
             "asked": visit.digest,
             "question": question_of(now["messages"]).text,
@@ -264,7 +265,7 @@ class Hub:
             "strategy": (now["chosen"] or {}).get("strategy", self.strategy),
             "decides": setup.decides,
             "namespace": encoded(tuple(now["namespace"])) if self.remembers else "",
-            "options": (visit.config.get("metadata") or {}).get("anytime_options"),
+            "options": options if isinstance(options, dict) else None,  # a client's, perhaps
         }
 
     def _recalled(self, question: str, run_id: int) -> State:

@@ -484,6 +484,13 @@ class TestPrivacy:
         assert all("not made: " in cause for cause in told.value.causes)
         assert served.calls == []
 
+    def test_a_clients_options_that_are_none_are_not_kept(
+        self, served: Server, store: Checkpoints
+    ) -> None:
+        app = graph(served, store, budget=Budget(calls=1)).compile(checkpointer=store.saver)
+        app.invoke(ASK, {**ON, "metadata": {"anytime_options": [1]}})
+        assert store.ledger.runs("rivers")[0]["options"] is None
+
     @pytest.mark.parametrize("name", ["thread_id", "user", "tenant"])
     def test_an_id_that_no_index_takes_is_refused_before_anything_is_spent(
         self, served: Server, store: Checkpoints, name: str
