@@ -1,4 +1,4 @@
-"""Reads a ledger, also while its threads run. Rows are plain dicts with their JSON read_column."""
+"""Reads a ledger, also while its threads run. Rows are plain dicts with their JSON read."""
 
 from __future__ import annotations
 

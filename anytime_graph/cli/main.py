@@ -193,7 +193,8 @@ def resume(thread: str, db: str, as_json: bool, **options: Any) -> None:
     The run spends what is left of its budget, and what you add here. No call is paid for twice.
     Options that you leave out keep the values of the `solve` command. A thread that a program
     began needs --model. If another user or machine began it, --model, --judge, --check, --matches,
-    --price, --memory, --namespace and --key are not taken from the ledger: give them again. The output and the exit codes are those of `solve`.
+    --price, --memory, --namespace and --key are not taken from the ledger: give them again. The
+    output and the exit codes are those of `solve`.
 
     \b
     anytime-graph resume rivers
