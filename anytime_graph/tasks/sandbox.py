@@ -9,7 +9,7 @@ with plain data. So a program can neither read what is expected of it nor change
 can only return values. A worker that dies is replaced for the next check.
 
 The worker has limits, no rights and, where Linux allows namespaces, no network, no other process and
-no file in sight but Python's and the system's libraries; see docs/benchmark.md. This module is run as
+no file in sight but those of Python's standard library; see docs/benchmark.md. This module is run as
 a script in the other two processes, so it imports only the standard library.
 """
 
@@ -17,17 +17,21 @@ from __future__ import annotations
 
 import ast
 import builtins
+import glob
+import itertools
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
@@ -74,6 +78,7 @@ def run(
     setup: str = "",
     helpers: str = "",
     alias: tuple[str, str] | None = None,
+    own: tuple[str, ...] = (),
     limits: Limits = Limits(),
 ) -> Report:
     """Load the parts of a program in one namespace, then evaluate each check.
@@ -81,7 +86,8 @@ def run(
     checks: statements. Those with an `assert` in them have a result; the others prepare them. setup:
     run before the checks, for each worker. helpers: code that the checks need, not the program's.
     alias: (a name in the checks, the name in the program). A name that neither of these defines is
-    the program's. Only the program is untrusted. Equal arguments are run once.
+    the program's; one that Python has is so only if it stands in `own`. Only the program is
+    untrusted. Equal arguments are run once.
 
     Raises NoSandbox where programs cannot be run.
     """
@@ -91,6 +97,7 @@ def run(
         "setup": setup,
         "helpers": helpers,
         "alias": alias,
+        "own": own,
         "limits": asdict(limits),
     }
     return _run_judge(isolation(), job, limits.total)
@@ -132,25 +139,27 @@ def isolation() -> Isolation:
         "setup": "",
         "helpers": "",
         "alias": None,
+        "own": (),
         "limits": asdict(Limits()),
     }
     for way in isolations():
         if _run_judge(way, probe, Limits.total).results == (Result(True, ""),):
             return way
     raise NoSandbox(
-        "programs of models cannot be run here: Linux is needed, with namespaces that unshare can "
-        "make, or with root and a Python that the user nobody can read"
+        "programs of models cannot be run here: Linux with seccomp is needed, and namespaces that "
+        "unshare can make, or root and a Python that the user nobody can read"
     )
 
 
 def _run_judge(way: Isolation, job: Mapping[str, Any], total: float) -> Report:
     """The judge's report. Checks that it did not come to do not hold."""
     checks = [check for check in job["checks"] if is_check(check)]
-    with tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder:
-        roots = sorted({sys.base_prefix, sys.base_exec_prefix, os.path.dirname(_PYTHON)})
+    job = {**job, "needs": _needs(_PYTHON)} if way.jail else job
+    folder = tempfile.mkdtemp(prefix="sandbox-")
+    try:
         place = [folder, *(["jail"] if way.jail else []), *(["nobody"] if way.nobody else [])]
         with subprocess.Popen(  # noqa: S603 - our own interpreter and this file
-            [*way.prefix, _PYTHON, "-s", "-S", "-P", __file__, "judge", *place],
+            [*way.prefix, *_script(_PYTHON), "judge", *place],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -159,13 +168,15 @@ def _run_judge(way: Isolation, job: Mapping[str, Any], total: float) -> Report:
             start_new_session=True,
         ) as judge:
             try:
-                out, _ = judge.communicate(json.dumps({**job, "roots": roots}).encode(), total + 5)
+                out, _ = judge.communicate(json.dumps(job).encode(), total + 5)
             except subprocess.TimeoutExpired:
                 _end_group(judge.pid)
                 out, _ = judge.communicate()
             except BaseException:  # Ctrl-C ends them too
                 _end_group(judge.pid)
                 raise
+    finally:
+        _remove(folder)
     lines = [json.loads(line) for line in out.split(b"\n")[:-1]]
     broken = next((line for line in lines if isinstance(line, str)), None)
     results = [Result(*line) for line in lines if isinstance(line, list)]
@@ -175,6 +186,49 @@ def _run_judge(way: Isolation, job: Mapping[str, Any], total: float) -> Report:
 
 _ENVIRONMENT = {"PATH": "", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
 """All that the judge and the worker have. Sets have the same order in every run."""
+
+
+def _script(python: str) -> list[str]:
+    return [python, "-s", "-S", "-P", __file__]
+
+
+@cache
+def _needs(python: str) -> dict[str, Any]:
+    """What an interpreter needs of the machine's files; see `_needed`."""
+    told = subprocess.run(  # noqa: S603 - our own interpreter and this file
+        [*_script(python), "needs"], stdout=subprocess.PIPE, env=_ENVIRONMENT, cwd="/", check=True
+    )
+    needs: dict[str, Any] = json.loads(told.stdout)
+    return needs
+
+
+def _remove(folder: str) -> None:
+    """Remove a folder, however deep it is: what a folder in it holds is moved up into this one first.
+    What cannot be removed is left."""
+    apart, count = f"{secrets.token_hex(16)}-", itertools.count()
+    with suppress(OSError), _opened(folder) as top:
+        while names := os.listdir(top):
+            for name in names:
+                try:
+                    os.unlink(name, dir_fd=top)
+                except (IsADirectoryError, PermissionError):
+                    with _opened(name, top) as inner:
+                        for each in os.listdir(inner):
+                            new = f"{apart}{next(count)}"
+                            os.rename(each, new, src_dir_fd=inner, dst_dir_fd=top)
+                    os.rmdir(name, dir_fd=top)
+    with suppress(OSError):
+        os.rmdir(folder)
+
+
+@contextmanager
+def _opened(folder: str, within: int | None = None) -> Iterator[int]:
+    """A descriptor of a folder, which is no link to another."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=within)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _end_group(group: int) -> None:
@@ -258,7 +312,7 @@ class _Worker:
             self.late += 1
             return f"took more than {self.job['limits']['cpu']} seconds of processor time"
         if os.WIFSIGNALED(status):
-            return f"crashed ({signal.Signals(os.WTERMSIG(status)).name})"
+            return f"crashed ({_signal_name(os.WTERMSIG(status))})"
         return f"ended the process (exit code {os.WEXITSTATUS(status)})"
 
     def end(self) -> int:
@@ -272,6 +326,12 @@ class _Worker:
             if own is None:
                 _end_group(self._process)
         return os.waitpid(self._process, 0)[1]
+
+
+def _signal_name(number: int) -> str:
+    """A signal's name. Those for real time have none but the first and the last."""
+    known = number in {each.value for each in signal.Signals}
+    return signal.Signals(number).name if known else f"signal {number}"
 
 
 class _Remote:
@@ -321,8 +381,10 @@ def _judge(folder: str, *how: str) -> None:
     with open(__file__, encoding="utf-8") as file:
         source = file.read()
     nothing = os.open(os.devnull, os.O_RDWR)
+    results = os.fdopen(os.dup(1), "w")
+    os.dup2(nothing, 1)  # what the checks print is no result
     if "jail" in how:
-        _jailed(folder, job["roots"], limits["size"])
+        _jailed(folder, job["needs"], limits["size"])
     else:
         os.chown(folder, _NOBODY, _NOBODY)
         os.chdir(folder)
@@ -330,10 +392,11 @@ def _judge(folder: str, *how: str) -> None:
     try:
         space, broken = _space(worker)
         if broken is not None:
-            print(json.dumps(f"the program cannot be loaded: {broken}"), flush=True)
+            told = json.dumps(f"the program cannot be loaded: {broken}")
+            print(told, file=results, flush=True)
             return
         for result in _results(worker, space):
-            print(json.dumps(result), flush=True)
+            print(json.dumps(result), file=results, flush=True)
     finally:
         worker.end()
 
@@ -390,7 +453,11 @@ def _evaluate(code: str, space: dict[str, Any], worker: _Worker) -> None:
     tree = ast.parse(code)
     dotted = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and not (node.id in space or hasattr(builtins, node.id)):
+        if not isinstance(node, ast.Name) or node.id in space:
+            continue
+        if node.id in worker.job["own"]:
+            space[node.id] = _Remote(worker, node.id)
+        elif not hasattr(builtins, node.id):
             module = id(node) in dotted and node.id in sys.stdlib_module_names
             space[node.id] = __import__(node.id) if module else _Remote(worker, node.id)
     exec(compile(tree, "<check>", "exec"), space)  # noqa: S102 - code of the task
@@ -407,6 +474,7 @@ def _forked(
 ) -> tuple[int, socket.socket]:
     """Start a worker. Returns its process and the socket to it."""
     ours, theirs = socket.socketpair()
+    judge = os.getpid()
     if process := os.fork():
         theirs.close()
         return process, ours
@@ -416,6 +484,8 @@ def _forked(
             os.dup2(nothing, descriptor)
         theirs.set_inheritable(True)
         _drop(limits, how)
+        if os.getppid() != judge:
+            os._exit(1)
         own = [_PYTHON, "-s", "-S", "-P", "-c", source, "work", str(theirs.fileno())]
         os.execve(_PYTHON, own, _ENVIRONMENT)  # noqa: S606 - no shell is wanted
     finally:
@@ -437,43 +507,76 @@ def _drop(limits: Mapping[str, Any], how: Sequence[str]) -> None:
     if sys.platform == "linux":
         control(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         control(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        _forbid()
     for name, soft, hard in (
         ("CPU", limits["cpu"], limits["cpu"] + 1),
         ("AS", limits["memory"], limits["memory"]),
         ("FSIZE", limits["size"], limits["size"]),
         ("NOFILE", 32, 32),
         ("CORE", 0, 0),
+        ("MSGQUEUE", 0, 0),
         ("NPROC", 0, 0),
     ):
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (soft, hard))
 
 
-_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
+_CALLS = {
+    "x86_64": (0xC000003E, 157, (29, 64, 68)),
+    "aarch64": (0xC00000B7, 167, (194, 190, 186)),
+}
+"""By processor: what the kernel calls it, and the numbers of prctl and of shmget, semget and msgget."""
+
+
+def _forbid() -> None:
+    """Forbid the system calls by which a program could hold memory that no limit counts, or that
+    outlives it (System V), or could outlive the judge itself. On processors whose calls are not known
+    here, nothing is forbidden."""
+    import ctypes
+
+    if (machine := os.uname().machine) not in _CALLS:
+        return
+    kernels, prctl, calls = _CALLS[machine]
+    load, equal, above, end = 0x20, 0x15, 0x35, 0x06  # of a struct seccomp_data, by BPF
+    steps = [(load, 0, 0, 4), (equal, 1, 0, kernels), (end, 0, 0, _EPERM), (load, 0, 0, 0)]
+    steps += [(above, 0, 1, _OTHER_CALLS), (end, 0, 0, _EPERM)]
+    for call in calls:
+        steps += [(equal, 0, 1, call), (end, 0, 0, _EPERM)]
+    steps += [(equal, 0, 3, prctl), (load, 0, 0, 16), (equal, 0, 1, _PR_SET_PDEATHSIG)]
+    steps += [(end, 0, 0, _EPERM), (end, 0, 0, _ALLOWED)]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
+    program = struct.pack("@HP", len(steps), ctypes.addressof(code))
+    _checked(_libc().prctl(_PR_SET_SECCOMP, 2, program, 0, 0))
+
+
+_EPERM, _ALLOWED, _OTHER_CALLS = 0x00050001, 0x7FFF0000, 0x40000000
+_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 22, 24, 38
 _BIND, _REC, _NOSUID, _NODEV = 4096, 16384, 2, 4
 _MOUNT_SETATTR = 442
 """The number of this system call, the same on all processors."""
-_LIBRARIES = ("/usr", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/nix/store")
 
 
-def _jailed(folder: str, roots: Sequence[str], size: int) -> None:
-    """Make the folder the root of this process: nothing in it but libraries, which cannot be written,
-    and an empty folder of the program's own, which holds `size` bytes in 64 files."""
+def _jailed(folder: str, needs: Mapping[str, Any], size: int) -> None:
+    """Make the folder the root of this process: nothing in it but what the interpreter needs, which cannot
+    be written, and an empty folder of the program's own, which holds `size` bytes in 64 files."""
     import ctypes
 
     _mount("tmpfs", folder, "tmpfs", _NOSUID | _NODEV, "size=1m,mode=755")
-    for path in (*_LIBRARIES, *roots):
+    for path in needs["paths"]:
         inside = folder + path
-        if not os.path.exists(path) or os.path.exists(inside):
+        if os.path.exists(inside):
             continue
         os.makedirs(os.path.dirname(inside), exist_ok=True)
-        if os.path.islink(path):
-            os.symlink(os.readlink(path), inside)
-            continue
         if os.path.isdir(path):
             os.mkdir(inside)
         else:
             open(inside, "x").close()
         _mount(path, inside, None, _BIND | _REC, None)
+    for link, target in needs["links"].items():
+        if not os.path.lexists(folder + link):
+            os.makedirs(os.path.dirname(folder + link), exist_ok=True)
+            os.symlink(target, folder + link)
+    for path in needs["hidden"]:
+        _mount("tmpfs", folder + path, "tmpfs", _NOSUID | _NODEV, "size=4k,mode=755")
     os.mkdir(f"{folder}/home")
     read_only = (ctypes.c_uint64 * 4)(1 | _NOSUID | _NODEV, 0, 0, 0)
     at = (ctypes.c_int(-100), folder.encode(), ctypes.c_uint(0x8000), ctypes.byref(read_only))
@@ -503,6 +606,73 @@ def _libc() -> Any:
     import ctypes
 
     return ctypes.CDLL(None, use_errno=True)
+
+
+# --- what an interpreter needs, told by a process of its own --------------------------------------
+
+
+_DATA = ("/etc/ld.so.cache", "/usr/lib/locale", "/usr/share/zoneinfo")
+_PACKAGES = ("site-packages", "dist-packages")
+
+
+def _needed() -> dict[str, Any]:
+    """The paths of the machine that this interpreter needs: itself, the standard library, and the shared
+    objects that these load; the links that lead there; and the folders in them that hold packages of
+    others."""
+    import ctypes
+
+    library = [path for path in sys.path if os.path.exists(path)]
+    for folder in library:
+        for extension in glob.glob(f"{glob.escape(folder)}/*.so"):
+            with suppress(OSError):
+                ctypes.CDLL(extension)
+    named = [sys.executable, *library, *_loaded(), *filter(os.path.exists, _DATA)]
+    every = {os.path.realpath(path) for path in named}
+    paths = sorted(p for p in every if not any(p.startswith(f"{other}/") for other in every))
+    links: dict[str, str] = {}
+    for path in named:
+        links |= _links(path)
+    return {
+        "paths": paths,
+        "links": links,
+        "hidden": [p for path in paths for p in _packages(path)],
+    }
+
+
+def _packages(folder: str) -> Iterator[str]:
+    for place, folders, _ in os.walk(folder):
+        yield from (os.path.join(place, name) for name in folders if name in _PACKAGES)
+        folders[:] = [name for name in folders if name not in _PACKAGES]
+
+
+def _loaded() -> list[str]:
+    """The shared objects in this process, by the paths where the loader found them."""
+    import ctypes
+
+    class Object(ctypes.Structure):
+        _fields_ = (("address", ctypes.c_void_p), ("name", ctypes.c_char_p))
+
+    found: list[str] = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(Object), ctypes.c_size_t, ctypes.c_void_p)
+    def tell(each: Any, size: int, data: Any) -> int:
+        found.append(os.fsdecode(each.contents.name or b""))
+        return 0
+
+    _libc().dl_iterate_phdr(tell, None)
+    return [path for path in found if os.path.isabs(path)]
+
+
+def _links(path: str) -> dict[str, str]:
+    """The symbolic links on the way to what stands at a path, and what they say."""
+    parent, name = os.path.split(path)
+    if not name:
+        return {}
+    here, found = os.path.join(os.path.realpath(parent), name), _links(parent)
+    if os.path.islink(here):
+        target = os.readlink(here)
+        found |= {here: target} | _links(os.path.join(os.path.dirname(here), target))
+    return found
 
 
 # --- the worker's process -----------------------------------------------------------------------
@@ -617,5 +787,7 @@ if __name__ == "__main__":
     role, *words = sys.argv[1:]
     if role == "judge":
         _judge(*words)
+    elif role == "needs":
+        print(json.dumps(_needed()))
     else:
         _work(int(words[0]))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import select
 import socket
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -251,10 +256,207 @@ def test_neither_keys_nor_files_of_the_user_are_seen(monkeypatch: pytest.MonkeyP
     assert [r.why for r in found] == [""] * 5
 
 
+def pythons() -> list[str]:
+    """The interpreters of this machine that can run a judge."""
+    found = {sandbox._PYTHON}
+    for path in ("/usr/bin/python3", "/usr/local/bin/python3", "/opt/py313/bin/python3"):
+        ask = [path, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+        if os.path.exists(path) and subprocess.run(ask, check=False).returncode == 0:
+            found.add(os.path.realpath(path))
+    return sorted(found)
+
+
+IN_SIGHT = """
+import os, sys
+LIBRARY = os.path.dirname(os.__file__)
+DATA = ('/home', '/usr/lib/locale', '/usr/share/zoneinfo')
+
+def others():
+    found = []
+    for folder, _, files in os.walk('/'):
+        known = folder.startswith((LIBRARY, *DATA)) and not folder.endswith('-packages')
+        found += [os.path.join(folder, f) for f in files if not known and '.so' not in f]
+    return [path for path in found if path != os.path.realpath(sys.executable)]
+
+def broken():
+    names = [e.split('.')[0] for e in os.listdir(LIBRARY + '/lib-dynload') if '_test' not in e]
+    failed = []
+    for name in ['ctypes', 'json', 'decimal', *names]:
+        try: __import__(name)
+        except ImportError as error: failed.append(str(error))
+    return failed
+
+def here(): return os.path.dirname(os.path.realpath(sys.executable))
+
+def berlin():
+    import zoneinfo
+    return str(zoneinfo.ZoneInfo('Europe/Berlin'))
+"""
+
+
+@pytest.mark.parametrize("python", pythons())
+def test_only_what_the_interpreter_needs_is_seen(
+    monkeypatch: pytest.MonkeyPatch, python: str
+) -> None:
+    if not sandbox.isolation().jail:
+        pytest.skip("there are no namespaces here")
+    monkeypatch.setattr(sandbox, "_PYTHON", python)
+    # Together the modules take more memory than a program may.
+    limits = replace(AMPLE, memory=2**31)
+    checks = ["assert others() == []", "assert broken() == []"]
+    checks += [f"assert {python!r}.startswith(here())"]
+    if os.path.exists("/usr/share/zoneinfo/Europe/Berlin"):
+        checks += ["assert berlin() == 'Europe/Berlin'"]
+    found = run((IN_SIGHT,), tuple(checks), helpers=f"# {python}", limits=limits).results
+    assert [result.why for result in found] == [""] * len(checks)
+
+
+def test_packages_within_the_standard_library_are_hidden(tmp_path: Path) -> None:
+    """Wherever they lie in what is shown, and whatever lies in them."""
+    inner = tmp_path / "lib" / "python" / "site-packages" / "other" / "site-packages"
+    inner.mkdir(parents=True)
+    (tmp_path / "lib" / "dist-packages").mkdir()
+    (tmp_path / "lib" / "packages").mkdir()
+    hidden = sorted(sandbox._packages(str(tmp_path)))
+    assert hidden == [f"{tmp_path}/lib/dist-packages", f"{tmp_path}/lib/python/site-packages"]
+
+
+def test_links_on_the_way_to_a_file_are_found(tmp_path: Path) -> None:
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "real" / "deep" / "lib.so.1.2").touch()
+    (tmp_path / "real" / "deep" / "lib.so").symlink_to("lib.so.1.2")
+    (tmp_path / "first").symlink_to(f"{tmp_path}/second")
+    (tmp_path / "second").symlink_to("real")
+    assert sandbox._links(f"{tmp_path}/first/deep/../deep/lib.so") == {
+        f"{tmp_path}/first": f"{tmp_path}/second",
+        f"{tmp_path}/second": "real",
+        f"{tmp_path}/real/deep/lib.so": "lib.so.1.2",
+    }
+
+
+OUTSIDE_OF_LIMITS = """
+import ctypes
+c = ctypes.CDLL(None, use_errno=True)
+def shared(): return c.shmget(0, ctypes.c_size_t(4096), 0o1600)
+def queued(): return c.msgget(0, 0o1600)
+def counted(): return c.semget(0, 1, 0o1600)
+def posix(): return c.syscall(240, b'other', 0o102, 0o600, None)
+def outlives(): return c.prctl(1, 0, 0, 0, 0)
+def dies():
+    number = ctypes.c_int()
+    c.prctl(2, ctypes.byref(number), 0, 0, 0)
+    return number.value
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers of its system calls")
+def test_no_memory_is_held_past_the_limits_and_nothing_outlives_the_judge() -> None:
+    refused = ("shared", "queued", "counted", "posix", "outlives")
+    checks = [*(f"assert {name}() == -1" for name in refused), "assert dies() == 9"]
+    assert [r.why for r in judged(OUTSIDE_OF_LIMITS, *checks)] == [""] * 6
+
+
+def test_any_signal_that_ends_the_worker_is_told() -> None:
+    program = "import os\ndef f(n): os.kill(os.getpid(), n)"
+    found = [r.why for r in judged(program, *(f"assert f({n}) == 1" for n in (7, 34, 40, 64)))]
+    told = ["SIGBUS", "SIGRTMIN", "signal 40", "SIGRTMAX"]
+    assert found == [
+        f"f({n}) crashed ({name})" for n, name in zip((7, 34, 40, 64), told, strict=True)
+    ]
+
+
+def test_what_checks_and_their_setup_print_is_no_result() -> None:
+    loud = "print('[true, \"\"]')"
+    report = run(("def f(): return 1",), (loud, "assert f() == 2"), f"{loud}\nprint('hello')")
+    assert report == sandbox.Report((Result(False, "f() returned 1"),))
+
+
+def test_a_name_that_python_has_is_the_programs_if_it_is_said_to_be() -> None:
+    program = (
+        "class Line:\n    def put(self, n): return n\nqueue = Line()\ndef sum(a, b): return a - b"
+    )
+    checks = ("assert sum(9, 4) == 5", "assert queue.put(3) == 3")
+    assert run((program,), checks, own=("sum", "queue")).results == ((True, ""),) * 2
+    (result,) = run(("x = 1",), ("assert sum((1, 2)) == 3",), own=("sum",)).results
+    assert result.why == "sum((1, 2)) raised NameError: the program does not define sum"
+
+
+# --- as root without namespaces ------------------------------------------------------------------
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[sandbox.Isolation]:
+    way = sandbox.Isolation((), False, True)
+    monkeypatch.setattr(sandbox, "isolations", lambda: iter((way,)))
+    for python in pythons() if os.geteuid() == 0 else ():
+        monkeypatch.setattr(sandbox, "_PYTHON", python)
+        sandbox.isolation.cache_clear()
+        with suppress(sandbox.NoSandbox):
+            assert sandbox.isolation() == way
+            break
+    else:
+        pytest.skip("root is needed, and a Python that nobody can read")
+    yield way
+    sandbox.isolation.cache_clear()
+
+
+def test_a_program_ends_with_its_judge(
+    monkeypatch: pytest.MonkeyPatch, nobody: sandbox.Isolation
+) -> None:
+    program = (
+        "import ctypes, os, time\nctypes.CDLL(None).prctl(1, 0, 0, 0, 0)\n"
+        "def me(): return os.getpid()\ndef wait(): time.sleep(1000)"
+    )
+    told: list[str] = []
+
+    def interrupted(judge: subprocess.Popen[bytes], job: bytes, *args: object) -> None:
+        assert judge.stdin
+        assert judge.stdout
+        judge.stdin.write(job)
+        judge.stdin.close()
+        told.append(json.loads(judge.stdout.readline())[1])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run((program,), ("assert me() == 0", "assert wait() == 0"), limits=AMPLE)
+    process = int(told[0].removeprefix("me() returned "))
+    try:
+        watched = os.pidfd_open(process)
+    except ProcessLookupError:
+        return
+    ended, _, _ = select.select([watched], [], [], 10)
+    if not ended:
+        os.kill(process, 9)
+    os.close(watched)
+    assert ended
+
+
+def test_folders_of_any_depth_are_removed(
+    monkeypatch: pytest.MonkeyPatch, nobody: sandbox.Isolation
+) -> None:
+    made: list[str] = []
+    make = tempfile.mkdtemp
+
+    def watched(*args: str, **named: str) -> str:
+        made.append(make(*args, **named))
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", watched)
+    program = (
+        "import os\ndef f():\n    os.symlink('/etc', 'link')\n    for n in range(3000):\n"
+        "        open('x', 'w').close()\n        os.mkdir('d')\n        os.chdir('d')\n"
+        "    os.chmod('.', 0)\n    return 1"
+    )
+    assert [tuple(r) for r in judged(program, "assert f() == 1")] == [(True, "")]
+    assert made
+    assert not any(map(os.path.exists, made))
+
+
 def test_it_is_refused_where_nothing_keeps_a_program_in(monkeypatch: pytest.MonkeyPatch) -> None:
     sandbox.isolation.cache_clear()
     monkeypatch.setattr(sandbox, "isolations", lambda: iter(()))
-    with pytest.raises(sandbox.NoSandbox, match="Linux is needed"):
+    with pytest.raises(sandbox.NoSandbox, match="Linux with seccomp is needed"):
         sandbox.isolation()
 
 
