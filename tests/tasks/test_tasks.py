@@ -226,9 +226,9 @@ def test_gpqa_from_a_file_shuffled_by_a_hash(
 def test_no_error_shows_a_question(tmp_path: Path) -> None:
     rows = [{**GPQA[0]}, {**GPQA[1]}]
     del rows[1]["Incorrect Answer 2"]
-    task = load(f"gpqa_diamond:{written(tmp_path, 'jsonl', rows)}")
+    file = written(tmp_path, "jsonl", rows)
     with pytest.raises(ValueError, match="row 2: a column 'incorrect answer 2' is needed") as told:
-        list(task.questions)
+        load(f"gpqa_diamond:{file}")
     assert not SECRET.search(str(told.value))
     broken = tmp_path / "broken.jsonl"
     broken.write_text(json.dumps(GPQA[0]) + "\n" + json.dumps(GPQA[1])[:-9])
@@ -240,11 +240,11 @@ def test_no_error_shows_a_question(tmp_path: Path) -> None:
         ",".join(map(str, GPQA[0].values())).replace("\n", "") + "\na,b,c,d,e,f,g\n"
     )
     with pytest.raises(ValueError, match="row 1: a column 'question' is needed") as told:
-        load(f"gpqa_diamond:{headless}").questions[0]
+        load(f"gpqa_diamond:{headless}")
     assert not SECRET.search(str(told.value))
     aime_row = written(tmp_path, "jsonl", [{"id": 1, "problem": "zorb?", "answer": "zorb"}], "a")
     with pytest.raises(ValueError, match="row 1: the answer must be an integer") as told:
-        load(f"aime_2024:{aime_row}").questions[0]
+        load(f"aime_2024:{aime_row}")
     assert not SECRET.search(str(told.value))
 
 
