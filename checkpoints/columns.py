@@ -81,7 +81,7 @@ def check_types(where: str, sql: str, rows: Sequence[Mapping[str, Any]]) -> None
     """Raises LedgerError for a value in the rows of a query that is not of its column's type. SQLite keeps any."""
     for name, (table, column, kind) in _meant(sql, tuple(rows[0])) if rows else ():
         for row in rows:
-            if not _fits(row[name], kind):
+            if not _of_type(row[name], kind):
                 raise unfit(where, table, column, row[name])
 
 
@@ -117,7 +117,7 @@ def _check_reply(reply: Any) -> None:
         _check_reply(other)
 
 
-def _fits(value: Any, kind: str) -> bool:
+def _of_type(value: Any, kind: str) -> bool:
     if value is None or not kind:
         return not isinstance(value, bytes)
     if kind == "text" or isinstance(value, str | bytes):

@@ -206,13 +206,13 @@ def _remove(folder: str) -> None:
     """Remove a folder, however deep it is: what a folder in it holds is moved up into this one first.
     What cannot be removed is left."""
     apart, count = f"{secrets.token_hex(16)}-", itertools.count()
-    with suppress(OSError), _opened(folder) as top:
+    with suppress(OSError), _descriptor(folder) as top:
         while names := os.listdir(top):
             for name in names:
                 try:
                     os.unlink(name, dir_fd=top)
                 except (IsADirectoryError, PermissionError):
-                    with _opened(name, top) as inner:
+                    with _descriptor(name, top) as inner:
                         for each in os.listdir(inner):
                             new = f"{apart}{next(count)}"
                             os.rename(each, new, src_dir_fd=inner, dst_dir_fd=top)
@@ -222,7 +222,7 @@ def _remove(folder: str) -> None:
 
 
 @contextmanager
-def _opened(folder: str, within: int | None = None) -> Iterator[int]:
+def _descriptor(folder: str, within: int | None = None) -> Iterator[int]:
     """A descriptor of a folder, which is no link to another."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=within)
     try:
