@@ -138,7 +138,7 @@ def filtered(error: BaseException) -> str | None:
     bills such prompts, and xAI a fee. What the server says may repeat the prompt, so only its beginning counts."""
     if providers.status(error) not in (400, 403, 422):
         return None
-    told = _body(error)
+    told = _fields_of(error)
     inner = told.get("innererror")
     codes = [
         told.get("code"),
@@ -152,10 +152,10 @@ def filtered(error: BaseException) -> str | None:
 
 def wrote(error: BaseException) -> bool:
     """Whether the model had written a reply before it was refused, as one that is no valid JSON at Groq."""
-    return "failed_generation" in _body(error)
+    return "failed_generation" in _fields_of(error)
 
 
-def _body(error: BaseException | None) -> Mapping[str, Any]:
+def _fields_of(error: BaseException | None) -> Mapping[str, Any]:
     """What the body of a refusal holds."""
     body: Any = getattr(error, "body", None)
     with suppress(Exception):  # there may be no response, or one that is no JSON
