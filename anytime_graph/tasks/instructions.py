@@ -15,6 +15,7 @@ from importlib import import_module
 from inspect import signature
 from typing import Any, NamedTuple
 
+from anytime_graph.constraints import search
 from anytime_graph.scoring import Score
 from anytime_graph.tasks.files import records
 from anytime_graph.tasks.task import Question, Task, column, listed, sampled
@@ -125,7 +126,7 @@ def _pattern(option: str, text: str) -> str:
 def _follows(rules: Sequence[tuple[str, dict[str, Any]]], question: str, answer: str) -> Score:
     if not answer.strip():
         return Score(0.0, "The reply is empty.")
-    found = [RULES[name](answer, **options) for name, options in rules]
+    found = [_finding(name, answer, options) for name, options in rules]
     failed = [f"{f.asked} ({f.came})" if f.came else f.asked for f in found if not f.holds]
     met = [f.asked for f in found if f.holds]
     return Score(
@@ -133,6 +134,13 @@ def _follows(rules: Sequence[tuple[str, dict[str, Any]]], question: str, answer:
         f"The reply must {'; it must '.join(failed)}." if failed else None,
         f"It does already: {'; '.join(met)}." if met and failed else None,
     )
+
+
+def _finding(rule: str, answer: str, options: Mapping[str, Any]) -> Finding:
+    try:
+        return RULES[rule](answer, **options)
+    except TimeoutError as error:
+        return Finding(False, f"follow the rule {rule}", str(error))
 
 
 # --- rules -----------------------------------------------------------------------------------------
@@ -196,7 +204,9 @@ def _highlights(text: str, *, num_highlights: int) -> Finding:
 
 def _sections(text: str, *, section_spliter: str, num_sections: int) -> Finding:
     mark = section_spliter.strip()
-    count = len(re.split(_pattern("section_spliter", mark), text)) - 1
+    pattern = _pattern("section_spliter", mark)
+    # Groups of the mark's own count too, as its authors split the text by it.
+    count = search.count(pattern, text) * (1 + re.compile(pattern).groups)
     return _amount(count, f"sections, which begin as in {mark} 1", num_sections)
 
 
@@ -228,27 +238,26 @@ def _constrained(text: str) -> Finding:
 
 def _postscript(text: str, *, postscript_marker: str) -> Finding:
     mark = postscript_marker.strip()
-    holds = re.search(_pattern("postscript_marker", mark), text.lower()) is not None
+    holds = search.found(_pattern("postscript_marker", mark), text.lower())
     return Finding(holds, f"end with a postscript that begins with {mark!r}")
 
 
 def _keywords(text: str, *, keywords: Sequence[str]) -> Finding:
-    missing = [word for word in keywords if not re.search(word, text, re.IGNORECASE)]
+    missing = [word for word in keywords if not search.found(word, text, re.IGNORECASE)]
     asked = f"contain {', '.join(map(repr, keywords))}"
     return Finding(not missing, asked, f"it lacks {', '.join(map(repr, missing))}")
 
 
 def _forbidden(text: str, *, forbidden_words: Sequence[str]) -> Finding:
-    there = [
-        w for w in forbidden_words if re.search(_pattern("forbidden_words", w), text, re.IGNORECASE)
-    ]
+    patterns = {word: _pattern("forbidden_words", word) for word in forbidden_words}
+    there = [w for w in forbidden_words if search.found(patterns[w], text, re.IGNORECASE)]
     asked = f"not contain {', '.join(map(repr, forbidden_words))}"
     return Finding(not there, asked, f"it contains {', '.join(map(repr, there))}")
 
 
 def _frequency(text: str, *, keyword: str, frequency: int, relation: str) -> Finding:
     word = keyword.strip()
-    count = len(re.findall(word, text, re.IGNORECASE))
+    count = search.count(word, text, re.IGNORECASE)
     return _amount(count, f"times the word {word!r}", frequency, relation)
 
 

