@@ -6,7 +6,8 @@
 Three processes take part. The caller's starts the judge, which knows the checks and evaluates them.
 The judge starts the worker, which knows only the program, runs it, and answers calls of its functions
 with plain data. So a program can neither read what is expected of it nor change how it is compared; it
-can only return values. A worker that dies is replaced for the next check.
+can only return values, and change the lists, dicts and sets that a call gives it. A worker that dies is
+replaced for the next check.
 
 The worker has limits, no rights and, where Linux allows namespaces, no network, no other process and
 no file in sight but those of Python's standard library; see docs/benchmark.md. This module is run as
@@ -352,8 +353,16 @@ class _Remote:
     def __call__(self, *args: Any, **named: Any) -> Any:
         shown = [*map(repr, args), *(f"{name}={value!r}" for name, value in named.items())]
         what = f"{self!r}({_head(', '.join(shown), 200)})"
-        value = self._ask(what, call=_packed(list(args)), named=_packed(named))
-        self._worker.calls.append(f"{what} returned {_head(repr(value), 200)}")
+        came = self._ask(what, call=_packed(list(args)), named=_packed(named))
+        given = [*args, *named.values()]
+        try:
+            value, changed = came
+            for at, left in changed.items():
+                _become(given[at], left)
+        except (TypeError, ValueError, LookupError, AttributeError):
+            raise _Failed(f"{what} returned what is no plain data") from None
+        after = f" and left {_head(', '.join(map(repr, given)), 200)}" if changed else ""
+        self._worker.calls.append(f"{what} returned {_head(repr(value), 200)}{after}")
         return value
 
     def __getattr__(self, name: str) -> Any:
@@ -369,6 +378,15 @@ class _Remote:
 
     def __repr__(self) -> str:
         return self._target if isinstance(self._target, str) else "<an object>"
+
+
+def _become(value: Any, other: Any) -> None:
+    """Make a list, dict or set hold what another one holds."""
+    if isinstance(value, list):
+        value[:] = other
+    elif isinstance(value, dict | set):
+        value.clear()
+        value.update(other)
 
 
 def _judge(folder: str, *how: str) -> None:
@@ -703,8 +721,12 @@ def _done(request: Mapping[str, Any], space: dict[str, Any], kept: list[Any]) ->
         raise NameError(f"the program does not define {of}")
     subject = space[of] if isinstance(of, str) else kept[of]
     if "call" in request:
-        named = _unpacked(request["named"], kept)
-        return subject(*_unpacked(request["call"], kept), **named)
+        args, named = _unpacked(request["call"], kept), _unpacked(request["named"], kept)
+        value = subject(*args, **named)
+        before = [*_unpacked(request["call"], kept), *_unpacked(request["named"], kept).values()]
+        after = enumerate(zip([*args, *named.values()], before, strict=True))
+        changed = {at: left for at, (left, was) in after if type(left) in _CHANGED and left != was}
+        return value, changed
     if "get" in request:
         return getattr(subject, request["get"])
     if "set" in request:
@@ -730,6 +752,8 @@ def _described(error: BaseException) -> str:
 # --- values as they pass between the two ---------------------------------------------------------
 
 _MANY: dict[str, type[Any]] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+_CHANGED = (list, dict, set)
+"""Those that a function can change in place."""
 _TYPES = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
 
 

@@ -86,6 +86,36 @@ def test_objects_of_the_program_stay_there_and_can_be_passed_back() -> None:
     assert run((program,), checks, setup).results == tuple([(True, "")] * 3)
 
 
+def test_what_a_function_changes_in_place_is_seen() -> None:
+    program = (
+        "def order(items, seen=None, marks=None):\n    items.sort()\n    items[0].reverse()\n"
+        "    if seen is not None: seen.add(7)\n    if marks is not None: del marks['a']\n"
+    )
+    state = ("rows, seen, marks = [[3, 4], [1, 2]], {5}, {'a': 1, 'b': (2,)}", "same = rows")
+    checks = (
+        "order(rows, seen, marks=marks)",
+        "assert rows is same and rows == [[2, 1], [3, 4]] and type(rows[0]) is list",
+        "assert (seen, marks) == ({5, 7}, {'b': (2,)})",
+        "order(rows)\nassert rows == []",
+    )
+    assert run((program,), (*state, *checks)).results == (
+        (True, ""),
+        (True, ""),
+        (False, "order([[2, 1], [3, 4]]) returned None and left [[1, 2], [3, 4]]"),
+    )
+
+
+@pytest.mark.parametrize("reply", ["[3, {}]", "[1]", "5", "[1, {7: []}]", "[1, {0: 5}]", "[1, 5]"])
+def test_a_reply_that_is_no_reply_costs_its_score_only(reply: str) -> None:
+    program = (
+        f"import json, os, sys\ndef f(x):\n    reply = sys.modules['__main__']._packed({reply})\n"
+        "    data = json.dumps({'value': reply}).encode() + b'\\n'\n    for d in range(3, 32):\n"
+        "        try: os.write(d, data)\n        except OSError: pass\n"
+    )
+    (result,) = judged(program, "assert f([1]) == 2")
+    assert not result.holds
+
+
 def test_statements_between_checks_prepare_them() -> None:
     report = run(
         ("def up(n): return n + 1",),
