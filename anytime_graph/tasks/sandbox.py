@@ -144,8 +144,9 @@ def isolation() -> Isolation:
         "limits": asdict(Limits()),
     }
     for way in isolations():
-        if _run_judge(way, probe, Limits.total).results == (Result(True, ""),):
-            return way
+        with suppress(subprocess.CalledProcessError):
+            if _run_judge(way, probe, Limits.total).results == (Result(True, ""),):
+                return way
     raise NoSandbox(
         "programs of models cannot be run here: Linux with seccomp is needed, and namespaces that "
         "unshare can make, or root and a Python that the user nobody can read"

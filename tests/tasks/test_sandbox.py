@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -487,6 +488,13 @@ def test_it_is_refused_where_nothing_keeps_a_program_in(monkeypatch: pytest.Monk
     sandbox.isolation.cache_clear()
     monkeypatch.setattr(sandbox, "isolations", lambda: iter(()))
     with pytest.raises(sandbox.NoSandbox, match="Linux with seccomp is needed"):
+        sandbox.isolation()
+
+
+def test_a_python_that_does_not_run_is_no_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox.isolation.cache_clear()
+    monkeypatch.setattr(sandbox, "_PYTHON", shutil.which("false"))
+    with pytest.raises(sandbox.NoSandbox):
         sandbox.isolation()
 
 
