@@ -304,7 +304,10 @@ def test_a_scorer_file_that_fails_is_told_in_one_line(
         (["--thread", "t"], "go together"),
         (["--db", "/no/such/folder/x.db", "--thread", "t"], "see to the path"),
         (["--db", "/tmp", "--thread", "t"], "Error: --db '/tmp': this is a folder"),
-        (["--db", "mysql://h/d", "--thread", "t"], "'mysql://...': a SQLite file is needed, or the"),
+        (
+            ["--db", "mysql://h/d", "--thread", "t"],
+            "'mysql://...': a SQLite file is needed, or the",
+        ),
         (["--db", ":memory:", "--thread", "t"], "Error: --db ':memory:': name a file"),
         (["--db", __file__, "--thread", "t"], "this is not a SQLite database"),
     ],
