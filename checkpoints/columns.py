@@ -18,7 +18,7 @@ from anytime_graph.budget import DIMENSIONS, LARGEST, Spend, nothing
 from anytime_graph.checkpoints import schema
 from anytime_graph.checkpoints.records import stored_reply
 from anytime_graph.checkpoints.schema import LedgerError
-from anytime_graph.run.calls import PlannedCall, Receipt, RunCall
+from anytime_graph.run.calls import AgentMove, PlannedCall, Receipt, RunCall
 from anytime_graph.run.forms import NewerForm
 from anytime_graph.run.upgrade import planned_call
 from anytime_graph.text import harmless
@@ -74,6 +74,8 @@ _JSON = {
 }
 _EARLY = {"memory": None}
 """What moves of the earliest version do not tell."""
+_STANDS_IN = {"kind": "learn", "chosen": None, "rejected": None, "share": None}
+_OF_AGENT = TypeAdapter[Any](AgentMove)
 _PLAN, _REPLY = TypeAdapter[Any](PlannedCall | RunCall), TypeAdapter[Any](_KeptReply)
 
 
@@ -97,8 +99,7 @@ def read_column(where: str, column: str, value: Any, table: str | None = None) -
             shape.validate_python(read)
             return read
         if column == "task":
-            plan = planned_call({"task": value})
-            _PLAN.validate_python({**plan, "move": {**_EARLY, **plan["move"]}})
+            _check_plan(planned_call({"task": value}))
         else:
             _check_reply(stored_reply({"reply": value}))
     except NewerForm:
@@ -106,6 +107,16 @@ def read_column(where: str, column: str, value: Any, table: str | None = None) -
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         raise unfit(where, table or of, column, value) from None
     return value
+
+
+def _check_plan(plan: Any) -> None:
+    move = {**_EARLY, **plan["move"]}
+    if (
+        "agent" in plan and move["kind"] == "tool_call"
+    ):  # of a draft by an agent, and planned as that is
+        _OF_AGENT.validate_python(plan["move"])
+        move = _STANDS_IN
+    _PLAN.validate_python({**plan, "move": move})
 
 
 def _check_reply(reply: Any) -> None:

@@ -34,6 +34,7 @@ from anytime_graph.checkpoints import Checkpoints, schema
 from anytime_graph.checkpoints.memory import encoded, memory_of
 from anytime_graph.checkpoints.sqlite import SqliteStore
 from anytime_graph.metering import clock
+from anytime_graph.metering.learned import forget
 from anytime_graph.planning.moves import Draft, Stop, Strategy
 from tests.kit.ledgers import ASK, ON, digit, graph, sql
 from tests.kit.server import Call, Reply, Server, by_place
@@ -767,6 +768,7 @@ def test_how_far_bounds_missed_is_not_forgotten_between_questions(
         fresh: Any = {"configurable": {"thread_id": "fresh"}}
         for on in (ON, ON, fresh):
             app.invoke({"messages": [("user", "Why do rivers bend?")]}, on)
+            forget()  # what the thread holds is left
         _, later = store.ledger.runs("rivers")
         (first,) = store.ledger.runs("fresh")
         learned, unlearned = (

@@ -32,6 +32,9 @@ VALUES: dict[str, Any] = {
     "standings": Standings([STANDING]),
     "status_code": 413,
     "said": "BadRequestError HTTP 413",
+    "reported": 2_100,
+    "reserved": 100,
+    "message": "the disk is full",
 }
 """Arguments of errors, by name."""
 
