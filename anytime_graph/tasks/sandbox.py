@@ -22,7 +22,6 @@ import glob
 import itertools
 import json
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -207,7 +206,7 @@ def _needs(python: str) -> dict[str, Any]:
 def _remove(folder: str) -> None:
     """Remove a folder, however deep it is: what a folder in it holds is moved up into this one first.
     What cannot be removed is left."""
-    apart, count = f"{secrets.token_hex(16)}-", itertools.count()
+    apart, count = f"{os.urandom(16).hex()}-", itertools.count()
     with suppress(OSError), _descriptor(folder) as top:
         while names := os.listdir(top):
             for name in names:
@@ -552,11 +551,12 @@ def _forbid() -> None:
     here, nothing is forbidden."""
     import ctypes
 
-    if (machine := os.uname().machine) not in _CALLS:
+    machine = os.uname().machine
+    if machine not in _CALLS or sys.maxsize < 2**32:
         return
-    kernels, prctl, calls = _CALLS[machine]
+    family, prctl, calls = _CALLS[machine]
     load, equal, above, end = 0x20, 0x15, 0x35, 0x06  # of a struct seccomp_data, by BPF
-    steps = [(load, 0, 0, 4), (equal, 1, 0, kernels), (end, 0, 0, _EPERM), (load, 0, 0, 0)]
+    steps = [(load, 0, 0, 4), (equal, 1, 0, family), (end, 0, 0, _EPERM), (load, 0, 0, 0)]
     steps += [(above, 0, 1, _OTHER_CALLS), (end, 0, 0, _EPERM)]
     for call in calls:
         steps += [(equal, 0, 1, call), (end, 0, 0, _EPERM)]

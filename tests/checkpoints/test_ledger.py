@@ -764,11 +764,11 @@ def test_how_far_bounds_missed_is_not_forgotten_between_questions(
         usage={"prompt_tokens": 900, "completion_tokens": 5, "total_tokens": 905},
     )
     with open_checkpoints(target) as store:
-        app = graph(server, store, budget=Budget(tokens=9_000, calls=2)).compile(store.saver)
         fresh: Any = {"configurable": {"thread_id": "fresh"}}
         for on in (ON, ON, fresh):
+            forget()  # as in a new process
+            app = graph(server, store, budget=Budget(tokens=9_000, calls=2)).compile(store.saver)
             app.invoke({"messages": [("user", "Why do rivers bend?")]}, on)
-            forget()  # what the thread holds is left
         _, later = store.ledger.runs("rivers")
         (first,) = store.ledger.runs("fresh")
         learned, unlearned = (
