@@ -26,7 +26,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.pregel import Pregel
 from langgraph.types import StateSnapshot
 
-from anytime_graph.batch.series import Asked, conversation, thread_name, told
+from anytime_graph.batch.series import Asked, conversation, thread_name, told, unscored
 from anytime_graph.budget import (
     DIMENSIONS,
     GOOD_ROOM,
@@ -50,13 +50,14 @@ from anytime_graph.planning import prospects
 from anytime_graph.planning.setup import Setup, affordable, bounding
 from anytime_graph.planning.slices import least_call
 from anytime_graph.planning.view import view
-from anytime_graph.run.calls import PATIENCE, Chosen
+from anytime_graph.run.calls import OWN, PATIENCE, Chosen
 from anytime_graph.run.context import Context
 from anytime_graph.run.state import Payoff, State, add_payoffs, fresh, payoff, question_of
 from anytime_graph.run.upgrade import migrated_state
+from anytime_graph.text import clipped
 
-_OPEN = ("judge", "interrupted", "quota", *DIMENSIONS)
-"""The reasons to stop that more budget removes, or time."""
+_OPEN = ("judge", "interrupted", "quota", "scorer", *DIMENSIONS)
+"""The reasons to stop that more budget removes, or time, or another scorer."""
 _PATIENCE = 0.5
 """Seconds between looks at what other processes do, while there is nothing to do here before they are done."""
 _MORE = 1.1
@@ -223,7 +224,7 @@ class _Reply(NamedTuple):
     """A thread after a step. error: why it brought no answer."""
 
     found: StateSnapshot
-    error: NoAnswer | BudgetTooSmall | None = None
+    error: NoAnswer | BudgetTooSmall | ValueError | None = None
 
 
 @dataclass
@@ -334,6 +335,8 @@ class _Allocation:
         if limits.get("seconds", 1) <= 0:
             raise BudgetTooSmall(limits, {"seconds": 0.001})
         self.questions = _distinct(questions, name)
+        for question in self.questions:
+            _weighed(question, self.setup)
         self._by_thread = {question.thread: question for question in self.questions}
         self.key = thread_name("batch", name, sorted(self._by_thread))
         self.ledger: Ledger | None = graph.ledger
@@ -472,12 +475,17 @@ class _Allocation:
         self._running -= 1
         if state is not None:
             self._know(question, state)
-        spent = cast(State, question.state)["spent"] if error is None else error.spent
-        question.spent = _larger(before, spent)
+        bad = isinstance(error, ValueError) and not isinstance(error, BudgetTooSmall)
+        if bad and error is not None and not self.account.spent["calls"]:
+            raise error  # it may be that of all
+        known = question.state["spent"] if question.state else before
+        question.spent = _larger(before, getattr(error, "spent", known))
         cost = _more(question.spent, before)
         self.account.settle(step.held, {**cost, "seconds": 0.0})
         question.withheld = isinstance(error, QuotaExceeded) or question.stopped == "quota"
-        if error is None:
+        if error is None and (why := unscored(question.state)) is not None:
+            question.error, question.failed = why, PATIENCE
+        elif error is None:
             question.error, question.failed = None, 0
             question.idle = 0 if cost["calls"] else question.idle + 1
         elif not (isinstance(error, NoAnswer) and self.stop.is_set()):
@@ -647,6 +655,16 @@ def _distinct(questions: Iterable[Asked], name: str) -> list[_Question]:
     return list(found.values())
 
 
+def _weighed(question: _Question, setup: Setup) -> None:
+    """Raises ValueError for a question whose tokens nothing bounds, such as one with a sound."""
+    if all(isinstance(message.content, str) for message in question.messages):
+        return
+    try:
+        setup.meters[OWN].tokenizer.shape(question.messages)
+    except ValueError as error:
+        raise ValueError(f"the question {clipped(question.text, 60)!r}: {error}") from None
+
+
 def _unasked(question: _Question) -> State:
     """The state of a question before it is asked."""
     state = fresh("", Chosen(), 0, question.thread, {})
@@ -692,7 +710,7 @@ def _ran(app: Pregel[Any, Any, Any, Any], step: _Step, context: Context) -> _Rep
     config, failed = step.question.config, None
     try:
         app.invoke(step.given, config, context=context)
-    except (NoAnswer, BudgetTooSmall) as error:
+    except (NoAnswer, BudgetTooSmall, ValueError) as error:
         failed = error
     return _Reply(app.get_state(config), failed)
 
@@ -701,6 +719,6 @@ async def _aran(app: Pregel[Any, Any, Any, Any], step: _Step, context: Context) 
     config, failed = step.question.config, None
     try:
         await app.ainvoke(step.given, config, context=context)
-    except (NoAnswer, BudgetTooSmall) as error:
+    except (NoAnswer, BudgetTooSmall, ValueError) as error:
         failed = error
     return _Reply(await app.aget_state(config), failed)

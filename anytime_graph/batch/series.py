@@ -31,7 +31,7 @@ Asked = str | Sequence[MessageLikeRepresentation]
 Progress = Callable[[int, int], None]
 """(questions that are over, questions in all); called at the start and after each question."""
 
-_UNDONE = ("interrupted", "errors", "quota")
+_UNDONE = ("interrupted", "errors", "quota", "scorer")
 """Stop reasons of runs that the next series continues."""
 
 
@@ -61,11 +61,14 @@ def conversation(asked: Asked, where: str) -> list[BaseMessage]:
             )
         json.dumps(told(messages))
     # All that `convert_to_messages` raises for what is no message, and `json` for what has no digest.
-    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
         why = str(error).partition("\n")[0]
+        why = f"a message without {why}" if isinstance(error, KeyError) else why
         raise ValueError(f"{needed} ({clipped(why, 200)})") from None
     if not messages:
         raise ValueError(f"{needed} (there are none)")
+    if any(message.type == "remove" for message in messages):
+        raise ValueError(f"{needed} (a message that removes another one is part of none)")
     last = messages[-1]
     if last.type != "human":
         raise ValueError(f"{needed} (the last is of type {last.type!r})")
@@ -77,7 +80,10 @@ def conversation(asked: Asked, where: str) -> list[BaseMessage]:
 def told(messages: Sequence[BaseMessage]) -> list[Any]:
     """What messages tell a model, as JSON."""
     calls, of = "tool_calls", "tool_call_id"
-    return [[m.type, m.content, getattr(m, calls, []), getattr(m, of, None)] for m in messages]
+    return [
+        [m.type, m.content, getattr(m, calls, []), getattr(m, of, None), *filter(None, [m.name])]
+        for m in messages
+    ]
 
 
 def model_name(model: Any) -> str:
@@ -110,9 +116,8 @@ def ask_each(
     for over, (thread, question) in enumerate(threads, 1):
         if stop is not None and stop.is_set():
             return
-        error = None
         try:
-            _ask(app, ledger, thread, question, budget, {**context, "stop": stop})
+            error = _ask(app, ledger, thread, question, budget, {**context, "stop": stop})
         except NoAnswer as failure:
             error = str(failure)
         yield thread, question, error
@@ -121,14 +126,15 @@ def ask_each(
 
 def _ask(
     app: Any, ledger: Ledger, thread: str, question: str, budget: Budget, context: Context
-) -> None:
-    """Ask, or continue where the run stopped. Does nothing if the run is over."""
+) -> str | None:
+    """Ask, or continue where the run stopped. Does nothing if the run is over. Returns why its answers could not be
+    scored, if that ended it."""
     config: RunnableConfig = {"configurable": {"thread_id": thread}}
     entry: Any = {"messages": [HumanMessage(question)]}
     if runs := ledger.runs(thread):
         stopped, state = runs[-1]["stop_reason"], app.get_state(config)
         if stopped not in (None, *_UNDONE) and not state.next:
-            return
+            return None
         if state.next and stopped not in _UNDONE:
             entry = None  # killed: LangGraph continues from its checkpoint
         elif state.next or state.values.get("run_id") == runs[-1]["id"]:
@@ -136,4 +142,11 @@ def _ask(
             # unless all of it was spent without an answer.
             answerless = stopped == "errors" and runs[-1]["best_id"] is None
             entry = {"budget": budget if answerless else Budget(calls=0)}
-    app.invoke(entry, config, context=context)
+    return unscored(app.invoke(entry, config, context=context))
+
+
+def unscored(state: Any) -> str | None:
+    """Why the scorer has ended a run; None if it has not."""
+    if state["stop_reason"] != "scorer":
+        return None
+    return next(iter(state["errors"][-1:]), "the scorer failed")

@@ -218,8 +218,9 @@ def batch_progress(quiet: bool = False) -> Iterator[Callable[[BatchProgress], No
 def batch_summary(done: Batch) -> None:
     """Show on standard error how many questions have an answer, the cost, and why the batch ended."""
     answered = sum(q.answer is not None for q in done.questions)
+    unscored = any(q.stop_reason == "scorer" for q in done.questions)
     causes = {
-        "done": "no question gains from more",
+        "done": "the scorer failed" if unscored else "no question gains from more",
         "interrupted": "stopped by Ctrl-C",
         "quota": "quotas do not pay for more",
     }

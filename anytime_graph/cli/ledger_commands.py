@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -79,8 +79,8 @@ def _unfit(db: str, new: bool) -> str | None:
 @contextmanager
 def stoppable() -> Iterator[StopSignal]:
     """Ctrl-C as a stop signal, within `errors_shown`, where a run without an answer that it ended is no
-    error."""
-    with interruptible() as stop:
+    error. What a scorer prints meanwhile is no answer: it goes to standard error."""
+    with interruptible() as stop, redirect_stdout(sys.stderr):
         try:
             yield stop
         except NoAnswer as error:

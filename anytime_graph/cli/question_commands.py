@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 import click
 
 from anytime_graph.audit import audit, audit_questions
-from anytime_graph.batch import Progress, batch
-from anytime_graph.budget import Budget
+from anytime_graph.batch import Answered, Progress, batch
+from anytime_graph.budget import Budget, counted
 from anytime_graph.checkpoints.export import line
 from anytime_graph.checkpoints.memory import LedgerMemory
 from anytime_graph.cli import display, ledger_commands
 from anytime_graph.cli import options as option
 from anytime_graph.constraints import Constraints
 from anytime_graph.graph import create_anytime_graph
-from anytime_graph.warm_up import warm_up
+from anytime_graph.text import harmless
+from anytime_graph.warm_up import Warmed, warm_up
 
 _NEW_COMPARISONS_ONLY = ("model", "answer", "judge", "rubric", "price", *option.AMOUNTS)
 _ALL_EARLIER = "no call was made: these are answers of earlier runs; another --name asks anew"
@@ -92,6 +94,7 @@ def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -
     if stop.is_set():
         click.echo(_INTERRUPTED_NOTE, err=True)
         sys.exit(ledger_commands.INTERRUPTED)
+    _refuse_unscored(done.questions)
     if any(q.answer is None for q in done.questions):
         sys.exit(1)
 
@@ -232,6 +235,14 @@ def warm_up_command(file: str, db: str, as_json: bool, **options: Any) -> None:
     if stop.is_set():
         click.echo(_INTERRUPTED_NOTE, err=True)
         sys.exit(ledger_commands.INTERRUPTED)
+    _refuse_unscored(summary.questions)
+
+
+def _refuse_unscored(questions: Iterable[Answered | Warmed]) -> None:
+    """Raises ClickException if the scorer failed on questions, with what it raised."""
+    faults = [q.error for q in questions if q.error and q.stop_reason == "scorer"]
+    if faults:
+        raise click.ClickException("; ".join(counted(map(harmless, faults))))
 
 
 @click.command(cls=option.Command)

@@ -369,3 +369,62 @@ def test_a_batch_says_that_quotas_ended_it(server: Server, command: Command) -> 
     command("quota", "set", "--window", "1d", "--calls", "1")
     done = command("batch", "q.txt", "--model", "openai:scripted", "--strategy", "best_of_n")
     assert "1 of 2 questions answered; quotas do not pay for more\n" in done.stderr
+
+
+BROKEN = "def quality(question, answer):\n    print('heard')\n    return len(answer) / lenght\n"
+SOUND = BROKEN.replace("lenght", "100")
+
+
+@pytest.mark.parametrize(
+    "words", [["batch", "q.txt"], ["warm-up", "q.txt"]], ids=["batch", "warm-up"]
+)
+@pytest.mark.usefixtures("files")
+def test_a_scorer_that_fails_is_told_and_its_correction_is_taken_up(
+    server: Server, command: Command, words: list[str]
+) -> None:
+    """The answers are paid for, so they are scored, and not asked for again."""
+    Path("check.py").write_text(BROKEN)
+    done = command(*words, *FRESH, "--tokens", "2000")
+    assert done.exit_code == 1
+    assert "NameError: name 'lenght' is not defined (check.py, line 3)" in told(done)
+    paid = len(server.calls)
+    assert paid
+    Path("check.py").write_text(SOUND)
+    done = command(*words, *FRESH, "--tokens", "2000")
+    assert done.exit_code == 0, done.output
+    (spent,) = json.loads(command("spend", "--json").stdout)
+    assert spent["tokens"] == server.served
+
+
+@pytest.mark.usefixtures("files")
+def test_what_a_scorer_prints_is_no_answer(command: Command) -> None:
+    Path("check.py").write_text(SOUND)
+    done = command("batch", "q.txt", *FRESH, "--tokens", "2000")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["question"] for row in rows] == QUESTIONS
+    assert "heard" in done.stderr
+    done = command("solve", QUESTIONS[0], *FRESH, "--calls", "2", "--json")
+    assert json.loads(done.stdout)["answer"]
+    assert "heard" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        ({"role": "tool", "content": "x"}, "a message without 'tool_call_id'"),
+        ({"role": "remove", "content": "x", "id": "a"}, "a message that removes another one"),
+        (
+            {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "AAAA"}}]},
+            "the question 'Why?': media_tokens=None: 'input_audio'",
+        ),
+    ],
+)
+def test_a_row_that_cannot_be_asked_is_told_before_the_others_are_paid(
+    server: Server, command: Command, message: dict[str, Any], why: str
+) -> None:
+    rows = [{"question": q} for q in QUESTIONS]
+    asked = {"messages": [message, {"role": "user", "content": "Why?"}]}
+    Path("q.jsonl").write_text("\n".join(map(json.dumps, [*rows, asked])))
+    done = command("batch", "q.jsonl", "--model", "openai:scripted")
+    assert (done.exit_code, why in told(done)) == (2, True), told(done)
+    assert not server.calls

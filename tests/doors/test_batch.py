@@ -32,6 +32,7 @@ from anytime_graph.batch import Batch, Progress, abatch, batch
 from anytime_graph.batch.series import thread_name
 from anytime_graph.budget import nothing
 from anytime_graph.checkpoints import Checkpoints
+from anytime_graph.planning.moves import Draft, Move, View
 from tests.kit.batches import app_of, asked, mixed, number, scorer
 from tests.kit.commands import begun, environment
 from tests.kit.forks import forking
@@ -384,6 +385,7 @@ DOOMED = """
 from anytime_graph import Budget, open_checkpoints
 from anytime_graph.batch import batch
 from langchain_openai import ChatOpenAI
+from anytime_graph.planning.moves import Draft, Move, View
 from tests.kit.batches import app_of, asked
 
 class Served:
@@ -448,6 +450,7 @@ import asyncio, json
 from anytime_graph import Budget, BudgetTooSmall, open_checkpoints
 from anytime_graph.batch import abatch, batch
 from langchain_openai import ChatOpenAI
+from anytime_graph.planning.moves import Draft, Move, View
 from tests.kit.batches import app_of, asked
 
 class Served:
@@ -724,3 +727,27 @@ def test_a_budget_that_is_too_small_is_told_in_its_own_dimensions(server: Server
         batch(app_of(server), ["why? " * 900], Budget(tokens=300))
     assert set(error.value.least.limits()) == {"tokens"}
     assert not server.calls
+
+
+def test_what_one_question_raises_takes_no_answer_from_the_others(server: Server) -> None:
+    """It is its error, once others are paid for; before, it may be that of all, and is raised."""
+    server.script, raised = mixed, list[int]()
+
+    def strategy(view: View) -> list[Move]:
+        if not (view.candidates or raised) and len(server.calls) == paid:
+            raised.append(paid)
+            raise ValueError("not this one")
+        return [Draft()]
+
+    for paid in (2, 0):
+        raised.clear()
+        del server.calls[:]
+        app = app_of(server, strategy=strategy)
+        if not paid:
+            with pytest.raises(ValueError, match="not this one"):
+                batch(app, asked(4), Budget(tokens=2_000), workers=1)
+            continue
+        done = batch(app, asked(4), Budget(tokens=2_000), workers=1)
+        assert ["not this one" in str(q.error) for q in done.questions].count(True) == 1
+        assert [q.answer is None for q in done.questions].count(True) == 1
+        assert done.spent["tokens"] == server.served
