@@ -299,9 +299,11 @@ def _chosen(found: Sequence[tuple[float, Example]], limit: int) -> list[Example]
 
 def _bounds(older_than: float | None, keep: int | None) -> tuple[float, int]:
     """Pairs from before so many Unix seconds are forgotten, and those beyond so many."""
-    for name, value in (("older_than", older_than), ("keep", keep)):
-        if value is not None and not value >= 0:
-            raise ValueError(f"{name}={value!r}: a number of 0 or more is needed")
+    for name, value, kind in (("older_than", older_than, int | float), ("keep", keep, int)):
+        number = isinstance(value, kind) and not isinstance(value, bool)
+        if value is not None and not (number and value >= 0):
+            needed = "a whole number" if kind is int else "a number"
+            raise ValueError(f"{name}={value!r}: {needed} of 0 or more is needed")
     everything = math.inf if keep is None else -math.inf
     before = everything if older_than is None else time.time() - older_than
-    return before, sys.maxsize if keep is None else keep
+    return before, sys.maxsize if keep is None else min(keep, sys.maxsize)

@@ -142,7 +142,8 @@ class PostgresStore:
         )
         tables = {row["table_name"] for row in cursor.fetchall()}
         if "anytime_schema" in tables:
-            return int(cursor.execute("SELECT version FROM anytime_schema").fetchone()["version"])
+            rows = cursor.execute("SELECT version FROM anytime_schema").fetchall()
+            return schema.version_in(self.where, rows)
         if tables:
             raise LedgerError(
                 f"{self.where}: its schema `anytime` belongs to something else (it holds the "

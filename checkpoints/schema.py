@@ -6,7 +6,8 @@ Times are Unix seconds; columns that hold JSON are text.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from anytime_graph.metering.request import JournalError
 
@@ -246,6 +247,16 @@ class LedgerError(JournalError):
     def __init__(self, message: str, lasting: bool = False) -> None:
         super().__init__(message)
         self.lasting = lasting
+
+
+def version_in(where: str, rows: Sequence[Mapping[str, Any]]) -> int:
+    """The version that the table of it states. Raises LedgerError if it states none."""
+    version = rows[0]["version"] if rows else None
+    if not isinstance(version, int):
+        raise LedgerError(
+            f"{where}: its table 'anytime_schema' holds no version, so anytime-graph did not leave it like that"
+        )
+    return version
 
 
 def refuse_newer(where: str, version: int) -> None:

@@ -163,7 +163,7 @@ class SqliteStore:
             )
         if self._db.table("anytime_schema").exists():
             rows = self._execute("SELECT max(version) AS version FROM anytime_schema", {})
-            return int(rows[0]["version"])
+            return schema.version_in(self.where, rows)
         if foreign := sorted(set(self._db.table_names()) - _LANGGRAPH):
             raise LedgerError(
                 f"{self.where}: this file belongs to something else (it holds the tables "

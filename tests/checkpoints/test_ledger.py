@@ -644,6 +644,13 @@ class TestSchema:
         with pytest.raises(LedgerError, match="version 99, this anytime-graph knows"):
             open_checkpoints(target).__enter__()
 
+    def test_a_schema_without_a_version_is_refused(self, target: str) -> None:
+        with open_checkpoints(target):
+            pass
+        sql(target, "DELETE FROM anytime_schema")
+        with pytest.raises(LedgerError, match="'anytime_schema' holds no version"):
+            open_checkpoints(target).__enter__()
+
     def test_places_are_looked_up_by_index(self, store: Checkpoints, target: str) -> None:
         """So that resuming does not take longer with the steps behind it."""
         for table in ("calls", "answers"):

@@ -417,6 +417,15 @@ class TestLedger:
         (row,) = store.ledger.pairs(run_id)
         assert (row["why"], row["why_by"], row["better"]) == ("it is shorter", "judge", "a")
 
+    def test_what_is_forgotten_is_a_number(self, store: Checkpoints) -> None:
+        remembered = Remembered(store)
+        remembered.learn(US, RIVERS, "a")
+        assert remembered.memory.forget(keep=2**70) == 0
+        wrong: list[dict[str, Any]] = [{"keep": 1.5}, {"keep": -1}, {"older_than": "x"}]
+        for bad in wrong:
+            with pytest.raises(ValueError, match="of 0 or more is needed"):
+                remembered.memory.forget(**bad)
+
     def test_forgetting_leaves_the_books(self, served: Server, store: Checkpoints) -> None:
         ledger, memory = store.ledger, memory_of(store.ledger)
         app = graph(served, store).compile(checkpointer=store.saver)
