@@ -53,7 +53,7 @@ def batch_command(file: str, db: str, name: str, workers: int, **options: Any) -
     "messages" (roles and contents) for a conversation that ends in one; other fields are not read. A
     question that stands there twice is asked, and printed, once. Every question gets an answer first. The
     rest of the budget is spent where the next tokens promise most. The answers are printed as JSON Lines,
-    in the order of FILE. If a question has no answer, the exit code is 1.
+    in the order of FILE. If a question has no answer, or a scorer fails, the exit code is 1.
 
     Ctrl-C prints the best answers so far, with exit code 130. The same command continues, and buys
     nothing twice. A larger budget continues where it pays. For another model or strategy, give another
