@@ -675,6 +675,7 @@ def _answered(question: _Question, reason: str) -> Answered:
     """reason: why the batch ended."""
     state = question.state
     best = state["best"] if state else None
+    failed = state["errors"][-1:] if state and best is None else []  # perhaps in an earlier run
     return Answered(
         question=question.text,
         thread=question.thread,
@@ -683,7 +684,7 @@ def _answered(question: _Question, reason: str) -> Answered:
         stop_reason=question.stopped if question.over else reason,
         spent=question.spent,
         gain=0.0 if question.over else 1_000 * question.gain,
-        error=question.error,
+        error=question.error or next(iter(failed), None),
     )
 
 

@@ -751,3 +751,16 @@ def test_what_one_question_raises_takes_no_answer_from_the_others(server: Server
         assert ["not this one" in str(q.error) for q in done.questions].count(True) == 1
         assert [q.answer is None for q in done.questions].count(True) == 1
         assert done.spent["tokens"] == server.served
+
+
+def test_why_a_question_has_no_answer_is_told_by_later_runs_too(
+    server: Server, store: Checkpoints
+) -> None:
+    server.script = lambda request, i: Reply(error=500) if number(request) else mixed(request, i)
+    app = app_of(server, ledger=store.ledger, saver=store.saver)
+    first = batch(app, asked(2), Budget(tokens=1_500), workers=1)
+    later = batch(app, asked(2), Budget(tokens=first.spent["tokens"]), workers=1)
+    for done in (first, later):
+        assert done.questions[0].error is None
+        assert done.questions[1].answer is None
+        assert "HTTP 500" in str(done.questions[1].error)
